@@ -1,0 +1,216 @@
+"""The door: user input becomes C-contiguous arrays of the declared dtype, or a clear error.
+
+Numba checks no bounds, so a value that passes here is the only thing between a typing mistake and
+corrupt memory. `TypeError` is for the wrong kind (a float where an id belongs), `ValueError` for a
+wrong value; the message gives the value and the limit. Arrays of the right dtype pass without a
+copy, except read-only ones, which Numba would compile everything a second time for.
+"""
+
+import numbers
+
+import numpy as np
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+
+def integer(value, name, *, low=None, high=None) -> int:
+    """One integer in [low, high]."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    value = int(value)
+    _check_range(value, name, low, high)
+    return value
+
+
+def power_of_two(value, name, *, low, high) -> int:
+    """One power of two in [low, high]."""
+    value = integer(value, name, low=low, high=high)
+    if value & (value - 1):
+        raise ValueError(f"{name} must be a power of two, not {value}")
+    return value
+
+
+def real(value, name, *, low=None, high=None, above=None, infinite=False) -> float:
+    """One float in [low, high], or > above; NaN never, infinity only if `infinite`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    value = float(value)
+    if np.isnan(value) or (not infinite and np.isinf(value)):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    _check_range(value, name, low, high)
+    if above is not None and not value > above:
+        raise ValueError(f"{name} must be > {above}, not {value}")
+    return value
+
+
+def _check_range(value, name, low, high):
+    if low is not None and value < low:
+        raise ValueError(f"{name} must be >= {low}, not {value}")
+    if high is not None and value > high:
+        raise ValueError(f"{name} must be <= {high}, not {value}")
+
+
+def choice(value, name, options):
+    """One of `options`, compared by equality."""
+    if not any(value is option or value == option for option in options):
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name} must be one of {listed}, not {value!r}")
+    return value
+
+
+def integers(values, name, *, dtype=np.int64, low=0, high=None) -> np.ndarray:
+    """Integers as dtype[n], each in [low, high]; one integer counts as n = 1."""
+    high = np.iinfo(dtype).max if high is None else high
+    array = _one_dimensional(values, name)
+    if array.dtype.kind not in "iu":
+        # A list of Python ints that do not fit int64 arrives as objects.
+        if array.dtype.kind == "O" and all(isinstance(v, numbers.Integral) for v in array):
+            worst = max(array, key=abs)
+            raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
+        raise TypeError(f"{name} must be integers, not {array.dtype} ({_first(array)!r})")
+    if array.size:
+        least, most = array.min(), array.max()
+        if least < low or most > high:
+            worst = least if least < low else most
+            raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
+    return np.require(array, dtype, "CAW")
+
+
+def ids(values, name="ids", *, unique=True) -> np.ndarray:
+    """Identifiers as int64[n], each >= 0; twice the same is a ValueError if `unique`."""
+    array = integers(values, name)
+    if unique and array.size > 1:
+        ordered = np.sort(array)
+        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+        if twice.size:
+            raise ValueError(f"{name} must be distinct, but {ordered[twice[0]]} stands twice")
+    return array
+
+
+def token_ids(values, name="tokens") -> np.ndarray:
+    """Token ids as int32[n], each in [0, 2**31 - 1]; int32 arrays pass without a copy."""
+    return integers(values, name, dtype=np.int32, high=INT32_MAX)
+
+
+def indptr(values, n_items, name="indptr") -> np.ndarray:
+    """CSR offsets as int64[n + 1]: start at 0, never fall, end at `n_items`."""
+    array = integers(values, name)
+    if array.size == 0 or array[0] != 0 or array[-1] != n_items:
+        raise ValueError(f"{name} must run from 0 to {n_items}, not {array[:1]} to {array[-1:]}")
+    if (array[1:] < array[:-1]).any():
+        raise ValueError(f"{name} must never fall")
+    return array
+
+
+def reals(values, name, *, infinite=True) -> np.ndarray:
+    """Numbers as float64[n] without NaN; one number counts as n = 1."""
+    array = _one_dimensional(values, name)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be numbers, not {array.dtype} ({_first(array)!r})")
+    array = np.require(array, np.float64, "CAW")
+    if np.isnan(array).any():
+        raise ValueError(f"{name} must not be NaN (position {int(np.isnan(array).argmax())})")
+    if not infinite and np.isinf(array).any():
+        raise ValueError(f"{name} must be finite (position {int(np.isinf(array).argmax())})")
+    return array
+
+
+def same_length(name_a, a, name_b, b) -> None:
+    """Refuse two arrays that should go together but differ in length."""
+    if len(a) != len(b):
+        raise ValueError(f"{name_a} has {len(a)} entries but {name_b} has {len(b)}")
+
+
+def vectors(values, dim, name="vectors") -> np.ndarray:
+    """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be numbers, not {array.dtype}")
+    if array.ndim == 1 and array.size:
+        array = array[None, :]
+    if array.size == 0 and array.ndim < 2:
+        array = array.reshape(0, dim)
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise ValueError(f"{name} must have shape [n, {dim}], not {list(array.shape)}")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf: refused just below
+        array = np.require(array, np.float32, "CAW")
+    # One BLAS pass tells that every row is finite; only a suspicious total looks closer.
+    if not np.isfinite(np.dot(array.ravel(), array.ravel())) and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).any(axis=1).argmax())
+        raise ValueError(f"{name} must be finite float32 (row {bad} holds NaN or infinity)")
+    return array
+
+
+def texts(values, name="texts") -> list[str]:
+    """A list of str; one str counts as a list of one."""
+    if isinstance(values, str):
+        return [values]
+    if isinstance(values, bytes) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a str or an iterable of str, not {type(values).__name__}")
+    values = list(values)
+    for position, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(
+                f"{name} must be str, not {type(value).__name__} (position {position})"
+            )
+    return values
+
+
+def id_filters(value, n_queries) -> list | None:
+    """The `filter` of a search in one form: None, or a list of 1 (for all) or `n_queries` filters.
+
+    Each filter is None, a boolean mask indexed by id, or sorted int64 ids. A list of arrays (or
+    None) means one per query; a list of bare numbers is one filter.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and any(
+        item is None or isinstance(item, np.ndarray | list | tuple) for item in value
+    ):
+        if len(value) != n_queries:
+            raise ValueError(f"filter has {len(value)} entries for {n_queries} queries")
+        return [None if item is None else _id_filter(item) for item in value]
+    return [_id_filter(value)]
+
+
+def _id_filter(value) -> np.ndarray:
+    array = _one_dimensional(value, "filter")
+    if array.dtype == np.bool_:
+        return np.require(array, np.bool_, "CAW")
+    return np.unique(integers(array, "filter"))
+
+
+def passing(one_filter, ids) -> np.ndarray:
+    """Which of `ids` (int64[n]) pass a filter made by `id_filters`, as bool[n]."""
+    if one_filter is None:
+        return np.ones(len(ids), np.bool_)
+    if one_filter.dtype == np.bool_:
+        inside = ids < len(one_filter)
+        result = np.zeros(len(ids), np.bool_)
+        result[inside] = one_filter[ids[inside]]
+        return result
+    if not len(one_filter):
+        return np.zeros(len(ids), np.bool_)
+    place = np.minimum(np.searchsorted(one_filter, ids), len(one_filter) - 1)
+    return one_filter[place] == ids
+
+
+def _one_dimensional(values, name) -> np.ndarray:
+    if isinstance(values, str | bytes | dict | set):
+        raise TypeError(f"{name} must be numbers in an array or list, not {values!r}")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # ragged nested lists
+        raise ValueError(f"{name} must be one-dimensional: {error}") from None
+    if array.ndim == 0:
+        array = array.reshape(1)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, not of shape {list(array.shape)}")
+    if array.size == 0 and not isinstance(values, np.ndarray):
+        return np.zeros(0, np.int64)  # an empty list has no kind of its own
+    return array
+
+
+def _first(array):
+    return array.flat[0] if array.size else None

@@ -1,0 +1,15 @@
+"""The exceptions of llmds_nb beside Python's own ValueError, TypeError and KeyError."""
+
+__all__ = ["CapacityError", "CorruptFileError", "LlmdsError"]
+
+
+class LlmdsError(Exception):
+    """Parent of every exception that only llmds_nb raises."""
+
+
+class CapacityError(LlmdsError):
+    """There is no room left (pages, sequences, quota); the call has changed nothing."""
+
+
+class CorruptFileError(LlmdsError, ValueError):
+    """A file was refused: not ours, truncated, altered, or of a format version we do not read."""

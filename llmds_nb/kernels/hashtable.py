@@ -1,0 +1,106 @@
+"""Open-addressing map from int64 keys >= 0 to int64 values >= 0, in one array.
+
+State:
+
+    table  int64[C, 2]   rows (key, value); value -1 marks an empty row; C a power of two
+
+Invariants: a key stands at most once; every row between a key's home row `mix64(key) & (C - 1)`
+and the row it stands in (cyclically) is taken, so a search may stop at the first empty row; at
+least one row is empty. Removal shifts rows back: no tombstones, nothing degrades with age. The owner
+keeps C >= 2 * (number of keys) by `table_rehash` into a larger array.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+from .hashing import mix64
+from .status import ABSENT
+
+
+def empty_table(n_keys):
+    """A table with room for `n_keys` at a load of one half (plain Python: allocates state)."""
+    table = np.empty((1 << max(3, (2 * n_keys - 1).bit_length()), 2), np.int64)
+    table[:, 0] = 0
+    table[:, 1] = ABSENT
+    return table
+
+
+@kernel
+def _table_row(table, key):
+    """The row where `key` stands, or the empty row where its search ends. O(1) expected."""
+    mask = np.uint64(table.shape[0] - 1)
+    row = mix64(key) & mask
+    while table[row, 1] != ABSENT and table[row, 0] != key:
+        row = (row + np.uint64(1)) & mask
+    return row
+
+
+@kernel
+def table_find(table, key):
+    """Value of `key`, or ABSENT. O(1) expected."""
+    return table[_table_row(table, key), 1]
+
+
+@kernel
+def table_set(table, key, value):
+    """Insert or overwrite (the owner made room); return the old value or ABSENT. O(1) expected."""
+    row = _table_row(table, key)
+    old = table[row, 1]
+    table[row, 0] = key
+    table[row, 1] = value
+    return old
+
+
+@kernel
+def table_remove(table, key):
+    """Take `key` out; return its value or ABSENT. O(1) expected."""
+    mask = np.uint64(table.shape[0] - 1)
+    hole = _table_row(table, key)
+    old = table[hole, 1]
+    if old == ABSENT:
+        return old
+    row = hole
+    while True:
+        row = (row + np.uint64(1)) & mask
+        if table[row, 1] == ABSENT:
+            break
+        home = mix64(table[row, 0]) & mask
+        # Move the row into the hole unless its home lies cyclically after the hole.
+        if ((row - home) & mask) >= ((row - hole) & mask):
+            table[hole, 0] = table[row, 0]
+            table[hole, 1] = table[row, 1]
+            hole = row
+    table[hole, 1] = ABSENT
+    return old
+
+
+@kernel
+def table_find_many(table, keys, out):
+    """out[i] = value of keys[i] or ABSENT; return how many are absent. O(n) expected."""
+    absent = 0
+    for i in range(keys.size):
+        out[i] = table_find(table, keys[i])
+        absent += out[i] == ABSENT
+    return absent
+
+
+@kernel
+def table_set_many(table, keys, values):
+    """table_set for each pair in order. O(n) expected."""
+    for i in range(keys.size):
+        table_set(table, keys[i], values[i])
+
+
+@kernel
+def table_remove_many(table, keys):
+    """table_remove for each key. O(n) expected."""
+    for i in range(keys.size):
+        table_remove(table, keys[i])
+
+
+@kernel
+def table_rehash(old, new):
+    """Copy every row of `old` into the empty table `new`. O(C)."""
+    for row in range(old.shape[0]):
+        if old[row, 1] != ABSENT:
+            table_set(new, old[row, 0], old[row, 1])
