@@ -727,6 +727,8 @@ def kv_quota(
         return GROW
     if s.dom[domain, QUOTA] >= 0:
         chunk_give(s, s.dom[domain, HEAP], s.dom[domain, HEAP_CLASS])
+        s.dom[domain, HEAP] = ABSENT
+        s.dom[domain, N_HEAP] = 0
         for i in range(s.page.shape[0]):
             if s.page[i, STATE] == CACHED and s.page[i, DOMAIN] == domain:
                 s.page[i, QPOS] = ABSENT
