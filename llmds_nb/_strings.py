@@ -1,6 +1,7 @@
 """StringTable: distinct strings numbered in order of arrival, the store of a vocabulary."""
 
 import threading
+from itertools import accumulate
 
 import numpy as np
 
@@ -39,7 +40,8 @@ class StringTable:
         out = np.empty(len(strings), np.int32)
         with self._lock:
             k.strings_find_many(self.blob, self.ptr, *self._lookup, data, data_ptr, out)
-        out[np.diff(data_ptr) == 0] = DROPPED
+        if "" in strings:
+            out[np.diff(data_ptr) == 0] = DROPPED
         return out
 
     def add(self, strings) -> np.ndarray:
@@ -128,6 +130,9 @@ def _packed(strings):
 
 
 def offsets(counts) -> np.ndarray:
+    """CSR offsets int64[n + 1] of n counts."""
+    if isinstance(counts, list):  # shorter than a cumulative sum for the few words of a query
+        return np.array([0, *accumulate(counts)], np.int64)
     result = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=result[1:])
     return result

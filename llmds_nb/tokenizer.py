@@ -138,9 +138,10 @@ class Tokenizer:
         _checks.choice(stemmer, "stemmer", Stemmer.algorithms())
         # Every call brings distinct words, so the stemmer's own cache would only cost time.
         compiled = Stemmer.Stemmer(stemmer, 0)
+        lock = threading.Lock()  # one Stemmer serves one thread at a time
 
         def stem(words):
-            with self._lock:  # one Stemmer serves one thread at a time
+            with lock:
                 try:
                     return compiled.stemWords(words)
                 except (
