@@ -10,6 +10,8 @@ from .kernels import postings as k
 from .kernels import varint
 from .kernels.status import ABSENT
 
+_FANOUT = 8  # so many segments of one size class become one
+
 
 class Segment(NamedTuple):
     """Some documents and their packed postings; the arrays are described in kernels/postings.py."""
@@ -21,6 +23,26 @@ class Segment(NamedTuple):
     starts: np.ndarray  # int64[U + 1]
     live: np.ndarray  # int32[U]
     data: np.ndarray  # uint8[B]
+
+
+class Snapshot(NamedTuple):
+    """What a search reads: never changed, only replaced as a whole."""
+
+    segments: tuple
+    n_docs: int
+    n_tokens: int
+
+
+def snapshot(segments) -> Snapshot:
+    """These segments, and the counts over their live documents."""
+    segments = tuple(s for s in segments if len(s.ids))
+    n_docs = sum(_n_live(s) for s in segments)
+    n_tokens = sum(int(s.lengths.sum(where=~s.dead, dtype=np.int64)) for s in segments)
+    return Snapshot(segments, n_docs, n_tokens)
+
+
+def _n_live(segment) -> int:
+    return len(segment.ids) - int(np.count_nonzero(segment.dead))
 
 
 def build(ids, tokens, n_terms) -> Segment:
@@ -99,6 +121,29 @@ def merge(segments) -> Segment:
     )
 
 
+def tidy(segments) -> list[Segment]:
+    """Merge what has become too many or too dead.
+
+    Segments of one size class are merged by eights, so a posting is rewritten O(log n) times and
+    their number stays O(log n); one of which more than half is dead is rewritten alone.
+    """
+    classed = []
+    for segment in segments:
+        n = _n_live(segment)
+        if n and 2 * n < len(segment.ids):
+            segment = merge([segment])
+        if n:
+            classed.append((n.bit_length() // 3, segment))
+    while True:
+        classes = [size for size, _ in classed]
+        full = [size for size in sorted(set(classes)) if classes.count(size) >= _FANOUT]
+        if not full:
+            return [segment for _, segment in classed]
+        merged = merge([segment for size, segment in classed if size == full[0]])
+        classed = [pair for pair in classed if pair[0] != full[0]]
+        classed.append((len(merged.ids).bit_length() // 3, merged))
+
+
 def _bases(sizes) -> np.ndarray:
     return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
 
@@ -112,11 +157,29 @@ def rows_of(segment, ids) -> tuple[np.ndarray, np.ndarray]:
     return found, rows[found]
 
 
-def without(segment, rows) -> Segment:
-    """The segment with `rows` dead as well; the old one stays as it is for those who read it."""
-    dead = segment.dead.copy()
-    dead[rows] = True
-    return segment._replace(dead=dead, live=np.full(len(segment.live), ABSENT, np.int32))
+def find(segments, wanted) -> tuple[int, int]:
+    """(segment, row) of the live document with the id of int64[1], or (ABSENT, ABSENT)."""
+    for number, segment in enumerate(segments):
+        _, rows = rows_of(segment, wanted)
+        if len(rows):
+            return number, int(rows[0])
+    return ABSENT, ABSENT
+
+
+def without_ids(segments, ids) -> tuple[list[Segment], np.ndarray]:
+    """The segments with the documents `ids` dead, and which of `ids` there were as bool[m]."""
+    kept = []
+    found = np.zeros(len(ids), np.bool_)
+    for segment in segments:
+        here, rows = rows_of(segment, ids)
+        if len(rows):  # the old arrays stay as they are for those who read them
+            found |= here
+            dead = segment.dead.copy()
+            dead[rows] = True
+            unknown = np.full(len(segment.live), ABSENT, np.int32)
+            segment = segment._replace(dead=dead, live=unknown)
+        kept.append(segment)
+    return kept, found
 
 
 def to_arrays(segment) -> dict:

@@ -20,7 +20,7 @@ from .tokenizer import Tokenizer
 
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
-_FANOUT = 8  # segments of one size class are merged when there are so many
+_NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
 
 
 class Hits(NamedTuple):
@@ -66,14 +66,6 @@ class InvertedIndexStats(NamedTuple):
     n_segments: int
     postings_bytes: int
     nbytes: int
-
-
-class _Snapshot(NamedTuple):
-    """What a search reads: never changed, only replaced as a whole."""
-
-    segments: tuple
-    n_docs: int
-    n_tokens: int
 
 
 class InvertedIndex(Stored):
@@ -122,7 +114,7 @@ class InvertedIndex(Stored):
                 raise TypeError(f"tokenizer must be a Tokenizer or callable, not {tokenizer!r}")
             tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
         self.tokenizer = tokenizer
-        self._snapshot = _Snapshot((), 0, 0)
+        self._snapshot = _segments.snapshot([])
         self._next_id = 0
         self._lock = threading.RLock()
         self._scratch = deque()  # (acc, touched) pairs that no search is using
@@ -155,17 +147,7 @@ class InvertedIndex(Stored):
         return self._snapshot.n_docs
 
     def __contains__(self, id):
-        return self._row_of(self._snapshot, id)[1] != ABSENT
-
-    @staticmethod
-    def _row_of(snapshot, id) -> tuple[int, int]:
-        """(segment, row) of a live document, or (ABSENT, ABSENT)."""
-        wanted = np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
-        for number, segment in enumerate(snapshot.segments):
-            _, rows = _segments.rows_of(segment, wanted)
-            if len(rows):
-                return number, int(rows[0])
-        return ABSENT, ABSENT
+        return _segments.find(self._snapshot.segments, _one_id(id))[1] != ABSENT
 
     def __repr__(self):
         return (
@@ -223,8 +205,8 @@ class InvertedIndex(Stored):
             with _bar(progress, len(texts)) as report:
                 tokens = self.tokenizer._encode(texts, grow=True, report=report)
             new = _segments.build(ids, tokens, len(self.tokenizer))
-            kept, _ = self._without(ids)
-            self._publish([*kept, new])
+            kept, _ = _segments.without_ids(self._snapshot.segments, ids)
+            self._snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
             self._next_id = max(self._next_id, int(ids.max()) + 1)
         return ids.copy()
 
@@ -245,53 +227,18 @@ class InvertedIndex(Stored):
         """
         ids = _checks.ids(ids)
         with self._lock:
-            kept, found = self._without(ids)
+            kept, found = _segments.without_ids(self._snapshot.segments, ids)
             if not found.all():
                 raise KeyError(f"id {ids[~found][0]} is not in the index")
             if len(ids):
-                self._publish(kept)
-
-    def _without(self, ids):
-        """(the segments with the documents `ids` dead, which of `ids` there were)."""
-        segments = []
-        found = np.zeros(len(ids), np.bool_)
-        for segment in self._snapshot.segments:
-            here, rows = _segments.rows_of(segment, ids)
-            found |= here
-            segments.append(_segments.without(segment, rows) if len(rows) else segment)
-        return segments, found
+                self._snapshot = _segments.snapshot(_segments.tidy(kept))
 
     def compact(self) -> None:
         """Merge everything into one segment: the smallest and fastest form. O(postings)."""
         with self._lock:
             segments = self._snapshot.segments
             if len(segments) > 1 or any(s.dead.any() for s in segments):
-                self._set([_segments.merge(segments)])
-
-    def _publish(self, segments):
-        """Merge what has become too many or too dead, and let searches see the result."""
-        n_live = [int(len(s.ids) - np.count_nonzero(s.dead)) for s in segments]
-        tidy = []
-        for segment, n in zip(segments, n_live, strict=True):
-            if n and 2 * n < len(segment.ids):
-                segment = _segments.merge([segment])
-            if n:
-                tidy.append((n.bit_length() // 3, segment))
-        while tidy:
-            tiers = [tier for tier, _ in tidy]
-            full = [tier for tier in sorted(set(tiers)) if tiers.count(tier) >= _FANOUT]
-            if not full:
-                break
-            merged = _segments.merge([s for tier, s in tidy if tier == full[0]])
-            tidy = [pair for pair in tidy if pair[0] != full[0]]
-            tidy.append((len(merged.ids).bit_length() // 3, merged))
-        self._set([segment for _, segment in tidy])
-
-    def _set(self, segments):
-        segments = tuple(s for s in segments if len(s.ids))
-        n_docs = sum(int(len(s.ids) - np.count_nonzero(s.dead)) for s in segments)
-        n_tokens = sum(int(s.lengths.sum(where=~s.dead, dtype=np.int64)) for s in segments)
-        self._snapshot = _Snapshot(segments, n_docs, n_tokens)
+                self._snapshot = _segments.snapshot([_segments.merge(segments)])
 
     def search(self, queries, k=10, *, filter=None, threads=1) -> Hits:
         """The k documents of highest score for each query.
@@ -317,40 +264,44 @@ class InvertedIndex(Stored):
         filters = _checks.id_filters(filter, len(texts))
         threads = _checks.integer(threads, "threads", low=1)
         snapshot = self._snapshot  # before the terms, so that every term of it is known
-        ids = np.full((len(texts), k_wanted), ABSENT, np.int64)
-        scores = np.full((len(texts), k_wanted), -np.inf)
         if snapshot.n_tokens:
-            self._search(snapshot, texts, ids, scores, filters, threads)
+            ids, scores = self._search(snapshot, texts, k_wanted, filters, threads)
+        else:
+            ids = np.full((len(texts), k_wanted), ABSENT, np.int64)
+            scores = np.full((len(texts), k_wanted), -np.inf)
         if isinstance(queries, str):
             return Hits(ids[0], scores[0])
         return Hits(ids, scores)
 
-    def _search(self, snapshot, texts, out_ids, out_scores, filters, threads):
+    def _search(self, snapshot, texts, k, filters, threads):
         terms, counts, term_ptr = self._grouped(texts)
         places, gain, bonus, _ = self._weights(snapshot, terms, counts)
         shape = self._shape(snapshot)
-        depth = min(out_ids.shape[1], snapshot.n_docs)
-        scores, ids = np.empty((len(texts), depth)), np.empty((len(texts), depth), np.int64)
-        kept = np.zeros(len(texts), np.int64)
+        n = len(texts)
+        depth = min(k, snapshot.n_docs)
+        scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
+        kept = np.zeros(n, np.int64)
 
-        def run(part, one_filter):
+        def run(start, stop, one_filter):
             kind, mask, listed = _filter_arrays(one_filter)
-            with self._borrowed(snapshot) as (acc, touched):
-                for segment, here in zip(snapshot.segments, places, strict=True):
-                    _k.bm25_search_many(
-                        segment, here, term_ptr[part.start : part.stop + 1], gain, bonus, shape,
-                        kind, mask, listed, acc, touched, scores[part], ids[part], kept[part],
-                    )  # fmt: skip
-                _k.bm25_finish_many(scores[part], ids[part], kept[part])
+            here = term_ptr[start : stop + 1]
+            heaps = scores[start:stop], ids[start:stop], kept[start:stop]
+            acc, touched = self._borrow(snapshot)
+            for segment, place in zip(snapshot.segments, places, strict=True):
+                _k.bm25_search_many(
+                    segment, place, here, gain, bonus, shape, kind, mask, listed, acc, touched,
+                    *heaps,
+                )  # fmt: skip
+            _k.bm25_finish_many(*heaps)
+            self._scratch.append((acc, touched))
 
         if filters is not None and len(filters) > 1:
-            jobs = [(slice(i, i + 1), f) for i, f in enumerate(filters)]
+            jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
         else:
-            n_parts = max(1, min(threads, len(texts)))
-            edges = [len(texts) * i // n_parts for i in range(n_parts + 1)]
-            jobs = [
-                (slice(a, b), filters[0] if filters else None) for a, b in itertools.pairwise(edges)
-            ]
+            n_parts = max(1, min(threads, n))
+            edges = [n * i // n_parts for i in range(n_parts + 1)]
+            one_filter = filters[0] if filters else None
+            jobs = [(start, stop, one_filter) for start, stop in itertools.pairwise(edges)]
         if threads == 1 or len(jobs) == 1:
             for job in jobs:
                 run(*job)
@@ -358,39 +309,43 @@ class InvertedIndex(Stored):
             with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
                 for done in [pool.submit(run, *job) for job in jobs]:
                     done.result()
-        out_ids[:, :depth], out_scores[:, :depth] = ids, scores
+        if depth == k:
+            return ids, scores
+        pad = ((0, 0), (0, k - depth))
+        return np.pad(ids, pad, constant_values=ABSENT), np.pad(
+            scores, pad, constant_values=-np.inf
+        )
 
-    @contextlib.contextmanager
-    def _borrowed(self, snapshot):
+    def _borrow(self, snapshot):
         """Accumulators for one thread, all zero, large enough for every segment."""
         n = max(len(segment.ids) for segment in snapshot.segments)
-        try:
-            pair = self._scratch.pop()
-        except IndexError:
-            pair = ()
-        if not pair or len(pair[0]) < n:
-            pair = (np.zeros(n), np.empty(n, np.int32))
-        yield pair
-        self._scratch.append(pair)
+        while self._scratch:
+            try:
+                acc, touched = self._scratch.pop()
+            except IndexError:  # another thread was faster
+                break
+            if len(acc) >= n:
+                return acc, touched
+        return np.zeros(n), np.empty(n, np.int32)
 
     def _grouped(self, texts):
         """(terms int32[e], counts int32[e], term_ptr int64[q + 1]): each query's known terms."""
         tokens = self.tokenizer._encode(texts)
         table = self.tokenizer._table
-        terms = np.empty(len(tokens.ids), np.int32)
-        counts = np.empty(len(tokens.ids), np.int32)
+        terms, counts = np.empty((2, len(tokens.ids)), np.int32)
         term_ptr = np.empty(len(texts) + 1, np.int64)
         n = queries_group(table.blob, table.ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
         return terms[:n], counts[:n], term_ptr
 
     def _weights(self, snapshot, terms, counts):
         """(places int32[e] per segment, gain float64[e], bonus float64[e], df int64[e])."""
-        df = np.zeros(len(terms), np.int64)
+        n = len(terms)
+        df = np.zeros(n, np.int64)
         places = []
         for segment in snapshot.segments:
-            places.append(np.empty(len(terms), np.int32))
+            places.append(np.empty(n, np.int32))
             postings_df_add(segment, terms, places[-1], df)
-        gain, bonus = np.empty(len(terms)), np.empty(len(terms))
+        gain, bonus = np.empty((2, n))
         variant = _k.VARIANTS[self._variant]
         _k.bm25_weights(variant, self._k1, snapshot.n_docs, df, counts, gain, bonus)
         return places, gain, bonus, df
@@ -414,10 +369,10 @@ class InvertedIndex(Stored):
             place, df = np.empty(1, np.int32), np.zeros(1, np.int64)
             postings_df_add(segment, wanted, place, df)
             if df[0]:
-                rows, here = np.empty(df[0], np.int32), np.empty(df[0], np.int32)
-                postings_read(segment, place[0], rows, here)
-                ids.append(segment.ids[rows])
-                tfs.append(here)
+                rows, here = np.empty((2, df[0]), np.int32)
+                n = postings_read(segment, int(place[0]), rows, here)
+                ids.append(segment.ids[rows[:n]])
+                tfs.append(here[:n])
         ids, tfs = np.concatenate(ids), np.concatenate(tfs)
         order = np.argsort(ids, kind="stable")
         return Postings(ids[order], tfs[order])
@@ -442,7 +397,7 @@ class InvertedIndex(Stored):
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
-        number, row = self._row_of(snapshot, id)
+        number, row = _segments.find(snapshot.segments, _one_id(id))
         if row == ABSENT:
             raise KeyError(f"id {id} is not in the index")
         segment = snapshot.segments[number]
@@ -455,7 +410,7 @@ class InvertedIndex(Stored):
             if not df[e]:
                 continue
             place = places[number][e]
-            tf = posting_find(segment, place, row) if place != ABSENT else 0
+            tf = posting_find(segment, int(place), row) if place != ABSENT else 0
             score = 0.0
             if tf and gain[e] > 0:
                 shape = self._shape(snapshot)
@@ -505,7 +460,7 @@ class InvertedIndex(Stored):
             segment = _segments.from_arrays(arrays, n_docs, n_tokens, len(tokenizer))
             if segment.ids[-1] >= index._next_id:
                 raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
-            index._snapshot = _Snapshot((segment,), n_docs, n_tokens)
+            index._snapshot = _segments.snapshot([segment])
         return index
 
     @staticmethod
@@ -522,14 +477,17 @@ class InvertedIndex(Stored):
         InvertedIndex._from_state(*index._state()).check()
 
 
+def _one_id(id) -> np.ndarray:
+    return np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
+
+
 def _filter_arrays(one_filter):
     """(kind, mask, listed) for the kernel."""
-    no_mask, no_ids = np.zeros(0, np.bool_), np.zeros(0, np.int64)
     if one_filter is None:
-        return _k.NO_FILTER, no_mask, no_ids
+        return _k.NO_FILTER, _NO_MASK, _NO_IDS
     if one_filter.dtype == np.bool_:
-        return _k.MASK, one_filter, no_ids
-    return _k.LISTED, no_mask, one_filter
+        return _k.MASK, one_filter, _NO_IDS
+    return _k.LISTED, _NO_MASK, one_filter
 
 
 @contextlib.contextmanager

@@ -245,6 +245,8 @@ class Tokenizer:
         `report(n)` is told of every n texts done.
         """
         if not grow:
+            if sum(map(len, texts)) < _KERNEL_CHARS:
+                return self._encode_few(texts)
             return _joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
         parts = []
         with self._lock:
@@ -259,13 +261,26 @@ class Tokenizer:
                 raise
         return _joined(parts)
 
-    def _chunks(self, texts):
-        """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
+    def _encode_few(self, texts) -> TokenBatch:
+        """`_encode` of a query or a few: without numbering the words first."""
+        self._check_whole()
+        terms, counts = [], []
+        for text in texts:
+            found = [term for term in self._terms_of(self._words(text)) if term]
+            terms += found
+            counts.append(len(found))
+        return TokenBatch(self._table.find(terms), offsets(counts))
+
+    def _check_whole(self):
         if self._missing:
             raise ValueError(
                 f"this tokenizer was saved with a callable {' and '.join(self._missing)}; "
                 "give it back with supply()"
             )
+
+    def _chunks(self, texts):
+        """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
+        self._check_whole()
         first = 0
         while first < len(texts):
             last, size = first, 0
@@ -309,14 +324,17 @@ class Tokenizer:
         seen: dict[str, int] = {}
         numbers, counts = [], []
         for text in texts:
-            words = self._split(text.lower() if self.lowercase else text)
             before = len(numbers)
-            numbers += [seen.setdefault(word, len(seen)) for word in words]
+            numbers += [seen.setdefault(word, len(seen)) for word in self._words(text)]
             counts.append(len(numbers) - before)
-        words = list(seen)
+        return np.array(numbers, np.int32), offsets(counts), list(seen)
+
+    def _words(self, text) -> list[str]:
+        words = self._split(text.lower() if self.lowercase else text)
         if callable(self.pattern):
+            words = list(words)
             _check_strings(words, "pattern")
-        return np.array(numbers, np.int32), offsets(counts), words
+        return words
 
     def _terms_of(self, words) -> list[str]:
         """The term of each word: stemmed, "" for those left out."""
@@ -324,8 +342,7 @@ class Tokenizer:
             stop = self.stopwords
             words = ["" if word in stop else word for word in words]
         if self._stem is not None:
-            kept = [word for word in words if word]
-            stems = iter(self._stem(kept))
+            stems = iter(self._stem([word for word in words if word]))
             words = [next(stems) if word else "" for word in words]
             if callable(self.stemmer):
                 _check_strings(words, "stemmer")

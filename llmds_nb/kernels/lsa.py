@@ -12,6 +12,23 @@ import numpy as np
 from .._jit import kernel
 
 
+@kernel
+def _sort(values):
+    """Shell sort with gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
+    gap = 1
+    while gap * 9 < values.size * 4:
+        gap = gap * 9 // 4 + 1
+    while gap > 0:
+        for i in range(gap, values.size):
+            value = values[i]
+            j = i
+            while j >= gap and value < values[j - gap]:
+                values[j] = values[j - gap]
+                j -= gap
+            values[j] = value
+        gap = gap * 4 // 9
+
+
 @kernel(nogil=True)
 def lsa_encode_many(ids, indptr, idf, components, out):
     """Fill out float32[n, d] with unit vectors: sum over terms of (1 + log tf) * idf * vector.
@@ -21,7 +38,8 @@ def lsa_encode_many(ids, indptr, idf, components, out):
     d = out.shape[1]
     total = np.empty(d, np.float32)
     for text in range(out.shape[0]):
-        found = np.sort(ids[indptr[text] : indptr[text + 1]])
+        found = ids[indptr[text] : indptr[text + 1]].copy()
+        _sort(found)
         total[:] = 0
         j = 0
         while j < found.size:
