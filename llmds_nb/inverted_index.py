@@ -326,7 +326,7 @@ class InvertedIndex(Stored):
                 break
             if len(acc) >= n:
                 return acc, touched
-        return np.zeros(n), np.empty(n, np.int32)
+        return np.zeros(n), np.empty(n + 1, np.int32)
 
     def _grouped(self, texts):
         """(terms int32[e], counts int32[e], term_ptr int64[q + 1]): each query's known terms."""

@@ -18,7 +18,7 @@ document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
 State of a search, one per thread:
 
     acc      float64[>= n]    all 0 between calls
-    touched  int32[>= n]      rows whose acc is not 0
+    touched  int32[> n]       rows whose acc is not 0
     scores   float64[q, k]    a heap per query (`topk`), shared by all segments
     ids      int64[q, k]
     kept     int64[q]         entries in each heap
@@ -32,14 +32,17 @@ import math
 import numpy as np
 
 from .._jit import kernel
-from .postings import posting_read
 from .status import ABSENT
 from .topk import topk_push, topk_sort
+from .varint import varint_read
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
 DELTA_PLUS = 1.0
 DELTA_L = 0.5
+
+_1 = np.uint64(1)
+_N_ONES = 512  # documents longer than this are scored by the formula itself
 
 NO_FILTER, MASK, LISTED = range(3)
 
@@ -91,19 +94,42 @@ def _passes(kind, mask, listed, id_):
 
 
 @kernel
-def _list_add(segment, place, gain, bonus, p, q, base, slope, acc, touched, n_touched):
-    """Add one list to acc; return the rows touched so far. O(length of the list)."""
+def _ones_fill(ones, p, q, base, slope):
+    """ones[length] = what tf 1 adds before gain and bonus: most postings need no division. O(n)."""
+    for length in range(ones.size):
+        ones[length] = bm25_contribution(1, length, 1.0, 0.0, p, q, base, slope)
+
+
+@kernel
+def _list_add(segment, place, gain, bonus, p, q, base, slope, ones, acc, touched, n_touched):
+    """Add one list to acc; return the rows touched so far. O(length of the list).
+
+    Unsigned positions and rows, since a signed one is tested for being negative at every access.
+    Every contribution is positive, so a row is touched exactly once: at acc 0.
+    """
     data, lengths = segment.data, segment.lengths
-    row = np.int64(-1)
-    position, end = segment.starts[place], segment.starts[place + 1]
+    position, end = np.uint64(segment.starts[place]), np.uint64(segment.starts[place + 1])
+    n_rows, n_ones = np.uint64(lengths.size), np.uint64(ones.size)
+    row = np.uint64(0)
     while position < end:
-        row, tf, position = posting_read(data, position, row)
-        if row < 0 or row >= lengths.size:
+        value, position = varint_read(data, position)
+        row += value >> _1
+        if row >= n_rows:
             break
-        if acc[row] == 0.0 and n_touched < touched.size:
-            touched[n_touched] = row
-            n_touched += 1
-        acc[row] += bm25_contribution(tf, lengths[row], gain, bonus, p, q, base, slope)
+        length = np.uint64(lengths[row])
+        if value & _1 and length < n_ones:
+            added = gain * ones[length] + bonus
+        else:
+            tf = 1.0
+            if not value & _1:
+                more, position = varint_read(data, position)
+                tf = 2.0 + np.float64(more)
+            added = bm25_contribution(tf, lengths[row], gain, bonus, p, q, base, slope)
+        before = acc[row]
+        touched[n_touched] = row
+        n_touched += before == 0.0
+        acc[row] = before + added
+        row += _1
     return n_touched
 
 
@@ -118,20 +144,22 @@ def bm25_search_many(
     float64[e]; shape = (p, q, base, slope). O(postings of its terms + candidates * log k) each.
     """
     p, q, base, slope = shape
+    ones = np.empty(_N_ONES)
+    _ones_fill(ones, p, q, base, slope)
     for query in range(term_ptr.size - 1):
         n_touched = 0
         for e in range(term_ptr[query], term_ptr[query + 1]):
             if places[e] != ABSENT and gain[e] > 0.0:
                 n_touched = _list_add(
                     segment, places[e], gain[e], bonus[e], p, q, base, slope,
-                    acc, touched, n_touched,
+                    ones, acc, touched, n_touched,
                 )  # fmt: skip
         heap, heap_ids, n = scores[query], ids[query], kept[query]
         for j in range(n_touched):
             row = touched[j]
             score = acc[row]
             acc[row] = 0.0
-            if not score > 0.0 or (n == heap.size and score < heap[0]):
+            if n == heap.size and score < heap[0]:
                 continue
             id_ = segment.ids[row]
             if not segment.dead[row] and _passes(kind, mask, listed, id_):

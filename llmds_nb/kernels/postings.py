@@ -34,13 +34,13 @@ _1 = np.uint64(1)
 @kernel
 def posting_read(data, position, row):
     """The entry at data[position:] after row `row`: (row, tf, position after it). O(1)."""
-    value, position = varint_read(data, position)
+    value, after = varint_read(data, position)
     row += 1 + np.int64(value >> _1)
     tf = np.int64(1)
     if value & _1 == 0:
-        more, position = varint_read(data, position)
+        more, after = varint_read(data, after)
         tf = 2 + np.int64(more)
-    return row, tf, position
+    return row, tf, np.int64(after)
 
 
 @kernel

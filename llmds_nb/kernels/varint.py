@@ -12,6 +12,7 @@ import numpy as np
 
 from .._jit import kernel
 
+_1 = np.uint64(1)
 _7 = np.uint64(7)
 _LOW = np.uint64(127)
 _HIGH = np.uint64(128)
@@ -42,14 +43,15 @@ def varint_write(data, position, value):
 
 @kernel
 def varint_read(data, position):
-    """Return (uint64 at data[position:], position after it). O(1)."""
+    """Return (uint64 at data[position:], uint64 position after it). O(1)."""
+    position = np.uint64(position)
     byte = np.uint64(data[position])
-    position += 1
+    position += _1
     value = byte & _LOW
     shift = _7
     while byte >= _HIGH:
         byte = np.uint64(data[position])
-        position += 1
+        position += _1
         value |= (byte & _LOW) << shift
         shift += _7
     return value, position
@@ -87,10 +89,10 @@ def varints_pack(values, data):
 @kernel
 def varints_unpack(data, values):
     """Fill int64[n] values from data; return False when data holds fewer or more. O(n)."""
-    position = 0
+    position, end = np.uint64(0), np.uint64(data.size)
     for i in range(values.size):
-        if position >= data.size:
+        if position >= end:
             return False
         value, position = varint_read(data, position)
         values[i] = unzigzag(value)
-    return position == data.size
+    return position == end
