@@ -86,7 +86,7 @@ class AdmissionController:
         burst_ms = _checks.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
-        self._bucket = np.zeros((2, 5), np.int64)
+        self._bucket = np.zeros((2, 6), np.int64)
         self._bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
         self._bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
         self._counter = np.zeros(7, np.int64)
@@ -105,7 +105,8 @@ class AdmissionController:
         ValueError
             `tokens` is negative.
         """
-        tokens = _checks.integer(tokens, "tokens", low=0, high=_MAX_TOKENS)
+        if type(tokens) is not int or not 0 <= tokens <= _MAX_TOKENS:  # else checked enough
+            tokens = _checks.integer(tokens, "tokens", low=0, high=_MAX_TOKENS)
         with self._lock:
             now = _checks.now_ns(self._clock)
             reason, wait = k.admission_admit(
@@ -196,4 +197,4 @@ def _bucket(rate, name, burst_ms):
     rate = taken
     per_ns, unit = rate.numerator, rate.denominator * _NS
     capacity = max(per_ns * burst_ns, unit)
-    return per_ns, unit, capacity, -(-capacity // per_ns), capacity
+    return per_ns, unit, capacity, capacity // unit, -(-capacity // per_ns), capacity

@@ -12,13 +12,16 @@ class SlowAdmission:
         self.level = list(self.capacity)
         self.last = now
 
-    def admit(self, tokens, now):
+    def advance(self, now):
         if now > self.last:
             seconds, self.last = Fraction(now - self.last, 10**9), now
             for b in range(2):
                 if self.rates[b] is not None:
                     filled = self.level[b] + seconds * self.rates[b]
                     self.level[b] = min(filled, self.capacity[b])
+
+    def admit(self, tokens, now):
+        self.advance(now)
         if self.rates[1] is not None and tokens > self.capacity[1]:
             return False, "too_large", math.inf
         waits = [

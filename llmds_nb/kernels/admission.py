@@ -2,11 +2,12 @@
 
 State:
 
-    bucket   int64[2, 5]  a row per bucket, QPS = 0 and TOKENS = 1, with the columns below; a rate
+    bucket   int64[2, 6]  a row per bucket, QPS = 0 and TOKENS = 1, with the columns below; a rate
                           of 0 marks a bucket without a limit
         RATE      grains that flow in per nanosecond
         UNIT      grains that one request or token takes out
         CAPACITY  grains that the bucket holds
+        LARGEST   requests or tokens that the full bucket holds, rounded down
         FILL_NS   nanoseconds that fill it from empty, rounded up
         LEVEL     grains in it
     counter  int64[7]     LAST_NS, the latest time seen; requests and tokens admitted, tokens
@@ -24,10 +25,8 @@ import math
 from .._jit import kernel
 
 QPS, TOKENS = 0, 1
-RATE, UNIT, CAPACITY, FILL_NS, LEVEL = range(5)
-(LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED_QPS, REFUSED_RATE, TOO_LARGE) = range(
-    7
-)
+RATE, UNIT, CAPACITY, LARGEST, FILL_NS, LEVEL = range(6)
+LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED_QPS = range(5)  # and two more
 AVERAGE_NS = 10_000_000_000  # time constant of the moving averages
 
 # What admit can say. The numbers of the three refusals are offsets from REFUSED_QPS.
@@ -70,7 +69,7 @@ def _decide(bucket, counter, average, tokens):
     average[0] += per_event
     row = bucket[TOKENS]
     wait, reason = 0, OK
-    if row[RATE] > 0 and tokens > row[CAPACITY] // row[UNIT]:
+    if row[RATE] > 0 and tokens > row[LARGEST]:
         wait, reason = NEVER, BY_SIZE
     else:
         wait, by_tokens = _wait_ns(bucket, QPS, 1), _wait_ns(bucket, TOKENS, tokens)
