@@ -19,6 +19,7 @@ import numpy as np
 from .._jit import kernel
 from .hashtable import table_find, table_remove, table_set
 from .rowheap import (
+    TOP,
     ordered_bits,
     ordered_float,
     rows_heapify,
@@ -97,7 +98,7 @@ def heap_peek(heap):
     """(priority, item) of the first entry; the priority is NaN when there is none. O(1)."""
     if heap[0, 0] == 0:
         return np.nan, heap[0, 3]
-    return _priority(heap, 1), heap[1, 2]
+    return _priority(heap, TOP), heap[1, 2]
 
 
 @kernel
@@ -106,7 +107,7 @@ def heap_pop(heap, pos, table):
     first = heap_peek(heap)
     if heap[0, 0] > 0:
         table_remove(table, first[1])
-        rows_remove(heap, pos, 1)
+        rows_remove(heap, pos, TOP)
     return first
 
 
@@ -136,7 +137,8 @@ def heap_pop_many(heap, pos, table, priorities, items):
     leaving = heap[1 : m + 1, 3].copy()
     for i in range(m + 1, n + 1):  # a sorted list stays a heap when it moves up
         rows_move(heap, pos, i, i - m)
-    heap[n - m + 1 : n + 1, 3] = leaving
+    for j in range(m):
+        heap[n - m + 1 + j, 3] = leaving[j]
     heap[0, 0] = n - m
 
 

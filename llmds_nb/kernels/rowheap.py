@@ -20,6 +20,8 @@ import numpy as np
 
 from .._jit import kernel
 
+# Typed: a literal as an argument would compile every callee once more.
+ZERO, TOP = np.int64(0), np.int64(1)
 _MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
@@ -186,6 +188,14 @@ def _ordered(rows, column, order):
 
 
 @kernel
+def _counting(n):
+    numbers = np.empty(n, np.int64)
+    for j in range(n):
+        numbers[j] = j
+    return numbers
+
+
+@kernel
 def rows_sort(heap, pos, columns):
     """Order rows 1..n completely by their first `columns` columns, which is a heap too. O(n).
 
@@ -193,12 +203,12 @@ def rows_sort(heap, pos, columns):
     """
     n = heap[0, 0]
     old = heap[1 : n + 1].copy()
-    order = _ordered(old, 0, np.arange(n))
+    order = _ordered(old, ZERO, _counting(n))
     tied = False
     for j in range(n - 1):
         tied |= old[order[j], 0] == old[order[j + 1], 0]
     if tied:
-        order = np.arange(n)
+        order = _counting(n)
         for column in range(columns - 1, -1, -1):
             order = _ordered(old, column, order)
     for j in range(n):
