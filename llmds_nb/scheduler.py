@@ -16,7 +16,7 @@ from .kernels.status import ABSENT, OK
 
 MAX_TOKENS = 2**40
 _PRIORITIES = {"low": -(2**31), "high": 2**31 - 1}
-_FOREVER_NS = 2**61
+FOREVER_NS = 2**61
 
 
 class Batch(NamedTuple):
@@ -137,13 +137,13 @@ class Scheduler:
         self._policy = _checks.choice(policy, "policy", waiting.POLICIES)
         cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
         rate = _checks.real(aging, "aging", low=0.0, high=1e9)
-        self._default_slo_ns = _slo_ns(default_slo_ms, "default_slo_ms")
+        self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
         now = _checks.now_ns(clock)
         self._queue = waiting.empty_queue(waiting.POLICIES.index(policy), cost * 1e6, rate, now)
-        self._limit = np.array([size, limit, min(wait * 1e6, _FOREVER_NS)], np.int64)
+        self._limit = np.array([size, limit, min(wait * 1e6, FOREVER_NS)], np.int64)
         self._tally = np.zeros(k.TALLY, np.int64)
         self._sample = np.zeros((2, k.WINDOW), np.int64)
         self._lock = threading.Lock()
@@ -168,12 +168,12 @@ class Scheduler:
             `tokens` is more than `max_batch_tokens`, or a value is out of range.
         """
         tokens = _checks.integer(tokens, "tokens", low=1, high=self._max_tokens)
-        slo_ns = self._default_slo_ns if slo_ms is None else _slo_ns(slo_ms, "slo_ms")
+        slo_ns = self._default_slo_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
         priority = _checks.integer(priority, "priority", **_PRIORITIES)
         tenant = _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
         with self._lock:
             now = _checks.now_ns(self._clock)
-            self._make_room(1, 1)
+            self._queue = waiting.with_room(self._queue, 1, 1)
             return k.batch_submit(self._queue, self._tally, now, tokens, slo_ns, priority, tenant)
 
     def submit_many(self, tokens, *, slo_ms=None, priority=0, tenant=0) -> np.ndarray:
@@ -194,15 +194,15 @@ class Scheduler:
             slo_ms = _one_each(_checks.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
             if not (slo_ms > 0).all():
                 raise ValueError(f"slo_ms must be > 0, not {slo_ms.min()}")
-            slo_ns = np.minimum(slo_ms * 1e6, _FOREVER_NS).astype(np.int64)
+            slo_ns = np.minimum(slo_ms * 1e6, FOREVER_NS).astype(np.int64)
         priorities = _checks.integers(priority, "priority", **_PRIORITIES)
         priorities = _one_each(priorities, priority, "priority", m)
         tenants = _one_each(_checks.integers(tenant, "tenant"), tenant, "tenant", m)
         ids = np.empty(m, np.int64)
         with self._lock:
             now = _checks.now_ns(self._clock)
-            fair = self._policy == "fair"
-            self._make_room(m, np.unique(tenants).size if fair else 0)
+            n_tenants = np.unique(tenants).size if self._policy == "fair" else 0
+            self._queue = waiting.with_room(self._queue, m, n_tenants)
             k.batch_submit_many(
                 self._queue, self._tally, now, tokens, slo_ns, priorities, tenants, ids
             )
@@ -232,7 +232,7 @@ class Scheduler:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""
         with self._lock:
             due = k.batch_due_ns(self._queue, self._limit, _checks.now_ns(self._clock))
-        return math.inf if due == ABSENT or due >= _FOREVER_NS // 2 else due / 1e6
+        return math.inf if due == ABSENT or due >= FOREVER_NS // 2 else due / 1e6
 
     def update(self, ids, remaining_tokens) -> None:
         """Set the remaining tokens of waiting or running requests. O(m log n).
@@ -308,15 +308,6 @@ class Scheduler:
             known = ids[j] < self._queue.meta[waiting.NEXT_ID]
             raise KeyError(f"request {ids[j]} {'has ended already' if known else 'is unknown'}")
         raise ValueError(f"request {ids[j]} is waiting, not running")
-
-    def _make_room(self, m, n_tenants):
-        queue = self._queue
-        needed = len(self) + self.n_running + m
-        if needed > len(queue.request):
-            self._queue = waiting.with_requests(queue, max(2 * len(queue.request), needed))
-        needed = int(queue.meta[waiting.N_TENANTS]) + n_tenants
-        if needed > len(queue.tenant):
-            self._queue = waiting.with_tenants(self._queue, max(2 * len(queue.tenant), needed))
 
     def __len__(self) -> int:
         """Return how many requests wait."""
@@ -471,8 +462,9 @@ def percentiles(sample_ns) -> Percentiles:
     return Percentiles(*ordered[ranks].tolist())
 
 
-def _slo_ns(value, name) -> int:
-    return int(min(_checks.real(value, name, above=0.0, infinite=True) * 1e6, _FOREVER_NS))
+def slo_to_ns(value, name) -> int:
+    """A deadline in ms, > 0 and possibly infinite, as ns."""
+    return int(min(_checks.real(value, name, above=0.0, infinite=True) * 1e6, FOREVER_NS))
 
 
 def _one_each(array, given, name, m):

@@ -133,6 +133,18 @@ def with_tenants(queue, capacity):
     return queue._replace(tenant=tenant, tenant_heap=heap, tenant_pos=pos, tenant_table=table)
 
 
+def with_room(queue, m, n_tenants):
+    """The queue with room for `m` more requests and `n_tenants` more tenants (plain Python)."""
+    needed = int(queue.heap[ARRIVAL, 0, 0] + queue.meta[RUNNING]) + m
+    if needed > len(queue.request):
+        queue = with_requests(queue, max(2 * len(queue.request), needed))
+    if queue.meta[POLICY] == FAIR:
+        needed = int(queue.meta[N_TENANTS]) + n_tenants
+        if needed > len(queue.tenant):
+            queue = with_tenants(queue, max(2 * len(queue.tenant), needed))
+    return queue
+
+
 @kernel
 def _meld(request, a, b):
     """Join two pairing heaps of one tenant, either may be -1; return the root. O(1)."""
