@@ -118,9 +118,8 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def advance(self, data):
         ids = data.draw(st.permutations(self.plan.seq_ids.tolist()))
-        ends = dict(
-            zip(self.plan.seq_ids.tolist(), self.plan.starts + self.plan.n_tokens, strict=True)
-        )
+        stops = (self.plan.starts + self.plan.n_tokens).tolist()
+        ends = dict(zip(self.plan.seq_ids.tolist(), stops, strict=True))
         sampled, finished = {}, {}
         for id_ in ids:
             due = id_ in self.texts and ends[id_] == len(self.texts[id_])
