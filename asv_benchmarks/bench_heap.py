@@ -49,7 +49,10 @@ def _empty(impl):
 class Cycle:
     """1,000 pushes, 1,000 updates and 1,000 pops on a heap that holds n; the time is for all."""
 
-    params = ([1_000, 100_000, 1_000_000], ["llmds_nb", "llmds_nb-calls", "heapq", "heapdict", "pqdict"])  # fmt: skip
+    params = (
+        [1_000, 100_000, 1_000_000],
+        ["llmds_nb", "llmds_nb-calls", "heapq", "heapdict", "pqdict"],
+    )
     param_names = ("n", "impl")
     version = "1"
     timeout = 300

@@ -60,9 +60,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert self.control.stats().admitted == self.admitted
 
 
-AdmissionMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=30, deadline=None
-)
+AdmissionMachine.TestCase.settings = settings()  # of the profile in conftest
 test_agrees_with_rational_arithmetic = AdmissionMachine.TestCase
 
 

@@ -167,7 +167,7 @@ class BatcherMachine(RuleBasedStateMachine):
         return self.fast._queue.request[slots, 0].tolist()
 
 
-BatcherMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+BatcherMachine.TestCase.settings = settings()  # of the profile in conftest
 test_agrees_with_the_slow_twin = BatcherMachine.TestCase
 
 

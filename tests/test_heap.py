@@ -140,7 +140,7 @@ class HeapMachine(RuleBasedStateMachine):
                     empty()
 
 
-HeapMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+HeapMachine.TestCase.settings = settings()  # of the profile in conftest
 test_agrees_with_the_slow_twin = HeapMachine.TestCase
 
 

@@ -150,9 +150,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.late == slow.late and stats.submitted == slow.submitted
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None
-)
+SchedulerMachine.TestCase.settings = settings()  # of the profile in conftest
 test_agrees_with_the_slow_twin = SchedulerMachine.TestCase
 
 

@@ -52,7 +52,7 @@ def admission_advance(bucket, counter, average, now):
         average[j] *= fading
 
 
-@kernel
+@kernel(internal=True)
 def _wait_ns(bucket, b, amount):
     """Nanoseconds until bucket `b` holds `amount`: exact, rounded up; 0 if it does now. O(1)."""
     row = bucket[b]
@@ -62,7 +62,7 @@ def _wait_ns(bucket, b, amount):
     return (missing + row[RATE] - 1) // row[RATE]
 
 
-@kernel
+@kernel(internal=True)
 def _decide(bucket, counter, average, tokens):
     """Admit one request now, or say why not: (reason, wait in ns). O(1)."""
     per_event = 1e9 / AVERAGE_NS

@@ -62,7 +62,7 @@ def batch_submit_many(queue, tally, now, tokens, slo_ns, priority, tenant, ids):
         ids[j] = batch_submit(queue, tally, now, tokens[j], slo_ns[j], priority[j], tenant[j])
 
 
-@kernel
+@kernel(internal=True)
 def _is_full(queue, limit):
     if waiting_size(queue) >= limit[MAX_SIZE]:
         return True

@@ -162,7 +162,7 @@ def step_check(queue, planned, ids, sampled, seen):
     return OK, 0
 
 
-@kernel
+@kernel(internal=True)
 def _token_sampled(queue, tally, sample, now, row):
     row[GENERATED] += 1
     tally[GENERATED_TOKENS] += 1
@@ -247,7 +247,7 @@ def step_victim(queue, running):
     return victim[ID]
 
 
-@kernel
+@kernel(internal=True)
 def _running_compact(queue, running, before):
     """Close the gaps among the first `before` entries of `running`. O(R)."""
     n = 0

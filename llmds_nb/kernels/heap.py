@@ -34,7 +34,7 @@ from .status import ABSENT, FULL, INVALID, OK, PRESENT
 WRONG_WAY = -5  # the change has the direction that this call excludes
 
 
-@kernel
+@kernel(internal=True)
 def _priority(heap, i):
     return heap[0, 2] * ordered_float(heap[i, 0]) + 0.0
 
@@ -176,7 +176,7 @@ def heap_update(heap, pos, table, item, priority, way):
     return OK
 
 
-@kernel
+@kernel(internal=True)
 def _handles_of(pos, table, items, handles):
     """Find the handle of each item; the number of the first absent or repeated one, or -1. O(m).
 

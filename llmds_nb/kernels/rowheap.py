@@ -53,7 +53,7 @@ def ordered_float(bits):
     return np.int64(bits ^ ((bits >> np.int64(63)) & _MAGNITUDE)).view(np.float64)
 
 
-@kernel
+@kernel(internal=True)
 def _precedes(first, second, third, row):
     if first != row[0]:
         return first < row[0]
@@ -62,7 +62,7 @@ def _precedes(first, second, third, row):
     return third < row[2]
 
 
-@kernel
+@kernel(internal=True)
 def _place(heap, pos, i, first, second, third, handle):
     row = heap[i]
     row[0] = first
@@ -72,14 +72,14 @@ def _place(heap, pos, i, first, second, third, handle):
     pos[handle] = i
 
 
-@kernel
+@kernel(internal=True)
 def rows_move(heap, pos, source, target):
     """Copy an entry over another; the handle overwritten is the caller's to keep. O(1)."""
     row = heap[source]
     _place(heap, pos, target, row[0], row[1], row[2], row[3])
 
 
-@kernel
+@kernel(internal=True)
 def _sift_up(heap, pos, hole, first, second, third, handle):
     """Put an entry at `hole` or above it. O(log n)."""
     while hole > 1:
@@ -91,7 +91,7 @@ def _sift_up(heap, pos, hole, first, second, third, handle):
     _place(heap, pos, hole, first, second, third, handle)
 
 
-@kernel
+@kernel(internal=True)
 def _sift_down(heap, pos, hole, first, second, third, handle):
     """Put an entry at `hole` or below it. O(log n)."""
     n = heap[0, 0]
@@ -111,7 +111,7 @@ def _sift_down(heap, pos, hole, first, second, third, handle):
     _place(heap, pos, hole, first, second, third, handle)
 
 
-@kernel
+@kernel(internal=True)
 def rows_insert(heap, pos, first, second, third, handle):
     """Insert a handle that stands in no row; the owner made room. O(log n), O(1) if it is last."""
     n = heap[0, 0] + 1
@@ -119,7 +119,7 @@ def rows_insert(heap, pos, first, second, third, handle):
     _sift_up(heap, pos, n, first, second, third, handle)
 
 
-@kernel
+@kernel(internal=True)
 def rows_rekey(heap, pos, i, first, second, third):
     """Give row i another place in the order. O(log n)."""
     handle = heap[i, 3]
@@ -129,7 +129,7 @@ def rows_rekey(heap, pos, i, first, second, third):
         _sift_down(heap, pos, i, first, second, third, handle)
 
 
-@kernel
+@kernel(internal=True)
 def rows_remove(heap, pos, i):
     """Take row i out and return its handle. O(log n)."""
     n = heap[0, 0]
@@ -147,7 +147,7 @@ def rows_remove(heap, pos, i):
     return handle
 
 
-@kernel
+@kernel(internal=True)
 def rows_heapify(heap, pos):
     """Order rows 1..n from any order; their positions are set already. O(n)."""
     for i in range((heap[0, 0] + 2) >> 2, 0, -1):
@@ -155,7 +155,7 @@ def rows_heapify(heap, pos):
         _sift_down(heap, pos, i, row[0], row[1], row[2], row[3])
 
 
-@kernel
+@kernel(internal=True)
 def _ordered(rows, column, order):
     """`order` (row numbers) sorted stably by one column: 11 bits a pass. O(n)."""
     n = order.size
@@ -187,7 +187,7 @@ def _ordered(rows, column, order):
     return order
 
 
-@kernel
+@kernel(internal=True)
 def _counting(n):
     numbers = np.empty(n, np.int64)
     for j in range(n):
@@ -195,7 +195,7 @@ def _counting(n):
     return numbers
 
 
-@kernel
+@kernel(internal=True)
 def rows_sort(heap, pos, columns):
     """Order rows 1..n completely by their first `columns` columns, which is a heap too. O(n).
 

@@ -145,7 +145,7 @@ def with_room(queue, m, n_tenants):
     return queue
 
 
-@kernel
+@kernel(internal=True)
 def _meld(request, a, b):
     """Join two pairing heaps of one tenant, either may be -1; return the root. O(1)."""
     if a == ABSENT:
@@ -164,7 +164,7 @@ def _meld(request, a, b):
     return a
 
 
-@kernel
+@kernel(internal=True)
 def _meld_siblings(request, first):
     """Join a list of siblings, pairwise and then from the right. O(log n) amortised."""
     pairs = np.int64(ABSENT)  # the joined pairs, linked through PREV, rightmost first
@@ -187,7 +187,7 @@ def _meld_siblings(request, first):
     return root
 
 
-@kernel
+@kernel(internal=True)
 def _cut(request, root, slot):
     """Take `slot` out of the pairing heap under `root`; return the new root. O(log n) amortised."""
     below = _meld_siblings(request, request[slot, CHILD])
@@ -206,7 +206,7 @@ def _cut(request, root, slot):
     return root
 
 
-@kernel
+@kernel(internal=True)
 def tenant_number(queue, name):
     """Number of a tenant, given now if it is new (the owner made room). O(1)."""
     number = table_find(queue.tenant_table, name)
@@ -218,7 +218,7 @@ def tenant_number(queue, name):
     return number
 
 
-@kernel
+@kernel(internal=True)
 def _tenant_reorder(queue, number):
     """Set a tenant's rows to its root and counter. O(log T)."""
     row = queue.tenant[number]
@@ -239,7 +239,7 @@ def _tenant_reorder(queue, number):
         rows_insert(floor, floor_pos, row[COUNTER], ZERO, ZERO, number)
 
 
-@kernel
+@kernel(internal=True)
 def tenant_charge(queue, number, tokens):
     """Add to a tenant's counter. O(log T)."""
     queue.tenant[number, COUNTER] += tokens
@@ -247,7 +247,7 @@ def tenant_charge(queue, number, tokens):
         _tenant_reorder(queue, number)
 
 
-@kernel
+@kernel(internal=True)
 def _tenant_enter(queue, slot):
     request = queue.request
     number = request[slot, TENANT]
@@ -269,7 +269,7 @@ def _tenant_enter(queue, slot):
         _tenant_reorder(queue, number)
 
 
-@kernel
+@kernel(internal=True)
 def _tenant_leave(queue, slot):
     number = queue.request[slot, TENANT]
     row = queue.tenant[number]
@@ -298,7 +298,7 @@ def waiting_key(queue, slot):
     return np.int64(0)
 
 
-@kernel
+@kernel(internal=True)
 def waiting_enter(queue, slot):
     """Let a request wait, at the place that its id, priority and key give it. O(log n)."""
     row = queue.request[slot]
@@ -312,7 +312,7 @@ def waiting_enter(queue, slot):
         rows_insert(queue.heap[ORDER], queue.pos[ORDER], -row[PRIORITY], key, row[ID], slot)
 
 
-@kernel
+@kernel(internal=True)
 def waiting_leave(queue, slot):
     """Take a request out of the queue; the caller sets its next state. O(log n)."""
     queue.meta[WAITING_TOKENS] -= queue.request[slot, TOKENS]
@@ -323,7 +323,7 @@ def waiting_leave(queue, slot):
         rows_remove(queue.heap[ORDER], queue.pos[ORDER], queue.pos[ORDER, slot])
 
 
-@kernel
+@kernel(internal=True)
 def waiting_resize(queue, slot, tokens):
     """Give a waiting request another number of remaining tokens. O(log n)."""
     row = queue.request[slot]
@@ -334,7 +334,7 @@ def waiting_resize(queue, slot, tokens):
         rows_rekey(queue.heap[ORDER], queue.pos[ORDER], place, -row[PRIORITY], key, row[ID])
 
 
-@kernel
+@kernel(internal=True)
 def waiting_size(queue):
     """How many requests wait. O(1)."""
     return queue.heap[ARRIVAL, 0, 0]
@@ -348,13 +348,13 @@ def waiting_first(queue):
     return queue.heap[ORDER, 1, 3]
 
 
-@kernel
+@kernel(internal=True)
 def waiting_oldest(queue):
     """Slot of the request that has waited longest; one waits at least. O(1)."""
     return queue.heap[ARRIVAL, 1, 3]
 
 
-@kernel
+@kernel(internal=True)
 def clock_advance(queue, now):
     """The time as the queue takes it: a clock that went back stands still. O(1)."""
     now = max(now, queue.meta[NOW])
@@ -362,7 +362,7 @@ def clock_advance(queue, now):
     return now
 
 
-@kernel
+@kernel(internal=True)
 def request_new(queue, now, tokens, deadline, priority, tenant):
     """Take a free slot (the owner made room), number the request and let it wait. O(log n)."""
     meta = queue.meta
@@ -383,7 +383,7 @@ def request_new(queue, now, tokens, deadline, priority, tenant):
     return slot
 
 
-@kernel
+@kernel(internal=True)
 def request_start(queue, slot, now):
     """Move a waiting request to the running ones. O(log n).
 
@@ -401,14 +401,14 @@ def request_start(queue, slot, now):
         row[STARTED_NS] = now
 
 
-@kernel
+@kernel(internal=True)
 def request_requeue(queue, slot):
     """Let a running request wait again, in its old place. O(log n)."""
     queue.meta[RUNNING] -= 1
     waiting_enter(queue, slot)
 
 
-@kernel
+@kernel(internal=True)
 def request_end(queue, slot):
     """Forget a waiting or running request. O(log n)."""
     row = queue.request[slot]
@@ -422,7 +422,7 @@ def request_end(queue, slot):
     queue.meta[FREE_HEAD] = slot
 
 
-@kernel
+@kernel(internal=True)
 def requests_find(queue, ids, state, slots):
     """Fill slots with those of the ids: (OK, 0), or why the j-th is refused: (status, j). O(m).
 
