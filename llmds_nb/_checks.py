@@ -44,6 +44,14 @@ def real(value, name, *, low=None, high=None, above=None, infinite=False) -> flo
     return value
 
 
+def now_ns(clock) -> int:
+    """The time by an injected clock, checked to be integer nanoseconds."""
+    now = clock()
+    if type(now) is int and -(2**62) <= now <= 2**62:  # the quick way for the usual kind
+        return now
+    return integer(now, "the clock's time", low=-(2**62), high=2**62)
+
+
 def _check_range(value, name, low, high):
     if low is not None and value < low:
         raise ValueError(f"{name} must be >= {low}, not {value}")
