@@ -1,10 +1,12 @@
 """Which queries are asked again and again, and their answers."""
 
+import hashlib
 import threading
 from typing import NamedTuple
 
 import numpy as np
 
+from .inverted_index import Hits
 from .lru import TokenLRU
 from .sketch import CountMinSketch
 
@@ -22,11 +24,22 @@ class Request(NamedTuple):
     filter: np.ndarray | None  # as `_checks.id_filters` gives it
 
 
+def key_of(request, version, settings) -> tuple:
+    """All that the answer to a request depends on."""
+    text, k, fusion, weight, vector, one_filter = request
+    if vector is not None:
+        vector = vector.tobytes()
+    if one_filter is not None:
+        digest = hashlib.blake2b(one_filter, digest_size=16).digest()
+        one_filter = (one_filter.dtype.char, one_filter.size, digest)
+    return text, k, fusion, weight, vector, one_filter, version, settings
+
+
 class HotQueries:
     """Counts queries in a sketch and keeps the answers of the frequent ones.
 
-    An answer is found only under the key it was kept under: the owner puts everything into the key
-    that the answer depends on. Its size in tokens is the words of its query plus its places.
+    An answer is found only under the key (`key_of`) that it was kept under. Its size in tokens is
+    the words of its query plus its places.
     """
 
     def __init__(self, cache_tokens, threshold, sketch):
@@ -63,15 +76,18 @@ class HotQueries:
         """How often each was seen, at least its true count."""
         return self.sketch.estimate(texts).tolist()
 
-    def find(self, key):
-        """The answer kept under a key, or None."""
+    def find(self, key) -> Hits | None:
+        """The answer kept under a key; the caller must not change its arrays."""
         entry = self.cache.get(key)
         return None if entry is None else entry[0]
 
-    def keep(self, key, request, answer) -> bool:
+    def keep(self, key, request, ids, scores) -> bool:
         """Keep an answer, whatever its query's count; False if it is larger than the budget."""
-        tokens = request.text.count(" ") + 1 + len(answer[0])
-        return self.cache.put(key, (answer, request), tokens)
+        tokens = request.text.count(" ") + 1 + len(ids)
+        # Copies: the caller may change its own arrays later.
+        vector, one_filter = (None if part is None else part.copy() for part in request[4:])
+        request = request._replace(vector=vector, filter=one_filter)
+        return self.cache.put(key, (Hits(ids.copy(), scores.copy()), request), tokens)
 
     def kept(self) -> dict[str, list]:
         """Text -> [(key, request)] of every answer held, also those that no key finds any more."""

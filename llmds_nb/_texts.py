@@ -1,4 +1,4 @@
-"""The documents of a pipeline: one blob of UTF-8 bytes that lies in the file as it lies in memory."""
+"""The documents of a pipeline: one blob of UTF-8 bytes, in the file as it is in memory."""
 
 import numpy as np
 

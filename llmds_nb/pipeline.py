@@ -1,7 +1,6 @@
-"""RetrievalPipeline: dense and sparse retrieval fused, with documents and hot queries, in one file."""
+"""RetrievalPipeline: dense and sparse retrieval fused, with texts and hot queries, in one file."""
 
 import copy
-import hashlib
 import logging
 import threading
 from collections import Counter
@@ -12,7 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._hot import HotQueries, Request
+from ._embedding import Embedder, checked_vectors
+from ._hot import HotQueries, Request, key_of
+from ._hybrid import (
+    DEPTH,
+    FUSIONS,
+    candidates,
+    frozen,
+    fused,
+    has_direction,
+    settings_of,
+)
 from ._store import Stored, nest, unnest
 from ._texts import TextStore
 from ._tuning import DEPTH as TUNING_DEPTH
@@ -21,24 +30,13 @@ from .encoders import LsaEncoder
 from .errors import CorruptFileError
 from .hnsw import HNSW
 from .inverted_index import Hits, InvertedIndex
-from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
 from .kernels.status import ABSENT
 from .sketch import CountMinSketch
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
 
-FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
-_DEPTH = 100  # candidates that each half contributes, or k if that is more
 _PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder, "sketch": CountMinSketch}
-
-
-class _State(NamedTuple):
-    """What a search reads: never changed, only replaced as a whole."""
-
-    dense: HNSW | None
-    sparse: InvertedIndex
-    version: int
 
 
 class PipelineStats(NamedTuple):
@@ -128,7 +126,7 @@ class RetrievalPipeline(Stored):
         if dense is not None and dim not in (None, dense.dim):
             raise ValueError(f"dim is {dim}, but dense has dimension {dense.dim}")
         self._seed = _checks.integer(seed, "seed", low=0, high=2**63 - 1)
-        self._set_encoder(encoder)
+        self._embedder = Embedder(encoder)
         self._dim = dim if dense is None else dense.dim
         self._dense = dense
         self._sparse = InvertedIndex() if sparse is None else sparse
@@ -147,16 +145,8 @@ class RetrievalPipeline(Stored):
         self._swap_lock = threading.Lock()  # held for moments: texts and state change together
         self._publish(0)
 
-    def _set_encoder(self, encoder):
-        if encoder is not None and not isinstance(encoder, LsaEncoder) and not callable(encoder):
-            raise TypeError(f"encoder must be an LsaEncoder or callable, not {encoder!r}")
-        self._encoder = encoder
-        self._encoder_missing = False
-
     def _publish(self, version):
-        # A shallow copy keeps the half's present snapshot while the half moves on.
-        dense = None if self._dense is None else copy.copy(self._dense)
-        self._state_now = _State(dense, copy.copy(self._sparse), version)
+        self._now = frozen(self._dense, self._sparse, version)
 
     @property
     def dense(self) -> HNSW | None:
@@ -171,7 +161,7 @@ class RetrievalPipeline(Stored):
     @property
     def encoder(self):
         """The encoder, or None."""
-        return self._encoder
+        return self._embedder.encoder
 
     @property
     def fusion(self) -> str:
@@ -240,10 +230,11 @@ class RetrievalPipeline(Stored):
             _checks.same_length("ids", ids, "texts", texts)
             if not texts:
                 return ids.copy()
-            encoder = self._encoder
+            embedder = self._embedder
             if vectors is None:
-                encoder, vectors = self._encoded_documents(texts)
-            vectors = self._checked_vectors(vectors, self._dim, texts, "texts", "vectors")
+                embedder = embedder.fitted(texts)
+                vectors = embedder.encode(texts)
+            vectors = checked_vectors(vectors, self._dim, texts)
             dense = self._dense
             if dense is None:
                 dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
@@ -255,48 +246,18 @@ class RetrievalPipeline(Stored):
             except BaseException:
                 vars(self._sparse).update(vars(before))
                 raise
-            self._dense, self._dim, self._encoder = dense, vectors.shape[1], encoder
+            self._dense, self._dim, self._embedder = dense, vectors.shape[1], embedder
             self._next_id = max(self._next_id, int(ids.max()) + 1)
             with self._swap_lock:
                 self._texts.point(ids, rows)
-                self._publish(self._state_now.version + 1)
+                self._publish(self._now.version + 1)
             self._compact_texts()
         return ids.copy()
-
-    def _encoded_documents(self, texts):
-        """The encoder, fitted if it had to be, and the vectors of new documents."""
-        encoder = self._encoder
-        if isinstance(encoder, LsaEncoder) and not encoder.is_fitted:
-            encoder = copy.copy(encoder).fit(texts)  # a copy: an add that fails leaves no trace
-        return encoder, self._encode(encoder, texts)
-
-    def _encode(self, encoder, texts):
-        if encoder is None:
-            missing = "the one it was saved with was not given to load"
-            reason = missing if self._encoder_missing else "none was given"
-            raise ValueError(f"vectors are needed, since the pipeline has no encoder ({reason})")
-        encode = encoder.encode if isinstance(encoder, LsaEncoder) else encoder
-        vectors = np.asarray(encode(list(texts)))
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise ValueError(
-                f"the encoder gave shape {list(vectors.shape)} for {len(texts)} texts, not [n, d]"
-            )
-        return vectors
-
-    @staticmethod
-    def _checked_vectors(vectors, dim, texts, texts_name, name):
-        if dim is None:
-            dim = np.shape(vectors)[-1] if np.ndim(vectors) else 0
-            if not dim:
-                raise ValueError(f"{name} must have shape [n, d], not {list(np.shape(vectors))}")
-        vectors = _checks.vectors(vectors, dim, name)
-        _checks.same_length(name, vectors, texts_name, texts)
-        return vectors
 
     @staticmethod
     def _add_vectors(dense, ids, vectors):
         """Index the vectors that have a direction; those that have none leave the index."""
-        useful = _has_direction(dense, vectors)
+        useful = has_direction(dense, vectors)
         if useful.any():
             dense.add(vectors[useful], ids[useful])
         gone = [id_ for id_ in ids[~useful].tolist() if id_ in dense]
@@ -327,7 +288,7 @@ class RetrievalPipeline(Stored):
                 raise
             with self._swap_lock:
                 self._texts.drop(ids)
-                self._publish(self._state_now.version + 1)
+                self._publish(self._now.version + 1)
             self._compact_texts()
 
     def _compact_texts(self):
@@ -381,7 +342,7 @@ class RetrievalPipeline(Stored):
             ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
             by smaller id, missing places -1 and -inf.
         """
-        hot, state = self._hot, self._state_now
+        hot, state = self._hot, self._now
         if (
             type(queries) is str
             and vectors is fusion is weight is filter is None
@@ -389,11 +350,12 @@ class RetrievalPipeline(Stored):
             and threads > 0
             and hot.cache is not None
         ):
-            key = (queries, k, self._fusion, self._weight, state.version, self._settings(), None)
-            answer = hot.find((*key, None))
+            request = Request(queries, k, self._fusion, self._weight, None, None)
+            settings = settings_of(self._dense, self._sparse)
+            answer = hot.find(key_of(request, state.version, settings))
             if answer is not None:
                 hot.seen((queries,))
-                return Hits(answer[0].copy(), answer[1].copy())
+                return Hits(answer.ids.copy(), answer.scores.copy())
         texts = _checks.texts(queries, "queries")
         k = _checks.integer(k, "k", low=1)
         threads = _checks.integer(threads, "threads", low=1)
@@ -402,7 +364,7 @@ class RetrievalPipeline(Stored):
         if vectors is None:
             vectors = [None] * len(texts)
         else:
-            vectors = self._checked_vectors(vectors, self._dim, texts, "queries", "vectors")
+            vectors = checked_vectors(vectors, self._dim, texts)
         requests = [
             Request(text, k, fusion, weight, vector, filters[i % len(filters)])
             for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
@@ -424,26 +386,9 @@ class RetrievalPipeline(Stored):
             return fusion, self._weight
         return fusion, _checks.real(weight, "weight", low=0, high=1)
 
-    def _settings(self):
-        """Settings of the halves that answers depend on."""
-        dense, sparse = self._dense, self._sparse
-        ef = 0 if dense is None else dense.ef_search
-        return ef, sparse.k1, sparse.b, sparse.variant
-
-    @staticmethod
-    def _key(request, version, settings):
-        """All that the answer to a request depends on."""
-        text, k, fusion, weight, vector, one_filter = request
-        if vector is not None:
-            vector = vector.tobytes()
-        if one_filter is not None:
-            digest = hashlib.blake2b(one_filter, digest_size=16).digest()
-            one_filter = (one_filter.dtype.char, one_filter.size, digest)
-        return text, k, fusion, weight, version, settings, vector, one_filter
-
     def _answer(self, state, requests, ids, scores, threads):
         """Fill ids and scores [n, k]: from the cache, or computed, counted and kept if hot."""
-        hot, settings = self._hot, self._settings()
+        hot, settings = self._hot, settings_of(self._dense, self._sparse)
         texts = [request.text for request in requests]
         missing = range(len(requests))
         if hot.cache is not None:
@@ -452,7 +397,7 @@ class RetrievalPipeline(Stored):
                 answer = None
                 # The key of a vector or a filter costs time, and only hot ones are ever kept.
                 if counts[i] >= hot.threshold or request.vector is request.filter is None:
-                    answer = hot.find(self._key(request, state.version, settings))
+                    answer = hot.find(key_of(request, state.version, settings))
                 if answer is None:
                     missing.append(i)
                 else:
@@ -466,64 +411,26 @@ class RetrievalPipeline(Stored):
             times = Counter(texts)
             for i in missing:
                 if counts[i] + times[texts[i]] >= hot.threshold:
-                    self._keep(requests[i], state.version, settings, ids[i], scores[i])
-
-    def _keep(self, request, version, settings, ids, scores) -> bool:
-        key = self._key(request, version, settings)
-        # The caller may change its own arrays later.
-        if request.filter is not None:
-            request = request._replace(filter=request.filter.copy())
-        if request.vector is not None:
-            request = request._replace(vector=request.vector.copy())
-        return self._hot.keep(key, request, (ids.copy(), scores.copy()))
+                    key = key_of(requests[i], state.version, settings)
+                    hot.keep(key, requests[i], ids[i], scores[i])
 
     def _computed(self, state, settings, requests, threads) -> Hits:
         """Answers [n, k] to requests of one k, fusion and weight."""
         _, k, fusion, weight, _, _ = requests[0]
-        candidates = self._candidates(state, settings, requests, max(_DEPTH, k), threads)
-        return _fused(candidates, fusion, weight, k)
+        found = self._candidates(state, settings, requests, max(DEPTH, k), threads)
+        return fused(found, fusion, weight, k)
 
     def _candidates(self, state, settings, requests, depth, threads):
-        """What both halves return, as `kernels.fusion` takes it."""
         texts = [request.text for request in requests]
+        vectors = None
         if requests[0].vector is not None:
             vectors = np.stack([request.vector for request in requests])
-        elif state.dense is not None or self._encoder is None:
-            vectors = self._encode(self._encoder, texts)
-        ef, *scoring = settings
-        sparse = state.sparse
-        if scoring != [sparse.k1, sparse.b, sparse.variant]:
-            sparse = copy.copy(sparse)
-            sparse.k1, sparse.b, sparse.variant = scoring
+        elif state.dense is not None or self._embedder.encoder is None:
+            vectors = self._embedder.encode(texts)
+        if state.dense is not None:
+            vectors = checked_vectors(vectors, state.dense.dim, texts, "query vectors")
         filters = [request.filter for request in requests]
-
-        def search_dense():
-            ids = np.full((len(texts), depth), ABSENT)
-            distances = np.full((len(texts), depth), np.inf)
-            if state.dense is not None:
-                wanted = self._checked_vectors(
-                    vectors, state.dense.dim, texts, "queries", "query vectors"
-                )
-                useful = np.flatnonzero(_has_direction(state.dense, wanted))
-                if useful.size:
-                    ids[useful], distances[useful] = state.dense.search(
-                        np.ascontiguousarray(wanted[useful]),
-                        depth,
-                        ef=max(ef, depth),
-                        filter=_one_or_each([filters[i] for i in useful]),
-                        threads=threads,
-                    )
-            return ids, distances
-
-        def search_sparse():
-            found = sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
-            return found.ids, np.ascontiguousarray(found.scores, np.float64)
-
-        if threads >= 2 and len(texts) == 1:
-            other_half = self._executor().submit(search_dense)
-            words = search_sparse()
-            return *other_half.result(), *words
-        return *search_dense(), *search_sparse()
+        return candidates(state, settings, texts, vectors, filters, depth, threads, self._executor)
 
     def _executor(self):
         with self._swap_lock:
@@ -561,17 +468,18 @@ class RetrievalPipeline(Stored):
         if vectors is None:
             vectors = [None] * len(texts)
         else:
-            vectors = self._checked_vectors(vectors, self._dim, texts, "queries", "vectors")
+            vectors = checked_vectors(vectors, self._dim, texts)
         if not texts:
             raise ValueError("at least 2 queries must have relevant documents, not 0")
         requests = [
             Request(text, TUNING_DEPTH, self._fusion, self._weight, vector, None)
             for text, vector in zip(texts, vectors, strict=True)
         ]
-        candidates = self._candidates(self._state_now, self._settings(), requests, _DEPTH, 1)
+        settings = settings_of(self._dense, self._sparse)
+        found = self._candidates(self._now, settings, requests, DEPTH, 1)
 
         def rank(weight):
-            return _fused(candidates, self._fusion, weight, TUNING_DEPTH).ids
+            return fused(found, self._fusion, weight, TUNING_DEPTH).ids
 
         self._tuning = tune(rank, gains, self._weight)
         logger.info("tuned the fusion weight: %s", self._tuning)
@@ -599,18 +507,18 @@ class RetrievalPipeline(Stored):
         hottest = [text for text, _ in self.hot_queries(k)]
         if self._hot.cache is None:
             return 0
-        state, settings, kept = self._state_now, self._settings(), self._hot.kept()
+        state, settings, kept = self._now, settings_of(self._dense, self._sparse), self._hot.kept()
         ready = 0
         for text in hottest:
             plain = Request(text, 10, self._fusion, self._weight, None, None)
-            entries = kept.get(text) or ([(None, plain)] if self._encoder is not None else [])
+            entries = kept.get(text) or ([] if self.encoder is None else [(None, plain)])
             stored = []
             for old_key, request in entries:
-                key = self._key(request, state.version, settings)
+                key = key_of(request, state.version, settings)
                 if key != old_key and self._hot.cache.peek(key) is None:
                     answer = self._computed(state, settings, [request], 1)
                     self._hot.cache.pop(old_key, None)
-                    self._keep(request, state.version, settings, answer.ids[0], answer.scores[0])
+                    self._hot.keep(key, request, answer.ids[0], answer.scores[0])
                 stored.append(key in self._hot.cache)
             ready += any(stored)
         return ready
@@ -623,7 +531,7 @@ class RetrievalPipeline(Stored):
             documents=len(self),
             vectors=0 if self._dense is None else len(self._dense),
             dim=self._dim,
-            version=self._state_now.version,
+            version=self._now.version,
             queries=self._hot.sketch.total,
             cached=cached[0],
             cached_tokens=cached[1],
@@ -654,8 +562,7 @@ class RetrievalPipeline(Stored):
     def _state(self):
         with self._write_lock:
             parts = {"dense": self._dense, "sparse": self._sparse, "sketch": self._hot.sketch}
-            if isinstance(self._encoder, LsaEncoder):
-                parts["encoder"] = self._encoder
+            parts["encoder"] = self._embedder.lsa
             arrays, header = nest("texts", self._texts.state())
             versions = {}
             for name, part in parts.items():
@@ -664,9 +571,8 @@ class RetrievalPipeline(Stored):
                     arrays |= part_arrays
                     header |= part_header
                     versions[name] = part._stored_version
-        needs_encoder = self._encoder_missing or callable(self._encoder)
         header |= {
-            "parts": versions, "needs_encoder": needs_encoder, "dim": self._dim,
+            "parts": versions, "needs_encoder": self._embedder.is_function, "dim": self._dim,
             "next_id": self._next_id, "fusion": self._fusion, "weight": self._weight,
             "cache_tokens": self._cache_tokens, "hot_threshold": self._hot.threshold,
             "seed": self._seed,
@@ -682,12 +588,12 @@ class RetrievalPipeline(Stored):
                 raise CorruptFileError(f"{name} has format {version}, newer than this version's")
             parts[name] = part._from_state(*unnest(name, arrays, header))
         settings = ("fusion", "weight", "cache_tokens", "hot_threshold", "seed", "dim")
-        pipeline = cls(encoder=parts.get("encoder"), **{name: header[name] for name in settings})
+        pipeline = cls(**{name: header[name] for name in settings})
         pipeline._dense, pipeline._sparse = parts.get("dense"), parts["sparse"]
         pipeline._hot = HotQueries(pipeline._cache_tokens, pipeline._hot.threshold, parts["sketch"])
         pipeline._texts = TextStore.from_state(*unnest("texts", arrays, header))
         pipeline._next_id = _checks.integer(header["next_id"], "next_id", low=0)
-        pipeline._encoder_missing = bool(header["needs_encoder"])
+        pipeline._embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
         if len(pipeline._texts) != len(pipeline._sparse):
             raise CorruptFileError(
                 f"{len(pipeline._texts)} texts, but {len(pipeline._sparse)} documents"
@@ -719,7 +625,7 @@ class RetrievalPipeline(Stored):
         """
         pipeline = super().load(path, mmap=mmap, verify=verify)
         if encoder is not None:
-            pipeline._set_encoder(encoder)
+            pipeline._embedder = Embedder(encoder)
         return pipeline
 
     @staticmethod
@@ -731,24 +637,3 @@ class RetrievalPipeline(Stored):
         pipeline.search(["warm"], k=1, vectors=[0, 1], filter=[0])
         pipeline.remove(0)
         pipeline.get(1)
-
-
-def _fused(candidates, fusion, weight, k) -> Hits:
-    n = len(candidates[0])
-    answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
-    fusion_combine_many(*candidates, FUSIONS[fusion], weight, *answer)
-    return answer
-
-
-def _has_direction(dense, vectors) -> np.ndarray:
-    """Which rows can be compared: with l2 all, otherwise those that are not zero."""
-    if dense.metric == "l2":
-        return np.ones(len(vectors), np.bool_)
-    return vectors.any(axis=1)
-
-
-def _one_or_each(filters):
-    """The `filter` argument for a batch: one for all where they are the same."""
-    if all(one is filters[0] for one in filters):
-        return filters[0]
-    return filters
