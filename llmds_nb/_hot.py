@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ class Request(NamedTuple):
     k: int
     fusion: str
     weight: float
-    vector: np.ndarray | None  # float32[d]; None: from the encoder
-    filter: np.ndarray | None  # as `_checks.id_filters` gives it
+    vector: np.ndarray | None = None  # float32[d]; None: from the encoder
+    filter: np.ndarray | None = None  # as `_checks.id_filters` gives it
 
 
 def key_of(request, version, settings) -> tuple:
@@ -39,7 +40,8 @@ class HotQueries:
     """Counts queries in a sketch and keeps the answers of the frequent ones.
 
     An answer is found only under the key (`key_of`) that it was kept under. Its size in tokens is
-    the words of its query plus its places.
+    the words of its query plus its places. `version` is that of the documents, `settings` those of
+    the search; `compute(requests)` answers requests of one k, fusion and weight.
     """
 
     def __init__(self, cache_tokens, threshold, sketch):
@@ -57,43 +59,93 @@ class HotQueries:
     @property
     def sketch(self) -> CountMinSketch:
         """The sketch, with every query counted."""
-        self._flush()
-        return self._sketch
-
-    def _flush(self):
         with self._lock:
             pending, self._pending = self._pending, []
             if pending:
                 self._sketch.add(pending)
+        return self._sketch
 
-    def seen(self, texts) -> None:
-        """Count queries."""
-        self._pending.extend(texts)
-        if len(self._pending) >= _PENDING:
-            self._flush()
+    def _seen(self, texts):
+        with self._lock:
+            self._pending.extend(texts)
+            if len(self._pending) >= _PENDING:
+                pending, self._pending = self._pending, []
+                self._sketch.add(pending)
 
-    def counts(self, texts) -> list[int]:
-        """How often each was seen, at least its true count."""
-        return self.sketch.estimate(texts).tolist()
+    def kept_answer(self, request, version, settings) -> Hits | None:
+        """The answer kept for one request, which counts as asked again if there is one."""
+        if self.cache is None:
+            return None
+        entry = self.cache.get(key_of(request, version, settings))
+        if entry is None:
+            return None
+        self._seen((request.text,))
+        return Hits(entry[0].ids.copy(), entry[0].scores.copy())
 
-    def find(self, key) -> Hits | None:
-        """The answer kept under a key; the caller must not change its arrays."""
-        entry = self.cache.get(key)
-        return None if entry is None else entry[0]
+    def answer(self, requests, version, settings, compute) -> Hits:
+        """Answers [n, k]: from the cache or computed, counted, and kept if hot."""
+        texts = [request.text for request in requests]
+        hits = Hits(*(np.empty((len(texts), requests[0].k), kind) for kind in (np.int64, float)))
+        missing = range(len(requests))
+        if self.cache is not None:
+            counts, missing = self.sketch.estimate(texts), []
+            for i, request in enumerate(requests):
+                entry = None
+                # The key of a vector or a filter costs time, and only hot ones are ever kept.
+                if counts[i] >= self.threshold or request.vector is request.filter is None:
+                    entry = self.cache.get(key_of(request, version, settings))
+                if entry is None:
+                    missing.append(i)
+                else:
+                    hits.ids[i], hits.scores[i] = entry[0]
+        if missing:
+            found = compute([requests[i] for i in missing])
+            hits.ids[missing], hits.scores[missing] = found
+        self._seen(texts)
+        if self.cache is not None:
+            times = Counter(texts)
+            for i in missing:
+                if counts[i] + times[texts[i]] >= self.threshold:
+                    key = key_of(requests[i], version, settings)
+                    self._keep(key, requests[i], hits.ids[i], hits.scores[i])
+        return hits
 
-    def keep(self, key, request, ids, scores) -> bool:
-        """Keep an answer, whatever its query's count; False if it is larger than the budget."""
+    def _keep(self, key, request, ids, scores):
         tokens = request.text.count(" ") + 1 + len(ids)
         # Copies: the caller may change its own arrays later.
         vector, one_filter = (None if part is None else part.copy() for part in request[4:])
         request = request._replace(vector=vector, filter=one_filter)
-        return self.cache.put(key, (Hits(ids.copy(), scores.copy()), request), tokens)
+        self.cache.put(key, (Hits(ids.copy(), scores.copy()), request), tokens)
 
-    def kept(self) -> dict[str, list]:
-        """Text -> [(key, request)] of every answer held, also those that no key finds any more."""
-        found: dict[str, list] = {}
-        for key in self.cache or ():
+    def hottest(self, k) -> list[tuple[str, int]]:
+        """The k most frequent queries and their counts."""
+        items, counts = self.sketch.top(k)
+        return list(zip(items, counts.tolist(), strict=True)) if len(items) else []
+
+    def prime(self, k, plain, version, settings, compute) -> int:
+        """Answer the k hottest anew; return how many of them are then in the cache.
+
+        Those whose answers were kept are answered as they were asked, others as `plain(text)`
+        unless that is None.
+        """
+        if self.cache is None:
+            return 0
+        kept: dict[str, list] = {}
+        for key in self.cache:
             entry = self.cache.peek(key)
             if entry is not None:
-                found.setdefault(entry[1].text, []).append((key, entry[1]))
-        return found
+                kept.setdefault(entry[1].text, []).append((key, entry[1]))
+        ready = 0
+        for text, _ in self.hottest(k):
+            fallback = plain(text)
+            entries = kept.get(text, [] if fallback is None else [(None, fallback)])
+            keys = set()
+            for old_key, request in entries:
+                key = key_of(request, version, settings)
+                if key not in self.cache:
+                    answer = compute([request])
+                    self.cache.pop(old_key, None)
+                    self._keep(key, request, answer.ids[0], answer.scores[0])
+                keys.add(key)
+            ready += any(key in self.cache for key in keys)
+        return ready
