@@ -9,7 +9,7 @@ from .encoders import LsaEncoder
 
 
 class Embedder:
-    """An encoder with its output checked. Immutable: fitting makes another one.
+    """An encoder with its output checked.
 
     `lost` tells that there was a function when the pipeline was saved, which no file can hold.
     """
@@ -32,9 +32,14 @@ class Embedder:
 
     def fitted(self, texts) -> "Embedder":
         """This one, or one whose LsaEncoder, fitted on `texts`, can encode."""
-        if self.lsa is None or self.lsa.is_fitted:
+        if self.lsa is None or self.lsa.fitted:
             return self
         return Embedder(copy.copy(self.lsa).fit(texts))
+
+    def adopt(self, fitted) -> None:
+        """Let the caller's own encoder be as `fitted` is: what it was fitted for has succeeded."""
+        if fitted is not self:
+            vars(self.encoder).update(vars(fitted.encoder))
 
     def encode(self, texts) -> np.ndarray:
         """Numbers [n, d] for n texts; ValueError if there is no encoder or it gives another n."""

@@ -115,7 +115,8 @@ class HybridIndex:
             except BaseException:
                 vars(self.sparse).update(vars(before))
                 raise
-            self.dense, self.dim, self.embedder = dense, vectors.shape[1], embedder
+            self.embedder.adopt(embedder)
+            self.dense, self.dim = dense, vectors.shape[1]
             self._next_id = max(self._next_id, int(ids.max()) + 1)
             with self._swap_lock:
                 self._texts.point(ids, rows)
