@@ -7,7 +7,7 @@ def normalised(scores, method, floor):
     """{id: f(score)} of one list {id: score}."""
     if not scores:
         return {}
-    ranked = sorted(scores, key=lambda i: -scores[i])
+    ranked = sorted(scores, key=lambda i: (-scores[i], i))
     high, low = max(scores.values()), min(scores.values())
     if method == "rrf":
         return {id_: 1 / (60 + rank) for rank, id_ in enumerate(ranked, 1)}

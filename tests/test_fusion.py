@@ -45,7 +45,7 @@ def combine(dense, sparse, method, weight, k, width=12):
 )
 def test_as_the_twin(dense, sparse, method, weight, k):
     ids, scores = combine(dense, sparse, method, weight, k)
-    expected = fuse_by_rank(dense, sparse, method, weight)
+    expected = fuse(dense, sparse, method, weight, len(dense) + len(sparse))
     kept = expected[:k]
     n = len(kept)
     np.testing.assert_allclose(scores[:n], [score for _, score in kept], atol=1e-12)
@@ -55,13 +55,6 @@ def test_as_the_twin(dense, sparse, method, weight, k):
     assert len(set(ids[:n].tolist())) == n
     for i in range(n - 1):  # exact ties by smaller id
         assert scores[i] > scores[i + 1] or ids[i] < ids[i + 1]
-
-
-def fuse_by_rank(dense, sparse, method, weight):
-    """The twin over all candidates; equal scores rank by smaller id, as the searches give them."""
-    dense = {i: dense[i] for i in sorted(dense)}
-    sparse = {i: sparse[i] for i in sorted(sparse)}
-    return fuse(dense, sparse, method, weight, len(dense) + len(sparse))
 
 
 def test_one_side_empty_keeps_the_other_order():
