@@ -72,42 +72,58 @@ class HotQueries:
                 pending, self._pending = self._pending, []
                 self._sketch.add(pending)
 
-    def kept_answer(self, request, version, settings) -> Hits | None:
-        """The answer kept for one request, which counts as asked again if there is one."""
+    def _counts(self, texts) -> list[int]:
+        """How often each was seen, at least its true count."""
+        with self._lock:
+            pending = list(self._pending)
+            counts = self._sketch.estimate(texts).tolist()
+        return [count + pending.count(text) for count, text in zip(counts, texts, strict=True)]
+
+    def kept_answer(self, text, k, fusion, weight, version, settings) -> Hits | None:
+        """The answer kept for a query without vector or filter, which counts as asked again."""
         if self.cache is None:
             return None
-        entry = self.cache.get(key_of(request, version, settings))
+        entry = self.cache.get((text, k, fusion, weight, None, None, version, settings))
         if entry is None:
             return None
-        self._seen((request.text,))
-        return Hits(entry[0].ids.copy(), entry[0].scores.copy())
+        self._seen((text,))
+        ids, scores = entry[0]
+        return Hits(ids.copy(), scores.copy())
 
     def answer(self, requests, version, settings, compute) -> Hits:
         """Answers [n, k]: from the cache or computed, counted, and kept if hot."""
         texts = [request.text for request in requests]
-        hits = Hits(*(np.empty((len(texts), requests[0].k), kind) for kind in (np.int64, float)))
-        missing = range(len(requests))
-        if self.cache is not None:
-            counts, missing = self.sketch.estimate(texts), []
-            for i, request in enumerate(requests):
-                entry = None
-                # The key of a vector or a filter costs time, and only hot ones are ever kept.
-                if counts[i] >= self.threshold or request.vector is request.filter is None:
-                    entry = self.cache.get(key_of(request, version, settings))
-                if entry is None:
-                    missing.append(i)
-                else:
-                    hits.ids[i], hits.scores[i] = entry[0]
-        if missing:
-            found = compute([requests[i] for i in missing])
-            hits.ids[missing], hits.scores[missing] = found
+        if self.cache is None:
+            hits = compute(requests)
+            self._seen(texts)
+            return hits
+        counts = self._counts(texts)
+        found, missing = {}, []
+        for i, request in enumerate(requests):
+            entry = None
+            # The key of a vector or a filter costs time, and only hot ones are ever kept.
+            if counts[i] >= self.threshold or request.vector is request.filter is None:
+                entry = self.cache.get(key_of(request, version, settings))
+            if entry is None:
+                missing.append(i)
+            else:
+                found[i] = entry[0]
+        if not found:
+            hits = compute(requests)
+        else:
+            shape = len(texts), requests[0].k
+            hits = Hits(np.empty(shape, np.int64), np.empty(shape))
+            if missing:
+                computed = compute([requests[i] for i in missing])
+                hits.ids[missing], hits.scores[missing] = computed
+            for i, (ids, scores) in found.items():
+                hits.ids[i], hits.scores[i] = ids, scores
         self._seen(texts)
-        if self.cache is not None:
-            times = Counter(texts)
-            for i in missing:
-                if counts[i] + times[texts[i]] >= self.threshold:
-                    key = key_of(requests[i], version, settings)
-                    self._keep(key, requests[i], hits.ids[i], hits.scores[i])
+        times = Counter(texts)
+        for i in missing:
+            if counts[i] + times[texts[i]] >= self.threshold:
+                key = key_of(requests[i], version, settings)
+                self._keep(key, requests[i], hits.ids[i], hits.scores[i])
         return hits
 
     def _keep(self, key, request, ids, scores):

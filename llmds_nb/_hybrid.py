@@ -178,11 +178,11 @@ class HybridIndex:
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         depth = max(DEPTH, requests[0].k)
-        if requests[0].vector is not None:
-            vectors = np.stack([request.vector for request in requests])
+        if requests[0].vector is not None:  # then all have one, checked
+            vectors = np.array([request.vector for request in requests])
         elif state.dense is not None or self.embedder.encoder is None:
             vectors = self.embedder.encode(texts)
-        if state.dense is not None:
+        if state.dense is not None and requests[0].vector is None:
             vectors = checked_vectors(vectors, state.dense.dim, texts, "query vectors")
         sparse = state.sparse
         if settings[1:] != (sparse.k1, sparse.b, sparse.variant):
@@ -190,18 +190,23 @@ class HybridIndex:
             _, sparse.k1, sparse.b, sparse.variant = settings
 
         def search_dense():
-            ids = np.full((len(texts), depth), ABSENT)
-            distances = np.full((len(texts), depth), np.inf)
+            useful = np.zeros(0, np.int64)
             if state.dense is not None:
                 useful = np.flatnonzero(_has_direction(state.dense, vectors))
-                if useful.size:
-                    ids[useful], distances[useful] = state.dense.search(
-                        vectors[useful],
-                        depth,
-                        ef=max(settings.ef, depth + depth // 2),  # .99 of the true `depth` on text
-                        filter=_one_or_each([filters[i] for i in useful]),
-                        threads=threads,
-                    )
+            if useful.size:
+                found = state.dense.search(
+                    vectors if useful.size == len(texts) else vectors[useful],
+                    depth,
+                    ef=max(settings.ef, depth + depth // 2),  # .99 of the true `depth` on text
+                    filter=_one_or_each([filters[i] for i in useful]),
+                    threads=threads,
+                )
+            if useful.size == len(texts):
+                return found.ids, found.distances.astype(np.float64)
+            ids = np.full((len(texts), depth), ABSENT)
+            distances = np.full((len(texts), depth), np.inf)
+            if useful.size:
+                ids[useful], distances[useful] = found
             return ids, distances
 
         def search_sparse():

@@ -116,11 +116,15 @@ class TextStore:
 
     def check(self) -> None:
         """Assert the invariants of the table and the rows. O(C + n)."""
-        taken = self._table[:, 1] != ABSENT
-        assert self._n_ids == int(taken.sum()) <= len(self._table) // 2
-        assert (self.find(self._table[taken, 0].copy()) == self._table[taken, 1]).all()
+        n_rows, taken = len(self._table), self._table[:, 1] != ABSENT
+        assert n_rows and n_rows & (n_rows - 1) == 0
+        assert self._n_ids == int(taken.sum()) <= n_rows // 2
         rows = self._table[taken, 1]
-        assert np.unique(rows).size == rows.size and (rows < self._n).all() and (rows >= 0).all()
+        assert ((rows >= 0) & (rows < self._n)).all()
+        led_to = np.zeros(self._n, np.bool_)
+        led_to[rows] = True
+        assert int(led_to.sum()) == rows.size, "two ids lead to one row"
+        assert (self.find(self._table[taken, 0].copy()) == rows).all()
         used = self._indptr[: self._n + 1]
         assert used[0] == 0 and (np.diff(used) >= 0).all() and used[-1] <= self._blob.size
 

@@ -247,8 +247,9 @@ class RetrievalPipeline(Stored):
             and type(k) is type(threads) is int
             and threads > 0
         ):
-            request = self._request(queries, k)
-            hits = self._hot.kept_answer(request, state.version, settings)
+            hits = self._hot.kept_answer(
+                queries, k, self._fusion, self._weight, state.version, settings
+            )
             if hits is not None:
                 return hits
         texts = _checks.texts(queries, "queries")
