@@ -13,7 +13,8 @@ FIT_ROWS = 20_000  # rows that settle a fit; one on fewer is repeated when the i
 _FIT_VALUES = 2_000_000
 _GROWTH = 4
 _CLIPPED_SHARE = 0.01
-_TAIL = 0.0002  # of the values lie beyond each end of the codes
+_TAIL = 0.0002  # of the values lie beyond each end of the codes,
+_ROW_TAIL = 0.05  # in this share of the rows at most
 _MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
 _MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
 _PCA_VARIANCE = 0.90
@@ -70,7 +71,10 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
             kind, basis = PCA, found
     few = sample[:: max(1, len(sample) * dim // _FIT_VALUES)]
     values = (few - mean) @ basis if basis.size else few
-    low, high = (float(v) for v in np.quantile(values, [_TAIL, 1 - _TAIL]))
+    # Extremes by row, so that a few far rows cannot stretch the scale for all others.
+    tail = min(_TAIL * values.shape[1], _ROW_TAIL)
+    low = float(np.quantile(values.min(axis=1), tail))
+    high = float(np.quantile(values.max(axis=1), 1 - tail))
     if metric == IP:
         step = max(-low, high) / 127
         offset = np.full(values.shape[1], -128 * _positive(step), np.float32)

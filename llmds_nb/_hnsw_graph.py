@@ -141,11 +141,11 @@ class _LinksDraft:
 class GraphWriter:
     """Inserts slots into snapshots; one thread at a time. Holds what only a writer needs."""
 
-    def __init__(self, snapshot, metric, ef_construction):
+    def __init__(self, snapshot, parent, metric, ef_construction):
         self._metric, self._ef = metric, ef_construction
         self.links0 = _Links(snapshot.blocks0, len(snapshot.links0) // _BLOCK)
         self.links1 = _Links(snapshot.blocks1, len(snapshot.links1) // _BLOCK)
-        self.parent = None if snapshot.n else np.zeros(0, np.int32)
+        self.parent = np.zeros(0, np.int32) if parent is None else parent
         self._pending = None
 
     def insert(self, base, fields, n_new, executor, threads, advance) -> Snapshot:
@@ -186,11 +186,7 @@ class _GraphDraft:
         self.links1 = _LinksDraft(writer.links1, base.links1, base.blocks1)
         self.links0.cover(self.stop)
         self.links1.cover(fields["n_upper"])
-        parent = writer.parent
-        if parent is None:
-            parent = np.empty(base.n, np.int32)
-            k.tree_count(base.entry, base.links0, base.blocks0, parent)
-        self.parent = appended(parent, base.n, np.full(n_new, ABSENT, np.int32))
+        self.parent = appended(writer.parent, base.n, np.full(n_new, ABSENT, np.int32))
 
     @property
     def _space(self):

@@ -106,8 +106,7 @@ def check(snapshot, writer, table, M, next_id) -> None:
     _check_links(_rows(s.links1, s.blocks1, s.n_upper), owners, at, levels, M)
     parent = np.empty(n, np.int32)
     assert k.tree_count(s.entry, s.links0, s.blocks0, parent) == n, "unreachable slots"
-    if writer.parent is not None:
-        _check_tree(_rows(s.links0, s.blocks0, n), writer.parent[:n], s.entry)
+    _check_tree(_rows(s.links0, s.blocks0, n), writer.parent[:n], s.entry)
 
 
 def _check_links(rows, owners, at, levels, limit):
@@ -136,10 +135,11 @@ def _check_tree(rows, parent, entry):
     assert (top == entry).all(), "the spanning tree has a cycle"
 
 
-def pack(snapshot) -> tuple[dict, dict]:
+def pack(snapshot, writer) -> tuple[dict, dict]:
     """(arrays, header) for a file: only what is in use, links in logical order."""
     s, n = snapshot, snapshot.n
     arrays = {name: getattr(s, name)[:n] for name in _PER_SLOT}
+    arrays["parent"] = writer.parent[:n]
     arrays["factors"] = s.factors[: min(n, len(s.factors))]
     for name, n_rows in (("0", n), ("1", s.n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -178,6 +178,7 @@ def unpack(arrays, header, empty) -> Snapshot:
     _expect("vectors", arrays["vectors"], empty.vectors.dtype, (n, width))
     for name in ("ids", "live", "levels", "upper"):
         _expect(name, arrays[name], getattr(empty, name).dtype, (n,))
+    _expect("parent", arrays["parent"], np.int32, (n,))
     factors = arrays["factors"]
     _expect("factors", factors, np.float32, (n if len(factors) else 0,))
     blocks = []

@@ -57,7 +57,8 @@ class HNSW(Stored):
     store : {"float32", "float16", None}
         How vectors are kept. "float16": distances are those of the vectors rounded to float16.
         None keeps the codes alone (a quarter of the memory): distances are those of what the codes
-        stand for, within half a code step per component, and with "cosine" the lengths are lost.
+        stand for, within half a code step per component but for the 0.04 % farthest out, which are
+        clipped; with "cosine" the lengths are lost.
     seed : int
         Of the random levels. The same seed and calls give the same graph for any `threads`.
 
@@ -108,9 +109,9 @@ class HNSW(Stored):
         self._write_lock = threading.RLock()  # one writer
         self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
 
-    def _new_writer(self, snapshot):
+    def _new_writer(self, snapshot, parent=None):
         ef = max(self._ef_construction, self._M)
-        return GraphWriter(snapshot, self._form.kernel_metric, ef)
+        return GraphWriter(snapshot, parent, self._form.kernel_metric, ef)
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -345,6 +346,7 @@ class HNSW(Stored):
                 snapshot, self._form, queries, count, ef, masks, exact, threads
             )
         else:
+            count = 0
             ids = np.zeros((len(queries), 0), np.int64)
             distances = np.zeros((len(queries), 0), np.float32)
         if count < k:
@@ -386,13 +388,13 @@ class HNSW(Stored):
         with self._write_lock:
             truth = self.search(queries, k, exact=True).distances
             present = np.isfinite(truth)
-            farthest = np.where(present, truth, -np.inf).max(axis=1, keepdims=True)
+            farthest = np.where(present, truth, 0).max(axis=1, keepdims=True, initial=-np.inf)
             # The same kernel measures both; the slack is for the rounding of another code path.
             farthest += 1e-6 * np.abs(farthest)
 
             def recall(ef):
                 distances = self.search(queries, k, ef=ef).distances
-                return (distances <= farthest).sum() / max(1, present.sum())
+                return (present & (distances <= farthest)).sum() / max(1, present.sum())
 
             low, high, n = k, k, max(len(self), k)
             while len(self) and (reached := recall(high)) < target_recall:
@@ -459,8 +461,7 @@ class HNSW(Stored):
     def nbytes(self) -> int:
         """Bytes of all arrays, their room for growth included."""
         parent = self._writer.parent
-        own = self._table.nbytes + (0 if parent is None else parent.nbytes)
-        return own + _hnsw_state.n_bytes(self._snapshot)
+        return self._table.nbytes + parent.nbytes + _hnsw_state.n_bytes(self._snapshot)
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
@@ -475,7 +476,7 @@ class HNSW(Stored):
 
     def _state(self):
         with self._write_lock:
-            arrays, header = _hnsw_state.pack(self._snapshot)
+            arrays, header = _hnsw_state.pack(self._snapshot, self._writer)
             settings = {
                 "dim": self._dim, "metric": self._metric_name, "M": self._M,
                 "ef_construction": self._ef_construction, "ef_search": self._ef_search,
@@ -489,7 +490,7 @@ class HNSW(Stored):
         index = cls(**header["settings"])
         snapshot = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
         index._snapshot = snapshot
-        index._writer = index._new_writer(snapshot)
+        index._writer = index._new_writer(snapshot, arrays["parent"])
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
         index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
         slots = np.flatnonzero(snapshot.live[: snapshot.n])

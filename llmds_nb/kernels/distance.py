@@ -39,7 +39,7 @@ def _widen(x):
 
         def impl(x):
             bits = np.uint32(x)
-            size = ((bits & _HALF_MAGNITUDE) << _HALF_SHIFT).view(np.float32) * _HALF_SCALE
+            size = np.uint32((bits & _HALF_MAGNITUDE) << _HALF_SHIFT).view(np.float32) * _HALF_SCALE
             return size if bits < _HALF_SIGN else -size
 
     else:
