@@ -1,14 +1,18 @@
 """RetrievalPipeline beside its two halves alone and the usual plain-Python hybrid search."""
 
+import json
 import math
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
-from llmds_nb import RetrievalPipeline
+from llmds_nb import InvertedIndex, RetrievalPipeline, Tokenizer
 
 N, DIM, N_QUERIES, K, DEPTH = 5000, 64, 50, 10, 100
+FUSIONS = ("convex", "minmax", "rrf", "dbsf")
+DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "vaswani"
 
 
 def _corpus(seed=0):
@@ -134,3 +138,52 @@ class File:
 
     def track_bytes_per_document(self, mmap):
         return os.path.getsize(self.path) / N
+
+
+class Quality:
+    """nDCG@10 on vaswani with MiniLM vectors; each half alone is the control. n/a without data."""
+
+    params = (["convex", "minmax", "rrf", "dbsf", "dense", "sparse"],)
+    param_names = ("fusion",)
+
+    def setup_cache(self):
+        try:
+            tokenizer = Tokenizer(stemmer="english")
+            documents, asked = (
+                [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+                for name in ("corpus.jsonl", "queries.jsonl")
+            )
+        except (ImportError, FileNotFoundError):
+            return {}
+        gains = {query["_id"]: {} for query in asked}
+        for row in (DATA / "qrels" / "test.tsv").read_text().splitlines()[1:]:
+            query, document, gain = row.split("\t")
+            gains[query][int(document)] = float(gain)
+        vectors, near = (
+            np.load(DATA / f"minilm_{name}.f16.npy").astype(np.float32)
+            for name in ("docs", "queries")
+        )
+        first = RetrievalPipeline(sparse=InvertedIndex(tokenizer=tokenizer))
+        ids = [int(document["_id"]) for document in documents]
+        first.add(ids, [document["text"] for document in documents], vectors)
+        queries = [query["text"] for query in asked]
+
+        def ndcg(fusion, weight):
+            found = first.search(queries, 10, vectors=near, fusion=fusion, weight=weight).ids
+            discounts = 1 / np.log2(np.arange(10) + 2)
+            shares = []
+            for ranked, judged in zip(found.tolist(), gains.values(), strict=True):
+                ideal = sorted(judged.values(), reverse=True)[:10]
+                got = np.array([judged.get(id_, 0.0) for id_ in ranked]) @ discounts
+                shares.append(got / (np.array(ideal) @ discounts[: len(ideal)]))
+            return float(np.mean(shares))
+
+        found = {fusion: ndcg(fusion, 0.7 if fusion == "convex" else 0.5) for fusion in FUSIONS}
+        return found | {"dense": ndcg("rrf", 1.0), "sparse": ndcg("rrf", 0.0)}
+
+    def setup(self, found, fusion):
+        if not found:
+            raise NotImplementedError
+
+    def track_ndcg_at_10(self, found, fusion):
+        return found[fusion]

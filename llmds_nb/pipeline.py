@@ -431,7 +431,7 @@ class RetrievalPipeline(Stored):
     def _warmup() -> None:
         pipeline = RetrievalPipeline(dim=2, hot_threshold=1)
         pipeline.add([0, 1], ["warm up", "the kernels"], [[0, 1], [1, 0]])
-        pipeline.add(1, "the kernels again", [[1, 1]])
+        pipeline.add(range(1, 8), ["the kernels again"] * 7, [[1, 1]] * 7)
         pipeline.search("warm", k=1, vectors=[0, 1])
         pipeline.search(["warm"], k=1, vectors=[0, 1], filter=[0])
         pipeline.remove(0)
