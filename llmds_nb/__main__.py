@@ -44,7 +44,9 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"llmds-nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="serve a RAG workload on real text and judge the result")
+    demo = commands.add_parser(
+        "demo", help="serve a RAG workload on real text and judge the result"
+    )
     demo.set_defaults(run=_demo)
     demo.add_argument(
         "--corpus",

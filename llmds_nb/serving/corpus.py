@@ -202,7 +202,9 @@ def read_path(path, progress, *, strict=False) -> Corpus:
 
 def _read_folder(folder, progress):
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
     )
     if not files:
         raise BadInput(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")

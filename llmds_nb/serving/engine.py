@@ -82,6 +82,7 @@ class Step(NamedTuple):
     running: int
     pages_used: int  # distinct pages in the page tables of the running sequences
     pages_needed: int  # what the same sequences would need without sharing
+    pages_shared: int  # distinct pages that two running sequences or more hold
 
 
 class RetrievalStage:
@@ -142,13 +143,13 @@ class EngineStage:
         The length of each answer.
     sample : callable
         Takes a count, returns that many token ids: the stand-in for a model.
-    watch : callable, optional
-        Called with the running sequences (ids and lengths) at every step, to audit the cache.
+    audit : SharingAudit
+        Is told every prompt, and shown the page tables of the running sequences at every step.
     """
 
-    def __init__(self, batcher, cache, cost, new_tokens, sample, *, watch=None):
+    def __init__(self, batcher, cache, cost, new_tokens, sample, audit):
         self._batcher, self._cache, self._cost = batcher, cache, cost
-        self._new_tokens, self._sample, self._watch = new_tokens, sample, watch
+        self._new_tokens, self._sample, self._audit = new_tokens, sample, audit
         self._request_of = {}
         self._plan = None
         self._running = {}  # sequence -> tokens held, prompt and answer
@@ -158,15 +159,18 @@ class EngineStage:
         """Queue one request's prompt."""
         sequence = self._batcher.submit(prompt, max_new_tokens=int(self._new_tokens[request]))
         self._request_of[sequence] = request
+        self._audit.submit(sequence, prompt)
         records.prompt_tokens[request] = len(prompt)
 
     def run(self, now, records):
-        """Finish the step that is due and start the next."""
+        """Finish the step that is due and start the next; return how many requests ended."""
+        n_ended = 0
         if self.busy_until <= now:
-            self._finish(now, records)
+            n_ended = self._finish(now, records)
             self.busy_until = NEVER
         if self.busy_until == NEVER and self._request_of:
             self._start(now, records)
+        return n_ended
 
     def _start(self, now, records):
         plan = self._batcher.step()
@@ -187,8 +191,7 @@ class EngineStage:
         running = np.fromiter(self._running, np.int64, len(self._running))
         table = self._cache.page_table(running)
         pages, holders = np.unique(table.indices, return_counts=True)
-        if self._watch is not None:
-            self._watch(running, table)
+        self._audit.look(running, table)
         return Step(
             now, duration, prefill, decoding, len(running),
             len(pages), len(table.indices), int((holders > 1).sum()),
@@ -209,18 +212,43 @@ class EngineStage:
         records.n_ends[requests[finished]] += 1
         for sequence in sequences[finished].tolist():
             del self._request_of[sequence], self._running[sequence]
+        return int(finished.sum())
 
 
-def serve(workload, clock, admission, retrieval, engine) -> Records:
-    """Run a workload to its end.
+def serve(workload, admission_tokens, clock, admission, retrieval, engine, done) -> Records:
+    """Run a workload to its end: until nothing arrives, nothing is retrieved and no step runs.
 
     Parameters
     ----------
     workload : Workload
+    admission_tokens : int64[n]
+        What each request asks of the admission's token rate.
     clock : VirtualClock
         The one that all structures were given.
     admission : AdmissionController
-    retrieval : RetrievalStage or None
-        None: `engine` is given the requests at once (their prompts are known to it).
+    retrieval : RetrievalStage
     engine : EngineStage
+    done : callable
+        Told how many more requests have ended.
     """
+    arrivals = workload.arrival_ns.tolist()
+    records = Records(len(arrivals))
+    coming = 0
+    while True:
+        next_arrival = arrivals[coming] if coming < len(arrivals) else NEVER
+        now = min(next_arrival, retrieval.busy_until, engine.busy_until)
+        if now == NEVER:
+            return records
+        clock.now = now
+        while coming < len(arrivals) and arrivals[coming] <= now:
+            if admission.admit(int(admission_tokens[coming])).admitted:
+                retrieval.submit(coming)
+            else:
+                records.rejected[coming] = True
+                records.end_ns[coming] = now
+                records.n_ends[coming] += 1
+                done(1)
+            coming += 1
+        for request, prompt in retrieval.run(now, records):
+            engine.submit(request, prompt, records)
+        done(engine.run(now, records))

@@ -31,10 +31,8 @@ def build_pipeline(texts, progress, *, seed=0):
     Returns
     -------
     pipeline : RetrievalPipeline
-    dense : HNSW
-        The pipeline's dense part.
     vectors : float32[n, d]
-        What it holds.
+        What its dense half holds.
     """
     from llmds_nb import HNSW, LsaEncoder, RetrievalPipeline
 
@@ -49,14 +47,14 @@ def build_pipeline(texts, progress, *, seed=0):
     with progress.stage("index", len(texts), "documents") as done:
         pipeline.add(range(len(texts)), texts, vectors)
         done(len(texts))
-    return pipeline, dense, vectors
+    return pipeline, vectors
 
 
 def build(path, out, progress, *, strict=False):
     """Index the texts at `path` and save to `out`; return the number of documents and of bytes."""
     corpus = read_path(path, progress, strict=strict)
     report_skipped(corpus, progress)
-    pipeline, _, _ = build_pipeline([indexed_text(d) for d in corpus.documents], progress)
+    pipeline, _ = build_pipeline([indexed_text(d) for d in corpus.documents], progress)
     try:
         pipeline.save(out)
     except OSError as error:

@@ -43,8 +43,8 @@ class QuestionSet(NamedTuple):
 class Quality(NamedTuple):
     """Share of questions answered among the first ten, and the mean of 1/rank (0 beyond ten)."""
 
-    recall: float
-    mrr: float
+    recall_at_10: float
+    mrr_at_10: float
 
 
 def split_first_sentence(text):
@@ -116,7 +116,7 @@ def quality(found_ids, answers) -> Quality:
     answers : int64[n]
 
     >>> quality(np.array([[7, 3], [1, 2]]), np.array([3, 9]))
-    Quality(recall=0.5, mrr=0.25)
+    Quality(recall_at_10=0.5, mrr_at_10=0.25)
     """
     hit = np.asarray(found_ids)[:, :DEPTH] == np.asarray(answers)[:, None]
     rank = hit.argmax(axis=1) + 1

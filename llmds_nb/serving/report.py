@@ -46,3 +46,108 @@ def percentiles(samples) -> dict:
     return {f"p{p}": float(ordered[r - 1]) if n else 0.0 for p, r in ranks.items()} | {"n": n}
 
 
+def table(report) -> str:
+    """The report as text of less than 100 columns."""
+    lines = [*_corpus_lines(report), "", *_retrieval_lines(report), "", *_serving_lines(report)]
+    lines += ["", *_kv_lines(report), "", "Checks"]
+    for check in report["checks"]:
+        lines.append(f"  {'ok    ' if check['passed'] else 'FAILED'}  {check['name']}")
+        lines.append(f"          {check['detail']}")
+    return "\n".join(lines)
+
+
+def _corpus_lines(report):
+    conditions, wall = report["conditions"], report["wall_clock"]
+    skipped = conditions["lines_skipped"]
+    return [
+        f"Corpus: {conditions['corpus']}",
+        _row("documents", f"{conditions['documents']:,}"),
+        _row("characters", f"{conditions['characters']:,}"),
+        *([_row("broken lines skipped", f"{skipped:,}")] if skipped else []),
+        _row("indexed", f"{wall['documents_per_s']:,.0f} documents/s", "LSA, HNSW and BM25"),
+        _row("saved index", f"{conditions['index_bytes'] / 1e6:,.1f} MB"),
+    ]
+
+
+def _retrieval_lines(report):
+    quality, wall = report["quality"], report["wall_clock"]["search_ms"]
+    n_test, n_tuning = (report["conditions"][f"questions_{k}"] for k in ("test", "tuning"))
+    lines = [
+        f"Retrieval: {n_test:,} known-item questions, one per call on the wall clock",
+        f"  {'':<24}{'recall@10':>10}{'MRR@10':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}",
+    ]
+    for name in ("dense", "sparse", "fused"):
+        label = f"fused, {quality['weight']:.2f} dense" if name == "fused" else name
+        lines.append(
+            f"  {label:<24}{quality[name]['recall_at_10']:>10.4f}{quality[name]['mrr_at_10']:>10.4f}"
+            + "".join(f"{wall[name][p]:>10.3f}" for p in ("p50", "p95", "p99"))
+        )
+    lines.append(f"  the weight was chosen on {n_tuning:,} other questions")
+    lines.append(
+        _row("HNSW recall@10", f"{quality['hnsw_recall_at_10']:.4f}", "against brute force")
+    )
+    return lines
+
+
+def _serving_lines(report):
+    s = report["serving"]
+    lines = [
+        f"Serving: {s['requests']:,} requests in {s['virtual_seconds']:,.1f} s of a virtual clock",
+        _row(
+            "throughput",
+            f"{s['requests_per_s']:,.1f} requests/s",
+            f"{s['tokens_per_s']:,.0f} tokens/s",
+        ),
+        f"  {'':<24}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}",
+    ]
+    for key, label in (("ttft_ms", "TTFT"), ("latency_ms", "whole answer")):
+        lines.append(
+            f"  {label:<24}" + "".join(f"{s[key][p]:>10,.1f}" for p in ("p50", "p95", "p99"))
+        )
+    return lines + [
+        _row(
+            "retrieval batch fill",
+            f"{100 * s['retrieval_batch_fill']:.1f} %",
+            f"{s['retrieval_batch_mean']:.2f} requests a batch, {s['retrieval_batches']:,} batches",
+        ),
+        _row(
+            "engine step fill",
+            f"{100 * s['step_fill']:.1f} %",
+            f"{s['running_mean']:.1f} running on average, {s['running_peak']} at most",
+        ),
+        _row(
+            "cache hit ratio",
+            f"{100 * s['cache_hit_ratio']:.1f} %",
+            f"{s['cache_hits']:,} of {s['cache_lookups']:,} queries",
+        ),
+        _row("admission rejections", f"{s['rejected']:,}", f"of {s['requests']:,} requests"),
+        _row("preemptions", f"{s['preempted']:,}"),
+    ]
+
+
+def _kv_lines(report):
+    kv = report["kv"]
+    return [
+        f"KV cache: {kv['pages']:,} pages of {kv['page_size']} tokens",
+        _row(
+            "pages used at peak",
+            f"{kv['pages_used_peak']:,}",
+            f"{kv['pages_needed_peak']:,} without sharing",
+        ),
+        _row("of them shared", f"{kv['pages_shared_peak']:,}", "held by two sequences or more"),
+        _row(
+            "saved by sharing",
+            f"{kv['saved_percent_mean']:.1f} %",
+            f"mean over time; {kv['saved_percent_peak']:.1f} % at peak",
+        ),
+        _row(
+            "prefix hit ratio",
+            f"{100 * kv['prefix_hit_ratio']:.1f} %",
+            f"{kv['prefix_hit_tokens']:,} of {kv['prefix_lookup_tokens']:,} prompt tokens",
+        ),
+        _row("evictions", f"{kv['evictions']:,}", "pages"),
+    ]
+
+
+def _row(label, value, note=""):
+    return f"  {label:<24}{value:>16}  {note}".rstrip()

@@ -36,6 +36,49 @@ class PrefixTree:
         return numbers
 
 
+class SharingAudit:
+    """Looks at page tables while a cache serves, and holds them against the prompts.
+
+    It knows the prompts from the requests and asks the cache for nothing: two running sequences may
+    have a page in common only if it lies in a prefix that their prompts have in common.
+
+    Parameters
+    ----------
+    page_size : int
+    every : int
+        Look at every n-th page table; a look costs about as much as an engine step.
+    """
+
+    def __init__(self, page_size, *, every=20):
+        self._tree = PrefixTree(page_size)
+        self._nodes = {}
+        self._every, self._shown = every, 0
+        self.n_torn = 0  # pages seen that two sequences share without having that prefix in common
+        self.used = self.needed = self.ideal = 0  # pages, summed over the looks
+
+    def submit(self, sequence, prompt):
+        """Remember a sequence's prompt."""
+        self._nodes[sequence] = self._tree.nodes(prompt)
+
+    def look(self, sequences, table):
+        """Compare the page table (a PageTable) of running sequences with their prompts."""
+        self._shown += 1
+        if self._shown % self._every:
+            return
+        owner_of, owners = {}, set()
+        for row, sequence in enumerate(sequences.tolist()):
+            nodes = self._nodes[sequence]
+            pages = table.indices[table.indptr[row] : table.indptr[row + 1]].tolist()
+            for place, page in enumerate(pages):
+                # A prefix has one owner for all; what comes after the prompt, one per sequence.
+                owner = nodes[place] if place < len(nodes) else (sequence, place)
+                owners.add(owner)
+                self.n_torn += owner_of.setdefault(page, owner) != owner
+        self.used += len(owner_of)
+        self.ideal += len(owners)
+        self.needed += len(table.indices)
+
+
 def pages_needed(lengths, page_size) -> int:
     """Pages that sequences of these lengths need when none is shared: the sum of ceil(n / size)."""
     lengths = np.asarray(lengths, np.int64)
