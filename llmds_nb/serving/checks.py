@@ -105,7 +105,7 @@ def ended_once(n_ends, leftovers) -> Check:
 
 
 def same_answers(built, reloaded) -> Check:
-    """The index read back gives the ids and, to the last bit, the scores of the one that was built."""
+    """The index read back gives the same ids and, to the last bit, the same scores."""
     differ = (built.ids != reloaded.ids) | (built.scores != reloaded.scores)
     n_wrong = int(np.any(differ, axis=-1).sum())
     return Check(

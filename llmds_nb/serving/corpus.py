@@ -61,7 +61,7 @@ def split_indexed(stored) -> Document:
     return Document("", stored)
 
 
-# ---- docstrings -----------------------------------------------------------------------------------
+# ---- docstrings ---------------------------------------------------------------------------------
 
 
 def read_docstrings(progress, *, workers=2, every=1) -> Corpus:
@@ -156,7 +156,7 @@ def _collect(node, name, documents):
                 _collect(child, name, documents)
 
 
-# ---- the user's own texts -------------------------------------------------------------------------
+# ---- the user's own texts -----------------------------------------------------------------------
 
 
 def read_path(path, progress, *, strict=False) -> Corpus:

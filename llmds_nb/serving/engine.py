@@ -57,7 +57,7 @@ class VirtualClock:
 
 
 class Records:
-    """What happened to each request, and what each step and batch held; all on the virtual clock."""
+    """What happened to each request, each batch and each step, on the virtual clock."""
 
     def __init__(self, n_requests):
         self.n_ends = np.zeros(n_requests, np.int64)  # must be 1 for every request at the end

@@ -19,7 +19,7 @@ MIN_REST_WORDS = 8
 DEPTH = 10  # recall and MRR look at the first ten answers
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
-# Up to a full stop, question or exclamation mark before a space, but not that of "e.g." and the like.
+# Up to a stop, question or exclamation mark before a space, but not that of "e.g." and the like.
 _SENTENCE = re.compile(r".+?(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s|$)", re.DOTALL)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _RULE = re.compile(r"^\s*([-=~^*#])\1{2,}\s*$", re.MULTILINE)

@@ -78,8 +78,9 @@ def _retrieval_lines(report):
     ]
     for name in ("dense", "sparse", "fused"):
         label = f"fused, {quality['weight']:.2f} dense" if name == "fused" else name
+        figures = quality[name]
         lines.append(
-            f"  {label:<24}{quality[name]['recall_at_10']:>10.4f}{quality[name]['mrr_at_10']:>10.4f}"
+            f"  {label:<24}{figures['recall_at_10']:>10.4f}{figures['mrr_at_10']:>10.4f}"
             + "".join(f"{wall[name][p]:>10.3f}" for p in ("p50", "p95", "p99"))
         )
     lines.append(f"  the weight was chosen on {n_tuning:,} other questions")

@@ -1,4 +1,4 @@
-"""What prefix sharing can save, worked out from the tokens alone, to hold the cache's figures against.
+"""What prefix sharing can save, worked out from the tokens alone: the cache is held against it.
 
 A full page can be shared by all sequences whose tokens agree up to its end. `PrefixTree` numbers
 these prefixes exactly (a dictionary on the parent's number and the page's tokens, no hashing of
@@ -86,7 +86,7 @@ def pages_needed(lengths, page_size) -> int:
 
 
 def pages_shared_ideally(sequences, page_size) -> int:
-    """Pages needed when every page that can be shared is: distinct full prefixes + partial pages."""
+    """Pages if all that can be shared is: the distinct full prefixes, and the partial pages."""
     tree = PrefixTree(page_size)
     distinct = {node for tokens in sequences for node in tree.nodes(tokens)}
     return len(distinct) + sum(len(tokens) % page_size > 0 for tokens in sequences)

@@ -3,8 +3,9 @@
 All of it is drawn from one seeded generator, so a workload repeats.
 
 Arrivals   Gamma-distributed gaps with mean 1/rate and shape `BURST_SHAPE`; a shape below 1 makes
-           bursts (coefficient of variation 1/sqrt(shape): 2 at shape 0.25; Poisson arrivals have 1).
-Questions  Zipf: the r-th most popular of n is asked with probability proportional to r ** -exponent.
+           bursts: their coefficient of variation is 1/sqrt(shape), 2 at shape 0.25, where that of
+           Poisson arrivals is 1.
+Questions  Zipf: the r-th most popular is asked with probability proportional to r ** -exponent.
 Answers    Log-normal lengths in tokens, cut to a range.
 """
 
