@@ -6,8 +6,8 @@ State:
 
 Invariants: a key stands at most once; every row between a key's home row `mix64(key) & (C - 1)`
 and the row it stands in (cyclically) is taken, so a search may stop at the first empty row; at
-least one row is empty. Removal shifts rows back: no tombstones, nothing degrades with age. The owner
-keeps C >= 2 * (number of keys) by `table_rehash` into a larger array.
+least one row is empty. Removal shifts rows back, so there are no tombstones and age costs nothing.
+The owner keeps C >= 2 * (number of keys) by `table_rehash` into a larger array.
 """
 
 import numpy as np
