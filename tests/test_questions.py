@@ -74,7 +74,9 @@ def test_make_questions_repeats_with_the_seed_and_keeps_the_order():
 def test_make_questions_takes_at_most_a_third_and_no_repeated_question():
     docs = documents(12)
     made = q.make_questions(docs, 300, 700, np.random.default_rng(0))
-    assert (len(made.tuning), len(made.test)) == (1, 3)
+    assert (len(made.tuning), len(made.test)) == (2, 2)
+    made = q.make_questions(docs[:4], 300, 700, np.random.default_rng(0))
+    assert (len(made.tuning), len(made.test)) == (0, 2)
     same = [Document(f"s{i}", f"The very same sentence for all. {REST}") for i in range(9)]
     assert q.make_questions(same, 3, 7, np.random.default_rng(0))[:2] == ([], [])
 

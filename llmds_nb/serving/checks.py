@@ -30,13 +30,18 @@ def neighbour_recall(found_ids, vectors, queries, k=10) -> float:
     found_ids : int64[q, k]
         Row numbers; -1 marks an empty place.
     vectors, queries : float32[n, d], float32[q, d]
-        Of any length; rows of zeros are at distance 1 from everything.
+        Rows of zeros have no direction: such a query is left out, such a vector is never found.
     """
-    k = min(k, len(vectors))
-    distances = 1.0 - _unit(queries) @ _unit(vectors).T
+    asked = queries.any(axis=1)
+    if not asked.any() or not vectors.any():
+        return 1.0
+    found_ids = np.asarray(found_ids)[asked]
+    distances = 1.0 - _unit(queries[asked]) @ _unit(vectors).T
+    distances[:, ~vectors.any(axis=1)] = np.inf
+    k = min(k, int(vectors.any(axis=1).sum()))
     limits = np.partition(distances, k - 1, axis=1)[:, k - 1] + _TIE
     hits = 0
-    for row, ids in enumerate(np.asarray(found_ids)[:, :k]):
+    for row, ids in enumerate(found_ids[:, :k]):
         ids = np.unique(ids[ids >= 0])
         hits += int((distances[row, ids] <= limits[row]).sum())
     return hits / (k * len(distances))

@@ -70,6 +70,7 @@ def _latency(ax, report):
         ax.bar_label(bars, fmt="{:,.0f}", padding=2, color=_INK)
     ax.set_xticks(range(len(groups)), [name for name, _ in groups])
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.margins(y=0.15)
     ax.set_ylabel("ms (virtual clock)")
     ax.set_title("Latency percentiles")
@@ -87,11 +88,11 @@ def _pages(ax, report):
         time, timeline["pages_used"], color=_COLOURS[0], alpha=0.8, linewidth=0, label="used"
     )
     ax.axhline(kv["pages"], color=_INK, linestyle="--", linewidth=1, label="pages there are")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.25 * max(kv["pages"], kv["pages_needed_peak"]))  # room for the legend
     ax.set_xlabel("s (virtual clock)")
     ax.set_ylabel("pages of running sequences")
     ax.set_title(f"KV pages over time: {kv['saved_percent_mean']:.1f} % saved by sharing")
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, loc="upper center", ncols=3)
 
 
 def _batches(ax, report):
@@ -110,9 +111,10 @@ def _steps(ax, report):
     time = timeline["time_s"]
     ax.plot(time, timeline["step_tokens"], color=_COLOURS[2], linewidth=0.8, label="tokens")
     ax.plot(time, timeline["running"], color=_COLOURS[0], linewidth=1.2, label="running sequences")
-    ax.set_yscale("symlog", linthresh=10)
-    ax.set_ylim(bottom=0)
+    ax.set_yscale("log")
+    ax.set_ylim(0.8, 4 * serving["step_tokens_limit"])  # room for the legend
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("s (virtual clock)")
     ax.set_ylabel("in one engine step")
     ax.set_title(f"Engine steps: {100 * serving['step_fill']:.1f} % of the token budget")
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, loc="upper center", ncols=2)

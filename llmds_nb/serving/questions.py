@@ -83,7 +83,8 @@ def make_questions(documents, n_tuning, n_test, rng) -> QuestionSet:
     ----------
     documents : list of Document
     n_tuning, n_test : int
-        How many to draw at most; where the corpus gives fewer, their proportion is kept.
+        How many to draw at most; where the corpus gives fewer, their proportion is kept, and of
+        less than four, none is for tuning.
     rng : numpy.random.Generator
 
     Returns
@@ -97,7 +98,7 @@ def make_questions(documents, n_tuning, n_test, rng) -> QuestionSet:
         times[question.casefold()] = times.get(question.casefold(), 0) + 1
     rows = [row for row, (question, _) in drawn.items() if times[question.casefold()] == 1]
     n = min(n_tuning + n_test, max(len(documents) // 3, 2), len(rows))
-    n_tuning = n * n_tuning // (n_tuning + n_test)
+    n_tuning = max(n * n_tuning // (n_tuning + n_test), 2) if n >= 4 else 0
     rows = [rows[i] for i in rng.permutation(len(rows))[:n]]
     asked = list(documents)
     for row in rows:

@@ -44,17 +44,14 @@ class Retriever:
     Parameters
     ----------
     pipeline : RetrievalPipeline
-    weight : float
-        Share of the dense half.
     texts : list of str
         The questions.
     asked : int64[n_requests]
         Which question each request asks.
     """
 
-    def __init__(self, pipeline, weight, texts, asked):
-        self._pipeline, self._weight = pipeline, weight
-        self._texts, self._asked = texts, asked
+    def __init__(self, pipeline, texts, asked):
+        self._pipeline, self._texts, self._asked = pipeline, texts, asked
         self._builder = PromptBuilder(pipeline.get)
         self._question_tokens = [self._builder.tokens(text) for text in texts]
         self.question_lengths = np.array([len(tokens) for tokens in self._question_tokens])
@@ -76,7 +73,7 @@ class Retriever:
         before = self._pipeline.stats().cache_hits
         numbers = self._asked[requests].tolist()
         hits = self._pipeline.search(
-            [self._texts[number] for number in numbers], DOCUMENTS_PER_PROMPT, weight=self._weight
+            [self._texts[number] for number in numbers], DOCUMENTS_PER_PROMPT
         )
         cached = self._pipeline.stats().cache_hits - before
         self.n_retrieved += len(requests)
@@ -99,7 +96,7 @@ def run(options, retrieval, rng, progress) -> Served:
     """
     texts = [question.text for question in retrieval.asked.test]
     load = make_workload(options.requests, len(texts), RATE_PER_S, rng["workload"])
-    retriever = Retriever(retrieval.reloaded, retrieval.weight, texts, load.question)
+    retriever = Retriever(retrieval.reloaded, texts, load.question)
     most = pages_needed([retriever.most_tokens + ANSWER_TOKENS[-1]], options.page_size)
     if options.pages < most:
         raise BadInput(
@@ -134,10 +131,11 @@ def run(options, retrieval, rng, progress) -> Served:
             done,
         )
     cache.check()
-    stats = cache.stats()
+    stats, queue = cache.stats(), scheduler.stats()
     leftovers = {
-        "sequences in the cache": len(cache),
-        "requests in the scheduler": len(scheduler),
+        "sequences in the cache": stats.n_sequences,
+        "pages held in the cache": stats.n_used,
+        "requests in the scheduler": queue.waiting + queue.running,
         "requests in the batcher": len(batcher),
     }
     with progress.stage("audit sharing"):
@@ -200,6 +198,7 @@ def _serving_figures(load, records, retriever):
         "retrieval_batch_mean": _ratio(sum(batches), len(batches)),
         "retrieval_batch_fill": _ratio(sum(batches), len(batches) * MAX_RETRIEVAL_BATCH),
         "steps": len(steps),
+        "step_tokens_limit": MAX_STEP_TOKENS,
         "step_fill": _ratio(sum(tokens), len(tokens) * MAX_STEP_TOKENS),
         "running_mean": _ratio(sum(step.running for step in steps), len(steps)),
         "running_peak": max((step.running for step in steps), default=0),
@@ -226,10 +225,10 @@ def _kv_figures(options, records, stats, audit):
         "saved_percent_mean": saved_percent(used, needed),
         "saved_percent_possible": saved_percent(audit.ideal, audit.needed),
         "saved_percent_sampled": saved_percent(audit.used, audit.needed),
-        "prefix_hit_tokens": int(stats.hit_tokens),
-        "prefix_lookup_tokens": int(stats.lookup_tokens),
-        "prefix_hit_ratio": _ratio(int(stats.hit_tokens), int(stats.lookup_tokens)),
-        "evictions": int(stats.evictions),
+        "prefix_hit_tokens": stats.hits,
+        "prefix_lookup_tokens": stats.lookups,
+        "prefix_hit_ratio": _ratio(stats.hits, stats.lookups),
+        "evictions": stats.evictions,
     }
 
 
