@@ -121,7 +121,7 @@ class RetrievalStage:
             self.busy_until = NEVER
         if self.busy_until == NEVER:
             batch = self._scheduler.get_batch(idle=True)
-            if len(batch.ids):
+            if batch:
                 self._ids = batch.ids
                 requests = [self._request_of[ticket] for ticket in batch.ids.tolist()]
                 self._prompts, cached = self._retrieve(requests)
@@ -177,7 +177,7 @@ class EngineStage:
         for sequence in plan.preempted.tolist():
             del self._running[sequence]
         records.n_preempted += len(plan.preempted)
-        if not len(plan.seq_ids):
+        if not plan:
             return
         ends = plan.starts + plan.n_tokens
         self._running.update(zip(plan.seq_ids.tolist(), ends.tolist(), strict=True))
@@ -202,17 +202,18 @@ class EngineStage:
         requests = np.array([self._request_of[s] for s in plan.seq_ids.tolist()], np.int64)
         known = records.prompt_tokens[requests] + records.generated[requests]
         sampled = plan.starts + plan.n_tokens == known  # the last known token was computed
-        sequences, requests = plan.seq_ids[sampled], requests[sampled]
+        tokens = np.full(len(requests), -1, np.int32)
+        tokens[sampled] = self._sample(int(sampled.sum()))
+        ended = self._batcher.advance(plan.seq_ids, tokens)
+        requests = requests[sampled]
         records.generated[requests] += 1
-        finished = records.generated[requests] == self._new_tokens[requests]
-        self._batcher.advance(sequences, self._sample(len(sequences)), finished=finished)
-        first = requests[records.generated[requests] == 1]
-        records.first_token_ns[first] = now
-        records.end_ns[requests[finished]] = now
-        records.n_ends[requests[finished]] += 1
-        for sequence in sequences[finished].tolist():
-            del self._request_of[sequence], self._running[sequence]
-        return int(finished.sum())
+        records.first_token_ns[requests[records.generated[requests] == 1]] = now
+        for sequence in ended.tolist():
+            request = self._request_of.pop(sequence)
+            del self._running[sequence]
+            records.end_ns[request] = now
+            records.n_ends[request] += 1
+        return len(ended)
 
 
 def serve(workload, admission_tokens, clock, admission, retrieval, engine, done) -> Records:
