@@ -19,7 +19,7 @@ from .sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_per
 from .workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
 
 RATE_PER_S = 40.0
-# Admission lets bursts of half a second pass, and refuses what stays above 1.25 times the mean rate.
+# Admission lets bursts of half a second pass; what stays above 1.25 times the mean rate it refuses.
 ADMITTED_PER_S = 1.25 * RATE_PER_S
 ADMITTED_TOKENS_PER_S = 150 * ADMITTED_PER_S  # of questions and answers
 BURST_MS = 500.0
