@@ -102,7 +102,7 @@ def _attach_cache(dispatcher, py_func) -> None:
         dispatcher._cache = attached
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, inline=False):
+def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -113,15 +113,17 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False):
     fastmath : bool
         Allow reassociation and contraction, never the assumption that NaN and infinity are absent.
         Only for distance kernels, whose input was checked to be finite.
-    inline : bool
-        Inline into the callers before type inference: for helpers that take many arrays.
+    internal : bool
+        Only ever called from other kernels: no door for Python is compiled, which takes more than
+        half of the compile time of a small function.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, inline=inline)
+        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
-        inline="always" if inline else "never",
+        no_cfunc_wrapper=True,  # never called from C
+        no_cpython_wrapper=internal,
         error_model="numpy",
     )(func)
     if not config.DISABLE_JIT:

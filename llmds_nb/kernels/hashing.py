@@ -25,7 +25,7 @@ def mix64(x):
     return x ^ (x >> _S31)
 
 
-@kernel
+@kernel(internal=True)
 def fold64(a, b):
     """Both halves of the 128-bit product a * b, folded by xor (the step of wyhash). O(1)."""
     return (a * b) ^ mul_hi(a, b)
