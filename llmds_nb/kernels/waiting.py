@@ -40,7 +40,6 @@ import numpy as np
 from .._jit import kernel
 from .hashtable import empty_table, table_find, table_rehash, table_remove, table_set
 from .rowheap import (
-    ZERO,
     ordered_bits,
     rows_insert,
     rows_rekey,
@@ -55,8 +54,7 @@ FCFS, SHORTEST, SLO, AGING, FAIR = range(5)
  META) = range(11)  # fmt: skip
 (ID, STATE, PRIORITY, TENANT, TOKENS, ARRIVAL_NS, DEADLINE_NS, CHARGED, STARTED_NS, UP,
  LEFT, RIGHT, RANK, WIDTH) = range(14)  # fmt: skip
-# Typed: a literal as an argument would compile every callee once more.
-FREE, IS_WAITING, IS_RUNNING = np.int64(0), np.int64(1), np.int64(2)
+FREE, IS_WAITING, IS_RUNNING = range(3)
 AGING_COST, AGING_RATE = range(2)
 NAME, COUNTER, ROOT, SIZE = range(4)
 ORDER, ARRIVAL, FLOOR = 0, 1, 1
@@ -239,10 +237,10 @@ def _tenant_reorder(queue, number):
     root = queue.request[row[ROOT]]
     if place > 0:
         rows_rekey(order, order_pos, place, -root[PRIORITY], row[COUNTER], root[ID])
-        rows_rekey(floor, floor_pos, floor_pos[number], row[COUNTER], ZERO, ZERO)
+        rows_rekey(floor, floor_pos, floor_pos[number], row[COUNTER], 0, 0)
     else:
         rows_insert(order, order_pos, -root[PRIORITY], row[COUNTER], root[ID], number)
-        rows_insert(floor, floor_pos, row[COUNTER], ZERO, ZERO, number)
+        rows_insert(floor, floor_pos, row[COUNTER], 0, 0, number)
 
 
 @kernel(internal=True)
@@ -311,7 +309,7 @@ def waiting_enter(queue, slot):
     row = queue.request[slot]
     row[STATE] = IS_WAITING
     queue.meta[WAITING_TOKENS] += row[TOKENS]
-    rows_insert(queue.heap[ARRIVAL], queue.pos[ARRIVAL], row[ID], ZERO, ZERO, slot)
+    rows_insert(queue.heap[ARRIVAL], queue.pos[ARRIVAL], row[ID], 0, 0, slot)
     if queue.meta[POLICY] == FAIR:
         _tenant_enter(queue, slot)
     else:
