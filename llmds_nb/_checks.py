@@ -152,9 +152,7 @@ def texts(values, name="texts") -> list[str]:
     values = list(values)
     for position, value in enumerate(values):
         if not isinstance(value, str):
-            raise TypeError(
-                f"{name} must be str, not {type(value).__name__} (position {position})"
-            )
+            raise TypeError(f"{name} must be str, not {type(value).__name__} (position {position})")
     return values
 
 

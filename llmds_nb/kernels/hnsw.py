@@ -104,23 +104,47 @@ def _prefetch_row(rows, row, size):
 
 @kernel(internal=True)
 def graph_explore(
-    query, rows, factors, metric, links, blocks, upper, level, ef, allowed, visited, pool
-):
-    """Best-first search on one level from the one entry in pool[0]; return (pool, count).
+    query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, start, top, level, ef,
+    allowed, visited, pool,
+):  # fmt: skip
+    """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
 
-    Stops when no unexpanded candidate is closer than the ef-th that passes. Candidates that do
-    not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay in the pool, which
-    grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while most pass.
+    Returns (pool, count). Stops when no unexpanded candidate is closer than the ef-th that passes.
+    Candidates that do not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay
+    in the pool, which grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while
+    most pass.
     """
+    first = pool_key(row_key(query, rows, factors, start, metric), start, True)
+    best = first
+    for above in range(top, level, -1):
+        at = np.int64(-1)
+        while at != best:
+            at = best
+            row = links_row(links1, blocks1, level_row(upper, pool_slot(best), above))
+            for j in range(1, row[0] + 1):
+                slot = np.int64(row[j])
+                best = min(best, pool_key(row_key(query, rows, factors, slot, metric), slot, True))
+    links, blocks = links0, blocks0
+    if level > 0:
+        links, blocks = links1, blocks1
     for i in range(visited.size):
         visited[i] = np.uint64(0)
-    start = pool_slot(pool[0])
-    visited[start >> 6] |= _ONE << np.uint64(start & 63)
+    # The start stays a candidate: from it, not from where the descent ends, all are reachable.
+    filtered = allowed.size > 0
+    count = passing = 0
+    for seed in (best, first):
+        slot = pool_slot(seed)
+        if count == 0 or (seed != best and passing < ef):
+            visited[slot >> 6] |= _ONE << np.uint64(slot & 63)
+            if not filtered or allowed[slot]:
+                passing += 1
+            else:
+                seed &= ~np.int64(PASSES)
+            pool[count] = seed
+            count += 1
     fresh = np.empty(links.shape[1], np.int32)
     size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
-    filtered = allowed.size > 0
-    passing = (pool[0] & PASSES) >> 1
-    count, cursor = 1, 0
+    cursor = 0
     while cursor < count:
         if pool[cursor] & EXPANDED:
             cursor += 1
@@ -160,19 +184,3 @@ def graph_explore(
                         count -= 1
         cursor = min(cursor + 1, lowest)
     return pool, count
-
-
-@kernel(internal=True)
-def graph_descend(query, rows, factors, metric, links, blocks, upper, slot, top, bottom):
-    """Greedy walk from `slot` on levels top, ..., bottom + 1; return the closest slot met."""
-    best = pool_key(row_key(query, rows, factors, slot, metric), slot, False)
-    for level in range(top, bottom, -1):
-        at = np.int64(-1)
-        while at != best:
-            at = best
-            row = links_row(links, blocks, level_row(upper, pool_slot(best), level))
-            for j in range(1, row[0] + 1):
-                slot = np.int64(row[j])
-                key = row_key(query, rows, factors, slot, metric)
-                best = min(best, pool_key(key, slot, False))
-    return pool_slot(best)
