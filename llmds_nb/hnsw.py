@@ -327,10 +327,7 @@ class HNSW(Stored):
             ids int64 and distances float32, [k] for one query, [n, k] for a batch; nearest first,
             equal distances by smaller id; missing places hold -1 and +inf.
         """
-        queries = np.asarray(queries)
-        single = queries.ndim == 1 and queries.size > 0
-        queries = _checks.vectors(queries, self._dim, "queries")
-        self._form.lengths(queries, "queries")
+        queries, single = self._form.queries(queries)
         k = _checks.integer(k, "k", low=1)
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
         threads = _checks.integer(threads, "threads", low=1)

@@ -33,16 +33,13 @@ A pool is int64[>= ef + 1], ascending: key << 32 | slot << 2 | passes << 1 | exp
 
 import numpy as np
 
-from .._jit import kernel, prefetch
-from .distance import row_key
+from .._jit import kernel
+from .distance import rows_keys
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
 PASSES, EXPANDED = 2, 1
 
-_LINE = 64  # bytes of a cache line
-_LINES = 16  # the hardware streams what lies beyond
-_AHEAD = 5
 _LOW_WORD = np.int64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 
@@ -97,12 +94,6 @@ def pool_insert(pool, count, entry):
 
 
 @kernel(internal=True)
-def _prefetch_row(rows, row, size):
-    for byte in range(0, size, _LINE):
-        prefetch(rows, row, byte)
-
-
-@kernel(internal=True)
 def graph_explore(
     query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, start, top, level, ef,
     allowed, visited, pool,
@@ -114,16 +105,20 @@ def graph_explore(
     in the pool, which grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while
     most pass.
     """
-    first = pool_key(row_key(query, rows, factors, start, metric), start, True)
+    fresh = np.empty(max(links0.shape[1], links1.shape[1]), np.int32)
+    keys = np.empty(fresh.size, np.int32)
+    fresh[0] = start
+    rows_keys(query, rows, factors, metric, fresh, 0, 1, keys)
+    first = pool_key(keys[0], start, True)
     best = first
     for above in range(top, level, -1):
         at = np.int64(-1)
         while at != best:
             at = best
             row = links_row(links1, blocks1, level_row(upper, pool_slot(best), above))
-            for j in range(1, row[0] + 1):
-                slot = np.int64(row[j])
-                best = min(best, pool_key(row_key(query, rows, factors, slot, metric), slot, True))
+            rows_keys(query, rows, factors, metric, row, 1, np.int64(row[0]) + 1, keys)
+            for j in range(row[0]):
+                best = min(best, pool_key(keys[j], np.int64(row[j + 1]), True))
     links, blocks = links0, blocks0
     if level > 0:
         links, blocks = links1, blocks1
@@ -142,8 +137,6 @@ def graph_explore(
                 seed &= ~np.int64(PASSES)
             pool[count] = seed
             count += 1
-    fresh = np.empty(links.shape[1], np.int32)
-    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
     cursor = 0
     while cursor < count:
         if pool[cursor] & EXPANDED:
@@ -158,17 +151,14 @@ def graph_explore(
             word, bit = slot >> 6, _ONE << np.uint64(slot & 63)
             if not visited[word] & bit:
                 visited[word] |= bit
-                if n_fresh < _AHEAD:
-                    _prefetch_row(rows, slot, size)
                 fresh[n_fresh] = slot
                 n_fresh += 1
+        rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
         lowest = count
         for j in range(n_fresh):
-            if j + _AHEAD < n_fresh:
-                _prefetch_row(rows, np.int64(fresh[j + _AHEAD]), size)
             slot = np.int64(fresh[j])
             passes = not filtered or allowed[slot]
-            entry = pool_key(row_key(query, rows, factors, slot, metric), slot, passes)
+            entry = pool_key(keys[j], slot, passes)
             if passing == ef and entry >= pool[count - 1]:
                 continue
             if count == pool.size:

@@ -19,7 +19,7 @@ two reads nothing that another thread writes. Then `tree_extend` gives every new
 import numpy as np
 
 from .._jit import kernel
-from .distance import query_room, row_key, row_query
+from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
     PASSES,
@@ -64,10 +64,9 @@ def links_select(pool, count, limit, base, parent, rows, factors, metric, room, 
             keep = False
         else:
             query = row_query(rows, factors, slot, metric, room)
-            for t in range(1, n + 1):
-                if row_key(query, rows, factors, np.int64(row[t]), metric) < entry >> 32:
-                    keep = False
-                    break
+            keep = not rows_any_below(
+                query, rows, factors, metric, row, 1, n + 1, np.int32(entry >> 32)
+            )
         if keep:
             n += 1
             row[n] = slot
@@ -87,6 +86,8 @@ def hnsw_connect(
     M = links1.shape[1] - 1
     visited = np.empty((first + 64) >> 6, np.uint64)
     pool = np.empty(ef + 64, np.int64)
+    batch = np.empty(stop - first, np.int32)
+    keys = np.empty(stop - first, np.int32)
     base_room, room = query_room(rows), query_room(rows)
     for slot in range(start, stop):
         query = row_query(rows, factors, slot, metric, base_room)
@@ -100,10 +101,14 @@ def hnsw_connect(
                     above, at, ef, allowed, visited, pool,
                 )  # fmt: skip
                 near, above = pool_slot(pool[0]), at
+            n_near = 0
             for other in range(first, slot):
-                if levels[other] < at:
-                    continue
-                found = pool_key(row_key(query, rows, factors, other, metric), other, True)
+                if levels[other] >= at:
+                    batch[n_near] = other
+                    n_near += 1
+            rows_keys(query, rows, factors, metric, batch, 0, n_near, keys)
+            for j in range(n_near):
+                found = pool_key(keys[j], np.int64(batch[j]), True)
                 if count >= ef and found >= pool[count - 1]:
                     continue
                 if count == pool.size:
@@ -176,6 +181,7 @@ def hnsw_backlink(
     """
     base_room, room = query_room(rows), query_room(rows)
     pool = np.empty(2 * links0.shape[1], np.int64)
+    slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
     i = 0
     while i < edges.size:
         j = i + 1
@@ -195,17 +201,17 @@ def hnsw_backlink(
         else:
             if pool.size < n + j - i:
                 pool = np.empty(n + j - i, np.int64)
+                slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
+            for t in range(n):
+                slots[t] = row[1 + t]
+            for e in range(i, j):
+                slots[n + e - i] = first + (edges[e] & SOURCE_MASK)
             query = row_query(rows, factors, base, metric, base_room)
-            count = 0
-            for t in range(n + j - i):
-                if t < n:
-                    slot = np.int64(row[1 + t])
-                else:
-                    slot = first + (edges[i + t - n] & SOURCE_MASK)
-                key = row_key(query, rows, factors, slot, metric)
-                pool_insert(pool, count, pool_key(key, slot, True))
-                count += 1
+            rows_keys(query, rows, factors, metric, slots, 0, n + j - i, keys)
+            for count in range(n + j - i):
+                pool_insert(pool, count, pool_key(keys[count], np.int64(slots[count]), True))
             child_of = base if level == 0 else ABSENT
+            count = n + j - i
             links_select(pool, count, limit, child_of, parent, rows, factors, metric, room, row)
         i = j
 
