@@ -44,6 +44,14 @@ def real(value, name, *, low=None, high=None, above=None, infinite=False) -> flo
     return value
 
 
+def now_ns(clock) -> int:
+    """The time by an injected clock, checked to be integer nanoseconds."""
+    now = clock()
+    if type(now) is int and -(2**62) <= now <= 2**62:  # the quick way for the usual kind
+        return now
+    return integer(now, "the clock's time", low=-(2**62), high=2**62)
+
+
 def _check_range(value, name, low, high):
     if low is not None and value < low:
         raise ValueError(f"{name} must be >= {low}, not {value}")
@@ -133,10 +141,11 @@ def vectors(values, dim, name="vectors") -> np.ndarray:
         array = array.reshape(0, dim)
     if array.ndim != 2 or array.shape[1] != dim:
         raise ValueError(f"{name} must have shape [n, {dim}], not {list(array.shape)}")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf: refused just below
-        array = np.require(array, np.float32, "CAW")
-    # One BLAS pass tells that every row is finite; only a suspicious total looks closer.
-    if not np.isfinite(np.dot(array.ravel(), array.ravel())) and not np.isfinite(array).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = np.require(array, np.float32, "CAW")  # float64 beyond float32 becomes inf
+        # One BLAS pass tells that every row is finite; only a suspicious total looks closer.
+        total = np.dot(array.ravel(), array.ravel())
+    if not np.isfinite(total) and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).any(axis=1).argmax())
         raise ValueError(f"{name} must be finite float32 (row {bad} holds NaN or infinity)")
     return array

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numba
 from llvmlite import ir
-from numba.core import config, types
-from numba.extending import intrinsic
+from numba.core import cgutils, config, types
+from numba.extending import intrinsic, overload
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,20 @@ def _attach_cache(dispatcher, py_func) -> None:
         dispatcher._cache = attached
 
 
+def _ignore_literals(dispatcher) -> None:
+    """Let a call with a constant share the machine code for its type: `f(x, 0)` with `f(x, n)`."""
+    try:
+        original = dispatcher.get_call_template
+    except AttributeError:
+        return
+
+    def get_call_template(args, kws):
+        kws = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return original(tuple(types.unliteral(kind) for kind in args), kws)
+
+    dispatcher.get_call_template = get_call_template
+
+
 def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
@@ -127,9 +141,19 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
         error_model="numpy",
     )(func)
     if not config.DISABLE_JIT:
+        _ignore_literals(dispatcher)
         _attach_cache(dispatcher, func)
         KERNELS.append(dispatcher)
     return dispatcher
+
+
+def kernel_by_type(stub, *, fastmath=False):
+    """Decorate a function of `stub`'s arguments' Numba types that returns what `stub` compiles to.
+
+    For the few operations that differ between array dtypes; the kernels above them stay one.
+    """
+    flags = set(SAFE_FASTMATH) if fastmath else False
+    return overload(stub, jit_options={"fastmath": flags, "error_model": "numpy"})
 
 
 @intrinsic
@@ -142,3 +166,91 @@ def mul_hi(typingctx, a, b):
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
 
     return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, rows, row, byte):
+    """Ask for the cache line that holds byte `byte` of rows[row]; never faults. rows is 2-D."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        stride = cgutils.unpack_tuple(builder, array.strides)[0]
+        offset = builder.add(builder.mul(args[1], stride), args[2])
+        address = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [offset])
+        i32 = ir.IntType(32)
+        shape = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [address.type], shape)
+        builder.call(call, [address, *(ir.Constant(i32, flag) for flag in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp), codegen
+
+
+CODE_LANES = 32  # codes are padded to whole vectors of this many
+CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
+
+
+def _sum_products(factors):
+    """An intrinsic int32(query int16[p], codes uint8[p]) = sum of factors(query, code), exact.
+
+    LLVM does not find the multiply-add of adjacent int16 pairs (x86 pmaddwd, a quarter of the time
+    of the plain loop at p = 128) in a loop, so its shape is spelled out, in portable IR.
+    """
+
+    def vector(bits, lanes=CODE_LANES):
+        return ir.VectorType(ir.IntType(bits), lanes)
+
+    def pick(builder, value, lanes):
+        undefined = ir.Constant(value.type, ir.Undefined)
+        return builder.shuffle_vector(value, undefined, ir.Constant(vector(32, len(lanes)), lanes))
+
+    def codegen(context, builder, signature, args):
+        query, codes = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, args, strict=True)
+        )
+        size = cgutils.unpack_tuple(builder, codes.shape)[0]
+        half = CODE_LANES // 2
+        total = cgutils.alloca_once_value(builder, ir.Constant(vector(32, half), [0] * half))
+        step = size.type(CODE_LANES)
+        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
+            q, c = (
+                builder.load(
+                    builder.bitcast(builder.gep(data, [at]), vector(bits).as_pointer()), align=1
+                )
+                for data, bits in ((query.data, 16), (codes.data, 8))
+            )
+            a, b = factors(builder, q, builder.zext(c, vector(16)))
+            product = builder.mul(builder.sext(a, vector(32)), builder.sext(b, vector(32)))
+            even = pick(builder, product, list(range(0, CODE_LANES, 2)))
+            odd = pick(builder, product, list(range(1, CODE_LANES, 2)))
+            builder.store(builder.add(builder.load(total), builder.add(even, odd)), total)
+        value = builder.load(total)
+        while half > 1:
+            half //= 2
+            low = pick(builder, value, list(range(half)))
+            value = builder.add(low, pick(builder, value, list(range(half, 2 * half))))
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return codegen
+
+
+@intrinsic
+def code_l2(typingctx, query, codes):
+    """Sum of (query - code)^2 as int32; query int16[p], codes uint8[p], p a multiple of 32."""
+
+    def factors(builder, q, c):
+        difference = builder.sub(q, c)
+        return difference, difference
+
+    return types.int32(query, codes), _sum_products(factors)
+
+
+@intrinsic
+def code_dot(typingctx, query, codes):
+    """Sum of query * (code - 128) as int32; query int16[p], codes uint8[p], p a multiple of 32."""
+
+    def factors(builder, q, c):
+        return q, builder.sub(c, ir.Constant(c.type, [CODE_ZERO] * CODE_LANES))
+
+    return types.int32(query, codes), _sum_products(factors)

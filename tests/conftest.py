@@ -13,7 +13,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
-def data_folder():
+def shared_data():
     """The shared data: LLMDS_DATA, or ../shared/data beside the repository; else the test skips."""
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("LLMDS_DATA", default))

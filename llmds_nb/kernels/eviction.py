@@ -57,8 +57,7 @@ from .kv_state import (
 from .status import ABSENT
 
 LRU, FIFO, LFU, PRIO, PATH_LRFU, CUSTOM = range(6)
-# As np.int64: Numba compiles a function anew for every plain constant that it is called with.
-INSERTED, TOUCHED, RELEASED = np.arange(3)
+INSERTED, TOUCHED, RELEASED = range(3)
 HALF_LIFE = 500.0  # requests
 _DECAY = np.log(2.0) / HALF_LIFE
 

@@ -88,9 +88,6 @@ from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 GROW = -5
 _LEAST_CLASS = 2
-# Typed, since Numba compiles a function anew for every plain constant that it is called with.
-_NONE = np.int64(0)
-_NO, _YES = np.bool_(False), np.bool_(True)
 
 
 # ---- block tables: chunks of the arena ---------------------------------------------------------
@@ -348,7 +345,7 @@ def kv_attach_many(
             s.meta[MISSING] = seq_ids[i]
             return PRESENT
         entries += 1 << _chunk_class((indptr[i + 1] - indptr[i] + size - 1) // size)
-    if _no_room(s, entries, _NONE):
+    if _no_room(s, entries, 0):
         return GROW
     rows = np.empty(n, np.int64)
     need = np.empty(n, np.int64)
@@ -361,7 +358,7 @@ def kv_attach_many(
     missing = rooms_missing(s, domains, need)
     if missing > 0:
         for i in range(n - 1, -1, -1):
-            _drop_pages(s, rows[i], _NONE, _NO)
+            _drop_pages(s, rows[i], 0, False)
             _row_give(s, rows[i])
         s.meta[MISSING] = missing
         return FULL
@@ -397,7 +394,7 @@ def kv_detach_many(
         if s.seq[row, TWINS] != 0:  # keep what is cached nowhere else by now
             s.seq[row, NHASH] = 0
             _cache_pages(s, row, s.seq[row, COMMITTED] // tok.shape[1])
-        _drop_pages(s, row, _NONE, _YES)
+        _drop_pages(s, row, 0, True)
         _row_give(s, row)
     return OK
 
@@ -572,7 +569,7 @@ def kv_write(
             s.meta[MISSING] = (j + 1) * size
             return INVALID
         copies += s.page[blocks[j], REF] > 1
-    if _no_room(s, _NONE, copies):
+    if _no_room(s, 0, copies):
         return GROW
     domains = np.array([s.seq[row, SEQ_DOMAIN]])
     missing = rooms_missing(s, domains, np.array([copies]))
@@ -611,7 +608,7 @@ def kv_fork(
         s.meta[MISSING] = new_id
         return PRESENT
     n = s.seq[row, NPAGES]
-    if _no_room(s, np.int64(1 << _chunk_class(n)), _NONE):
+    if _no_room(s, 1 << _chunk_class(n), 0):
         return GROW
     new = _row_take(s, new_id, s.seq[row, SEQ_DOMAIN], s.seq[row, SEQ_PRIORITY], n)
     blocks, new_blocks = s.seq[new, BLOCKS], s.seq[new, CLASS]
@@ -642,7 +639,7 @@ def kv_truncate(
     if s.seq[row, TWINS] != 0:  # as at detach: what is cached nowhere else stays cached
         s.seq[row, NHASH] = 0
         _cache_pages(s, row, s.seq[row, COMMITTED] // size)
-    _drop_pages(s, row, keep, _YES)
+    _drop_pages(s, row, keep, True)
     s.seq[row, LENGTH] = n_tokens
     s.seq[row, COMMITTED] = min(s.seq[row, COMMITTED], n_tokens)
     blocks = _blocks(s, row)
@@ -723,10 +720,12 @@ def kv_quota(
     s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
     entries = max(quota, s.dom[domain, OWNED])  # its evictable leaves can never be more
     size_class = _chunk_class(entries)
-    if quota >= 0 and _no_room(s, np.int64(1 << size_class), _NONE):
+    if quota >= 0 and _no_room(s, 1 << size_class, 0):
         return GROW
     if s.dom[domain, QUOTA] >= 0:
         chunk_give(s, s.dom[domain, HEAP], s.dom[domain, HEAP_CLASS])
+        s.dom[domain, HEAP] = ABSENT
+        s.dom[domain, N_HEAP] = 0
         for i in range(s.page.shape[0]):
             if s.page[i, STATE] == CACHED and s.page[i, DOMAIN] == domain:
                 s.page[i, QPOS] = ABSENT

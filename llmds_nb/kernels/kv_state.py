@@ -39,8 +39,6 @@ Invariants:
 
 from typing import NamedTuple
 
-import numpy as np
-
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
 HOLD = 1  # pending copies that read the page
@@ -54,8 +52,8 @@ PRIORITY = 8  # cached: highest priority of a request that touched it; a tier ab
 TURN = 9  # cached: turn of the conversation that made it
 USES = 10  # cached: requests that touched it
 DEPTH = 11  # cached: pages above it
-POS = np.int64(12)  # place in the heap of leaves, -1 = not there
-QPOS = np.int64(13)  # place in its domain's heap, -1 = not there
+POS = 12  # place in the heap of leaves, -1 = not there
+QPOS = 13  # place in its domain's heap, -1 = not there
 COPY = 14  # 1 + row of `moves` that fills this page, 0 = none
 EVENTS = 15  # bits of the policy hooks since a custom policy was last asked
 PAGE_COLUMNS = 16

@@ -1,0 +1,121 @@
+"""What an HNSW graph is walked on: the vectors, their uint8 codes, or codes of a projection."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .kernels import codes as k
+from .kernels.distance import IP
+
+NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
+
+FIT_ROWS = 20_000  # rows that settle a fit; one on fewer is repeated when the index has grown
+_FIT_VALUES = 2_000_000
+_GROWTH = 4
+_CLIPPED_SHARE = 0.01
+_TAIL = 0.0002  # of the values lie beyond each end of the codes,
+_ROW_TAIL = 0.05  # in this share of the rows at most
+_MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
+_MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
+_PCA_VARIANCE = 0.90
+_CHUNK = 4096
+_LANES = 32
+
+
+class Coding(NamedTuple):
+    """How vectors become codes; arrays as in `kernels.codes`."""
+
+    kind: str
+    basis: np.ndarray
+    offset: np.ndarray
+    step: float
+    fitted_on: int  # rows in the index when it was fitted
+    clipped: int = 0  # components beyond the codes' range, and all, since then
+    coded: int = 0
+
+    @property
+    def width(self) -> int:
+        """Bytes of one row of codes."""
+        return -(-len(self.offset) // _LANES) * _LANES
+
+    def is_due(self, total) -> bool:
+        """Whether `total` rows deserve a new fit: it grew much, or the values drifted."""
+        grown = self.fitted_on < FIT_ROWS and total >= _GROWTH * self.fitted_on
+        return grown or self.clipped > _CLIPPED_SHARE * self.coded
+
+
+def uncoded() -> Coding:
+    """No codes: the walk reads the vectors."""
+    return Coding(NONE, np.zeros((0, 0), np.float32), np.zeros(0, np.float32), 1.0, FIT_ROWS)
+
+
+def wants_codes(quantize, dim) -> bool:
+    """Whether an index with this setting has codes at all."""
+    return quantize in (SQ8, PCA) or (quantize == "auto" and dim >= _MIN_DIM_AUTO)
+
+
+def sample_rows(total) -> np.ndarray:
+    """At most FIT_ROWS row numbers, spread evenly."""
+    return np.linspace(0, total - 1, min(total, FIT_ROWS)).astype(np.int64)
+
+
+def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
+    """Fit on `sample` float32[m, d], spread over the `total` rows (unit vectors with COSINE)."""
+    dim = sample.shape[1]
+    kind, basis = SQ8, np.zeros((0, 0), np.float32)
+    mean = np.zeros(dim, np.float32) if metric == IP else sample.mean(axis=0)
+    projected = quantize == PCA or (quantize == "auto" and _MIN_DIM_PCA <= dim <= _MAX_DIM_PCA_AUTO)
+    if projected and allow_pca and len(sample) >= 4 * dim:
+        found = _principal(sample, mean)
+        if quantize == PCA or 2 * found.shape[1] <= dim:
+            kind, basis = PCA, found
+    few = sample[:: max(1, len(sample) * dim // _FIT_VALUES)]
+    values = (few - mean) @ basis if basis.size else few
+    # Extremes by row, so that a few far rows cannot stretch the scale for all others.
+    tail = min(_TAIL * values.shape[1], _ROW_TAIL)
+    low = float(np.quantile(values.min(axis=1), tail))
+    high = float(np.quantile(values.max(axis=1), 1 - tail))
+    if metric == IP:
+        step = max(-low, high) / 127
+        offset = np.full(values.shape[1], -128 * _positive(step), np.float32)
+    else:
+        step = (high - low) / 255
+        offset = np.full(values.shape[1], low, np.float32)
+        if basis.size:
+            offset += mean @ basis
+    return Coding(kind, basis, offset, _positive(step), total)
+
+
+def _positive(step) -> float:
+    return step if step > 0 else 1 / 255
+
+
+def _principal(sample, mean) -> np.ndarray:
+    """The leading directions float32[d, p] that keep the variance; p a multiple of 32."""
+    centred = sample - mean
+    values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    shares = np.cumsum(values[::-1]) / max(values.sum(), np.finfo(float).tiny)
+    count = int(np.searchsorted(shares, _PCA_VARIANCE)) + 1
+    count = min(-(-count // _LANES) * _LANES, sample.shape[1])
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count], np.float32)
+
+
+def encode(coding, vectors, out) -> Coding:
+    """Write the codes of float32[n, d] vectors to `out`; return the coding with its counts."""
+    clipped = 0
+    for start in range(0, len(vectors), _CHUNK):
+        part = vectors[start : start + _CHUNK]
+        if coding.basis.size:
+            part = part @ coding.basis
+        clipped += k.codes_quantize(
+            np.ascontiguousarray(part), coding.offset, coding.step, out[start : start + _CHUNK]
+        )
+    coded = coding.coded + len(vectors) * len(coding.offset)
+    return coding._replace(clipped=coding.clipped + clipped, coded=coded)
+
+
+def restore(coding, codes) -> np.ndarray:
+    """What sq8 codes stand for, float32[n, d]."""
+    out = np.empty((len(codes), len(coding.offset)), np.float32)
+    k.codes_restore(codes, coding.offset, coding.step, out)
+    return out

@@ -1,0 +1,281 @@
+"""The writer's side of an HNSW graph: snapshots, copy-on-write links, insertion by batches."""
+
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ._hnsw_codes import Coding
+from .kernels import hnsw_build as k
+from .kernels.hnsw import BLOCK_BITS
+from .kernels.status import ABSENT
+
+_BLOCK = 1 << BLOCK_BITS
+_SPARE = 8  # blocks beyond the sure need, for links by force
+_SLACK_SHARE = 8  # of the blocks are spare after the array has grown
+_MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 1000, 50
+_CHUNKS_PER_THREAD = 4
+_MIN_CHUNK = 8
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
+class Snapshot:
+    """All that a search reads, never changed once published; arrays as in `kernels.hnsw`."""
+
+    vectors: np.ndarray
+    rows: np.ndarray
+    factors: np.ndarray
+    ids: np.ndarray
+    live: np.ndarray
+    levels: np.ndarray
+    upper: np.ndarray
+    links0: np.ndarray
+    blocks0: np.ndarray
+    links1: np.ndarray
+    blocks1: np.ndarray
+    coding: Coding | None
+    n: int = 0
+    n_live: int = 0
+    n_upper: int = 0
+    entry: int = ABSENT
+    top: int = -1
+
+    @property
+    def graph(self) -> tuple:
+        """The links, in the order in which kernels take them."""
+        return self.links0, self.blocks0, self.links1, self.blocks1
+
+
+def appended(array, n, new) -> np.ndarray:
+    """array[:n] followed by `new`: in place where there is room, which no snapshot reads."""
+    if n + len(new) > len(array):
+        grown = np.empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
+        grown[:n] = array[:n]
+        array = grown
+    array[n : n + len(new)] = new
+    return array
+
+
+def block_rows(blocks, n) -> np.ndarray:
+    """The physical rows of logical rows 0 to n - 1."""
+    rows = np.arange(n)
+    return (blocks[rows >> BLOCK_BITS].astype(np.int64) << BLOCK_BITS) | (rows & (_BLOCK - 1))
+
+
+class _Links:
+    """Which physical blocks of one links array are free, and which wait for old readers."""
+
+    def __init__(self, blocks, n_physical):
+        self.free = np.setdiff1d(np.arange(n_physical), blocks)
+        self.retired = deque()  # (weak reference to the last snapshot that reads them, blocks)
+
+    def retire(self, snapshot, blocks):
+        """`snapshot` is no longer the newest; the newest has replaced `blocks` of it.
+
+        Every superseded snapshot waits in line, even one that lost no block: its readers may
+        still use what a later one loses.
+        """
+        self.retired.append((weakref.ref(snapshot), blocks.astype(np.int64)))
+
+    def reclaim(self):
+        """Free what no reader can see any more."""
+        while self.retired and self.retired[0][0]() is None:
+            self.free = np.concatenate([self.free, self.retired.popleft()[1]])
+
+
+class _LinksDraft:
+    """Links that one write changes: blocks are copied before the first change."""
+
+    def __init__(self, home, links, blocks):
+        home.reclaim()
+        self._home, self._old_links, self._old_blocks = home, links, blocks
+        self.links, self.blocks = links, blocks.copy()
+        self.owned = np.zeros(len(blocks), np.bool_)
+        self._set_spare(home.free)
+
+    def _set_spare(self, blocks):
+        self.spare = np.empty(len(self.links) // _BLOCK + 1, np.int64)
+        self.spare[0] = len(blocks)
+        self.spare[1 : 1 + len(blocks)] = blocks[::-1]
+
+    def reserve(self, n):
+        """Make at least `n` blocks spare."""
+        if self.spare[0] >= n:
+            return
+        used = len(self.blocks)
+        n_physical = used + max(n, used // _SLACK_SHARE)
+        links = np.zeros((n_physical * _BLOCK, self.links.shape[1]), np.int32)
+        links[: used * _BLOCK] = self.links[block_rows(self.blocks, used * _BLOCK)]
+        # Old readers keep the old array, so every block of the new one is the writer's own.
+        self.links, self.blocks = links, np.arange(used, dtype=np.int32)
+        self.owned[:] = True
+        self._set_spare(np.arange(used, n_physical))
+
+    def cover(self, n_rows):
+        """Give logical rows 0 to n_rows - 1 a place."""
+        missing = -(-n_rows // _BLOCK) - len(self.blocks)
+        if missing > 0:
+            self.reserve(missing + _SPARE)
+            taken = self.spare[self.spare[0] - missing + 1 : self.spare[0] + 1][::-1]
+            self.spare[0] -= missing
+            self.blocks = np.concatenate([self.blocks, taken.astype(np.int32)])
+            self.owned = np.concatenate([self.owned, np.ones(missing, np.bool_)])
+
+    def reserve_for(self, n_changes):
+        """Make enough blocks spare to change `n_changes` rows anywhere."""
+        self.reserve(min(int(n_changes), int((~self.owned).sum())) + _SPARE)
+
+    def commit(self, old_snapshot):
+        """The new links are published; what they replaced waits for the readers of the old ones."""
+        home = self._home
+        home.free = self.spare[1 : 1 + self.spare[0]][::-1].copy()
+        if self.links is not self._old_links:
+            home.retired.clear()  # older snapshots read another array
+            return
+        n = len(self._old_blocks)
+        home.retire(old_snapshot, self._old_blocks[self.blocks[:n] != self._old_blocks])
+
+
+class GraphWriter:
+    """Inserts slots into snapshots; one thread at a time. Holds what only a writer needs."""
+
+    def __init__(self, snapshot, parent, metric, ef_construction):
+        self._metric, self._ef = metric, ef_construction
+        self.links0 = _Links(snapshot.blocks0, len(snapshot.links0) // _BLOCK)
+        self.links1 = _Links(snapshot.blocks1, len(snapshot.links1) // _BLOCK)
+        self.parent = np.zeros(0, np.int32) if parent is None else parent
+        self._pending = None
+
+    def insert(self, base, fields, n_new, executor, threads, advance) -> Snapshot:
+        """Link `n_new` slots after base.n, whose other arrays are in `fields`.
+
+        Nothing of this object or of `base` changes until `commit`.
+        """
+        draft = _GraphDraft(self, base, fields, n_new)
+        for first in draft.batches():
+            advance(draft.insert_batch(first, executor, threads))
+        self._pending = draft
+        return draft.snapshot()
+
+    def commit(self, base) -> None:
+        """The snapshot of the last `insert` is published in place of `base`."""
+        draft, self._pending = self._pending, None
+        self.parent = draft.parent
+        draft.links0.commit(base)
+        draft.links1.commit(base)
+
+    def retire(self, base) -> None:
+        """A snapshot with the same links is published in place of `base`."""
+        for links in (self.links0, self.links1):
+            links.retire(base, links.free[:0])
+            links.reclaim()
+
+
+class _GraphDraft:
+    def __init__(self, writer, base, fields, n_new):
+        self.metric, self.ef, self.fields = writer._metric, writer._ef, fields
+        self.n, self.stop = base.n, base.n + n_new
+        self.entry, self.top = base.entry, base.top
+        self.levels, self.upper = fields["levels"], fields["upper"]
+        live = fields["live"]
+        all_live = fields["n_live"] == base.n + n_new
+        self.allowed = np.zeros(0, np.bool_) if all_live else live
+        self.links0 = _LinksDraft(writer.links0, base.links0, base.blocks0)
+        self.links1 = _LinksDraft(writer.links1, base.links1, base.blocks1)
+        self.links0.cover(self.stop)
+        self.links1.cover(fields["n_upper"])
+        self.parent = appended(writer.parent, base.n, np.full(n_new, ABSENT, np.int32))
+
+    @property
+    def _space(self):
+        return self.metric, self.fields["rows"], self.fields["factors"]
+
+    @property
+    def _graph(self):
+        return self.links0.links, self.links0.blocks, self.links1.links, self.links1.blocks
+
+    @property
+    def _tree(self):
+        draft = self.links0
+        return draft.links, draft.blocks, draft.owned, draft.spare, self.parent
+
+    def batches(self):
+        while self.n < self.stop:
+            yield self.n
+
+    def insert_batch(self, first, executor, threads) -> int:
+        size = min(max(first // _BATCH_SHARE, _MIN_BATCH), _MAX_BATCH)
+        stop = min(first + size, self.stop)
+        M = self.links1.links.shape[1] - 1
+        forward = np.empty((stop - first, M + 1), np.int32)
+
+        def connect(start, end):
+            k.hnsw_connect(
+                first, start, end, self.ef, *self._space, self.levels, self.upper, self.allowed,
+                *self._graph, self.entry, self.top, self.parent, forward,
+            )  # fmt: skip
+
+        edges = np.empty(int((self.levels[first:stop].astype(np.int64) + 1).sum()) * M, np.int64)
+
+        def backlink(start, end):
+            k.hnsw_backlink(
+                edges[start:end], first, *self._space, self.upper, *self._graph, self.parent
+            )
+
+        _run(connect, np.linspace(first, stop, _parts(stop - first, threads) + 1), executor)
+        n_edges = k.hnsw_edges(first, stop, self.levels, self.upper, *self._graph, edges)
+        edges = np.sort(edges[:n_edges])
+        upper_edges = n_edges - np.searchsorted(edges, 1 << k.LEVEL_SHIFT)
+        self.links0.reserve_for(n_edges)
+        self.links1.reserve_for(upper_edges)
+        zero, one = self.links0, self.links1
+        k.hnsw_own(
+            edges, self.upper, zero.links, zero.blocks, zero.owned, zero.spare,
+            one.links, one.blocks, one.owned, one.spare,
+        )  # fmt: skip
+        targets = edges >> k.TARGET_SHIFT
+        cuts = np.linspace(0, n_edges, _parts(n_edges, threads) + 1).astype(np.int64)
+        cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]])  # keep each target whole
+        _run(backlink, cuts, executor)
+        self._raise_entry(first, stop, forward)
+        self.n = stop
+        return stop - first
+
+    def _raise_entry(self, first, stop, forward):
+        highest = first + int(self.levels[first:stop].argmax())
+        if self.levels[highest] > self.top:
+            self.entry, self.top = highest, int(self.levels[highest])
+            self.parent = self.parent.copy()
+            while not k.hnsw_root(self.entry, stop, *self._space, *self._tree):
+                self.links0.reserve(_SPARE)
+            return
+        start = first
+        while True:
+            start = k.hnsw_adopt(first, start, stop, self.entry, forward, *self._space, *self._tree)
+            if start == stop:
+                return
+            self.links0.reserve(_SPARE)
+
+    def snapshot(self) -> Snapshot:
+        zero, one = self.links0, self.links1
+        return Snapshot(
+            links0=zero.links, blocks0=zero.blocks, links1=one.links, blocks1=one.blocks,
+            entry=self.entry, top=self.top, n=self.stop, **self.fields,
+        )  # fmt: skip
+
+
+def _parts(n, threads) -> int:
+    return 1 if threads == 1 else max(1, min(n // _MIN_CHUNK, threads * _CHUNKS_PER_THREAD))
+
+
+def _run(function, cuts, executor) -> None:
+    """Call function(start, end) for every two neighbouring cuts."""
+    cuts = [int(cut) for cut in cuts]
+    if executor is None or len(cuts) == 2:
+        for start, end in pairwise(cuts):
+            function(start, end)
+        return
+    for done in [executor.submit(function, *pair) for pair in pairwise(cuts)]:
+        done.result()

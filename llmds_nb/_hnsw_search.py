@@ -1,0 +1,109 @@
+"""The reader's side of an HNSW graph: which queries go through the graph and which are scanned."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+
+from ._hnsw_codes import NONE, PCA
+from .kernels import hnsw_search as k
+from .kernels.distance import COSINE, IP, L2
+from .kernels.status import ABSENT
+
+# A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
+# a scan measures p n, each at about twice the cost.
+SCAN_FACTOR = 9
+_ALL = np.zeros(0, np.bool_)
+
+
+def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
+    """The slots that pass, as (bool[n], how many); `slots` are those of a filter by ids."""
+    n = snapshot.n
+    if one_filter is None:
+        if snapshot.n_live == n:
+            return _ALL, n
+        return snapshot.live[:n], snapshot.n_live
+    mask = np.zeros(n, np.bool_)
+    if one_filter.dtype == np.bool_:
+        return mask, k.slots_allowed(snapshot.ids, snapshot.live, one_filter, n, mask)
+    mask[slots] = True
+    return mask, len(slots)
+
+
+def search(snapshot, form, queries, count, ef, masks, exact, threads):
+    """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
+
+    `masks` holds one pair of `mask_of`, or one for each query.
+    """
+    ids = np.empty((len(queries), count), np.int64)
+    distances = np.empty((len(queries), count), np.float32)
+    finals = queries
+    if form.codes_only:
+        queries, finals = _in_code_space(snapshot, form.metric, queries)
+
+    def answer(start, stop, mask, passing):
+        part = slice(start, stop)
+        metric = form.kernel_metric
+        if passing == 0:
+            ids[part], distances[part] = ABSENT, np.inf
+        elif exact or passing * passing <= SCAN_FACTOR * ef * snapshot.n:
+            k.hnsw_scan_many(
+                finals[part], metric, snapshot.vectors, snapshot.factors, snapshot.ids, mask,
+                snapshot.n, ids[part], distances[part],
+            )  # fmt: skip
+        else:
+            coding = snapshot.coding
+            k.hnsw_search_many(
+                queries[part], finals[part], ef, _rerank(coding.kind, count), metric,
+                coding.basis, coding.offset, coding.step, snapshot.rows, snapshot.vectors,
+                snapshot.factors, snapshot.ids, *snapshot.graph, snapshot.upper, mask,
+                snapshot.n, snapshot.entry, snapshot.top, ids[part], distances[part],
+            )  # fmt: skip
+
+    if len(masks) == 1:
+        parts = min(len(queries), 1 if threads == 1 else 4 * threads)
+        cuts = np.linspace(0, len(queries), parts + 1).astype(np.int64).tolist()
+        jobs = [(*pair, *masks[0]) for pair in pairwise(cuts)]
+    else:
+        jobs = [(i, i + 1, *mask) for i, mask in enumerate(masks)]
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            answer(*job)
+    else:
+        with ThreadPoolExecutor(threads) as executor:
+            list(executor.map(lambda job: answer(*job), jobs))
+    if form.codes_only:
+        _from_code_space(snapshot, form.metric, finals, distances)
+    return ids, distances
+
+
+def _rerank(kind, count) -> int:
+    """How many of the pool are measured; what restored float32's recall on text and images."""
+    if kind == NONE:
+        return count
+    return max(4 * count, count + 30) if kind == PCA else max(2 * count, count + 10)
+
+
+def _in_code_space(snapshot, metric, queries):
+    """(queries, finals): unit vectors with COSINE, and what the codes themselves compare with."""
+    coding = snapshot.coding
+    if metric == COSINE:
+        norms = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+        queries = (queries / norms[:, None]).astype(np.float32)
+    finals = np.zeros((len(queries), coding.width), np.float32)
+    finals[:, : queries.shape[1]] = (
+        queries if metric == IP else (queries - coding.offset) / np.float32(coding.step)
+    )
+    return queries, finals
+
+
+def _from_code_space(snapshot, metric, finals, distances) -> None:
+    """Turn distances between finals and codes into those of what the codes stand for."""
+    step = snapshot.coding.step
+    if metric == L2:
+        distances *= step * step
+    elif metric == COSINE:
+        distances *= step * step / 2
+    else:  # 1 - <q, step * (code - 128)>
+        zero = 128.0 * finals.sum(axis=1, dtype=np.float64)[:, None]
+        distances[:] = 1 - step * (1 - distances.astype(np.float64) - zero)

@@ -1,0 +1,115 @@
+"""How an HNSW index keeps its vectors: as given, rounded to float16, or as codes alone."""
+
+import numpy as np
+
+from . import _hnsw_codes as codes
+from ._hnsw_graph import Snapshot, appended
+from .kernels.distance import COSINE, IP, L2
+
+METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
+STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
+_MAX_NORM = 1e18  # its square, times four, is a float32
+
+
+class VectorForm:
+    """What the settings of an index mean for the arrays of its snapshots."""
+
+    def __init__(self, dim, metric, quantize, store):
+        self.dim, self.quantize, self.store = dim, quantize, store
+        self.metric = METRICS[metric]
+        self.codes_only = store is None
+        # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
+        self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
+
+    def empty(self, M) -> Snapshot:
+        """The snapshot of an index without vectors."""
+        coded = self.codes_only or codes.wants_codes(self.quantize, self.dim)
+        vectors = np.zeros((0, self.dim), STORES[self.store])
+        return Snapshot(
+            vectors=vectors, rows=np.zeros((0, 0), np.uint8) if coded else vectors,
+            factors=np.zeros(0, np.float32), ids=np.zeros(0, np.int64),
+            live=np.zeros(0, np.bool_), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
+            links0=np.zeros((0, 1 + 2 * M), np.int32), blocks0=np.zeros(0, np.int32),
+            links1=np.zeros((0, 1 + M), np.int32), blocks1=np.zeros(0, np.int32),
+            coding=None if coded else codes.uncoded(),
+        )  # fmt: skip
+
+    def added(self, base, vectors, lengths) -> dict:
+        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots."""
+        stored = self._stored(vectors)
+        units, factors = vectors, base.factors
+        if self.metric == COSINE:
+            if self.store == "float16":
+                lengths = self.lengths(stored.view(np.float16), "vectors")
+            units = vectors / lengths[:, None].astype(np.float32)
+            if not self.codes_only:
+                factors = appended(factors, base.n, (1 / lengths).astype(np.float32))
+        if self.codes_only:
+            coding, rows = self._coded(base, units)
+            return {"vectors": rows, "rows": rows, "factors": factors, "coding": coding}
+        kept = appended(base.vectors, base.n, stored)
+        coding, rows = base.coding, kept
+        if coding is None or coding.kind != codes.NONE:
+            coding, rows = self._coded(base, units)
+        return {"vectors": kept, "rows": rows, "factors": factors, "coding": coding}
+
+    def lengths(self, vectors, name):
+        """Euclidean lengths float64[n] of what the metric accepts, or ValueError."""
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        if len(lengths) and not lengths.max() <= _MAX_NORM:
+            worst = int(lengths.argmax())
+            raise ValueError(
+                f"{name} must have lengths <= {_MAX_NORM:g}, not {lengths[worst]:g} (row {worst})"
+            )
+        if self.metric == COSINE and len(lengths) and lengths.min() < 1 / _MAX_NORM:
+            worst = int(lengths.argmin())
+            raise ValueError(
+                f"{name} must not be zero (shorter than {1 / _MAX_NORM:g}) with metric 'cosine', "
+                f"but row {worst} is"
+            )
+        return lengths
+
+    def _stored(self, vectors):
+        if self.store != "float16":
+            return vectors
+        with np.errstate(over="ignore"):
+            half = vectors.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError(
+                f"store='float16' holds components up to 65504, not {np.abs(vectors).max():g}"
+            )
+        return half.view(np.uint16)
+
+    def _coded(self, base, units):
+        """(coding, rows): the codes of base and `units`, under a new coding if one is due."""
+        coding, total = base.coding, base.n + len(units)
+        if coding is not None and not coding.is_due(total):
+            rows = np.zeros((len(units), coding.width), np.uint8)
+            coding = codes.encode(coding, units, rows)
+            if not coding.is_due(total):
+                return coding, appended(base.rows, base.n, rows)
+        sample = codes.sample_rows(total)
+        old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
+        sample = np.concatenate([self._units(base, old), units[new]])
+        coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
+        rows = np.zeros((total, coding.width), np.uint8)
+        for start in range(0, base.n, codes.FIT_ROWS):
+            slots = np.arange(start, min(start + codes.FIT_ROWS, base.n))
+            coding = codes.encode(coding, self._units(base, slots), rows[start:])
+        return codes.encode(coding, units, rows[base.n :]), rows
+
+    def _units(self, base, slots):
+        """The stored vectors as coding sees them, float32: of length 1 with COSINE."""
+        if self.codes_only:
+            if not len(slots):
+                return np.zeros((0, self.dim), np.float32)
+            return codes.restore(base.coding, base.rows[slots])
+        vectors = self.as_given(base, slots)
+        return vectors * base.factors[slots][:, None] if self.metric == COSINE else vectors
+
+    def as_given(self, base, slots) -> np.ndarray:
+        """The vectors in `slots` float32[n, d], as exactly as they are kept."""
+        if self.codes_only:
+            return self._units(base, slots)
+        vectors = base.vectors[slots]
+        return vectors.view(np.float16).astype(np.float32) if self.store == "float16" else vectors

@@ -1,0 +1,519 @@
+"""HNSW: approximate nearest neighbours of dense vectors, exact where it is asked to be."""
+
+import contextlib
+import dataclasses
+import numbers
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
+from ._hnsw_graph import GraphWriter, appended
+from ._hnsw_state import HNSWStats
+from ._hnsw_vectors import METRICS, STORES, VectorForm
+from ._store import Stored
+from .errors import CapacityError
+from .kernels import hashtable, hnsw_build
+from .kernels.status import ABSENT
+
+__all__ = ["HNSW", "HNSWStats", "Neighbors"]
+
+MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+_MIN_DEAD = 64  # removed slots that are never worth a rebuild
+
+
+class Neighbors(NamedTuple):
+    """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
+
+    ids: np.ndarray
+    distances: np.ndarray
+
+
+class HNSW(Stored):
+    """A graph index for nearest-neighbour search in float32 vectors (Malkov & Yashunin).
+
+    Searches walk a hierarchical navigable small world graph on compact codes and measure the final
+    candidates on the stored vectors, so the distances returned are exact (`store="float32"`).
+
+    Parameters
+    ----------
+    dim : int
+        Components of a vector, 1 to 4096.
+    metric : {"l2", "ip", "cosine"}
+        Squared Euclidean distance, 1 - <q, x>, or 1 - <q, x> / (|q| |x|).
+    M : int
+        Links a new vector gets per level; level 0 holds up to 2 M. More: better recall, more bytes.
+    ef_construction : int
+        Candidates considered for the links of a new vector.
+    ef_search : int
+        Candidates kept by a search that names no `ef`; `tune` sets it.
+    quantize : {"auto", None, "sq8", "pca-sq8"}
+        What the walk compares: the stored vectors themselves (None), their uint8 codes under one
+        scale ("sq8"), or the codes of their principal components that keep .90 of the variance
+        ("pca-sq8"; plain codes until 4 * dim vectors are there to fit them). "auto": None below
+        32 dimensions; "pca-sq8" from 256 to 2048 where half the components suffice; else "sq8".
+    store : {"float32", "float16", None}
+        How vectors are kept. "float16": distances are those of the vectors rounded to float16.
+        None keeps the codes alone (a quarter of the memory): distances are those of what the codes
+        stand for, within half a code step per component but for the 0.04 % farthest out, which are
+        clipped; with "cosine" the lengths are lost.
+    seed : int
+        Of the random levels. The same seed and calls give the same graph for any `threads`.
+
+    Notes
+    -----
+    Any number of threads may search while one adds or removes; others that write wait. A search
+    sees the index as it was before or after a whole call. A call that raises changes nothing.
+    Every stored vector is reachable from the entry point.
+
+    References
+    ----------
+    Malkov, Yashunin: Efficient and robust approximate nearest neighbor search using Hierarchical
+    Navigable Small World graphs, 2018, arXiv:1603.09320.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llmds_nb import HNSW
+    >>> index = HNSW(2)
+    >>> index.add([[0, 0], [1, 0], [5, 5]])
+    array([0, 1, 2])
+    >>> index.search([0.9, 0], k=2)
+    Neighbors(ids=array([1, 0]), distances=array([0.01, 0.81], dtype=float32))
+    """
+
+    def __init__(
+        self, dim, *, metric="l2", M=16, ef_construction=200, ef_search=50, quantize="auto",
+        store="float32", seed=0,
+    ):  # fmt: skip
+        self._dim = _checks.integer(dim, "dim", low=1, high=MAX_DIM)
+        self._metric_name = _checks.choice(metric, "metric", tuple(METRICS))
+        self._M = _checks.integer(M, "M", low=2, high=MAX_M)
+        self._ef_construction = _checks.integer(ef_construction, "ef_construction", low=1)
+        self._ef_search = _checks.integer(ef_search, "ef_search", low=1)
+        self._quantize = _checks.choice(
+            quantize, "quantize", ("auto", None, _hnsw_codes.SQ8, _hnsw_codes.PCA)
+        )
+        self._store = _checks.choice(store, "store", tuple(STORES))
+        if store is None and quantize in (None, _hnsw_codes.PCA):
+            raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
+        self._form = VectorForm(self._dim, metric, quantize, store)
+        self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._next_id = 0  # one more than the largest id ever used
+        self._drawn = 0  # levels drawn
+        self._table = hashtable.empty_table(0)
+        self._snapshot = self._form.empty(self._M)
+        self._writer = self._new_writer(self._snapshot)
+        self._write_lock = threading.RLock()  # one writer
+        self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
+
+    def _new_writer(self, snapshot, parent=None):
+        ef = max(self._ef_construction, self._M)
+        return GraphWriter(snapshot, parent, self._form.kernel_metric, ef)
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def add(self, vectors, ids=None, *, threads=1, progress=False) -> np.ndarray:
+        """Insert vectors; one whose id exists replaces it.
+
+        Parameters
+        ----------
+        vectors : array_like, float32[n, dim] or float32[dim]
+            Finite; other number types are converted. Lengths up to 1e18, not zero with "cosine".
+        ids : array_like, int64[n], optional
+            Distinct, >= 0. Default: numbered on from the largest id ever used.
+        threads : int
+            Threads that build; the graph does not depend on it.
+        progress : bool
+            Show a progress bar when it takes longer than a second.
+
+        Returns
+        -------
+        int64[n]
+            The ids.
+
+        Raises
+        ------
+        ValueError
+            Wrong shape, NaN or infinity, a duplicate or negative id, a zero vector with "cosine".
+        CapacityError
+            More than 2**30 vectors.
+
+        Notes
+        -----
+        About ef_construction * M distances each. A replaced vector stays as a dead waypoint; once
+        more are dead than live, the index is rebuilt from the live ones (see `compact`).
+        """
+        vectors = _checks.vectors(vectors, self._dim)
+        lengths = self._form.lengths(vectors, "vectors")
+        threads = _checks.integer(threads, "threads", low=1)
+        with self._write_lock:
+            ids = self._checked_ids(ids, len(vectors))
+            if not len(ids):
+                return ids
+            old = np.empty(len(ids), np.int64)
+            hashtable.table_find_many(self._table, ids, old)
+            old = old[old != ABSENT]
+            base, writer = self._snapshot, self._writer
+            if len(old) == base.n_live:  # nothing stays: a new graph
+                base = self._form.empty(self._M)
+                writer = self._new_writer(base)
+                old = old[:0]
+            live = base.live
+            if len(old):
+                live = live.copy()
+                live[old] = False
+            fields = {
+                **self._form.added(base, vectors, lengths),
+                "ids": appended(base.ids, base.n, ids),
+                "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
+                "n_live": base.n_live - len(old) + len(ids),
+            }
+            self._insert(base, writer, fields, len(ids), threads, progress)
+            self._rebuild_if_sparse(threads)
+        return ids
+
+    def _checked_ids(self, ids, n):
+        if ids is None:
+            if self._next_id > _checks.INT64_MAX - n:
+                raise ValueError(f"no ids are left after {self._next_id - 1}: pass ids")
+            ids = np.arange(self._next_id, self._next_id + n)
+        else:
+            ids = _checks.ids(ids)
+            _checks.same_length("vectors", range(n), "ids", ids)
+            ids = ids.copy()
+        if self._snapshot.n + n > MAX_SLOTS:
+            raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
+        return ids
+
+    def _insert(self, base, writer, fields, n_new, threads, progress):
+        """Link the slots after base.n and publish; the table follows from `fields`."""
+        drawn = self._drawn if base.n else 0  # a rebuilt graph is that of a fresh index
+        levels = np.empty(n_new, np.uint8)
+        hnsw_build.levels_draw(self._seed, drawn, self._M, levels)
+        heights = np.cumsum(levels, dtype=np.int64)
+        upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
+        fields = {
+            **fields,
+            "levels": appended(base.levels, base.n, levels),
+            "upper": appended(base.upper, base.n, upper),
+            "n_upper": base.n_upper + int(heights[-1]),
+        }
+        with contextlib.ExitStack() as stack:
+            executor = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
+            advance = _no_progress
+            if progress:
+                from tqdm import tqdm
+
+                bar = tqdm(total=n_new, desc="HNSW", unit="vector", delay=1.0)
+                advance = stack.enter_context(bar).update
+            snapshot = writer.insert(base, fields, n_new, executor, threads, advance)
+        slots = np.arange(base.n, snapshot.n)
+        ids = snapshot.ids[base.n : snapshot.n]
+        table = self._table
+        if base is not self._snapshot or 2 * snapshot.n_live > len(table):
+            table = hashtable.empty_table(max(snapshot.n_live, 2 * (base.n_live + n_new)))
+            if base is self._snapshot:
+                hashtable.table_rehash(self._table, table)
+        with self._lock:
+            hashtable.table_set_many(table, ids, slots)
+            self._table, self._snapshot, self._writer = table, snapshot, writer
+        writer.commit(base)
+        self._next_id = max(self._next_id, int(ids.max()) + 1)
+        self._drawn = drawn + n_new
+
+    def remove(self, ids) -> None:
+        """Take vectors out. O(n) bytes copied; they stay as dead waypoints, see `compact`.
+
+        Parameters
+        ----------
+        ids : int or array_like, int64[n]
+            Distinct ids that are present.
+
+        Raises
+        ------
+        KeyError
+            An id is unknown; nothing was removed.
+        ValueError
+            An id stands twice or is negative.
+        """
+        ids = _checks.ids(ids)
+        with self._write_lock:
+            slots = self._slots_of(ids)
+            base, writer = self._snapshot, self._writer
+            if not len(ids):
+                return
+            if len(slots) == base.n_live:
+                empty, table = self._form.empty(self._M), hashtable.empty_table(0)
+                with self._lock:
+                    self._snapshot, self._table = empty, table
+                    self._writer = self._new_writer(empty)
+                return
+            live = base.live.copy()
+            live[slots] = False
+            snapshot = dataclasses.replace(base, live=live, n_live=base.n_live - len(slots))
+            with self._lock:
+                hashtable.table_remove_many(self._table, ids)
+                self._snapshot = snapshot
+            writer.retire(base)
+            self._rebuild_if_sparse(1)
+
+    def _slots_of(self, ids):
+        slots = np.empty(len(ids), np.int64)
+        if hashtable.table_find_many(self._table, ids, slots):
+            raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
+        return slots
+
+    def compact(self, *, threads=1) -> None:
+        """Rebuild the graph from the live vectors alone; the same as a fresh build of them.
+
+        Removal and replacement call this by themselves once more slots are dead than live.
+        """
+        threads = _checks.integer(threads, "threads", low=1)
+        with self._write_lock:
+            base = self._snapshot
+            slots = np.flatnonzero(base.live[: base.n])
+            if len(slots) == base.n:
+                return
+            rows = base.rows[slots]
+            vectors = rows if base.rows is base.vectors else base.vectors[slots]
+            fields = {
+                "vectors": vectors,
+                "rows": rows,
+                "factors": base.factors[slots] if len(base.factors) else base.factors,
+                "ids": base.ids[slots],
+                "live": np.ones(len(slots), np.bool_),
+                "coding": base.coding,
+                "n_live": len(slots),
+            }
+            empty = self._form.empty(self._M)
+            self._insert(empty, self._new_writer(empty), fields, len(slots), threads, False)
+
+    def _rebuild_if_sparse(self, threads):
+        snapshot = self._snapshot
+        if snapshot.n - snapshot.n_live > max(snapshot.n_live, _MIN_DEAD):
+            self.compact(threads=threads)
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    def search(self, queries, k=10, *, ef=None, filter=None, exact=False, threads=1) -> Neighbors:
+        """The k nearest vectors of each query.
+
+        Parameters
+        ----------
+        queries : array_like, float32[dim] or float32[n, dim]
+        k : int
+            At least 1; more than there are is no error.
+        ef : int, optional
+            Candidates kept, at least k: more finds more and takes longer. Default: `ef_search`.
+        filter : array_like of bool or int, or a list of them, optional
+            A mask indexed by id, or ids; a list of either has one for each query.
+        exact : bool
+            Measure every vector. Also done unasked where that is faster: in a small index, or when
+            the filter passes few.
+        threads : int
+            Threads among which a batch is split.
+
+        Returns
+        -------
+        Neighbors
+            ids int64 and distances float32, [k] for one query, [n, k] for a batch; nearest first,
+            equal distances by smaller id; missing places hold -1 and +inf.
+        """
+        queries = np.asarray(queries)
+        single = queries.ndim == 1 and queries.size > 0
+        queries = _checks.vectors(queries, self._dim, "queries")
+        self._form.lengths(queries, "queries")
+        k = _checks.integer(k, "k", low=1)
+        ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+        threads = _checks.integer(threads, "threads", low=1)
+        filters = _checks.id_filters(filter, len(queries)) or [None]
+        slots = [None] * len(filters)
+        with self._lock:
+            snapshot = self._snapshot
+            for i, one in enumerate(filters):
+                if one is not None and one.dtype != np.bool_:
+                    slots[i] = np.empty(len(one), np.int64)
+                    hashtable.table_find_many(self._table, one, slots[i])
+                    slots[i] = slots[i][slots[i] != ABSENT]
+        count = min(k, snapshot.n_live)
+        masks = [_hnsw_search.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
+        if count and len(queries):
+            ef = min(max(ef, count), snapshot.n)
+            ids, distances = _hnsw_search.search(
+                snapshot, self._form, queries, count, ef, masks, exact, threads
+            )
+        else:
+            count = 0
+            ids = np.zeros((len(queries), 0), np.int64)
+            distances = np.zeros((len(queries), 0), np.float32)
+        if count < k:
+            missing = ((0, 0), (0, k - count))
+            ids = np.pad(ids, missing, constant_values=ABSENT)
+            distances = np.pad(distances, missing, constant_values=np.inf)
+        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+
+    def tune(self, queries, *, k=10, target_recall=0.95) -> int:
+        """Find and set the smallest `ef_search` that reaches a recall on these queries.
+
+        Parameters
+        ----------
+        queries : array_like, float32[n, dim]
+            Held out: like those to come, not vectors of the index.
+        k : int
+        target_recall : float
+            Share of the exact k nearest to be found, in (0, 1].
+
+        Returns
+        -------
+        int
+            The new `ef_search`, within 5 % of the smallest that does.
+
+        Raises
+        ------
+        ValueError
+            No query, or the recall is out of reach (codes that are too coarse).
+
+        Notes
+        -----
+        Truth is exact search; a neighbour counts if it is no farther than the k-th true one.
+        """
+        queries = _checks.vectors(queries, self._dim, "queries")
+        k = _checks.integer(k, "k", low=1)
+        target_recall = _checks.real(target_recall, "target_recall", above=0.0, high=1.0)
+        if not len(queries):
+            raise ValueError("queries must hold at least one vector")
+        with self._write_lock:
+            truth = self.search(queries, k, exact=True).distances
+            present = np.isfinite(truth)
+            farthest = np.where(present, truth, 0).max(axis=1, keepdims=True, initial=-np.inf)
+            # The same kernel measures both; the slack is for the rounding of another code path.
+            farthest += 1e-6 * np.abs(farthest)
+
+            def recall(ef):
+                distances = self.search(queries, k, ef=ef).distances
+                return (present & (distances <= farthest)).sum() / max(1, present.sum())
+
+            low, high, n = k, k, max(len(self), k)
+            while len(self) and (reached := recall(high)) < target_recall:
+                if high >= n:
+                    raise ValueError(f"recall {reached:.4f} is all that these codes reach")
+                low, high = high, min(2 * high, n)
+            while high - low > max(1, low // 20):
+                middle = (low + high) // 2
+                if recall(middle) < target_recall:
+                    low = middle
+                else:
+                    high = middle
+            self._ef_search = high
+        return high
+
+    def get(self, ids) -> np.ndarray:
+        """The stored vectors: float32[dim] for one id, float32[n, dim] for many.
+
+        As they were given; rounded with store="float16", and with store=None what the codes stand
+        for. Raises KeyError for an id that is not there.
+        """
+        single = isinstance(ids, numbers.Integral)
+        ids = _checks.ids(ids, unique=False)
+        with self._lock:
+            slots = self._slots_of(ids)
+            snapshot = self._snapshot
+        vectors = self._form.as_given(snapshot, slots)
+        return vectors[0] if single else vectors
+
+    def __contains__(self, id) -> bool:
+        if not isinstance(id, numbers.Integral) or not 0 <= id <= _checks.INT64_MAX:
+            return False
+        with self._lock:
+            return hashtable.table_find(self._table, np.int64(id)) != ABSENT
+
+    def __len__(self) -> int:
+        return self._snapshot.n_live
+
+    def __repr__(self) -> str:
+        snapshot = self._snapshot
+        return (
+            f"HNSW({len(self)} vectors, dim={self._dim}, metric={self._metric_name!r}, "
+            f"M={self._M}, ef_search={self._ef_search}, "
+            f"codes={snapshot.coding.kind if snapshot.coding else self._quantize!r}, "
+            f"store={self._store!r}, {snapshot.n - snapshot.n_live} dead)"
+        )
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self._dim
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return self._metric_name
+
+    @property
+    def ef_search(self) -> int:
+        """Candidates kept by a search that names no `ef`."""
+        return self._ef_search
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, their room for growth included."""
+        parent = self._writer.parent
+        return self._table.nbytes + parent.nbytes + _hnsw_state.n_bytes(self._snapshot)
+
+    def stats(self) -> HNSWStats:
+        """Sizes, degrees and reachability; O(n M)."""
+        return _hnsw_state.stats(self._snapshot, self._ef_search, self.nbytes)
+
+    def check(self) -> None:
+        """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
+        with self._write_lock:
+            _hnsw_state.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
+
+    # ---- files ------------------------------------------------------------------------------
+
+    def _state(self):
+        with self._write_lock:
+            arrays, header = _hnsw_state.pack(self._snapshot, self._writer)
+            settings = {
+                "dim": self._dim, "metric": self._metric_name, "M": self._M,
+                "ef_construction": self._ef_construction, "ef_search": self._ef_search,
+                "quantize": self._quantize, "store": self._store, "seed": self._seed,
+            }  # fmt: skip
+            counters = {"next_id": self._next_id, "drawn": self._drawn}
+        return arrays, {"settings": settings, "counters": counters, "graph": header}
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        index = cls(**header["settings"])
+        snapshot = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
+        index._snapshot = snapshot
+        index._writer = index._new_writer(snapshot, arrays["parent"])
+        index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
+        index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
+        slots = np.flatnonzero(snapshot.live[: snapshot.n])
+        index._table = hashtable.empty_table(max(1, len(slots)))
+        hashtable.table_set_many(index._table, snapshot.ids[slots], slots)
+        return index
+
+    @staticmethod
+    def _warmup() -> None:
+        vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
+        for dim in (32, 8):  # with codes, and without
+            index = HNSW(dim, M=2, ef_construction=4)
+            index.add(vectors[:, :dim].copy())
+            index.add(vectors[:40, :dim].copy(), np.arange(40))
+            index.remove([1])
+            mask = np.ones(64, np.bool_)
+            index.search(vectors[0, :dim].copy(), 1, ef=1)
+            index.search(vectors[:2, :dim].copy(), 1, ef=1, filter=mask)
+            index.search(vectors[0, :dim].copy(), 3, exact=True)
+            index.search(vectors[0, :dim].copy(), 3, filter=[3, 4])
+            index.compact()
+            _ = index.get(2), 3 in index, index.stats()
+
+
+def _no_progress(n) -> None:
+    pass

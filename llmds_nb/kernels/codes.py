@@ -1,0 +1,86 @@
+"""Vectors as uint8 codes under one scale, for every component the same.
+
+    basis   float32[d, P]  projection onto principal directions, or float32[0, 0] for none
+    offset  float32[P]     what code 0 stands for, after the projection
+    step    float          what a difference of one code stands for
+    codes   uint8[n, P]    clip(round((T(x) - offset) / step), 0, 255); T(x) = x, or x @ basis,
+                           of x / |x| with COSINE; P is padded to a multiple of 32 with zeros
+
+One scale keeps the order of distances: the sum of squared code differences times step^2
+approximates the squared distance. With IP, `offset` is -128 * step in every component, so a code
+minus 128 is the component itself.
+"""
+
+import numpy as np
+from numba import types
+
+from .._jit import kernel, kernel_by_type
+from .distance import IP
+
+# int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
+_QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
+_QUERY_DOT = np.float32(2047)
+
+
+@kernel
+def codes_quantize(transformed, offset, step, codes):
+    """codes[i, :p] of transformed float32[n, p]; return how many were clipped. O(n p)."""
+    clipped = 0
+    inverse = np.float32(1) / np.float32(step)
+    for i in range(transformed.shape[0]):
+        source, target = transformed[i], codes[i]
+        for j in range(source.size):
+            code = np.rint((source[j] - offset[j]) * inverse)
+            kept = min(max(code, np.float32(0)), np.float32(255))
+            clipped += code != kept
+            target[j] = np.uint8(kept)
+        for j in range(source.size, target.size):
+            target[j] = 0
+    return clipped
+
+
+def codes_query(query, rows, basis, offset, step, metric, room):
+    """The float32[d] query in the form that `row_key` compares with `rows`; may fill `room`."""
+    raise NotImplementedError
+
+
+@kernel_by_type(codes_query, fastmath=True)
+def _codes_query(query, rows, basis, offset, step, metric, room):
+    if rows.dtype != types.uint8:
+        return lambda query, rows, basis, offset, step, metric, room: query
+
+    def impl(query, rows, basis, offset, step, metric, room):
+        work = query
+        if basis.size:
+            work = np.zeros(basis.shape[1], np.float32)
+            for i in range(query.size):
+                direction = basis[i]
+                x = query[i]
+                for j in range(direction.size):
+                    work[j] += x * direction[j]
+        if metric == IP:
+            largest = np.float32(0)
+            for j in range(work.size):
+                largest = max(largest, abs(work[j]))
+            gain = _QUERY_DOT / largest if largest > 0 else np.float32(0)
+            for j in range(work.size):
+                room[j] = np.int16(np.rint(work[j] * gain))
+        else:
+            inverse = np.float32(1) / np.float32(step)
+            for j in range(work.size):
+                code = np.rint((work[j] - offset[j]) * inverse)
+                room[j] = np.int16(min(max(code, _QUERY_LOW), _QUERY_HIGH))
+        for j in range(work.size, room.size):
+            room[j] = 0
+        return room
+
+    return impl
+
+
+@kernel
+def codes_restore(codes, offset, step, out):
+    """out[i] float32[p] = what the codes stand for. O(n p)."""
+    for i in range(out.shape[0]):
+        source, target = codes[i], out[i]
+        for j in range(target.size):
+            target[j] = offset[j] + np.float32(step) * np.float32(source[j])

@@ -1,0 +1,157 @@
+"""Distances between a query and stored rows, by metric and by the dtype of the rows.
+
+    metric   L2 (squared), IP (1 - <q, x>), COSINE (1 - <q, x> / (|q| |x|))
+    rows     float32[n, d], uint16[n, d] (the bits of float16), or uint8[n, p] codes
+    factors  float32[n], 1 / |x|; only with COSINE and rows that are not codes, else float32[0]
+
+Two forms. `row_value` is the distance itself, in float32. `row_key` is an int32 that orders rows as
+the distance does, for one prepared query: float bits made monotone, or the exact integer distance
+between codes. Traversal compares keys; answers carry values.
+
+Codes: code j of x stands for offset[j] + step * code (see `codes`). The codes of IP are centred at
+128, so that a dot product needs no correction; those of COSINE are L2 codes of x / |x|.
+
+A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 12 times slower.
+"""
+
+import numpy as np
+from numba import types
+
+from .._jit import CODE_ZERO, code_dot, code_l2, kernel, kernel_by_type
+
+L2, IP, COSINE = 0, 1, 2
+
+_SIGN = np.int32(0x7FFFFFFF)
+_HALF_MAGNITUDE = np.uint32(0x7FFF)
+_HALF_SIGN = np.uint32(0x8000)
+_HALF_SHIFT = np.uint32(13)
+_HALF_SCALE = np.float32(2.0**112)  # moves the exponent bias of float16 to that of float32
+
+
+def widen(x):
+    """One stored component as float32; uint16 is the bits of a finite float16."""
+    raise NotImplementedError
+
+
+@kernel_by_type(widen, fastmath=True)
+def _widen(x):
+    if x == types.uint16:
+
+        def impl(x):
+            bits = np.uint32(x)
+            size = np.uint32((bits & _HALF_MAGNITUDE) << _HALF_SHIFT).view(np.float32) * _HALF_SCALE
+            return size if bits < _HALF_SIGN else -size
+
+    else:
+
+        def impl(x):
+            return np.float32(x)
+
+    return impl
+
+
+@kernel(fastmath=True, internal=True)
+def float_l2(query, row):
+    """Squared Euclidean distance, float32. O(d)."""
+    total = np.float32(0)
+    for j in range(row.size):
+        difference = query[j] - widen(row[j])
+        total += difference * difference
+    return total
+
+
+@kernel(fastmath=True, internal=True)
+def float_dot(query, row):
+    """Inner product, float32. O(d)."""
+    total = np.float32(0)
+    for j in range(row.size):
+        total += query[j] * widen(row[j])
+    return total
+
+
+@kernel(internal=True)
+def row_value(query, rows, factors, row, metric):
+    """The distance from query float32[d] to rows[row]; of a unit query with COSINE. O(d)."""
+    if metric == L2:
+        return float_l2(query, rows[row])
+    dot = float_dot(query, rows[row])
+    if metric == IP:
+        return np.float32(1) - dot
+    return max(np.float32(0), np.float32(1) - dot * factors[row])
+
+
+@kernel(internal=True)
+def ordered_bits(x):
+    """An int32 that orders as the float32 `x` does; x is not NaN. O(1)."""
+    bits = np.float32(x).view(np.int32)
+    return bits if bits >= 0 else bits ^ _SIGN
+
+
+def row_key(query, rows, factors, row, metric):
+    """An int32 that orders rows by their distance to a query of `row_query` or `codes_query`."""
+    raise NotImplementedError
+
+
+@kernel_by_type(row_key)
+def _row_key(query, rows, factors, row, metric):
+    if rows.dtype == types.uint8:
+
+        def impl(query, rows, factors, row, metric):
+            if metric == IP:
+                return -code_dot(query, rows[row])
+            return code_l2(query, rows[row])
+
+    else:
+
+        def impl(query, rows, factors, row, metric):
+            if metric == L2:
+                return ordered_bits(float_l2(query, rows[row]))
+            dot = float_dot(query, rows[row])
+            if metric == COSINE:
+                dot *= factors[row]
+            return ordered_bits(-dot)
+
+    return impl
+
+
+def query_room(rows):
+    """Scratch for one query against `rows`: int16[p] for codes, else float32[d]."""
+    raise NotImplementedError
+
+
+@kernel_by_type(query_room)
+def _query_room(rows):
+    dtype = np.int16 if rows.dtype == types.uint8 else np.float32
+
+    def impl(rows):
+        return np.empty(rows.shape[1], dtype)
+
+    return impl
+
+
+def row_query(rows, factors, row, metric, room):
+    """rows[row] as a query whose keys compare with those of any other row; may use `room`."""
+    raise NotImplementedError
+
+
+@kernel_by_type(row_query)
+def _row_query(rows, factors, row, metric, room):
+    if rows.dtype == types.uint8:
+
+        def impl(rows, factors, row, metric, room):
+            source = rows[row]
+            zero = np.int16(CODE_ZERO if metric == IP else 0)
+            for j in range(source.size):
+                room[j] = np.int16(source[j]) - zero
+            return room
+
+    else:
+
+        def impl(rows, factors, row, metric, room):
+            source = rows[row]
+            factor = factors[row] if metric == COSINE else np.float32(1)
+            for j in range(source.size):
+                room[j] = widen(source[j]) * factor
+            return room
+
+    return impl

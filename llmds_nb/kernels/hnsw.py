@@ -1,0 +1,178 @@
+"""Hierarchical navigable small world graphs (Malkov & Yashunin, 2018): state and traversal.
+
+A point is a *slot*. A slot is written once and read by every later snapshot; removal only clears
+its place in `live`. State, for n slots in arrays of capacity C >= n:
+
+    rows      [C, p]          what traversal compares (`distance`): codes, or the vectors themselves
+    vectors   [C, d]          what answers are measured on
+    factors   float32[C]      1 / |vector| with COSINE, else float32[0]
+    ids       int64[C]        the user's id
+    live      bool[C]         False once removed or replaced
+    levels    uint8[C]        the top level of the slot
+    upper     int32[C]        its first row in the upper links, level 1; -1 if its level is 0
+    links0    int32[R0, 1 + 2M], links1 int32[R1, 1 + M]
+                              one row of neighbours: count, then the slots they are
+    blocks0, blocks1 int32    where each block of 32 logical rows stands in `links`
+    parent    int32[C]        of the writer only: the spanning tree that keeps all slots reachable
+
+The row of slot s is logical row s of the links of level 0, and logical row upper[s] + l - 1 of the
+upper links for level l >= 1. Logical row r stands in physical row 32 * blocks[r // 32] + r % 32. A
+writer copies a block before its first change (`row_own`), so that the arrays a snapshot holds never
+change under its readers, and a small write copies little.
+
+Invariants: neighbours are slots < n of at least the row's level, distinct, never the slot itself;
+the entry slot has the top level; every slot is reachable from the entry through links of level 0:
+following `parent` from any slot leads to the entry, and a slot stands in its parent's row. A row
+that overflows is cut by the diversity heuristic, which never drops a child of that tree.
+
+Every choice is made by (distance key, slot), so a graph depends on the seed and the order of
+insertion, not on the number of threads.
+
+A pool is int64[>= ef + 1], ascending: key << 32 | slot << 2 | passes << 1 | expanded.
+"""
+
+import numpy as np
+
+from .._jit import kernel, prefetch
+from .distance import row_key
+
+BLOCK_BITS = 5
+BLOCK_MASK = (1 << BLOCK_BITS) - 1
+PASSES, EXPANDED = 2, 1
+
+_LINE = 64  # bytes of a cache line
+_LINES = 16  # the hardware streams what lies beyond
+_AHEAD = 5
+_LOW_WORD = np.int64(0xFFFFFFFF)
+_ONE = np.uint64(1)
+
+
+@kernel(internal=True)
+def links_row(links, blocks, row):
+    """The neighbours in logical row `row`: count, then slots. O(1)."""
+    return links[(blocks[row >> BLOCK_BITS] << BLOCK_BITS) | (row & BLOCK_MASK)]
+
+
+@kernel(internal=True)
+def level_row(upper, slot, level):
+    """The logical row of `slot` on `level`. O(1)."""
+    return slot if level == 0 else np.int64(upper[slot]) + level - 1
+
+
+@kernel(internal=True)
+def pool_key(key, slot, passes):
+    """An unexpanded pool entry. O(1)."""
+    return (np.int64(key) << 32) | (slot << 2) | (PASSES if passes else 0)
+
+
+@kernel(internal=True)
+def pool_slot(entry):
+    """The slot of a pool entry. O(1)."""
+    return (entry & _LOW_WORD) >> 2
+
+
+@kernel(internal=True)
+def pool_grown(pool):
+    """A pool of twice the size with the same entries. O(size)."""
+    grown = np.empty(2 * pool.size, np.int64)
+    for i in range(pool.size):
+        grown[i] = pool[i]
+    return grown
+
+
+@kernel(internal=True)
+def pool_insert(pool, count, entry):
+    """Insert into the ascending pool[:count], which has room; return the place. O(count)."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) >> 1
+        if pool[middle] < entry:
+            low = middle + 1
+        else:
+            high = middle
+    for place in range(count, low, -1):
+        pool[place] = pool[place - 1]
+    pool[low] = entry
+    return low
+
+
+@kernel(internal=True)
+def _prefetch_row(rows, row, size):
+    for byte in range(0, size, _LINE):
+        prefetch(rows, row, byte)
+
+
+@kernel(internal=True)
+def graph_explore(
+    query, rows, factors, metric, links, blocks, upper, level, ef, allowed, visited, pool
+):
+    """Best-first search on one level from the one entry in pool[0]; return (pool, count).
+
+    Stops when no unexpanded candidate is closer than the ef-th that passes. Candidates that do
+    not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay in the pool, which
+    grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while most pass.
+    """
+    for i in range(visited.size):
+        visited[i] = np.uint64(0)
+    start = pool_slot(pool[0])
+    visited[start >> 6] |= _ONE << np.uint64(start & 63)
+    fresh = np.empty(links.shape[1], np.int32)
+    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
+    filtered = allowed.size > 0
+    passing = (pool[0] & PASSES) >> 1
+    count, cursor = 1, 0
+    while cursor < count:
+        if pool[cursor] & EXPANDED:
+            cursor += 1
+            continue
+        slot = pool_slot(pool[cursor])
+        pool[cursor] |= EXPANDED
+        row = links_row(links, blocks, level_row(upper, slot, level))
+        n_fresh = 0
+        for j in range(1, row[0] + 1):
+            slot = np.int64(row[j])
+            word, bit = slot >> 6, _ONE << np.uint64(slot & 63)
+            if not visited[word] & bit:
+                visited[word] |= bit
+                if n_fresh < _AHEAD:
+                    _prefetch_row(rows, slot, size)
+                fresh[n_fresh] = slot
+                n_fresh += 1
+        lowest = count
+        for j in range(n_fresh):
+            if j + _AHEAD < n_fresh:
+                _prefetch_row(rows, np.int64(fresh[j + _AHEAD]), size)
+            slot = np.int64(fresh[j])
+            passes = not filtered or allowed[slot]
+            entry = pool_key(row_key(query, rows, factors, slot, metric), slot, passes)
+            if passing == ef and entry >= pool[count - 1]:
+                continue
+            if count == pool.size:
+                pool = pool_grown(pool)
+            lowest = min(lowest, pool_insert(pool, count, entry))
+            count += 1
+            if passes:
+                if passing < ef:
+                    passing += 1
+                else:  # drop the last that passes, and what stands between it and the new last
+                    count -= 1
+                    while not pool[count - 1] & PASSES:
+                        count -= 1
+        cursor = min(cursor + 1, lowest)
+    return pool, count
+
+
+@kernel(internal=True)
+def graph_descend(query, rows, factors, metric, links, blocks, upper, slot, top, bottom):
+    """Greedy walk from `slot` on levels top, ..., bottom + 1; return the closest slot met."""
+    best = pool_key(row_key(query, rows, factors, slot, metric), slot, False)
+    for level in range(top, bottom, -1):
+        at = np.int64(-1)
+        while at != best:
+            at = best
+            row = links_row(links, blocks, level_row(upper, pool_slot(best), level))
+            for j in range(1, row[0] + 1):
+                slot = np.int64(row[j])
+                key = row_key(query, rows, factors, slot, metric)
+                best = min(best, pool_key(key, slot, False))
+    return pool_slot(best)
