@@ -187,7 +187,9 @@ def _index(arguments):
 def _search(arguments):
     from .serving import index
 
-    answers = index.search(arguments.file, arguments.query, arguments.k)
+    answers, by_words = index.search(arguments.file, arguments.query, arguments.k)
+    if by_words:
+        print("note: the file holds no encoder; searched by words alone", file=sys.stderr)
     if arguments.json:
         print(json.dumps([answer._asdict() for answer in answers], indent=2))
         return 0

@@ -125,7 +125,8 @@ def test_plot_is_a_picture(run, tmp_path):
         plots.draw(run[1], tmp_path / "demo.nonsense")
 
 
-def test_pages_too_few_for_one_request_are_refused(small_corpus, capsys):
+def test_pages_too_few_for_one_request_are_refused(small_corpus, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_compile", None)  # before anything is compiled
     assert main(["demo", "--corpus", str(small_corpus), "--pages", "3"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "--pages 3 of 64 tokens cannot hold one request" in line
@@ -158,7 +159,7 @@ def test_a_bad_fusion_is_found(small_corpus, capsys, monkeypatch):
         return found._replace(ids=found.ids + 1)
 
     monkeypatch.setattr(RetrievalPipeline, "search", worse)
-    monkeypatch.setattr(RetrievalPipeline, "get", lambda self, ids: ["text"] * len(ids))
+    monkeypatch.setattr(RetrievalPipeline, "get", lambda self, ids: ["text"] * np.size(ids))
     lines = failing(small_corpus, capsys)
     assert len(lines) == 1
     assert "fused recall@10" in lines[0]

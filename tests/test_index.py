@@ -79,7 +79,7 @@ def test_search_refuses_other_files(built, tmp_path, capsys):
 
     CountMinSketch(64).save(other)
     for path, message in [
-        (cut, "bytes long"),
+        (cut, "is it truncated?"),
         (other, "holds a CountMinSketch, not a RetrievalPipeline"),
         (tmp_path, "Is a directory"),
     ]:
@@ -93,8 +93,11 @@ def test_search_in_a_pipeline_of_ones_own(tmp_path, capsys):
     pipeline = RetrievalPipeline(dim=2)
     pipeline.add([5], ["red fox\nin the snow"], [[1, 0]])
     pipeline.save(tmp_path / "own")
-    assert main(["search", str(tmp_path / "own"), "fox"]) == 2
-    assert "vectors" in capsys.readouterr().err
+    assert main(["search", str(tmp_path / "own"), "fox", "--json"]) == 0
+    captured = capsys.readouterr()
+    (answer,) = json.loads(captured.out)
+    assert (answer["id"], answer["source"], answer["first_line"]) == (5, "", "red fox")
+    assert "by words alone" in captured.err
 
 
 def test_info_on_an_index(built, capsys):

@@ -71,6 +71,7 @@ def run(options, progress) -> dict:
                 f"{options.corpus}: nothing to ask about: no document has a first sentence of "
                 "four words or more and a rest of eight"
             )
+        rag.require_pages(options, [question.text for question in asked.test])
         if options.corpus is not None:
             compiled = _compile(background)  # after everything that bad input can stop
         with progress.stage("wait for kernels"):

@@ -75,7 +75,15 @@ def report_skipped(corpus, progress, *, shown=5) -> None:
 
 
 def search(path, query, k):
-    """The best `k` documents of a saved index, opened memory-mapped."""
+    """Ask a saved index, opened memory-mapped.
+
+    Returns
+    -------
+    list of Answer
+        At most `k`, best first.
+    bool
+        Whether the answers come from the words alone, because the file holds no encoder.
+    """
     from llmds_nb import RetrievalPipeline
 
     if not query.strip():
@@ -86,7 +94,8 @@ def search(path, query, k):
         raise BadInput(f"{path}: {error.strerror}") from None
     except ValueError as error:  # CorruptFileError too; it names the file
         raise BadInput(str(error)) from None
-    hits = pipeline.search(query, k)
+    by_words = pipeline.encoder is None
+    hits = (pipeline.sparse if by_words else pipeline).search(query, k)
     found = [(int(i), float(s)) for i, s in zip(hits.ids, hits.scores, strict=True) if i >= 0]
     answers = []
     texts = pipeline.get([i for i, _ in found]) if found else []
@@ -94,4 +103,4 @@ def search(path, query, k):
         document = split_indexed(stored)
         line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
         answers.append(Answer(rank, score, number, document.source, line))
-    return answers
+    return answers, by_words

@@ -1,5 +1,7 @@
 """Prompts of a RAG request as token ids: system prompt, retrieved documents, question."""
 
+import re
+
 import numpy as np
 
 DOCUMENTS_PER_PROMPT = 4
@@ -39,6 +41,13 @@ The documents follow, each with its name on the first line. After them comes the
 """
 
 
+def longest_prompt(questions) -> int:
+    """Tokens of the longest prompt that there can be for any of these questions (list of str)."""
+    longest = max(len(re.findall(_PATTERN, question)) for question in questions)
+    system = len(re.findall(_PATTERN, SYSTEM_PROMPT))
+    return system + DOCUMENTS_PER_PROMPT * DOCUMENT_TOKENS + longest
+
+
 class PromptBuilder:
     """Turns a question and the ids of retrieved documents into token ids.
 
@@ -63,11 +72,6 @@ class PromptBuilder:
     def system_tokens(self) -> int:
         """Length of the system prompt in tokens."""
         return len(self._system)
-
-    @property
-    def most_tokens(self) -> int:
-        """Length of the longest prompt there can be, the question not counted."""
-        return len(self._system) + DOCUMENTS_PER_PROMPT * DOCUMENT_TOKENS
 
     def tokens(self, text) -> np.ndarray:
         """Token ids int32[n] of a text; new words get new ids."""

@@ -13,7 +13,7 @@ from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
 from . import checks
 from .engine import EngineStage, RetrievalCost, RetrievalStage, StepCost, VirtualClock, serve
 from .errors import BadInput
-from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder
+from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
 from .report import percentiles
 from .sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
 from .workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
@@ -60,11 +60,6 @@ class Retriever:
         self.prompts = {}  # request -> int32[n]
 
     @property
-    def most_tokens(self) -> int:
-        """Upper bound of a prompt's length."""
-        return self._builder.most_tokens + int(self.question_lengths.max())
-
-    @property
     def system_tokens(self) -> int:
         """Length of the system prompt."""
         return self._builder.system_tokens
@@ -87,23 +82,22 @@ class Retriever:
         return prompts, cached
 
 
-def run(options, retrieval, rng, progress) -> Served:
-    """Serve `options.requests` requests over the questions of a `demo.Retrieval`.
+def require_pages(options, texts) -> None:
+    """Refuse a cache that cannot hold one request that asks any of these questions (BadInput)."""
+    most = longest_prompt(texts) + ANSWER_TOKENS[-1]
+    needed = pages_needed([most], options.page_size)
+    if options.pages < needed:
+        raise BadInput(
+            f"--pages {options.pages} of {options.page_size} tokens cannot hold one request, which "
+            f"may have {most} tokens: give at least {needed}"
+        )
 
-    Raises
-    ------
-    BadInput
-        The pages cannot hold one request.
-    """
+
+def run(options, retrieval, rng, progress) -> Served:
+    """Serve `options.requests` requests over the questions of a `demo.Retrieval`."""
     texts = [question.text for question in retrieval.asked.test]
     load = make_workload(options.requests, len(texts), RATE_PER_S, rng["workload"])
     retriever = Retriever(retrieval.reloaded, texts, load.question)
-    most = pages_needed([retriever.most_tokens + ANSWER_TOKENS[-1]], options.page_size)
-    if options.pages < most:
-        raise BadInput(
-            f"--pages {options.pages} of {options.page_size} tokens cannot hold one request, which "
-            f"may have {retriever.most_tokens + ANSWER_TOKENS[-1]} tokens: at least {most} pages"
-        )
     clock = VirtualClock()
     cache = KVCache(options.pages, options.page_size)
     batcher = ContinuousBatcher(
