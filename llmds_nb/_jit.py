@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # nnan and ninf are left out on purpose: with them LLVM may fold isnan(x) to False.
 SAFE_FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
-_KEEP_OLD_SECONDS = 24 * 3600
+_KEEP_FOLDERS = 8  # caches of other stamps that stay: versions and flags in use side by side
 
 KERNELS = []  # every dispatcher made here, in order of definition; warm-up and its test read it
 
@@ -42,13 +41,13 @@ def _package_stamp(folder: Path) -> str:
 
 @cache
 def _stamped_folder(parent: str) -> str:
-    """Return the folder in `parent` for this stamp; drop those of old stamps. Once per process."""
+    """Return the folder in `parent` for this stamp; drop the oldest others. Once per process."""
     folder = Path(parent, f"llmds_nb-{STAMP[:16]}")
     if not folder.is_dir():
+        others = sorted(Path(parent).glob("llmds_nb-*"), key=lambda other: other.stat().st_mtime)
+        for other in others[:-_KEEP_FOLDERS]:
+            shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for other in Path(parent).glob("llmds_nb-*"):
-            if other != folder and time.time() - other.stat().st_mtime > _KEEP_OLD_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable")
     return str(folder)
