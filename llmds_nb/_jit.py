@@ -115,7 +115,7 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
+def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -126,15 +126,18 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     fastmath : bool
         Allow reassociation and contraction, never the assumption that NaN and infinity are absent.
         Only for distance kernels, whose input was checked to be finite.
+    inline : bool
+        Inline into the callers before type inference: for the inside of a hot loop.
     internal : bool
         Only ever called from other kernels: no door for Python is compiled, which takes more than
         half of the compile time of a small function.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal)
+        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, inline=inline, internal=internal)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
+        inline="always" if inline else "never",
         no_cfunc_wrapper=True,  # never called from C
         no_cpython_wrapper=internal,
         error_model="numpy",

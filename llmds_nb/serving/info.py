@@ -22,11 +22,9 @@ def describe(path=None) -> list:
 
 
 def _describe_cache():
-    from llmds_nb import _jit
-    from llmds_nb.kernels import hashing  # noqa: F401  one module with kernels is enough
+    from llmds_nb._warmup import cache_folder
 
-    cache = getattr(_jit.KERNELS[0], "_cache", None) if _jit.KERNELS else None
-    folder = getattr(cache, "cache_path", None)
+    folder = cache_folder()
     if folder is None:
         return [("kernel cache", "off: kernels compile in every process")]
     files = [file for file in Path(folder).glob("*.nb?") if file.is_file()]
