@@ -80,8 +80,8 @@ class HNSW(Stored):
     >>> index = HNSW(2)
     >>> index.add([[0, 0], [1, 0], [5, 5]])
     array([0, 1, 2])
-    >>> index.search([0.9, 0], k=2)
-    Neighbors(ids=array([1, 0]), distances=array([0.01, 0.81], dtype=float32))
+    >>> index.search([1, 1], k=2)
+    Neighbors(ids=array([1, 0]), distances=array([1., 2.], dtype=float32))
     """
 
     def __init__(
