@@ -16,7 +16,7 @@ INT64_MAX = 2**63 - 1
 
 def integer(value, name, *, low=None, high=None) -> int:
     """One integer in [low, high]."""
-    if type(value) is not int:  # the common kind needs no slow look at abstract classes
+    if type(value) is not int:  # the usual case first: asking an ABC takes a microsecond
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} must be an integer, not {value!r}")
         value = int(value)
@@ -43,6 +43,14 @@ def real(value, name, *, low=None, high=None, above=None, infinite=False) -> flo
     if above is not None and not value > above:
         raise ValueError(f"{name} must be > {above}, not {value}")
     return value
+
+
+def now_ns(clock) -> int:
+    """The time by an injected clock, checked to be integer nanoseconds."""
+    now = clock()
+    if type(now) is int and -(2**62) <= now <= 2**62:  # the quick way for the usual kind
+        return now
+    return integer(now, "the clock's time", low=-(2**62), high=2**62)
 
 
 def _check_range(value, name, low, high):

@@ -1,14 +1,22 @@
+"""Hypothesis profiles: `quick` in CI, `nightly` for the long runs (HYPOTHESIS_PROFILE=nightly)."""
+
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
+settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
+settings.register_profile("nightly", max_examples=2000, stateful_step_count=100, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data():
-    """The folder of shared data sets, which are no part of the project."""
-    default = Path(__file__).resolve().parents[1] / "../shared/data"
+    """The shared data: LLMDS_DATA, or ../shared/data beside the repository; else the test skips."""
+    default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("LLMDS_DATA", default))
     if not folder.is_dir():
-        pytest.skip("no shared data: LLMDS_DATA can name the folder")
+        pytest.skip(f"no shared data at {folder}: set LLMDS_DATA")
     return folder

@@ -25,7 +25,7 @@ def mix64(x):
     return x ^ (x >> _S31)
 
 
-@kernel
+@kernel(internal=True)
 def fold64(a, b):
     """Both halves of the 128-bit product a * b, folded by xor (the step of wyhash). O(1)."""
     return (a * b) ^ mul_hi(a, b)
@@ -56,3 +56,10 @@ def hash_many(data, indptr, seed, out):
     """out[i] = hash_bytes(data[indptr[i]:indptr[i + 1]]); out uint64[n], indptr int64[n + 1]."""
     for i in range(out.size):
         out[i] = hash_bytes(data, indptr[i], indptr[i + 1], seed)
+
+
+@kernel
+def hash_ints(values, seed, out):
+    """out[i] = a bijection of values[i], another one for each seed; values int64[n]."""
+    for i in range(out.size):
+        out[i] = mix64(np.uint64(values[i]) ^ seed)

@@ -1,0 +1,56 @@
+"""AdmissionController against a token bucket in plain Python."""
+
+import time
+
+import numpy as np
+
+N = 10_000
+
+
+class PlainBuckets:
+    """Two buckets in floats, as one writes them by hand."""
+
+    def __init__(self, qps, token_rate):
+        self.rates, self.levels = (qps, token_rate), [qps, token_rate]
+        self.last = time.monotonic()
+
+    def admit(self, tokens):
+        now = time.monotonic()
+        for b in range(2):
+            level = self.levels[b] + (now - self.last) * self.rates[b]
+            self.levels[b] = min(self.rates[b], level)
+        self.last = now
+        if self.levels[0] < 1 or self.levels[1] < tokens:
+            return False
+        self.levels[0] -= 1
+        self.levels[1] -= tokens
+        return True
+
+
+class Admit:
+    """Decide on 10,000 requests: nearly all admitted, or nearly all refused."""
+
+    params = (["admitted", "refused"], ["llmds_nb", "llmds_nb-calls", "plain Python"])
+    param_names = ("outcome", "impl")
+    version = "1"
+    number = 1
+    warmup_time = 0
+
+    def setup(self, outcome, impl):
+        rates = (1e6, 1e9) if outcome == "admitted" else (10.0, 1e4)
+        self.tokens = np.random.default_rng(0).integers(1, 500, N)
+        if impl == "plain Python":
+            control = PlainBuckets(*rates)
+        else:
+            from llmds_nb import AdmissionController
+
+            AdmissionController._warmup()
+            control = AdmissionController(*rates)
+        if impl == "llmds_nb":
+            self.run = lambda: control.admit_many(self.tokens)
+        else:
+            tokens = self.tokens.tolist()
+            self.run = lambda: [control.admit(n) for n in tokens]
+
+    def time_admit(self, outcome, impl):
+        self.run()

@@ -1,0 +1,307 @@
+"""Both halves of a pipeline and its texts, changed together and searched as of one moment."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._embedding import Embedder, checked_vectors
+from ._store import nest, unnest
+from ._texts import TextStore
+from .encoders import LsaEncoder
+from .errors import CorruptFileError
+from .hnsw import HNSW
+from .inverted_index import Hits, InvertedIndex
+from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
+from .kernels.status import ABSENT
+
+FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
+DEPTH = 100  # candidates that each half contributes, or k if that is more
+_NO_LENGTH = 1e-18  # HNSW refuses shorter vectors where directions are compared
+_PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
+
+
+class State(NamedTuple):
+    """What a search reads: never changed, only replaced as a whole."""
+
+    dense: HNSW | None
+    sparse: InvertedIndex
+    version: int
+
+
+class Settings(NamedTuple):
+    """Settings of the halves that may change at any time and that answers depend on."""
+
+    ef: int
+    k1: float
+    b: float
+    variant: str
+
+
+class HybridIndex:
+    """HNSW, InvertedIndex and TextStore over the same ids.
+
+    `now` is replaced at the end of a write, together with what `get` reads. A document whose vector
+    has no direction is in `sparse` and `texts` alone.
+    """
+
+    def __init__(self, dense, sparse, dim, embedder, seed):
+        self.dense: HNSW | None = dense
+        self.sparse: InvertedIndex = sparse
+        self.dim: int | None = dim
+        self.embedder: Embedder = embedder
+        self._texts = TextStore()
+        self._seed = seed
+        self._next_id = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._write_lock = threading.RLock()  # writers take turns
+        self._swap_lock = threading.Lock()  # held for moments: texts and `now` change together
+        self._publish(0)
+
+    def _publish(self, version):
+        # Each half replaces its `_snapshot` as a whole, so a shallow copy keeps the present one
+        # while the half moves on. HNSW's table of ids is changed in place: O(n) bytes to copy.
+        dense = self.dense
+        if dense is not None:
+            dense = copy.copy(dense)
+            dense._table = dense._table.copy()
+        self.now = State(dense, copy.copy(self.sparse), version)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the halves at this moment."""
+        sparse = self.sparse
+        ef = 0 if self.dense is None else self.dense.ef_search
+        return Settings(ef, sparse.k1, sparse.b, sparse.variant)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both halves and the texts."""
+        parts = (self.dense, self.sparse, self._texts)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, id) -> bool:
+        wanted = np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
+        with self._swap_lock:
+            return bool(self._texts.find(wanted)[0] != ABSENT)
+
+    def add(self, ids, texts, vectors) -> np.ndarray:
+        """See RetrievalPipeline.add."""
+        texts = _checks.texts(texts)
+        with self._write_lock:
+            ids = self._new_ids(len(texts)) if ids is None else _checks.ids(ids).copy()
+            _checks.same_length("ids", ids, "texts", texts)
+            if not texts:
+                return ids
+            embedder = self.embedder
+            if vectors is None:
+                embedder = embedder.fitted(texts)
+                vectors = embedder.encode(texts)
+            vectors = checked_vectors(vectors, self.dim, texts)
+            dense = self.dense
+            if dense is None:
+                dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
+            before = copy.copy(self.sparse)
+            try:
+                self.sparse.add(ids, texts)
+                rows = self._texts.append(texts)
+                _add_vectors(dense, ids, vectors)
+            except BaseException:
+                vars(self.sparse).update(vars(before))
+                raise
+            self.embedder.adopt(embedder)
+            self.dense, self.dim = dense, vectors.shape[1]
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
+            with self._swap_lock:
+                self._texts.point(ids, rows)
+                self._publish(self.now.version + 1)
+            self._compact_texts()
+        return ids
+
+    def _new_ids(self, n):
+        if self._next_id > _checks.INT64_MAX - n:
+            raise ValueError(f"no {n} ids are left after {self._next_id - 1}: pass ids")
+        return np.arange(n, dtype=np.int64) + self._next_id
+
+    def remove(self, ids) -> None:
+        """See RetrievalPipeline.remove."""
+        ids = _checks.ids(ids)
+        with self._write_lock:
+            self._rows(ids)
+            if not ids.size:
+                return
+            with_vector = [id_ for id_ in ids.tolist() if id_ in self.dense]
+            before = copy.copy(self.sparse)
+            try:
+                self.sparse.remove(ids)
+                if with_vector:
+                    self.dense.remove(with_vector)
+            except BaseException:
+                vars(self.sparse).update(vars(before))
+                raise
+            with self._swap_lock:
+                self._texts.drop(ids)
+                self._publish(self.now.version + 1)
+            self._compact_texts()
+
+    def _compact_texts(self):
+        texts = self._texts.compacted()
+        with self._swap_lock:
+            self._texts = texts
+
+    def _rows(self, ids):
+        rows = self._texts.find(ids)
+        if (rows == ABSENT).any():
+            raise KeyError(f"id {ids[rows == ABSENT][0]} is not in the pipeline")
+        return rows
+
+    def get(self, ids) -> list[str]:
+        """See RetrievalPipeline.get."""
+        ids = _checks.ids(ids, unique=False)
+        with self._swap_lock:
+            rows, view = self._rows(ids), self._texts.view()
+        return TextStore.read(view, rows)
+
+    def search(self, state, settings, threads, requests) -> Hits:
+        """Answers [n, k] to requests of one k, fusion and weight."""
+        _, k, fusion, weight, _, _ = requests[0]
+        return fused(self.candidates(state, settings, threads, requests), fusion, weight, k)
+
+    def candidates(self, state, settings, threads, requests) -> tuple:
+        """The best of each half for each request, as `kernels.fusion` takes them."""
+        texts = [request.text for request in requests]
+        filters = [request.filter for request in requests]
+        depth = max(DEPTH, requests[0].k)
+        if requests[0].vector is not None:  # then all have one, checked
+            vectors = np.array([request.vector for request in requests])
+        elif state.dense is not None or self.embedder.encoder is None:
+            vectors = self.embedder.encode(texts)
+        if state.dense is not None and requests[0].vector is None:
+            vectors = checked_vectors(vectors, state.dense.dim, texts, "query vectors")
+        sparse = state.sparse
+        if settings[1:] != (sparse.k1, sparse.b, sparse.variant):
+            sparse = copy.copy(sparse)
+            _, sparse.k1, sparse.b, sparse.variant = settings
+
+        def search_dense():
+            useful = np.zeros(0, np.int64)
+            if state.dense is not None:
+                useful = np.flatnonzero(_has_direction(state.dense, vectors))
+            if useful.size:
+                found = state.dense.search(
+                    vectors if useful.size == len(texts) else vectors[useful],
+                    depth,
+                    ef=max(settings.ef, depth + depth // 2),  # .99 of the true `depth` on text
+                    filter=_one_or_each([filters[i] for i in useful]),
+                    threads=threads,
+                )
+            if useful.size == len(texts):
+                return found.ids, found.distances.astype(np.float64)
+            ids = np.full((len(texts), depth), ABSENT)
+            distances = np.full((len(texts), depth), np.inf)
+            if useful.size:
+                ids[useful], distances[useful] = found
+            return ids, distances
+
+        def search_sparse():
+            found = sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
+            return found.ids, np.ascontiguousarray(found.scores, np.float64)
+
+        if threads >= 2 and len(texts) == 1:
+            other_half = self._executor().submit(search_dense)
+            words = search_sparse()
+            return *other_half.result(), *words
+        return *search_dense(), *search_sparse()
+
+    def _executor(self):
+        with self._swap_lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
+            return self._pool
+
+    def check(self) -> None:
+        """Assert that the parts are whole and agree on the documents. O(everything)."""
+        with self._write_lock:
+            self._texts.check()
+            self.sparse.check()
+            ids = self._texts.ids().tolist()
+            assert len(self.sparse) == len(ids) == len(self)
+            assert all(id_ in self.sparse for id_ in ids)
+            assert not ids or ids[-1] < self._next_id
+            if self.dense is not None:
+                self.dense.check()
+                assert self.dense.dim == self.dim
+                assert len(self.dense) == sum(id_ in self.dense for id_ in ids)
+            now = self.now
+            assert len(now.sparse) == len(ids)
+            assert now.dense is None or len(now.dense) == len(self.dense)
+
+    def state(self) -> tuple[dict, dict]:
+        """Arrays and header to store."""
+        with self._write_lock:
+            parts = {"dense": self.dense, "sparse": self.sparse, "encoder": self.embedder.lsa}
+            arrays, header = nest("texts", self._texts.state())
+            header |= {"parts": {}, "dim": self.dim, "next_id": self._next_id}
+            for name, part in parts.items():
+                if part is not None:
+                    part_arrays, part_header = nest(name, part._state())
+                    arrays |= part_arrays
+                    header |= part_header
+                    header["parts"][name] = part._stored_version
+        return arrays, header | {"needs_encoder": self.embedder.is_function}
+
+    @classmethod
+    def from_state(cls, arrays, header, seed) -> "HybridIndex":
+        """The index whose `state` this is."""
+        parts = {}
+        for name, version in header["parts"].items():
+            part = _PARTS[name]
+            if not 1 <= version <= part._stored_version:
+                raise CorruptFileError(f"{name} has format {version}, newer than this version's")
+            parts[name] = part._from_state(*unnest(name, arrays, header))
+        embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
+        index = cls(parts.get("dense"), parts["sparse"], header["dim"], embedder, seed)
+        index._texts = TextStore.from_state(*unnest("texts", arrays, header))
+        index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
+        if len(index) != len(index.sparse):
+            raise CorruptFileError(f"{len(index)} texts, but {len(index.sparse)} documents")
+        if index.dense is not None and index.dense.dim != index.dim:
+            raise CorruptFileError(f"dim {index.dim}, but vectors of {index.dense.dim}")
+        return index
+
+
+def fused(found, fusion, weight, k) -> Hits:
+    """The k best of `candidates`: ids int64[n, k] and scores float64[n, k]."""
+    answer = Hits(np.empty((len(found[0]), k), np.int64), np.empty((len(found[0]), k)))
+    fusion_combine_many(*found, FUSIONS[fusion], weight, *answer)
+    return answer
+
+
+def _has_direction(dense, vectors) -> np.ndarray:
+    """Which rows can be compared: with l2 all, otherwise those that are not zero."""
+    if dense.metric == "l2":
+        return np.ones(len(vectors), np.bool_)
+    return np.abs(vectors).max(axis=1, initial=0) > _NO_LENGTH
+
+
+def _add_vectors(dense, ids, vectors):
+    """Index the vectors that have a direction; those that have none leave the index."""
+    useful = _has_direction(dense, vectors)
+    if useful.any():
+        dense.add(vectors[useful], ids[useful])
+    gone = [id_ for id_ in ids[~useful].tolist() if id_ in dense]
+    if gone:
+        dense.remove(gone)
+
+
+def _one_or_each(filters):
+    """The `filter` argument for a batch: one for all where they are the same."""
+    if all(one is filters[0] for one in filters):
+        return filters[0]
+    return filters

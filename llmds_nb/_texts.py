@@ -1,0 +1,165 @@
+"""The documents of a pipeline: one blob of UTF-8 bytes, in the file as it is in memory."""
+
+import numpy as np
+
+from . import _checks
+from .errors import CorruptFileError
+from .kernels.hashtable import (
+    empty_table,
+    table_find_many,
+    table_rehash,
+    table_remove_many,
+    table_set_many,
+)
+from .kernels.status import ABSENT
+
+
+class TextStore:
+    """Texts by id. Rows are only ever appended, so what a reader holds stays as it is.
+
+    State:
+
+        table   int64[C, 2]    id -> row (kernels/hashtable.py)
+        indptr  int64[>= n + 1]  row r is blob[indptr[r]:indptr[r + 1]]
+        blob    uint8[>= indptr[n]]
+        n       rows in use, replaced and removed ones included
+
+    A write has two steps: `append` puts texts behind everything readers can see, `point` makes the
+    ids lead to them. The owner makes `point`, `drop` and `find` exclude one another.
+    """
+
+    def __init__(self):
+        self._table = empty_table(4)
+        self._indptr = np.zeros(16, np.int64)
+        self._blob = np.zeros(1024, np.uint8)
+        self._n = 0
+        self._n_ids = 0
+
+    def __len__(self) -> int:
+        return self._n_ids
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self._table.nbytes + self._indptr.nbytes + self._blob.nbytes
+
+    def find(self, ids) -> np.ndarray:
+        """Row of each id int64[n], or ABSENT."""
+        rows = np.empty(ids.size, np.int64)
+        table_find_many(self._table, ids, rows)
+        return rows
+
+    def view(self):
+        """What `read` needs beside rows: take it together with them."""
+        return self._indptr, self._blob
+
+    @staticmethod
+    def read(view, rows) -> list[str]:
+        """The texts of rows that `find` gave."""
+        indptr, blob = view
+        return [
+            blob[indptr[row] : indptr[row + 1]].tobytes().decode("utf-8", "surrogatepass")
+            for row in rows.tolist()
+        ]
+
+    def append(self, texts) -> np.ndarray:
+        """Put texts behind the visible rows; return their rows int64[n]. O(bytes), amortised."""
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        data = np.frombuffer(b"".join(encoded), np.uint8)
+        start, n = int(self._indptr[self._n]), self._n + len(texts)
+        if start + data.size > self._blob.size:
+            self._blob = _grown(self._blob, start + data.size)
+        if n >= self._indptr.size:
+            self._indptr = _grown(self._indptr, n + 1)
+        self._blob[start : start + data.size] = data
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        self._indptr[self._n + 1 : n + 1] = start + np.cumsum(lengths)
+        rows = np.arange(self._n, n)
+        self._n = n
+        return rows
+
+    def point(self, ids, rows) -> None:
+        """Make ids lead to rows, new ids and old ones alike. O(n), amortised."""
+        added = int((self.find(ids) == ABSENT).sum())
+        if 2 * (self._n_ids + added) > len(self._table):
+            table = empty_table(2 * (self._n_ids + added))
+            table_rehash(self._table, table)
+            self._table = table
+        table_set_many(self._table, ids, rows)
+        self._n_ids += added
+
+    def drop(self, ids) -> None:
+        """Forget ids that are there. O(n)."""
+        table_remove_many(self._table, ids)
+        self._n_ids -= ids.size
+
+    def compacted(self) -> "TextStore":
+        """This store, or a copy without dead rows when those take more than half."""
+        live = self._table[self._table[:, 1] != ABSENT]
+        live = live[np.argsort(live[:, 1])]
+        lengths = np.diff(self._indptr[: self._n + 1])[live[:, 1]]
+        if 2 * lengths.sum() + 1024 >= self._indptr[self._n] and 2 * len(live) + 16 >= self._n:
+            return self
+        new = TextStore()
+        starts = self._indptr[live[:, 1]]
+        new._indptr = np.concatenate(([0], np.cumsum(lengths)))
+        new._blob = np.empty(int(new._indptr[-1]), np.uint8)
+        for start, length, to in zip(starts, lengths, new._indptr, strict=False):
+            new._blob[to : to + length] = self._blob[start : start + length]
+        new._n = len(live)
+        new.point(np.ascontiguousarray(live[:, 0]), np.arange(len(live)))
+        return new
+
+    def ids(self) -> np.ndarray:
+        """Every id int64[n], ascending."""
+        return np.sort(self._table[self._table[:, 1] != ABSENT, 0])
+
+    def check(self) -> None:
+        """Assert the invariants of the table and the rows. O(C + n)."""
+        n_rows, taken = len(self._table), self._table[:, 1] != ABSENT
+        assert n_rows and n_rows & (n_rows - 1) == 0
+        assert self._n_ids == int(taken.sum()) <= n_rows // 2
+        rows = self._table[taken, 1]
+        assert ((rows >= 0) & (rows < self._n)).all()
+        led_to = np.zeros(self._n, np.bool_)
+        led_to[rows] = True
+        assert int(led_to.sum()) == rows.size, "two ids lead to one row"
+        assert (self.find(self._table[taken, 0].copy()) == rows).all()
+        used = self._indptr[: self._n + 1]
+        assert used[0] == 0 and (np.diff(used) >= 0).all() and used[-1] <= self._blob.size
+
+    def state(self) -> tuple[dict, dict]:
+        """Arrays and header to store."""
+        end = int(self._indptr[self._n])
+        arrays = {
+            "table": self._table.copy(),
+            "indptr": self._indptr[: self._n + 1].copy(),
+            "blob": self._blob[:end],
+        }
+        return arrays, {"n_ids": self._n_ids}
+
+    @classmethod
+    def from_state(cls, arrays, header) -> "TextStore":
+        """The store whose `state` this is. Reads the table, not the texts."""
+        store = cls()
+        table, blob = arrays["table"], arrays["blob"]
+        if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2:
+            raise CorruptFileError(f"the text table is {table.dtype}{table.shape}")
+        if blob.dtype != np.uint8 or blob.ndim != 1:
+            raise CorruptFileError(f"the text blob is {blob.dtype}{blob.shape}")
+        store._table, store._blob = table, blob
+        store._indptr = _checks.indptr(arrays["indptr"], blob.size)
+        store._n = store._indptr.size - 1
+        store._n_ids = _checks.integer(header["n_ids"], "n_ids", low=0)
+        try:
+            store.check()  # a table without an empty row would be searched for ever
+        except AssertionError:
+            raise CorruptFileError("the text table does not lead to the texts") from None
+        return store
+
+
+def _grown(array, size) -> np.ndarray:
+    """A copy with room for `size` and half as much again; the old one stays as readers see it."""
+    new = np.zeros(size + size // 2, array.dtype)
+    new[: array.size] = array
+    return new

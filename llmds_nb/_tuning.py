@@ -1,0 +1,88 @@
+"""Choosing the dense half's share on judged queries, with a held-out check."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+
+DEPTH = 10
+_WEIGHTS = np.round(np.linspace(0, 1, 21), 2)
+
+
+class Tuning(NamedTuple):
+    """What `tune_weight` found; the figures are mean nDCG@10 over the judged queries.
+
+    `held_out`: each half of the queries at the weight that is best for the other half. `weight` is
+    the one that is best for all, if `held_out` beats `before`, else the one from before.
+    """
+
+    weight: float
+    ndcg: float
+    held_out: float
+    before: float
+    dense_alone: float
+    sparse_alone: float
+
+
+def gains_of(relevant, n_queries) -> list[dict[int, float]]:
+    """`relevant` of `tune_weight` as {id: gain} per query."""
+    if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):
+        raise TypeError(f"relevant must hold ids for each query, not {relevant!r}")
+    _checks.same_length("relevant", relevant, "queries", range(n_queries))
+    gains = []
+    for judged in relevant:
+        if isinstance(judged, Mapping):
+            ids = _checks.ids(list(judged), "relevant")
+            values = _checks.reals(list(judged.values()), "relevant", infinite=False)
+            _checks.same_length("gains", values, "ids", ids)
+        else:
+            ids = _checks.ids(list(judged) if isinstance(judged, set | frozenset) else judged)
+            values = np.ones(ids.size)
+        if values.size and values.min() < 0:
+            raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")
+        gains.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
+    return gains
+
+
+def ndcg(ids, gains) -> float:
+    """nDCG with linear gain (Jarvelin and Kekalainen 2002) of one ranking int64[DEPTH]."""
+    discounts = 1 / np.log2(np.arange(len(ids)) + 2)
+    ideal = sorted(gains.values(), reverse=True)[: len(ids)]
+    found = np.array([gains.get(id_, 0.0) for id_ in ids.tolist()])
+    return float(found @ discounts / (np.array(ideal) @ discounts[: len(ideal)]))
+
+
+def tune(rank, gains, present) -> Tuning:
+    """The best weight for queries with `gains`; `rank(weight)` gives int64[n, DEPTH]."""
+    judged = [i for i, of_query in enumerate(gains) if any(of_query.values())]
+    if len(judged) < 2:
+        raise ValueError(f"at least 2 queries must have relevant documents, not {len(judged)}")
+
+    def scores_at(weight):
+        ranked = rank(float(weight))
+        return [ndcg(ranked[i], gains[i]) for i in judged]
+
+    scores = np.array([scores_at(weight) for weight in _WEIGHTS])
+    before = float(np.mean(scores_at(present)))
+    even = np.arange(len(judged)) % 2 == 0
+    held_out = np.empty(len(judged))
+    for half in (even, ~even):
+        held_out[~half] = scores[_best(scores[:, half], present)][~half]
+    best = _best(scores, present)
+    better = held_out.mean() > before
+    return Tuning(
+        weight=float(_WEIGHTS[best]) if better else present,
+        ndcg=float(scores[best].mean()) if better else before,
+        held_out=float(held_out.mean()),
+        before=before,
+        dense_alone=float(scores[-1].mean()),
+        sparse_alone=float(scores[0].mean()),
+    )
+
+
+def _best(scores, present) -> int:
+    """The weight of highest mean; of equals the nearest to the present one."""
+    means = scores.mean(axis=1)
+    return int(np.lexsort((np.abs(_WEIGHTS - present), -means))[0])

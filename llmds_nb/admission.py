@@ -1,0 +1,200 @@
+"""AdmissionController: which requests to let in, by requests and by tokens per second."""
+
+import math
+import threading
+import time
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from .kernels import admission as k
+
+_NS = 1_000_000_000
+_MAX_GRAINS = 2**62
+_REASONS = {k.OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
+_MAX_TOKENS = 2**40
+
+
+class Admission(NamedTuple):
+    """The answer to one request."""
+
+    admitted: bool
+    reason: str  # "ok", "qps", "tokens" or "too_large"
+    retry_after_ms: float  # 0 when admitted; inf when it can never be
+
+
+class AdmissionStats(NamedTuple):
+    """Counts since the start, and averages over about the last 10 seconds."""
+
+    admitted: int
+    admitted_tokens: int
+    refused_tokens: int
+    refused_by_qps: int
+    refused_by_tokens: int
+    too_large: int
+    qps: float  # requests per second that came
+    admitted_qps: float
+    admitted_token_rate: float  # tokens per second
+    available_requests: float  # what the buckets hold now; inf without a limit
+    available_tokens: float
+
+
+class AdmissionController:
+    """Admit requests by two token buckets: requests per second and tokens per second.
+
+    A request takes one from the first bucket and its tokens from the second, or nothing from
+    either. Both start full, hold `burst_ms` worth of their rate (but at least one request and one
+    token), and are kept in integers: a limit is exact over any length of time.
+
+    Parameters
+    ----------
+    qps_limit, token_rate_limit : float, optional
+        Requests and tokens per second, > 0. None sets no limit. A rate is taken as the nearest
+        fraction whose denominator is at most a million (less for a very large bucket).
+    burst_ms : float
+        How long an idle bucket fills.
+    clock : callable
+        Returns integer nanoseconds. A clock that goes back counts as standing still.
+
+    Notes
+    -----
+    Refusals are for one of these reasons: "qps" or "tokens", the bucket that takes longer to hold
+    enough; "too_large", more tokens than the bucket ever holds, so waiting never helps.
+
+    >>> now = 0
+    >>> control = AdmissionController(qps_limit=2, token_rate_limit=100, clock=lambda: now)
+    >>> control.admit(60)
+    Admission(admitted=True, reason='ok', retry_after_ms=0.0)
+    >>> control.admit(60)
+    Admission(admitted=False, reason='tokens', retry_after_ms=200.0)
+    >>> control.admit_many([10, 10, 10])
+    array([ True, False, False])
+    >>> control.admit(101)
+    Admission(admitted=False, reason='too_large', retry_after_ms=inf)
+    """
+
+    def __init__(
+        self,
+        qps_limit=None,
+        token_rate_limit=None,
+        *,
+        burst_ms=1000.0,
+        clock=time.monotonic_ns,
+    ):
+        burst_ms = _checks.real(burst_ms, "burst_ms", above=0.0)
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._bucket = np.zeros((2, 6), np.int64)
+        self._bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
+        self._bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
+        self._counter = np.zeros(7, np.int64)
+        self._average = np.zeros(3)
+        self._clock = clock
+        self._counter[k.LAST_NS] = _checks.now_ns(clock)
+        self._lock = threading.Lock()
+
+    def admit(self, tokens=0) -> Admission:
+        """Admit one request of `tokens` tokens, or say why not and when to come back. O(1).
+
+        An identical request is admitted `retry_after_ms` later, if nothing else is meanwhile.
+
+        Raises
+        ------
+        ValueError
+            `tokens` is negative.
+        """
+        if type(tokens) is not int or not 0 <= tokens <= _MAX_TOKENS:  # else checked enough
+            tokens = _checks.integer(tokens, "tokens", low=0, high=_MAX_TOKENS)
+        with self._lock:
+            now = _checks.now_ns(self._clock)
+            reason, wait = k.admission_admit(
+                self._bucket, self._counter, self._average, now, tokens
+            )
+        retry = math.inf if wait == k.NEVER else wait / 1e6
+        return Admission(reason == k.OK, _REASONS[reason], retry)
+
+    def admit_many(self, tokens) -> np.ndarray:
+        """Admit requests at one instant, first come first served; a refusal takes nothing. O(n).
+
+        Parameters
+        ----------
+        tokens : int64[n]
+
+        Returns
+        -------
+        bool[n]
+        """
+        tokens = _checks.integers(tokens, "tokens", high=_MAX_TOKENS)
+        admitted = np.empty(tokens.size, np.bool_)
+        with self._lock:
+            now = _checks.now_ns(self._clock)
+            k.admission_admit_many(
+                self._bucket,
+                self._counter,
+                self._average,
+                now,
+                tokens,
+                admitted,
+            )
+        return admitted
+
+    def stats(self) -> AdmissionStats:
+        """Return counts, moving averages and what the buckets hold now. O(1)."""
+        with self._lock:
+            now = _checks.now_ns(self._clock)
+            k.admission_advance(self._bucket, self._counter, self._average, now)
+            available = [
+                int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf
+                for row in self._bucket
+            ]
+            return AdmissionStats(*self._counter[1:].tolist(), *self._average.tolist(), *available)
+
+    def __repr__(self) -> str:
+        rates = [
+            f"{name}={row[k.RATE] * _NS / row[k.UNIT]:g}" if row[k.RATE] else f"{name}=None"
+            for name, row in zip(("qps_limit", "token_rate_limit"), self._bucket, strict=True)
+        ]
+        return f"<AdmissionController: {', '.join(rates)}, admitted {self._counter[k.ADMITTED]}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self._bucket.nbytes + self._counter.nbytes + self._average.nbytes
+
+    def check(self) -> None:
+        """Assert every invariant written in kernels/admission.py. O(1)."""
+        bucket = self._bucket
+        assert (bucket >= 0).all()
+        assert (bucket[:, k.LEVEL] <= bucket[:, k.CAPACITY]).all()
+        assert (bucket[:, k.CAPACITY] < _MAX_GRAINS).all()
+        assert (self._counter[1:] >= 0).all()
+        assert np.isfinite(self._average).all() and (self._average >= 0).all()
+
+    @staticmethod
+    def _warmup() -> None:
+        control = AdmissionController(1.0, 1.0)
+        control.admit(1)
+        control.admit_many([1])
+        control.stats()
+
+
+def _bucket(rate, name, burst_ms):
+    """A full row of `bucket`."""
+    if rate is None:
+        return 0
+    rate = Fraction(_checks.real(rate, name, above=0.0))
+    burst_ns = round(burst_ms * 1e6)
+    # The finest fraction whose bucket, counted in grains, still fits its integer.
+    finest = int((_MAX_GRAINS - 1) / (2 * max(rate * burst_ns, _NS)))
+    taken = rate.limit_denominator(min(max(finest, 1), 1_000_000))
+    if finest < 1 or abs(taken - rate) > rate / 1_000_000:
+        raise ValueError(
+            f"{name}={float(rate):g} with burst_ms={burst_ms:g} is beyond exact arithmetic: "
+            f"take a rate of 1e-6 to 1e9 per second and a bucket below 2e9"
+        )
+    rate = taken
+    per_ns, unit = rate.numerator, rate.denominator * _NS
+    capacity = max(per_ns * burst_ns, unit)
+    return per_ns, unit, capacity, capacity // unit, -(-capacity // per_ns), capacity

@@ -1,0 +1,472 @@
+"""ContinuousBatcher: iteration-level batches over a KVCache."""
+
+import math
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from .errors import CapacityError
+from .kernels import continuous as k
+from .kernels import waiting
+from .kernels.hashtable import table_find
+from .kernels.status import ABSENT, INVALID, OK, PRESENT
+from .kv_cache import KVCache
+from .scheduler import Percentiles, check_queue, percentiles, slo_to_ns
+
+
+class StepPlan(NamedTuple):
+    """What the engine computes in one step; false when there is nothing to do.
+
+    Sequence i computes its tokens ``starts[i] .. starts[i] + n_tokens[i]``, whose K/V belongs in
+    the next ``n_tokens[i]`` entries of `slots`. Its last token is the last that it has exactly when
+    a token is to be sampled for it.
+    """
+
+    seq_ids: np.ndarray  # int64[n], in the order of admission
+    starts: np.ndarray  # int64[n]
+    n_tokens: np.ndarray  # int64[n]
+    is_prefill: np.ndarray  # bool[n]: part of the prompt, or of what a preemption lost
+    preempted: np.ndarray  # int64[m]: sequences that lost their pages since the last step
+    slots: np.ndarray  # int64[sum of n_tokens]: page * page_size + offset
+
+    def __bool__(self) -> bool:
+        return self.seq_ids.size > 0
+
+
+class ContinuousStats(NamedTuple):
+    """Counts since the start; the times are over the last 4,096 requests."""
+
+    waiting: int
+    running: int
+    submitted: int
+    finished: int
+    cancelled: int
+    preempted: int
+    late: int  # first tokens after their deadline
+    steps: int
+    mean_step_tokens: float  # NaN before the first step
+    computed_tokens: int  # whose K/V was computed
+    generated_tokens: int
+    cached_tokens: int  # found in the cache at admission, so not computed
+    recomputed_tokens: int  # computed again after a preemption
+    ttft_ms: Percentiles  # from submit to the first token
+    latency_ms: Percentiles  # from submit to the end
+
+
+class ContinuousBatcher:
+    """Forms each step of an engine: which sequence computes which tokens, and where.
+
+    The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
+    sampled)``. The batcher attaches, appends, commits and detaches in the cache; the engine never
+    does. Sequence ids count up from 0 and are the batcher's own: the cache should have no others.
+
+    Parameters
+    ----------
+    cache : KVCache
+    max_running : int
+        Requests that hold pages at once.
+    max_step_tokens : int
+        Tokens computed in a step. Running requests come first, those that decode before those in
+        prefill; then waiting ones are admitted. A long prompt is computed in chunks.
+    policy : str
+        Order of admission: "fcfs", "shortest" (prompt), "slo" (earliest deadline of the first
+        token), "aging" (``ms_per_token * prompt tokens + aging * arrival_ms``) or "fair" (the
+        tenant that was given the fewest tokens, prompt and generated); see `Scheduler`. The first
+        in that order is never overtaken because it is large.
+    ms_per_token, aging, default_slo_ms, clock
+        As for `Scheduler`; a deadline is that of the first token.
+
+    Notes
+    -----
+    *Reservation.* A request is admitted when the pages of its whole prompt are free or evictable,
+    and beyond them one page for each running request. They are taken at once. Pages for generated
+    tokens are taken one by one, so that requests that end early never hold more than they use.
+
+    *Preemption.* When these run out, a request is preempted: it loses its pages, waits at its old
+    place and is computed again, except for what is still cached. The victim is never the running
+    request of highest priority that came first, so that one always ends, then the next: there is no
+    livelock. Of the others it is one of lowest priority, and among those the one with the most
+    tokens still to compute and generate.
+
+    Priority is a strict tier above the policy, for admission and for preemption. Thread-safe by one
+    lock per object; a call that raises has changed nothing. Iteration-level scheduling: Yu et al.,
+    OSDI 2022 (Orca); stall-free chunked prefill: Agrawal et al., OSDI 2024 (Sarathi-Serve).
+
+    >>> from llmds_nb import KVCache
+    >>> batcher = ContinuousBatcher(KVCache(n_pages=8, page_size=4), max_step_tokens=6)
+    >>> batcher.submit([1, 2, 3, 4, 5, 6, 7, 8], max_new_tokens=2)
+    0
+    >>> plan = batcher.step()                     # the first chunk of the prompt
+    >>> plan.starts, plan.n_tokens, plan.slots
+    (array([0]), array([6]), array([0, 1, 2, 3, 4, 5]))
+    >>> batcher.advance(plan.seq_ids, [-1])       # in prefill: no token was sampled
+    array([], dtype=int64)
+    >>> plan = batcher.step()
+    >>> batcher.advance(plan.seq_ids, [42])
+    array([], dtype=int64)
+    >>> plan = batcher.step()
+    >>> plan.starts, plan.is_prefill, plan.slots
+    (array([8]), array([False]), array([8]))
+    >>> batcher.advance(plan.seq_ids, [43])       # the second token: the request has ended
+    array([0])
+    """
+
+    def __init__(
+        self,
+        cache,
+        *,
+        max_running=256,
+        max_step_tokens=2048,
+        policy="aging",
+        ms_per_token=0.02,
+        aging=0.02,
+        default_slo_ms=1000.0,
+        clock=time.monotonic_ns,
+    ):
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
+        self.cache = cache
+        self.max_running = _checks.integer(max_running, "max_running", low=1, high=2**20)
+        self.max_step_tokens = _checks.integer(
+            max_step_tokens, "max_step_tokens", low=1, high=2**26
+        )
+        self.policy = _checks.choice(policy, "policy", waiting.POLICIES)
+        cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
+        rate = _checks.real(aging, "aging", low=0.0, high=1e9)
+        self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._clock = clock
+        self._queue = waiting.empty_queue(
+            waiting.POLICIES.index(policy),
+            cost * 1e6,
+            rate,
+            _checks.now_ns(clock),
+            width=k.ROW_WIDTH,
+        )
+        self._running = np.zeros(self.max_running, np.int64)
+        most = min(self.max_step_tokens, cache.n_pages * cache.page_size * self.max_running)
+        self._slots = np.empty(most, np.int64)  # of the step being planned
+        self._tally = np.zeros(k.TALLY, np.int64)
+        self._sample = np.zeros((2, k.WINDOW), np.int64)
+        self._tokens = {}  # id -> tokens int32[n] of each waiting request
+        self._salts = {}  # id -> salt of each live request
+        self._planned = np.zeros(0, np.int64)  # ids of the step that is not advanced yet
+        self._preempted = []  # ids since the last plan
+        self._lock = threading.Lock()
+
+    def submit(
+        self, prompt_tokens, *, max_new_tokens, salt=0, slo_ms=None, priority=0, tenant=0
+    ) -> int:
+        """Let a request wait and return its id, which is its sequence's id. O(tokens + log n).
+
+        Parameters
+        ----------
+        prompt_tokens : int32[n]
+            At least one; kept without a copy until the request is admitted.
+        max_new_tokens : int
+            It ends when so many tokens were sampled, >= 1.
+        salt : int, bytes or str
+            Prefixes are shared only within a salt.
+        slo_ms : float, optional
+            Deadline of the first token, from now. Default: `default_slo_ms`.
+        priority : int
+            Higher is admitted first and preempted last.
+        tenant : int
+            For the policy "fair", >= 0.
+
+        Raises
+        ------
+        ValueError
+            It can never fit: prompt and new tokens need more pages than the cache has.
+        """
+        tokens = _checks.token_ids(prompt_tokens, "prompt_tokens")
+        if not tokens.size:
+            raise ValueError("prompt_tokens must hold at least one token")
+        new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
+        slo_ns = self._default_slo_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
+        limit = _checks.INT32_MAX
+        priority = _checks.integer(priority, "priority", low=-limit, high=limit)
+        tenant = _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
+        self.cache.match(tokens[:0], salt=salt)  # refuses a bad salt now
+        n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
+        if n_pages > self.cache.n_pages:
+            raise ValueError(
+                f"{tokens.size} prompt tokens and {new} new ones need {n_pages} pages of "
+                f"{self.cache.page_size}; the cache has {self.cache.n_pages}"
+            )
+        with self._lock:
+            now = _checks.now_ns(self._clock)
+            self._queue = waiting.with_room(self._queue, 1, 1)
+            id_ = k.step_submit(
+                self._queue, self._tally, now, tokens.size, new, slo_ns, priority, tenant
+            )
+            self._tokens[id_] = tokens
+            self._salts[id_] = salt
+        return id_
+
+    def step(self) -> StepPlan:
+        """Plan the next step and reserve its pages. O(running + admitted tokens).
+
+        Raises
+        ------
+        RuntimeError
+            The last step was not advanced.
+        CapacityError
+            Nothing runs, and the first waiting request does not fit, because pages are pinned,
+            held by other sequences, or beyond its tenant's quota.
+        """
+        with self._lock, self.cache._lock:
+            now = _checks.now_ns(self._clock)
+            queue = self._queue
+            budget = k.step_running(queue.meta, queue.request, self._running, self.max_step_tokens)
+            if budget == INVALID:
+                raise RuntimeError("advance() the last step before the next one")
+            while budget > 0 and self.n_waiting and self.n_running < self.max_running:
+                slot = waiting.waiting_first(self._queue)
+                id_ = int(self._queue.request[slot, waiting.ID])
+                lacking = self._lacking(id_)
+                if lacking and not self.n_running:
+                    raise CapacityError(
+                        f"request {id_} lacks {lacking} pages and nothing runs that could free any"
+                    )
+                if lacking:
+                    break
+                hits = self.cache.attach(id_, self._tokens.pop(id_), salt=self._salts[id_])
+                budget = k.step_admit(
+                    self._queue, self._running, self._tally, now, slot, hits, budget
+                )
+            return self._plan()
+
+    def _lacking(self, id_) -> int:
+        domain = self.cache._domains.get(self._salts[id_], ABSENT)
+        return k.pages_missing(self.cache._s, domain, self._tokens[id_], self.n_running)
+
+    def _plan(self) -> StepPlan:
+        queue, cache = self._queue, self.cache._s
+        n = self.n_running
+        ids, starts, n_tokens = np.empty((3, n), np.int64)
+        is_prefill = np.empty(n, np.bool_)
+        n, total = k.step_plan(
+            queue.meta, queue.request, self._running,
+            cache.ids, cache.seq, cache.pool, self.cache.page_size,
+            ids, starts, n_tokens, is_prefill, self._slots,
+        )  # fmt: skip
+        ids = ids[:n]
+        self._planned = np.sort(ids)
+        self._tally[k.STEPS] += n > 0
+        preempted, self._preempted = np.array(self._preempted, np.int64), []
+        return StepPlan(
+            ids, starts[:n], n_tokens[:n], is_prefill[:n], preempted, self._slots[:total].copy()
+        )
+
+    def advance(self, seq_ids, sampled_tokens, *, finished=None) -> np.ndarray:
+        """Take over what the engine computed. O(n), and O(running) for each preemption.
+
+        Every sequence of the step commits its tokens. One whose last token was computed gets the
+        sampled token appended, and ends instead if that is its last: `finished` says so, or it has
+        `max_new_tokens`. Where no page is left for a token, a request is preempted.
+
+        Parameters
+        ----------
+        seq_ids : int64[n]
+            The sequences of the plan, in any order; those cancelled since may be left out.
+        sampled_tokens : int32[n]
+            Ignored for a sequence that is still in prefill; -1 by custom.
+        finished : bool[n], optional
+            Sequences that end here, after an end-of-text token for instance.
+
+        Returns
+        -------
+        int64[m]
+            Sequences that have ended.
+
+        Raises
+        ------
+        ValueError
+            The sequences are not those of the plan, or a token lacks.
+        """
+        ids = _checks.ids(seq_ids, "seq_ids")
+        sampled = _checks.integers(
+            sampled_tokens, "sampled_tokens", dtype=np.int32, low=-1, high=_checks.INT32_MAX
+        )
+        _checks.same_length("sampled_tokens", sampled, "seq_ids", ids)
+        finished = _mask(finished, ids.size)
+        growing, committed = np.empty((ids.size, 2), np.int64), np.empty((ids.size, 2), np.int64)
+        done = np.empty(ids.size, np.int64)
+        with self._lock, self.cache._lock:
+            self._accept(ids, sampled)
+            now = _checks.now_ns(self._clock)
+            n_growing, n_committed, n_done = k.step_advance(
+                self._queue, self._tally, self._sample, now, ids, sampled, finished,
+                growing, committed, done,
+            )  # fmt: skip
+            self._planned = self._planned[:0]
+            for id_, n_tokens in committed[:n_committed].tolist():
+                self.cache.commit(id_, n_tokens)
+            done = done[:n_done].copy()
+            self._end(done)
+            self._append(growing[:n_growing, 0].copy(), growing[:n_growing, 1].astype(np.int32))
+        return done
+
+    def _accept(self, ids, sampled):
+        """Refuse what is not the answer to the present plan."""
+        seen = np.zeros(self._planned.size, np.bool_)
+        status, j = k.step_check(self._queue, self._planned, ids, sampled, seen)
+        if status == ABSENT:
+            raise ValueError(f"sequence {ids[j]} is not in the present step, or stands twice")
+        if status == INVALID:
+            raise ValueError(f"sequence {ids[j]} decodes: its token must be >= 0, not {sampled[j]}")
+        if status == PRESENT:
+            raise ValueError(f"sequence {self._planned[j]} of the present step is not in seq_ids")
+        assert status == OK
+
+    def _append(self, ids, tokens):
+        """Append one token to each sequence, preempting where pages lack."""
+        while ids.size:
+            try:
+                self.cache.append_many(ids, tokens)
+                return
+            except CapacityError:
+                victim = k.step_victim(self._queue, self._running)
+            own = ids == victim
+            self._preempt(victim, tokens[own])
+            ids, tokens = ids[~own], tokens[~own]
+
+    def _preempt(self, id_, appended):
+        """Take a running request's pages; `appended` is what it was about to append."""
+        slot = int(table_find(self._queue.table, id_))
+        self.cache.commit(id_, int(self._queue.request[slot, k.COMPUTED]))
+        self._tokens[id_] = np.concatenate([self.cache.tokens(id_), appended])
+        self.cache.detach(id_)
+        k.step_preempt(self._queue, self._running, self._tally, id_)
+        self._preempted.append(id_)
+
+    def _end(self, ids):
+        """Forget requests and what the cache holds for them."""
+        if ids.size:
+            running = [id_ for id_ in ids.tolist() if id_ not in self._tokens]
+            self.cache.detach(running)
+            k.step_end(self._queue, self._running, ids)
+            for id_ in ids.tolist():
+                self._tokens.pop(id_, None)
+                del self._salts[id_]
+
+    def cancel(self, seq_ids) -> None:
+        """End requests, int or int64[m], whether they wait or run. O(m log n + running).
+
+        A sequence of a step that is not advanced yet may be cancelled too.
+
+        Raises
+        ------
+        KeyError
+            An id is unknown or has ended.
+        """
+        ids = _checks.ids(seq_ids, "seq_ids")
+        with self._lock, self.cache._lock:
+            for id_ in ids.tolist():
+                if id_ not in self._salts:
+                    known = id_ < self._queue.meta[waiting.NEXT_ID]
+                    raise KeyError(f"request {id_} {'has ended' if known else 'is unknown'}")
+            self._end(ids)
+            self._tally[k.CANCELLED] += ids.size
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that hold no pages."""
+        return int(self._queue.heap[waiting.ARRIVAL, 0, 0])
+
+    @property
+    def n_running(self) -> int:
+        """Requests that hold pages."""
+        return int(self._queue.meta[waiting.RUNNING])
+
+    def __len__(self) -> int:
+        """Return how many requests have not ended."""
+        return self.n_waiting + self.n_running
+
+    def __repr__(self) -> str:
+        return (
+            f"<ContinuousBatcher: {self.n_waiting} waiting, {self.n_running} of "
+            f"{self.max_running} running, policy={self.policy!r}>"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, without the cache."""
+        own = (self._running, self._slots, self._tally, self._sample, *self._tokens.values())
+        return sum(array.nbytes for array in (*self._queue, *own))
+
+    def stats(self) -> ContinuousStats:
+        """Return counts and times. O(1), with a sort of at most 4,096 samples."""
+        with self._lock:
+            tally = self._tally.copy()
+            first = self._sample[k.FIRST, : min(tally[k.FIRSTS], k.WINDOW)].copy()
+            whole = self._sample[k.WHOLE, : min(tally[k.FINISHED], k.WINDOW)].copy()
+            n_waiting, n_running = self.n_waiting, self.n_running
+        steps, computed = int(tally[k.STEPS]), int(tally[k.COMPUTED_TOKENS])
+        return ContinuousStats(
+            waiting=n_waiting,
+            running=n_running,
+            submitted=int(tally[k.SUBMITTED]),
+            finished=int(tally[k.FINISHED]),
+            cancelled=int(tally[k.CANCELLED]),
+            preempted=int(tally[k.PREEMPTED]),
+            late=int(tally[k.LATE]),
+            steps=steps,
+            mean_step_tokens=computed / steps if steps else math.nan,
+            computed_tokens=computed,
+            generated_tokens=int(tally[k.GENERATED_TOKENS]),
+            cached_tokens=int(tally[k.CACHED_TOKENS]),
+            recomputed_tokens=int(tally[k.RECOMPUTED_TOKENS]),
+            ttft_ms=percentiles(first),
+            latency_ms=percentiles(whole),
+        )
+
+    def check(self) -> None:
+        """Assert every invariant written in kernels/continuous.py. O(n)."""
+        queue, tally = self._queue, self._tally
+        check_queue(queue)
+        slots = self._running[: self.n_running]
+        runs = np.flatnonzero(queue.request[:, waiting.STATE] == waiting.IS_RUNNING)
+        assert sorted(slots.tolist()) == runs.tolist()
+        rows = queue.request[slots]
+        assert (rows[:, k.COMPUTED] + rows[:, k.PLANNED] <= rows[:, k.LENGTH]).all()
+        assert (rows[:, k.COMPUTED] < rows[:, k.LENGTH]).all()
+        assert (rows[:, k.GENERATED] < rows[:, k.MAX_NEW]).all()
+        for row in rows:
+            assert self.cache.length(int(row[waiting.ID])) == row[k.LENGTH]
+            assert row[k.LENGTH] == row[waiting.TOKENS] + row[k.GENERATED]
+        for id_, tokens in self._tokens.items():
+            row = queue.request[table_find(queue.table, id_)]
+            assert row[waiting.STATE] == waiting.IS_WAITING
+            assert tokens.size == row[k.LENGTH] == row[waiting.TOKENS] + row[k.GENERATED]
+        assert len(self._tokens) == self.n_waiting and len(self._salts) == len(self)
+        ended = tally[k.FINISHED] + tally[k.CANCELLED]
+        assert tally[k.SUBMITTED] == queue.meta[waiting.NEXT_ID] == len(self) + ended
+
+    @staticmethod
+    def _warmup() -> None:
+        KVCache._warmup()
+        for policy in ("aging", "fair"):
+            batcher = ContinuousBatcher(KVCache(4, 2), policy=policy)
+            for _ in range(3):
+                batcher.submit(np.arange(3, dtype=np.int32), max_new_tokens=4)
+            for _ in range(3):
+                plan = batcher.step()
+                batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+            batcher.cancel(0)
+
+
+def _mask(finished, n) -> np.ndarray:
+    if finished is None:
+        return np.zeros(n, np.bool_)
+    mask = np.asarray(finished)
+    if mask.dtype != np.bool_ and mask.size:
+        raise TypeError(f"finished must be booleans, not {mask.dtype}")
+    if mask.shape != (n,):
+        raise ValueError(f"finished must have shape [{n}], not {list(mask.shape)}")
+    return np.require(mask, np.bool_, "CAW")

@@ -1,0 +1,221 @@
+"""LsaEncoder: text vectors from the texts themselves, without a model to download."""
+
+import numpy as np
+
+from . import _checks
+from ._store import Stored, nest, unnest
+from .errors import CorruptFileError
+from .kernels.lsa import lsa_encode_many
+from .tokenizer import TokenBatch, Tokenizer
+
+__all__ = ["LsaEncoder"]
+
+_OVERSAMPLE = 16  # random directions beyond dim
+_ITERATIONS = 2  # power iterations; more do not rank better on the judged collections
+_BLOCK_ROWS = 4096
+_NEGLIGIBLE = 1e-4  # singular values below this share of the largest are float32 noise
+
+
+class LsaEncoder(Stored):
+    """Latent semantic analysis: TF-IDF projected on its strongest directions.
+
+    TF-IDF takes 1 + log(tf), the smoothed idf log((1 + n) / (1 + df)) + 1 and rows of unit length;
+    the directions come from a seeded randomised SVD (Halko, Martinsson and Tropp, 2011). The same
+    texts and seed give the same vectors, signs included, on the same machine.
+
+    Parameters
+    ----------
+    dim : int >= 1
+        Length of the vectors. Where the texts have fewer directions, the rest is zeros.
+    seed : int
+    tokenizer : Tokenizer, optional
+        Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit.
+
+    Examples
+    --------
+    >>> encoder = LsaEncoder(2).fit(["red fox", "red car", "blue sea", "blue sky"])
+    >>> a, b, c = encoder.encode(["a fox", "red red", "the sky"])
+    >>> bool(a @ b > 0.9), bool(abs(a @ c) < 0.1)
+    (True, True)
+    >>> encoder.encode("something unknown")
+    array([[0., 0.]], dtype=float32)
+    """
+
+    def __init__(self, dim=256, *, seed=0, tokenizer=None):
+        self.dim = _checks.integer(dim, "dim", low=1, high=_checks.INT32_MAX)
+        self.seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            raise TypeError(f"tokenizer must be a Tokenizer, not {tokenizer!r}")
+        self.tokenizer = tokenizer
+        self._own_tokenizer = tokenizer is None
+        self._fitted = None  # (tokenizer, idf float32[T], components float32[T, rank])
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has been called."""
+        return self._fitted is not None
+
+    @property
+    def rank(self) -> int:
+        """How many of the `dim` directions the fitted texts have; 0 before `fit`."""
+        return self._fitted[2].shape[1] if self.fitted else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, the vocabulary included."""
+        own = sum(array.nbytes for array in self._fitted[1:]) if self.fitted else 0
+        return own + (self.tokenizer.nbytes if self.tokenizer is not None else 0)
+
+    def __repr__(self):
+        if not self.fitted:
+            return f"LsaEncoder({self.dim}, not fitted)"
+        _, idf, _ = self._fitted
+        return f"LsaEncoder({self.dim}, rank {self.rank}, {len(idf):,} terms)"
+
+    def stats(self) -> dict:
+        """Sizes: dim, rank, terms and nbytes."""
+        terms = len(self._fitted[1]) if self.fitted else 0
+        return {"dim": self.dim, "rank": self.rank, "n_terms": terms, "nbytes": self.nbytes}
+
+    def fit(self, texts) -> "LsaEncoder":
+        """Learn the directions of these texts; return self.
+
+        Parameters
+        ----------
+        texts : str or iterable of str
+
+        Raises
+        ------
+        ValueError
+            No text holds a word.
+
+        Notes
+        -----
+        Six passes over the TF-IDF matrix with dim + 16 columns; the memory is a few float32 arrays
+        of [terms, dim].
+        """
+        texts = _checks.texts(texts)
+        tokenizer = Tokenizer() if self._own_tokenizer else self.tokenizer
+        tokens = tokenizer._encode(texts, grow=True)
+        if not len(tokens.ids):
+            raise ValueError(f"none of the {len(texts)} texts holds a word: nothing to fit")
+        matrix, idf = _tf_idf(tokens, len(tokenizer))
+        components = _directions(matrix, self.dim, self.seed)
+        self.tokenizer, self._fitted = tokenizer, (tokenizer, idf, components)
+        return self
+
+    def encode(self, texts) -> np.ndarray:
+        """The vectors of texts, float32[n, dim], each of length 1.
+
+        A text without a word that `fit` has seen gets the zero vector: no direction is like it.
+        Any number of threads may call this. O(dim) per term.
+
+        Raises
+        ------
+        ValueError
+            `fit` has not been called.
+        """
+        texts = _checks.texts(texts)
+        if not self.fitted:
+            raise ValueError("this LsaEncoder is not fitted: call fit(texts) first")
+        tokenizer, idf, components = self._fitted
+        tokens = tokenizer._encode(texts)
+        out = np.zeros((len(texts), self.dim), np.float32)
+        vectors = np.empty((len(texts), components.shape[1]), np.float32)
+        lsa_encode_many(tokens.ids, tokens.indptr, idf, components, vectors)
+        out[:, : components.shape[1]] = vectors
+        return out
+
+    __call__ = encode
+
+    def check(self) -> None:
+        """Assert that the arrays fit together."""
+        if self.fitted:
+            tokenizer, idf, components = self._fitted
+            tokenizer.check()
+            assert len(idf) == len(components) <= len(tokenizer)
+            assert 1 <= components.shape[1] <= self.dim
+            assert np.isfinite(idf).all() and (idf >= 0).all()
+            assert np.isfinite(components).all()
+            gram = components.T @ components
+            assert np.allclose(gram, np.eye(len(gram)), atol=1e-3), "directions not orthonormal"
+
+    def _state(self):
+        header = {"dim": self.dim, "seed": self.seed, "own_tokenizer": self._own_tokenizer}
+        arrays = {}
+        tokenizer = self.tokenizer
+        if tokenizer is not None:
+            arrays, inner = nest("tokenizer", tokenizer._state())
+            header |= inner
+        if self.fitted:
+            _, idf, components = self._fitted
+            arrays |= {"idf": idf, "components": components}
+        return arrays, header
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        encoder = cls(header["dim"], seed=header["seed"])
+        encoder._own_tokenizer = bool(header["own_tokenizer"])
+        if "tokenizer" in header:
+            encoder.tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
+        if "idf" in arrays:
+            idf, components = arrays["idf"], arrays["components"]
+            if not (idf.dtype == components.dtype == np.float32) or components.ndim != 2:
+                raise CorruptFileError("array 'components' is of the wrong kind")
+            if idf.shape != components.shape[:1] or len(idf) > len(encoder.tokenizer):
+                raise CorruptFileError("the vocabulary and the term vectors differ in size")
+            if not 1 <= components.shape[1] <= encoder.dim:
+                raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
+            encoder._fitted = (encoder.tokenizer, idf, components)
+        return encoder
+
+    @staticmethod
+    def _warmup():
+        LsaEncoder(2).fit(["warm up", "the kernels"]).encode(["warm kernels"])
+
+
+def _tf_idf(tokens: TokenBatch, n_terms):
+    """(TF-IDF as a float32 CSR matrix [n, T] with unit rows, idf float32[T])."""
+    from scipy import sparse
+
+    n = len(tokens.indptr) - 1
+    ones = np.ones(len(tokens.ids), np.float32)
+    # Copied, because sum_duplicates works in place.
+    arrays = (ones, tokens.ids.copy(), tokens.indptr.copy())
+    matrix = sparse.csr_matrix(arrays, shape=(n, n_terms))
+    matrix.sum_duplicates()
+    df = np.bincount(matrix.indices, minlength=n_terms)
+    idf = np.where(df, np.log((1 + n) / (1 + df)) + 1, 0).astype(np.float32)
+    matrix.data = (1 + np.log(matrix.data)) * idf[matrix.indices]
+    rows = np.repeat(np.arange(n), np.diff(matrix.indptr))
+    lengths = np.sqrt(np.bincount(rows, matrix.data.astype(np.float64) ** 2, minlength=n))
+    matrix.data /= lengths[rows].astype(np.float32)
+    return matrix, idf
+
+
+def _directions(matrix, dim, seed) -> np.ndarray:
+    """The strongest right singular vectors of a CSR matrix as float32[T, min(dim, rank)]."""
+    transposed = matrix.T.tocsr()
+    n, n_terms = matrix.shape
+    width = dim + _OVERSAMPLE
+    if n <= width:
+        within = np.eye(n, dtype=np.float32)
+    else:
+        rng = np.random.default_rng(seed)
+        within = matrix @ rng.standard_normal((n_terms, width), dtype=np.float32)
+        for _ in range(_ITERATIONS):
+            within = matrix @ (transposed @ np.linalg.qr(within)[0])
+        within = np.linalg.qr(within)[0]
+    # The matrix seen within those directions; its Gram matrix in float64 gives the small SVD.
+    seen = transposed @ within
+    gram = np.zeros((seen.shape[1], seen.shape[1]))
+    for first in range(0, n_terms, _BLOCK_ROWS):
+        block = seen[first : first + _BLOCK_ROWS].astype(np.float64)
+        gram += block.T @ block
+    squares, left = np.linalg.eigh(gram)
+    best = np.argsort(-squares, kind="stable")[:dim]
+    best = best[squares[best] > _NEGLIGIBLE**2 * squares[best[0]]]
+    components = seen @ (left[:, best] / np.sqrt(squares[best])).astype(np.float32)
+    # A singular vector is only given up to its sign: make its largest entry positive.
+    largest = components[np.abs(components).argmax(axis=0), np.arange(len(best))]
+    return np.ascontiguousarray(components * np.where(largest < 0, np.float32(-1), np.float32(1)))

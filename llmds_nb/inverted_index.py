@@ -1,0 +1,502 @@
+"""InvertedIndex: exact BM25 over texts that come and go."""
+
+import contextlib
+import itertools
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks, _segments
+from ._store import Stored, nest, unnest
+from .errors import CorruptFileError
+from .kernels import bm25 as _k
+from .kernels.postings import posting_find, postings_df_add, postings_read
+from .kernels.status import ABSENT
+from .kernels.tokenize import queries_group
+from .tokenizer import Tokenizer
+
+__all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
+
+_NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
+
+
+class Hits(NamedTuple):
+    """The best documents, higher scores first; missing places have id -1 and score -inf."""
+
+    ids: np.ndarray  # int64[k] or int64[n, k]
+    scores: np.ndarray  # float64, the same shape
+
+
+class Postings(NamedTuple):
+    """The documents that hold a term, ascending by id, and how often each does."""
+
+    ids: np.ndarray  # int64[df]
+    tfs: np.ndarray  # int32[df]
+
+
+class TermScore(NamedTuple):
+    """What one term of a query adds to the score of a document."""
+
+    term: str
+    count: int  # times in the query
+    tf: int  # times in the document
+    df: int  # documents that hold it
+    idf: float
+    score: float
+
+
+class Explanation(NamedTuple):
+    """A document's score for a query: the sum of the terms' scores, in this order."""
+
+    score: float
+    terms: list[TermScore]
+
+
+class InvertedIndexStats(NamedTuple):
+    """Sizes of an index; postings of removed documents count until they are merged away."""
+
+    n_docs: int
+    n_terms: int  # in the vocabulary
+    n_tokens: int  # over all documents, stop words excluded
+    mean_length: float
+    n_removed: int
+    n_segments: int
+    postings_bytes: int
+    nbytes: int
+
+
+class InvertedIndex(Stored):
+    """Sparse retrieval: documents ranked by BM25, exactly, while they are added and removed.
+
+    Scores are those of the formula in float64 (see `kernels.bm25` for the variants); an index
+    after any adds and removes ranks exactly as one built anew from the same documents. Stored are
+    counts and lengths, not scores: `k1`, `b` and `variant` are attributes that may be changed at
+    any time. A document of score 0, or that holds no term of the query, is never a hit.
+
+    Any number of threads may search while one writes; a search sees the state before or after a
+    write. Writes from several threads take turns.
+
+    Parameters
+    ----------
+    k1 : float in [0, 1e6]
+        How slowly repetitions of a term saturate.
+    b : float in [0, 1]
+        How much long documents are marked down.
+    variant : "lucene", "robertson", "atire", "bm25+" or "bm25l"
+    tokenizer : Tokenizer or callable, optional
+        Splits texts and queries; its vocabulary grows with `add`. A callable takes a text and gives
+        its terms. Default: ``Tokenizer()``.
+
+    Examples
+    --------
+    >>> index = InvertedIndex()
+    >>> index.add([10, 20, 30], ["a red fox", "a red red car", "blue sky"])
+    array([10, 20, 30])
+    >>> hits = index.search("red", k=2)
+    >>> hits.ids
+    array([20, 10])
+    >>> bool(index.explain("red", 20).score == hits.scores[0])
+    True
+    >>> index.remove(20)
+    >>> index.search("red car", k=2).ids
+    array([10, -1])
+    """
+
+    def __init__(self, *, k1=1.2, b=0.75, variant="lucene", tokenizer=None):
+        self.k1, self.b, self.variant = k1, b, variant
+        if tokenizer is None:
+            tokenizer = Tokenizer()
+        elif not isinstance(tokenizer, Tokenizer):
+            if not callable(tokenizer):
+                raise TypeError(f"tokenizer must be a Tokenizer or callable, not {tokenizer!r}")
+            tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
+        self.tokenizer = tokenizer
+        self._snapshot = _segments.snapshot([])
+        self._next_id = 0
+        self._lock = threading.RLock()
+        self._scratch = deque()  # (acc, touched) pairs that no search is using
+
+    @property
+    def k1(self) -> float:
+        return self._k1
+
+    @k1.setter
+    def k1(self, value):
+        self._k1 = _checks.real(value, "k1", low=0, high=1e6)
+
+    @property
+    def b(self) -> float:
+        return self._b
+
+    @b.setter
+    def b(self, value):
+        self._b = _checks.real(value, "b", low=0, high=1)
+
+    @property
+    def variant(self) -> str:
+        return self._variant
+
+    @variant.setter
+    def variant(self, value):
+        self._variant = _checks.choice(value, "variant", tuple(_k.VARIANTS))
+
+    def __len__(self):
+        return self._snapshot.n_docs
+
+    def __contains__(self, id):
+        return _segments.find(self._snapshot.segments, _one_id(id))[1] != ABSENT
+
+    def __repr__(self):
+        return (
+            f"InvertedIndex({len(self):,} documents, {len(self.tokenizer):,} terms, "
+            f"{len(self._snapshot.segments)} segments, {self.nbytes / 1e6:.1f} MB)"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, the vocabulary included."""
+        segments = self._snapshot.segments
+        return self.tokenizer.nbytes + sum(array.nbytes for s in segments for array in s)
+
+    def stats(self) -> InvertedIndexStats:
+        """Sizes, counted when called."""
+        segments, n_docs, n_tokens = self._snapshot
+        return InvertedIndexStats(
+            n_docs,
+            len(self.tokenizer),
+            n_tokens,
+            n_tokens / n_docs if n_docs else 0.0,
+            sum(int(s.dead.sum()) for s in segments),
+            len(segments),
+            sum(s.data.nbytes for s in segments),
+            self.nbytes,
+        )
+
+    def add(self, ids, texts, *, progress=False) -> np.ndarray:
+        """Add documents, or replace those whose id exists; searchable on return.
+
+        Parameters
+        ----------
+        ids : int or int64[n], or None
+            Distinct, >= 0. None numbers on from the largest id ever used.
+        texts : str or iterable of str, n of them
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        int64[n]
+            The ids.
+
+        Notes
+        -----
+        O(characters). Every call makes a segment; segments of like size are merged by eights, so
+        each posting is rewritten O(log n) times and one large call is faster than many small ones.
+        """
+        texts = _checks.texts(texts)
+        with self._lock:
+            ids = self._new_ids(ids, len(texts))
+            _checks.same_length("ids", ids, "texts", texts)
+            if not texts:
+                return ids
+            with _bar(progress, len(texts)) as report:
+                tokens = self.tokenizer._encode(texts, grow=True, report=report)
+            new = _segments.build(ids, tokens, len(self.tokenizer))
+            kept, _ = _segments.without_ids(self._snapshot.segments, ids)
+            self._snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
+            self._next_id = max(self._next_id, int(ids.max()) + 1)
+        return ids.copy()
+
+    def _new_ids(self, ids, n):
+        if ids is not None:
+            return _checks.ids(ids)
+        if self._next_id + n - 1 > _checks.INT64_MAX:
+            raise ValueError(f"no {n} ids are left after {self._next_id - 1}; pass ids")
+        return np.arange(n, dtype=np.int64) + self._next_id
+
+    def remove(self, ids) -> None:
+        """Take documents out, at once and for every later search.
+
+        Raises
+        ------
+        KeyError
+            An id is not in the index; then nothing is removed.
+        """
+        ids = _checks.ids(ids)
+        with self._lock:
+            kept, found = _segments.without_ids(self._snapshot.segments, ids)
+            if not found.all():
+                raise KeyError(f"id {ids[~found][0]} is not in the index")
+            if len(ids):
+                self._snapshot = _segments.snapshot(_segments.tidy(kept))
+
+    def compact(self) -> None:
+        """Merge everything into one segment: the smallest and fastest form. O(postings)."""
+        with self._lock:
+            segments = self._snapshot.segments
+            if len(segments) > 1 or any(s.dead.any() for s in segments):
+                self._snapshot = _segments.snapshot([_segments.merge(segments)])
+
+    def search(self, queries, k=10, *, filter=None, threads=1) -> Hits:
+        """The k documents of highest score for each query.
+
+        Parameters
+        ----------
+        queries : str or list of str
+            Terms that stand more than once weigh by their count; unknown terms add nothing.
+        k : int >= 1
+        filter : bool mask by id, ids, or a list of either (one per query), optional
+            Only these documents may be hits; df and lengths stay those of all documents.
+        threads : int
+            Threads that share the queries of a batch.
+
+        Returns
+        -------
+        Hits
+            ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
+            by smaller id. O(postings of the query's terms + candidates log k) per query.
+        """
+        texts = _checks.texts(queries, "queries")
+        k_wanted = _checks.integer(k, "k", low=1)
+        filters = _checks.id_filters(filter, len(texts))
+        threads = _checks.integer(threads, "threads", low=1)
+        snapshot = self._snapshot  # before the terms, so that every term of it is known
+        if snapshot.n_tokens:
+            ids, scores = self._search(snapshot, texts, k_wanted, filters, threads)
+        else:
+            ids = np.full((len(texts), k_wanted), ABSENT, np.int64)
+            scores = np.full((len(texts), k_wanted), -np.inf)
+        if isinstance(queries, str):
+            return Hits(ids[0], scores[0])
+        return Hits(ids, scores)
+
+    def _search(self, snapshot, texts, k, filters, threads):
+        terms, counts, term_ptr = self._grouped(texts)
+        places, gain, bonus, _ = self._weights(snapshot, terms, counts)
+        shape = self._shape(snapshot)
+        n = len(texts)
+        depth = min(k, snapshot.n_docs)
+        scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
+        kept = np.zeros(n, np.int64)
+
+        def run(start, stop, one_filter):
+            kind, mask, listed = _filter_arrays(one_filter)
+            here = term_ptr[start : stop + 1]
+            heaps = scores[start:stop], ids[start:stop], kept[start:stop]
+            acc, touched = self._borrow(snapshot)
+            for segment, place in zip(snapshot.segments, places, strict=True):
+                _k.bm25_search_many(
+                    segment, place, here, gain, bonus, shape, kind, mask, listed, acc, touched,
+                    *heaps,
+                )  # fmt: skip
+            _k.bm25_finish_many(*heaps)
+            self._scratch.append((acc, touched))
+
+        if filters is not None and len(filters) > 1:
+            jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
+        else:
+            n_parts = max(1, min(threads, n))
+            edges = [n * i // n_parts for i in range(n_parts + 1)]
+            one_filter = filters[0] if filters else None
+            jobs = [(start, stop, one_filter) for start, stop in itertools.pairwise(edges)]
+        if threads == 1 or len(jobs) == 1:
+            for job in jobs:
+                run(*job)
+        else:
+            with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+                for done in [pool.submit(run, *job) for job in jobs]:
+                    done.result()
+        if depth == k:
+            return ids, scores
+        pad = ((0, 0), (0, k - depth))
+        return np.pad(ids, pad, constant_values=ABSENT), np.pad(
+            scores, pad, constant_values=-np.inf
+        )
+
+    def _borrow(self, snapshot):
+        """Accumulators for one thread, all zero, large enough for every segment."""
+        n = max(len(segment.ids) for segment in snapshot.segments)
+        while self._scratch:
+            try:
+                acc, touched = self._scratch.pop()
+            except IndexError:  # another thread was faster
+                break
+            if len(acc) >= n:
+                return acc, touched
+        return np.zeros(n), np.empty(n + 1, np.int32)
+
+    def _grouped(self, texts):
+        """(terms int32[e], counts int32[e], term_ptr int64[q + 1]): each query's known terms."""
+        tokens = self.tokenizer._encode(texts)
+        table = self.tokenizer._table
+        terms, counts = np.empty((2, len(tokens.ids)), np.int32)
+        term_ptr = np.empty(len(texts) + 1, np.int64)
+        n = queries_group(table.blob, table.ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
+        return terms[:n], counts[:n], term_ptr
+
+    def _weights(self, snapshot, terms, counts):
+        """(places int32[e] per segment, gain float64[e], bonus float64[e], df int64[e])."""
+        n = len(terms)
+        df = np.zeros(n, np.int64)
+        places = []
+        for segment in snapshot.segments:
+            places.append(np.empty(n, np.int32))
+            postings_df_add(segment, terms, places[-1], df)
+        gain, bonus = np.empty((2, n))
+        variant = _k.VARIANTS[self._variant]
+        _k.bm25_weights(variant, self._k1, snapshot.n_docs, df, counts, gain, bonus)
+        return places, gain, bonus, df
+
+    def _shape(self, snapshot):
+        """(p, q, base, slope) of the formula in kernels/bm25.py."""
+        delta = _k.DELTA_L if self._variant == "bm25l" else 0.0
+        slope = self._b * snapshot.n_docs / snapshot.n_tokens
+        return delta, self._k1 + delta, 1.0 - self._b, slope
+
+    def postings(self, term) -> Postings:
+        """The documents that hold a term.
+
+        `term` is looked up as it stands in the vocabulary (that is, stemmed), and otherwise as the
+        word it is in a text. Unknown: empty arrays. O(segments log terms + df).
+        """
+        snapshot = self._snapshot
+        wanted = np.array([self.tokenizer._find_term(term)], np.int32)
+        ids, tfs = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+        for segment in snapshot.segments:
+            place, df = np.empty(1, np.int32), np.zeros(1, np.int64)
+            postings_df_add(segment, wanted, place, df)
+            if df[0]:
+                rows, here = np.empty((2, df[0]), np.int32)
+                n = postings_read(segment, int(place[0]), rows, here)
+                ids.append(segment.ids[rows[:n]])
+                tfs.append(here[:n])
+        ids, tfs = np.concatenate(ids), np.concatenate(tfs)
+        order = np.argsort(ids, kind="stable")
+        return Postings(ids[order], tfs[order])
+
+    def doc_freq(self, term) -> int:
+        """How many documents hold a term, looked up as by `postings`. O(segments log terms)."""
+        snapshot = self._snapshot
+        wanted = np.array([self.tokenizer._find_term(term)], np.int32)
+        df = np.zeros(1, np.int64)
+        for segment in snapshot.segments:
+            postings_df_add(segment, wanted, np.empty(1, np.int32), df)
+        return int(df[0])
+
+    def explain(self, query, id) -> Explanation:
+        """Why a document has its score: every known term of the query, ascending.
+
+        Raises
+        ------
+        KeyError
+            The id is not in the index.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a str, not {type(query).__name__}")
+        snapshot = self._snapshot
+        number, row = _segments.find(snapshot.segments, _one_id(id))
+        if row == ABSENT:
+            raise KeyError(f"id {id} is not in the index")
+        segment = snapshot.segments[number]
+        terms, counts, _ = self._grouped([query])
+        places, gain, bonus, df = self._weights(snapshot, terms, counts)
+        length = segment.lengths[row]
+        variant = _k.VARIANTS[self._variant]
+        total, rows_out = 0.0, []
+        for e, term in enumerate(self.tokenizer._table.texts(terms)):
+            if not df[e]:
+                continue
+            place = places[number][e]
+            tf = posting_find(segment, int(place), row) if place != ABSENT else 0
+            score = 0.0
+            if tf and gain[e] > 0:
+                shape = self._shape(snapshot)
+                score = _k.bm25_contribution(tf, length, gain[e], bonus[e], *shape)
+            total += score
+            idf = _k.bm25_idf(variant, snapshot.n_docs, df[e])
+            rows_out.append(TermScore(term, int(counts[e]), int(tf), int(df[e]), idf, score))
+        return Explanation(total, rows_out)
+
+    def check(self) -> None:
+        """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
+        segments, n_docs, n_tokens = self._snapshot
+        self.tokenizer.check()
+        alive = [s.ids[~s.dead] for s in segments]
+        for segment in segments:
+            _segments.check(segment)
+            assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
+        alive = np.concatenate([np.zeros(0, np.int64), *alive])
+        assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
+        assert not len(alive) or alive.max() < self._next_id
+        assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
+        assert all(not acc.any() for acc, _ in self._scratch)
+
+    def _state(self):
+        with self._lock:
+            snapshot, next_id = self._snapshot, self._next_id
+        segments = snapshot.segments
+        if len(segments) != 1 or segments[0].dead.any():
+            segments = [_segments.merge(segments)] if segments else []
+        arrays, header = nest("tokenizer", self.tokenizer._state())
+        if segments:
+            arrays |= _segments.to_arrays(segments[0])
+        header |= {
+            "k1": self._k1, "b": self._b, "variant": self._variant, "next_id": next_id,
+            "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
+        }  # fmt: skip
+        return arrays, header
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
+        index = cls(k1=header["k1"], b=header["b"], variant=header["variant"], tokenizer=tokenizer)
+        n_docs = _checks.integer(header["n_docs"], "n_docs", low=0, high=_checks.INT32_MAX)
+        n_tokens = _checks.integer(header["n_tokens"], "n_tokens", low=0)
+        index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
+        if n_docs:
+            segment = _segments.from_arrays(arrays, n_docs, n_tokens, len(tokenizer))
+            if segment.ids[-1] >= index._next_id:
+                raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
+            index._snapshot = _segments.snapshot([segment])
+        return index
+
+    @staticmethod
+    def _warmup():
+        Tokenizer._warmup()
+        index = InvertedIndex()
+        index.add([0, 1], ["warm up", "the kernels up"])
+        index.add([2, 1], ["warm", "up up up"])
+        for filter in (None, np.ones(3, bool), [0, 1]):
+            index.search(["warm up", "kernels"], 1, filter=filter)
+        index.explain("warm up", 1)
+        index.postings("up")
+        index.remove([2])
+        InvertedIndex._from_state(*index._state()).check()
+
+
+def _one_id(id) -> np.ndarray:
+    return np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
+
+
+def _filter_arrays(one_filter):
+    """(kind, mask, listed) for the kernel."""
+    if one_filter is None:
+        return _k.NO_FILTER, _NO_MASK, _NO_IDS
+    if one_filter.dtype == np.bool_:
+        return _k.MASK, one_filter, _NO_IDS
+    return _k.LISTED, _NO_MASK, one_filter
+
+
+@contextlib.contextmanager
+def _bar(progress, total):
+    """A function to report progress to, or None."""
+    if not progress:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="index", unit="text") as bar:
+        yield bar.update

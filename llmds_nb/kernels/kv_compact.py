@@ -1,0 +1,87 @@
+"""Compaction of a KV cache: pages in use move to the lowest ids, and every mention follows."""
+
+from .._jit import kernel
+from .eviction import leaf_heaps_rebuild
+from .kv_state import (
+    BLOCKS,
+    CACHED,
+    CANON,
+    CGEN,
+    FREE,
+    GEN,
+    ID,
+    N_FREE,
+    NPAGES,
+    PARENT,
+    STACK,
+    STATE,
+    TABLE,
+    TABLE_MASK,
+    TAIL,
+    KVState,
+)
+from .paging import page_compact_plan, page_stack_free
+from .prefix import prefix_insert
+from .status import ABSENT
+
+
+@kernel(internal=True)
+def _forget_lost_twins(s):
+    """GEN travels with its page, so a twin that was evicted could seem to be alive again."""
+    for row in range(s.seq.shape[0]):
+        canon = s.seq[row, CANON]
+        if s.seq[row, ID] != ABSENT and s.seq[row, CGEN] != ABSENT:
+            if s.page[canon, STATE] != CACHED or s.page[canon, GEN] != s.seq[row, CGEN]:
+                s.seq[row, CGEN] = ABSENT
+
+
+@kernel(internal=True)
+def _move_pages(s, src, dst, n):
+    for i in range(n):
+        a, b = src[i], dst[i]
+        for column in range(s.page.shape[1]):
+            s.page[a, column], s.page[b, column] = s.page[b, column], s.page[a, column]
+        for i in range(s.tok.shape[1]):
+            s.tok[b, i] = s.tok[a, i]
+
+
+@kernel(internal=True)
+def _rename_in_sequences(s, renamed):
+    for row in range(s.seq.shape[0]):
+        if s.seq[row, ID] == ABSENT:
+            continue
+        for column in (TAIL, CANON):
+            if s.seq[row, column] != ABSENT:
+                s.seq[row, column] = renamed[s.seq[row, column]]
+        offset = s.seq[row, BLOCKS]
+        for j in range(offset, offset + s.seq[row, NPAGES]):
+            s.pool[j] = renamed[s.pool[j]]
+
+
+@kernel
+def kv_compact(
+page, tok, pool, seq, ids, dom, meta, src, dst, renamed
+):  # fmt: skip
+    """Compact; return the number of moves in src and dst, int32[P]. No copies may be pending. O(P).
+
+    renamed int32[P] becomes the new id of every page that is in use.
+    """
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    n = page_compact_plan(page[:, STATE] != FREE, src, dst)
+    for p in range(renamed.size):
+        renamed[p] = p
+    for i in range(n):
+        renamed[src[i]] = dst[i]
+    _forget_lost_twins(s)
+    _move_pages(s, src, dst, n)
+    for i in range(meta[TABLE], meta[TABLE] + meta[TABLE_MASK] + 1):
+        pool[i] = 0
+    for p in range(page.shape[0]):
+        if page[p, STATE] == CACHED:
+            prefix_insert(s, p)
+            if page[p, PARENT] >= 0:
+                page[p, PARENT] = renamed[page[p, PARENT]]
+    _rename_in_sequences(s, renamed)
+    leaf_heaps_rebuild(s, renamed)
+    meta[N_FREE] = page_stack_free(page[:, STATE], pool[meta[STACK] :])
+    return n

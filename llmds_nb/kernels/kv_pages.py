@@ -1,0 +1,276 @@
+"""Pages of a KV cache: taking, dropping, copying, caching, evicting (kernels/kv_state.py)."""
+
+import numpy as np
+
+from .._jit import kernel
+from .eviction import (
+    INSERTED,
+    became_evictable,
+    became_held,
+    is_held,
+    key_update,
+    leaf_add,
+    leaf_drop,
+)
+from .kv_state import (
+    CACHED,
+    COPIES,
+    COPY,
+    DEPTH,
+    DOMAIN,
+    EVICTABLE,
+    EVICTIONS,
+    FREE,
+    GEN,
+    HASH_MASK,
+    HEAP,
+    HOLD,
+    MOVES,
+    N_CACHED,
+    N_EVICTABLE,
+    N_FREE,
+    N_LEAVES,
+    N_MOVES,
+    NCHILD,
+    NEED,
+    NHELD,
+    OWNED,
+    PARENT,
+    POS,
+    PRIORITY,
+    PRIVATE,
+    QPOS,
+    QUOTA,
+    REF,
+    ROOT0,
+    ROOT1,
+    STACK,
+    STATE,
+    TURN,
+    USES,
+)
+from .prefix import hash_set, prefix_hash, prefix_insert, prefix_remove
+from .status import ABSENT
+
+
+@kernel(internal=True)
+def page_take(s, domain):
+    """A free page as a private one with one reference; the caller has made room. O(1)."""
+    n = s.meta[N_FREE] - 1
+    s.meta[N_FREE] = n
+    page = np.int64(s.pool[s.meta[STACK] + n])
+    s.page[page, STATE] = PRIVATE
+    s.page[page, REF] = 1
+    s.page[page, DOMAIN] = domain
+    s.dom[domain, OWNED] += 1
+    return page
+
+
+@kernel(internal=True)
+def _push_free(s, page):
+    s.page[page, STATE] = FREE
+    s.dom[s.page[page, DOMAIN], OWNED] -= 1
+    n = s.meta[N_FREE]
+    s.pool[s.meta[STACK] + n] = page
+    s.meta[N_FREE] = n + 1
+
+
+@kernel(internal=True)
+def page_give_back(s, page):
+    """Make a page free that nothing refers to any more. O(1)."""
+    if s.page[page, COPY] != 0:
+        _move_cancel(s, page)
+    _push_free(s, page)
+
+
+@kernel(internal=True)
+def page_settle(s, page):
+    """Free or make evictable a page that just lost a reference or hold, if it was the last."""
+    if s.page[page, STATE] == PRIVATE:
+        if s.page[page, REF] == 0 and s.page[page, HOLD] == 0:
+            page_give_back(s, page)
+    elif not is_held(s, page):
+        became_evictable(s, page)
+
+
+@kernel(internal=True)
+def page_acquire(s, page):
+    """One more reference to a cached page. O(log n)."""
+    was_held = is_held(s, page)
+    s.page[page, REF] += 1
+    if not was_held:
+        became_held(s, page)
+
+
+@kernel(internal=True)
+def page_drop(s, page):
+    """One reference less. O(log n)."""
+    s.page[page, REF] -= 1
+    page_settle(s, page)
+
+
+@kernel(internal=True)
+def _move_source(s, i):
+    return np.int64(s.pool[s.meta[MOVES] + 2 * i])
+
+
+@kernel(internal=True)
+def _move_cancel(s, page):
+    """Forget the pending copy that was to fill `page`. O(1)."""
+    i = np.int64(s.page[page, COPY] - 1)
+    s.page[page, COPY] = 0
+    source = _move_source(s, i)
+    last = s.meta[N_MOVES] - 1
+    s.meta[N_MOVES] = last
+    if i != last:
+        here, there = s.meta[MOVES] + 2 * i, s.meta[MOVES] + 2 * last
+        s.pool[here], s.pool[here + 1] = s.pool[there], s.pool[there + 1]
+        s.page[s.pool[here + 1], COPY] = i + 1
+    s.page[source, HOLD] -= 1
+    if s.page[source, STATE] == PRIVATE:
+        if s.page[source, REF] == 0 and s.page[source, HOLD] == 0:
+            _push_free(s, source)  # a source is never itself waiting for a copy
+    elif not is_held(s, source):
+        became_evictable(s, source)
+
+
+@kernel(internal=True)
+def moves_clear(s):
+    """All pending copies were fetched: release their sources. O(number of copies)."""
+    for i in range(s.meta[N_MOVES]):
+        s.page[s.pool[s.meta[MOVES] + 2 * i + 1], COPY] = 0
+        source = _move_source(s, i)
+        s.page[source, HOLD] -= 1
+        page_settle(s, source)
+    s.meta[N_MOVES] = 0
+
+
+@kernel(internal=True)
+def page_copy(s, page, n_tokens):
+    """A private copy of the first `n_tokens` of `page`; the K/V copy is left pending. O(T).
+
+    The caller has made room for the page and the copy, and drops its reference to `page` itself.
+    """
+    copy = page_take(s, np.int64(s.page[page, DOMAIN]))
+    for i in range(n_tokens):
+        s.tok[copy, i] = s.tok[page, i]
+    source = page
+    if s.page[page, COPY] != 0:  # its own contents are still elsewhere
+        source = _move_source(s, s.page[page, COPY] - 1)
+    n = s.meta[N_MOVES]
+    s.pool[s.meta[MOVES] + 2 * n] = source
+    s.pool[s.meta[MOVES] + 2 * n + 1] = copy
+    s.meta[N_MOVES] = n + 1
+    s.page[copy, COPY] = n + 1
+    s.page[source, HOLD] += 1
+    s.meta[COPIES] += 1
+    return copy
+
+
+@kernel(internal=True)
+def leaf_evict(s, page):
+    """Evict one evictable leaf. O(log n)."""
+    leaf_drop(s, page)
+    s.meta[N_EVICTABLE] -= 1
+    s.dom[s.page[page, DOMAIN], EVICTABLE] -= 1
+    s.meta[N_CACHED] -= 1
+    s.meta[EVICTIONS] += 1
+    prefix_remove(s, page)
+    s.page[page, GEN] += 1
+    parent = np.int64(s.page[page, PARENT])
+    page_give_back(s, page)
+    if parent >= 0:
+        s.page[parent, NCHILD] -= 1
+        if s.page[parent, NCHILD] == 0 and not is_held(s, parent):
+            leaf_add(s, parent)
+
+
+@kernel(internal=True)
+def evict_many(s, n):
+    """Evict up to n pages, lowest key first, leaves only; return how many. O(n log P)."""
+    done = 0
+    while done < n and s.meta[N_LEAVES] > 0:
+        leaf_evict(s, np.int64(s.pool[0]))
+        done += 1
+    return done
+
+
+@kernel(internal=True)
+def domain_missing(s, domain, need):
+    """How many pages a domain's quota lacks for `need` more, after evicting all it can. O(1)."""
+    quota = s.dom[domain, QUOTA]
+    if quota < 0:
+        return 0
+    return max(0, s.dom[domain, OWNED] + need - quota - s.dom[domain, EVICTABLE])
+
+
+@kernel(internal=True)
+def pool_missing(s, need):
+    """How many pages the pool lacks for `need` more, after evicting all it can. O(1)."""
+    return max(0, need - s.meta[N_FREE] - s.meta[N_EVICTABLE])
+
+
+@kernel(internal=True)
+def make_room(s, domain, need):
+    """Evict until `need` pages are free and within quota; it was checked that this works."""
+    if s.dom[domain, QUOTA] >= 0:
+        while s.dom[domain, OWNED] + need > s.dom[domain, QUOTA]:
+            leaf_evict(s, np.int64(s.pool[s.dom[domain, HEAP]]))
+    evict_many(s, need - s.meta[N_FREE])
+
+
+@kernel(internal=True)
+def rooms_missing(s, rows_domain, rows_need):
+    """Pages lacking for a batch; rows_domain[i] wants rows_need[i]. O(n)."""
+    total = 0
+    n = rows_need.size
+    for i in range(n):
+        total += rows_need[i]
+        s.dom[rows_domain[i], NEED] += rows_need[i]
+    missing = pool_missing(s, total)
+    for i in range(n):
+        missing = max(missing, domain_missing(s, rows_domain[i], s.dom[rows_domain[i], NEED]))
+        s.dom[rows_domain[i], NEED] = 0
+    return missing
+
+
+@kernel(internal=True)
+def chain_start(s, domain):
+    """What precedes the first page of a domain: (hash, hash, parent)."""
+    return np.uint64(s.dom[domain, ROOT0]), np.uint64(s.dom[domain, ROOT1]), -2 - domain
+
+
+@kernel(internal=True)
+def chain_step(s, h0, h1, tokens):
+    """Hash of the next page. O(T)."""
+    mask = np.uint64(s.meta[HASH_MASK])
+    h0, h1 = prefix_hash(h0, h1, tokens)
+    return h0 & mask, h1 & mask
+
+
+@kernel(internal=True)
+def page_cache(s, page, h0, h1, parent, turn, priority):
+    """Make a full, committed, private page findable below `parent`. O(1) but for twins."""
+    s.page[page, STATE] = CACHED
+    s.page[page, PARENT] = parent
+    s.page[page, NCHILD] = 0
+    s.page[page, NHELD] = 0
+    s.page[page, PRIORITY] = priority
+    s.page[page, TURN] = turn
+    s.page[page, USES] = 0
+    s.page[page, DEPTH] = 0
+    s.page[page, POS] = ABSENT
+    s.page[page, QPOS] = ABSENT
+    hash_set(s, page, h0, h1)
+    prefix_insert(s, page)
+    s.meta[N_CACHED] += 1
+    if parent >= 0:
+        s.page[page, DEPTH] = s.page[parent, DEPTH] + 1
+        s.page[parent, NCHILD] += 1
+        if s.page[parent, POS] != ABSENT:
+            leaf_drop(s, parent)
+        was_held = is_held(s, parent)
+        s.page[parent, NHELD] += 1
+        if not was_held:
+            became_held(s, parent)
+    key_update(s, page, INSERTED)

@@ -1,0 +1,134 @@
+"""The state of a KV cache: what every array, row and counter of it means.
+
+P pages of T tokens, S sequence rows, D domains (one per salt in use), all growing by the object:
+
+    page   int32[P, 22]   one row per page, columns below
+    tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
+    pool   int32[A]       heap of evictable leaves, P entries; stack of free pages, P; table of the
+                          cached prefixes (kernels/prefix.py), C; then chunks of 2**class entries:
+                          block tables, quota heaps, and pending copies as (source, destination)
+    seq    int64[S, 16]   one row per sequence, columns below
+    ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
+    dom    int64[D, 10]   one row per domain, columns below
+    meta   int64[64]      counters below
+
+Few arrays on purpose: each costs 100 ns at Python's door and compile time at every call inside.
+
+A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
+findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
+cached page hangs below it; *evictable* when it is cached and not held; a *leaf* when it is cached
+and no cached page hangs below it.
+
+Invariants:
+
+- REF of a page = its occurrences in block tables + pins; HOLD = pending copies that read it.
+- FREE pages have REF = HOLD = 0 and stand on the stack; the other pages do not.
+- PRIVATE and CACHED pages count in OWNED of their domain.
+- A cached page's PARENT is a cached page of its domain one less deep, or -2 - domain at depth 0;
+  NCHILD and NHELD count its cached and its held cached children.
+- The heap holds exactly the evictable leaves; N_EVICTABLE (and per domain EVICTABLE) count the
+  evictable pages. Evicting leaves until none is left removes exactly those.
+- The prefix table finds exactly the cached pages; no two have equal tokens and equal parents.
+- LENGTH tokens of a sequence lie in its ceil(LENGTH / T) pages; COMMITTED <= LENGTH; the last page
+  is TAIL. The first NHASH full pages are committed and have a cached twin or are cached themselves,
+  unless that twin was evicted since; CANON is the twin of the last of them, valid while its GEN is
+  CGEN.
+- A page is the destination of at most one pending copy, and never the source of one.
+"""
+
+from typing import NamedTuple
+
+# Columns of `page`.
+REF = 0  # sequences and pins that hold the page
+HOLD = 1  # pending copies that read the page
+STATE = 2  # FREE, PRIVATE or CACHED
+PARENT = 3  # cached: parent page, or -2 - domain for a first page
+NCHILD = 4  # cached children
+NHELD = 5  # held cached children
+DOMAIN = 6  # owner, while not free
+GEN = 7  # how often the page stopped being cached
+PRIORITY = 8  # cached: highest priority of a request that touched it; a tier above `key`
+TURN = 9  # cached: turn of the conversation that made it
+USES = 10  # cached: requests that touched it
+DEPTH = 11  # cached: pages above it
+POS = 12  # place in the heap of leaves, -1 = not there
+QPOS = 13  # place in its domain's heap, -1 = not there
+COPY = 14  # 1 + number of the pending copy that fills this page, 0 = none
+EVENTS = 15  # bits of the policy hooks since a custom policy was last asked
+HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
+KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the smallest leaf goes first
+PAGE_COLUMNS = 22
+
+FREE, PRIVATE, CACHED = 0, 1, 2
+
+# Columns of `seq`.
+ID = 0  # -1 = free row
+LENGTH = 1  # tokens; of a free row: the next free row
+COMMITTED = 2  # tokens whose K/V is known to be computed
+NPAGES = 3
+TAIL = 4  # last page, -1 = none
+BLOCKS = 5  # offset of the block table in `pool`
+CLASS = 6  # its size class
+STAMP = 7  # last batch call that named the row
+SEQ_DOMAIN = 8
+SEQ_PRIORITY = 9
+NHASH = 10  # full committed pages that were looked up or entered
+CANON = 11  # cached page equal to the last of them, -1 = none
+CGEN = 12  # its GEN then; -1 = to be looked up anew
+TWINS = 13  # 1 if some of the NHASH pages may be private copies of cached ones
+SEQ_TURN = 14
+PLAN = 15  # scratch of one batch call
+SEQ_COLUMNS = 16
+
+# Columns of `dom`.
+ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
+OWNED = 2  # pages not free
+EVICTABLE = 3
+QUOTA = 4  # most pages it may own, -1 = no limit
+SEQS = 5  # sequences
+HEAP = 6  # offset in `pool` of the heap of its own leaves, -1 = no quota, no heap
+N_HEAP = 7  # entries there
+HEAP_CLASS = 8  # size class of that chunk
+NEED = 9  # scratch of one batch call: pages wanted
+DOM_COLUMNS = 10
+
+# Places in `meta`.
+N_FREE = 0
+N_LEAVES = 1
+N_CACHED = 2
+N_EVICTABLE = 3
+N_MOVES = 4
+N_SEQS = 5
+FREE_SEQ = 6  # first free row of `seq`, -1 = none
+POOL_TOP = 7  # chunks end here
+CLOCK = 8  # moves at every attach and detach
+REQUESTS = 9  # attaches
+POLICY = 10
+CALL = 11  # batch calls, for STAMP
+LOOKUPS = 12  # tokens asked for
+HITS = 13  # tokens found
+EVICTIONS = 14  # pages
+COPIES = 15  # pages copied on write
+SHARES = 16  # pages taken from the cache instead of being filled
+MISSING = 17  # pages (CapacityError) or the id (errors) of the last refused call
+HASH_MASK = 18  # and-ed to every hash: 0 in a test makes all of them collide
+SHARING = 19  # 0 = prefix sharing is off
+STACK = 20  # where in `pool` the stack of free pages begins
+TABLE = 21  # where the prefix table begins
+TABLE_MASK = 22  # its size - 1
+MOVES = 23  # where the pending copies begin
+MOVES_CLASS = 24  # size class of their chunk
+CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
+META_SIZE = 64
+
+
+class KVState(NamedTuple):
+    """The arrays above, in this order."""
+
+    page: object
+    tok: object
+    pool: object
+    seq: object
+    ids: object
+    dom: object
+    meta: object

@@ -1,0 +1,73 @@
+"""Reading a KV cache out: page tables in the engines' layouts, slots and tokens.
+
+State as in kernels/kv_state.py. A batch names its sequences by rows of `seq`: see `rows_find`.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+from .hashtable import table_find
+from .kv_state import BLOCKS, LENGTH, NPAGES
+from .status import ABSENT
+
+
+@kernel
+def rows_find(ids, seq, seq_ids, rows, sizes):
+    """Fill rows int64[n] and sizes int64[n, 2] (tokens, pages). O(n).
+
+    Returns the position of the first unknown sequence, or ABSENT.
+    """
+    for i in range(seq_ids.size):
+        row = table_find(ids, seq_ids[i])
+        if row == ABSENT:
+            return i
+        rows[i] = row
+        sizes[i, 0] = seq[row, LENGTH]
+        sizes[i, 1] = seq[row, NPAGES]
+    return ABSENT
+
+
+@kernel
+def table_csr(seq, pool, rows, page_size, indptr, indices, last_page_len):
+    """FlashInfer's: indptr int32[n + 1], indices int32[nnz], last_page_len int32[n]. O(nnz)."""
+    end = 0
+    indptr[0] = 0
+    for i in range(rows.size):
+        n_pages, offset = seq[rows[i], NPAGES], seq[rows[i], BLOCKS]
+        for j in range(n_pages):
+            indices[end + j] = pool[offset + j]
+        end += n_pages
+        indptr[i + 1] = end
+        length = seq[rows[i], LENGTH]
+        last_page_len[i] = length - (n_pages - 1) * page_size if n_pages > 0 else 0
+
+
+@kernel
+def table_dense(seq, pool, rows, pad, out):
+    """vLLM's block table: out int32[n, width], unused places `pad`. O(n * width)."""
+    for i in range(rows.size):
+        n_pages, offset = seq[rows[i], NPAGES], seq[rows[i], BLOCKS]
+        for j in range(out.shape[1]):
+            out[i, j] = pool[offset + j] if j < n_pages else pad
+
+
+@kernel
+def table_slots(seq, pool, rows, page_size, start, stop, out):
+    """Slots page * page_size + offset of tokens start[i] .. stop[i], row after row. O(n)."""
+    end = 0
+    for i in range(rows.size):
+        offset = seq[rows[i], BLOCKS]
+        for position in range(start[i], stop[i]):
+            page = np.int64(pool[offset + position // page_size])
+            out[end] = page * page_size + position % page_size
+            end += 1
+
+
+@kernel
+def table_tokens(seq, pool, tok, row, out):
+    """The tokens of one sequence, out int32[LENGTH]. O(LENGTH)."""
+    size, offset = tok.shape[1], seq[row, BLOCKS]
+    for j in range(seq[row, NPAGES]):
+        page = tok[pool[offset + j]]
+        for i in range(j * size, min((j + 1) * size, out.size)):
+            out[i] = page[i - j * size]

@@ -1,0 +1,239 @@
+"""Words of ASCII text, and the table of distinct strings that numbers them.
+
+State of a string table, which a vocabulary keeps:
+
+    blob    uint8[B]      the strings end to end
+    ptr     int64[S + 1]  string i is blob[ptr[i]:ptr[i + 1]]; ptr[0] = 0
+    hashes  uint64[S]     its hash_bytes
+    slots   int32[C]      open addressing from hash to i, ABSENT where empty; C a power of two
+
+The first n strings are in use; ids are given in the order of arrival and never change. Invariants:
+the strings are distinct; every slot between a string's home `hashes[i] & (C - 1)` and the slot it
+stands in (cyclically) is taken; 2 * n <= C. The owner makes room before it adds.
+
+Text to split is `data uint8[n]` in which every byte that belongs to no word is 0; text i is
+data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+from .hashing import hash_bytes
+from .status import ABSENT
+
+_SEED = np.uint64(0)
+_FIRST_SLOTS = 1 << 12
+
+
+@kernel
+def _same_bytes(a, start_a, b, start_b, n):
+    left, right = a[start_a : start_a + n], b[start_b : start_b + n]
+    for i in range(n):
+        if left[i] != right[i]:
+            return False
+    return True
+
+
+@kernel
+def _slots_fill(hashes, n, slots):
+    """Enter the strings 0..n-1 into empty slots. O(n) expected."""
+    mask = np.uint64(slots.size - 1)
+    for i in range(n):
+        slot = hashes[i] & mask
+        while slots[slot] != ABSENT:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = i
+
+
+@kernel
+def strings_rebuild(blob, ptr, n, hashes, slots):
+    """Hash the first n strings and fill `slots`, all ABSENT before. O(n + bytes)."""
+    for i in range(n):
+        hashes[i] = hash_bytes(blob, ptr[i], ptr[i + 1], _SEED)
+    _slots_fill(hashes, n, slots)
+
+
+@kernel
+def _strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_):
+    """The slot where data[start:stop] stands, or the empty slot where its search ends."""
+    mask = np.uint64(slots.size - 1)
+    slot = hash_ & mask
+    while slots[slot] != ABSENT:
+        i = slots[slot]
+        if (
+            hashes[i] == hash_
+            and ptr[i + 1] - ptr[i] == stop - start
+            and _same_bytes(blob, ptr[i], data, start, stop - start)
+        ):
+            break
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@kernel
+def strings_find_many(blob, ptr, hashes, slots, data, data_ptr, out):
+    """out[j] = the number of string j of `data`, or ABSENT. O(bytes) expected."""
+    for j in range(out.size):
+        start, stop = data_ptr[j], data_ptr[j + 1]
+        hash_ = hash_bytes(data, start, stop, _SEED)
+        out[j] = slots[_strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_)]
+
+
+@kernel
+def strings_add_many(blob, ptr, n, hashes, slots, data, data_ptr, out):
+    """out[j] = the number of string j of `data`, new ones added; return the new n. O(bytes)."""
+    for j in range(out.size):
+        start, stop = data_ptr[j], data_ptr[j + 1]
+        hash_ = hash_bytes(data, start, stop, _SEED)
+        slot = _strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_)
+        if slots[slot] == ABSENT:
+            begin = ptr[n]
+            for i in range(stop - start):
+                blob[begin + i] = data[start + i]
+            ptr[n + 1] = begin + stop - start
+            hashes[n] = hash_
+            slots[slot] = n
+            n += 1
+        out[j] = slots[slot]
+    return n
+
+
+@kernel
+def _grown_slots(hashes, n, size):
+    slots = np.full(size, np.int32(ABSENT), np.int32)
+    _slots_fill(hashes, n, slots)
+    return slots
+
+
+@kernel(nogil=True)
+def words_number(data, text_ptr, shortest):
+    """Number the distinct words of each text, words shorter than `shortest` left out.
+
+    Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them,
+    starts int64[d] and stops int64[d], the place in `data` of each number's first appearance).
+    O(bytes) expected; all memory is the caller's from then on.
+    """
+    n_texts = text_ptr.size - 1
+    most = data.size // shortest + 1
+    numbers = np.empty(most, np.int32)
+    word_ptr = np.zeros(n_texts + 1, np.int64)
+    starts = np.empty(most, np.int64)
+    stops = np.empty(most, np.int64)
+    hashes = np.empty(most, np.uint64)
+    slots = _grown_slots(hashes, 0, _FIRST_SLOTS)
+    mask = np.uint64(slots.size - 1)
+    n_words = 0
+    n = 0
+    for text in range(n_texts):
+        position, end = text_ptr[text], text_ptr[text + 1]
+        while position < end:
+            if data[position] == 0:
+                position += 1
+                continue
+            start = position
+            while position < end and data[position] != 0:
+                position += 1
+            if position - start < shortest:
+                continue
+            hash_ = hash_bytes(data, start, position, _SEED)
+            slot = hash_ & mask
+            while slots[slot] != ABSENT:
+                i = slots[slot]
+                length = position - start
+                if (
+                    hashes[i] == hash_
+                    and stops[i] - starts[i] == length
+                    and _same_bytes(data, starts[i], data, start, length)
+                ):
+                    break
+                slot = (slot + np.uint64(1)) & mask
+            i = slots[slot]
+            if i == ABSENT:
+                i = np.int32(n)
+                slots[slot] = i
+                starts[n], stops[n], hashes[n] = start, position, hash_
+                n += 1
+                if 2 * n > slots.size:
+                    slots = _grown_slots(hashes, n, 4 * slots.size)
+                    mask = np.uint64(slots.size - 1)
+            numbers[n_words] = i
+            n_words += 1
+        word_ptr[text + 1] = n_words
+    return numbers[:n_words].copy(), word_ptr, starts[:n].copy(), stops[:n].copy()
+
+
+@kernel(nogil=True)
+def tokens_map(numbers, word_ptr, ids_of, dropped, out, out_ptr):
+    """Turn word numbers into the ids of their terms, leaving out those whose id is `dropped`.
+
+    out int32[w] takes ids_of[numbers], out_ptr int64[n + 1] the offsets per text; return how many
+    were written. O(w).
+    """
+    n = 0
+    out_ptr[0] = 0
+    for text in range(word_ptr.size - 1):
+        for w in range(word_ptr[text], word_ptr[text + 1]):
+            id_ = ids_of[numbers[w]]
+            if id_ != dropped:
+                out[n] = id_
+                n += 1
+        out_ptr[text + 1] = n
+    return n
+
+
+@kernel
+def _text_less(blob, ptr, a, b):
+    """Whether string a comes before string b in byte order, which is code point order."""
+    start_a, start_b = ptr[a], ptr[b]
+    length_a, length_b = ptr[a + 1] - start_a, ptr[b + 1] - start_b
+    for i in range(min(length_a, length_b)):
+        byte_a, byte_b = blob[start_a + i], blob[start_b + i]
+        if byte_a != byte_b:
+            return byte_a < byte_b
+    return length_a < length_b
+
+
+@kernel
+def _text_sort(blob, ptr, ids, n):
+    """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3)."""
+    gap = 1
+    while gap * 9 < n * 4:
+        gap = gap * 9 // 4 + 1
+    while gap > 0:
+        for i in range(gap, n):
+            id_ = ids[i]
+            j = i
+            while j >= gap and _text_less(blob, ptr, id_, ids[j - gap]):
+                ids[j] = ids[j - gap]
+                j -= gap
+            ids[j] = id_
+        gap = gap * 4 // 9
+
+
+@kernel
+def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
+    """The distinct known terms of each query in ascending order of their text, and their counts.
+
+    ids int32[n] per query_ptr (ABSENT = unknown, left out); terms int32[n] and counts int32[n] are
+    filled per term_ptr int64[q + 1]. O(n^1.3) comparisons.
+    """
+    end = 0
+    term_ptr[0] = 0
+    for query in range(query_ptr.size - 1):
+        n = 0
+        for j in range(query_ptr[query], query_ptr[query + 1]):
+            if ids[j] != ABSENT:
+                terms[end + n] = ids[j]
+                n += 1
+        found = terms[end : end + n]
+        _text_sort(blob, ptr, found, n)
+        for j in range(n):
+            term = found[j]
+            if end > term_ptr[query] and terms[end - 1] == term:
+                counts[end - 1] += 1
+            else:
+                terms[end] = term
+                counts[end] = 1
+                end += 1
+        term_ptr[query + 1] = end
+    return end

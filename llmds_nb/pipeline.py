@@ -1,0 +1,438 @@
+"""RetrievalPipeline: dense and sparse retrieval fused, with texts and hot queries, in one file."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._embedding import Embedder, checked_vectors
+from ._hot import HotQueries, Request
+from ._hybrid import FUSIONS, HybridIndex, fused
+from ._store import Stored, nest, unnest
+from ._tuning import DEPTH, Tuning, gains_of, tune
+from .encoders import LsaEncoder
+from .hnsw import HNSW
+from .inverted_index import Hits, InvertedIndex
+from .sketch import CountMinSketch
+
+logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
+
+
+class PipelineStats(NamedTuple):
+    """Sizes, and how often answers came from the cache.
+
+    `vectors` is less than `documents` by those whose vector is zero. `queries` counts all queries
+    ever; `cache_hits` and `cache_misses` the look-ups since the start or load.
+    """
+
+    documents: int
+    vectors: int
+    dim: int | None
+    version: int
+    queries: int
+    cached: int
+    cached_tokens: int
+    cache_hits: int
+    cache_misses: int
+    nbytes: int
+
+
+class RetrievalPipeline(Stored):
+    """Hybrid retrieval: HNSW over vectors and BM25 over words, fused into one ranking.
+
+    Each half contributes its best max(100, k) documents. Any number of threads may search beside
+    one that writes; a search sees the state before or after a write, vectors and words together.
+
+    Parameters
+    ----------
+    encoder : LsaEncoder or callable, optional
+        `list[str] -> float32[n, d]`, for documents and queries. An `LsaEncoder` not yet fitted is
+        fitted on the texts of the first `add`; later texts are encoded by that model. Without one,
+        `add` and `search` need `vectors`.
+    dim : int, optional
+        Dimension of the vectors. Default: that of the first.
+    dense, sparse : HNSW, InvertedIndex, optional
+        Configured empty halves; from then on only the pipeline adds and removes. Their settings
+        (`ef_search`, `k1`, `b`, `variant`) may be changed at any time. Default: cosine HNSW, BM25.
+    fusion : "convex", "minmax", "rrf" or "dbsf"
+        How the halves' scores are made comparable (see `kernels.fusion`). "convex" is TM2C2 of
+        Bruch, Gai and Ingber (TOIS 2023) and needs bounded distances: with a metric other than
+        cosine the default is "minmax".
+    weight : float in [0, 1]
+        Share of the dense half.
+    cache_tokens : int
+        Budget of the answers kept for hot queries, each counted as the words of its query plus k.
+        0 keeps none.
+    hot_threshold : int
+        Times a query must have been asked before its answer is kept.
+    seed : int
+
+    Notes
+    -----
+    A document or query whose vector is zero (no word that LSA knows) has no direction to compare:
+    it is found, or answered, by its words alone. A query without known words is answered by its
+    vector alone.
+
+    >>> pipeline = RetrievalPipeline(dim=2)
+    >>> texts = ["red fox", "blue sky", "red sky at night"]
+    >>> pipeline.add([1, 2, 3], texts, [[1, 0], [0, 1], [1, 1]])
+    array([1, 2, 3])
+    >>> pipeline.search("red sky", k=2, vectors=[1.0, 0.9]).ids
+    array([3, 1])
+    >>> pipeline.get(3)
+    ['red sky at night']
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: LsaEncoder | Callable | None = None,
+        dim: int | None = None,
+        dense: HNSW | None = None,
+        sparse: InvertedIndex | None = None,
+        fusion: str = "convex",
+        weight: float = 0.7,
+        cache_tokens: int = 100_000,
+        hot_threshold: int = 8,
+        seed: int = 0,
+    ):
+        for name, part, cls in (("dense", dense, HNSW), ("sparse", sparse, InvertedIndex)):
+            if part is not None and not isinstance(part, cls):
+                raise TypeError(f"{name} must be a {cls.__name__}, not {type(part).__name__}")
+            if part is not None and len(part):
+                raise ValueError(f"{name} must be empty, but holds {len(part)} documents")
+        dim = None if dim is None else _checks.integer(dim, "dim", low=1)
+        if dense is not None and dim not in (None, dense.dim):
+            raise ValueError(f"dim is {dim}, but dense has dimension {dense.dim}")
+        self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._fusion = _checks.choice(fusion, "fusion", FUSIONS)
+        if fusion == "convex" and dense is not None and dense.metric != "cosine":
+            self._fusion = "minmax"
+        self._weight = _checks.real(weight, "weight", low=0, high=1)
+        self._cache_tokens = _checks.integer(cache_tokens, "cache_tokens", low=0)
+        threshold = _checks.integer(hot_threshold, "hot_threshold", low=1)
+        self._hot = HotQueries(self._cache_tokens, threshold, HotQueries.new_sketch(self._seed))
+        self._tuning: Tuning | None = None
+        sparse = InvertedIndex() if sparse is None else sparse
+        dim = dim if dense is None else dense.dim
+        self._index = HybridIndex(dense, sparse, dim, Embedder(encoder), self._seed)
+
+    @property
+    def dense(self) -> HNSW | None:
+        """The dense half; None before the first vectors."""
+        return self._index.dense
+
+    @property
+    def sparse(self) -> InvertedIndex:
+        """The sparse half."""
+        return self._index.sparse
+
+    @property
+    def encoder(self):
+        """The encoder, or None."""
+        return self._index.embedder.encoder
+
+    @property
+    def fusion(self) -> str:
+        """The default fusion of `search`."""
+        return self._fusion
+
+    @property
+    def weight(self) -> float:
+        """The default share of the dense half; `tune_weight` sets it."""
+        return self._weight
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What the last `tune_weight` found."""
+        return self._tuning
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both halves, the texts and the sketch."""
+        return self._index.nbytes + self._hot.sketch.nbytes
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, id) -> bool:
+        return id in self._index
+
+    def __repr__(self) -> str:
+        return (
+            f"RetrievalPipeline({len(self):,} documents, dim={self._index.dim}, "
+            f"fusion={self._fusion!r}, weight={self._weight:g}, {self.nbytes / 1e6:.1f} MB)"
+        )
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    def add(self, ids, texts, vectors=None) -> np.ndarray:
+        """Add documents; an id that exists is replaced. Searchable on return.
+
+        Parameters
+        ----------
+        ids : int or int64[n], or None
+            Distinct, >= 0. None numbers on from the largest id ever used.
+        texts : str or list of str
+        vectors : float32[n, d], optional
+            Default: from the encoder.
+
+        Returns
+        -------
+        int64[n]
+            The ids.
+
+        Raises
+        ------
+        ValueError
+            Lengths or dimensions that do not fit, NaN, an id twice, or no vectors and no encoder.
+            Whatever is raised, also by the encoder, nothing was added.
+        """
+        return self._index.add(ids, texts, vectors)
+
+    def remove(self, ids) -> None:
+        """Take documents out, at once and for every later search.
+
+        Raises
+        ------
+        KeyError
+            An id is not in the pipeline; then nothing is removed.
+        """
+        self._index.remove(ids)
+
+    def get(self, ids) -> list[str]:
+        """The texts of documents, in the order of `ids` (which may repeat).
+
+        Raises
+        ------
+        KeyError
+            An id is not in the pipeline.
+        """
+        return self._index.get(ids)
+
+    # ---- searching ----------------------------------------------------------------------------
+
+    def search(
+        self, queries, k=10, *, vectors=None, fusion=None, weight=None, filter=None, threads=1
+    ) -> Hits:
+        """The k best documents for each query.
+
+        Parameters
+        ----------
+        queries : str or list of str
+        k : int >= 1
+        vectors : float32[d] or float32[n, d], optional
+            The queries' vectors. Default: from the encoder.
+        fusion, weight : optional
+            Default: those of the pipeline. "convex" needs the cosine metric.
+        filter : bool mask by id, ids, or a list of either (one per query), optional
+            Only these documents may be hits.
+        threads : int
+            From 2 on, the halves of one query run side by side, and batches are shared out.
+
+        Returns
+        -------
+        Hits
+            ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
+            by smaller id, missing places -1 and -inf.
+        """
+        state, settings = self._index.now, self._index.settings
+        if (  # the whole way of a hot query
+            type(queries) is str
+            and vectors is fusion is weight is filter is None
+            and type(k) is type(threads) is int
+            and threads > 0
+        ):
+            hits = self._hot.kept_answer(
+                queries, k, self._fusion, self._weight, state.version, settings
+            )
+            if hits is not None:
+                return hits
+        texts = _checks.texts(queries, "queries")
+        k = _checks.integer(k, "k", low=1)
+        threads = _checks.integer(threads, "threads", low=1)
+        fusion, weight = self._checked_fusion(fusion, weight)
+        filters = _checks.id_filters(filter, len(texts)) or [None]
+        if vectors is None:
+            vectors = [None] * len(texts)
+        else:
+            vectors = checked_vectors(vectors, self._index.dim, texts)
+        requests = [
+            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
+            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
+        ]
+        hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
+        if requests:
+            compute = partial(self._index.search, state, settings, threads)
+            hits = self._hot.answer(requests, state.version, settings, compute)
+        return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
+
+    def _request(self, text, k) -> Request:
+        return Request(text, k, self._fusion, self._weight)
+
+    def _checked_fusion(self, fusion, weight):
+        if fusion is None:
+            fusion = self._fusion
+        elif _checks.choice(fusion, "fusion", FUSIONS) == "convex":
+            metric = "cosine" if self.dense is None else self.dense.metric
+            if metric != "cosine":
+                raise ValueError(f'fusion "convex" needs the metric "cosine", not "{metric}"')
+        if weight is None:
+            return fusion, self._weight
+        return fusion, _checks.real(weight, "weight", low=0, high=1)
+
+    def tune_weight(self, queries, relevant, *, vectors=None) -> float:
+        """Choose the dense half's share on judged queries, and make it the default.
+
+        The weight of highest mean nDCG@10 of 0, .05, ... 1 is taken only if weights chosen on one
+        half of the queries do better on the other half than the present weight does: otherwise the
+        present one stays. `tuning` tells the figures, each half alone included.
+
+        Parameters
+        ----------
+        queries : list of str
+        relevant : list, one entry per query
+            Ids of the relevant documents, or a dict from id to gain.
+        vectors : float32[n, d], optional
+            The queries' vectors. Default: from the encoder.
+
+        Returns
+        -------
+        float
+            The weight from now on.
+
+        Raises
+        ------
+        ValueError
+            Fewer than 2 queries have a relevant document.
+        """
+        texts = _checks.texts(queries, "queries")
+        gains = gains_of(relevant, len(texts))
+        if vectors is None:
+            vectors = [None] * len(texts)
+        else:
+            vectors = checked_vectors(vectors, self._index.dim, texts)
+        if not texts:
+            raise ValueError("at least 2 queries must have relevant documents, not 0")
+        requests = [
+            self._request(text, DEPTH)._replace(vector=vector)
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+        index = self._index
+        found = index.candidates(index.now, index.settings, 1, requests)
+
+        def rank(weight):
+            return fused(found, self._fusion, weight, DEPTH).ids
+
+        self._tuning = tune(rank, gains, self._weight)
+        logger.info("tuned the fusion weight: %s", self._tuning)
+        self._weight = self._tuning.weight
+        return self._weight
+
+    # ---- hot queries --------------------------------------------------------------------------
+
+    def hot_queries(self, k: int) -> list[tuple[str, int]]:
+        """The k most frequent queries and how often each was asked (never less than it was)."""
+        return self._hot.hottest(k)
+
+    def prime(self, k: int = 100) -> int:
+        """Answer the k hottest queries anew, so that their next search after a change is quick.
+
+        Each is answered as it was last asked (vectors, filter and all) when its answer was kept;
+        one without a kept answer as a plain `search(query)`, if there is an encoder.
+
+        Returns
+        -------
+        int
+            How many of the k hottest are now answered from the cache.
+        """
+        state, settings = self._index.now, self._index.settings
+
+        def plain(text):
+            return None if self.encoder is None else self._request(text, 10)
+
+        compute = partial(self._index.search, state, settings, 1)
+        return self._hot.prime(k, plain, state.version, settings, compute)
+
+    def stats(self) -> PipelineStats:
+        """Sizes and counters."""
+        cache = self._hot.cache
+        cached = (0, 0, 0, 0, 0, 0) if cache is None else cache.stats()
+        return PipelineStats(
+            documents=len(self),
+            vectors=0 if self.dense is None else len(self.dense),
+            dim=self._index.dim,
+            version=self._index.now.version,
+            queries=self._hot.sketch.total,
+            cached=cached[0],
+            cached_tokens=cached[1],
+            cache_hits=cached[3],
+            cache_misses=cached[4],
+            nbytes=self.nbytes,
+        )
+
+    def check(self) -> None:
+        """Assert that the parts are whole and agree on the documents. O(everything)."""
+        self._index.check()
+        self._hot.sketch.check()
+        if self._hot.cache is not None:
+            self._hot.cache.check()
+
+    def _state(self):
+        arrays, header = nest("index", self._index.state())
+        sketch_arrays, sketch_header = nest("sketch", self._hot.sketch._state())
+        settings = {
+            "fusion": self._fusion, "weight": self._weight, "seed": self._seed,
+            "cache_tokens": self._cache_tokens, "hot_threshold": self._hot.threshold,
+        }  # fmt: skip
+        return arrays | sketch_arrays, header | sketch_header | {"settings": settings}
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        pipeline = cls(**header["settings"])
+        index = HybridIndex.from_state(*unnest("index", arrays, header), pipeline._seed)
+        sketch = CountMinSketch._from_state(*unnest("sketch", arrays, header))
+        pipeline._index = index
+        pipeline._hot = HotQueries(pipeline._cache_tokens, pipeline._hot.threshold, sketch)
+        return pipeline
+
+    @classmethod
+    def load(cls, path, *, encoder=None, mmap=False, verify=None):
+        """Open a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        encoder : LsaEncoder or callable, optional
+            A function is not saved and must be given again, or queries need `vectors`. An
+            `LsaEncoder` is saved; one given here takes its place.
+        mmap : bool
+            Map the arrays instead of reading them; changes stay in memory and never reach the file.
+        verify : bool, optional
+            Compare every array with its checksum, which reads the whole file. Default: not `mmap`.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        CorruptFileError
+            Not a pipeline, truncated, altered, or of a newer version.
+        """
+        pipeline = super().load(path, mmap=mmap, verify=verify)
+        if encoder is not None:
+            pipeline._index.embedder = Embedder(encoder)
+        return pipeline
+
+    @staticmethod
+    def _warmup() -> None:
+        pipeline = RetrievalPipeline(dim=2, hot_threshold=1)
+        pipeline.add([0, 1], ["warm up", "the kernels"], [[0, 1], [1, 0]])
+        pipeline.add(range(1, 8), ["the kernels again"] * 7, [[1, 1]] * 7)
+        pipeline.search("warm", k=1, vectors=[0, 1])
+        pipeline.search(["warm"], k=1, vectors=[0, 1], filter=[0])
+        pipeline.remove(0)
+        pipeline.get(1)

@@ -1,0 +1,309 @@
+"""Documents to index: docstrings of the installed packages, a folder of texts, or a JSONL file.
+
+A document is a source name and a text. `indexed_text` joins the two into what is stored and
+searched: the name, a blank line, the text; `split_indexed` takes them apart again, so that a saved
+index needs no second file to say where an answer comes from.
+"""
+
+import ast
+import importlib.util
+import json
+import multiprocessing
+import sysconfig
+import warnings
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import BadInput
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+PASSAGE_CHARS = 4000  # a longer file becomes several documents, cut between paragraphs
+MIN_DOCSTRING_WORDS = 6
+_PACKAGES = ("numpy", "scipy")
+_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
+_FILES_PER_TASK = 24
+_DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+_STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+
+
+class Document(NamedTuple):
+    """One text and the name of where it was found."""
+
+    source: str
+    text: str
+
+
+class Corpus(NamedTuple):
+    """What was read, and one line for everything that was left out."""
+
+    documents: list
+    skipped: list
+
+
+def indexed_text(document) -> str:
+    """The document as it is stored: its name, a blank line, its text."""
+    return f"{document.source}\n\n{document.text}"
+
+
+def split_indexed(stored) -> Document:
+    """Take `indexed_text` apart; a text stored by other means has the source ''.
+
+    >>> split_indexed(indexed_text(Document("notes.md", "Salt the water.")))
+    Document(source='notes.md', text='Salt the water.')
+    >>> split_indexed("Salt the water.")
+    Document(source='', text='Salt the water.')
+    """
+    head, blank, text = stored.partition("\n\n")
+    if blank and head and "\n" not in head:
+        return Document(head, text)
+    return Document("", stored)
+
+
+# ---- docstrings ---------------------------------------------------------------------------------
+
+
+def read_docstrings(progress, *, workers=2, every=1) -> Corpus:
+    """Docstrings of the installed standard library, numpy and scipy, from their source files.
+
+    Parsing is the cost (about 6 s on one core), so it runs in `workers` processes, started afresh
+    (no fork: a thread may be compiling meanwhile). The order is that of the sorted paths. Texts of
+    fewer than six words and repeated texts are left out.
+
+    Parameters
+    ----------
+    progress : Progress
+    workers : int
+        Number of processes; 1 reads in this one.
+    every : int
+        Read only every n-th file: a small sample for a quick look.
+    """
+    files = _source_files()[::every]
+    tasks = [files[i : i + _FILES_PER_TASK] for i in range(0, len(files), _FILES_PER_TASK)]
+    found = []
+    with progress.stage("read docstrings", len(files), "files") as done:
+        for task, documents in zip(tasks, _map_in_processes(tasks, workers), strict=True):
+            found.extend(documents)
+            done(len(task))
+    first = {}
+    for document in found:
+        if len(document.text.split()) >= MIN_DOCSTRING_WORDS:
+            first.setdefault(document.text, document)
+    return Corpus(list(first.values()), [])
+
+
+def _source_files():
+    """(path, dotted module name) of every source file that may hold a docstring."""
+    folders = [("", Path(sysconfig.get_paths()["stdlib"]))]
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        folders.append((package, Path(spec.submodule_search_locations[0])))
+    files = []
+    for package, folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if _SKIPPED_FOLDERS.isdisjoint(parts):
+                names = [name for name in (package, *parts) if name and name != "__init__"]
+                files.append((str(path), ".".join(names)))
+    return files
+
+
+def _map_in_processes(tasks, workers):
+    """Yield the documents of each task in order."""
+    done = 0
+    if workers > 1:
+        try:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+                for documents in pool.map(docstrings_of_files, tasks):
+                    yield documents
+                    done += 1
+            return
+        except (OSError, BrokenExecutor):
+            pass  # no semaphores or no new processes here (some containers): read the rest alone
+    yield from map(docstrings_of_files, tasks[done:])
+
+
+def docstrings_of_files(files) -> list:
+    """The documents of some (path, module) pairs; a file that cannot be parsed has none."""
+    documents = []
+    for path, module in files:
+        try:
+            content = Path(path).read_bytes()
+            if b'"""' not in content and b"'''" not in content:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in others' sources
+                tree = ast.parse(content)
+        except (OSError, SyntaxError, ValueError):  # templates, files for other versions
+            continue
+        _collect(tree, module, documents)
+    return documents
+
+
+def _collect(node, name, documents):
+    """Append the docstrings at and under `node`; visits statements only, never expressions."""
+    if isinstance(node, _DEFINITIONS):
+        if not isinstance(node, ast.Module):
+            name = f"{name}.{node.name}"
+        text = ast.get_docstring(node)
+        if text:
+            documents.append(Document(name, text.encode("utf-8", "replace").decode()))
+    for field in _BLOCKS:
+        for child in getattr(node, field, ()):
+            if isinstance(child, _STATEMENTS):
+                _collect(child, name, documents)
+
+
+# ---- the user's own texts -----------------------------------------------------------------------
+
+
+def read_path(path, progress, *, strict=False) -> Corpus:
+    """Documents of a folder of .txt, .md and .rst files, of one such file, or of a .jsonl file.
+
+    A file longer than 4,000 characters is cut between paragraphs; the parts are named `file:line`.
+    A JSONL line is an object with `id` (or `_id`) and `text`, and perhaps `title`.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    progress : Progress
+    strict : bool
+        Refuse a broken JSONL line instead of skipping it with a note.
+
+    Raises
+    ------
+    BadInput
+        There is no such path, nothing in it to index, bytes that are not UTF-8, or, if `strict`, a
+        broken line; the message names the file and the line.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            corpus = _read_folder(path, progress)
+        elif not path.exists():
+            raise BadInput(f"{path}: no such file or folder")
+        elif path.suffix.lower() == ".jsonl":
+            corpus = _read_jsonl(path, progress, strict)
+        elif path.suffix.lower() in TEXT_SUFFIXES:
+            corpus = Corpus(_passages(path.name, _decode(path, path.read_bytes())), [])
+        else:
+            raise BadInput(
+                f"{path}: expected a folder of {', '.join(TEXT_SUFFIXES)} files or a .jsonl file"
+            )
+    except OSError as error:
+        raise BadInput(f"{error.filename or path}: {error.strerror or error}") from None
+    if not corpus.documents:
+        skipped = f" ({len(corpus.skipped)} broken lines)" if corpus.skipped else ""
+        raise BadInput(f"{path}: no text in it{skipped}")
+    return corpus
+
+
+def _read_folder(folder, progress):
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
+    )
+    if not files:
+        raise BadInput(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
+    documents = []
+    with progress.stage("read files", len(files), "files") as done:
+        for path in files:
+            text = _decode(path, path.read_bytes())
+            documents.extend(_passages(_one_line(path.relative_to(folder).as_posix()), text))
+            done(1)
+    return Corpus(documents, [])
+
+
+def _read_jsonl(path, progress, strict):
+    documents, skipped, first_line = [], [], {}
+    with open(path, "rb") as file, progress.stage(f"read {path.name}", unit="lines") as done:
+        for number, raw in enumerate(file, 1):
+            line = _decode(f"{path}:{number}", raw)
+            done(1)
+            if not line.strip():
+                continue
+            try:
+                document = _from_line(line)
+                if first_line.setdefault(document.source, number) != number:
+                    seen = first_line[document.source]
+                    raise BadInput(f"id {document.source!r} already stands in line {seen}")
+            except BadInput as error:
+                problem = f"{path}:{number}: {error}"
+                if strict:
+                    raise BadInput(problem) from None
+                skipped.append(problem)
+            else:
+                documents.append(document)
+    return Corpus(documents, skipped)
+
+
+def _from_line(line) -> Document:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"expected an object with id and text, not {_kind(row)}")
+    name = row.get("id", row.get("_id"))
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise BadInput(f"id must be a string or an integer, not {_kind(name)}")
+    name = _one_line(str(name))
+    if not name:
+        raise BadInput("id must not be empty")
+    text, title = row.get("text"), row.get("title", "")
+    if not isinstance(text, str) or not isinstance(title, str):
+        wrong, value = ("text", text) if not isinstance(text, str) else ("title", title)
+        raise BadInput(f"{wrong} must be a string, not {_kind(value)}")
+    text = "\n".join(part for part in (title.strip(), text.strip()) if part)
+    if not text:
+        raise BadInput("text must not be empty")
+    return Document(name, text.encode("utf-8", "replace").decode())  # lone surrogates of \uD800
+
+
+def _one_line(name):
+    """A name that can head a stored text: no line breaks, and UTF-8 (file names may be neither)."""
+    return " ".join(name.encode("utf-8", "replace").decode().split())
+
+
+def _kind(value):
+    return "missing" if value is None else type(value).__name__
+
+
+def _decode(name, content):
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{name}: not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}"
+        ) from None
+
+
+def _passages(name, text):
+    """Cut one file's text into documents of at most PASSAGE_CHARS, between paragraphs."""
+    if len(text) <= PASSAGE_CHARS:
+        return [Document(name, text.strip())] if text.strip() else []
+    passages, lines, start, size = [], [], 1, 0
+
+    def close():
+        body = "\n".join(lines).strip()
+        if body:
+            passages.append(Document(f"{name}:{start}", body))
+
+    for number, line in enumerate(text.splitlines(), 1):
+        for piece in _pieces(line):
+            ends_paragraph = not piece.strip() and size > PASSAGE_CHARS // 2
+            if size + len(piece) > PASSAGE_CHARS or ends_paragraph:
+                close()
+                lines, start, size = [], number, 0
+            lines.append(piece)
+            size += len(piece) + 1
+    close()
+    return passages
+
+
+def _pieces(line):
+    """A line longer than a passage, in pieces that fit."""
+    return [line[i : i + PASSAGE_CHARS] for i in range(0, len(line), PASSAGE_CHARS)] or [line]

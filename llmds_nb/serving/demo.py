@@ -1,0 +1,179 @@
+"""The main job: index real text, ask it real questions, serve a RAG workload, judge the result."""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+import llmds_nb
+from llmds_nb import RetrievalPipeline
+from llmds_nb.hnsw import Neighbors
+
+from . import checks, corpus, index, questions, rag
+from .errors import BadInput
+from .questions import DEPTH
+from .report import DEFINITIONS, percentiles
+
+N_TUNING, N_TEST = 300, 700  # questions to choose the fusion weight on, and others to report
+QUICK_EVERY = 8
+WARM_FIRST = ("HNSW", "InvertedIndex", "Tokenizer", "LsaEncoder", "RetrievalPipeline")
+WARM_NEXT = ("KVCache", "Scheduler", "ContinuousBatcher", "AdmissionController")
+
+
+class Options(NamedTuple):
+    """What the user can choose."""
+
+    corpus: str | None = None
+    strict: bool = False
+    requests: int = 2000
+    seed: int = 0
+    pages: int = 2048
+    page_size: int = 64
+    quick: bool = False
+
+
+class Retrieval(NamedTuple):
+    """A built index, the same read back from its file, and the questions for it."""
+
+    asked: questions.QuestionSet
+    vectors: np.ndarray  # float32[n, d], what the dense half holds
+    built: RetrievalPipeline
+    reloaded: RetrievalPipeline
+    n_bytes: int  # of the file
+
+
+def run(options, progress) -> dict:
+    """Do everything and return the report.
+
+    Raises
+    ------
+    BadInput
+        The corpus cannot be read or gives no questions, or the pages cannot hold one request.
+    """
+    start = perf_counter()
+    rng = {
+        name: np.random.default_rng([options.seed, i])
+        for i, name in enumerate(("questions", "workload", "model"))
+    }
+    with ThreadPoolExecutor(1) as background, tempfile.TemporaryDirectory() as folder:
+        if options.corpus is None:
+            compiled = _compile(background)  # keeps one core busy while other processes read
+            texts = corpus.read_docstrings(progress, every=QUICK_EVERY if options.quick else 1)
+        else:
+            texts = corpus.read_path(options.corpus, progress, strict=options.strict)
+            index.report_skipped(texts, progress)
+        asked = questions.make_questions(texts.documents, N_TUNING, N_TEST, rng["questions"])
+        if not asked.test:
+            raise BadInput(
+                f"{options.corpus}: nothing to ask about: no document has a first sentence of "
+                "four words or more and a rest of eight"
+            )
+        rag.require_pages(options, [question.text for question in asked.test])
+        if options.corpus is not None:
+            compiled = _compile(background)  # after everything that bad input can stop
+        with progress.stage("wait for kernels"):
+            compiled[0].result()
+        retrieval = _build(asked, Path(folder) / "demo.llmds", options.seed, progress)
+        quality, latency_ms, verdicts = _ask(retrieval, progress)
+        with progress.stage("wait for kernels of serving"):
+            compiled[1].result()
+        served = rag.run(options, retrieval, rng, progress)
+    seconds = dict(progress.seconds)
+    indexing = sum(seconds[name] for name in ("fit LSA", "encode", "index"))
+    return {
+        "conditions": _conditions(options, texts, retrieval),
+        "quality": quality,
+        **served.figures,
+        "checks": [check._asdict() for check in verdicts + served.checks],
+        "definitions": DEFINITIONS,
+        "wall_clock": {
+            "documents_per_s": len(asked.documents) / indexing,
+            "search_ms": latency_ms,
+            "stages_s": {name: round(value, 3) for name, value in seconds.items()},
+            "total_s": round(perf_counter() - start, 3),
+        },
+    }
+
+
+def _compile(background):
+    return [background.submit(llmds_nb.warmup, list(names)) for names in (WARM_FIRST, WARM_NEXT)]
+
+
+def _build(asked, path, seed, progress) -> Retrieval:
+    texts = [corpus.indexed_text(document) for document in asked.documents]
+    pipeline, vectors = index.build_pipeline(texts, progress, seed=seed)
+    with progress.stage("tune fusion", len(asked.tuning), "questions") as done:
+        if len(asked.tuning) > 1:
+            pipeline.tune_weight(
+                [question.text for question in asked.tuning],
+                [[question.answer] for question in asked.tuning],
+            )
+        done(len(asked.tuning))
+    with progress.stage("save and map"):
+        pipeline.save(path)
+        reloaded = RetrievalPipeline.load(path, mmap=True)
+    return Retrieval(asked, vectors, pipeline, reloaded, path.stat().st_size)
+
+
+def _ask(retrieval, progress):
+    """Known-item quality and latency of each half and of both, one question per call."""
+    pipeline = retrieval.built
+    methods = {
+        "dense": lambda text: _dense_search(pipeline, text),
+        "sparse": lambda text: pipeline.sparse.search(text, DEPTH),
+        "fused": lambda text: pipeline.search(text, DEPTH),
+    }
+    tests = retrieval.asked.test
+    answers = np.array([question.answer for question in tests])
+    found, latency_ms, quality = {}, {}, {}
+    with progress.stage("ask", len(methods) * len(tests), "questions") as done:
+        for name, method in methods.items():
+            found[name], samples = _timed(method, [question.text for question in tests], done)
+            latency_ms[name] = percentiles(samples)
+            quality[name] = questions.quality(found[name], answers)._asdict()
+    vectors = pipeline.encoder.encode([question.text for question in tests])
+    graph = checks.neighbour_recall(found["dense"], retrieval.vectors, vectors, DEPTH)
+    # Not those that are served, so that the served pipeline has not seen its queries before.
+    tuning = [question.text for question in retrieval.asked.tuning or tests]
+    verdicts = [
+        checks.hnsw_recall(graph),
+        checks.fusion(*(quality[name]["recall_at_10"] for name in methods)),
+        checks.same_answers(*(p.search(tuning, DEPTH) for p in (pipeline, retrieval.reloaded))),
+    ]
+    return quality | {"weight": pipeline.weight, "hnsw_recall_at_10": graph}, latency_ms, verdicts
+
+
+def _dense_search(pipeline, text):
+    vector = pipeline.encoder.encode([text])[0]
+    if not vector.any():  # none of its words is known: the dense half has no answer
+        return Neighbors(np.full(DEPTH, -1), np.full(DEPTH, np.inf))
+    return pipeline.dense.search(vector, DEPTH)
+
+
+def _timed(method, texts, done):
+    ids, samples = np.full((len(texts), DEPTH), -1, np.int64), []
+    for row, text in enumerate(texts):
+        start = perf_counter()
+        hits = method(text)
+        samples.append(1e3 * (perf_counter() - start))
+        ids[row] = hits.ids
+        done(1)
+    return ids, samples
+
+
+def _conditions(options, texts, retrieval):
+    documents = retrieval.asked.documents
+    return {
+        "corpus": options.corpus or "docstrings of the standard library, numpy and scipy",
+        "documents": len(documents),
+        "characters": sum(len(document.text) for document in documents),
+        "lines_skipped": len(texts.skipped),
+        "questions_tuning": len(retrieval.asked.tuning),
+        "questions_test": len(retrieval.asked.test),
+        "index_bytes": retrieval.n_bytes,
+        "seed": options.seed,
+        "quick": options.quick,
+    }

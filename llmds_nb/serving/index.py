@@ -1,0 +1,106 @@
+"""Build, save and ask a hybrid index: what the commands `index` and `search` do."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from .corpus import indexed_text, read_path, split_indexed
+from .errors import BadInput
+
+LSA_DIM = 256
+# Words without their underscores, so that "solve" finds solve_triangular: on the docstrings this
+# lifts the known-item recall@10 of BM25 from .50 to .59 and of LSA from .25 to .31.
+WORD = r"[^\W_]{2,}"
+
+
+class Answer(NamedTuple):
+    """One document found."""
+
+    rank: int
+    score: float
+    id: int
+    source: str
+    first_line: str
+
+
+def build_pipeline(texts, progress, *, seed=0):
+    """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
+
+    Parameters
+    ----------
+    texts : list of str
+    progress : Progress
+    seed : int
+
+    Returns
+    -------
+    pipeline : RetrievalPipeline
+    vectors : float32[n, d]
+        What its dense half holds.
+    """
+    from llmds_nb import HNSW, InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
+
+    with progress.stage("fit LSA", len(texts), "documents") as done:
+        encoder = LsaEncoder(LSA_DIM, seed=seed, tokenizer=Tokenizer(pattern=WORD)).fit(texts)
+        done(len(texts))
+    with progress.stage("encode", len(texts), "documents") as done:
+        vectors = encoder.encode(texts)
+        done(len(texts))
+    dense = HNSW(vectors.shape[1], metric="cosine", seed=seed)
+    sparse = InvertedIndex(tokenizer=Tokenizer(pattern=WORD))
+    pipeline = RetrievalPipeline(encoder=encoder, dense=dense, sparse=sparse, seed=seed)
+    with progress.stage("index", len(texts), "documents") as done:
+        pipeline.add(range(len(texts)), texts, vectors)
+        done(len(texts))
+    return pipeline, vectors
+
+
+def build(path, out, progress, *, strict=False):
+    """Index the texts at `path` and save to `out`; return the number of documents and of bytes."""
+    corpus = read_path(path, progress, strict=strict)
+    report_skipped(corpus, progress)
+    pipeline, _ = build_pipeline([indexed_text(d) for d in corpus.documents], progress)
+    try:
+        pipeline.save(out)
+    except OSError as error:
+        raise BadInput(f"{out}: {error.strerror}") from None
+    return len(corpus.documents), Path(out).stat().st_size
+
+
+def report_skipped(corpus, progress, *, shown=5) -> None:
+    """Name the first skipped lines and count them all."""
+    for problem in corpus.skipped[:shown]:
+        progress.say(f"skipped: {problem}")
+    if corpus.skipped:
+        progress.say(f"{len(corpus.skipped):,} broken lines skipped (--strict refuses them)")
+
+
+def search(path, query, k):
+    """Ask a saved index, opened memory-mapped.
+
+    Returns
+    -------
+    list of Answer
+        At most `k`, best first.
+    bool
+        Whether the answers come from the words alone, because the file holds no encoder.
+    """
+    from llmds_nb import RetrievalPipeline
+
+    if not query.strip():
+        raise BadInput("the query is empty")
+    try:
+        pipeline = RetrievalPipeline.load(path, mmap=True)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # CorruptFileError too; it names the file
+        raise BadInput(str(error)) from None
+    by_words = pipeline.encoder is None
+    hits = (pipeline.sparse if by_words else pipeline).search(query, k)
+    found = [(int(i), float(s)) for i, s in zip(hits.ids, hits.scores, strict=True) if i >= 0]
+    answers = []
+    texts = pipeline.get([i for i, _ in found]) if found else []
+    for rank, ((number, score), stored) in enumerate(zip(found, texts, strict=True), 1):
+        document = split_indexed(stored)
+        line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
+        answers.append(Answer(rank, score, number, document.source, line))
+    return answers, by_words

@@ -1,0 +1,70 @@
+"""What the command `info` tells: versions, the kernel cache, what a saved file is."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import llmds_nb
+
+from .errors import BadInput
+
+_LIBRARIES = ("numba", "llvmlite", "numpy", "scipy", "safetensors")
+
+
+def describe(path=None) -> list:
+    """(name, value) lines about this installation, or about one saved file."""
+    if path is not None:
+        return _describe_file(path)
+    lines = [("llmds_nb", llmds_nb.__version__), ("python", platform.python_version())]
+    lines += [(name, version(name)) for name in _LIBRARIES]
+    lines += [("machine", f"{platform.machine()}, {platform.system()}")]
+    return lines + _describe_cache()
+
+
+def _describe_cache():
+    from llmds_nb import _jit
+    from llmds_nb.kernels import hashing  # noqa: F401  one module with kernels is enough
+
+    cache = getattr(_jit.KERNELS[0], "_cache", None) if _jit.KERNELS else None
+    folder = getattr(cache, "cache_path", None)
+    if folder is None:
+        return [("kernel cache", "off: kernels compile in every process")]
+    files = [file for file in Path(folder).glob("*.nb?") if file.is_file()]
+    if not files:
+        return [("kernel cache", f"{folder}: empty; `llmds-nb warmup` fills it")]
+    compiled = sum(file.suffix == ".nbc" for file in files)
+    size = sum(file.stat().st_size for file in files)
+    return [("kernel cache", f"{folder}: {compiled} compiled kernels, {size / 1e6:.1f} MB")]
+
+
+def _describe_file(path):
+    from llmds_nb import _store
+
+    try:
+        structure, arrays, header = _store.read(path, mmap=True)
+        size = Path(path).stat().st_size
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    lines = [
+        ("file", f"{path}, {size:,} bytes"),
+        ("structure", structure),
+        ("version", header.get("version")),
+    ]
+    lines += _settings(header)
+    for name in sorted(arrays):
+        array = arrays[name]
+        shape = ", ".join(str(n) for n in array.shape)
+        lines.append(("array", f"{name}  {array.dtype}[{shape}]"))
+    return lines
+
+
+def _settings(header, prefix=""):
+    lines = []
+    for name, value in sorted(header.items()):
+        if isinstance(value, dict):
+            lines += _settings(value, f"{prefix}{name}.")
+        elif name != "version" and len(str(value)) <= 200:
+            lines.append(("setting", f"{prefix}{name} = {value!r}"))
+    return lines

@@ -1,0 +1,125 @@
+"""Known-item questions: real text asks, and the document it was taken from is the answer.
+
+A document's first sentence is taken *out* of it and, with the object's own name removed, becomes
+the question whose one right answer is the rest of that document. No person wrote judgements, so
+nothing is known about other documents that would also answer: the figures compare methods, they are
+not the quality a user would see.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from .corpus import Document
+
+MIN_QUESTION_WORDS = 4
+MAX_QUESTION_WORDS = 40
+MIN_REST_WORDS = 8
+DEPTH = 10  # recall and MRR look at the first ten answers
+
+_WORD = re.compile(r"[^\W\d_]{2,}")
+# Up to a stop, question or exclamation mark before a space, but not that of "e.g." and the like.
+_SENTENCE = re.compile(r".+?(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s|$)", re.DOTALL)
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
+_RULE = re.compile(r"^\s*([-=~^*#])\1{2,}\s*$", re.MULTILINE)
+
+
+class Question(NamedTuple):
+    """A query and the number of the document that answers it."""
+
+    text: str
+    answer: int
+
+
+class QuestionSet(NamedTuple):
+    """Questions to tune on, others to report, and all documents without the sentences asked."""
+
+    tuning: list
+    test: list
+    documents: list
+
+
+class Quality(NamedTuple):
+    """Share of questions answered among the first ten, and the mean of 1/rank (0 beyond ten)."""
+
+    recall_at_10: float
+    mrr_at_10: float
+
+
+def split_first_sentence(text):
+    """Return the first sentence of the first paragraph, and all that follows it.
+
+    >>> split_first_sentence("Sort a list, e.g. of names.  Stable.\\n\\nMore.")
+    ('Sort a list, e.g. of names.', 'Stable.\\n\\nMore.')
+    """
+    paragraph = _PARAGRAPH_END.split(text, maxsplit=1)[0]
+    match = _SENTENCE.match(paragraph)
+    end = match.end() if match else len(paragraph)
+    return text[:end].strip(), text[end:].strip()
+
+
+def question_of(document):
+    """The document's question and the document without it, or None where it has no good one."""
+    sentence, rest = split_first_sentence(document.text)
+    stem = document.source.rsplit(":", 1)[0]
+    name = re.split(r"[./]", stem.removesuffix(".txt").removesuffix(".md").removesuffix(".rst"))[-1]
+    question = _RULE.sub(" ", sentence)
+    if name and name.casefold() in question.casefold():  # the check spares compiling a pattern
+        question = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", question, flags=re.IGNORECASE)
+    question = " ".join(question.split())
+    words = len(_WORD.findall(question))
+    if not MIN_QUESTION_WORDS <= words <= MAX_QUESTION_WORDS:
+        return None
+    if len(_WORD.findall(rest)) < MIN_REST_WORDS:
+        return None
+    return question, Document(document.source, rest)
+
+
+def make_questions(documents, n_tuning, n_test, rng) -> QuestionSet:
+    """Draw questions from the documents, at most a third of them, each text only once.
+
+    Parameters
+    ----------
+    documents : list of Document
+    n_tuning, n_test : int
+        How many to draw at most; where the corpus gives fewer, their proportion is kept, and of
+        less than four, none is for tuning.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    QuestionSet
+        Its documents have the order given; those asked for lack their first sentence.
+    """
+    drawn = {row: made for row, document in enumerate(documents) if (made := question_of(document))}
+    times = {}
+    for question, _ in drawn.values():
+        times[question.casefold()] = times.get(question.casefold(), 0) + 1
+    rows = [row for row, (question, _) in drawn.items() if times[question.casefold()] == 1]
+    n = min(n_tuning + n_test, max(len(documents) // 3, 2), len(rows))
+    n_tuning = max(n * n_tuning // (n_tuning + n_test), 2) if n >= 4 else 0
+    rows = [rows[i] for i in rng.permutation(len(rows))[:n]]
+    asked = list(documents)
+    for row in rows:
+        asked[row] = drawn[row][1]
+    questions = [Question(drawn[row][0], row) for row in rows]
+    return QuestionSet(questions[:n_tuning], questions[n_tuning:], asked)
+
+
+def quality(found_ids, answers) -> Quality:
+    """Recall@10 and MRR@10 of known items; O(n).
+
+    Parameters
+    ----------
+    found_ids : int64[n, >= 10]
+        Document numbers, best first; -1 marks an empty place.
+    answers : int64[n]
+
+    >>> quality(np.array([[7, 3], [1, 2]]), np.array([3, 9]))
+    Quality(recall_at_10=0.5, mrr_at_10=0.25)
+    """
+    hit = np.asarray(found_ids)[:, :DEPTH] == np.asarray(answers)[:, None]
+    rank = hit.argmax(axis=1) + 1
+    found = hit.any(axis=1)
+    return Quality(float(found.mean()), float((found / rank).mean()))

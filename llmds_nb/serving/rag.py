@@ -1,0 +1,270 @@
+"""The demo's RAG service: admission, retrieval, prompts, continuous batching over a paged KV cache.
+
+Puts the structures together, runs a seeded workload through them on the virtual clock, and turns
+what happened into figures and verdicts. `report.DEFINITIONS` says what each figure is.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
+
+from . import checks
+from .engine import EngineStage, RetrievalCost, RetrievalStage, StepCost, VirtualClock, serve
+from .errors import BadInput
+from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
+from .report import percentiles
+from .sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
+from .workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
+
+RATE_PER_S = 40.0
+# Admission lets bursts of half a second pass; what stays above 1.25 times the mean rate it refuses.
+ADMITTED_PER_S = 1.25 * RATE_PER_S
+ADMITTED_TOKENS_PER_S = 150 * ADMITTED_PER_S  # of questions and answers
+BURST_MS = 500.0
+MAX_RETRIEVAL_BATCH = 8
+MAX_RETRIEVAL_WAIT_MS = 10.0
+MAX_RUNNING = 128
+MAX_STEP_TOKENS = 2048
+AUDITED_PROMPTS = 500
+VOCABULARY = 32_000
+_MS = 1e-6  # of a nanosecond
+
+
+class Served(NamedTuple):
+    """What a run came to."""
+
+    figures: dict  # sections of the report, by name
+    checks: list
+
+
+class Retriever:
+    """Answers a batch of requests with prompts, through a pipeline whose cache serves hot queries.
+
+    Parameters
+    ----------
+    pipeline : RetrievalPipeline
+    texts : list of str
+        The questions.
+    asked : int64[n_requests]
+        Which question each request asks.
+    """
+
+    def __init__(self, pipeline, texts, asked):
+        self._pipeline, self._texts, self._asked = pipeline, texts, asked
+        self._builder = PromptBuilder(pipeline.get)
+        self._question_tokens = [self._builder.tokens(text) for text in texts]
+        self.question_lengths = np.array([len(tokens) for tokens in self._question_tokens])
+        self.n_retrieved = self.n_cached = 0
+        self.prompts = {}  # request -> int32[n]
+
+    @property
+    def system_tokens(self) -> int:
+        """Length of the system prompt."""
+        return self._builder.system_tokens
+
+    def __call__(self, requests):
+        """Return the prompts of some requests, and how many queries the cache answered."""
+        before = self._pipeline.stats().cache_hits
+        numbers = self._asked[requests].tolist()
+        hits = self._pipeline.search(
+            [self._texts[number] for number in numbers], DOCUMENTS_PER_PROMPT
+        )
+        cached = self._pipeline.stats().cache_hits - before
+        self.n_retrieved += len(requests)
+        self.n_cached += cached
+        prompts = [
+            self._builder.build(self._question_tokens[number], ids)
+            for number, ids in zip(numbers, hits.ids, strict=True)
+        ]
+        self.prompts.update(zip(requests, prompts, strict=True))
+        return prompts, cached
+
+
+def require_pages(options, texts) -> None:
+    """Refuse a cache that cannot hold one request that asks any of these questions (BadInput)."""
+    most = longest_prompt(texts) + ANSWER_TOKENS[-1]
+    needed = pages_needed([most], options.page_size)
+    if options.pages < needed:
+        raise BadInput(
+            f"--pages {options.pages} of {options.page_size} tokens cannot hold one request, which "
+            f"may have {most} tokens: give at least {needed}"
+        )
+
+
+def run(options, retrieval, rng, progress) -> Served:
+    """Serve `options.requests` requests over the questions of a `demo.Retrieval`."""
+    texts = [question.text for question in retrieval.asked.test]
+    load = make_workload(options.requests, len(texts), RATE_PER_S, rng["workload"])
+    retriever = Retriever(retrieval.reloaded, texts, load.question)
+    clock = VirtualClock()
+    cache = KVCache(options.pages, options.page_size)
+    batcher = ContinuousBatcher(
+        cache, max_running=MAX_RUNNING, max_step_tokens=MAX_STEP_TOKENS, clock=clock
+    )
+    scheduler = Scheduler(MAX_RETRIEVAL_BATCH, MAX_RETRIEVAL_WAIT_MS, clock=clock)
+    admission = AdmissionController(
+        ADMITTED_PER_S, ADMITTED_TOKENS_PER_S, burst_ms=BURST_MS, clock=clock
+    )
+    query_tokens = retriever.question_lengths[load.question]
+    audit = SharingAudit(options.page_size)
+    engine = EngineStage(
+        batcher,
+        cache,
+        StepCost(),
+        load.new_tokens,
+        lambda n: rng["model"].integers(0, VOCABULARY, n, dtype=np.int32),
+        audit,
+    )
+    with progress.stage("serve", options.requests, "requests") as done:
+        records = serve(
+            load,
+            query_tokens + load.new_tokens,
+            clock,
+            admission,
+            RetrievalStage(scheduler, retriever, RetrievalCost(), query_tokens),
+            engine,
+            done,
+        )
+    cache.check()
+    stats, queue = cache.stats(), scheduler.stats()
+    leftovers = {
+        "sequences in the cache": stats.n_sequences,
+        "pages held in the cache": stats.n_used,
+        "requests in the scheduler": queue.waiting + queue.running,
+        "requests in the batcher": len(batcher),
+        "answers of the wrong length": int(
+            (records.generated != load.new_tokens)[~records.rejected].sum()
+        ),
+    }
+    with progress.stage("audit sharing"):
+        prompts = [retriever.prompts[request] for request in sorted(retriever.prompts)]
+        prompts = prompts[:AUDITED_PROMPTS]
+        needed = pages_needed([len(prompt) for prompt in prompts], options.page_size)
+        used = pages_held(prompts, options.page_size)
+        ideal = pages_shared_ideally(prompts, options.page_size)
+    return Served(
+        {
+            "serving": _serving_figures(load, records, retriever),
+            "kv": _kv_figures(options, records, stats, audit),
+            "audit": {
+                "prompts": len(prompts),
+                "pages_needed": needed,
+                "pages_used": used,
+                "pages_saved": needed - used,
+                "pages_saved_by_formula": needed - ideal,
+                "saved_percent": saved_percent(used, needed),
+                "pages_looked_at": audit.needed,
+                "pages_shared_wrongly": audit.n_torn,
+            },
+            "model": _model(options, retriever),
+            "timeline": _timeline(records),
+        },
+        [
+            checks.pages_saved(needed - used, needed - ideal, audit.n_torn),
+            checks.ended_once(records.n_ends, leftovers),
+        ],
+    )
+
+
+def pages_held(prompts, page_size) -> int:
+    """Distinct pages of a fresh cache that holds all the prompts at once, attached in turn."""
+    cache = KVCache(max(pages_needed([len(p) for p in prompts], page_size), 1), page_size)
+    for sequence, prompt in enumerate(prompts):
+        cache.attach(sequence, prompt)
+        cache.commit(sequence, len(prompt))
+    return len(np.unique(cache.page_table(list(range(len(prompts)))).indices))
+
+
+def _serving_figures(load, records, retriever):
+    finished = (records.n_ends > 0) & ~records.rejected
+    arrival, end = load.arrival_ns, records.end_ns
+    seconds = (end.max() - arrival[0]) * 1e-9 if len(end) else 0.0
+    steps = records.steps
+    tokens = [step.prefill_tokens + step.decoding for step in steps]
+    batches = records.batch_sizes
+    return {
+        "requests": len(end),
+        "finished": int(finished.sum()),
+        "rejected": int(records.rejected.sum()),
+        "virtual_seconds": seconds,
+        "requests_per_s": _ratio(int(finished.sum()), seconds),
+        "tokens_per_s": _ratio(int(records.generated.sum()), seconds),
+        "ttft_ms": percentiles(_MS * (records.first_token_ns - arrival)[finished]),
+        "latency_ms": percentiles(_MS * (end - arrival)[finished]),
+        "retrieval_ms": percentiles(_MS * (records.retrieved_ns - arrival)[finished]),
+        "retrieval_batches": len(batches),
+        "retrieval_batch_mean": _ratio(sum(batches), len(batches)),
+        "retrieval_batch_fill": _ratio(sum(batches), len(batches) * MAX_RETRIEVAL_BATCH),
+        "steps": len(steps),
+        "step_tokens_limit": MAX_STEP_TOKENS,
+        "step_fill": _ratio(sum(tokens), len(tokens) * MAX_STEP_TOKENS),
+        "running_mean": _ratio(sum(step.running for step in steps), len(steps)),
+        "running_peak": max((step.running for step in steps), default=0),
+        "preempted": records.n_preempted,
+        "cache_hits": retriever.n_cached,
+        "cache_lookups": retriever.n_retrieved,
+        "cache_hit_ratio": _ratio(retriever.n_cached, retriever.n_retrieved),
+        "prompt_tokens_mean": _ratio(int(records.prompt_tokens.sum()), int(finished.sum())),
+    }
+
+
+def _kv_figures(options, records, stats, audit):
+    steps = records.steps
+    peak = max(steps, key=lambda step: step.pages_needed, default=None)
+    used = sum(step.pages_used * step.duration_ns for step in steps)
+    needed = sum(step.pages_needed * step.duration_ns for step in steps)
+    return {
+        "pages": options.pages,
+        "page_size": options.page_size,
+        "pages_used_peak": peak.pages_used if peak else 0,
+        "pages_needed_peak": peak.pages_needed if peak else 0,
+        "pages_shared_peak": peak.pages_shared if peak else 0,
+        "saved_percent_peak": saved_percent(peak.pages_used, peak.pages_needed) if peak else 0.0,
+        "saved_percent_mean": saved_percent(used, needed),
+        "saved_percent_possible": saved_percent(audit.ideal, audit.needed),
+        "saved_percent_sampled": saved_percent(audit.used, audit.needed),
+        "prefix_hit_tokens": stats.hits,
+        "prefix_lookup_tokens": stats.lookups,
+        "prefix_hit_ratio": _ratio(stats.hits, stats.lookups),
+        "evictions": stats.evictions,
+    }
+
+
+def _model(options, retriever):
+    """The stated assumptions: workload, cost models, limits."""
+    return {
+        "arrivals": f"gamma gaps of shape {BURST_SHAPE}, {RATE_PER_S:g} requests/s",
+        "popularity": f"Zipf, exponent {ZIPF_EXPONENT:g}, over the test questions",
+        "answer_tokens_least_median_most": list(ANSWER_TOKENS),
+        "step_ms": dict(StepCost()._asdict()),
+        "retrieval_ms": dict(RetrievalCost()._asdict()),
+        "system_prompt_tokens": retriever.system_tokens,
+        "documents_per_prompt": DOCUMENTS_PER_PROMPT,
+        "admitted_requests_per_s": ADMITTED_PER_S,
+        "admitted_tokens_per_s": ADMITTED_TOKENS_PER_S,
+        "admitted_burst_ms": BURST_MS,
+        "max_retrieval_batch": MAX_RETRIEVAL_BATCH,
+        "max_running": MAX_RUNNING,
+        "max_step_tokens": MAX_STEP_TOKENS,
+    }
+
+
+def _timeline(records, *, points=600):
+    """What the plot needs: at most `points` steps, evenly chosen."""
+    steps = records.steps[:: max(len(records.steps) // points, 1)]
+    return {
+        "time_s": [step.start_ns * 1e-9 for step in steps],
+        "pages_used": [step.pages_used for step in steps],
+        "pages_needed": [step.pages_needed for step in steps],
+        "running": [step.running for step in steps],
+        "retrieval_batch_sizes": np.bincount(
+            records.batch_sizes, minlength=MAX_RETRIEVAL_BATCH + 1
+        ).tolist(),
+        "step_tokens": [step.prefill_tokens + step.decoding for step in steps],
+    }
+
+
+def _ratio(part, whole):
+    return part / whole if whole else 0.0

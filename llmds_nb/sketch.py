@@ -1,0 +1,403 @@
+"""CountMinSketch: how often each of very many items was seen, in a fixed amount of memory."""
+
+import math
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._items import hash_items, kind_of, pack, plain, unpack
+from ._store import Stored
+from .errors import CorruptFileError
+from .kernels.sketch import (
+    COUNTER_MAX,
+    SLOTS,
+    UNMOVED,
+    sketch_add_many,
+    sketch_estimate_many,
+)
+
+
+class ErrorBound(NamedTuple):
+    """An estimate exceeds the truth by more than `error` with at most this `probability`."""
+
+    error: float
+    probability: float
+
+
+class TopItems(NamedTuple):
+    """The heaviest items, heaviest first, and their estimated counts int64[k].
+
+    `items` is int64[k] when all are integers, a list otherwise.
+    """
+
+    items: np.ndarray | list
+    counts: np.ndarray
+
+
+class SketchStats(NamedTuple):
+    """Shape, items counted so far, candidates kept for `top`, cells that cannot count further."""
+
+    width: int
+    depth: int
+    total: int
+    candidates: int
+    saturated: int
+
+
+class CountMinSketch(Stored):
+    """Estimated counts of ints, strings and bytes that are never below the true ones.
+
+    Adding and estimating are O(depth) per item. A batch has the same effect as its items one after
+    another. Thread-safe: one lock per object.
+
+    Parameters
+    ----------
+    width : int
+        Counters per row, rounded up to a power of two, at most 2**30.
+    depth : int
+        Rows, at most 32. Memory is `4 * width * depth` bytes.
+    conservative : bool
+        Raise only what must be raised (Estan and Varghese, SIGCOMM 2002): several times more exact.
+        The standard form (Cormode and Muthukrishnan 2005) is linear: merging is exact.
+    top : int
+        Keep candidates for the `top` most frequent items in the same pass.
+    seed : int
+        Another seed, other collisions.
+
+    Notes
+    -----
+    An item is a Python or NumPy integer in int64's range, a str or a bytes; 7, "7" and b"7" are
+    three items. Counters saturate at 2**32 - 1 and never under-count before that.
+
+    >>> sketch = CountMinSketch(1024, top=2)
+    >>> sketch.add(["a", "b", "a", "c", "a", "b"])
+    >>> sketch.estimate("a"), sketch.estimate(["b", "zzz"])
+    (3, array([2, 0]))
+    >>> sketch.top(2)
+    TopItems(items=['a', 'b'], counts=array([3, 2]))
+    """
+
+    def __init__(
+        self,
+        width: int = 2048,
+        depth: int = 4,
+        *,
+        conservative: bool = True,
+        top: int = 0,
+        seed: int = 0,
+    ):
+        width = _checks.integer(width, "width", low=1, high=2**30)
+        depth = _checks.integer(depth, "depth", low=1, high=32)
+        self._conservative = bool(_checks.choice(conservative, "conservative", (True, False)))
+        self._top = _checks.integer(top, "top", low=0, high=2**24)
+        self._seed = _checks.integer(seed, "seed", low=0, high=2**64 - 1)
+        self._counters = np.zeros((depth, 1 << (width - 1).bit_length()), np.uint32)
+        # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
+        buckets = 1 << ((5 * self._top + 7) // 8 - 1).bit_length() if self._top else 0
+        self._slot_hash = np.zeros((buckets, SLOTS), np.uint64)
+        self._slot_count = np.zeros((buckets, SLOTS), np.uint32)
+        self._slot_origin = np.full((buckets, SLOTS), UNMOVED)
+        self._slot_items: list = [None] * (buckets * SLOTS)
+        self._total = 0
+        self._halved = False
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_error(cls, epsilon: float, delta: float, **settings) -> "CountMinSketch":
+        """Make the smallest sketch with error <= epsilon * total in all but a delta of estimates.
+
+        Parameters
+        ----------
+        epsilon, delta : float
+            Both in (0, 1).
+        **settings
+            `conservative`, `top` and `seed` of the constructor.
+
+        >>> CountMinSketch.from_error(0.01, 0.01)
+        CountMinSketch(width=512, depth=5, total=0)
+        """
+        epsilon = _checks.real(epsilon, "epsilon", above=0, high=1)
+        delta = _checks.real(delta, "delta", above=0, high=1)
+        depth = max(1, math.ceil(-math.log(delta)))
+        return cls(math.ceil(math.e / epsilon), depth, **settings)
+
+    @property
+    def width(self) -> int:
+        """Counters per row."""
+        return self._counters.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """Rows."""
+        return self._counters.shape[0]
+
+    @property
+    def total(self) -> int:
+        """The sum of all counts added (halved by `halve`)."""
+        return self._total
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the counters and candidates; the candidates' own items are not counted."""
+        slots = (self._slot_hash, self._slot_count, self._slot_origin)
+        return self._counters.nbytes + sum(array.nbytes for array in slots)
+
+    def add(self, items, counts=1) -> None:
+        """Count items.
+
+        Parameters
+        ----------
+        items : int, str, bytes, int array or list of these
+            Arrays of integers are the fastest (30 ns an item), then lists of strings (200 ns).
+        counts : int or int array
+            How often, >= 0; one for all or one for each. More than 2**32 - 1 counts as that.
+
+        Raises
+        ------
+        ValueError
+            A negative count, or an integer outside int64.
+        TypeError
+            An item or count of another kind.
+        """
+        items, hashes, _ = self._hashed(items)
+        if isinstance(counts, int | np.integer):
+            count = min(_checks.integer(counts, "counts", low=0), COUNTER_MAX)
+            counts, added = np.array([count]), count * hashes.size
+        else:
+            counts = np.minimum(_checks.integers(counts, "counts"), COUNTER_MAX)
+            _checks.same_length("counts", counts, "items", hashes)
+            added = int(counts.sum())
+        with self._lock:
+            moved = sketch_add_many(
+                self._counters,
+                hashes,
+                counts,
+                self._conservative,
+                self._slot_hash,
+                self._slot_count,
+                self._slot_origin,
+            )
+            if moved:
+                self._name_slots(items)
+            self._total += added
+
+    def _name_slots(self, items) -> None:
+        """Keep the items that took a slot in the batch just added."""
+        origin = self._slot_origin.reshape(-1)
+        for slot in np.flatnonzero(origin != UNMOVED).tolist():
+            self._slot_items[slot] = plain(items[origin[slot]])
+            origin[slot] = UNMOVED
+
+    def estimate(self, items):
+        """Upper bound on the count of each item: int for one, int64[n] for many."""
+        _, hashes, single = self._hashed(items)
+        with self._lock:
+            counts = self._estimates(hashes)
+        return int(counts[0]) if single else counts
+
+    def _estimates(self, hashes) -> np.ndarray:
+        counts = np.empty(hashes.size, np.int64)
+        sketch_estimate_many(self._counters, hashes, self._slot_hash, self._slot_count, counts)
+        return counts
+
+    def is_hot(self, item, threshold: int):
+        """Whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
+        threshold = _checks.integer(threshold, "threshold")
+        return self.estimate(item) >= threshold
+
+    def error_bound(self) -> ErrorBound:
+        """By how much an estimate can exceed the truth: (e / width * total, e**-depth).
+
+        A bound on the standard form; the conservative one is far below it in practice. After
+        `halve` it is for floor(true / 2) and includes the rounding.
+        """
+        with self._lock:
+            error = math.e / self.width * (self._total + self._halved) + self._halved
+        return ErrorBound(error, math.exp(-self.depth))
+
+    def top(self, k: int) -> TopItems:
+        """The k most frequent items among the candidates; fewer if fewer were seen.
+
+        Parameters
+        ----------
+        k : int
+            More than the sketch's `top` gives the candidates there are, without its promise.
+
+        Raises
+        ------
+        ValueError
+            The sketch was made with `top=0`.
+        """
+        k = _checks.integer(k, "k", low=1)
+        if not self._top:
+            raise ValueError("this sketch keeps no candidates: make it with top=k")
+        with self._lock:
+            entries = [(-count, item) for item, count in self._candidates().values()]
+        # Ties by smaller item; kinds, which cannot be compared, one after the other.
+        entries.sort(key=lambda entry: (entry[0], kind_of(entry[1]), entry[1]))
+        items = [item for _, item in entries[:k]]
+        if all(isinstance(item, int) for item in items):
+            items = np.array(items, np.int64)
+        return TopItems(items, np.array([-count for count, _ in entries[:k]], np.int64))
+
+    def _candidates(self) -> dict:
+        """Hash -> (item, count) of every taken slot."""
+        taken = np.flatnonzero(self._slot_count.reshape(-1))
+        hashes = self._slot_hash.reshape(-1)[taken].tolist()
+        counts = self._slot_count.reshape(-1)[taken].tolist()
+        items = [self._slot_items[slot] for slot in taken.tolist()]
+        return dict(zip(hashes, zip(items, counts, strict=True), strict=True))
+
+    def _set_candidates(self, candidates) -> None:
+        """Fill the slots anew with the heaviest of `candidates` in each bucket."""
+        self._slot_hash[:] = 0
+        self._slot_count[:] = 0
+        self._slot_items = [None] * self._slot_count.size
+        taken = [0] * len(self._slot_count)
+        for h, (item, count) in sorted(candidates.items(), key=lambda c: (-c[1][1], c[0])):
+            bucket = h & (len(taken) - 1)
+            slot = taken[bucket]
+            if count and slot < SLOTS:
+                self._slot_hash[bucket, slot] = h
+                self._slot_count[bucket, slot] = count
+                self._slot_items[bucket * SLOTS + slot] = item
+                taken[bucket] += 1
+
+    def merge(self, other: "CountMinSketch") -> None:
+        """Add everything that `other` has counted.
+
+        In standard mode the counters are those of one sketch that saw both streams. In conservative
+        mode estimates still never under-count, but can be higher than such a sketch's.
+
+        Raises
+        ------
+        ValueError
+            Another width, depth, mode or seed.
+        """
+        if not isinstance(other, CountMinSketch):
+            raise TypeError(f"other must be a CountMinSketch, not {type(other).__name__}")
+        for name in ("width", "depth", "_conservative", "_seed"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(f"{name.strip('_')} differs: {ours} here, {theirs} in other")
+        first, second = sorted((self, other), key=id)
+        with first._lock, second._lock:
+            candidates = {}
+            if self._top:
+                found = other._candidates() | self._candidates()
+                hashes = np.fromiter(found, np.uint64, len(found))
+                counts = np.minimum(self._estimates(hashes) + other._estimates(hashes), COUNTER_MAX)
+                for (h, (item, _)), count in zip(found.items(), counts.tolist(), strict=True):
+                    candidates[h] = (item, count)
+            room = COUNTER_MAX - other._counters
+            self._counters = np.minimum(self._counters, room) + other._counters
+            self._total += other._total
+            self._halved |= other._halved
+            if self._top:
+                self._set_candidates(candidates)
+
+    def halve(self) -> None:
+        """Age: halve every count, rounding down; estimates then bound floor(true / 2)."""
+        with self._lock:
+            candidates = {h: (item, n // 2) for h, (item, n) in self._candidates().items()}
+            self._counters >>= np.uint32(1)
+            self._total //= 2
+            self._halved = True
+            if self._top:
+                self._set_candidates(candidates)
+
+    def _hashed(self, items):
+        return hash_items(items, self._seed)
+
+    def stats(self) -> SketchStats:
+        """Sizes and counters."""
+        with self._lock:
+            return SketchStats(
+                self.width,
+                self.depth,
+                self._total,
+                int(np.count_nonzero(self._slot_count)),
+                int(np.count_nonzero(self._counters == COUNTER_MAX)),
+            )
+
+    def check(self) -> None:
+        """Assert the invariants of `kernels/sketch.py` that do not need the true counts."""
+        with self._lock:
+            assert self.width & (self.width - 1) == 0
+            sums = self._counters.sum(axis=1, dtype=np.uint64).tolist()
+            assert all(row <= self._total for row in sums)
+            saturated = (self._counters == COUNTER_MAX).any()
+            if not (self._conservative or self._halved or saturated):
+                assert all(row == self._total for row in sums)
+            assert (self._slot_origin == UNMOVED).all()
+            empty = self._slot_count == 0
+            assert (self._slot_hash[empty] == 0).all()
+            candidates = self._candidates()
+            assert len(candidates) == int((~empty).sum()), "a hash stands twice"
+            hashes = np.fromiter(candidates, np.uint64, len(candidates))
+            buckets = np.repeat(np.arange(len(empty)), SLOTS)[~empty.reshape(-1)]
+            assert (hashes & np.uint64(max(len(empty) - 1, 0)) == buckets).all()
+            named = [item for item, _ in candidates.values()]
+            assert (self._hashed(named)[1] == hashes).all()
+            cells = np.empty(hashes.size, np.int64)
+            none = np.zeros((0, SLOTS), np.uint64)
+            sketch_estimate_many(self._counters, hashes, none, none.astype(np.uint32), cells)
+            assert all(n <= cell for (_, n), cell in zip(candidates.values(), cells, strict=True))
+
+    def _state(self):
+        with self._lock:
+            items = [self._slot_items[i] for i in np.flatnonzero(self._slot_count.reshape(-1))]
+            arrays = {
+                "counters": self._counters.copy(),
+                "slot_hash": self._slot_hash.copy(),
+                "slot_count": self._slot_count.copy(),
+                **pack(items),
+            }
+            header = {
+                "conservative": self._conservative,
+                "top": self._top,
+                "seed": self._seed,
+                "total": self._total,
+                "halved": self._halved,
+            }
+        return arrays, header
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        counters = arrays["counters"]
+        depth, width = counters.shape
+        sketch = cls(
+            width,
+            depth,
+            conservative=header["conservative"],
+            top=header["top"],
+            seed=header["seed"],
+        )
+        for name in ("counters", "slot_hash", "slot_count"):
+            ours = getattr(sketch, f"_{name}")
+            if arrays[name].shape != ours.shape or arrays[name].dtype != ours.dtype:
+                raise CorruptFileError(f"{name} is {arrays[name].dtype}{arrays[name].shape}")
+            setattr(sketch, f"_{name}", arrays[name])
+        taken = np.flatnonzero(sketch._slot_count.reshape(-1))
+        items = unpack(arrays)
+        hashes = sketch._hashed(items)[1]
+        if not np.array_equal(hashes, sketch._slot_hash.reshape(-1)[taken]):
+            raise CorruptFileError("the candidates are not the items that stand in their slots")
+        for slot, item in zip(taken.tolist(), items, strict=True):
+            sketch._slot_items[slot] = item
+        sketch._total = _checks.integer(header["total"], "total", low=0)
+        sketch._halved = bool(header["halved"])
+        return sketch
+
+    def __repr__(self) -> str:
+        return f"CountMinSketch(width={self.width}, depth={self.depth}, total={self._total})"
+
+    @staticmethod
+    def _warmup() -> None:
+        for top in (0, 1):
+            sketch = CountMinSketch(4, 2, top=top)
+            sketch.add([1, 2, 1])
+            sketch.add(["a", "b"], [1, 2])
+            sketch.estimate("a")

@@ -1,0 +1,167 @@
+"""The obvious twin of ContinuousBatcher: plain lists, every queue sorted whole, over its own cache.
+
+It asks its own KVCache the same questions, one at a time; only `pages_missing` is shared, and that
+has a test of its own.
+"""
+
+from llmds_nb import CapacityError
+from llmds_nb.kernels.continuous import pages_missing
+from llmds_nb.kernels.status import ABSENT
+
+MS = 10**6
+
+
+class SlowBatcher:
+    def __init__(self, cache, max_running, budget, policy, start):
+        self.cache, self.max_running, self.budget = cache, max_running, budget
+        self.policy, self.start, self.now = policy, start, start
+        self.waiting, self.running, self.plan, self.lost = [], [], {}, []
+        self.counter, self.last = {}, None
+        self.n = self.n_preempted = 0
+
+    def tick(self, now):
+        self.now = max(self.now, now)
+
+    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
+        request = {
+            "id": self.n,
+            "tokens": list(prompt),
+            "prompt": len(prompt),
+            "left": max_new,
+            "salt": salt,
+            "priority": priority,
+            "tenant": tenant,
+            "arrival": self.now,
+            "deadline": self.now + int(slo_ms * MS),
+            "computed": 0,
+            "charged": 0,
+        }
+        self.n += 1
+        self.enter(request)
+        return request["id"]
+
+    def enter(self, request):
+        tenant = request["tenant"]
+        active = {r["tenant"] for r in self.waiting}
+        self.counter.setdefault(tenant, 0)
+        if tenant not in active:
+            floor = min((self.counter[t] for t in active), default=self.counter.get(self.last, 0))
+            self.counter[tenant] = max(self.counter[tenant], floor)
+        self.waiting.append(request)
+
+    def leave(self, request):
+        self.waiting.remove(request)
+        if all(r["tenant"] != request["tenant"] for r in self.waiting):
+            self.last = request["tenant"]
+
+    def key(self, r):
+        since = float(r["arrival"] - self.start)
+        return {
+            "fcfs": 0,
+            "shortest": r["prompt"],
+            "slo": r["deadline"],
+            "aging": 0.02 * MS * r["prompt"] + 0.02 * since,
+            "fair": self.counter[r["tenant"]],
+        }[self.policy]
+
+    def step(self):
+        budget, self.plan = self.budget, {}
+        for wants_prefill in (False, True):
+            for r in self.running:
+                left = len(r["tokens"]) - r["computed"]
+                if (left > 1) == wants_prefill and budget:
+                    self.plan[r["id"]] = min(left, budget)
+                    budget -= self.plan[r["id"]]
+        while budget and self.waiting and len(self.running) < self.max_running:
+            r = min(self.waiting, key=lambda r: (-r["priority"], self.key(r), r["id"]))
+            domain = self.cache._domains.get(r["salt"], ABSENT)
+            tokens = self.cache_tokens(r)
+            if pages_missing(self.cache._s, domain, tokens, len(self.running)):
+                if not self.running:
+                    raise CapacityError
+                break
+            hits = self.cache.attach(r["id"], tokens, salt=r["salt"])
+            extra = max(0, r["prompt"] - r["charged"])
+            r["charged"] += extra
+            self.counter[r["tenant"]] += extra
+            self.leave(r)
+            self.running.append(r)
+            r["computed"] = min(hits, len(r["tokens"]) - 1)
+            self.plan[r["id"]] = min(len(r["tokens"]) - r["computed"], budget)
+            budget -= self.plan[r["id"]]
+        lost, self.lost = self.lost, []
+        return [
+            (r["id"], r["computed"], self.plan[r["id"]])
+            for r in self.running
+            if r["id"] in self.plan
+        ], lost
+
+    @staticmethod
+    def cache_tokens(r):
+        import numpy as np
+
+        return np.array(r["tokens"], np.int32)
+
+    def advance(self, sampled, finished):
+        """`sampled` and `finished`: dicts by id."""
+        growing, done = [], []
+        for id_ in [id_ for id_ in sampled if id_ in self.plan]:
+            r = next((r for r in self.running if r["id"] == id_), None)
+            if r is None:
+                continue
+            r["computed"] += self.plan[id_]
+            due = r["computed"] == len(r["tokens"])
+            if due:
+                r["left"] -= 1
+                r["charged"] += 1
+                self.counter[r["tenant"]] += 1
+            if due and r["left"] and not finished[id_]:
+                r["tokens"].append(sampled[id_])
+                growing.append(r)
+                continue
+            self.cache.commit(id_, r["computed"])
+            if due or finished[id_]:
+                done.append(r)
+        self.plan = {}
+        for r in done:
+            self.cache.detach(r["id"])
+            self.running.remove(r)
+        while growing:
+            try:
+                ids = [r["id"] for r in growing]
+                self.cache.append_many(ids, [r["tokens"][-1] for r in growing])
+                break
+            except CapacityError:
+                victim = self.victim()
+            self.cache.commit(victim["id"], victim["computed"])
+            self.cache.detach(victim["id"])
+            self.running.remove(victim)
+            growing = [r for r in growing if r is not victim]
+            victim["computed"] = 0
+            self.enter(victim)
+            self.lost.append(victim["id"])
+            self.n_preempted += 1
+        return [r["id"] for r in done]
+
+    def victim(self):
+        first = min(self.running, key=lambda r: (-r["priority"], r["id"]))
+        others = [r for r in self.running if r is not first]
+        if not others:
+            return first
+        return min(
+            others,
+            key=lambda r: (
+                r["priority"],
+                -(len(r["tokens"]) - r["computed"] + r["left"]),
+                -r["id"],
+            ),
+        )
+
+    def cancel(self, id_):
+        for r in self.waiting:
+            if r["id"] == id_:
+                self.leave(r)
+                return
+        (r,) = [r for r in self.running if r["id"] == id_]
+        self.cache.detach(id_)
+        self.running.remove(r)

@@ -1,0 +1,419 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from oracles_continuous import SlowBatcher
+
+from llmds_nb import CapacityError, ContinuousBatcher, KVCache
+from llmds_nb.kernels.continuous import pages_missing
+from llmds_nb.kernels.status import ABSENT
+
+MS = 10**6
+POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
+
+
+class Clock:
+    def __init__(self, now=0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def sampled_token(id_, position):
+    """What the make-believe model says."""
+    return (7 * id_ + position) % 5
+
+
+# Few distinct prompts with long common beginnings, so that prefixes are shared.
+PROMPTS = st.builds(
+    lambda stem, n, tail: ([stem] * n + tail)[:14],
+    st.integers(0, 1),
+    st.integers(0, 12),
+    st.lists(st.integers(0, 2), min_size=1, max_size=3),
+)
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    @initialize(
+        n_pages=st.integers(5, 12),
+        sharing=st.booleans(),
+        max_running=st.integers(1, 5),
+        budget=st.sampled_from([1, 3, 7, 100]),
+        policy=st.sampled_from(POLICIES),
+        start=st.sampled_from([0, -7, 1_700_000_000 * 10**9]),
+    )
+    def start(self, n_pages, sharing, max_running, budget, policy, start):
+        self.clock = Clock(start)
+        self.caches = [KVCache(n_pages, 4, prefix_sharing=sharing, key=b"k") for _ in range(2)]
+        self.fast = ContinuousBatcher(
+            self.caches[0],
+            max_running=max_running,
+            max_step_tokens=budget,
+            policy=policy,
+            clock=self.clock,
+        )
+        self.slow = SlowBatcher(self.caches[1], max_running, budget, policy, start)
+        self.texts, self.plan = {}, None
+
+    def live(self):
+        return [r["id"] for r in self.slow.waiting + self.slow.running]
+
+    @rule(ns=st.integers(-MS, 10 * MS))
+    def wait(self, ns):
+        self.clock.now += ns
+
+    @rule(
+        prompt=PROMPTS,
+        max_new=st.integers(1, 6),
+        salt=st.sampled_from([0, 0, "a"]),
+        slo_ms=st.sampled_from([1.0, 5.0, 1000.0]),
+        priority=st.sampled_from([0, 0, 0, 2]),
+        tenant=st.sampled_from([0, 0, 3]),
+    )
+    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
+        self.slow.tick(self.clock.now)
+        kwargs = {"max_new_tokens": max_new, "salt": salt, "slo_ms": slo_ms}
+        kwargs |= {"priority": priority, "tenant": tenant}
+        id_ = self.fast.submit(prompt, **kwargs)
+        assert id_ == self.slow.submit(prompt, max_new, salt, slo_ms, priority, tenant)
+        self.texts[id_] = list(prompt)
+
+    @precondition(lambda self: self.plan is None)
+    @rule()
+    def step(self):
+        plan = self.fast.step()
+        expected, lost = self.slow.step()
+        rows = list(zip(*(column.tolist() for column in plan[:3]), strict=True))
+        assert rows == expected
+        assert plan.preempted.tolist() == lost
+        ids, starts, n_tokens = plan[:3]
+        assert n_tokens.sum() <= self.fast.max_step_tokens and (n_tokens > 0).all()
+        slots = self.caches[0].slot_mapping(ids, starts, starts + n_tokens)
+        assert plan.slots.tolist() == slots.tolist()
+        assert bool(plan) == bool(rows)
+        if not rows:
+            assert not self.live()
+        self.plan = plan if rows else None
+
+    @precondition(lambda self: self.plan is not None)
+    @rule(data=st.data())
+    def refuses_what_was_not_planned(self, data):
+        ids = self.plan.seq_ids
+        tokens = np.zeros(ids.size, np.int32)
+        with pytest.raises(ValueError, match="not in the present step"):
+            self.fast.advance([*ids[1:], 10**6], tokens)
+        if set(ids.tolist()) & set(self.live()) - {int(ids[0])}:
+            with pytest.raises(ValueError, match="is not in seq_ids"):
+                self.fast.advance(ids[:1], tokens[:1])
+        with pytest.raises(RuntimeError, match="advance"):
+            if not set(ids.tolist()) & set(self.live()):
+                raise RuntimeError("advance: everything planned was cancelled")
+            self.fast.step()
+
+    @precondition(lambda self: self.plan is not None)
+    @rule(data=st.data())
+    def advance(self, data):
+        ids = data.draw(st.permutations(self.plan.seq_ids.tolist()))
+        stops = (self.plan.starts + self.plan.n_tokens).tolist()
+        ends = dict(zip(self.plan.seq_ids.tolist(), stops, strict=True))
+        sampled, finished = {}, {}
+        for id_ in ids:
+            due = id_ in self.texts and ends[id_] == len(self.texts[id_])
+            sampled[id_] = sampled_token(id_, int(ends[id_])) if due else -1
+            finished[id_] = data.draw(st.sampled_from([False] * 9 + [True]))
+        done = self.fast.advance(
+            ids, [sampled[id_] for id_ in ids], finished=[finished[id_] for id_ in ids]
+        )
+        assert done.tolist() == self.slow.advance(sampled, finished)
+        for id_ in ids:
+            if id_ in done.tolist():
+                del self.texts[id_]
+            elif id_ in self.texts and sampled[id_] >= 0:
+                self.texts[id_].append(sampled[id_])
+        self.plan = None
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def cancel(self, data):
+        some = data.draw(st.lists(st.sampled_from(self.live()), unique=True, max_size=2))
+        with pytest.raises(KeyError, match="unknown"):
+            self.fast.cancel([*some, 10**6])
+        self.fast.cancel(some)
+        for id_ in some:
+            self.slow.cancel(id_)
+            del self.texts[id_]
+
+    @invariant()
+    def agrees(self):
+        if not hasattr(self, "fast"):
+            return
+        self.fast.check()
+        self.caches[0].check()
+        assert [r["id"] for r in self.slow.running] == self.running_ids()
+        for id_ in self.running_ids():
+            assert self.caches[0].tokens(id_).tolist() == self.texts[id_]
+        for id_, tokens in self.fast._tokens.items():
+            assert tokens.tolist() == self.texts[id_]
+        stats = self.fast.stats()
+        assert stats.preempted == self.slow.n_preempted
+        assert len(self.fast) == stats.waiting + stats.running == len(self.texts)
+
+    def running_ids(self):
+        slots = self.fast._running[: self.fast.n_running]
+        return self.fast._queue.request[slots, 0].tolist()
+
+
+BatcherMachine.TestCase.settings = settings()  # of the profile in conftest
+test_agrees_with_the_slow_twin = BatcherMachine.TestCase
+
+
+def run_to_the_end(batcher, n_steps=10_000):
+    """Drive a make-believe engine; return the tokens generated for each sequence."""
+    generated = {}
+    for _ in range(n_steps):
+        plan = batcher.step()
+        if not plan:
+            return generated
+        sampled = np.full(plan.seq_ids.size, -1, np.int32)
+        for i, id_ in enumerate(plan.seq_ids.tolist()):
+            end = plan.starts[i] + plan.n_tokens[i]
+            if end == batcher.cache.length(id_):
+                sampled[i] = sampled_token(id_, int(end))
+                generated.setdefault(id_, []).append(int(sampled[i]))
+        batcher.advance(plan.seq_ids, sampled)
+    raise AssertionError("the batcher never came to an end")
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_two_requests_that_together_exceed_the_cache_both_finish(policy, sharing):
+    cache = KVCache(8, 4, prefix_sharing=sharing)
+    batcher = ContinuousBatcher(cache, policy=policy)
+    for first in (1, 2):
+        batcher.submit([first] * 8, max_new_tokens=25)  # 8 pages each at the end
+    generated = run_to_the_end(batcher)
+    assert [len(generated[id_]) for id_ in (0, 1)] == [25, 25]
+    stats = batcher.stats()
+    assert stats.preempted >= 1 and stats.finished == 2
+    # Recomputing changes nothing of what was said: every position was sampled once.
+    for id_ in (0, 1):
+        assert generated[id_] == [sampled_token(id_, 8 + i) for i in range(25)]
+    batcher.check()
+
+
+def test_many_requests_in_a_small_cache_all_finish_exactly_once():
+    rng = np.random.default_rng(0)
+    for policy in POLICIES:
+        batcher = ContinuousBatcher(
+            KVCache(24, 8), max_running=12, max_step_tokens=40, policy=policy
+        )
+        lengths = rng.integers(1, 60, 80)
+        new = rng.integers(1, 60, 80)
+        for i in range(80):
+            batcher.submit(
+                rng.integers(0, 2, lengths[i]).astype(np.int32),
+                max_new_tokens=int(new[i]),
+                priority=int(rng.integers(0, 2)),
+                tenant=int(rng.integers(0, 3)),
+            )
+        generated = run_to_the_end(batcher)
+        assert [len(generated[i]) for i in range(80)] == new.tolist()
+        batcher.check()
+        batcher.cache.check()
+        assert batcher.cache.stats().n_sequences == 0
+        assert batcher.stats().finished == 80 and len(batcher) == 0
+
+
+def test_pages_missing_says_what_attach_will_do():
+    rng = np.random.default_rng(0)
+    fits = 0
+    for trial in range(60):
+        cache = KVCache(12, 4, key=b"k")
+        if trial % 3 == 0:
+            cache.set_quota("q", int(rng.integers(2, 10)))
+        for id_ in range(6):
+            tokens = np.array([0] * rng.integers(0, 16) + [1] * rng.integers(0, 8), np.int32)
+            try:
+                cache.attach(id_, tokens, salt=["q", 0][int(rng.integers(0, 2))])
+            except CapacityError:
+                break
+            cache.commit(id_, len(tokens))
+            if rng.random() < 0.6:
+                cache.detach(id_)
+        tokens = np.array([0] * rng.integers(1, 24) + [1] * rng.integers(0, 8), np.int32)
+        for salt in ("q", 0, "new"):
+            for spare in (0, 1, 3):
+                lacking = pages_missing(cache._s, cache._domains.get(salt, ABSENT), tokens, spare)
+                clone = KVCache._from_state(*cache._state())
+                try:
+                    clone.attach(99, tokens, salt=salt)
+                except CapacityError:
+                    assert lacking > 0
+                    continue
+                stats = clone.stats()
+                left = stats.n_free + stats.n_evictable
+                assert (lacking == 0) == (left >= spare)
+                assert lacking == max(0, spare - left)
+                fits += lacking == 0
+    assert fits > 100
+
+
+def test_decoding_is_never_stalled_by_a_long_prompt():
+    batcher = ContinuousBatcher(KVCache(64, 16), max_step_tokens=20, policy="fcfs")
+    batcher.submit([1] * 10, max_new_tokens=50)
+    batcher.advance(batcher.step().seq_ids, [5])
+    batcher.submit([2] * 100, max_new_tokens=5)
+    for start in range(0, 95, 19):
+        plan = batcher.step()
+        assert plan.seq_ids.tolist() == [0, 1]
+        assert plan.n_tokens.tolist() == [1, 19] and plan.starts.tolist()[1] == start
+        assert plan.is_prefill.tolist() == [False, True]
+        batcher.advance([1, 0], [-1, 5])
+    assert batcher.step().n_tokens.tolist() == [1, 5]
+
+
+def test_a_prompt_that_is_cached_whole_computes_its_last_token_again():
+    cache = KVCache(16, 4)
+    batcher = ContinuousBatcher(cache)
+    for _ in range(2):
+        batcher.submit([1, 2, 3, 4, 5, 6, 7, 8], max_new_tokens=1)
+        plan = batcher.step()
+        batcher.advance(plan.seq_ids, [9])
+    assert (plan.starts.tolist(), plan.n_tokens.tolist()) == ([7], [1])
+    assert plan.is_prefill.tolist() == [True]
+    assert batcher.stats().cached_tokens == 7
+
+
+def test_a_request_waits_for_its_prompt_and_a_page_for_each_that_runs():
+    batcher = ContinuousBatcher(KVCache(6, 4, prefix_sharing=False), policy="fcfs")
+    batcher.submit([1] * 8, max_new_tokens=3)  # 2 pages, a third later
+    batcher.submit([2] * 16, max_new_tokens=3)  # 4 pages: none would be left for the first
+    plan = batcher.step()
+    assert plan.seq_ids.tolist() == [0]
+    batcher.advance([0], [1])
+    assert batcher.step().seq_ids.tolist() == [0]
+    batcher.advance([0], [1])
+    assert batcher.step().seq_ids.tolist() == [0]
+    assert batcher.advance([0], [1]).tolist() == [0]
+    assert batcher.step().seq_ids.tolist() == [1]
+
+
+def test_preempts_the_lowest_priority_that_has_most_to_do():
+    batcher = ContinuousBatcher(KVCache(8, 4, prefix_sharing=False), policy="fcfs")
+    batcher.submit([1] * 4, max_new_tokens=20, priority=-1)
+    batcher.submit([2] * 4, max_new_tokens=9)
+    batcher.submit([3] * 4, max_new_tokens=12)
+    batcher.submit([4] * 4, max_new_tokens=10)
+    order = []
+    while plan := batcher.step():
+        order += plan.preempted.tolist()
+        batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+    assert order[:2] == [0, 2]
+    assert batcher.stats().finished == 4 and batcher.stats().recomputed_tokens > 0
+
+
+def test_a_cancelled_sequence_may_be_left_out_of_advance_or_not():
+    for given in ([0], [0, 1]):
+        cache = KVCache(8, 4)
+        batcher = ContinuousBatcher(cache)
+        for first in (1, 2):
+            batcher.submit([first] * 3, max_new_tokens=5)
+        batcher.step()
+        batcher.cancel(1)
+        batcher.advance(given, [3] * len(given))
+        assert cache.tokens(0).tolist() == [1, 1, 1, 3]
+        batcher.cancel(0)
+        assert not batcher.step() and cache.stats().n_sequences == 0
+        assert batcher.stats().cancelled == 2
+
+
+def test_says_when_pages_held_elsewhere_leave_no_way_on():
+    cache = KVCache(4, 4)
+    cache.attach(10**6, [1] * 12)
+    batcher = ContinuousBatcher(cache)
+    batcher.submit([2] * 8, max_new_tokens=1)
+    with pytest.raises(CapacityError, match="request 0 lacks 1 pages and nothing runs"):
+        batcher.step()
+    batcher.check()
+    cache.detach(10**6)
+    assert batcher.step().seq_ids.tolist() == [0]
+
+
+def test_times_the_first_token_and_the_end():
+    clock = Clock()
+    batcher = ContinuousBatcher(KVCache(8, 4), clock=clock, default_slo_ms=25.0)
+    for tokens in (1, 2):
+        batcher.submit([tokens], max_new_tokens=2)
+        clock.now += 10 * MS
+    for _ in range(2):
+        plan = batcher.step()
+        clock.now += 10 * MS
+        batcher.advance(plan.seq_ids, [1, 1])
+    stats = batcher.stats()
+    assert (stats.ttft_ms.p50, stats.ttft_ms.max) == (20.0, 30.0)
+    assert (stats.latency_ms.p50, stats.latency_ms.max) == (30.0, 40.0)
+    assert stats.late == 1 and stats.generated_tokens == 4 and stats.computed_tokens == 4
+    assert stats.mean_step_tokens == 2.0
+
+
+BAD_CALLS = [
+    (lambda b: ContinuousBatcher(object()), TypeError, "cache must be a KVCache"),
+    (lambda b: ContinuousBatcher(b.cache, max_running=0), ValueError, "max_running"),
+    (lambda b: ContinuousBatcher(b.cache, max_step_tokens=0), ValueError, "max_step_tokens"),
+    (lambda b: ContinuousBatcher(b.cache, policy="x"), ValueError, "policy must be one of"),
+    (lambda b: ContinuousBatcher(b.cache, aging=math.nan), ValueError, "aging"),
+    (lambda b: ContinuousBatcher(b.cache, ms_per_token=-1), ValueError, "ms_per_token"),
+    (lambda b: ContinuousBatcher(b.cache, default_slo_ms=-1), ValueError, "default_slo_ms"),
+    (lambda b: ContinuousBatcher(b.cache, clock=1), TypeError, "clock"),
+    (lambda b: b.submit([], max_new_tokens=1), ValueError, "at least one token"),
+    (lambda b: b.submit([-1], max_new_tokens=1), ValueError, "prompt_tokens"),
+    (lambda b: b.submit([0.5], max_new_tokens=1), TypeError, "prompt_tokens"),
+    (lambda b: b.submit([1], max_new_tokens=0), ValueError, "max_new_tokens must be >= 1"),
+    (lambda b: b.submit([1] * 30, max_new_tokens=4), ValueError, "need 9 pages of 4; .* has 8"),
+    (lambda b: b.submit([1], max_new_tokens=1, salt=1.5), TypeError, "salt"),
+    (lambda b: b.submit([1], max_new_tokens=1, slo_ms=0), ValueError, "slo_ms"),
+    (lambda b: b.submit([1], max_new_tokens=1, priority=2**31), ValueError, "priority"),
+    (lambda b: b.submit([1], max_new_tokens=1, tenant=-1), ValueError, "tenant"),
+    (lambda b: b.step(), RuntimeError, "advance"),
+    (lambda b: b.advance([0], [1]), ValueError, "sequence 1 of the present step is not in"),
+    (lambda b: b.advance([0, 1], [1, -1]), ValueError, "sequence 1 decodes.*not -1"),
+    (lambda b: b.advance([0, 1], [1, -2]), ValueError, "sampled_tokens"),
+    (lambda b: b.advance([0, 1], [1]), ValueError, "sampled_tokens has 1"),
+    (lambda b: b.advance([0, 0], [1, 1]), ValueError, "0 stands twice"),
+    (lambda b: b.advance([0, 7], [1, 1]), ValueError, "sequence 7 is not in the present step"),
+    (lambda b: b.advance([0, 1], [1, 1], finished=[1, 0]), TypeError, "finished"),
+    (lambda b: b.advance([0, 1], [1, 1], finished=[True]), ValueError, "finished must have"),
+    (lambda b: b.cancel([0, 9]), KeyError, "request 9 is unknown"),
+    (lambda b: b.cancel(2), KeyError, "request 2 has ended"),
+    (lambda b: b.cancel([1, 1]), ValueError, "twice"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
+def test_refuses_bad_input_and_changes_nothing(call, error, message):
+    batcher = ContinuousBatcher(KVCache(8, 4))
+    for _ in range(3):
+        batcher.submit([1, 2, 3], max_new_tokens=4)
+    batcher.cancel(2)
+    batcher.step()
+    before = batcher.stats()
+    with pytest.raises(error, match=message):
+        call(batcher)
+    batcher.check()
+    assert repr(batcher.stats()) == repr(before)
+    assert batcher.advance([1, 0], [1, 1]).size == 0
+
+
+def test_takes_nothing_and_the_largest_that_fits():
+    batcher = ContinuousBatcher(KVCache(8, 4))
+    assert not batcher.step()
+    assert batcher.advance([], []).size == 0
+    batcher.cancel([])
+    batcher.submit([1] * 30, max_new_tokens=3)
+    assert len(run_to_the_end(batcher)[0]) == 3
+    assert repr(batcher) == "<ContinuousBatcher: 0 waiting, 0 of 256 running, policy='aging'>"
+    assert batcher.nbytes > 0

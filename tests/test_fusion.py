@@ -1,0 +1,98 @@
+"""The fusion kernel against dicts, on random rankings."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_fusion import fuse
+
+from llmds_nb.kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
+
+METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
+# Distances and scores on a coarse grid: ties are frequent and sums exact enough to order alike.
+DENSE = st.dictionaries(st.integers(0, 30), st.integers(0, 16).map(lambda n: n / 8), max_size=12)
+SPARSE = st.dictionaries(st.integers(0, 30), st.integers(1, 40).map(lambda n: n / 4), max_size=12)
+
+
+def ranked(scores, width, sign, missing):
+    """A list as the searches give it: best first, ties by smaller id, padded."""
+    order = sorted(scores, key=lambda i: (sign * scores[i], i))
+    pad = width - len(order)
+    ids = np.array([order + [-1] * pad], np.int64)
+    return ids, np.array([[scores[i] for i in order] + [missing] * pad], np.float64)
+
+
+def combine(dense, sparse, method, weight, k, width=12):
+    out_ids, out_scores = np.empty((1, k), np.int64), np.empty((1, k))
+    fusion_combine_many(
+        *ranked(dense, width, 1, np.inf),
+        *ranked(sparse, width, -1, -np.inf),
+        METHODS[method],
+        weight,
+        out_ids,
+        out_scores,
+    )
+    return out_ids[0], out_scores[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    DENSE,
+    SPARSE,
+    st.sampled_from(sorted(METHODS)),
+    st.sampled_from([0.0, 0.25, 0.7, 1.0]),
+    st.integers(1, 30),
+)
+def test_as_the_twin(dense, sparse, method, weight, k):
+    ids, scores = combine(dense, sparse, method, weight, k)
+    expected = fuse(dense, sparse, method, weight, len(dense) + len(sparse))
+    kept = expected[:k]
+    n = len(kept)
+    np.testing.assert_allclose(scores[:n], [score for _, score in kept], atol=1e-12)
+    assert (ids[n:] == -1).all() and (scores[n:] == -np.inf).all()
+    by_id = dict(expected)
+    np.testing.assert_allclose([by_id[i] for i in ids[:n].tolist()], scores[:n], atol=1e-12)
+    assert len(set(ids[:n].tolist())) == n
+    for i in range(n - 1):  # exact ties by smaller id
+        assert scores[i] > scores[i + 1] or ids[i] < ids[i + 1]
+
+
+def test_one_side_empty_keeps_the_other_order():
+    dense = {4: 0.5, 2: 0.25, 9: 1.5}
+    for method in METHODS:
+        ids, _ = combine(dense, {}, method, 0.7, 3)
+        assert ids.tolist() == [2, 4, 9]
+        ids, scores = combine({}, {}, method, 0.7, 2)
+        assert ids.tolist() == [-1, -1] and (scores == -np.inf).all()
+
+
+def test_worked_examples():
+    """By hand: doc 1 in both lists, 2 dense only, 3 sparse only; weight .7."""
+    dense, sparse = {1: 0.5, 2: 1.0}, {3: 8.0, 1: 4.0}
+    expected = {
+        "convex": {1: 0.7 * 1 + 0.3 * 0.5, 2: 0.7 * (1.0 / 1.5), 3: 0.3},
+        "minmax": {1: 0.7, 2: 0.0, 3: 0.3},
+        "rrf": {1: 0.7 / 61 + 0.3 / 62, 2: 0.7 / 62, 3: 0.3 / 61},
+    }
+    for method, scores in expected.items():
+        ids, found = combine(dense, sparse, method, 0.7, 3)
+        assert dict(zip(ids.tolist(), found, strict=True)) == pytest.approx(scores)
+
+
+def test_many_rows_share_nothing():
+    rng = np.random.default_rng(0)
+    cases = [
+        (
+            {int(i): float(i % 5) / 4 for i in rng.permutation(40)[: rng.integers(0, 9)]},
+            {int(i): 1.0 + i % 7 for i in rng.permutation(40)[: rng.integers(0, 9)]},
+        )
+        for _ in range(6)
+    ]
+    rows = [(*ranked(d, 12, 1, np.inf), *ranked(s, 12, -1, -np.inf)) for d, s in cases]
+    stacked = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    ids, scores = np.empty((6, 5), np.int64), np.empty((6, 5))
+    fusion_combine_many(*stacked, CONVEX, 0.5, ids, scores)
+    for row, (dense, sparse) in enumerate(cases):
+        alone = combine(dense, sparse, "convex", 0.5, 5)
+        assert ids[row].tolist() == alone[0].tolist()
+        assert scores[row].tolist() == alone[1].tolist()

@@ -1,0 +1,294 @@
+import heapq
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from oracles_heap import SlowHeap
+
+from llmds_nb import IndexedHeap
+from llmds_nb.kernels.rowheap import ordered_bits, ordered_float
+
+ITEMS = st.one_of(st.integers(0, 8), st.sampled_from([-(2**63), -1, 2**62, 2**63 - 1]))
+PRIORITIES = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, 2.0, math.inf, -math.inf]),
+    st.floats(allow_nan=False),
+)
+PAIRS = st.lists(st.tuples(ITEMS, PRIORITIES), max_size=8)
+
+
+def split(pairs):
+    return [item for item, _ in pairs], [priority for _, priority in pairs]
+
+
+class HeapMachine(RuleBasedStateMachine):
+    @initialize(max_heap=st.booleans())
+    def start(self, max_heap):
+        self.heap = IndexedHeap(1, max_heap=max_heap)
+        self.slow = SlowHeap(max_heap)
+
+    @rule(item=ITEMS, priority=PRIORITIES)
+    def push(self, item, priority):
+        if item in self.slow.entries:
+            with pytest.raises(ValueError, match="already"):
+                self.heap.push(item, priority)
+        else:
+            self.heap.push(item, priority)
+            self.slow.push(item, priority)
+
+    @rule(pairs=PAIRS)
+    def push_many(self, pairs):
+        items, priorities = split(pairs)
+        if len(set(items)) < len(items) or set(items) & set(self.slow.entries):
+            with pytest.raises(ValueError, match="already"):
+                self.heap.push_many(items, priorities)
+        else:
+            self.heap.push_many(items, priorities)
+            for pair in pairs:
+                self.slow.push(*pair)
+
+    @rule(item=ITEMS, priority=PRIORITIES, way=st.sampled_from([-1, 0, 1]))
+    def update(self, item, priority, way):
+        change = {-1: self.heap.decrease_key, 0: self.heap.update, 1: self.heap.increase_key}[way]
+        if item not in self.slow.entries:
+            with pytest.raises(KeyError, match=str(item)):
+                change(item, priority)
+        elif way * priority < way * self.slow.entries[item][0]:
+            with pytest.raises(ValueError, match="present"):
+                change(item, priority)
+        else:
+            change(item, priority)
+            self.slow.update(item, priority)
+
+    @rule(pairs=PAIRS)
+    def update_many(self, pairs):
+        items, priorities = split(pairs)
+        if set(items) <= set(self.slow.entries):
+            if len(set(items)) < len(items):
+                with pytest.raises(ValueError, match="twice"):
+                    self.heap.update_many(items, priorities)
+            else:
+                self.heap.update_many(items, priorities)
+                for pair in pairs:
+                    self.slow.update(*pair)
+        else:
+            with pytest.raises((KeyError, ValueError)):
+                self.heap.update_many(items, priorities)
+
+    @rule(item=ITEMS)
+    def remove(self, item):
+        if item in self.slow.entries:
+            self.heap.remove(item)
+            self.slow.remove(item)
+        else:
+            with pytest.raises(KeyError):
+                self.heap.remove(item)
+
+    @rule(items=st.lists(ITEMS, max_size=4))
+    def remove_many(self, items):
+        if len(set(items)) == len(items) and set(items) <= set(self.slow.entries):
+            self.heap.remove_many(items)
+            for item in items:
+                self.slow.remove(item)
+        else:
+            with pytest.raises((KeyError, ValueError)):
+                self.heap.remove_many(items)
+
+    @precondition(lambda self: self.slow.entries)
+    @rule()
+    def pop(self):
+        assert self.heap.pop() == self.slow.pop()
+
+    @rule(n=st.integers(0, 12))
+    def pop_many(self, n):
+        expected = [self.slow.pop() for _ in range(min(n, len(self.slow.entries)))]
+        popped = self.heap.pop_many(n)
+        assert list(zip(*map(np.ndarray.tolist, popped), strict=True)) == expected
+
+    @rule(items=st.lists(ITEMS, max_size=4))
+    def priorities(self, items):
+        if set(items) <= set(self.slow.entries):
+            expected = [self.slow.entries[item][0] for item in items]
+            assert self.heap.priority_many(items).tolist() == expected
+            assert [self.heap.priority(item) for item in items] == expected
+        else:
+            with pytest.raises(KeyError):
+                self.heap.priority_many(items)
+
+    @invariant()
+    def agrees(self):
+        if not hasattr(self, "heap"):
+            return
+        self.heap.check()
+        assert len(self.heap) == len(self.slow.entries)
+        for item in range(9):
+            assert (item in self.heap) == (item in self.slow.entries)
+        if self.slow.entries:
+            assert self.heap.peek() == self.slow.peek()
+        else:
+            for empty in (self.heap.peek, self.heap.pop):
+                with pytest.raises(IndexError, match="empty"):
+                    empty()
+
+
+HeapMachine.TestCase.settings = settings()  # of the profile in conftest
+test_agrees_with_the_slow_twin = HeapMachine.TestCase
+
+
+@pytest.mark.parametrize("max_heap", [False, True])
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_leaves_in_the_order_of_heapq_after_many_operations(batch, max_heap):
+    rng = np.random.default_rng(batch)
+    heap, sign = IndexedHeap(4, max_heap=max_heap), -1 if max_heap else 1
+    items = rng.choice(10**12, 3000, replace=False) - 5 * 10**11
+    priorities = rng.integers(0, 50, items.size).astype(float)  # many ties
+    for start in range(0, items.size, batch):
+        heap.push_many(items[start : start + batch], priorities[start : start + batch])
+    changed = rng.permutation(items.size)[:1000]
+    priorities[changed] = rng.integers(0, 50, changed.size)
+    for start in range(0, changed.size, batch):
+        some = changed[start : start + batch]
+        heap.update_many(items[some], priorities[some])
+    gone = rng.permutation(items.size)[:300]
+    heap.remove_many(items[gone])
+    heap.check()
+    oracle = [(sign * p, i) for i, p in enumerate(priorities.tolist()) if i not in set(gone)]
+    heapq.heapify(oracle)
+    for size in [1, 20, 1500, 5000]:
+        popped = heap.pop_many(size)
+        heap.check()
+        expected = [heapq.heappop(oracle)[1] for _ in range(min(size, len(oracle)))]
+        assert popped.items.tolist() == items[expected].tolist()
+        assert popped.priorities.tolist() == priorities[expected].tolist()
+    assert len(heap) == 0
+
+
+def test_sorts_wide_keys_and_ties_by_insertion():
+    rng = np.random.default_rng(0)
+    priorities = rng.standard_normal(2000) * 10.0 ** rng.integers(-300, 300, 2000)
+    priorities[::7] = math.inf
+    priorities[::11] = -math.inf
+    heap = IndexedHeap()
+    heap.push_many(np.arange(2000), priorities)
+    popped = heap.pop_many(2000)
+    expected = np.argsort(priorities, kind="stable")
+    assert popped.items.tolist() == expected.tolist()
+    assert popped.priorities.tolist() == priorities[expected].tolist()
+
+
+def test_ordered_bits_orders_as_floats_do():
+    values = [-math.inf, -1e308, -1.0, -5e-324, 0.0, 5e-324, 1.0, math.pi, 1e308, math.inf]
+    bits = [ordered_bits(value) for value in values]
+    assert bits == sorted(set(bits))
+    assert [ordered_float(b) for b in bits] == values
+    assert ordered_bits(-0.0) == ordered_bits(0.0)
+
+
+def test_an_update_keeps_the_place_among_equals():
+    heap = IndexedHeap()
+    heap.push_many([1, 2, 3], [5.0, 5.0, 5.0])
+    heap.update(1, 9.0)
+    heap.update(1, 5.0)
+    assert heap.pop_many(3).items.tolist() == [1, 2, 3]
+
+
+def test_increase_and_decrease_are_numeric_in_a_max_heap():
+    heap = IndexedHeap(max_heap=True)
+    heap.push_many([1, 2], [1.0, 2.0])
+    heap.increase_key(1, 3.0)
+    assert heap.peek() == (3.0, 1)
+    with pytest.raises(ValueError, match=r"priority 2\.0 of item 1 is below its present 3\.0"):
+        heap.increase_key(1, 2.0)
+    heap.decrease_key(1, 1.5)
+    assert heap.peek() == (2.0, 2)
+
+
+BAD_CALLS = [
+    (lambda h: IndexedHeap(0), ValueError, "capacity must be >= 1"),
+    (lambda h: IndexedHeap(1.5), TypeError, "capacity"),
+    (lambda h: IndexedHeap(4, max_heap=1), TypeError, "max_heap"),
+    (lambda h: h.push(1, 1.0), ValueError, "item 1 is in the heap already"),
+    (lambda h: h.push(5, math.nan), ValueError, "NaN"),
+    (lambda h: h.push(5, np.float32("nan")), ValueError, "finite|NaN"),
+    (lambda h: h.push(5, "1"), TypeError, "priority"),
+    (lambda h: h.push(5.0, 1.0), TypeError, "item must be an integer"),
+    (lambda h: h.push(True, 1.0), TypeError, "item"),
+    (lambda h: h.push(2**63, 1.0), ValueError, "item"),
+    (lambda h: h.push(-(2**63) - 1, 1.0), ValueError, "item"),
+    (lambda h: h.push_many([5, 5], [1.0, 2.0]), ValueError, "item 5"),
+    (lambda h: h.push_many([5, 1], [1.0, 2.0]), ValueError, "item 1"),
+    (lambda h: h.push_many([5, 6], [1.0, math.nan]), ValueError, "NaN"),
+    (lambda h: h.push_many([5, 6], [1.0]), ValueError, "2 entries but"),
+    (lambda h: h.push_many([[5]], [1.0]), ValueError, "one-dimensional"),
+    (lambda h: h.push_many([0.5], [1.0]), TypeError, "items must be integers"),
+    (lambda h: h.push_many([2**64], [1.0]), ValueError, "items"),
+    (lambda h: h.pop_many(-1), ValueError, "n must be >= 0"),
+    (lambda h: h.pop_many(1.0), TypeError, "n must be"),
+    (lambda h: h.priority(9), KeyError, "item 9"),
+    (lambda h: h.priority_many([1, 9]), KeyError, "item 9"),
+    (lambda h: h.update(9, 1.0), KeyError, "item 9"),
+    (lambda h: h.update(1, math.nan), ValueError, "NaN"),
+    (lambda h: h.update_many([1, 9], [0.0, 0.0]), KeyError, "item 9"),
+    (lambda h: h.update_many([1, 1], [0.0, 0.0]), ValueError, "1 stands twice"),
+    (lambda h: h.update_many([1, 2], [0.0, math.nan]), ValueError, "NaN"),
+    (lambda h: h.increase_key(2, 1.0), ValueError, "below"),
+    (lambda h: h.decrease_key(2, 3.0), ValueError, "above"),
+    (lambda h: h.increase_key(9, 1.0), KeyError, "item 9"),
+    (lambda h: h.remove(9), KeyError, "item 9"),
+    (lambda h: h.remove_many([1, 9]), KeyError, "item 9"),
+    (lambda h: h.remove_many([1, 1]), ValueError, "1 stands twice"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
+def test_refuses_bad_input_and_changes_nothing(call, error, message):
+    heap = IndexedHeap(2)
+    heap.push_many([1, 2], [1.0, 2.0])
+    with pytest.raises(error, match=message):
+        call(heap)
+    heap.check()
+    assert len(heap) == 2
+    assert heap.pop_many(3).items.tolist() == [1, 2]
+
+
+def test_takes_empty_batches_and_integer_priorities():
+    heap = IndexedHeap()
+    heap.push_many([], [])
+    heap.update_many([], [])
+    heap.remove_many([])
+    heap.push(np.int32(3), 4)
+    heap.push_many(np.array([5], np.uint8), np.array([2], np.int8))
+    assert heap.pop() == (2.0, 5)
+    assert heap.pop_many(0).items.size == 0
+    assert 3.5 not in heap and "x" not in heap and 2**70 not in heap
+    assert heap.stats().size == 1 and heap.stats().pushed == 2
+    assert repr(heap) == "<IndexedHeap: 1 of 1024 entries>"
+    assert heap.nbytes > 0
+
+
+def test_threads_push_and_pop_every_item_once():
+    heap, popped = IndexedHeap(1), [[] for _ in range(4)]
+
+    def work(number):
+        for item in range(number, 2000, 4):
+            heap.push(item, float(item % 13))
+            if item % 3 == 0:
+                popped[number].append(heap.pop().item)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    heap.check()
+    rest = heap.pop_many(2000).items.tolist()
+    assert sorted(sum(popped, rest)) == list(range(2000))

@@ -1,0 +1,111 @@
+"""The command line: exit codes, one clear line for bad input, what the commands print."""
+
+import os
+import sys
+
+import pytest
+
+from llmds_nb import __version__
+from llmds_nb.__main__ import main
+
+
+def bad(capsys, *arguments):
+    """Run a command that must be refused; return its one line."""
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines[-1].startswith("llmds-nb: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["serve"], "invalid choice: 'serve'"),
+        (["replay", "trace.jsonl"], "invalid choice: 'replay'"),
+        (["demo", "--requests", "0"], "--requests: must be at least 1, not 0"),
+        (["demo", "--requests", "many"], "--requests: must be an integer, not 'many'"),
+        (["demo", "--seed", "-1"], "--seed: must be in [0, 2**63 - 1], not -1"),
+        (["demo", "--seed", "1" * 30], "--seed: must be in"),
+        (["demo", "--pages", "0"], "--pages: must be at least 1, not 0"),
+        (["demo", "--page-size", "48"], "--page-size: must be a power of two up to 4096, not 48"),
+        (["demo", "--page-size", "8192"], "--page-size: must be a power of two up to 4096"),
+        (["demo", "--json", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
+        (["demo", "--plot", "/no/such/folder/x.png"], "there is no folder /no/such/folder"),
+        (["demo", "--json", "/"], "/ is a folder"),
+        (["demo", "--corpus", "/no/such/corpus"], "/no/such/corpus: no such file or folder"),
+        (["index", "/no/such/corpus"], "required: --out"),
+        (["index", "/no/such/corpus", "--out", "/tmp/x"], "no such file or folder"),
+        (["search", "/no/such/file", "query"], "/no/such/file: No such file or directory"),
+        (["search", "/no/such/file", " "], "the query is empty"),
+        (["search", "/no/such/file", "query", "-k", "0"], "-k: must be at least 1, not 0"),
+        (["info", "/no/such/file"], "/no/such/file: No such file or directory"),
+        (["warmup", "Cache"], "structures must be one of"),
+    ],
+)
+def test_bad_arguments_get_one_line(capsys, arguments, message):
+    (line,) = bad(capsys, *arguments)
+    assert message in line
+
+
+@pytest.mark.parametrize("command", ["demo", "index"])
+def test_bad_corpora_get_one_line(capsys, tmp_path, command):
+    def refused(path, *more):
+        if command == "demo":
+            return bad(capsys, "demo", "--corpus", path, *more)
+        return bad(capsys, "index", path, "--out", tmp_path / "x", *more)
+
+    (tmp_path / "folder").mkdir()
+    (line,) = refused(tmp_path / "folder")
+    assert "no .txt, .md, .rst file in this folder" in line
+    (tmp_path / "folder" / "a.txt").write_bytes(b"\xff\xfe\x00")
+    assert "a.txt: not UTF-8 text: byte 0xff at offset 0" in refused(tmp_path / "folder")[-1]
+    lines = tmp_path / "c.jsonl"
+    lines.write_text('{"id": 1, "text": "Fine."}\n{"id": 2\n')
+    assert f"{lines}:2: not JSON" in refused(lines, "--strict")[-1]
+    lines.write_text("{\n{\n")
+    assert "no text in it (2 broken lines)" in refused(lines)[-1]
+    assert not (tmp_path / "x").exists()
+
+
+def test_demo_needs_text_to_ask_about(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("Only one short text.")
+    assert "nothing to ask about" in bad(capsys, "demo", "--corpus", tmp_path)[-1]
+
+
+def test_plot_without_matplotlib_is_refused_at_once(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (line,) = bad(capsys, "demo", "--plot", tmp_path / "x.png")
+    assert "pip install 'llmds_nb[plot]'" in line
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_output_that_cannot_be_written_is_refused_at_once(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    (line,) = bad(capsys, "demo", "--json", tmp_path / "x.json")
+    assert "cannot be written" in line
+
+
+def test_version_and_help_are_no_errors(capsys):
+    for arguments in (["--version"], ["--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_info_names_versions_and_the_kernel_cache(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for name in ("llmds_nb", "python", "numba", "numpy", "scipy", "safetensors", "kernel cache"):
+        assert f"\n{name}" in "\n" + out
+
+
+def test_info_on_a_file_that_is_not_ours(capsys, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(b"not a saved structure, but long enough")
+    assert "is truncated or not a safetensors file" in bad(capsys, "info", other)[-1]
+    assert "Is a directory" in bad(capsys, "info", tmp_path)[-1]

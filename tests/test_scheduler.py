@@ -1,0 +1,370 @@
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from oracles_scheduler import SlowScheduler
+
+from llmds_nb import Scheduler
+
+MS = 10**6
+POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
+
+
+class Clock:
+    def __init__(self, now=0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def scheduler(*args, **kwargs):
+    clock = Clock()
+    return Scheduler(*args, clock=clock, **kwargs), clock
+
+
+TOKENS = st.integers(1, 100)
+SLO = st.sampled_from([1.0, 20.0, 20.5, 1000.0, math.inf])
+PRIORITY = st.sampled_from([0, 0, 0, 1, -5, 2**31 - 1, -(2**31)])
+TENANT = st.sampled_from([0, 0, 0, 7, 2**63 - 1])
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        size=st.integers(1, 5),
+        wait_ms=st.sampled_from([0.0, 10.0, 12.345678]),
+        max_tokens=st.sampled_from([None, 100, 150]),
+        policy=st.sampled_from(POLICIES),
+        start=st.sampled_from([0, -7, 1_700_000_000 * 10**9]),
+    )
+    def start(self, size, wait_ms, max_tokens, policy, start):
+        self.clock = Clock(start)
+        self.fast = Scheduler(
+            size, wait_ms, max_batch_tokens=max_tokens, policy=policy, clock=self.clock
+        )
+        self.slow = SlowScheduler(size, wait_ms, max_tokens, policy, start)
+
+    def ids(self, *groups):
+        return [r["id"] for group in groups for r in group]
+
+    @rule(ns=st.one_of(st.integers(0, 30 * MS), st.integers(-(10**12), 0)))
+    def wait(self, ns):
+        self.clock.now += ns
+
+    @rule(tokens=TOKENS, slo_ms=SLO, priority=PRIORITY, tenant=TENANT)
+    def submit(self, tokens, slo_ms, priority, tenant):
+        self.slow.tick(self.clock.now)
+        id_ = self.fast.submit(tokens, slo_ms=slo_ms, priority=priority, tenant=tenant)
+        assert id_ == self.slow.submit(tokens, slo_ms, priority, tenant)
+
+    @rule(requests=st.lists(st.tuples(TOKENS, SLO, PRIORITY, TENANT), max_size=8))
+    def submit_many(self, requests):
+        self.slow.tick(self.clock.now)
+        tokens, slo_ms, priority, tenant = (
+            [request[column] for request in requests] for column in range(4)
+        )
+        ids = self.fast.submit_many(tokens, slo_ms=slo_ms, priority=priority, tenant=tenant)
+        assert ids.tolist() == [self.slow.submit(*request) for request in requests]
+
+    @rule(idle=st.booleans(), force=st.booleans())
+    def get_batch(self, idle, force):
+        self.slow.tick(self.clock.now)
+        batch = self.fast.get_batch(idle=idle, force=force)
+        expected = self.slow.get_batch(idle or force)
+        assert batch.ids.tolist() == [r["id"] for r in expected]
+        assert batch.tokens.tolist() == [r["tokens"] for r in expected]
+        assert bool(batch) == bool(expected)
+
+    @precondition(lambda self: self.slow.running)
+    @rule(data=st.data())
+    def complete(self, data):
+        self.slow.tick(self.clock.now)
+        some = data.draw(st.lists(st.sampled_from(self.ids(self.slow.running)), unique=True))
+        self.fast.complete(some)
+        for id_ in some:
+            self.slow.complete(id_)
+        if some:
+            with pytest.raises(KeyError, match="ended already"):
+                self.fast.complete(some)
+
+    @precondition(lambda self: self.slow.running)
+    @rule(data=st.data())
+    def requeue(self, data):
+        some = data.draw(st.lists(st.sampled_from(self.ids(self.slow.running)), unique=True))
+        self.fast.requeue(some)
+        for id_ in some:
+            self.slow.requeue(id_)
+
+    @precondition(lambda self: self.slow.running + self.slow.waiting)
+    @rule(data=st.data())
+    def cancel(self, data):
+        live = self.ids(self.slow.running, self.slow.waiting)
+        some = data.draw(st.lists(st.sampled_from(live), unique=True, max_size=3))
+        self.fast.cancel(some)
+        for id_ in some:
+            self.slow.cancel(id_)
+
+    @precondition(lambda self: self.slow.running + self.slow.waiting)
+    @rule(data=st.data())
+    def update(self, data):
+        live = self.ids(self.slow.running, self.slow.waiting)
+        some = data.draw(st.lists(st.sampled_from(live), unique=True, max_size=4))
+        tokens = data.draw(st.lists(TOKENS, min_size=len(some), max_size=len(some)))
+        self.fast.update(some, tokens)
+        for id_, n in zip(some, tokens, strict=True):
+            self.slow.update(id_, n)
+
+    @precondition(lambda self: self.slow.waiting)
+    @rule(data=st.data())
+    def refuses_what_does_not_run(self, data):
+        some = [*self.ids(self.slow.running), data.draw(st.sampled_from(self.slow.waiting))["id"]]
+        for call in (self.fast.complete, self.fast.requeue):
+            with pytest.raises(ValueError, match=f"request {some[-1]} is waiting"):
+                call(some)
+
+    @rule()
+    def refuses_what_is_unknown(self):
+        live = self.ids(self.slow.running)
+        for call in (self.fast.complete, self.fast.requeue, self.fast.cancel):
+            with pytest.raises(KeyError, match="unknown"):
+                call([*live, self.slow.submitted])
+        with pytest.raises(KeyError, match="unknown"):
+            self.fast.update([*live, self.slow.submitted], 1)
+
+    @invariant()
+    def agrees(self):
+        if not hasattr(self, "fast"):
+            return
+        fast, slow = self.fast, self.slow
+        fast.check()
+        slow.tick(self.clock.now)
+        assert fast.next_due_ms() == slow.due_ns() / 1e6
+        stats = fast.stats()
+        assert len(fast) == stats.waiting == len(slow.waiting)
+        assert fast.n_running == stats.running == len(slow.running)
+        assert (stats.completed, stats.cancelled) == (slow.completed, slow.cancelled)
+        assert stats.late == slow.late and stats.submitted == slow.submitted
+
+
+SchedulerMachine.TestCase.settings = settings()  # of the profile in conftest
+test_agrees_with_the_slow_twin = SchedulerMachine.TestCase
+
+
+def test_releases_a_full_batch_at_once_and_the_rest_when_the_oldest_waited():
+    queue, clock = scheduler(4, 50.0, policy="fcfs")
+    assert queue.next_due_ms() == math.inf and not queue.get_batch()
+    ids = queue.submit_many([1] * 6)
+    assert queue.next_due_ms() == 0.0
+    assert queue.get_batch().ids.tolist() == ids[:4].tolist()
+    assert queue.next_due_ms() == 50.0 and not queue.get_batch()
+    clock.now += 50 * MS - 1
+    assert not queue.get_batch() and queue.next_due_ms() == 1e-6
+    clock.now += 1
+    assert queue.get_batch().ids.tolist() == ids[4:].tolist()
+    stats = queue.stats()
+    assert (stats.released_full, stats.released_wait, stats.batches) == (1, 1, 2)
+    assert stats.batch_fill == 0.75 and stats.wait_ms.max == 50.0 and stats.wait_ms.p50 == 0.0
+
+
+def test_idle_and_force_release_at_once_and_are_counted_apart():
+    queue, _ = scheduler()
+    for flag in ("idle", "force"):
+        queue.submit(1)
+        assert not queue.get_batch()
+        assert queue.get_batch(**{flag: True})
+    assert (queue.stats().released_idle, queue.stats().released_force) == (1, 1)
+
+
+def test_is_full_by_tokens_and_never_overtakes_a_large_request():
+    queue, _ = scheduler(10, math.inf, max_batch_tokens=100, policy="fcfs")
+    queue.submit_many([60, 30])
+    assert queue.next_due_ms() == math.inf and not queue.get_batch()
+    queue.submit_many([50, 5])
+    assert queue.get_batch().tokens.tolist() == [60, 30]  # 5 would fit, but 50 is before it
+    assert not queue.get_batch()
+    assert queue.get_batch(idle=True).tokens.tolist() == [50, 5]
+
+
+def test_priority_is_a_tier_above_every_policy():
+    for policy in POLICIES:
+        queue, clock = scheduler(1, 0.0, policy=policy)
+        queue.submit(1, slo_ms=1.0, tenant=1)
+        clock.now += 10**12
+        high = queue.submit(10**6, priority=1, tenant=2)
+        assert queue.get_batch().ids.tolist() == [high], policy
+
+
+def test_a_requeued_request_keeps_its_place_and_its_wait():
+    queue, clock = scheduler(2, 50.0, policy="fcfs")
+    first = queue.submit(1)
+    clock.now += 50 * MS
+    assert queue.get_batch().ids.tolist() == [first]
+    queue.submit(1)
+    queue.requeue(first)
+    queue.submit(1)
+    assert queue.next_due_ms() == 0.0
+    assert queue.get_batch().ids.tolist() == [first, 1]
+    queue.complete([first, 1])
+    assert queue.stats().latency_ms.max == 50.0
+
+
+def test_aging_lets_nothing_wait_beyond_its_cost_over_the_rate():
+    queue, clock = scheduler(1, 0.0, ms_per_token=1.0, aging=0.5)
+    long = queue.submit(100)  # 100 ms dearer than nothing: 200 ms of aging
+    served = []
+    while long not in served:
+        queue.submit(1)
+        served += queue.get_batch().ids.tolist()
+        clock.now += MS
+    assert len(served) == math.ceil((100 - 1) / 0.5) + 1
+
+
+def test_fair_shares_tokens_and_lifts_a_tenant_that_returns():
+    queue, _ = scheduler(1, 0.0, policy="fair")
+    queue.submit_many([10] * 100, tenant=0)
+    for _ in range(50):
+        queue.complete(queue.get_batch().ids)
+    queue.submit_many([10] * 40, tenant=1)  # lifted to 500: shares from now on, catches up nothing
+    served = []
+    for _ in range(40):
+        (id_,) = queue.get_batch().ids
+        queue.complete(id_)
+        served.append(int(id_ >= 100))
+    assert sum(served) == 20
+    assert max(abs(2 * sum(served[:n]) - n) for n in range(40)) <= 2
+
+
+def test_fair_serves_small_tenants_beside_a_flood():
+    queue, _ = scheduler(10, 0.0, policy="fair")
+    queue.submit_many(np.full(1000, 50), tenant=0)
+    small = [queue.submit(50, tenant=tenant) for tenant in range(1, 8)]
+    assert set(small) <= set(queue.get_batch().ids.tolist())
+
+
+def test_many_random_operations_end_every_request_exactly_once():
+    rng = np.random.default_rng(0)
+    for policy in POLICIES:
+        queue, clock = scheduler(32, 5.0, max_batch_tokens=20_000, policy=policy)
+        running = np.zeros(0, np.int64)
+        ended = []
+        for _ in range(300):
+            clock.now += int(rng.integers(0, 4 * MS))
+            n = int(rng.integers(0, 60))
+            queue.submit_many(
+                rng.integers(1, 2000, n),
+                slo_ms=rng.uniform(1, 500, n),
+                priority=rng.integers(-1, 2, n),
+                tenant=rng.integers(0, 5, n),
+            )
+            running = np.concatenate([running, queue.get_batch().ids])
+            fate = rng.integers(0, 8, running.size)
+            queue.requeue(running[fate == 0])
+            queue.cancel(running[fate == 1])
+            queue.complete(running[fate >= 4])
+            ended += running[(fate == 1) | (fate >= 4)].tolist()
+            running = running[(fate == 2) | (fate == 3)]
+        queue.check()
+        queue.complete(running)
+        ended += running.tolist()
+        while batch := queue.get_batch(force=True):
+            queue.complete(batch.ids)
+            ended += batch.ids.tolist()
+        queue.check()
+        assert sorted(ended) == list(range(queue.stats().submitted))
+        assert queue.next_due_ms() == math.inf
+
+
+BAD_CALLS = [
+    (lambda q: Scheduler(0), ValueError, "max_batch_size must be >= 1"),
+    (lambda q: Scheduler(2.0), TypeError, "max_batch_size"),
+    (lambda q: Scheduler(max_wait_ms=-1), ValueError, "max_wait_ms must be >= 0"),
+    (lambda q: Scheduler(max_wait_ms=math.nan), ValueError, "max_wait_ms"),
+    (lambda q: Scheduler(max_batch_tokens=0), ValueError, "max_batch_tokens"),
+    (lambda q: Scheduler(policy="sjf"), ValueError, "policy must be one of 'fcfs', 'shortest'"),
+    (lambda q: Scheduler(ms_per_token=-1), ValueError, "ms_per_token"),
+    (lambda q: Scheduler(aging=math.inf), ValueError, "aging"),
+    (lambda q: Scheduler(default_slo_ms=0), ValueError, "default_slo_ms must be > 0"),
+    (lambda q: Scheduler(clock=0), TypeError, "clock must be callable"),
+    (lambda q: q.submit(0), ValueError, "tokens must be >= 1"),
+    (lambda q: q.submit(101), ValueError, "tokens must be <= 100"),
+    (lambda q: q.submit(1.5), TypeError, "tokens"),
+    (lambda q: q.submit(1, slo_ms=0), ValueError, "slo_ms must be > 0"),
+    (lambda q: q.submit(1, slo_ms=math.nan), ValueError, "slo_ms"),
+    (lambda q: q.submit(1, priority=2**31), ValueError, "priority"),
+    (lambda q: q.submit(1, priority=math.nan), TypeError, "priority"),
+    (lambda q: q.submit(1, tenant=-1), ValueError, "tenant"),
+    (lambda q: q.submit_many([1, 0]), ValueError, "tokens"),
+    (lambda q: q.submit_many([1, 101]), ValueError, "tokens must be in .1, 100., not 101"),
+    (lambda q: q.submit_many([1], slo_ms=[1.0, 2.0]), ValueError, "slo_ms has 2 entries for 1"),
+    (lambda q: q.submit_many([1], slo_ms=[-1.0]), ValueError, "slo_ms must be > 0, not -1"),
+    (lambda q: q.submit_many([1], priority=[1.0]), TypeError, "priority"),
+    (lambda q: q.submit_many([1, 2], tenant=[1]), ValueError, "tenant has 1 entries for 2"),
+    (lambda q: q.submit_many("12"), TypeError, "tokens"),
+    (lambda q: q.update([0, 9], 1), KeyError, "request 9 is unknown"),
+    (lambda q: q.update([0, 1], [1]), ValueError, "remaining_tokens has 1 entries"),
+    (lambda q: q.update(0, 0), ValueError, "remaining_tokens"),
+    (lambda q: q.update(0, 101), ValueError, "remaining_tokens"),
+    (lambda q: q.update([0, 0], 1), ValueError, "0 stands twice"),
+    (lambda q: q.complete(1), ValueError, "request 1 is waiting, not running"),
+    (lambda q: q.complete([0, 9]), KeyError, "request 9 is unknown"),
+    (lambda q: q.complete([0, 0]), ValueError, "twice"),
+    (lambda q: q.complete(-1), ValueError, "ids"),
+    (lambda q: q.complete([0, 2]), KeyError, "request 2 has ended already"),
+    (lambda q: q.cancel([0, 9]), KeyError, "unknown"),
+    (lambda q: q.cancel([1, 1]), ValueError, "twice"),
+    (lambda q: q.cancel("1"), TypeError, "ids"),
+    (lambda q: q.requeue([0, 1]), ValueError, "request 1 is waiting"),
+    (lambda q: q.requeue(9), KeyError, "unknown"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
+def test_refuses_bad_input_and_changes_nothing(call, error, message):
+    queue, _ = scheduler(1, 0.0, max_batch_tokens=100, policy="fcfs")
+    queue.submit_many([100, 50, 7])
+    queue.cancel(2)
+    assert queue.get_batch().ids.tolist() == [0]
+    before = queue.stats()
+    with pytest.raises(error, match=message):
+        call(queue)
+    queue.check()
+    assert repr(queue.stats()) == repr(before)
+
+
+def test_takes_empty_batches_and_single_ids():
+    queue, _ = scheduler(2)
+    assert queue.submit_many([]).size == 0
+    for call in (queue.complete, queue.cancel, queue.requeue):
+        call([])
+    queue.update([], [])
+    id_ = queue.submit(3)
+    queue.get_batch(force=True)
+    queue.complete(id_)
+    assert repr(queue) == "<Scheduler: 0 waiting, 0 running, policy='aging', max_batch_size=2>"
+    assert queue.nbytes > 0
+    assert math.isnan(scheduler()[0].stats().wait_ms.p95)
+
+
+def test_threads_submit_and_serve_every_request_once():
+    queue, _ = scheduler(8, 0.0, policy="shortest")
+    served = [[] for _ in range(4)]
+
+    def work(number):
+        for tokens in range(1, 300):
+            queue.submit(tokens)
+            ids = queue.get_batch().ids
+            queue.complete(ids)
+            served[number] += ids.tolist()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    served.append(queue.get_batch(force=True).ids.tolist())
+    queue.check()
+    assert sorted(id_ for ids in served for id_ in ids) == list(range(4 * 299))
