@@ -115,7 +115,7 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
+def kernel(func=None, *, nogil=False, fastmath=False, internal=False, inline=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -129,14 +129,18 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     internal : bool
         Only ever called from other kernels: no door for Python is compiled, which takes more than
         half of the compile time of a small function.
+    inline : bool
+        Part of its callers before type inference, for loops as short as a call: LLVM does not
+        inline what it has vectorised, and passing arrays costs 10 to 20 ns.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal)
+        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal, inline=inline)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
         no_cpython_wrapper=internal,
+        inline="always" if inline else "never",
         error_model="numpy",
     )(func)
     if not config.DISABLE_JIT:
