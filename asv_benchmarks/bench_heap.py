@@ -28,12 +28,13 @@ class LazyHeap:
                 return priority, item
 
 
-def _empty(impl):
+def _empty(impl, n):
+    """An empty heap, ours with room for n: growth is measured by Load."""
     if impl.startswith("llmds_nb"):
         from llmds_nb import IndexedHeap
 
         IndexedHeap._warmup()
-        return IndexedHeap()
+        return IndexedHeap(n)
     if impl == "heapq":
         return LazyHeap()
     try:
@@ -47,7 +48,7 @@ def _empty(impl):
 
 
 class Cycle:
-    """1,000 pushes, 1,000 updates and 1,000 pops on a heap that holds n; the time is for all."""
+    """Push n items, give each another priority, pop them all; ours in batches of 1,000."""
 
     params = (
         [1_000, 100_000, 1_000_000],
@@ -61,55 +62,52 @@ class Cycle:
 
     def setup(self, n, impl):
         if n > 100_000 and impl in ("heapdict", "pqdict"):
-            raise NotImplementedError("too slow to fill")
+            raise NotImplementedError("takes minutes")
         rng = np.random.default_rng(0)
-        items = rng.permutation(4 * n)[: n + BATCH] - 2 * n
-        priorities = rng.random(n + BATCH)
-        chosen = rng.permutation(n)[:BATCH]
-        again = rng.random(BATCH)
-        self.heap = _empty(impl)
-        if impl.startswith("llmds_nb"):
-            self.heap.push_many(items[:n], priorities[:n])
-        else:
-            push = self.heap.push if impl == "heapq" else self.heap.__setitem__
-            for item, priority in zip(items[:n].tolist(), priorities[:n].tolist(), strict=True):
-                push(item, priority)
-        self.new = items[n:], priorities[n:]
-        self.changed = items[chosen], again
+        items = rng.permutation(4 * n)[:n] - 2 * n
+        chosen = items[rng.permutation(n)]
+        self.heap = _empty(impl, n)
+        self.pushes, self.updates = (items, rng.random(n)), (chosen, rng.random(n))
         if impl != "llmds_nb":
-            self.new = list(zip(*map(np.ndarray.tolist, self.new), strict=True))
-            self.changed = list(zip(*map(np.ndarray.tolist, self.changed), strict=True))
+            self.pushes, self.updates = (
+                list(zip(*map(np.ndarray.tolist, pairs), strict=True))
+                for pairs in (self.pushes, self.updates)
+            )
         self.run = {
             "llmds_nb": self.batched,
             "llmds_nb-calls": self.called,
             "heapq": self.called,
         }.get(impl, self.mapped)
 
-    def batched(self):
-        self.heap.push_many(*self.new)
-        self.heap.update_many(*self.changed)
-        self.heap.pop_many(BATCH)
+    def batched(self, n):
+        heap, (items, priorities), (chosen, again) = self.heap, self.pushes, self.updates
+        for i in range(0, n, BATCH):
+            heap.push_many(items[i : i + BATCH], priorities[i : i + BATCH])
+        for i in range(0, n, BATCH):
+            heap.update_many(chosen[i : i + BATCH], again[i : i + BATCH])
+        for _ in range(0, n, BATCH):
+            heap.pop_many(BATCH)
 
-    def called(self):
+    def called(self, n):
         push, update, pop = self.heap.push, self.heap.update, self.heap.pop
-        for item, priority in self.new:
+        for item, priority in self.pushes:
             push(item, priority)
-        for item, priority in self.changed:
+        for item, priority in self.updates:
             update(item, priority)
-        for _ in range(BATCH):
+        for _ in range(n):
             pop()
 
-    def mapped(self):
+    def mapped(self, n):
         heap = self.heap
-        for item, priority in self.new:
+        for item, priority in self.pushes:
             heap[item] = priority
-        for item, priority in self.changed:
+        for item, priority in self.updates:
             heap[item] = priority
-        for _ in range(BATCH):
+        for _ in range(n):
             heap.popitem()
 
     def time_cycle(self, n, impl):
-        self.run()
+        self.run(n)
 
 
 class PopAll:
@@ -126,7 +124,7 @@ class PopAll:
         rng = np.random.default_rng(0)
         items, self.priorities = rng.permutation(4 * n)[:n], rng.random(n)
         if impl == "llmds_nb":
-            self.heap = _empty(impl)
+            self.heap = _empty(impl, n)
             self.heap.push_many(items, self.priorities)
         elif impl == "heapq":
             self.heap = list(zip(self.priorities.tolist(), range(n), items.tolist(), strict=True))
@@ -144,7 +142,7 @@ class PopAll:
 
 
 class Load:
-    """Bulk load: push_many into an empty heap against heapify."""
+    """Bulk load: push_many into a small heap, which grows, against heapify."""
 
     params = ([100_000, 1_000_000], ["llmds_nb", "heapq"])
     param_names = ("n", "impl")
@@ -159,7 +157,7 @@ class Load:
             from llmds_nb import IndexedHeap
 
             IndexedHeap._warmup()
-            self.heap = IndexedHeap(n)
+            self.heap = IndexedHeap()
         else:
             self.heap = list(
                 zip(self.priorities.tolist(), range(n), self.items.tolist(), strict=True)

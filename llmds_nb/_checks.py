@@ -16,9 +16,10 @@ INT64_MAX = 2**63 - 1
 
 def integer(value, name, *, low=None, high=None) -> int:
     """One integer in [low, high]."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    value = int(value)
+    if type(value) is not int:  # the usual case first: asking an ABC takes a microsecond
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        value = int(value)
     _check_range(value, name, low, high)
     return value
 

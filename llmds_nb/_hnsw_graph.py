@@ -196,11 +196,6 @@ class _GraphDraft:
     def _graph(self):
         return self.links0.links, self.links0.blocks, self.links1.links, self.links1.blocks
 
-    @property
-    def _tree(self):
-        draft = self.links0
-        return draft.links, draft.blocks, draft.owned, draft.spare, self.parent
-
     def batches(self):
         while self.n < self.stop:
             yield self.n
@@ -225,38 +220,39 @@ class _GraphDraft:
             )
 
         _run(connect, np.linspace(first, stop, _parts(stop - first, threads) + 1), executor)
-        n_edges = k.hnsw_edges(first, stop, self.levels, self.upper, *self._graph, edges)
-        edges = np.sort(edges[:n_edges])
-        upper_edges = n_edges - np.searchsorted(edges, 1 << k.LEVEL_SHIFT)
-        self.links0.reserve_for(n_edges)
-        self.links1.reserve_for(upper_edges)
         zero, one = self.links0, self.links1
-        k.hnsw_own(
-            edges, self.upper, zero.links, zero.blocks, zero.owned, zero.spare,
-            one.links, one.blocks, one.owned, one.spare,
+        zero.reserve_for((stop - first) * M)
+        one.reserve_for(len(edges) - (stop - first) * M)
+        n_edges = k.hnsw_edges(
+            first, stop, self.levels, self.upper, zero.links, zero.blocks, zero.owned, zero.spare,
+            one.links, one.blocks, one.owned, one.spare, edges,
         )  # fmt: skip
+        edges = np.sort(edges[:n_edges])
         targets = edges >> k.TARGET_SHIFT
         cuts = np.linspace(0, n_edges, _parts(n_edges, threads) + 1).astype(np.int64)
         cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]])  # keep each target whole
         _run(backlink, cuts, executor)
-        self._raise_entry(first, stop, forward)
+        self._span(first, stop, forward)
         self.n = stop
         return stop - first
 
-    def _raise_entry(self, first, stop, forward):
+    def _span(self, first, stop, forward):
+        """Extend the spanning tree to the batch; from a new entry it is grown anew."""
         highest = first + int(self.levels[first:stop].argmax())
+        start, links = first, self.links0
         if self.levels[highest] > self.top:
             self.entry, self.top = highest, int(self.levels[highest])
             self.parent = self.parent.copy()
-            while not k.hnsw_root(self.entry, stop, *self._space, *self._tree):
-                self.links0.reserve(_SPARE)
-            return
-        start = first
-        while True:
-            start = k.hnsw_adopt(first, start, stop, self.entry, forward, *self._space, *self._tree)
-            if start == stop:
-                return
-            self.links0.reserve(_SPARE)
+            found = k.tree_count(self.entry, links.links, links.blocks, self.parent[:stop])
+            start, missing = 0, stop - found
+        else:
+            missing = k.tree_extend(first, stop, forward, links.links, links.blocks, self.parent)
+        while missing and start < stop:
+            start = k.tree_force(
+                start, stop, self.entry, links.links, links.blocks, links.owned, links.spare,
+                self.parent,
+            )  # fmt: skip
+            links.reserve(_SPARE)
 
     def snapshot(self) -> Snapshot:
         zero, one = self.links0, self.links1

@@ -61,8 +61,8 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
             )  # fmt: skip
 
     if len(masks) == 1:
-        parts = min(len(queries), 1 if threads == 1 else 4 * threads)
-        cuts = np.linspace(0, len(queries), parts + 1).astype(np.int64).tolist()
+        parts = 1 if threads == 1 else min(len(queries), 4 * threads)
+        cuts = [len(queries) * i // parts for i in range(parts + 1)]
         jobs = [(*pair, *masks[0]) for pair in pairwise(cuts)]
     else:
         jobs = [(i, i + 1, *mask) for i, mask in enumerate(masks)]

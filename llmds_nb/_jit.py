@@ -147,13 +147,14 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     return dispatcher
 
 
-def kernel_by_type(stub, *, fastmath=False):
+def kernel_by_type(stub, *, fastmath=False, inline=False):
     """Decorate a function of `stub`'s arguments' Numba types that returns what `stub` compiles to.
 
     For the few operations that differ between array dtypes; the kernels above them stay one.
     """
     flags = set(SAFE_FASTMATH) if fastmath else False
-    return overload(stub, jit_options={"fastmath": flags, "error_model": "numpy"})
+    options = {"fastmath": flags, "error_model": "numpy"}
+    return overload(stub, jit_options=options, inline="always" if inline else "never")
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from .kernels.status import ABSENT
 def check(state, pins) -> None:
     """Assert every invariant; `pins` are the arrays of pinned pages. O(P + pages in use)."""
     live = state.seq[state.seq[:, c.ID] != ABSENT]
-    blocks = [state.arena[row[c.BLOCKS] : row[c.BLOCKS] + row[c.NPAGES]] for row in live]
+    blocks = [state.pool[row[c.BLOCKS] : row[c.BLOCKS] + row[c.NPAGES]] for row in live]
     _check_counts(state, live, blocks, pins)
     _check_cached(state)
     _check_heaps(state)
@@ -21,12 +21,12 @@ def check(state, pins) -> None:
 def _check_counts(s, live, blocks, pins):
     n_pages = len(s.page)
     ref, hold, state = s.page[:, c.REF], s.page[:, c.HOLD], s.page[:, c.STATE]
-    moves = s.moves[: s.meta[c.N_MOVES]]
+    moves = s.pool[s.meta[c.MOVES] :][: 2 * s.meta[c.N_MOVES]].reshape(-1, 2)
     held_by = np.concatenate([np.zeros(0, np.int32), *blocks, *pins])
     assert ((held_by >= 0) & (held_by < n_pages)).all(), "a page number is out of range"
     assert np.array_equal(np.bincount(held_by, minlength=n_pages), ref), "REF"
     assert np.array_equal(np.bincount(moves[:, 0], minlength=n_pages), hold), "HOLD"
-    free = s.order[1, : s.meta[c.N_FREE]]
+    free = s.pool[s.meta[c.STACK] :][: s.meta[c.N_FREE]]
     assert np.array_equal(np.sort(free), np.flatnonzero(state == c.FREE)), "stack of free pages"
     assert not (ref[free].any() or hold[free].any()), "a free page is referred to"
     private = state == c.PRIVATE
@@ -64,11 +64,11 @@ def _check_cached(s):
     held = _held(s)
     held_children = np.bincount(above[held[inner]], minlength=n_pages)
     assert np.array_equal(held_children[cached], s.page[cached, c.NHELD]), "NHELD"
-    assert np.count_nonzero(s.slots) == len(cached), "slots"
-    parents = s.page[:, c.PARENT]
+    table = s.pool[s.meta[c.TABLE] :][: s.meta[c.TABLE_MASK] + 1]
+    assert np.array_equal(np.sort(table[table > 0]) - 1, cached), "prefix table"
+    hashes = s.page[:, c.HASH : c.HASH + 4].copy().view("<u8")
     for page in cached:
-        h0, h1 = s.hash[page]
-        found = prefix_find(s.slots, s.hash, s.tok, parents, h0, h1, parents[page], s.tok[page])
+        found = prefix_find(s, *hashes[page], s.page[page, c.PARENT], s.tok[page])
         assert found == page, f"page {page} is not found, or page {found} equals it"
 
 
@@ -79,19 +79,20 @@ def _check_heaps(s):
     by_domain = np.bincount(s.page[evictable, c.DOMAIN], minlength=len(s.dom))
     assert np.array_equal(by_domain, s.dom[:, c.EVICTABLE]), "EVICTABLE"
     leaves = evictable & (s.page[:, c.NCHILD] == 0)
-    _check_heap(s, s.order[0, : s.meta[c.N_LEAVES]], c.POS, leaves)
+    _check_heap(s, s.pool[: s.meta[c.N_LEAVES]], c.POS, leaves)
     limited = s.dom[:, c.QUOTA] >= 0
     assert (s.dom[~limited, c.N_HEAP] == 0).all(), "N_HEAP"
     for domain in np.flatnonzero(limited):
         start = s.dom[domain, c.HEAP]
-        heap = s.arena[start : start + s.dom[domain, c.N_HEAP]]
+        heap = s.pool[start : start + s.dom[domain, c.N_HEAP]]
         _check_heap(s, heap, c.QPOS, leaves & (s.page[:, c.DOMAIN] == domain))
 
 
 def _check_heap(s, heap, column, wanted):
     assert np.array_equal(np.sort(heap), np.flatnonzero(wanted)), "a heap lacks or has a leaf"
     assert np.array_equal(s.page[heap, column], np.arange(len(heap))), "place in a heap"
-    order = [(s.page[p, c.PRIORITY], s.key[p], p) for p in heap]
+    keys = s.page[heap, c.KEY : c.KEY + 2].view("<i8")[:, 0]
+    order = list(zip(s.page[heap, c.PRIORITY], keys, heap, strict=True))
     for i in range(1, len(heap)):
         assert order[(i - 1) >> 2] < order[i], "order of a heap"
 

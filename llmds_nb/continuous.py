@@ -131,7 +131,7 @@ class ContinuousBatcher:
         self.cache = cache
         self.max_running = _checks.integer(max_running, "max_running", low=1, high=2**20)
         self.max_step_tokens = _checks.integer(
-            max_step_tokens, "max_step_tokens", low=1, high=_checks.INT32_MAX
+            max_step_tokens, "max_step_tokens", low=1, high=2**26
         )
         self.policy = _checks.choice(policy, "policy", waiting.POLICIES)
         cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
@@ -148,6 +148,8 @@ class ContinuousBatcher:
             width=k.ROW_WIDTH,
         )
         self._running = np.zeros(self.max_running, np.int64)
+        most = min(self.max_step_tokens, cache.n_pages * cache.page_size * self.max_running)
+        self._slots = np.empty(most, np.int64)  # of the step being planned
         self._tally = np.zeros(k.TALLY, np.int64)
         self._sample = np.zeros((2, k.WINDOW), np.int64)
         self._tokens = {}  # id -> tokens int32[n] of each waiting request
@@ -218,10 +220,11 @@ class ContinuousBatcher:
             held by other sequences, or beyond its tenant's quota.
         """
         with self._lock, self.cache._lock:
-            if any(id_ in self._salts for id_ in self._planned.tolist()):
-                raise RuntimeError("advance() the last step before the next one")
             now = _checks.now_ns(self._clock)
-            budget = k.step_running(self._queue, self._running, self.max_step_tokens)
+            queue = self._queue
+            budget = k.step_running(queue.meta, queue.request, self._running, self.max_step_tokens)
+            if budget == INVALID:
+                raise RuntimeError("advance() the last step before the next one")
             while budget > 0 and self.n_waiting and self.n_running < self.max_running:
                 slot = waiting.waiting_first(self._queue)
                 id_ = int(self._queue.request[slot, waiting.ID])
@@ -243,16 +246,22 @@ class ContinuousBatcher:
         return k.pages_missing(self.cache._s, domain, self._tokens[id_], self.n_running)
 
     def _plan(self) -> StepPlan:
+        queue, cache = self._queue, self.cache._s
         n = self.n_running
-        ids, starts, n_tokens = (np.empty(n, np.int64) for _ in range(3))
+        ids, starts, n_tokens = np.empty((3, n), np.int64)
         is_prefill = np.empty(n, np.bool_)
-        n = k.step_plan(self._queue, self._running, ids, starts, n_tokens, is_prefill)
-        ids, starts, n_tokens = ids[:n], starts[:n], n_tokens[:n]
-        slots = self.cache.slot_mapping(ids, starts, starts + n_tokens)
+        n, total = k.step_plan(
+            queue.meta, queue.request, self._running,
+            cache.ids, cache.seq, cache.arena, self.cache.page_size,
+            ids, starts, n_tokens, is_prefill, self._slots,
+        )  # fmt: skip
+        ids = ids[:n]
         self._planned = np.sort(ids)
         self._tally[k.STEPS] += n > 0
         preempted, self._preempted = np.array(self._preempted, np.int64), []
-        return StepPlan(ids, starts, n_tokens, is_prefill[:n], preempted, slots)
+        return StepPlan(
+            ids, starts[:n], n_tokens[:n], is_prefill[:n], preempted, self._slots[:total].copy()
+        )
 
     def advance(self, seq_ids, sampled_tokens, *, finished=None) -> np.ndarray:
         """Take over what the engine computed. O(n), and O(running) for each preemption.
@@ -388,7 +397,7 @@ class ContinuousBatcher:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, without the cache."""
-        own = (self._running, self._tally, self._sample, *self._tokens.values())
+        own = (self._running, self._slots, self._tally, self._sample, *self._tokens.values())
         return sum(array.nbytes for array in (*self._queue, *own))
 
     def stats(self) -> ContinuousStats:

@@ -15,12 +15,12 @@ from ._hnsw_state import HNSWStats
 from ._hnsw_vectors import METRICS, STORES, VectorForm
 from ._store import Stored
 from .errors import CapacityError
-from .kernels import hashtable, hnsw_build
+from .kernels import hashtable
 from .kernels.status import ABSENT
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
-MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+MAX_DIM, MAX_M, MAX_LEVEL, MAX_SLOTS = 4096, 256, 31, 2**30
 _MIN_DEAD = 64  # removed slots that are never worth a rebuild
 
 
@@ -191,8 +191,7 @@ class HNSW(Stored):
     def _insert(self, base, writer, fields, n_new, threads, progress):
         """Link the slots after base.n and publish; the table follows from `fields`."""
         drawn = self._drawn if base.n else 0  # a rebuilt graph is that of a fresh index
-        levels = np.empty(n_new, np.uint8)
-        hnsw_build.levels_draw(self._seed, drawn, self._M, levels)
+        levels = self._draw_levels(drawn, n_new)
         heights = np.cumsum(levels, dtype=np.int64)
         upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
         fields = {
@@ -223,6 +222,12 @@ class HNSW(Stored):
         writer.commit(base)
         self._next_id = max(self._next_id, int(ids.max()) + 1)
         self._drawn = drawn + n_new
+
+    def _draw_levels(self, drawn, n):
+        """floor(-ln(U) / ln(M)) for the next n slots; each U depends on seed and place only."""
+        bits = np.random.PCG64(self._seed).advance(drawn).random_raw(n)
+        uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
+        return np.minimum(-np.log(uniform) / np.log(self._M), MAX_LEVEL).astype(np.uint8)
 
     def remove(self, ids) -> None:
         """Take vectors out. O(n) bytes copied; they stay as dead waypoints, see `compact`.
@@ -322,10 +327,7 @@ class HNSW(Stored):
             ids int64 and distances float32, [k] for one query, [n, k] for a batch; nearest first,
             equal distances by smaller id; missing places hold -1 and +inf.
         """
-        queries = np.asarray(queries)
-        single = queries.ndim == 1 and queries.size > 0
-        queries = _checks.vectors(queries, self._dim, "queries")
-        self._form.lengths(queries, "queries")
+        queries, single = self._form.queries(queries)
         k = _checks.integer(k, "k", low=1)
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
         threads = _checks.integer(threads, "threads", low=1)

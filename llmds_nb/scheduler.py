@@ -382,11 +382,11 @@ class Scheduler:
             ids = scheduler.submit_many([1, 2, 3])
             scheduler.submit(1)
             scheduler.update(ids, 2)
-            scheduler.get_batch()
             scheduler.next_due_ms()
-            scheduler.requeue(ids[0])
-            scheduler.complete(ids[1])
-            scheduler.cancel(ids[2])
+            first, second = scheduler.get_batch().ids
+            scheduler.requeue(first)
+            scheduler.complete(second)
+            scheduler.cancel(first)
 
 
 def check_queue(queue) -> None:
@@ -408,8 +408,9 @@ def check_queue(queue) -> None:
     while slot != ABSENT:
         assert state[slot] == waiting.FREE and slot not in free
         free.add(slot)
-        slot = request[slot, waiting.NEXT]
-    assert len(free) == len(request) - live.size
+        slot = request[slot, waiting.UP]
+    assert len(free) == meta[waiting.FRESH] - live.size
+    assert (state[meta[waiting.FRESH] :] == waiting.FREE).all()
     arrival, order = queue.heap[waiting.ARRIVAL], queue.heap[waiting.ORDER]
     assert sorted(arrival[1 : arrival[0, 0] + 1, 3].tolist()) == waits.tolist()
     if meta[waiting.POLICY] == waiting.FAIR:
@@ -430,14 +431,15 @@ def _check_tenants(queue, waits):
         _, counter, root, size = queue.tenant[number]
         assert table_find(queue.tenant_table, queue.tenant[number, waiting.NAME]) == number
         members, stack = [], [(root, ABSENT)] if size else []
-        while stack:  # (slot, the one its PREV must name)
-            slot, before = stack.pop()
+        while stack:
+            slot, up = stack.pop()
             row = request[slot]
-            assert row[waiting.PREV] == before and row[waiting.TENANT] == number
+            assert row[waiting.UP] == up and row[waiting.TENANT] == number
             members.append(slot)
-            for link in (waiting.CHILD, waiting.NEXT):
-                if row[link] != ABSENT:
-                    stack.append((row[link], slot))
+            children = [row[waiting.LEFT], row[waiting.RIGHT]]
+            ranks = [request[c, waiting.RANK] if c != ABSENT else 0 for c in children]
+            assert ranks[0] >= ranks[1] == row[waiting.RANK] - 1
+            stack += [(child, slot) for child in children if child != ABSENT]
         assert len(members) == size and (size or root == ABSENT)
         order_place, floor_place = queue.tenant_pos[:, number]
         assert (order_place > 0) == (floor_place > 0) == (size > 0)

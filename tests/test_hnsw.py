@@ -180,17 +180,18 @@ def test_recall_on_ordered_text(shared_data):
 
 
 def test_threads_build_one_graph():
-    vectors = np.cumsum(data(1500, 32) * 0.1, axis=0)  # ordered: neighbours share batches
-    for quantize in (None, "sq8"):
+    vectors = np.cumsum(data(1500, 256) * 0.1, axis=0)  # ordered: neighbours share batches
+    for quantize, dim in ((None, 32), ("sq8", 32), ("pca-sq8", 256)):
         graphs = []
         for threads in (1, 2, 3):
-            index = HNSW(32, M=6, ef_construction=30, quantize=quantize)
-            index.add(vectors[:900], threads=threads)
-            index.add(vectors[900:], threads=threads)
+            index = HNSW(dim, M=6, ef_construction=30, quantize=quantize)
+            index.add(vectors[:1100, :dim], threads=threads)
+            index.add(vectors[1100:, :dim], threads=threads)
             graphs.append(graph(index))
         assert graphs[0] == graphs[1] == graphs[2]
-        other = HNSW(32, M=6, ef_construction=30, quantize=quantize, seed=1)
-        other.add(vectors[:900])
+        assert index.stats().coding == (quantize or "none")
+        other = HNSW(dim, M=6, ef_construction=30, quantize=quantize, seed=1)
+        other.add(vectors[:1100, :dim])
         assert graph(other) != graphs[0]
 
 
@@ -549,9 +550,9 @@ def test_searches_beside_a_writer_see_whole_states():
     readers = [threading.Thread(target=read, args=(exact,)) for exact in (False, True)]
     for reader in readers:
         reader.start()
-    for round_ in range(1, 25):
+    for round_ in range(1, 17):
         # Closer copies come in one call, then the old ones go in another.
-        shift = np.float32(0.5**round_)
+        shift = np.float32(0.7**round_)
         index.add(places + shift, np.arange(n) + 1000 * round_)
         index.remove(np.arange(n) + 1000 * (round_ - 1))
     stop.set()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmds_nb import CapacityError, KVCache
+from llmds_nb.kernels import kv_state as c
 
 P, T = 9, 2
 TOKENS = st.lists(st.integers(0, 2), max_size=9)
@@ -38,7 +39,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = KVCache(
             P, T, kv_shape=(2,) if self.inside else None, dtype=np.float32, eviction=self.eviction
         )
-        self.cache._s.meta[18] &= self.hash_mask
+        self.cache._s.meta[c.HASH_MASK] &= self.hash_mask
         self.outside = np.zeros((P, T, 2), np.float32)
         self.seqs = {}  # id -> [salt, tokens, committed, written]
         self.pins = {}  # handle -> (salt, tokens)
@@ -254,7 +255,7 @@ class CacheMachine(RuleBasedStateMachine):
     def compact(self):
         moves = self.cache.compact()
         self.run_engine(moves)
-        used = np.flatnonzero(self.cache._s.page[:, 2])
+        used = np.flatnonzero(self.cache._s.page[:, c.STATE])
         assert np.array_equal(used, np.arange(len(used)))
 
     @rule(salt=SALTS, quota=st.none() | st.integers(0, P + 1))

@@ -22,6 +22,7 @@ from .waiting import (
     ID,
     IS_RUNNING,
     IS_WAITING,
+    NOW,
     STARTED_NS,
     STATE,
     TOKENS,
@@ -72,11 +73,11 @@ def _is_full(queue, limit):
 @kernel
 def batch_due_ns(queue, limit, now):
     """Nanoseconds until a batch is ready; ABSENT when no request waits. O(1)."""
+    now = clock_advance(queue, now)
     if waiting_size(queue) == 0:
         return ABSENT
     if _is_full(queue, limit):
         return 0
-    now = clock_advance(queue, now)
     waited = now - queue.request[waiting_oldest(queue), ARRIVAL_NS]
     return max(0, limit[MAX_WAIT_NS] - waited)
 
@@ -84,8 +85,8 @@ def batch_due_ns(queue, limit, now):
 @kernel
 def batch_get(queue, limit, tally, sample, now, demand, ids, tokens):
     """Fill a batch if one is ready or `demand` is not ONLY_IF_READY; its size. O(size log n)."""
-    now = clock_advance(queue, now)
     due = batch_due_ns(queue, limit, now)
+    now = queue.meta[NOW]
     if due == ABSENT or (due > 0 and demand == ONLY_IF_READY):
         return 0
     if due == 0:

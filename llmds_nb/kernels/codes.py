@@ -40,7 +40,7 @@ def codes_quantize(transformed, offset, step, codes):
 
 
 def codes_query(query, rows, basis, offset, step, metric, room):
-    """The float32[d] query in the form that `row_key` compares with `rows`; may fill `room`."""
+    """The float32[d] query in the form that `rows_keys` compares with `rows`; may fill `room`."""
     raise NotImplementedError
 
 

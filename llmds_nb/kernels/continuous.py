@@ -25,7 +25,7 @@ from .eviction import is_held
 from .hashtable import table_find
 from .kv import chain_match
 from .kv_pages import domain_missing
-from .kv_state import EVICTABLE, N_EVICTABLE, N_FREE, SHARING
+from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING
 from .status import ABSENT, INVALID, OK, PRESENT
 from .waiting import (
     ARRIVAL_NS,
@@ -94,16 +94,21 @@ def pages_missing(cache, domain, tokens, spare):
 
 
 @kernel
-def step_running(queue, running, budget):
+def step_running(meta, request, running, budget):
     """Share the budget among the running requests; return what is left. O(R).
 
-    Decoding requests first, one token each, so that no prefill stalls them; then prefills.
+    INVALID while a step is not advanced. Decoding requests first, one token each, so that no
+    prefill stalls them; then prefills.
     """
+    n = meta[RUNNING]
+    for j in range(n):
+        if request[running[j], PLANNED] > 0:
+            return INVALID
     for in_prefill in range(2):
-        for j in range(queue.meta[RUNNING]):
-            row = queue.request[running[j]]
+        for j in range(n):
+            row = request[running[j]]
             left = row[LENGTH] - row[COMPUTED]
-            if (left > 1) == (in_prefill == 1):
+            if (left > 1) == (in_prefill == 1) and budget > 0:
                 row[PLANNED] = min(left, budget)
                 budget -= row[PLANNED]
     return budget
@@ -124,18 +129,28 @@ def step_admit(queue, running, tally, now, slot, hits, budget):
 
 
 @kernel
-def step_plan(queue, running, ids, starts, n_tokens, is_prefill):
-    """Write the step down; return how many requests take part. O(R)."""
-    n = 0
-    for j in range(queue.meta[RUNNING]):
-        row = queue.request[running[j]]
-        if row[PLANNED] > 0:
-            ids[n] = row[ID]
-            starts[n] = row[COMPUTED]
-            n_tokens[n] = row[PLANNED]
-            is_prefill[n] = row[COMPUTED] < row[TOKENS] or row[LENGTH] - row[COMPUTED] > 1
-            n += 1
-    return n
+def step_plan(
+    meta, request, running, cache_ids, cache_seq, cache_arena, page_size,
+    ids, starts, n_tokens, is_prefill, slots,
+):  # fmt: skip
+    """Write the step down, and where its tokens lie in the cache; (requests, tokens). O(tokens)."""
+    n, end = 0, 0
+    for j in range(meta[RUNNING]):
+        row = request[running[j]]
+        planned, start = row[PLANNED], row[COMPUTED]
+        if planned == 0:
+            continue
+        ids[n] = row[ID]
+        starts[n] = start
+        n_tokens[n] = planned
+        is_prefill[n] = start < row[TOKENS] or row[LENGTH] - start > 1
+        n += 1
+        blocks = cache_seq[table_find(cache_ids, row[ID]), BLOCKS]
+        for position in range(start, start + planned):
+            page = np.int64(cache_arena[blocks + position // page_size])
+            slots[end] = page * page_size + position % page_size
+            end += 1
+    return n, end
 
 
 @kernel

@@ -4,8 +4,8 @@
     rows     float32[n, d], uint16[n, d] (the bits of float16), or uint8[n, p] codes
     factors  float32[n], 1 / |x|; only with COSINE and rows that are not codes, else float32[0]
 
-Two forms. `row_value` is the distance itself, in float32. `row_key` is an int32 that orders rows as
-the distance does, for one prepared query: float bits made monotone, or the exact integer distance
+Two forms. `row_value` is the distance itself, float32. A *key* is an int32 that orders rows as the
+distance does, for one prepared query: float bits made monotone, or the exact integer distance
 between codes. Traversal compares keys; answers carry values.
 
 Codes: code j of x stands for offset[j] + step * code (see `codes`). The codes of IP are centred at
@@ -17,10 +17,13 @@ A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 1
 import numpy as np
 from numba import types
 
-from .._jit import CODE_ZERO, code_dot, code_l2, kernel, kernel_by_type
+from .._jit import CODE_ZERO, code_dot, code_l2, kernel, kernel_by_type, prefetch
 
 L2, IP, COSINE = 0, 1, 2
 
+_LINE = 64  # bytes of a cache line
+_LINES = 16  # per row; the hardware streams what lies beyond
+_AHEAD = 5
 _SIGN = np.int32(0x7FFFFFFF)
 _HALF_MAGNITUDE = np.uint32(0x7FFF)
 _HALF_SIGN = np.uint32(0x8000)
@@ -50,7 +53,7 @@ def _widen(x):
     return impl
 
 
-@kernel(fastmath=True, internal=True)
+@kernel(fastmath=True, inline=True)
 def float_l2(query, row):
     """Squared Euclidean distance, float32. O(d)."""
     total = np.float32(0)
@@ -60,7 +63,7 @@ def float_l2(query, row):
     return total
 
 
-@kernel(fastmath=True, internal=True)
+@kernel(fastmath=True, inline=True)
 def float_dot(query, row):
     """Inner product, float32. O(d)."""
     total = np.float32(0)
@@ -69,7 +72,7 @@ def float_dot(query, row):
     return total
 
 
-@kernel(internal=True)
+@kernel(fastmath=True, internal=True)
 def row_value(query, rows, factors, row, metric):
     """The distance from query float32[d] to rows[row]; of a unit query with COSINE. O(d)."""
     if metric == L2:
@@ -80,38 +83,70 @@ def row_value(query, rows, factors, row, metric):
     return max(np.float32(0), np.float32(1) - dot * factors[row])
 
 
-@kernel(internal=True)
-def ordered_bits(x):
-    """An int32 that orders as the float32 `x` does; x is not NaN. O(1)."""
+@kernel(inline=True)
+def _ordered_bits(x):
     bits = np.float32(x).view(np.int32)
     return bits if bits >= 0 else bits ^ _SIGN
 
 
-def row_key(query, rows, factors, row, metric):
+@kernel(inline=True)
+def _prefetch_row(rows, row):
+    for byte in range(0, min(rows.shape[1] * rows.itemsize, _LINE * _LINES), _LINE):
+        prefetch(rows, row, byte)
+
+
+def _key(query, rows, factors, row, metric):
     """An int32 that orders rows by their distance to a query of `row_query` or `codes_query`."""
     raise NotImplementedError
 
 
-@kernel_by_type(row_key)
-def _row_key(query, rows, factors, row, metric):
+@kernel_by_type(_key, fastmath=True, inline=True)
+def _key_by_type(query, rows, factors, row, metric):
     if rows.dtype == types.uint8:
 
         def impl(query, rows, factors, row, metric):
             if metric == IP:
-                return -code_dot(query, rows[row])
-            return code_l2(query, rows[row])
+                key = -code_dot(query, rows[row])
+            else:
+                key = code_l2(query, rows[row])
+            return key
 
     else:
 
         def impl(query, rows, factors, row, metric):
             if metric == L2:
-                return ordered_bits(float_l2(query, rows[row]))
-            dot = float_dot(query, rows[row])
-            if metric == COSINE:
-                dot *= factors[row]
-            return ordered_bits(-dot)
+                value = float_l2(query, rows[row])
+            else:
+                value = -float_dot(query, rows[row])
+                if metric == COSINE:
+                    value *= factors[row]
+            return _ordered_bits(value)
 
     return impl
+
+
+@kernel(fastmath=True, internal=True)
+def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
+    """keys[i] = key of the row slots[begin + i], an int32 that orders as the distance does.
+
+    For a query of `row_query` or `codes_query`. One call for many rows, since a call costs as much
+    as a short distance, and so that rows to come are fetched meanwhile. O((end - begin) d).
+    """
+    for i in range(begin, min(begin + _AHEAD, end)):
+        _prefetch_row(rows, np.int64(slots[i]))
+    for i in range(begin, end):
+        if i + _AHEAD < end:
+            _prefetch_row(rows, np.int64(slots[i + _AHEAD]))
+        keys[i - begin] = _key(query, rows, factors, np.int64(slots[i]), metric)
+
+
+@kernel(fastmath=True, internal=True)
+def rows_any_below(query, rows, factors, metric, slots, begin, end, key):
+    """Whether a row of slots[begin:end] has a key below `key`. O((end - begin) d)."""
+    for i in range(begin, end):
+        if _key(query, rows, factors, np.int64(slots[i]), metric) < key:
+            return True
+    return False
 
 
 def query_room(rows):

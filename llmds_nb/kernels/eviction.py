@@ -1,6 +1,6 @@
 """Which cached page goes next: eviction keys and the heap of evictable leaves.
 
-The policy protocol. A policy gives every cached page a float64 `key`; among the evictable leaves
+The policy protocol. A policy gives every cached page an int64 `key`; among the evictable leaves
 the one with the lowest (PRIORITY, key, page) leaves first. Leaves only: a parent never goes before
 its child, so what is cached of a prompt is always a prefix of it. Keys change through three hooks,
 and only while a page is held, so they never disturb the heap:
@@ -17,13 +17,14 @@ of attaches so far, and CLOCK, which moves at every attach and detach. The polic
     lfu        USES, then CLOCK at the last hook
     priority   as lru; PRIORITY is a tier above the key in every policy
     path-lrfu  log-domain LRFU (Lee et al., 2001) with forward decay: a touch at request r adds
-               2**(r / 500) * (1 + turn) to the page's weight; key = log of the weight. Untouched
-               keys need no update, and later turns of a conversation, likelier to go on, weigh more
+               2**(r / 500) * (1 + turn) to the page's weight; key = UNIT * log of the weight.
+               Untouched keys need no update, and later turns of a conversation, likelier to go on,
+               weigh more
     custom     hooks only note themselves in EVENTS; after each call the object asks the user's
                policy for the new keys of these pages and sets them by `leaf_rekey`
 
-The heap of leaves is 4-ary: order[0, :n] and POS for all, and, for a domain with a quota, a second
-one of its own pages in `arena` with QPOS.
+The heap of leaves is 4-ary: pool[:N_LEAVES] and POS for all, and, for a domain with a quota, a
+second one of its own pages at pool[HEAP : HEAP + N_HEAP] with QPOS.
 """
 
 import numpy as np
@@ -37,6 +38,7 @@ from .kv_state import (
     EVICTABLE,
     HEAP,
     HOLD,
+    KEY,
     N_EVICTABLE,
     N_HEAP,
     N_LEAVES,
@@ -59,52 +61,63 @@ from .status import ABSENT
 LRU, FIFO, LFU, PRIO, PATH_LRFU, CUSTOM = range(6)
 INSERTED, TOUCHED, RELEASED = range(3)
 HALF_LIFE = 500.0  # requests
+UNIT = 2.0**32  # fixed point of path-lrfu keys
 _DECAY = np.log(2.0) / HALF_LIFE
+
+
+@kernel(internal=True)
+def key_get(s, page):
+    """The eviction key of a cached page, int64. O(1)."""
+    row = s.page[page]
+    return np.int64(row[KEY + 1]) << 32 | np.int64(np.uint32(row[KEY]))
+
+
+@kernel(internal=True)
+def _key_set(s, page, key):
+    row = s.page[page]
+    row[KEY], row[KEY + 1] = np.int32(key), np.int32(key >> 32)
 
 
 @kernel(internal=True)
 def key_update(s, page, hook):
     """Set the key of a held cached page as its policy says. O(1)."""
     policy = s.meta[POLICY]
-    s.page[page, EVENTS] |= 1 << hook
+    row = s.page[page]
+    row[EVENTS] |= 1 << hook
     if hook != RELEASED:
-        s.page[page, USES] += 1
-    if policy == LRU or policy == PRIO:
-        s.key[page] = s.meta[CLOCK]
-    elif policy == FIFO:
-        if hook == INSERTED:
-            s.key[page] = s.meta[CLOCK]
+        row[USES] += 1
+    if policy == LRU or policy == PRIO or (policy == FIFO and hook == INSERTED):
+        _key_set(s, page, s.meta[CLOCK])
     elif policy == LFU:
-        s.key[page] = s.page[page, USES] * 4294967296.0 + (s.meta[CLOCK] & 0xFFFFFFFF)
+        _key_set(s, page, np.int64(row[USES]) << 32 | s.meta[CLOCK] & 0xFFFFFFFF)
     elif policy == PATH_LRFU and hook != RELEASED:
-        gain = _DECAY * s.meta[REQUESTS] + np.log(1.0 + s.page[page, TURN])
-        if hook == INSERTED:
-            s.key[page] = gain
-        else:
-            high, low = max(s.key[page], gain), min(s.key[page], gain)
-            s.key[page] = high + np.log1p(np.exp(low - high))
+        weight = _DECAY * s.meta[REQUESTS] + np.log(1.0 + row[TURN])
+        if hook == TOUCHED:
+            old = key_get(s, page) / UNIT
+            high, low = max(old, weight), min(old, weight)
+            weight = high + np.log1p(np.exp(low - high))
+        _key_set(s, page, np.int64(weight * UNIT))
 
 
 @kernel(internal=True)
 def _before(s, a, b):
-    pa, pb = s.page[a, PRIORITY], s.page[b, PRIORITY]
-    if pa != pb:
-        return pa < pb
-    if s.key[a] != s.key[b]:
-        return s.key[a] < s.key[b]
-    return a < b
+    if s.page[a, PRIORITY] != s.page[b, PRIORITY]:
+        return s.page[a, PRIORITY] < s.page[b, PRIORITY]
+    key_a, key_b = key_get(s, a), key_get(s, b)
+    return key_a < key_b or (key_a == key_b and a < b)
 
 
 @kernel(internal=True)
 def _sift_up(s, heap, column, i, page):
     while i > 0:
         parent = (i - 1) >> 2
-        if not _before(s, page, np.int64(heap[parent])):
+        above = np.int64(s.pool[heap + parent])
+        if not _before(s, page, above):
             break
-        heap[i] = heap[parent]
-        s.page[heap[i], column] = i
+        s.pool[heap + i] = above
+        s.page[above, column] = i
         i = parent
-    heap[i] = page
+    s.pool[heap + i] = page
     s.page[page, column] = i
 
 
@@ -114,16 +127,17 @@ def _sift_down(s, heap, n, column, i, page):
         first = 4 * i + 1
         if first >= n:
             break
-        best = first
+        best, below = first, np.int64(s.pool[heap + first])
         for child in range(first + 1, min(first + 4, n)):
-            if _before(s, np.int64(heap[child]), np.int64(heap[best])):
-                best = child
-        if not _before(s, np.int64(heap[best]), page):
+            other = np.int64(s.pool[heap + child])
+            if _before(s, other, below):
+                best, below = child, other
+        if not _before(s, below, page):
             break
-        heap[i] = heap[best]
-        s.page[heap[i], column] = i
+        s.pool[heap + i] = below
+        s.page[below, column] = i
         i = best
-    heap[i] = page
+    s.pool[heap + i] = page
     s.page[page, column] = i
 
 
@@ -132,42 +146,36 @@ def _heap_remove(s, heap, n, column, page):
     """Take `page` out of a heap of n entries. O(log n)."""
     i = np.int64(s.page[page, column])
     s.page[page, column] = ABSENT
-    last = np.int64(heap[n - 1])
+    last = np.int64(s.pool[heap + n - 1])
     if last == page:
         return
-    if i > 0 and _before(s, last, np.int64(heap[(i - 1) >> 2])):
+    if i > 0 and _before(s, last, np.int64(s.pool[heap + ((i - 1) >> 2)])):
         _sift_up(s, heap, column, i, last)
     else:
         _sift_down(s, heap, n - 1, column, i, last)
 
 
 @kernel(internal=True)
-def domain_heap(s, domain):
-    """The heap of a domain with a quota, as a slice of the arena."""
-    return s.arena[s.dom[domain, HEAP] :]
-
-
-@kernel(internal=True)
 def leaf_add(s, page):
     """Enter an evictable leaf. O(log n)."""
     n = s.meta[N_LEAVES]
-    _sift_up(s, s.order[0], POS, n, page)
+    _sift_up(s, 0, POS, n, page)
     s.meta[N_LEAVES] = n + 1
     domain = np.int64(s.page[page, DOMAIN])
     if s.dom[domain, QUOTA] >= 0:
         n = s.dom[domain, N_HEAP]
-        _sift_up(s, domain_heap(s, domain), QPOS, n, page)
+        _sift_up(s, s.dom[domain, HEAP], QPOS, n, page)
         s.dom[domain, N_HEAP] = n + 1
 
 
 @kernel(internal=True)
 def leaf_drop(s, page):
     """Take out a page that is in the heap. O(log n)."""
-    _heap_remove(s, s.order[0], s.meta[N_LEAVES], POS, page)
+    _heap_remove(s, 0, s.meta[N_LEAVES], POS, page)
     s.meta[N_LEAVES] -= 1
     if s.page[page, QPOS] != ABSENT:
         domain = np.int64(s.page[page, DOMAIN])
-        _heap_remove(s, domain_heap(s, domain), s.dom[domain, N_HEAP], QPOS, page)
+        _heap_remove(s, s.dom[domain, HEAP], s.dom[domain, N_HEAP], QPOS, page)
         s.dom[domain, N_HEAP] -= 1
 
 
@@ -221,7 +229,7 @@ def domain_heap_fill(s, domain):
             and s.page[page, POS] != ABSENT
         ):
             n = s.dom[domain, N_HEAP]
-            _sift_up(s, domain_heap(s, domain), QPOS, n, page)
+            _sift_up(s, s.dom[domain, HEAP], QPOS, n, page)
             s.dom[domain, N_HEAP] = n + 1
 
 
@@ -229,16 +237,16 @@ def domain_heap_fill(s, domain):
 def _heap_rename(s, heap, n, column, renamed):
     for i in range(n):
         # Equal keys go by page, so the order may change.
-        _sift_up(s, heap, column, i, np.int64(renamed[heap[i]]))
+        _sift_up(s, heap, column, i, np.int64(renamed[s.pool[heap + i]]))
 
 
 @kernel(internal=True)
 def leaf_heaps_rebuild(s, renamed):
     """Give the pages in the heaps their new ids; renamed int32[P]. O(n log n)."""
-    _heap_rename(s, s.order[0], s.meta[N_LEAVES], POS, renamed)
+    _heap_rename(s, 0, s.meta[N_LEAVES], POS, renamed)
     for domain in range(s.dom.shape[0]):
         if s.dom[domain, QUOTA] >= 0:
-            _heap_rename(s, domain_heap(s, domain), s.dom[domain, N_HEAP], QPOS, renamed)
+            _heap_rename(s, s.dom[domain, HEAP], s.dom[domain, N_HEAP], QPOS, renamed)
 
 
 @kernel(internal=True)
@@ -247,6 +255,6 @@ def leaf_rekey(s, page, key):
     in_heap = s.page[page, POS] != ABSENT
     if in_heap:
         leaf_drop(s, page)
-    s.key[page] = key
+    _key_set(s, page, key)
     if in_heap:
         leaf_add(s, page)

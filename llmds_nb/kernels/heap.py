@@ -19,7 +19,6 @@ import numpy as np
 from .._jit import kernel
 from .hashtable import table_find, table_remove, table_set
 from .rowheap import (
-    TOP,
     ordered_bits,
     ordered_float,
     rows_heapify,
@@ -98,7 +97,7 @@ def heap_peek(heap):
     """(priority, item) of the first entry; the priority is NaN when there is none. O(1)."""
     if heap[0, 0] == 0:
         return np.nan, heap[0, 3]
-    return _priority(heap, TOP), heap[1, 2]
+    return _priority(heap, 1), heap[1, 2]
 
 
 @kernel
@@ -107,7 +106,7 @@ def heap_pop(heap, pos, table):
     first = heap_peek(heap)
     if heap[0, 0] > 0:
         table_remove(table, first[1])
-        rows_remove(heap, pos, TOP)
+        rows_remove(heap, pos, 1)
     return first
 
 

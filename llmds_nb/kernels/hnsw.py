@@ -33,16 +33,13 @@ A pool is int64[>= ef + 1], ascending: key << 32 | slot << 2 | passes << 1 | exp
 
 import numpy as np
 
-from .._jit import kernel, prefetch
-from .distance import row_key
+from .._jit import kernel
+from .distance import rows_keys
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
 PASSES, EXPANDED = 2, 1
 
-_LINE = 64  # bytes of a cache line
-_LINES = 16  # the hardware streams what lies beyond
-_AHEAD = 5
 _LOW_WORD = np.int64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 
@@ -97,30 +94,50 @@ def pool_insert(pool, count, entry):
 
 
 @kernel(internal=True)
-def _prefetch_row(rows, row, size):
-    for byte in range(0, size, _LINE):
-        prefetch(rows, row, byte)
-
-
-@kernel(internal=True)
 def graph_explore(
-    query, rows, factors, metric, links, blocks, upper, level, ef, allowed, visited, pool
-):
-    """Best-first search on one level from the one entry in pool[0]; return (pool, count).
+    query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, start, top, level, ef,
+    allowed, visited, pool,
+):  # fmt: skip
+    """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
 
-    Stops when no unexpanded candidate is closer than the ef-th that passes. Candidates that do
-    not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay in the pool, which
-    grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while most pass.
+    Returns (pool, count). Stops when no unexpanded candidate is closer than the ef-th that passes.
+    Candidates that do not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay
+    in the pool, which grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while
+    most pass.
     """
+    fresh = np.empty(max(links0.shape[1], links1.shape[1]), np.int32)
+    keys = np.empty(fresh.size, np.int32)
+    fresh[0] = start
+    rows_keys(query, rows, factors, metric, fresh, 0, 1, keys)
+    first = pool_key(keys[0], start, True)
+    best = first
+    for above in range(top, level, -1):
+        at = np.int64(-1)
+        while at != best:
+            at = best
+            row = links_row(links1, blocks1, level_row(upper, pool_slot(best), above))
+            rows_keys(query, rows, factors, metric, row, 1, np.int64(row[0]) + 1, keys)
+            for j in range(row[0]):
+                best = min(best, pool_key(keys[j], np.int64(row[j + 1]), True))
+    links, blocks = links0, blocks0
+    if level > 0:
+        links, blocks = links1, blocks1
     for i in range(visited.size):
         visited[i] = np.uint64(0)
-    start = pool_slot(pool[0])
-    visited[start >> 6] |= _ONE << np.uint64(start & 63)
-    fresh = np.empty(links.shape[1], np.int32)
-    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
+    # The start stays a candidate: from it, not from where the descent ends, all are reachable.
     filtered = allowed.size > 0
-    passing = (pool[0] & PASSES) >> 1
-    count, cursor = 1, 0
+    count = passing = 0
+    for seed in (best, first):
+        slot = pool_slot(seed)
+        if count == 0 or (seed != best and passing < ef):
+            visited[slot >> 6] |= _ONE << np.uint64(slot & 63)
+            if not filtered or allowed[slot]:
+                passing += 1
+            else:
+                seed &= ~np.int64(PASSES)
+            pool[count] = seed
+            count += 1
+    cursor = 0
     while cursor < count:
         if pool[cursor] & EXPANDED:
             cursor += 1
@@ -134,17 +151,14 @@ def graph_explore(
             word, bit = slot >> 6, _ONE << np.uint64(slot & 63)
             if not visited[word] & bit:
                 visited[word] |= bit
-                if n_fresh < _AHEAD:
-                    _prefetch_row(rows, slot, size)
                 fresh[n_fresh] = slot
                 n_fresh += 1
+        rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
         lowest = count
         for j in range(n_fresh):
-            if j + _AHEAD < n_fresh:
-                _prefetch_row(rows, np.int64(fresh[j + _AHEAD]), size)
             slot = np.int64(fresh[j])
             passes = not filtered or allowed[slot]
-            entry = pool_key(row_key(query, rows, factors, slot, metric), slot, passes)
+            entry = pool_key(keys[j], slot, passes)
             if passing == ef and entry >= pool[count - 1]:
                 continue
             if count == pool.size:
@@ -160,19 +174,3 @@ def graph_explore(
                         count -= 1
         cursor = min(cursor + 1, lowest)
     return pool, count
-
-
-@kernel(internal=True)
-def graph_descend(query, rows, factors, metric, links, blocks, upper, slot, top, bottom):
-    """Greedy walk from `slot` on levels top, ..., bottom + 1; return the closest slot met."""
-    best = pool_key(row_key(query, rows, factors, slot, metric), slot, False)
-    for level in range(top, bottom, -1):
-        at = np.int64(-1)
-        while at != best:
-            at = best
-            row = links_row(links, blocks, level_row(upper, pool_slot(best), level))
-            for j in range(1, row[0] + 1):
-                slot = np.int64(row[j])
-                key = row_key(query, rows, factors, slot, metric)
-                best = min(best, pool_key(key, slot, False))
-    return pool_slot(best)

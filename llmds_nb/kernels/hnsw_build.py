@@ -6,9 +6,9 @@ A batch of slots [first, stop) goes in by two phases without locks:
               same batch (text arrives ordered: true neighbours stand side by side), choose links
     backlink  the reverse edges, sorted by target, a target by one thread: append, or cut the row
 
-Between them `hnsw_edges` lists the edges and `hnsw_own` copies the blocks that backlink will
-change, so phase two reads nothing that another thread writes. Then `hnsw_adopt` gives every new
-slot a parent, linking it by force where the cut rows left it out.
+Between them `hnsw_edges` lists the edges and copies the blocks that backlink will change, so phase
+two reads nothing that another thread writes. Then `tree_extend` gives every new slot a parent, and
+`tree_force` links it by force where the cut rows left it out.
 
     forward  int32[stop - first, 1 + M]   the links of level 0 as connect chose them
     edges    int64[e]                     level << 50 | target << 20 | source - first
@@ -19,11 +19,10 @@ slot a parent, linking it by force where the cut rows left it out.
 import numpy as np
 
 from .._jit import kernel
-from .distance import query_room, row_key, row_query
+from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
     PASSES,
-    graph_descend,
     graph_explore,
     level_row,
     links_row,
@@ -32,22 +31,11 @@ from .hnsw import (
     pool_key,
     pool_slot,
 )
-from .rng import random_unit
 from .status import ABSENT
 
-MAX_LEVEL = 31
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
 SOURCE_MASK = (1 << TARGET_SHIFT) - 1
 _TARGET_MASK = (1 << (LEVEL_SHIFT - TARGET_SHIFT)) - 1
-
-
-@kernel
-def levels_draw(seed, counter, M, levels):
-    """Top levels uint8[n] of the next n slots: floor(-ln(U) / ln(M)). O(n)."""
-    scale = 1.0 / np.log(M)
-    for i in range(levels.size):
-        level = -np.log(1.0 - random_unit(seed, counter + i)) * scale
-        levels[i] = np.uint8(min(level, np.float64(MAX_LEVEL)))
 
 
 @kernel(internal=True)
@@ -76,10 +64,9 @@ def links_select(pool, count, limit, base, parent, rows, factors, metric, room, 
             keep = False
         else:
             query = row_query(rows, factors, slot, metric, room)
-            for t in range(1, n + 1):
-                if row_key(query, rows, factors, np.int64(row[t]), metric) < entry >> 32:
-                    keep = False
-                    break
+            keep = not rows_any_below(
+                query, rows, factors, metric, row, 1, n + 1, np.int32(entry >> 32)
+            )
         if keep:
             n += 1
             row[n] = slot
@@ -99,32 +86,29 @@ def hnsw_connect(
     M = links1.shape[1] - 1
     visited = np.empty((first + 64) >> 6, np.uint64)
     pool = np.empty(ef + 64, np.int64)
+    batch = np.empty(stop - first, np.int32)
+    keys = np.empty(stop - first, np.int32)
     base_room, room = query_room(rows), query_room(rows)
     for slot in range(start, stop):
         query = row_query(rows, factors, slot, metric, base_room)
         level = np.int64(levels[slot])
-        near = np.int64(entry)
-        if top >= 0:
-            near = graph_descend(
-                query, rows, factors, metric, links1, blocks1, upper, near, top, min(level, top)
-            )
+        near, above = np.int64(entry), np.int64(top)
         for at in range(level, -1, -1):
-            links, blocks = links0, blocks0
-            if at > 0:
-                links, blocks = links1, blocks1
             count = 0
             if at <= top:
-                passes = allowed.size == 0 or allowed[near]
-                pool[0] = pool_key(row_key(query, rows, factors, near, metric), near, passes)
                 pool, count = graph_explore(
-                    query, rows, factors, metric, links, blocks, upper, at, ef, allowed, visited,
-                    pool,
+                    query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, near,
+                    above, at, ef, allowed, visited, pool,
                 )  # fmt: skip
-                near = pool_slot(pool[0])
+                near, above = pool_slot(pool[0]), at
+            n_near = 0
             for other in range(first, slot):
-                if levels[other] < at:
-                    continue
-                found = pool_key(row_key(query, rows, factors, other, metric), other, True)
+                if levels[other] >= at:
+                    batch[n_near] = other
+                    n_near += 1
+            rows_keys(query, rows, factors, metric, batch, 0, n_near, keys)
+            for j in range(n_near):
+                found = pool_key(keys[j], np.int64(batch[j]), True)
                 if count >= ef and found >= pool[count - 1]:
                     continue
                 if count == pool.size:
@@ -133,28 +117,15 @@ def hnsw_connect(
                 count += 1
                 if allowed.size == 0:
                     count = min(count, ef)
+            links, blocks = links0, blocks0
+            if at > 0:
+                links, blocks = links1, blocks1
             row = links_row(links, blocks, level_row(upper, slot, at))
             links_select(pool, count, M, ABSENT, parent, rows, factors, metric, room, row)
             if at == 0:
                 chosen = forward[slot - first]
                 for j in range(M + 1):
                     chosen[j] = row[j]
-
-
-@kernel
-def hnsw_edges(first, stop, levels, upper, links0, blocks0, links1, blocks1, edges):
-    """List the links that the batch chose; return how many. O(edges)."""
-    n = 0
-    for slot in range(first, stop):
-        for level in range(levels[slot] + 1):
-            row = links_row(links0, blocks0, slot)
-            if level > 0:
-                row = links_row(links1, blocks1, level_row(upper, slot, level))
-            for j in range(1, row[0] + 1):
-                target = np.int64(row[j]) << TARGET_SHIFT
-                edges[n] = (np.int64(level) << LEVEL_SHIFT) | target | (slot - first)
-                n += 1
-    return n
 
 
 @kernel(internal=True)
@@ -177,15 +148,27 @@ def row_own(links, blocks, owned, spare, row):
 
 
 @kernel
-def hnsw_own(edges, upper, links0, blocks0, owned0, spare0, links1, blocks1, owned1, spare1):
-    """Own the rows of all targets; enough blocks are spare. O(edges)."""
-    for i in range(edges.size):
-        target = (edges[i] >> TARGET_SHIFT) & _TARGET_MASK
-        level = edges[i] >> LEVEL_SHIFT
-        if level == 0:
-            row_own(links0, blocks0, owned0, spare0, target)
-        else:
-            row_own(links1, blocks1, owned1, spare1, level_row(upper, target, level))
+def hnsw_edges(
+    first, stop, levels, upper, links0, blocks0, owned0, spare0, links1, blocks1, owned1, spare1,
+    edges,
+):  # fmt: skip
+    """List the links that the batch chose and own the rows of their targets; return how many.
+
+    Enough blocks are spare. O(edges).
+    """
+    n = 0
+    for slot in range(first, stop):
+        for level in range(np.int64(levels[slot]) + 1):
+            links, blocks, owned, spare = links0, blocks0, owned0, spare0
+            if level > 0:
+                links, blocks, owned, spare = links1, blocks1, owned1, spare1
+            row = links_row(links, blocks, level_row(upper, slot, level))
+            for j in range(1, row[0] + 1):
+                target = np.int64(row[j])
+                row_own(links, blocks, owned, spare, level_row(upper, target, level))
+                edges[n] = (level << LEVEL_SHIFT) | (target << TARGET_SHIFT) | (slot - first)
+                n += 1
+    return n
 
 
 @kernel(nogil=True)
@@ -198,6 +181,7 @@ def hnsw_backlink(
     """
     base_room, room = query_room(rows), query_room(rows)
     pool = np.empty(2 * links0.shape[1], np.int64)
+    slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
     i = 0
     while i < edges.size:
         j = i + 1
@@ -217,36 +201,38 @@ def hnsw_backlink(
         else:
             if pool.size < n + j - i:
                 pool = np.empty(n + j - i, np.int64)
+                slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
+            for t in range(n):
+                slots[t] = row[1 + t]
+            for e in range(i, j):
+                slots[n + e - i] = first + (edges[e] & SOURCE_MASK)
             query = row_query(rows, factors, base, metric, base_room)
-            count = 0
-            for t in range(n + j - i):
-                if t < n:
-                    slot = np.int64(row[1 + t])
-                else:
-                    slot = first + (edges[i + t - n] & SOURCE_MASK)
-                key = row_key(query, rows, factors, slot, metric)
-                pool_insert(pool, count, pool_key(key, slot, True))
-                count += 1
+            rows_keys(query, rows, factors, metric, slots, 0, n + j - i, keys)
+            for count in range(n + j - i):
+                pool_insert(pool, count, pool_key(keys[count], np.int64(slots[count]), True))
             child_of = base if level == 0 else ABSENT
+            count = n + j - i
             links_select(pool, count, limit, child_of, parent, rows, factors, metric, room, row)
         i = j
 
 
 @kernel(internal=True)
-def _attach_at(slot, at, metric, rows, factors, links, blocks, owned, spare, parent, room):
-    """Make `at` the parent of `slot`, by a free place or that of its farthest link that is no
-    child. Return 1, 0 if its row is full of children, -1 if no block is spare. O(M)."""
+def _attach_at(slot, at, links, blocks, owned, spare, parent):
+    """Make `at` the parent of `slot`: by a link it has, a free place, or that of its last link
+    that is no child.
+
+    Return 1, 0 if its row is full of children, -1 if no block is spare. O(M).
+    """
     row = links_row(links, blocks, at)
+    for j in range(1, row[0] + 1):
+        if row[j] == slot:
+            parent[slot] = at
+            return 1
     place = np.int64(row[0]) + 1
     if place == row.size:
-        query = row_query(rows, factors, at, metric, room)
-        place, worst = np.int64(0), np.int64(0)
-        for j in range(1, row.size):
-            other = np.int64(row[j])
-            if parent[other] != at:
-                entry = pool_key(row_key(query, rows, factors, other, metric), other, True)
-                if place == 0 or entry > worst:
-                    place, worst = np.int64(j), entry
+        place -= 1
+        while place > 0 and parent[row[place]] == at:
+            place -= 1
         if place == 0:
             return 0
     if not row_own(links, blocks, owned, spare, at):
@@ -259,62 +245,35 @@ def _attach_at(slot, at, metric, rows, factors, links, blocks, owned, spare, par
 
 
 @kernel(internal=True)
-def _attach(
-    slot, near, entry, n, metric, rows, factors, links, blocks, owned, spare, parent, room
-):  # fmt: skip
-    """Give `slot` a parent: one of the row `near`, or the first slot with room, breadth-first from
-    the entry. False if no block is spare."""
-    for j in range(1, near[0] + 1):
-        if parent[near[j]] != ABSENT:
-            at = np.int64(near[j])
-            done = _attach_at(
-                slot, at, metric, rows, factors, links, blocks, owned, spare, parent, room
-            )
-            if done:
-                return done > 0
+def _attach(slot, entry, n, links, blocks, owned, spare, parent):
+    """Give `slot` a parent: one of its links, else the first with room, breadth-first from there.
+
+    Return 1, or -1 if no block is spare.
+    """
     queue, seen = np.empty(n, np.int32), np.zeros(n, np.bool_)
-    queue[0] = entry
-    seen[entry] = True
-    head, tail = 0, 1
-    while head < tail:
+    near = links_row(links, blocks, slot)
+    tail = 0
+    for j in range(near[0] + 1):
+        at = np.int64(near[j]) if j > 0 else entry
+        if parent[at] != ABSENT and not seen[at]:
+            seen[at] = True
+            queue[tail] = at
+            tail += 1
+    # The entry stands first; it is tried last of these.
+    for i in range(1, tail):
+        queue[i - 1], queue[i] = queue[i], queue[i - 1]
+    head = done = 0
+    while done == 0 and head < tail:
         at = np.int64(queue[head])
         head += 1
-        done = _attach_at(
-            slot, at, metric, rows, factors, links, blocks, owned, spare, parent, room
-        )
-        if done:
-            return done > 0
+        done = _attach_at(slot, at, links, blocks, owned, spare, parent)
         row = links_row(links, blocks, at)
         for j in range(1, row[0] + 1):
             if not seen[row[j]] and parent[row[j]] != ABSENT:
                 seen[row[j]] = True
                 queue[tail] = row[j]
                 tail += 1
-    return False
-
-
-@kernel
-def hnsw_adopt(
-    first, start, stop, entry, forward, metric, rows, factors, links, blocks, owned, spare, parent
-):
-    """Find parents for the batch's slots from `start` on; return where it ended for want of a
-    spare block, or `stop`. O(M^2) each, mostly without a distance."""
-    room = query_room(rows)
-    for slot in range(start, stop):
-        near = forward[slot - first]
-        for j in range(1, near[0] + 1):
-            row = links_row(links, blocks, np.int64(near[j]))
-            for t in range(1, row[0] + 1):
-                if row[t] == slot:
-                    parent[slot] = near[j]
-            if parent[slot] != ABSENT:
-                break
-        if parent[slot] == ABSENT and not _attach(
-            slot, near, entry, stop, metric, rows, factors, links, blocks, owned, spare, parent,
-            room,
-        ):  # fmt: skip
-            return slot
-    return stop
+    return done
 
 
 @kernel(internal=True)
@@ -344,26 +303,39 @@ def tree_count(entry, links, blocks, parent):
 
 
 @kernel
-def hnsw_root(entry, n, metric, rows, factors, links, blocks, owned, spare, parent):
-    """Build the spanning tree from `entry` anew, linking by force what it does not reach.
+def tree_extend(first, stop, forward, links, blocks, parent):
+    """A parent for each slot of the batch that stands in the row of one of its links.
 
-    False if no block is spare: to be called again with more. O(n M).
+    Returns how many do not. Slots link to earlier ones only. O(M^2) each.
     """
-    room = query_room(rows)
-    for slot in range(n):
-        parent[slot] = ABSENT
-    parent[entry] = entry
-    queue = np.empty(n, np.int32)
-    queue[0] = entry
-    tail = _tree_grow(queue, 0, 1, links, blocks, parent)
-    for slot in range(n):
+    missing = 0
+    for slot in range(first, stop):
+        near = forward[slot - first]
+        for j in range(1, near[0] + 1):
+            at = np.int64(near[j])
+            row = links_row(links, blocks, at)
+            if parent[at] != ABSENT:
+                for t in range(1, row[0] + 1):
+                    if row[t] == slot:
+                        parent[slot] = at
+            if parent[slot] != ABSENT:
+                break
+        missing += parent[slot] == ABSENT
+    return missing
+
+
+@kernel
+def tree_force(start, stop, entry, links, blocks, owned, spare, parent):
+    """Link by force, in order, those of slots [start, stop) that have no parent.
+
+    Return where it ended for want of a spare block, or `stop`. What a forced link makes reachable
+    gets its parents on the way. O(1) for a slot with a parent; mostly O(n) bytes and O(M) else.
+    """
+    queue = np.empty(stop, np.int32)
+    for slot in range(start, stop):
         if parent[slot] == ABSENT:
-            near = links_row(links, blocks, slot)
-            if not _attach(
-                slot, near, entry, n, metric, rows, factors, links, blocks, owned, spare, parent,
-                room,
-            ):  # fmt: skip
-                return False
-            queue[tail] = slot
-            tail = _tree_grow(queue, tail, tail + 1, links, blocks, parent)
-    return True
+            if _attach(slot, entry, stop, links, blocks, owned, spare, parent) < 0:
+                return slot
+            queue[0] = slot
+            _tree_grow(queue, 0, 1, links, blocks, parent)
+    return stop

@@ -4,8 +4,8 @@ import numpy as np
 
 from .._jit import kernel
 from .codes import codes_query
-from .distance import COSINE, query_room, row_key, row_value
-from .hnsw import PASSES, graph_descend, graph_explore, pool_key, pool_slot
+from .distance import COSINE, query_room, row_value
+from .hnsw import PASSES, graph_explore, pool_slot
 from .status import ABSENT
 from .topk import topk_push, topk_sort
 
@@ -58,14 +58,10 @@ def hnsw_search_many(
         given = _unit_query(queries[i], metric, unit)
         final = given if metric == COSINE else finals[i]
         query = codes_query(given, rows, basis, offset, step, metric, room)
-        slot = graph_descend(
-            query, rows, factors, metric, links1, blocks1, upper, entry, top, 0
-        )  # fmt: skip
-        passes = allowed.size == 0 or allowed[slot]
-        pool[0] = pool_key(row_key(query, rows, factors, slot, metric), slot, passes)
         pool, count = graph_explore(
-            query, rows, factors, metric, links0, blocks0, upper, 0, ef, allowed, visited, pool
-        )
+            query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, entry, top, 0,
+            ef, allowed, visited, pool,
+        )  # fmt: skip
         kept = measured = 0
         last = np.int64(0)
         for j in range(count):

@@ -1,11 +1,11 @@
 """Sequences of a KV cache: attach, append, commit, write, fork, truncate, detach (kv_state.py).
 
 Every function here that can be refused first plans (finds the rows, counts pages, copies and table
-entries), and changes the cache only when all of it fits. Entry points, called from Python, take the
-twelve arrays flat, since a tuple costs more at that door; inside, the state is one KVState.
+entries), and changes the cache only when all of it fits. Entry points, called from Python, take
+the arrays flat, since a tuple costs more at that door; inside, the state is one KVState.
 
-Statuses: OK; FULL (pages lack, meta[MISSING] says how many); GROW (the arena or `moves` is too
-small for meta[MISSING] more entries: the object grows both and calls again); ABSENT and PRESENT
+Statuses: OK; FULL (pages lack, meta[MISSING] says how many); GROW (the pool is too
+small for meta[MISSING] more entries: the object grows it and calls again); ABSENT and PRESENT
 (the sequence in meta[MISSING]); INVALID as each function says.
 """
 
@@ -15,14 +15,13 @@ from .._jit import kernel
 from .eviction import (
     RELEASED,
     TOUCHED,
-    domain_heap,
     domain_heap_fill,
     key_update,
     leaf_rekey,
 )
 from .hashtable import table_find, table_remove, table_set
+from .kv_chunks import chunk_class, chunk_give, chunk_regrow, chunk_take, pool_lacks
 from .kv_pages import (
-    chain_find,
     chain_start,
     chain_step,
     evict_many,
@@ -37,13 +36,11 @@ from .kv_pages import (
     rooms_missing,
 )
 from .kv_state import (
-    ARENA_TOP,
     BLOCKS,
     CACHED,
     CALL,
     CANON,
     CGEN,
-    CHUNKS,
     CLASS,
     CLOCK,
     COMMITTED,
@@ -59,7 +56,6 @@ from .kv_state import (
     LOOKUPS,
     MISSING,
     N_HEAP,
-    N_MOVES,
     N_SEQS,
     NHASH,
     NPAGES,
@@ -84,85 +80,38 @@ from .kv_state import (
     TWINS,
     KVState,
 )
+from .prefix import hash_get, prefix_find
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 GROW = -5
-_LEAST_CLASS = 2
 
 
-# ---- block tables: chunks of the arena ---------------------------------------------------------
-
-
-@kernel(internal=True)
-def _chunk_class(n):
-    size_class = _LEAST_CLASS
-    while (1 << size_class) < n:
-        size_class += 1
-    return size_class
-
-
-@kernel(internal=True)
-def chunk_take(s, size_class):
-    """Offset of a chunk of 2**size_class entries; the caller has seen to the room. O(1)."""
-    offset = s.meta[CHUNKS + size_class]
-    if offset != ABSENT:
-        s.meta[CHUNKS + size_class] = s.arena[offset]
-        return offset
-    offset = s.meta[ARENA_TOP]
-    s.meta[ARENA_TOP] = offset + (1 << size_class)
-    return offset
-
-
-@kernel(internal=True)
-def chunk_give(s, offset, size_class):
-    """Return a chunk. O(1)."""
-    s.arena[offset] = s.meta[CHUNKS + size_class]
-    s.meta[CHUNKS + size_class] = offset
+# ---- rows and block tables ---------------------------------------------------------------------
 
 
 @kernel(internal=True)
 def _blocks(s, row):
     """The block table of a sequence, as far as its chunk reaches."""
     offset = s.seq[row, BLOCKS]
-    return s.arena[offset : offset + (1 << s.seq[row, CLASS])]
+    return s.pool[offset : offset + (1 << s.seq[row, CLASS])]
 
 
 @kernel(internal=True)
 def _chunk_need(s, row, n_pages):
-    """Arena entries that a block table of `n_pages` takes beyond what the row has. O(1)."""
+    """Pool entries that a block table of `n_pages` takes beyond what the row has. O(1)."""
     if n_pages <= (1 << s.seq[row, CLASS]):
         return 0
-    return 1 << _chunk_class(n_pages)
+    return 1 << chunk_class(n_pages)
 
 
 @kernel(internal=True)
 def _blocks_grow(s, row, n_pages):
     """Let the block table hold `n_pages`. O(n_pages), amortised O(1) per page."""
     size_class = s.seq[row, CLASS]
-    if n_pages <= (1 << size_class):
-        return
-    wider = _chunk_class(n_pages)
-    offset = chunk_take(s, wider)
-    old = s.seq[row, BLOCKS]
-    n = s.seq[row, NPAGES]
-    s.arena[offset : offset + n] = s.arena[old : old + n]
-    chunk_give(s, old, size_class)
-    s.seq[row, BLOCKS] = offset
-    s.seq[row, CLASS] = wider
-
-
-@kernel(internal=True)
-def _no_room(s, entries, copies):
-    """Whether the arena or `moves` must grow first; leaves the number in meta[MISSING]."""
-    if s.meta[ARENA_TOP] + entries <= s.arena.size and (
-        s.meta[N_MOVES] + copies <= s.moves.shape[0]
-    ):
-        return False
-    s.meta[MISSING] = max(entries, copies)
-    return True
-
-
-# ---- rows --------------------------------------------------------------------------------------
+    if n_pages > (1 << size_class):
+        used = s.seq[row, NPAGES]
+        s.seq[row, BLOCKS] = chunk_regrow(s, s.seq[row, BLOCKS], size_class, used, n_pages)
+        s.seq[row, CLASS] = chunk_class(n_pages)
 
 
 @kernel(internal=True)
@@ -170,8 +119,9 @@ def _row_take(s, seq_id, domain, priority, n_pages):
     """A fresh row with a block table for n_pages; not yet findable by its id. O(1)."""
     row = s.meta[FREE_SEQ]
     s.meta[FREE_SEQ] = s.seq[row, LENGTH]
-    size_class = _chunk_class(n_pages)
-    s.seq[row, :] = 0
+    size_class = chunk_class(n_pages)
+    for column in range(s.seq.shape[1]):
+        s.seq[row, column] = 0
     s.seq[row, ID] = seq_id
     s.seq[row, BLOCKS] = chunk_take(s, size_class)
     s.seq[row, CLASS] = size_class
@@ -226,15 +176,16 @@ def _cache_pages(s, row, full):
     blocks = _blocks(s, row)
     h0, h1, parent = chain_start(s, domain)
     if start > 0:
-        h0, h1, parent = s.hash[canon, 0], s.hash[canon, 1], canon
+        h0, h1 = hash_get(s, canon)
+        parent = canon
     for j in range(start, full):
         page = np.int64(blocks[j])
         if s.page[page, STATE] == CACHED:
-            h0, h1 = s.hash[page, 0], s.hash[page, 1]
+            h0, h1 = hash_get(s, page)
             parent = page
             continue
         h0, h1 = chain_step(s, h0, h1, s.tok[page])
-        twin = chain_find(s, h0, h1, parent, s.tok[page])
+        twin = prefix_find(s, h0, h1, parent, s.tok[page])
         if twin == ABSENT:
             page_cache(s, page, h0, h1, parent, s.seq[row, SEQ_TURN], s.seq[row, SEQ_PRIORITY])
             parent = page
@@ -266,7 +217,7 @@ def chain_match(s, domain, tokens, pages):
     while n < pages.size:
         part = tokens[n * size : (n + 1) * size]
         h0, h1 = chain_step(s, h0, h1, part)
-        page = chain_find(s, h0, h1, parent, part)
+        page = prefix_find(s, h0, h1, parent, part)
         if page == ABSENT:
             break
         pages[n] = page
@@ -309,7 +260,8 @@ def _attach_fill(s, row, tokens):
         page = page_take(s, s.seq[row, SEQ_DOMAIN])
         blocks[j] = page
         part = tokens[j * size : min((j + 1) * size, tokens.size)]
-        s.tok[page, : part.size] = part
+        for i in range(part.size):
+            s.tok[page, i] = part[i]
     s.seq[row, SEQ_TURN] = turn
     s.seq[row, LENGTH] = tokens.size
     s.seq[row, COMMITTED] = hits * size
@@ -329,7 +281,7 @@ def _attach_fill(s, row, tokens):
 
 @kernel
 def kv_attach_many(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta,
+    page, tok, pool, seq, ids, dom, meta,
     seq_ids, tokens, indptr, domains, priorities, hits,
 ):  # fmt: skip
     """Attach n sequences, all or none; hits int64[n] = tokens found cached. O(tokens).
@@ -337,15 +289,15 @@ def kv_attach_many(
     Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. No two of one call share
     pages that neither has committed. The object keeps n rows of `seq` and of `ids` free.
     """
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     n, size = seq_ids.size, tok.shape[1]
     entries = 0
     for i in range(n):
         if table_find(s.ids, seq_ids[i]) != ABSENT:
             s.meta[MISSING] = seq_ids[i]
             return PRESENT
-        entries += 1 << _chunk_class((indptr[i + 1] - indptr[i] + size - 1) // size)
-    if _no_room(s, entries, 0):
+        entries += 1 << chunk_class((indptr[i + 1] - indptr[i] + size - 1) // size)
+    if pool_lacks(s, entries, 0):
         return GROW
     rows = np.empty(n, np.int64)
     need = np.empty(n, np.int64)
@@ -381,10 +333,10 @@ def _drop_pages(s, row, keep, used):
 
 @kernel
 def kv_detach_many(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, seq_ids
+    page, tok, pool, seq, ids, dom, meta, seq_ids
 ):  # fmt: skip
     """Detach sequences, all or none (ABSENT); distinct ids. O(pages log pages)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     for i in range(seq_ids.size):
         if seq_row(s, seq_ids[i]) == ABSENT:
             return ABSENT
@@ -457,14 +409,14 @@ def _append_fill(s, row, tokens, slots_out):
 
 @kernel
 def kv_append_csr(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta,
+    page, tok, pool, seq, ids, dom, meta,
     seq_ids, tokens, indptr, slots_out,
 ):  # fmt: skip
     """Append tokens[indptr[i]:indptr[i + 1]] to sequence i, all or none; slots int64[n_tokens].
 
     What stood before counts as committed. INVALID: a sequence stands twice. O(1) per token.
     """
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     n, size = seq_ids.size, tok.shape[1]
     rows = np.empty(n, np.int64)
     domains = np.empty(n, np.int64)
@@ -492,7 +444,7 @@ def kv_append_csr(
         total += need[i]
         copies += copy
         entries += _chunk_need(s, row, n_pages)
-    if status == OK and (entries > 0 or copies > 0) and _no_room(s, entries, copies):
+    if status == OK and (entries > 0 or copies > 0) and pool_lacks(s, entries, copies):
         status = GROW
     if status == OK and total > 0:
         missing = rooms_missing(s, domains, need)
@@ -529,10 +481,10 @@ def kv_append_csr(
 
 @kernel
 def kv_commit(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, seq_id, n_tokens
+    page, tok, pool, seq, ids, dom, meta, seq_id, n_tokens
 ):  # fmt: skip
     """seq_commit by id. ABSENT, or INVALID if longer than the sequence. O(n_tokens new)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     row = seq_row(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -548,13 +500,13 @@ def kv_commit(
 
 @kernel
 def kv_write(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, seq_id, start, out
+    page, tok, pool, seq, ids, dom, meta, seq_id, start, out
 ):  # fmt: skip
     """Slots int64[n] of tokens start .. start + n to write to, copying pages that others hold.
 
     INVALID if one lies in a cached page; meta[MISSING] is then the last such position + 1. O(n).
     """
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     row = seq_row(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -569,7 +521,7 @@ def kv_write(
             s.meta[MISSING] = (j + 1) * size
             return INVALID
         copies += s.page[blocks[j], REF] > 1
-    if _no_room(s, 0, copies):
+    if pool_lacks(s, 0, copies):
         return GROW
     domains = np.array([s.seq[row, SEQ_DOMAIN]])
     missing = rooms_missing(s, domains, np.array([copies]))
@@ -597,10 +549,10 @@ def _fill_slots(s, row, start, out):
 
 @kernel
 def kv_fork(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, seq_id, new_id
+    page, tok, pool, seq, ids, dom, meta, seq_id, new_id
 ):  # fmt: skip
     """A second sequence on the same pages. ABSENT, PRESENT or GROW. O(pages)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     row = seq_row(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -608,11 +560,12 @@ def kv_fork(
         s.meta[MISSING] = new_id
         return PRESENT
     n = s.seq[row, NPAGES]
-    if _no_room(s, 1 << _chunk_class(n), 0):
+    if pool_lacks(s, 1 << chunk_class(n), 0):
         return GROW
     new = _row_take(s, new_id, s.seq[row, SEQ_DOMAIN], s.seq[row, SEQ_PRIORITY], n)
     blocks, new_blocks = s.seq[new, BLOCKS], s.seq[new, CLASS]
-    s.seq[new, :] = s.seq[row, :]
+    for column in range(s.seq.shape[1]):
+        s.seq[new, column] = s.seq[row, column]
     s.seq[new, ID], s.seq[new, BLOCKS], s.seq[new, CLASS] = new_id, blocks, new_blocks
     source, target = _blocks(s, row), _blocks(s, new)
     for j in range(n):
@@ -624,10 +577,10 @@ def kv_fork(
 
 @kernel
 def kv_truncate(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, seq_id, n_tokens
+    page, tok, pool, seq, ids, dom, meta, seq_id, n_tokens
 ):  # fmt: skip
     """Keep the first n_tokens. ABSENT, or INVALID if longer than the sequence. O(pages dropped)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     row = seq_row(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -659,10 +612,10 @@ def kv_truncate(
 
 @kernel
 def kv_match(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, domain, tokens, pages
+    page, tok, pool, seq, ids, dom, meta, domain, tokens, pages
 ):  # fmt: skip
     """chain_match on the state. O(n_tokens)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     if s.meta[SHARING] == 0:
         return 0
     return chain_match(s, domain, tokens, pages)
@@ -670,10 +623,10 @@ def kv_match(
 
 @kernel
 def kv_pin(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, pages, by
+    page, tok, pool, seq, ids, dom, meta, pages, by
 ):  # fmt: skip
     """Hold (by = 1) or let go (by = -1) cached pages int32[n], parents first. O(n log P)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     if by > 0:
         for i in range(pages.size):
             page_acquire(s, np.int64(pages[i]))
@@ -684,28 +637,28 @@ def kv_pin(
 
 @kernel
 def kv_evict(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, n
+    page, tok, pool, seq, ids, dom, meta, n
 ):  # fmt: skip
     """evict_many on the state. O(n log P)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     return evict_many(s, n)
 
 
 @kernel
 def kv_moves_clear(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta
+    page, tok, pool, seq, ids, dom, meta
 ):  # fmt: skip
     """moves_clear on the state. O(number of copies)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     moves_clear(s)
 
 
 @kernel
 def kv_rekey(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, pages, keys
+    page, tok, pool, seq, ids, dom, meta, pages, keys
 ):  # fmt: skip
-    """leaf_rekey for pages int64[n] with keys float64[n]; clears their EVENTS. O(n log P)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    """leaf_rekey for pages int64[n] with keys int64[n]; clears their EVENTS. O(n log P)."""
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     for i in range(pages.size):
         s.page[pages[i], EVENTS] = 0
         if s.page[pages[i], STATE] == CACHED:
@@ -714,13 +667,13 @@ def kv_rekey(
 
 @kernel
 def kv_quota(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, domain, quota
+    page, tok, pool, seq, ids, dom, meta, domain, quota
 ):  # fmt: skip
     """Set the quota of a domain (-1 = none) and evict its own pages above it. GROW. O(P)."""
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     entries = max(quota, s.dom[domain, OWNED])  # its evictable leaves can never be more
-    size_class = _chunk_class(entries)
-    if quota >= 0 and _no_room(s, 1 << size_class, 0):
+    size_class = chunk_class(entries)
+    if quota >= 0 and pool_lacks(s, 1 << size_class, 0):
         return GROW
     if s.dom[domain, QUOTA] >= 0:
         chunk_give(s, s.dom[domain, HEAP], s.dom[domain, HEAP_CLASS])
@@ -735,5 +688,5 @@ def kv_quota(
         s.dom[domain, HEAP_CLASS] = size_class
         domain_heap_fill(s, domain)
         while s.dom[domain, OWNED] > quota and s.dom[domain, N_HEAP] > 0:
-            leaf_evict(s, np.int64(domain_heap(s, domain)[0]))
+            leaf_evict(s, np.int64(s.pool[s.dom[domain, HEAP]]))
     return OK

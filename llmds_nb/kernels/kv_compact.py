@@ -1,7 +1,5 @@
 """Compaction of a KV cache: pages in use move to the lowest ids, and every mention follows."""
 
-import numpy as np
-
 from .._jit import kernel
 from .eviction import leaf_heaps_rebuild
 from .kv_state import (
@@ -15,7 +13,10 @@ from .kv_state import (
     N_FREE,
     NPAGES,
     PARENT,
+    STACK,
     STATE,
+    TABLE,
+    TABLE_MASK,
     TAIL,
     KVState,
 )
@@ -40,9 +41,8 @@ def _move_pages(s, src, dst, n):
         a, b = src[i], dst[i]
         for column in range(s.page.shape[1]):
             s.page[a, column], s.page[b, column] = s.page[b, column], s.page[a, column]
-        s.hash[b] = s.hash[a]
-        s.tok[b] = s.tok[a]
-        s.key[b] = s.key[a]
+        for i in range(s.tok.shape[1]):
+            s.tok[b, i] = s.tok[a, i]
 
 
 @kernel(internal=True)
@@ -55,18 +55,18 @@ def _rename_in_sequences(s, renamed):
                 s.seq[row, column] = renamed[s.seq[row, column]]
         offset = s.seq[row, BLOCKS]
         for j in range(offset, offset + s.seq[row, NPAGES]):
-            s.arena[j] = renamed[s.arena[j]]
+            s.pool[j] = renamed[s.pool[j]]
 
 
 @kernel
 def kv_compact(
-    page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta, src, dst, renamed
+page, tok, pool, seq, ids, dom, meta, src, dst, renamed
 ):  # fmt: skip
     """Compact; return the number of moves in src and dst, int32[P]. No copies may be pending. O(P).
 
     renamed int32[P] becomes the new id of every page that is in use.
     """
-    s = KVState(page, hash, tok, key, order, slots, seq, ids, arena, dom, moves, meta)
+    s = KVState(page, tok, pool, seq, ids, dom, meta)
     n = page_compact_plan(page[:, STATE] != FREE, src, dst)
     for p in range(renamed.size):
         renamed[p] = p
@@ -74,13 +74,14 @@ def kv_compact(
         renamed[src[i]] = dst[i]
     _forget_lost_twins(s)
     _move_pages(s, src, dst, n)
-    slots[:] = np.uint64(0)
+    for i in range(meta[TABLE], meta[TABLE] + meta[TABLE_MASK] + 1):
+        pool[i] = 0
     for p in range(page.shape[0]):
         if page[p, STATE] == CACHED:
-            prefix_insert(slots, hash, p)
+            prefix_insert(s, p)
             if page[p, PARENT] >= 0:
                 page[p, PARENT] = renamed[page[p, PARENT]]
     _rename_in_sequences(s, renamed)
     leaf_heaps_rebuild(s, renamed)
-    meta[N_FREE] = page_stack_free(page[:, STATE], order[1])
+    meta[N_FREE] = page_stack_free(page[:, STATE], pool[meta[STACK] :])
     return n

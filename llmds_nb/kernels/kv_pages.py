@@ -7,7 +7,6 @@ from .eviction import (
     INSERTED,
     became_evictable,
     became_held,
-    domain_heap,
     is_held,
     key_update,
     leaf_add,
@@ -24,7 +23,9 @@ from .kv_state import (
     FREE,
     GEN,
     HASH_MASK,
+    HEAP,
     HOLD,
+    MOVES,
     N_CACHED,
     N_EVICTABLE,
     N_FREE,
@@ -43,11 +44,12 @@ from .kv_state import (
     REF,
     ROOT0,
     ROOT1,
+    STACK,
     STATE,
     TURN,
     USES,
 )
-from .prefix import prefix_find, prefix_hash, prefix_insert, prefix_remove
+from .prefix import hash_set, prefix_hash, prefix_insert, prefix_remove
 from .status import ABSENT
 
 
@@ -56,7 +58,7 @@ def page_take(s, domain):
     """A free page as a private one with one reference; the caller has made room. O(1)."""
     n = s.meta[N_FREE] - 1
     s.meta[N_FREE] = n
-    page = np.int64(s.order[1, n])
+    page = np.int64(s.pool[s.meta[STACK] + n])
     s.page[page, STATE] = PRIVATE
     s.page[page, REF] = 1
     s.page[page, DOMAIN] = domain
@@ -69,7 +71,7 @@ def _push_free(s, page):
     s.page[page, STATE] = FREE
     s.dom[s.page[page, DOMAIN], OWNED] -= 1
     n = s.meta[N_FREE]
-    s.order[1, n] = page
+    s.pool[s.meta[STACK] + n] = page
     s.meta[N_FREE] = n + 1
 
 
@@ -108,16 +110,22 @@ def page_drop(s, page):
 
 
 @kernel(internal=True)
+def _move_source(s, i):
+    return np.int64(s.pool[s.meta[MOVES] + 2 * i])
+
+
+@kernel(internal=True)
 def _move_cancel(s, page):
     """Forget the pending copy that was to fill `page`. O(1)."""
     i = np.int64(s.page[page, COPY] - 1)
     s.page[page, COPY] = 0
-    source = np.int64(s.moves[i, 0])
+    source = _move_source(s, i)
     last = s.meta[N_MOVES] - 1
     s.meta[N_MOVES] = last
     if i != last:
-        s.moves[i, 0], s.moves[i, 1] = s.moves[last, 0], s.moves[last, 1]
-        s.page[s.moves[i, 1], COPY] = i + 1
+        here, there = s.meta[MOVES] + 2 * i, s.meta[MOVES] + 2 * last
+        s.pool[here], s.pool[here + 1] = s.pool[there], s.pool[there + 1]
+        s.page[s.pool[here + 1], COPY] = i + 1
     s.page[source, HOLD] -= 1
     if s.page[source, STATE] == PRIVATE:
         if s.page[source, REF] == 0 and s.page[source, HOLD] == 0:
@@ -130,8 +138,8 @@ def _move_cancel(s, page):
 def moves_clear(s):
     """All pending copies were fetched: release their sources. O(number of copies)."""
     for i in range(s.meta[N_MOVES]):
-        s.page[s.moves[i, 1], COPY] = 0
-        source = np.int64(s.moves[i, 0])
+        s.page[s.pool[s.meta[MOVES] + 2 * i + 1], COPY] = 0
+        source = _move_source(s, i)
         s.page[source, HOLD] -= 1
         page_settle(s, source)
     s.meta[N_MOVES] = 0
@@ -141,16 +149,17 @@ def moves_clear(s):
 def page_copy(s, page, n_tokens):
     """A private copy of the first `n_tokens` of `page`; the K/V copy is left pending. O(T).
 
-    The caller has made room for the page and in `moves`, and drops its reference to `page` itself.
+    The caller has made room for the page and the copy, and drops its reference to `page` itself.
     """
     copy = page_take(s, np.int64(s.page[page, DOMAIN]))
-    s.tok[copy, :n_tokens] = s.tok[page, :n_tokens]
+    for i in range(n_tokens):
+        s.tok[copy, i] = s.tok[page, i]
     source = page
     if s.page[page, COPY] != 0:  # its own contents are still elsewhere
-        source = np.int64(s.moves[s.page[page, COPY] - 1, 0])
+        source = _move_source(s, s.page[page, COPY] - 1)
     n = s.meta[N_MOVES]
-    s.moves[n, 0] = source
-    s.moves[n, 1] = copy
+    s.pool[s.meta[MOVES] + 2 * n] = source
+    s.pool[s.meta[MOVES] + 2 * n + 1] = copy
     s.meta[N_MOVES] = n + 1
     s.page[copy, COPY] = n + 1
     s.page[source, HOLD] += 1
@@ -166,7 +175,7 @@ def leaf_evict(s, page):
     s.dom[s.page[page, DOMAIN], EVICTABLE] -= 1
     s.meta[N_CACHED] -= 1
     s.meta[EVICTIONS] += 1
-    prefix_remove(s.slots, s.hash, page)
+    prefix_remove(s, page)
     s.page[page, GEN] += 1
     parent = np.int64(s.page[page, PARENT])
     page_give_back(s, page)
@@ -181,7 +190,7 @@ def evict_many(s, n):
     """Evict up to n pages, lowest key first, leaves only; return how many. O(n log P)."""
     done = 0
     while done < n and s.meta[N_LEAVES] > 0:
-        leaf_evict(s, np.int64(s.order[0, 0]))
+        leaf_evict(s, np.int64(s.pool[0]))
         done += 1
     return done
 
@@ -206,7 +215,7 @@ def make_room(s, domain, need):
     """Evict until `need` pages are free and within quota; it was checked that this works."""
     if s.dom[domain, QUOTA] >= 0:
         while s.dom[domain, OWNED] + need > s.dom[domain, QUOTA]:
-            leaf_evict(s, np.int64(domain_heap(s, domain)[0]))
+            leaf_evict(s, np.int64(s.pool[s.dom[domain, HEAP]]))
     evict_many(s, need - s.meta[N_FREE])
 
 
@@ -240,12 +249,6 @@ def chain_step(s, h0, h1, tokens):
 
 
 @kernel(internal=True)
-def chain_find(s, h0, h1, parent, tokens):
-    """The cached page of these tokens after this parent, or ABSENT. O(T) expected."""
-    return prefix_find(s.slots, s.hash, s.tok, s.page[:, PARENT], h0, h1, parent, tokens)
-
-
-@kernel(internal=True)
 def page_cache(s, page, h0, h1, parent, turn, priority):
     """Make a full, committed, private page findable below `parent`. O(1) but for twins."""
     s.page[page, STATE] = CACHED
@@ -258,9 +261,8 @@ def page_cache(s, page, h0, h1, parent, turn, priority):
     s.page[page, DEPTH] = 0
     s.page[page, POS] = ABSENT
     s.page[page, QPOS] = ABSENT
-    s.hash[page, 0] = h0
-    s.hash[page, 1] = h1
-    prefix_insert(s.slots, s.hash, page)
+    hash_set(s, page, h0, h1)
+    prefix_insert(s, page)
     s.meta[N_CACHED] += 1
     if parent >= 0:
         s.page[page, DEPTH] = s.page[parent, DEPTH] + 1

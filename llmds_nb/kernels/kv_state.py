@@ -2,18 +2,17 @@
 
 P pages of T tokens, S sequence rows, D domains (one per salt in use), all growing by the object:
 
-    page   int32[P, 16]   one cache line per page, columns below
-    hash   uint64[P, 2]   chained hash of a cached page (kernels/prefix.py)
+    page   int32[P, 22]   one row per page, columns below
     tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
-    key    float64[P]     eviction key of a cached page: the smallest leaf goes first
-    order  int32[2, P]    [0, :n_leaves] heap of evictable leaves; [1, :n_free] stack of free pages
-    slots  uint64[C]      page table of the cached prefixes (kernels/prefix.py)
+    pool   int32[A]       heap of evictable leaves, P entries; stack of free pages, P; table of the
+                          cached prefixes (kernels/prefix.py), C; then chunks of 2**class entries:
+                          block tables, quota heaps, and pending copies as (source, destination)
     seq    int64[S, 16]   one row per sequence, columns below
     ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
-    arena  int32[A]       block tables and quota heaps, in chunks of 2**class entries
     dom    int64[D, 10]   one row per domain, columns below
-    moves  int32[M, 2]    page copies not yet fetched, (source, destination)
     meta   int64[64]      counters below
+
+Few arrays on purpose: each costs 100 ns at Python's door and compile time at every call inside.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
@@ -29,7 +28,7 @@ Invariants:
   NCHILD and NHELD count its cached and its held cached children.
 - The heap holds exactly the evictable leaves; N_EVICTABLE (and per domain EVICTABLE) count the
   evictable pages. Evicting leaves until none is left removes exactly those.
-- `slots` finds exactly the cached pages; no two of them have equal tokens and equal parents.
+- The prefix table finds exactly the cached pages; no two have equal tokens and equal parents.
 - LENGTH tokens of a sequence lie in its ceil(LENGTH / T) pages; COMMITTED <= LENGTH; the last page
   is TAIL. The first NHASH full pages are committed and have a cached twin or are cached themselves,
   unless that twin was evicted since; CANON is the twin of the last of them, valid while its GEN is
@@ -54,9 +53,11 @@ USES = 10  # cached: requests that touched it
 DEPTH = 11  # cached: pages above it
 POS = 12  # place in the heap of leaves, -1 = not there
 QPOS = 13  # place in its domain's heap, -1 = not there
-COPY = 14  # 1 + row of `moves` that fills this page, 0 = none
+COPY = 14  # 1 + number of the pending copy that fills this page, 0 = none
 EVENTS = 15  # bits of the policy hooks since a custom policy was last asked
-PAGE_COLUMNS = 16
+HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
+KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the smallest leaf goes first
+PAGE_COLUMNS = 22
 
 FREE, PRIVATE, CACHED = 0, 1, 2
 
@@ -66,7 +67,7 @@ LENGTH = 1  # tokens; of a free row: the next free row
 COMMITTED = 2  # tokens whose K/V is known to be computed
 NPAGES = 3
 TAIL = 4  # last page, -1 = none
-BLOCKS = 5  # offset of the block table in `arena`
+BLOCKS = 5  # offset of the block table in `pool`
 CLASS = 6  # its size class
 STAMP = 7  # last batch call that named the row
 SEQ_DOMAIN = 8
@@ -85,7 +86,7 @@ OWNED = 2  # pages not free
 EVICTABLE = 3
 QUOTA = 4  # most pages it may own, -1 = no limit
 SEQS = 5  # sequences
-HEAP = 6  # offset in `arena` of the heap of its own leaves, -1 = no quota, no heap
+HEAP = 6  # offset in `pool` of the heap of its own leaves, -1 = no quota, no heap
 N_HEAP = 7  # entries there
 HEAP_CLASS = 8  # size class of that chunk
 NEED = 9  # scratch of one batch call: pages wanted
@@ -99,7 +100,7 @@ N_EVICTABLE = 3
 N_MOVES = 4
 N_SEQS = 5
 FREE_SEQ = 6  # first free row of `seq`, -1 = none
-ARENA_TOP = 7
+POOL_TOP = 7  # chunks end here
 CLOCK = 8  # moves at every attach and detach
 REQUESTS = 9  # attaches
 POLICY = 10
@@ -112,7 +113,12 @@ SHARES = 16  # pages taken from the cache instead of being filled
 MISSING = 17  # pages (CapacityError) or the id (errors) of the last refused call
 HASH_MASK = 18  # and-ed to every hash: 0 in a test makes all of them collide
 SHARING = 19  # 0 = prefix sharing is off
-CHUNKS = 24  # [CHUNKS + class]: first free chunk of a size class in `arena`, -1 = none
+STACK = 20  # where in `pool` the stack of free pages begins
+TABLE = 21  # where the prefix table begins
+TABLE_MASK = 22  # its size - 1
+MOVES = 23  # where the pending copies begin
+MOVES_CLASS = 24  # size class of their chunk
+CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 
 
@@ -120,14 +126,9 @@ class KVState(NamedTuple):
     """The arrays above, in this order."""
 
     page: object
-    hash: object
     tok: object
-    key: object
-    order: object
-    slots: object
+    pool: object
     seq: object
     ids: object
-    arena: object
     dom: object
-    moves: object
     meta: object

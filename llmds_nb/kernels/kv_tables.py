@@ -28,13 +28,14 @@ def rows_find(ids, seq, seq_ids, rows, sizes):
 
 
 @kernel
-def table_csr(seq, arena, rows, page_size, indptr, indices, last_page_len):
+def table_csr(seq, pool, rows, page_size, indptr, indices, last_page_len):
     """FlashInfer's: indptr int32[n + 1], indices int32[nnz], last_page_len int32[n]. O(nnz)."""
     end = 0
     indptr[0] = 0
     for i in range(rows.size):
         n_pages, offset = seq[rows[i], NPAGES], seq[rows[i], BLOCKS]
-        indices[end : end + n_pages] = arena[offset : offset + n_pages]
+        for j in range(n_pages):
+            indices[end + j] = pool[offset + j]
         end += n_pages
         indptr[i + 1] = end
         length = seq[rows[i], LENGTH]
@@ -42,30 +43,31 @@ def table_csr(seq, arena, rows, page_size, indptr, indices, last_page_len):
 
 
 @kernel
-def table_dense(seq, arena, rows, pad, out):
+def table_dense(seq, pool, rows, pad, out):
     """vLLM's block table: out int32[n, width], unused places `pad`. O(n * width)."""
     for i in range(rows.size):
         n_pages, offset = seq[rows[i], NPAGES], seq[rows[i], BLOCKS]
-        out[i, :n_pages] = arena[offset : offset + n_pages]
-        out[i, n_pages:] = pad
+        for j in range(out.shape[1]):
+            out[i, j] = pool[offset + j] if j < n_pages else pad
 
 
 @kernel
-def table_slots(seq, arena, rows, page_size, start, stop, out):
+def table_slots(seq, pool, rows, page_size, start, stop, out):
     """Slots page * page_size + offset of tokens start[i] .. stop[i], row after row. O(n)."""
     end = 0
     for i in range(rows.size):
         offset = seq[rows[i], BLOCKS]
         for position in range(start[i], stop[i]):
-            page = np.int64(arena[offset + position // page_size])
+            page = np.int64(pool[offset + position // page_size])
             out[end] = page * page_size + position % page_size
             end += 1
 
 
 @kernel
-def table_tokens(seq, arena, tok, row, out):
+def table_tokens(seq, pool, tok, row, out):
     """The tokens of one sequence, out int32[LENGTH]. O(LENGTH)."""
     size, offset = tok.shape[1], seq[row, BLOCKS]
     for j in range(seq[row, NPAGES]):
-        part = out[j * size : min((j + 1) * size, out.size)]
-        part[:] = tok[arena[offset + j], : part.size]
+        page = tok[pool[offset + j]]
+        for i in range(j * size, min((j + 1) * size, out.size)):
+            out[i] = page[i - j * size]

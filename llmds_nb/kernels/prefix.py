@@ -4,21 +4,17 @@ A page's hash covers its tokens and its parent's hash; the chain starts at a roo
 the cache's key and the tenant's salt. The hash only narrows the search. A page is a hit when hash,
 tokens *and* parent page are equal, so by induction the whole prefix is, whatever the hash does.
 
-State (P pages of T tokens):
+The table is pool[TABLE : TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0 where empty.
 
-    slots  uint64[C]    (low 32 bits of a page's first hash) << 32 | (page + 1); 0 = empty; C a
-                        power of two, C >= 1.5 * P
-    hash   uint64[P, 2] 128-bit chained hash of every page that stands in `slots`
-    tok    int32[P, T]  tokens of every page
-
-Invariants: open addressing with linear probing from home `hash[page, 0] & (C - 1)`, no empty slot
-between a page's home and its slot; a page stands at most once.
+Invariants: open addressing with linear probing from home `first hash & (C - 1)`, no empty place
+between a page's home and its place; a page stands at most once.
 """
 
 import numpy as np
 
 from .._jit import kernel
 from .hashing import fold64, mix64
+from .kv_state import HASH, PARENT, TABLE, TABLE_MASK
 from .status import ABSENT
 
 _K0 = np.uint64(0x2D358DCCAA6C78A5)
@@ -29,14 +25,13 @@ _K4 = np.uint64(0xA0761D6478BD642F)
 _K5 = np.uint64(0xE7037ED1A0B428DB)
 _K6 = np.uint64(0x90ED1765281C388C)
 _K7 = np.uint64(0xAAAAAAAAAAAAAAAB)
-_LOW32 = np.uint64(0xFFFFFFFF)
 _S32 = np.uint64(32)
 _ONE = np.uint64(1)
 
 
 @kernel(internal=True)
-def _word(low, high):
-    """Two tokens as one uint64."""
+def _join(low, high):
+    """Two int32 as one uint64."""
     return np.uint64(np.uint32(low)) | (np.uint64(np.uint32(high)) << _S32)
 
 
@@ -51,10 +46,10 @@ def prefix_hash(parent0, parent1, tokens):
     rounds = tokens.size >> 4
     for r in range(rounds):
         part = tokens[16 * r : 16 * r + 16]
-        a = fold64(_word(part[0], part[1]) ^ _K4, _word(part[2], part[3]) ^ a)
-        b = fold64(_word(part[4], part[5]) ^ _K5, _word(part[6], part[7]) ^ b)
-        c = fold64(_word(part[8], part[9]) ^ _K6, _word(part[10], part[11]) ^ c)
-        d = fold64(_word(part[12], part[13]) ^ _K7, _word(part[14], part[15]) ^ d)
+        a = fold64(_join(part[0], part[1]) ^ _K4, _join(part[2], part[3]) ^ a)
+        b = fold64(_join(part[4], part[5]) ^ _K5, _join(part[6], part[7]) ^ b)
+        c = fold64(_join(part[8], part[9]) ^ _K6, _join(part[10], part[11]) ^ c)
+        d = fold64(_join(part[12], part[13]) ^ _K7, _join(part[14], part[15]) ^ d)
     rest = tokens[16 * rounds :]
     for i in range(rest.size):
         a = fold64(np.uint64(np.uint32(rest[i])) ^ _K4, a ^ _K5)
@@ -73,54 +68,65 @@ def tokens_equal(a, b):
     return different == 0
 
 
-@kernel
-def prefix_find(slots, hash, tok, parent_of, h0, h1, parent, tokens):
-    """The page that holds `tokens` after page `parent` (-1 for a root), or ABSENT. O(T) expected.
+@kernel(internal=True)
+def hash_get(s, page):
+    """The hash of a cached page, two uint64. O(1)."""
+    row = s.page[page]
+    return _join(row[HASH], row[HASH + 1]), _join(row[HASH + 2], row[HASH + 3])
 
-    parent_of int32[P]; roots of different salts differ in (h0, h1), which is compared in full, and
-    in the domain, which the caller keeps apart by `parent` being below -1 for each.
+
+@kernel(internal=True)
+def hash_set(s, page, h0, h1):
+    """Store a page's hash. O(1)."""
+    row = s.page[page]
+    row[HASH], row[HASH + 1] = np.int32(h0), np.int32(h0 >> _S32)
+    row[HASH + 2], row[HASH + 3] = np.int32(h1), np.int32(h1 >> _S32)
+
+
+@kernel
+def prefix_find(s, h0, h1, parent, tokens):
+    """The cached page that holds `tokens` after page `parent`, or ABSENT. O(T) expected.
+
+    The parent of a first page is -2 - domain, so tenants are apart whatever the hash does.
     """
-    mask = np.uint64(slots.size - 1)
+    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
     i = h0 & mask
-    while slots[i] != 0:
-        if slots[i] >> _S32 == h0 & _LOW32:
-            page = np.int64(slots[i] & _LOW32) - 1
-            if (
-                parent_of[page] == parent
-                and hash[page, 0] == h0
-                and hash[page, 1] == h1
-                and tokens_equal(tok[page], tokens)
-            ):
+    while True:
+        page = np.int64(s.pool[table + np.int64(i)]) - 1
+        if page < 0:
+            return ABSENT
+        if s.page[page, PARENT] == parent:
+            p0, p1 = hash_get(s, page)
+            if p0 == h0 and p1 == h1 and tokens_equal(s.tok[page], tokens):
                 return page
         i = (i + _ONE) & mask
-    return ABSENT
 
 
 @kernel(internal=True)
-def prefix_insert(slots, hash, page):
-    """Enter a page that is not in `slots`, under hash[page]. O(1) expected."""
-    mask = np.uint64(slots.size - 1)
-    i = hash[page, 0] & mask
-    while slots[i] != 0:
+def prefix_insert(s, page):
+    """Enter a page that is not in the table, under its hash. O(1) expected."""
+    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
+    i = hash_get(s, page)[0] & mask
+    while s.pool[table + np.int64(i)] != 0:
         i = (i + _ONE) & mask
-    slots[i] = (hash[page, 0] & _LOW32) << _S32 | np.uint64(page + 1)
+    s.pool[table + np.int64(i)] = page + 1
 
 
 @kernel(internal=True)
-def prefix_remove(slots, hash, page):
-    """Take a page out, shifting later slots back. O(1) expected."""
-    mask = np.uint64(slots.size - 1)
-    hole = hash[page, 0] & mask
-    wanted = np.uint64(page + 1)
-    while slots[hole] & _LOW32 != wanted:
+def prefix_remove(s, page):
+    """Take a page out, shifting later ones back. O(1) expected."""
+    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
+    hole = hash_get(s, page)[0] & mask
+    while s.pool[table + np.int64(hole)] != page + 1:
         hole = (hole + _ONE) & mask
     i = hole
     while True:
         i = (i + _ONE) & mask
-        if slots[i] == 0:
+        other = np.int64(s.pool[table + np.int64(i)]) - 1
+        if other < 0:
             break
-        home = (slots[i] >> _S32) & mask
+        home = hash_get(s, other)[0] & mask
         if ((i - home) & mask) >= ((i - hole) & mask):
-            slots[hole] = slots[i]
+            s.pool[table + np.int64(hole)] = other + 1
             hole = i
-    slots[hole] = 0
+    s.pool[table + np.int64(hole)] = 0

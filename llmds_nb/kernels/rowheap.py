@@ -20,8 +20,6 @@ import numpy as np
 
 from .._jit import kernel
 
-# Typed: a literal as an argument would compile every callee once more.
-ZERO, TOP = np.int64(0), np.int64(1)
 _MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
@@ -203,7 +201,7 @@ def rows_sort(heap, pos, columns):
     """
     n = heap[0, 0]
     old = heap[1 : n + 1].copy()
-    order = _ordered(old, ZERO, _counting(n))
+    order = _ordered(old, 0, _counting(n))
     tied = False
     for j in range(n - 1):
         tied |= old[order[j], 0] == old[order[j + 1], 0]

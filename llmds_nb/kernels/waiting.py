@@ -22,13 +22,15 @@ the smallest id in ARRIVAL has waited longest: nothing scans the queue. Requests
 Only the policy FAIR uses tenants; its ORDER heap of slots stays empty. It serves the tenant with
 the lowest counter of tokens taken (Virtual Token Counter, Sheng et al. 2024, arXiv:2401.00588); a
 tenant without waiting requests is lifted, when one comes, to the lowest counter among those that
-have some. The waiting requests of a tenant are a pairing heap over (-priority, id), linked through
-CHILD, NEXT and PREV (the left sibling, or the parent of a first child), -1 for none.
+have some. The waiting requests of a tenant are a leftist heap over (-priority, id), linked through
+UP, LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two children, the
+right one's, so the way down the right is never longer than log2 n.
 
 Invariants: those of the four row heaps; ARRIVAL holds exactly the WAITING slots, and so do ORDER
-or, under FAIR, the pairing heaps; table maps the ids of all slots that are not FREE; free slots are
-linked through NEXT from FREE_HEAD; WAITING_TOKENS and RUNNING count what they say; a tenant is in
-both tenant heaps exactly while its SIZE > 0, under its present COUNTER; no counter ever falls.
+or, under FAIR, the leftist heaps; table maps the ids of all slots that are not FREE; free slots are
+linked through UP from FREE_HEAD, but those from FRESH on, which were never used; WAITING_TOKENS and
+RUNNING count what they say; a tenant is in both tenant heaps exactly while its SIZE > 0, under its
+present COUNTER; no counter ever falls.
 """
 
 from typing import NamedTuple
@@ -38,9 +40,6 @@ import numpy as np
 from .._jit import kernel
 from .hashtable import empty_table, table_find, table_rehash, table_remove, table_set
 from .rowheap import (
-    ZERO,
-    empty_rows,
-    grown_rows,
     ordered_bits,
     rows_insert,
     rows_rekey,
@@ -51,12 +50,11 @@ from .status import ABSENT, INVALID, OK
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
 FCFS, SHORTEST, SLO, AGING, FAIR = range(5)
 
-(NEXT_ID, NOW, ORIGIN, POLICY, FREE_HEAD, RUNNING, WAITING_TOKENS, LAST_TENANT, N_TENANTS,
- META) = range(10)  # fmt: skip
-(ID, STATE, PRIORITY, TENANT, TOKENS, ARRIVAL_NS, DEADLINE_NS, CHARGED, STARTED_NS, CHILD,
- NEXT, PREV, WIDTH) = range(13)  # fmt: skip
-# Typed: a literal as an argument would compile every callee once more.
-FREE, IS_WAITING, IS_RUNNING = np.int64(0), np.int64(1), np.int64(2)
+(NEXT_ID, NOW, ORIGIN, POLICY, FREE_HEAD, FRESH, RUNNING, WAITING_TOKENS, LAST_TENANT, N_TENANTS,
+ META) = range(11)  # fmt: skip
+(ID, STATE, PRIORITY, TENANT, TOKENS, ARRIVAL_NS, DEADLINE_NS, CHARGED, STARTED_NS, UP,
+ LEFT, RIGHT, RANK, WIDTH) = range(14)  # fmt: skip
+FREE, IS_WAITING, IS_RUNNING = range(3)
 AGING_COST, AGING_RATE = range(2)
 NAME, COUNTER, ROOT, SIZE = range(4)
 ORDER, ARRIVAL, FLOOR = 0, 1, 1
@@ -95,13 +93,17 @@ def empty_queue(policy, aging_cost, aging_rate, now, capacity=64, width=WIDTH):
 
 
 def _two_heaps(capacity):
-    heap, pos = empty_rows(capacity)
-    return np.stack([heap, heap]), np.stack([pos, pos])
+    return np.zeros((2, capacity + 1, 4), np.int64), np.zeros((2, capacity), np.int64)
 
 
 def _grown_heaps(heap, pos, capacity):
-    pairs = [grown_rows(heap[which], pos[which], capacity) for which in range(2)]
-    return np.stack([pairs[0][0], pairs[1][0]]), np.stack([pairs[0][1], pairs[1][1]])
+    """Copies with a larger capacity; rows that are not in use stay untouched memory."""
+    new_heap, new_pos = _two_heaps(capacity)
+    for which in range(2):
+        n = heap[which, 0, 0] + 1
+        new_heap[which, :n] = heap[which, :n]
+    new_pos[:, : pos.shape[1]] = pos
+    return new_heap, new_pos
 
 
 def _grown_table(table, n_keys):
@@ -115,9 +117,6 @@ def with_requests(queue, capacity):
     old = len(queue.request)
     request = np.zeros((capacity, queue.request.shape[1]), np.int64)
     request[:old] = queue.request
-    request[old:, NEXT] = np.arange(old + 1, capacity + 1)
-    request[-1, NEXT] = queue.meta[FREE_HEAD]
-    queue.meta[FREE_HEAD] = old
     heap, pos = _grown_heaps(queue.heap, queue.pos, capacity)
     table = _grown_table(queue.table, capacity)
     return queue._replace(request=request, heap=heap, pos=pos, table=table)
@@ -146,63 +145,68 @@ def with_room(queue, m, n_tenants):
 
 
 @kernel(internal=True)
+def _rank(request, slot):
+    return 0 if slot == ABSENT else request[slot, RANK]
+
+
+@kernel(internal=True)
+def _lean_left(request, slot):
+    """Put the child of higher rank left; whether the rank of `slot` changed. O(1)."""
+    row = request[slot]
+    left, right = _rank(request, row[LEFT]), _rank(request, row[RIGHT])
+    if left < right:
+        row[LEFT], row[RIGHT] = row[RIGHT], row[LEFT]
+    changed = row[RANK] != min(left, right) + 1
+    row[RANK] = min(left, right) + 1
+    return changed
+
+
+@kernel(internal=True)
+def _goes_first(request, a, b):
+    if request[a, PRIORITY] != request[b, PRIORITY]:
+        return request[a, PRIORITY] > request[b, PRIORITY]
+    return request[a, ID] < request[b, ID]
+
+
+@kernel(internal=True)
 def _meld(request, a, b):
-    """Join two pairing heaps of one tenant, either may be -1; return the root. O(1)."""
+    """Join two leftist heaps, either may be -1; return the root, whose UP is unset. O(log n)."""
     if a == ABSENT:
         return b
     if b == ABSENT:
         return a
-    priority_a, priority_b = request[a, PRIORITY], request[b, PRIORITY]
-    if priority_b > priority_a or (priority_b == priority_a and request[b, ID] < request[a, ID]):
+    if _goes_first(request, b, a):
         a, b = b, a
-    first = request[a, CHILD]
-    request[b, NEXT] = first
-    request[b, PREV] = a
-    if first != ABSENT:
-        request[first, PREV] = b
-    request[a, CHILD] = b
-    return a
-
-
-@kernel(internal=True)
-def _meld_siblings(request, first):
-    """Join a list of siblings, pairwise and then from the right. O(log n) amortised."""
-    pairs = np.int64(ABSENT)  # the joined pairs, linked through PREV, rightmost first
-    while first != ABSENT:
-        second = request[first, NEXT]
-        rest = np.int64(ABSENT)
-        if second != ABSENT:
-            rest = request[second, NEXT]
-        root = _meld(request, first, second)
-        request[root, PREV] = pairs
-        pairs, first = root, rest
-    root = np.int64(ABSENT)
-    while pairs != ABSENT:
-        left = request[pairs, PREV]
-        root = _meld(request, root, pairs)
-        pairs = left
-    if root != ABSENT:
-        request[root, NEXT] = ABSENT
-        request[root, PREV] = ABSENT
-    return root
+    node = a
+    while True:  # b belongs somewhere on the right spine below node
+        right = request[node, RIGHT]
+        if right == ABSENT or _goes_first(request, b, right):
+            request[node, RIGHT] = b
+            request[b, UP] = node
+            if right == ABSENT:
+                break
+            b, right = right, b
+        node = right
+    while True:
+        _lean_left(request, node)
+        if node == a:
+            return a
+        node = request[node, UP]
 
 
 @kernel(internal=True)
 def _cut(request, root, slot):
-    """Take `slot` out of the pairing heap under `root`; return the new root. O(log n) amortised."""
-    below = _meld_siblings(request, request[slot, CHILD])
+    """Take `slot` out of the leftist heap under `root`; return the new root. O(log n)."""
+    below = _meld(request, request[slot, LEFT], request[slot, RIGHT])
+    up = ABSENT if slot == root else request[slot, UP]
+    if below != ABSENT:
+        request[below, UP] = up
     if slot == root:
         return below
-    left, right = request[slot, PREV], request[slot, NEXT]
-    if request[left, CHILD] == slot:
-        request[left, CHILD] = right
-    else:
-        request[left, NEXT] = right
-    if right != ABSENT:
-        request[right, PREV] = left
-    root = _meld(request, root, below)
-    request[root, NEXT] = ABSENT
-    request[root, PREV] = ABSENT
+    side = LEFT if request[up, LEFT] == slot else RIGHT
+    request[up, side] = below
+    while _lean_left(request, up) and up != root:
+        up = request[up, UP]
     return root
 
 
@@ -233,10 +237,10 @@ def _tenant_reorder(queue, number):
     root = queue.request[row[ROOT]]
     if place > 0:
         rows_rekey(order, order_pos, place, -root[PRIORITY], row[COUNTER], root[ID])
-        rows_rekey(floor, floor_pos, floor_pos[number], row[COUNTER], ZERO, ZERO)
+        rows_rekey(floor, floor_pos, floor_pos[number], row[COUNTER], 0, 0)
     else:
         rows_insert(order, order_pos, -root[PRIORITY], row[COUNTER], root[ID], number)
-        rows_insert(floor, floor_pos, row[COUNTER], ZERO, ZERO, number)
+        rows_insert(floor, floor_pos, row[COUNTER], 0, 0, number)
 
 
 @kernel(internal=True)
@@ -259,12 +263,13 @@ def _tenant_enter(queue, slot):
         elif queue.meta[LAST_TENANT] != ABSENT:
             last = queue.tenant[queue.meta[LAST_TENANT]]
             row[COUNTER] = max(row[COUNTER], last[COUNTER])
-    request[slot, CHILD] = ABSENT
-    request[slot, NEXT] = ABSENT
-    request[slot, PREV] = ABSENT
+    request[slot, LEFT] = ABSENT
+    request[slot, RIGHT] = ABSENT
+    request[slot, RANK] = 1
     row[SIZE] += 1
     old = row[ROOT]
     row[ROOT] = _meld(request, old, slot)
+    request[row[ROOT], UP] = ABSENT
     if row[ROOT] != old:
         _tenant_reorder(queue, number)
 
@@ -304,7 +309,7 @@ def waiting_enter(queue, slot):
     row = queue.request[slot]
     row[STATE] = IS_WAITING
     queue.meta[WAITING_TOKENS] += row[TOKENS]
-    rows_insert(queue.heap[ARRIVAL], queue.pos[ARRIVAL], row[ID], ZERO, ZERO, slot)
+    rows_insert(queue.heap[ARRIVAL], queue.pos[ARRIVAL], row[ID], 0, 0, slot)
     if queue.meta[POLICY] == FAIR:
         _tenant_enter(queue, slot)
     else:
@@ -367,8 +372,12 @@ def request_new(queue, now, tokens, deadline, priority, tenant):
     """Take a free slot (the owner made room), number the request and let it wait. O(log n)."""
     meta = queue.meta
     slot = meta[FREE_HEAD]
+    if slot == ABSENT:
+        slot = meta[FRESH]
+        meta[FRESH] = slot + 1
+    else:
+        meta[FREE_HEAD] = queue.request[slot, UP]
     row = queue.request[slot]
-    meta[FREE_HEAD] = row[NEXT]
     row[:] = 0
     row[ID] = meta[NEXT_ID]
     meta[NEXT_ID] += 1
@@ -418,7 +427,7 @@ def request_end(queue, slot):
         queue.meta[RUNNING] -= 1
     table_remove(queue.table, row[ID])
     row[STATE] = FREE
-    row[NEXT] = queue.meta[FREE_HEAD]
+    row[UP] = queue.meta[FREE_HEAD]
     queue.meta[FREE_HEAD] = slot
 
 

@@ -1,0 +1,140 @@
+"""HNSW against hnswlib on generated clustered vectors, in cluster order, and a scan."""
+
+import numpy as np
+
+N, DIM, QUERIES, K = 8_000, 64, 200, 10
+M, EF_CONSTRUCTION, EF = 16, 100, 50
+IMPLS = ["llmds_nb", "llmds_nb-float32", "hnswlib", "numpy-scan"]
+
+
+def clustered(n, seed):
+    """Overlapping clusters, neighbours side by side as documents arrive."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((100, DIM), np.float32)
+    rng = np.random.default_rng(seed)
+    labels = np.sort(rng.integers(0, 100, n))
+    return centres[labels] + rng.standard_normal((n, DIM), np.float32)
+
+
+def truth(vectors, queries):
+    """Squared distance of the K-th nearest, of each query."""
+    squares = (vectors**2).sum(axis=1) - 2 * queries @ vectors.T
+    return np.partition(squares, K - 1, axis=1)[:, K - 1] + (queries**2).sum(axis=1)
+
+
+def made(impl):
+    """(add, search) of an empty index; search(queries, ef) gives ids and squared distances."""
+    if impl.startswith("llmds_nb"):
+        try:
+            from llmds_nb import HNSW
+        except ImportError:
+            raise NotImplementedError from None
+        quantize = None if impl.endswith("float32") else "auto"
+        index = HNSW(DIM, M=M, ef_construction=EF_CONSTRUCTION, quantize=quantize)
+        return index.add, lambda queries, ef: index.search(queries, K, ef=ef)
+    if impl == "hnswlib":
+        try:
+            import hnswlib
+        except ImportError:
+            raise NotImplementedError from None
+        index = hnswlib.Index("l2", DIM)
+        index.init_index(N, M=M, ef_construction=EF_CONSTRUCTION)
+        index.set_num_threads(1)
+
+        def search(queries, ef):
+            index.set_ef(ef)
+            return index.knn_query(queries, K, num_threads=1)
+
+        return lambda vectors: index.add_items(vectors, num_threads=1), search
+    held = []
+
+    def scan(queries, ef):
+        squares = (held[0] ** 2).sum(axis=1) - 2 * queries @ held[0].T
+        ids = np.argpartition(squares, K - 1, axis=1)[:, :K]
+        distances = np.take_along_axis(squares, ids, axis=1) + (queries**2).sum(axis=1)[:, None]
+        return ids, distances
+
+    return held.append, scan
+
+
+class Build:
+    params = (IMPLS[:3],)
+    param_names = ("impl",)
+    number, repeat, warmup_time = 1, (1, 3, 30), 0
+    timeout = 180
+
+    def setup(self, impl):
+        self.vectors = clustered(N, 1)
+        made(impl)[0](self.vectors[:300])  # compiles
+        self.add = made(impl)[0]
+
+    def time_add(self, impl):
+        self.add(self.vectors)
+
+
+class Search:
+    params = (IMPLS,)
+    param_names = ("impl",)
+    timeout = 180
+
+    def setup(self, impl):
+        self.vectors, self.queries = clustered(N, 1), clustered(QUERIES, 2)
+        add, self.search = made(impl)
+        add(self.vectors)
+        self.search(self.queries, EF)
+
+    def time_batch(self, impl):
+        self.search(self.queries, EF)
+
+    def time_one_query(self, impl):
+        self.search(self.queries[0], EF) if impl != "numpy-scan" else self.search(
+            self.queries[:1], EF
+        )
+
+    def track_recall(self, impl):
+        distances = np.asarray(self.search(self.queries, EF)[1])
+        limit = truth(self.vectors, self.queries)[:, None] * (1 + 1e-5)
+        return float((distances <= limit).mean())
+
+    track_recall.unit = "share of the true 10 nearest"
+
+
+class Own:
+    """What peers do not have, or not in a comparable form."""
+
+    timeout = 180
+
+    def setup(self):
+        try:
+            from llmds_nb import HNSW
+        except ImportError:
+            raise NotImplementedError from None
+        self.vectors, self.queries = clustered(N, 1), clustered(QUERIES, 2)
+        self.index = HNSW(DIM, M=M, ef_construction=EF_CONSTRUCTION)
+        self.index.add(self.vectors)
+        self.half = np.arange(N) % 2 == 0
+        for filter_ in (None, self.half):
+            self.index.search(self.queries, K, filter=filter_)
+        self.index.search(self.queries, K, exact=True)
+        self.next = 0
+        self.time_upsert_one()
+
+    def time_exact(self):
+        self.index.search(self.queries, K, exact=True)
+
+    def time_filter_half(self):
+        self.index.search(self.queries, K, filter=self.half)
+
+    def time_upsert_one(self):
+        self.index.add(self.vectors[self.next], [self.next])
+        self.next = (self.next + 1) % N
+
+    def track_bytes_per_vector(self):
+        return self.index.nbytes / N
+
+    track_bytes_per_vector.unit = "bytes"
+
+    def track_reachable(self):
+        return self.index.stats().reachable_share
+
+    track_reachable.unit = "share"

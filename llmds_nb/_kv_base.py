@@ -1,0 +1,376 @@
+"""State and door of a KVCache: its arrays, their growth, input checks, refusals, policy, file."""
+
+import hashlib
+import os
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._store import Stored
+from .errors import CapacityError, CorruptFileError
+from .kernels import eviction as ev
+from .kernels import kv as k
+from .kernels import kv_state as c
+from .kernels import kv_tables
+from .kernels.hashtable import empty_table, table_rehash
+from .kernels.status import ABSENT, FULL, INVALID, PRESENT
+
+POLICIES = {
+    "lru": ev.LRU,
+    "fifo": ev.FIFO,
+    "lfu": ev.LFU,
+    "priority": ev.PRIO,
+    "path-lrfu": ev.PATH_LRFU,
+}
+_FIRST_SEQUENCES = 64
+_FIRST_DOMAINS = 16
+
+
+class PageEvents(NamedTuple):
+    """What a custom eviction policy is asked about: n cached pages and what happened to them."""
+
+    pages: np.ndarray  # int64[n]
+    inserted: np.ndarray  # bool[n]: became cached
+    touched: np.ndarray  # bool[n]: found by a request
+    released: np.ndarray  # bool[n]: lost a holder
+    keys: np.ndarray  # float64[n]: present keys, 0 when new
+    turns: np.ndarray  # int32[n]: turn of the conversation that made the page
+    uses: np.ndarray  # int32[n]: requests that touched it
+    depths: np.ndarray  # int32[n]: pages above it
+    requests: int  # attaches so far
+    clock: int  # attaches and detaches so far
+
+
+class KVBase(Stored):
+    """What KVCache is made of; see there."""
+
+    def __init__(
+        self, n_pages=10_000, page_size=512, *, kv_shape=None, dtype=np.float16, eviction="lru",
+        prefix_sharing=True, key=None,
+    ):  # fmt: skip
+        self.n_pages = _checks.integer(n_pages, "n_pages", low=1, high=2**30)
+        self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
+        self.kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
+        self.dtype = np.dtype(dtype)
+        self._policy = None if isinstance(eviction, str) else eviction
+        if self._policy is None:
+            _checks.choice(eviction, "eviction", tuple(POLICIES))
+        elif not callable(getattr(eviction, "keys", None)):
+            raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
+        self.eviction = eviction
+        self.prefix_sharing = bool(prefix_sharing)
+        self._key = _hash_key(key)
+        self._domains = {}  # salt -> row of `dom`
+        self._free_domains = list(range(_FIRST_DOMAINS - 1, -1, -1))
+        self._pins = {}  # handle -> pages int32[n]
+        self._next_pin = 1
+        self._lock = threading.RLock()
+        self._s = self._empty_state()
+        self.kv = None
+        if self.kv_shape is not None:
+            self.kv = np.zeros((self.n_pages, self.page_size, *self.kv_shape), self.dtype)
+
+    def _empty_state(self):
+        n_pages = self.n_pages
+        table = 1 << max(3, (3 * n_pages // 2).bit_length())
+        first_moves_class = 7
+        top = 2 * n_pages + table + (1 << first_moves_class)
+        pool = np.zeros(top + 1024, np.int32)
+        pool[n_pages : 2 * n_pages] = np.arange(n_pages - 1, -1, -1)
+        page = np.zeros((n_pages, c.PAGE_COLUMNS), np.int32)
+        page[:, [c.PARENT, c.POS, c.QPOS]] = ABSENT
+        meta = np.zeros(c.META_SIZE, np.int64)
+        meta[c.N_FREE] = self.n_pages
+        meta[c.FREE_SEQ] = ABSENT
+        meta[c.CHUNKS :] = ABSENT
+        meta[c.STACK] = n_pages
+        meta[c.TABLE], meta[c.TABLE_MASK] = 2 * n_pages, table - 1
+        meta[c.MOVES], meta[c.MOVES_CLASS] = 2 * n_pages + table, first_moves_class
+        meta[c.POOL_TOP] = top
+        meta[c.HASH_MASK] = -1
+        meta[c.SHARING] = self.prefix_sharing
+        meta[c.POLICY] = ev.CUSTOM if self._policy else POLICIES[self.eviction]
+        state = c.KVState(
+            page=page,
+            tok=np.zeros((self.n_pages, self.page_size), np.int32),
+            pool=pool,
+            seq=np.zeros((0, c.SEQ_COLUMNS), np.int64),
+            ids=empty_table(_FIRST_SEQUENCES),
+            dom=np.zeros((_FIRST_DOMAINS, c.DOM_COLUMNS), np.int64),
+            meta=meta,
+        )
+        state.dom[:, [c.QUOTA, c.HEAP]] = ABSENT
+        return state
+
+    # ---- the door --------------------------------------------------------------------------
+
+    def _run(self, kernel, *args) -> None:
+        """Call a kernel, growing what it asks for; turn a refusal into an error."""
+        while (status := kernel(*self._s, *args)) == k.GROW:
+            self._grow(int(self._s.meta[c.MISSING]))
+        value = int(self._s.meta[c.MISSING])
+        if status == FULL:
+            meta = self._s.meta
+            raise CapacityError(
+                f"{value} pages lack: {meta[c.N_FREE]} free and {meta[c.N_EVICTABLE]} evictable of "
+                f"{self.n_pages}, quotas permitting"
+            )
+        if status == ABSENT:
+            raise KeyError(f"no sequence has id {value}")
+        if status == PRESENT:
+            raise ValueError(f"sequence {value} is attached already")
+        if status == INVALID:
+            raise ValueError(_INVALID[kernel].format(value))
+        if self.kv is not None and self._s.meta[c.N_MOVES]:
+            src, dst = self._fetch_moves()
+            self.kv[dst] = self.kv[src]
+        if self._policy is not None:
+            self._ask_policy()
+
+    def _grow(self, n) -> None:
+        pool = np.zeros(2 * len(self._s.pool) + n, np.int32)
+        pool[: len(self._s.pool)] = self._s.pool
+        self._s = self._s._replace(pool=pool)
+
+    def _reserve_sequences(self, n) -> None:
+        """Make room in `seq` and `ids` for n more sequences."""
+        s = self._s
+        wanted = len(self) + n
+        if 2 * wanted > len(s.ids):
+            ids = empty_table(2 * wanted)
+            table_rehash(s.ids, ids)
+            self._s = s = s._replace(ids=ids)
+        old = len(s.seq)
+        if wanted > old:
+            seq = np.zeros((max(_FIRST_SEQUENCES, 2 * wanted), c.SEQ_COLUMNS), np.int64)
+            seq[:old] = s.seq
+            seq[old:, c.ID] = ABSENT
+            seq[old:, c.LENGTH] = np.arange(old + 1, len(seq) + 1)
+            seq[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
+            s.meta[c.FREE_SEQ] = old
+            self._s = s._replace(seq=seq)
+
+    def _fetch_moves(self):
+        """Take the pending copies as (src, dst)."""
+        start, n = self._s.meta[c.MOVES], self._s.meta[c.N_MOVES]
+        moves = self._s.pool[start : start + 2 * n].reshape(n, 2).copy()
+        k.kv_moves_clear(*self._s)
+        return moves[:, 0].copy(), moves[:, 1].copy()
+
+    def _domain(self, salt) -> int:
+        """Row of `dom` for a salt; made, and unused ones dropped, as needed."""
+        domain = self._domains.get(salt)
+        if domain is not None:
+            return domain
+        if not self._free_domains:
+            self._drop_domains()
+        domain = self._free_domains.pop()
+        root = hashlib.blake2b(
+            salt_bytes(salt), digest_size=16, key=self._key, person=b"llmds_nb kv"
+        )
+        self._s.dom[domain] = 0
+        self._s.dom[domain, [c.QUOTA, c.HEAP]] = ABSENT
+        self._s.dom[domain, [c.ROOT0, c.ROOT1]] = np.frombuffer(root.digest(), "<i8")
+        self._domains[salt] = domain
+        return domain
+
+    def _drop_domains(self) -> None:
+        dom = self._s.dom
+        idle = (dom[:, c.OWNED] == 0) & (dom[:, c.SEQS] == 0) & (dom[:, c.QUOTA] < 0)
+        self._domains = {salt: d for salt, d in self._domains.items() if not idle[d]}
+        self._free_domains = np.flatnonzero(idle)[::-1].tolist()
+        if 2 * len(self._domains) > len(dom):
+            more = np.zeros_like(dom)
+            more[:, [c.QUOTA, c.HEAP]] = ABSENT
+            self._s = self._s._replace(dom=np.concatenate([dom, more]))
+            self._free_domains[:0] = range(2 * len(dom) - 1, len(dom) - 1, -1)
+
+    def _matched(self, tokens, salt) -> np.ndarray:
+        pages = np.empty(len(tokens) // self.page_size, np.int32)
+        if salt not in self._domains:
+            return pages[:0]
+        return pages[: k.kv_match(*self._s, self._domains[salt], tokens, pages)]
+
+    def _ask_policy(self) -> None:
+        """Let a custom policy set the keys of the pages that something happened to."""
+        page = self._s.page
+        pages = np.flatnonzero(page[:, c.EVENTS])
+        pages = pages[page[pages, c.STATE] == c.CACHED]
+        events = page[pages, c.EVENTS]
+        page[:, c.EVENTS] = 0
+        if not len(pages):
+            return
+        keys = self._policy.keys(
+            PageEvents(
+                pages,
+                *((events & 1 << hook) != 0 for hook in (ev.INSERTED, ev.TOUCHED, ev.RELEASED)),
+                keys=_keys_as_float(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
+                turns=page[pages, c.TURN],
+                uses=page[pages, c.USES],
+                depths=page[pages, c.DEPTH],
+                requests=int(self._s.meta[c.REQUESTS]),
+                clock=int(self._s.meta[c.CLOCK]),
+            )
+        )
+        keys = _checks.reals(keys, "keys of the eviction policy")
+        _checks.same_length("keys of the eviction policy", keys, "pages", pages)
+        k.kv_rekey(*self._s, pages, _keys_as_int(keys))
+
+    def _seq_id(self, seq_id, name="seq_id") -> np.ndarray:
+        return np.array([_checks.integer(seq_id, name, low=0, high=_checks.INT64_MAX)])
+
+    def _find_rows(self, seq_ids):
+        seq_ids = _checks.ids(seq_ids, "seq_ids", unique=False)
+        rows = np.empty(len(seq_ids), np.int64)
+        sizes = np.empty((len(seq_ids), 2), np.int64)
+        position = kv_tables.rows_find(self._s.ids, self._s.seq, seq_ids, rows, sizes)
+        if position != ABSENT:
+            raise KeyError(f"no sequence has id {seq_ids[position]}")
+        return rows, sizes
+
+    @property
+    def _rows(self):
+        return self.kv.reshape(self.n_pages * self.page_size, *self.kv_shape)
+
+    def _write_rows(self, seq_id, start, kv) -> None:
+        slots = np.empty(len(kv), np.int64)
+        self._run(k.kv_write, seq_id, start, slots)
+        self._rows[slots] = kv
+
+    def _need_tensors(self):
+        if self.kv_shape is None:
+            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
+
+    def _kv_rows(self, kv, n=None) -> np.ndarray:
+        self._need_tensors()
+        kv = np.asarray(kv)
+        if kv.dtype != self.dtype:
+            raise TypeError(f"kv must be {self.dtype}, as the cache, not {kv.dtype}")
+        n = n if n is not None or kv.ndim == 0 else len(kv)
+        if kv.shape != (n, *self.kv_shape):
+            raise ValueError(f"kv must have shape {[n, *self.kv_shape]}, not {list(kv.shape)}")
+        return kv
+
+    # ---- files -----------------------------------------------------------------------------
+
+    def _state(self):
+        if self._policy is not None:
+            raise TypeError("a KVCache with a custom eviction policy cannot be saved")
+        with self._lock:
+            arrays = {name: array.copy() for name, array in self._s._asdict().items()}
+            arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
+            if self.kv is not None:
+                arrays["kv"] = self.kv
+            header = {
+                "n_pages": self.n_pages,
+                "page_size": self.page_size,
+                "kv_shape": self.kv_shape,
+                "dtype": self.dtype.name,
+                "eviction": self.eviction,
+                "prefix_sharing": self.prefix_sharing,
+                "key": self._key.hex(),
+                "domains": [[*_salt_json(salt), domain] for salt, domain in self._domains.items()],
+                "pins": [[handle, len(pages)] for handle, pages in self._pins.items()],
+                "next_pin": self._next_pin,
+            }
+            return arrays, header
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        kv_shape = header["kv_shape"]
+        cache = cls(
+            header["n_pages"], header["page_size"], dtype=header["dtype"],
+            eviction=header["eviction"], prefix_sharing=header["prefix_sharing"],
+            key=bytes.fromhex(header["key"]),
+        )  # fmt: skip
+        for name, empty in cache._s._asdict().items():
+            array = arrays[name]
+            fixed = name in ("page", "tok", "meta")
+            same = array.shape == empty.shape if fixed else array.shape[1:] == empty.shape[1:]
+            if array.dtype != empty.dtype or not same:
+                raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
+        cache._s = c.KVState(*(arrays[name] for name in c.KVState._fields))
+        if kv_shape is not None:
+            cache.kv_shape = tuple(kv_shape)
+            cache.kv = arrays["kv"]
+            if cache.kv.shape != (cache.n_pages, cache.page_size, *cache.kv_shape):
+                raise CorruptFileError(f"array 'kv' has shape {list(cache.kv.shape)}")
+        cache._domains = {_salt_from_json(kind, text): d for kind, text, d in header["domains"]}
+        taken = set(cache._domains.values())
+        cache._free_domains = [d for d in range(len(cache._s.dom)) if d not in taken]
+        ends = np.cumsum([0] + [n for _, n in header["pins"]])
+        cache._pins = {
+            handle: arrays["pins"][ends[i] : ends[i + 1]]
+            for i, (handle, _) in enumerate(header["pins"])
+        }
+        cache._next_pin = header["next_pin"]
+        try:
+            cache.check()
+        except (AssertionError, IndexError) as error:
+            raise CorruptFileError(f"the cache is inconsistent: {error}") from None
+        return cache
+
+
+_INVALID = {
+    k.kv_append_csr: "sequence {} stands twice in one call",
+    k.kv_commit: "n_tokens is more than the {} tokens of the sequence",
+    k.kv_truncate: "n_tokens is more than the {} tokens of the sequence",
+    k.kv_write: "tokens before {} lie in pages shared by prefix and cannot be written",
+}
+
+
+def _kv_shape(shape) -> tuple[int, ...]:
+    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+        raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
+    return tuple(_checks.integer(n, "kv_shape", low=1) for n in shape)
+
+
+def _hash_key(key) -> bytes:
+    if key is None:
+        return os.urandom(32)
+    if not isinstance(key, bytes):
+        raise TypeError(f"key must be bytes, not {type(key).__name__}")
+    if not 1 <= len(key) <= 64:
+        raise ValueError(f"key must have 1 to 64 bytes, not {len(key)}")
+    return key
+
+
+def check_salt(salt):
+    if isinstance(salt, np.integer):
+        return int(salt)
+    if isinstance(salt, bool) or not isinstance(salt, int | bytes | str):
+        raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
+    return salt
+
+
+def _salt_json(salt) -> tuple[str, str]:
+    if isinstance(salt, int):
+        return "i", str(salt)
+    return ("b", salt.hex()) if isinstance(salt, bytes) else ("s", salt)
+
+
+def _salt_from_json(kind, text):
+    return {"i": int, "b": bytes.fromhex, "s": str}[kind](text)
+
+
+def salt_bytes(salt) -> bytes:
+    """Encode a salt so that no two salts, of whatever kinds, give the same bytes."""
+    if isinstance(salt, int):
+        kind, data = b"i", str(salt).encode()
+    elif isinstance(salt, bytes):
+        kind, data = b"b", salt
+    else:
+        kind, data = b"s", salt.encode("utf-8", "surrogatepass")
+    return kind + len(data).to_bytes(8, "little") + data
+
+
+def _keys_as_int(keys) -> np.ndarray:
+    """Float keys as int64 in the same order; its own inverse but for the dtype."""
+    bits = (keys + 0.0).view(np.int64)  # + 0.0: -0.0 and 0.0 are one key
+    return np.where(bits < 0, bits ^ _checks.INT64_MAX, bits)
+
+
+def _keys_as_float(bits) -> np.ndarray:
+    return np.where(bits < 0, bits ^ _checks.INT64_MAX, bits).view(np.float64)
