@@ -18,11 +18,11 @@ from .report import percentiles
 from .sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
 from .workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
 
-RATE_PER_S = 60.0
-# Admission lets bursts of half a second pass; what stays above 1.25 times the mean rate it refuses.
+RATE_PER_S = 50.0
+# Admission lets bursts of .4 s pass; what stays above 1.25 times the mean rate it refuses.
 ADMITTED_PER_S = 1.25 * RATE_PER_S
 ADMITTED_TOKENS_PER_S = 150 * ADMITTED_PER_S  # of questions and answers
-BURST_MS = 500.0
+BURST_MS = 400.0
 MAX_RETRIEVAL_BATCH = 8
 MAX_RETRIEVAL_WAIT_MS = 10.0
 MAX_RUNNING = 128
