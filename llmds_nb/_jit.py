@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 import uuid
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # nnan and ninf are left out on purpose: with them LLVM may fold isnan(x) to False.
 SAFE_FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
-_KEEP_OLD_SECONDS = 24 * 3600
+_KEEP_FOLDERS = 8  # caches of other stamps that stay: versions and flags in use side by side
 
 KERNELS = []  # every dispatcher made here, in order of definition; warm-up and its test read it
 
@@ -43,13 +42,13 @@ def _package_stamp(folder: Path) -> str:
 
 @cache
 def _stamped_folder(parent: str) -> str:
-    """Return the folder in `parent` for this stamp; drop those of old stamps. Once per process."""
+    """Return the folder in `parent` for this stamp; drop the oldest others. Once per process."""
     folder = Path(parent, f"llmds_nb-{STAMP[:16]}")
     if not folder.is_dir():
+        others = sorted(Path(parent).glob("llmds_nb-*"), key=lambda other: other.stat().st_mtime)
+        for other in others[:-_KEEP_FOLDERS]:
+            shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for other in Path(parent).glob("llmds_nb-*"):
-            if other != folder and time.time() - other.stat().st_mtime > _KEEP_OLD_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} is not writable")
     return str(folder)
@@ -92,7 +91,8 @@ try:
 
         def __init__(self, py_func):
             super().__init__(py_func)
-            self._cache_file = _OwnDataFiles(self.cache_path, self._impl.filename_base, STAMP)
+            stamp = self._cache_file._source_stamp
+            self._cache_file = _OwnDataFiles(self.cache_path, self._impl.filename_base, stamp)
 
         def save_overload(self, sig, data):
             try:
@@ -135,7 +135,7 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
+def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -146,15 +146,18 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     fastmath : bool
         Allow reassociation and contraction, never the assumption that NaN and infinity are absent.
         Only for distance kernels, whose input was checked to be finite.
+    inline : bool
+        Inline into the callers before type inference: for the inside of a hot loop.
     internal : bool
         Only ever called from other kernels: no door for Python is compiled, which takes more than
         half of the compile time of a small function.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal)
+        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, inline=inline, internal=internal)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
+        inline="always" if inline else "never",
         no_cfunc_wrapper=True,  # never called from C
         no_cpython_wrapper=internal,
         error_model="numpy",

@@ -252,7 +252,7 @@ class ContinuousBatcher:
         is_prefill = np.empty(n, np.bool_)
         n, total = k.step_plan(
             queue.meta, queue.request, self._running,
-            cache.ids, cache.seq, cache.arena, self.cache.page_size,
+            cache.ids, cache.seq, cache.pool, self.cache.page_size,
             ids, starts, n_tokens, is_prefill, self._slots,
         )  # fmt: skip
         ids = ids[:n]

@@ -24,9 +24,9 @@ def describe(path=None) -> list:
 
 def kernel_cache():
     """The folder of compiled kernels, or None without a disk cache, and the kernels in it."""
-    from llmds_nb.kernels import hashing  # any kernel: all have one folder
+    from llmds_nb._warmup import cache_folder
 
-    folder = getattr(getattr(hashing.mix64, "_cache", None), "cache_path", None)
+    folder = cache_folder()
     return folder, list(Path(folder).glob("*.nbc")) if folder else []
 
 
