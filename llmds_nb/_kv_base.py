@@ -164,8 +164,7 @@ class KVBase(Stored):
         domain = self._domains.get(salt)
         if domain is not None:
             return domain
-        if not self._free_domains:
-            self._drop_domains()
+        self._reserve_domains(1)
         domain = self._free_domains.pop()
         root = hashlib.blake2b(
             salt_bytes(salt), digest_size=16, key=self._key, person=b"llmds_nb kv"
@@ -176,16 +175,24 @@ class KVBase(Stored):
         self._domains[salt] = domain
         return domain
 
-    def _drop_domains(self) -> None:
+    def _reserve_domains(self, n) -> None:
+        """Make room in `dom` for n more salts, dropping unused ones first.
+
+        A batch reserves for all its salts at once: those it was just given look unused as well.
+        """
+        if n <= len(self._free_domains):
+            return
         dom = self._s.dom
         idle = (dom[:, c.OWNED] == 0) & (dom[:, c.SEQS] == 0) & (dom[:, c.QUOTA] < 0)
         self._domains = {salt: d for salt, d in self._domains.items() if not idle[d]}
         self._free_domains = np.flatnonzero(idle)[::-1].tolist()
-        if 2 * len(self._domains) > len(dom):
-            more = np.zeros_like(dom)
-            more[:, [c.QUOTA, c.HEAP]] = ABSENT
-            self._s = self._s._replace(dom=np.concatenate([dom, more]))
-            self._free_domains[:0] = range(2 * len(dom) - 1, len(dom) - 1, -1)
+        size = len(dom)
+        while size < 2 * (len(self._domains) + n):
+            size *= 2
+        more = np.zeros((size - len(dom), c.DOM_COLUMNS), np.int64)
+        more[:, [c.QUOTA, c.HEAP]] = ABSENT
+        self._s = self._s._replace(dom=np.concatenate([dom, more]))
+        self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
 
     def _matched(self, tokens, salt) -> np.ndarray:
         pages = np.empty(len(tokens) // self.page_size, np.int32)

@@ -166,6 +166,7 @@ class KVCache(PageTables):
         hits = np.empty(n, np.int64)
         with self._lock:
             self._reserve_sequences(n)
+            self._reserve_domains(len(set(salts)))
             domains = np.array([self._domain(salt) for salt in salts], np.int64)
             self._run(k.kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
             if kv is not None:
