@@ -54,6 +54,8 @@ class KVBase(Stored):
         self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
         self.kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
         self.dtype = np.dtype(dtype)
+        if self.dtype.hasobject or self.dtype.itemsize == 0:
+            raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
         self._policy = None if isinstance(eviction, str) else eviction
         if self._policy is None:
             _checks.choice(eviction, "eviction", tuple(POLICIES))
@@ -91,7 +93,7 @@ class KVBase(Stored):
         meta[c.POOL_TOP] = top
         meta[c.HASH_MASK] = -1
         meta[c.SHARING] = self.prefix_sharing
-        meta[c.POLICY] = ev.CUSTOM if self._policy else POLICIES[self.eviction]
+        meta[c.POLICY] = POLICIES[self.eviction] if self._policy is None else ev.CUSTOM
         state = c.KVState(
             page=page,
             tok=np.zeros((self.n_pages, self.page_size), np.int32),
@@ -122,7 +124,7 @@ class KVBase(Stored):
         if status == PRESENT:
             raise ValueError(f"sequence {value} is attached already")
         if status == INVALID:
-            raise ValueError(_INVALID[kernel].format(value))
+            raise ValueError(_INVALID[kernel].format(value, *args))
         if self.kv is not None and self._s.meta[c.N_MOVES]:
             src, dst = self._fetch_moves()
             self.kv[dst] = self.kv[src]
@@ -321,15 +323,15 @@ class KVBase(Stored):
 
 
 _INVALID = {
-    k.kv_append_csr: "sequence {} stands twice in one call",
-    k.kv_commit: "n_tokens is more than the {} tokens of the sequence",
-    k.kv_truncate: "n_tokens is more than the {} tokens of the sequence",
-    k.kv_write: "tokens before {} lie in pages shared by prefix and cannot be written",
+    k.kv_append_csr: "sequence {0} stands twice in one call",
+    k.kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    k.kv_write: "tokens before {0} lie in pages shared by prefix and cannot be written, not from {2}",
 }
 
 
 def _kv_shape(shape) -> tuple[int, ...]:
-    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
     return tuple(_checks.integer(n, "kv_shape", low=1) for n in shape)
 

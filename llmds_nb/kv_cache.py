@@ -156,6 +156,8 @@ class KVCache(PageTables):
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
         salts = [0] * n if salts is None else salts
+        if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
+            raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
         _checks.same_length("salts", salts, "seq_ids", seq_ids)
         priorities = _checks.integers(
             [0] * n if priorities is None else priorities, "priorities",
