@@ -264,27 +264,42 @@ class KVBase(Stored):
 
     # ---- files -----------------------------------------------------------------------------
 
+    def save(self, path) -> None:
+        """Write everything to one file, replacing it atomically; other threads wait meanwhile.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file; its folder must exist.
+
+        Raises
+        ------
+        TypeError
+            The eviction policy is an object of the user's.
+        """
+        with self._lock:  # the arrays are written as they lie, uncopied
+            super().save(path)
+
     def _state(self):
         if self._policy is not None:
-            raise TypeError("a KVCache with a custom eviction policy cannot be saved")
-        with self._lock:
-            arrays = {name: array.copy() for name, array in self._s._asdict().items()}
-            arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
-            if self.kv is not None:
-                arrays["kv"] = self.kv
-            header = {
-                "n_pages": self.n_pages,
-                "page_size": self.page_size,
-                "kv_shape": self.kv_shape,
-                "dtype": self.dtype.name,
-                "eviction": self.eviction,
-                "prefix_sharing": self.prefix_sharing,
-                "key": self._key.hex(),
-                "domains": [[*_salt_json(salt), domain] for salt, domain in self._domains.items()],
-                "pins": [[handle, len(pages)] for handle, pages in self._pins.items()],
-                "next_pin": self._next_pin,
-            }
-            return arrays, header
+            raise TypeError(f"a KVCache with the custom policy {self._policy!r} cannot be saved")
+        arrays = self._s._asdict()
+        arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
+        if self.kv is not None:
+            arrays["kv"] = self.kv
+        header = {
+            "n_pages": self.n_pages,
+            "page_size": self.page_size,
+            "kv_shape": self.kv_shape,
+            "dtype": self.dtype.name,
+            "eviction": self.eviction,
+            "prefix_sharing": self.prefix_sharing,
+            "key": self._key.hex(),
+            "domains": [[*_salt_json(salt), domain] for salt, domain in self._domains.items()],
+            "pins": [[handle, len(pages)] for handle, pages in self._pins.items()],
+            "next_pin": self._next_pin,
+        }
+        return arrays, header
 
     @classmethod
     def _from_state(cls, arrays, header):
