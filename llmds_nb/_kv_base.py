@@ -369,25 +369,28 @@ def check_salt(salt):
     return salt
 
 
-def _salt_json(salt) -> tuple[str, str]:
+def _salt_parts(salt) -> tuple[str, bytes]:
     if isinstance(salt, int):
-        return "i", str(salt)
-    return ("b", salt.hex()) if isinstance(salt, bytes) else ("s", salt)
+        return "i", str(salt).encode()
+    return ("b", salt) if isinstance(salt, bytes) else ("s", salt.encode("utf-8", "surrogatepass"))
+
+
+def _salt_json(salt) -> tuple[str, str]:
+    kind, data = _salt_parts(salt)
+    return kind, data.hex()  # JSON would join two surrogates to one letter, another tenant's salt
 
 
 def _salt_from_json(kind, text):
-    return {"i": int, "b": bytes.fromhex, "s": str}[kind](text)
+    data = bytes.fromhex(text)
+    if kind == "s":
+        return data.decode("utf-8", "surrogatepass")
+    return int(data) if kind == "i" else data
 
 
 def salt_bytes(salt) -> bytes:
     """Encode a salt so that no two salts, of whatever kinds, give the same bytes."""
-    if isinstance(salt, int):
-        kind, data = b"i", str(salt).encode()
-    elif isinstance(salt, bytes):
-        kind, data = b"b", salt
-    else:
-        kind, data = b"s", salt.encode("utf-8", "surrogatepass")
-    return kind + len(data).to_bytes(8, "little") + data
+    kind, data = _salt_parts(salt)
+    return kind.encode() + len(data).to_bytes(8, "little") + data
 
 
 def _keys_as_int(keys) -> np.ndarray:
