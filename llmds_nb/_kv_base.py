@@ -341,7 +341,7 @@ _INVALID = {
     k.kv_append_csr: "sequence {0} stands twice in one call",
     k.kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
-    k.kv_write: "tokens before {0} lie in pages shared by prefix and cannot be written, not from {2}",
+    k.kv_write: "write from token {2}, but those before {0} lie in pages shared by prefix",
 }
 
 
