@@ -126,7 +126,8 @@ class KVCache(PageTables):
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         indptr = np.array([0, len(tokens)])
-        hits = int(self._attach([seq_id], tokens, indptr, [salt], [priority], kv)[0])
+        seq_ids = self._seq_id(seq_id)
+        hits = int(self._attach(seq_ids, tokens, indptr, [salt], [priority], kv)[0])
         return hits
 
     def attach_many(self, seq_ids, tokens, indptr, *, salts=None, priorities=None) -> np.ndarray:
