@@ -1,5 +1,7 @@
 """KVCache: what every method refuses, and the page tables it hands out."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -384,3 +386,95 @@ def test_answers_are_the_callers_own():
     assert cache.tokens(3).tolist() == before
     assert cache.slot_mapping(3, 0, len(slots[3])).tolist() == slots[3]
     cache.check()
+
+
+# ---- attention -------------------------------------------------------------------------------
+
+
+def kv_rows(tokens):
+    """K and V of two heads of four, float32[n, 2, 2, 4], a function of the whole prefix."""
+    digest, rows = hashlib.sha256(), []
+    for token in tokens:
+        digest.update(bytes([token]))
+        rows.append(np.frombuffer(digest.digest()[:16], np.uint8))
+    return (np.array(rows, np.float32).reshape(-1, 2, 2, 4) - 128) / 64
+
+
+def attention(query, rows):
+    scores = np.einsum("hd,nhd->hn", query, rows[:, 0].astype(np.float64))
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.einsum("hn,nhd->hd", weights, rows[:, 1]) / weights.sum(axis=1)[:, None]
+
+
+def paged_attention(query, paged, table, i):
+    """The same, page by page with a running softmax, as a kernel does it."""
+    pages = table.indices[table.indptr[i] : table.indptr[i + 1]]
+    top, total, mixed = np.full(2, -np.inf), np.zeros(2), np.zeros((2, 4))
+    for page in pages:
+        n = table.last_page_len[i] if page == pages[-1] else paged.shape[1]
+        keys, values = paged[page, :n, 0].astype(np.float64), paged[page, :n, 1]
+        scores = np.einsum("hd,nhd->hn", query, keys)
+        new_top = np.maximum(top, scores.max(axis=1))
+        weights, fade = np.exp(scores - new_top[:, None]), np.exp(top - new_top)
+        total = total * fade + weights.sum(axis=1)
+        mixed = mixed * fade[:, None] + np.einsum("hn,nhd->hd", weights, values)
+        top = new_top
+    return mixed / total[:, None]
+
+
+def share_at_random(pattern, inside):
+    """Run one random pattern and compare every sequence; returns the cache's stats."""
+    rng = np.random.default_rng([pattern, inside])
+    page_size = int(rng.choice([1, 2, 4, 8]))
+    shape = (2, 2, 4)
+    cache = KVCache(96, page_size, kv_shape=shape if inside else None, dtype=np.float32)
+    paged = cache.kv if inside else np.zeros((96, page_size, *shape), np.float32)
+    sequences, shared = {}, rng.integers(0, 9, 20).tolist()
+
+    def compute(seq_id, start, tokens):
+        """The engine outside: copies first, then the new rows."""
+        if not inside:
+            src, dst = cache.pending_copies()
+            paged[dst] = paged[src]
+            slots = cache.slot_mapping(seq_id, start, len(tokens))
+            paged.reshape(-1, *shape)[slots] = kv_rows(tokens)[start:]
+
+    for new_id in range(14):
+        kind = rng.choice(["attach", "attach", "fork", "append", "append", "truncate"])
+        old = int(rng.choice(list(sequences))) if sequences else None
+        own = rng.integers(0, 9, rng.integers(1, 10)).tolist()
+        if kind == "attach" or old is None:
+            tokens = shared[: rng.integers(0, 21)] + own
+            hits = cache.attach(new_id, tokens, kv_rows(tokens) if inside else None)
+            compute(new_id, hits, tokens)
+            cache.commit(new_id, len(tokens))
+            sequences[new_id] = tokens
+        elif kind == "fork":
+            cache.fork(old, new_id)
+            sequences[new_id] = list(sequences[old])
+        elif kind == "append":
+            start = len(sequences[old])
+            sequences[old] = sequences[old] + own
+            cache.append(old, own, kv_rows(sequences[old])[start:] if inside else None)
+            compute(old, start, sequences[old])
+        else:
+            n = int(rng.integers(1, len(sequences[old]) + 1))
+            cache.truncate(old, n)
+            sequences[old] = sequences[old][:n]
+    table = cache.page_table(list(sequences))
+    for i, tokens in enumerate(sequences.values()):
+        query = rng.normal(size=(2, 4))
+        np.testing.assert_allclose(
+            paged_attention(query, paged, table, i),
+            attention(query, kv_rows(tokens)),
+            rtol=1e-10, atol=1e-12,
+        )  # fmt: skip
+    cache.check()
+    return cache.stats()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_attention_over_pages_equals_attention_over_whole_sequences(inside):
+    stats = [share_at_random(pattern, inside) for pattern in range(100)]
+    assert sum(s.shares for s in stats) > 200 and sum(s.copies for s in stats) > 50
+    assert sum(s.n_shared > 0 for s in stats) > 80
