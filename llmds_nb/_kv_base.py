@@ -362,11 +362,9 @@ def _hash_key(key) -> bytes:
 
 
 def check_salt(salt):
-    if isinstance(salt, np.integer):
-        return int(salt)
-    if isinstance(salt, bool) or not isinstance(salt, int | bytes | str):
+    if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
         raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
-    return salt
+    return salt if isinstance(salt, bytes | str) else int(salt)  # an enum prints its name
 
 
 def _salt_parts(salt) -> tuple[str, bytes]:
