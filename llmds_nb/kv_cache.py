@@ -223,7 +223,7 @@ class KVCache(PageTables):
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
             self._run(k.kv_append_csr, seq_ids, tokens, np.array([0, len(tokens)]), slots)
-            if kv is not None:
+            if kv is not None and len(tokens):
                 self._rows[slots] = kv
                 self._run(k.kv_commit, seq_ids[0], self.length(seq_id))
         return slots

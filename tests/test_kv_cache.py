@@ -93,6 +93,16 @@ def test_only_full_committed_pages_are_found():
     cache.check()
 
 
+def test_appending_nothing_commits_nothing():
+    cache = KVCache(16, T, kv_shape=(1,))
+    cache.attach(1, PROMPT)
+    cache.append(1, [])
+    cache.append(1, [], np.zeros((0, 1), np.float16))
+    assert cache.match(PROMPT) == 0
+    cache.append(1, [5])
+    assert cache.match(PROMPT) == 12
+
+
 def test_uncommitted_pages_are_not_kept_and_sharing_can_be_off():
     cache = KVCache(16, T)
     cache.attach(1, PROMPT)
