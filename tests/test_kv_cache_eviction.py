@@ -102,7 +102,7 @@ def test_pages_leave_in_the_order_of_the_policy(eviction, policy, priorities):
     rng = np.random.default_rng(11)
     cache, model = KVCache(P, 1, eviction=eviction), Model(policy)
     lacked = 0
-    for seq_id in range(400):
+    for seq_id in range(250):
         if len(model.open) == 3 or (model.open and rng.random() < 0.3):
             leaving = int(rng.choice(list(model.open)))
             model.detach(leaving)
@@ -125,7 +125,7 @@ def test_pages_leave_in_the_order_of_the_policy(eviction, policy, priorities):
         # Equal matches of all 32 paths: the same prefixes are cached.
         assert [cache.match(p) for p in PATHS] == [model.match(p) for p in PATHS]
         assert cache.stats().n_cached == len(model.nodes)
-    assert cache.stats().evictions == model.evictions > 150
+    assert cache.stats().evictions == model.evictions > 80
     assert lacked
     cache.check()
 
