@@ -183,6 +183,21 @@ def test_priority_is_a_tier_above_the_policy(eviction):
     assert leaving(cache, prompts) == [1, 4, 0, 3, 2]
 
 
+@pytest.mark.parametrize("first_leaves", [False, True])
+def test_a_duplicate_hands_its_priority_to_the_page_that_stays(first_leaves):
+    cache = KVCache(16, 2)
+    cache.attach(1, [1, 1])
+    cache.attach(2, [1, 1], priority=5)
+    cache.commit(1, 2)
+    if first_leaves:  # the page is an evictable leaf when its twin comes
+        cache.detach(1)
+    cache.commit(2, 2)
+    cache.check()
+    cache.detach([2] if first_leaves else [1, 2])
+    serve(cache, [9, 9], priority=1)
+    assert leaving(cache, [[1, 1], [9, 9]]) == [1, 0]
+
+
 def test_a_parent_never_leaves_before_its_child_whatever_the_priority():
     cache = KVCache(16, 1)
     serve(cache, [1], priority=-5)
