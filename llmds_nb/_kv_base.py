@@ -54,6 +54,8 @@ class KVBase(Stored):
         self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
         self.kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
         self.dtype = np.dtype(dtype)
+        if self.dtype.hasobject or self.dtype.itemsize == 0:
+            raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
         self._policy = None if isinstance(eviction, str) else eviction
         if self._policy is None:
             _checks.choice(eviction, "eviction", tuple(POLICIES))
@@ -91,7 +93,7 @@ class KVBase(Stored):
         meta[c.POOL_TOP] = top
         meta[c.HASH_MASK] = -1
         meta[c.SHARING] = self.prefix_sharing
-        meta[c.POLICY] = ev.CUSTOM if self._policy else POLICIES[self.eviction]
+        meta[c.POLICY] = POLICIES[self.eviction] if self._policy is None else ev.CUSTOM
         state = c.KVState(
             page=page,
             tok=np.zeros((self.n_pages, self.page_size), np.int32),
@@ -122,7 +124,7 @@ class KVBase(Stored):
         if status == PRESENT:
             raise ValueError(f"sequence {value} is attached already")
         if status == INVALID:
-            raise ValueError(_INVALID[kernel].format(value))
+            raise ValueError(_INVALID[kernel].format(value, *args))
         if self.kv is not None and self._s.meta[c.N_MOVES]:
             src, dst = self._fetch_moves()
             self.kv[dst] = self.kv[src]
@@ -164,8 +166,7 @@ class KVBase(Stored):
         domain = self._domains.get(salt)
         if domain is not None:
             return domain
-        if not self._free_domains:
-            self._drop_domains()
+        self._reserve_domains(1)
         domain = self._free_domains.pop()
         root = hashlib.blake2b(
             salt_bytes(salt), digest_size=16, key=self._key, person=b"llmds_nb kv"
@@ -176,16 +177,24 @@ class KVBase(Stored):
         self._domains[salt] = domain
         return domain
 
-    def _drop_domains(self) -> None:
+    def _reserve_domains(self, n) -> None:
+        """Make room in `dom` for n more salts, dropping unused ones first.
+
+        A batch reserves for all its salts at once: those it was just given look unused as well.
+        """
+        if n <= len(self._free_domains):
+            return
         dom = self._s.dom
         idle = (dom[:, c.OWNED] == 0) & (dom[:, c.SEQS] == 0) & (dom[:, c.QUOTA] < 0)
         self._domains = {salt: d for salt, d in self._domains.items() if not idle[d]}
         self._free_domains = np.flatnonzero(idle)[::-1].tolist()
-        if 2 * len(self._domains) > len(dom):
-            more = np.zeros_like(dom)
-            more[:, [c.QUOTA, c.HEAP]] = ABSENT
-            self._s = self._s._replace(dom=np.concatenate([dom, more]))
-            self._free_domains[:0] = range(2 * len(dom) - 1, len(dom) - 1, -1)
+        size = len(dom)
+        while size < 2 * (len(self._domains) + n):
+            size *= 2
+        more = np.zeros((size - len(dom), c.DOM_COLUMNS), np.int64)
+        more[:, [c.QUOTA, c.HEAP]] = ABSENT
+        self._s = self._s._replace(dom=np.concatenate([dom, more]))
+        self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
 
     def _matched(self, tokens, salt) -> np.ndarray:
         pages = np.empty(len(tokens) // self.page_size, np.int32)
@@ -255,27 +264,42 @@ class KVBase(Stored):
 
     # ---- files -----------------------------------------------------------------------------
 
+    def save(self, path) -> None:
+        """Write everything to one file, replacing it atomically; other threads wait meanwhile.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file; its folder must exist.
+
+        Raises
+        ------
+        TypeError
+            The eviction policy is an object of the user's.
+        """
+        with self._lock:  # the arrays are written as they lie, uncopied
+            super().save(path)
+
     def _state(self):
         if self._policy is not None:
-            raise TypeError("a KVCache with a custom eviction policy cannot be saved")
-        with self._lock:
-            arrays = {name: array.copy() for name, array in self._s._asdict().items()}
-            arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
-            if self.kv is not None:
-                arrays["kv"] = self.kv
-            header = {
-                "n_pages": self.n_pages,
-                "page_size": self.page_size,
-                "kv_shape": self.kv_shape,
-                "dtype": self.dtype.name,
-                "eviction": self.eviction,
-                "prefix_sharing": self.prefix_sharing,
-                "key": self._key.hex(),
-                "domains": [[*_salt_json(salt), domain] for salt, domain in self._domains.items()],
-                "pins": [[handle, len(pages)] for handle, pages in self._pins.items()],
-                "next_pin": self._next_pin,
-            }
-            return arrays, header
+            raise TypeError(f"a KVCache with the custom policy {self._policy!r} cannot be saved")
+        arrays = self._s._asdict()
+        arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
+        if self.kv is not None:
+            arrays["kv"] = self.kv
+        header = {
+            "n_pages": self.n_pages,
+            "page_size": self.page_size,
+            "kv_shape": self.kv_shape,
+            "dtype": self.dtype.name,
+            "eviction": self.eviction,
+            "prefix_sharing": self.prefix_sharing,
+            "key": self._key.hex(),
+            "domains": [[*_salt_json(salt), domain] for salt, domain in self._domains.items()],
+            "pins": [[handle, len(pages)] for handle, pages in self._pins.items()],
+            "next_pin": self._next_pin,
+        }
+        return arrays, header
 
     @classmethod
     def _from_state(cls, arrays, header):
@@ -314,15 +338,15 @@ class KVBase(Stored):
 
 
 _INVALID = {
-    k.kv_append_csr: "sequence {} stands twice in one call",
-    k.kv_commit: "n_tokens is more than the {} tokens of the sequence",
-    k.kv_truncate: "n_tokens is more than the {} tokens of the sequence",
-    k.kv_write: "tokens before {} lie in pages shared by prefix and cannot be written",
+    k.kv_append_csr: "sequence {0} stands twice in one call",
+    k.kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    k.kv_write: "write from token {2}, but those before {0} lie in pages shared by prefix",
 }
 
 
 def _kv_shape(shape) -> tuple[int, ...]:
-    if isinstance(shape, str) or not hasattr(shape, "__iter__"):
+    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
     return tuple(_checks.integer(n, "kv_shape", low=1) for n in shape)
 
@@ -338,32 +362,33 @@ def _hash_key(key) -> bytes:
 
 
 def check_salt(salt):
-    if isinstance(salt, np.integer):
-        return int(salt)
-    if isinstance(salt, bool) or not isinstance(salt, int | bytes | str):
+    if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
         raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
-    return salt
+    return salt if isinstance(salt, bytes | str) else int(salt)  # an enum prints its name
+
+
+def _salt_parts(salt) -> tuple[str, bytes]:
+    if isinstance(salt, int):
+        return "i", str(salt).encode()
+    return ("b", salt) if isinstance(salt, bytes) else ("s", salt.encode("utf-8", "surrogatepass"))
 
 
 def _salt_json(salt) -> tuple[str, str]:
-    if isinstance(salt, int):
-        return "i", str(salt)
-    return ("b", salt.hex()) if isinstance(salt, bytes) else ("s", salt)
+    kind, data = _salt_parts(salt)
+    return kind, data.hex()  # JSON would join two surrogates to one letter, another tenant's salt
 
 
 def _salt_from_json(kind, text):
-    return {"i": int, "b": bytes.fromhex, "s": str}[kind](text)
+    data = bytes.fromhex(text)
+    if kind == "s":
+        return data.decode("utf-8", "surrogatepass")
+    return int(data) if kind == "i" else data
 
 
 def salt_bytes(salt) -> bytes:
     """Encode a salt so that no two salts, of whatever kinds, give the same bytes."""
-    if isinstance(salt, int):
-        kind, data = b"i", str(salt).encode()
-    elif isinstance(salt, bytes):
-        kind, data = b"b", salt
-    else:
-        kind, data = b"s", salt.encode("utf-8", "surrogatepass")
-    return kind + len(data).to_bytes(8, "little") + data
+    kind, data = _salt_parts(salt)
+    return kind.encode() + len(data).to_bytes(8, "little") + data
 
 
 def _keys_as_int(keys) -> np.ndarray:

@@ -22,16 +22,18 @@ class PageTables(KVBase):
 
     def tokens(self, seq_id) -> np.ndarray:
         """Return a sequence's tokens as int32[length]. O(length)."""
+        seq_ids = self._seq_id(seq_id)
         with self._lock:
-            rows, sizes = self._find_rows(seq_id)
+            rows, sizes = self._find_rows(seq_ids)
             out = np.empty(sizes[0, 0], np.int32)
             kv_tables.table_tokens(self._s.seq, self._s.pool, self._s.tok, rows[0], out)
         return out
 
     def length(self, seq_id) -> int:
         """Return the number of tokens of a sequence. O(1)."""
+        seq_ids = self._seq_id(seq_id)
         with self._lock:
-            return int(self._find_rows(seq_id)[1][0, 0])
+            return int(self._find_rows(seq_ids)[1][0, 0])
 
     def page_table(self, seq_ids, *, out=None) -> PageTable:
         """Page table of B sequences in FlashInfer's CSR layout. O(pages).
@@ -81,9 +83,9 @@ class PageTables(KVBase):
             else:
                 if not isinstance(out, np.ndarray) or out.ndim != 2 or out.dtype != np.int32:
                     raise TypeError("out must be an int32 array with two dimensions")
-                if out.shape[0] < n or out.shape[1] < width or not out.flags.c_contiguous:
+                if out.shape[0] < n or out.shape[1] < width or not out.flags.carray:
                     raise ValueError(
-                        f"out must be C-contiguous and at least [{n}, {width}], "
+                        f"out must be C-contiguous, writable and at least [{n}, {width}], "
                         f"not {list(out.shape)}"
                     )
                 out = out[:n]

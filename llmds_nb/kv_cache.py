@@ -126,7 +126,8 @@ class KVCache(PageTables):
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         indptr = np.array([0, len(tokens)])
-        hits = int(self._attach([seq_id], tokens, indptr, [salt], [priority], kv)[0])
+        seq_ids = self._seq_id(seq_id)
+        hits = int(self._attach(seq_ids, tokens, indptr, [salt], [priority], kv)[0])
         return hits
 
     def attach_many(self, seq_ids, tokens, indptr, *, salts=None, priorities=None) -> np.ndarray:
@@ -156,6 +157,8 @@ class KVCache(PageTables):
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
         salts = [0] * n if salts is None else salts
+        if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
+            raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
         _checks.same_length("salts", salts, "seq_ids", seq_ids)
         priorities = _checks.integers(
             [0] * n if priorities is None else priorities, "priorities",
@@ -166,6 +169,7 @@ class KVCache(PageTables):
         hits = np.empty(n, np.int64)
         with self._lock:
             self._reserve_sequences(n)
+            self._reserve_domains(len(set(salts)))
             domains = np.array([self._domain(salt) for salt in salts], np.int64)
             self._run(k.kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
             if kv is not None:
@@ -219,7 +223,7 @@ class KVCache(PageTables):
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
             self._run(k.kv_append_csr, seq_ids, tokens, np.array([0, len(tokens)]), slots)
-            if kv is not None:
+            if kv is not None and len(tokens):
                 self._rows[slots] = kv
                 self._run(k.kv_commit, seq_ids[0], self.length(seq_id))
         return slots

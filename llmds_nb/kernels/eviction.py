@@ -250,6 +250,18 @@ def leaf_heaps_rebuild(s, renamed):
 
 
 @kernel(internal=True)
+def leaf_raise(s, page, priority):
+    """Lift the priority of a cached page, in the heap or not. O(log n), O(1) where it has it."""
+    if s.page[page, PRIORITY] < priority:
+        in_heap = s.page[page, POS] != ABSENT
+        if in_heap:
+            leaf_drop(s, page)
+        s.page[page, PRIORITY] = priority
+        if in_heap:
+            leaf_add(s, page)
+
+
+@kernel(internal=True)
 def leaf_rekey(s, page, key):
     """Change the key of a cached page, in the heap or not. O(log n)."""
     in_heap = s.page[page, POS] != ABSENT

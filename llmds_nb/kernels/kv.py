@@ -17,6 +17,7 @@ from .eviction import (
     TOUCHED,
     domain_heap_fill,
     key_update,
+    leaf_raise,
     leaf_rekey,
 )
 from .hashtable import table_find, table_remove, table_set
@@ -191,6 +192,7 @@ def _cache_pages(s, row, full):
             parent = page
         else:
             s.seq[row, TWINS] = 1
+            leaf_raise(s, twin, s.seq[row, SEQ_PRIORITY])  # it stays in place of this copy
             parent = twin
     s.seq[row, NHASH] = full
     s.seq[row, CANON] = parent
