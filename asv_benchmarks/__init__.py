@@ -7,7 +7,8 @@
   missing. Nothing of ours is therefore imported at the top of a file.
 - asv_runner 0.3 runs `setup` before every timed call and times one call: what takes long to build
   is kept by `functools.cache` (one process per parameter set), and what takes microseconds is
-  repeated in the body, as the benchmark's docstring says.
+  repeated in the body, as the benchmark's docstring says. Other runners time many calls after one
+  `setup`: what changes its input says `number = 1`.
 - Texts and traces come from LLMDS_DATA, by default ../shared/data beside the repository.
 """
 

@@ -85,6 +85,7 @@ class Compact:
     params = (["llmds_nb", "plain Python"],)
     param_names = ("impl",)
     version = "1"
+    number = 1
 
     def setup(self, impl):
         self.pool = _pool(impl, POOL)

@@ -57,6 +57,7 @@ class Decode:
     params = ([256, 1024], IMPLS)
     param_names = ("running", "impl")
     version = "1"
+    number = 1
 
     def setup(self, running, impl):
         self.kv, self.ids, prompts, self.tokens = self.built(running, impl)
@@ -92,6 +93,7 @@ class Attach:
     params = (["new", "cached"], WITH_CALLS)
     param_names = ("prompts", "impl")
     version = "1"
+    number = 1
 
     def setup(self, prompts, impl):
         self.kv, self.prompts = self.built(prompts, impl)
@@ -153,6 +155,7 @@ class Evict:
     params = (WITH_CALLS,)
     param_names = ("impl",)
     version = "1"
+    number = 1
 
     def setup(self, impl):
         self.kv = self.built(impl)
@@ -209,6 +212,7 @@ class Growth:
     params = ([1_000, 100_000, 1_000_000], IMPLS)
     param_names = ("pages", "impl")
     version = "1"
+    number = 1
     timeout = 300
 
     def setup(self, pages, impl):
