@@ -1,6 +1,7 @@
 """Data structures under LLM inference and retrieval, as flat NumPy arrays under Numba kernels."""
 
 import importlib as _importlib
+import logging as _logging
 
 _HOMES = {
     "AdmissionController": "admission",
@@ -25,6 +26,8 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"
+
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 
 def __getattr__(name):  # each name is imported at first use, so that the package itself is cheap

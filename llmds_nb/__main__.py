@@ -154,11 +154,11 @@ def _demo(arguments):
         quick=arguments.quick,
     )
     result = demo.run(options, Progress.on_stderr())
-    print(report.table(result))
     if arguments.json:
         _write(arguments.json, json.dumps(result, indent=2, sort_keys=True, allow_nan=False) + "\n")
     if arguments.plot:
         plots.draw(result, arguments.plot)
+    print(report.table(result))
     failed = [check for check in result["checks"] if not check["passed"]]
     for check in failed:
         print(f"llmds-nb: check failed: {check['name']}: {check['detail']}", file=sys.stderr)

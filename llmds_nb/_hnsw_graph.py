@@ -13,6 +13,7 @@ from .kernels.hnsw import BLOCK_BITS
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
+_MAX_LEVEL = 31
 _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
 _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 1000, 50
@@ -56,6 +57,37 @@ def appended(array, n, new) -> np.ndarray:
         array = grown
     array[n : n + len(new)] = new
     return array
+
+
+def drawn_levels(base, n, M, seed, drawn) -> dict:
+    """The levels of `n` slots after base.n and their upper rows, as fields of a snapshot.
+
+    The level is floor(-ln(U) / ln(M)), each U from the seed and the count of those drawn before.
+    """
+    bits = np.random.PCG64(seed).advance(drawn).random_raw(n)
+    uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
+    levels = np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8)
+    heights = np.cumsum(levels, dtype=np.int64)
+    upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
+    return {
+        "levels": appended(base.levels, base.n, levels),
+        "upper": appended(base.upper, base.n, upper),
+        "n_upper": base.n_upper + int(heights[-1]),
+    }
+
+
+def only(base, slots) -> dict:
+    """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
+    rows = base.rows[slots]
+    return {
+        "vectors": rows if base.rows is base.vectors else base.vectors[slots],
+        "rows": rows,
+        "factors": base.factors[slots] if len(base.factors) else base.factors,
+        "ids": base.ids[slots],
+        "live": np.ones(len(slots), np.bool_),
+        "coding": base.coding,
+        "n_live": len(slots),
+    }
 
 
 def block_rows(blocks, n) -> np.ndarray:

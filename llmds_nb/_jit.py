@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
+import uuid
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _warn_uncached(reason: str) -> None:
 
 try:
     STAMP = _package_stamp(Path(__file__).parent)
-    from numba.core.caching import CompileResultCacheImpl, FunctionCache
+    from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
     class _PackageCacheImpl(CompileResultCacheImpl):
         """Numba's cache of compiled functions, under the package's stamp instead of the file's."""
@@ -71,8 +72,27 @@ try:
             self._locator.get_cache_path = lambda: folder
             self._locator.get_source_stamp = lambda: STAMP
 
+    class _OwnDataFiles(IndexDataCacheFile):
+        """Lets several processes fill one cold cache.
+
+        Numba numbers the data files of a function by the index as it last read it, so two processes
+        that save two signatures at once both take number 1, and an index entry then names the other
+        signature's machine code. Here every save has a file of its own, written before the index
+        names it; of two indexes written at once one is lost, and its signature compiles again.
+        """
+
+        def save(self, key, data):
+            name = self._data_name(uuid.uuid4().int)
+            self._save_data(name, data)
+            self._save_index(self._load_index() | {key: name})
+
     class _PackageCache(FunctionCache):
         _impl_class = _PackageCacheImpl
+
+        def __init__(self, py_func):
+            super().__init__(py_func)
+            stamp = self._cache_file._source_stamp
+            self._cache_file = _OwnDataFiles(self.cache_path, self._impl.filename_base, stamp)
 
         def save_overload(self, sig, data):
             try:
@@ -115,7 +135,7 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
+def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -129,14 +149,18 @@ def kernel(func=None, *, nogil=False, fastmath=False, internal=False):
     internal : bool
         Only ever called from other kernels: no door for Python is compiled, which takes more than
         half of the compile time of a small function.
+    inline : bool
+        Part of its callers before type inference, for loops as short as a call: LLVM does not
+        inline what it has vectorised, and passing arrays costs 10 to 20 ns.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, internal=internal)
+        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, inline=inline, internal=internal)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
         no_cpython_wrapper=internal,
+        inline="always" if inline else "never",
         error_model="numpy",
     )(func)
     if not config.DISABLE_JIT:

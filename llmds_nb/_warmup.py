@@ -3,6 +3,7 @@
 import llmds_nb
 
 from . import _checks
+from .kernels import hashing
 
 # Every class here has a static method `_warmup()` that drives each of its kernels once on a tiny
 # instance, with the dtypes of real use.
@@ -46,6 +47,8 @@ def warmup(structures=None, *, progress=False) -> list[str]:
         structures = STRUCTURES
     elif isinstance(structures, str):
         structures = [structures]
+    elif not isinstance(structures, list | tuple):
+        raise TypeError(f"structures must be names, not {structures!r}")
     names = [_checks.choice(name, "structures", STRUCTURES) for name in structures]
     bar = names
     if progress:
@@ -57,3 +60,8 @@ def warmup(structures=None, *, progress=False) -> list[str]:
             bar.set_postfix_str(name)
         getattr(llmds_nb, name)._warmup()
     return names
+
+
+def cache_folder() -> str | None:
+    """Where compiled kernels are kept for this version and these flags; None = nowhere."""
+    return getattr(getattr(hashing.mix64, "_cache", None), "cache_path", None)

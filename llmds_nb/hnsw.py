@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
-from ._hnsw_graph import GraphWriter, appended
+from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
 from ._hnsw_state import HNSWStats
 from ._hnsw_vectors import METRICS, STORES, VectorForm
 from ._store import Stored
@@ -20,7 +20,7 @@ from .kernels.status import ABSENT
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
-MAX_DIM, MAX_M, MAX_LEVEL, MAX_SLOTS = 4096, 256, 31, 2**30
+MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
 _MIN_DEAD = 64  # removed slots that are never worth a rebuild
 
 
@@ -80,8 +80,8 @@ class HNSW(Stored):
     >>> index = HNSW(2)
     >>> index.add([[0, 0], [1, 0], [5, 5]])
     array([0, 1, 2])
-    >>> index.search([0.9, 0], k=2)
-    Neighbors(ids=array([1, 0]), distances=array([0.01, 0.81], dtype=float32))
+    >>> index.search([1, 1], k=2)
+    Neighbors(ids=array([1, 0]), distances=array([1., 2.], dtype=float32))
     """
 
     def __init__(
@@ -191,15 +191,7 @@ class HNSW(Stored):
     def _insert(self, base, writer, fields, n_new, threads, progress):
         """Link the slots after base.n and publish; the table follows from `fields`."""
         drawn = self._drawn if base.n else 0  # a rebuilt graph is that of a fresh index
-        levels = self._draw_levels(drawn, n_new)
-        heights = np.cumsum(levels, dtype=np.int64)
-        upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
-        fields = {
-            **fields,
-            "levels": appended(base.levels, base.n, levels),
-            "upper": appended(base.upper, base.n, upper),
-            "n_upper": base.n_upper + int(heights[-1]),
-        }
+        fields |= drawn_levels(base, n_new, self._M, self._seed, drawn)
         with contextlib.ExitStack() as stack:
             executor = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
             advance = _no_progress
@@ -222,12 +214,6 @@ class HNSW(Stored):
         writer.commit(base)
         self._next_id = max(self._next_id, int(ids.max()) + 1)
         self._drawn = drawn + n_new
-
-    def _draw_levels(self, drawn, n):
-        """floor(-ln(U) / ln(M)) for the next n slots; each U depends on seed and place only."""
-        bits = np.random.PCG64(self._seed).advance(drawn).random_raw(n)
-        uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-        return np.minimum(-np.log(uniform) / np.log(self._M), MAX_LEVEL).astype(np.uint8)
 
     def remove(self, ids) -> None:
         """Take vectors out. O(n) bytes copied; they stay as dead waypoints, see `compact`.
@@ -282,17 +268,7 @@ class HNSW(Stored):
             slots = np.flatnonzero(base.live[: base.n])
             if len(slots) == base.n:
                 return
-            rows = base.rows[slots]
-            vectors = rows if base.rows is base.vectors else base.vectors[slots]
-            fields = {
-                "vectors": vectors,
-                "rows": rows,
-                "factors": base.factors[slots] if len(base.factors) else base.factors,
-                "ids": base.ids[slots],
-                "live": np.ones(len(slots), np.bool_),
-                "coding": base.coding,
-                "n_live": len(slots),
-            }
+            fields = only(base, slots)
             empty = self._form.empty(self._M)
             self._insert(empty, self._new_writer(empty), fields, len(slots), threads, False)
 
@@ -502,19 +478,20 @@ class HNSW(Stored):
 
     @staticmethod
     def _warmup() -> None:
+        # With codes, as every index of 32 dimensions or more; without, kernels compile when called.
         vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-        for dim in (32, 8):  # with codes, and without
-            index = HNSW(dim, M=2, ef_construction=4)
-            index.add(vectors[:, :dim].copy())
-            index.add(vectors[:40, :dim].copy(), np.arange(40))
-            index.remove([1])
-            mask = np.ones(64, np.bool_)
-            index.search(vectors[0, :dim].copy(), 1, ef=1)
-            index.search(vectors[:2, :dim].copy(), 1, ef=1, filter=mask)
-            index.search(vectors[0, :dim].copy(), 3, exact=True)
-            index.search(vectors[0, :dim].copy(), 3, filter=[3, 4])
-            index.compact()
-            _ = index.get(2), 3 in index, index.stats()
+        index = HNSW(32, M=2, ef_construction=4)
+        index.add(vectors)
+        index.add(vectors[:40], np.arange(40))
+        index.add(np.ones((40, 32), np.float32))  # equal vectors are linked by force
+        index.remove([1])
+        mask = np.ones(200, np.bool_)
+        index.search(vectors[0], 1, ef=1)
+        index.search(vectors[:2], 1, ef=1, filter=mask)
+        index.search(vectors[0], 3, exact=True)
+        index.search(vectors[0], 3, filter=[3, 4])
+        index.compact()
+        _ = index.get(2), 3 in index, index.stats()
 
 
 def _no_progress(n) -> None:

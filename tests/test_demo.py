@@ -126,7 +126,7 @@ def test_plot_is_a_picture(run, tmp_path):
 
 
 def test_pages_too_few_for_one_request_are_refused(small_corpus, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_compile", None)  # before anything is compiled
+    monkeypatch.setattr(demo, "_Compilation", None)  # before anything is compiled
     assert main(["demo", "--corpus", str(small_corpus), "--pages", "3"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "--pages 3 of 64 tokens cannot hold one request" in line
@@ -211,7 +211,7 @@ def test_a_reloaded_index_that_answers_otherwise_is_found(small_corpus, capsys, 
 
 
 def test_bad_corpora_are_refused_before_anything_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_compile", None)
+    monkeypatch.setattr(demo, "_Compilation", None)
     with pytest.raises(demo.BadInput):
         demo.run(demo.Options(corpus=str(tmp_path)), Progress())
 

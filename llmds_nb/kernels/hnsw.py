@@ -33,13 +33,14 @@ A pool is int64[>= ef + 1], ascending: key << 32 | slot << 2 | passes << 1 | exp
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import kernel, prefetch
 from .distance import rows_keys
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
 PASSES, EXPANDED = 2, 1
 
+_LINE = 64  # bytes of a cache line
 _LOW_WORD = np.int64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 
@@ -48,6 +49,14 @@ _ONE = np.uint64(1)
 def links_row(links, blocks, row):
     """The neighbours in logical row `row`: count, then slots. O(1)."""
     return links[(blocks[row >> BLOCK_BITS] << BLOCK_BITS) | (row & BLOCK_MASK)]
+
+
+@kernel(internal=True)
+def links_prefetch(links, blocks, row):
+    """Ask for the logical row `row` of links that will be read soon. O(M)."""
+    place = np.int64((blocks[row >> BLOCK_BITS] << BLOCK_BITS) | (row & BLOCK_MASK))
+    for byte in range(0, links.shape[1] * links.itemsize, _LINE):
+        prefetch(links, place, byte)
 
 
 @kernel(internal=True)
@@ -163,8 +172,11 @@ def graph_explore(
                 continue
             if count == pool.size:
                 pool = pool_grown(pool)
-            lowest = min(lowest, pool_insert(pool, count, entry))
+            place = pool_insert(pool, count, entry)
             count += 1
+            if place < lowest:  # perhaps the next to be expanded
+                lowest = place
+                links_prefetch(links, blocks, level_row(upper, slot, level))
             if passes:
                 if passing < ef:
                     passing += 1

@@ -1,7 +1,9 @@
 """The main job: index real text, ask it real questions, serve a RAG workload, judge the result."""
 
+import contextlib
+import multiprocessing
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from llmds_nb.hnsw import Neighbors
 
 from . import checks, corpus, index, questions, rag
 from .errors import BadInput
+from .info import kernel_cache
 from .questions import DEPTH
 from .report import DEFINITIONS, percentiles
 
@@ -58,9 +61,9 @@ def run(options, progress) -> dict:
         name: np.random.default_rng([options.seed, i])
         for i, name in enumerate(("questions", "workload", "model"))
     }
-    with ThreadPoolExecutor(1) as background, tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
         if options.corpus is None:
-            compiled = _compile(background)  # keeps one core busy while other processes read
+            compilation = stack.enter_context(contextlib.closing(_Compilation()))
             texts = corpus.read_docstrings(progress, every=QUICK_EVERY if options.quick else 1)
         else:
             texts = corpus.read_path(options.corpus, progress, strict=options.strict)
@@ -72,14 +75,15 @@ def run(options, progress) -> dict:
                 "four words or more and a rest of eight"
             )
         rag.require_pages(options, [question.text for question in asked.test])
-        if options.corpus is not None:
-            compiled = _compile(background)  # after everything that bad input can stop
+        if options.corpus is not None:  # now that bad input cannot stop it any more
+            compilation = stack.enter_context(contextlib.closing(_Compilation()))
         with progress.stage("wait for kernels"):
-            compiled[0].result()
+            compilation.wait_for_retrieval()
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         retrieval = _build(asked, Path(folder) / "demo.llmds", options.seed, progress)
-        quality, latency_ms, verdicts = _ask(retrieval, progress)
         with progress.stage("wait for kernels of serving"):
-            compiled[1].result()
+            compilation.wait_for_serving()  # before latencies are measured
+        quality, latency_ms, verdicts = _ask(retrieval, progress)
         served = rag.run(options, retrieval, rng, progress)
     seconds = dict(progress.seconds)
     indexing = sum(seconds[name] for name in ("fit LSA", "encode", "index"))
@@ -98,8 +102,40 @@ def run(options, progress) -> dict:
     }
 
 
-def _compile(background):
-    return [background.submit(llmds_nb.warmup, list(names)) for names in (WARM_FIRST, WARM_NEXT)]
+class _Compilation:
+    """Compiles in the background: what retrieval needs in this process, the rest in another one.
+
+    Numba compiles one function at a time in a process, so a second process uses the second core; it
+    leaves its work in the disk cache. With kernels in the cache already, there is no need for it.
+    """
+
+    def __init__(self):
+        folder, kernels = kernel_cache()
+        self._thread = ThreadPoolExecutor(1)
+        self._pool = None
+        if folder and not kernels:
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_NEXT))
+        self._first = self._thread.submit(llmds_nb.warmup, list(WARM_FIRST))
+        self._next = self._thread.submit(self._fetch)
+
+    def _fetch(self):
+        if self._pool is not None:
+            with contextlib.suppress(OSError, BrokenExecutor):  # then it is done here
+                self._elsewhere.result()
+        llmds_nb.warmup(list(WARM_NEXT))
+
+    def wait_for_retrieval(self):
+        self._first.result()
+
+    def wait_for_serving(self):
+        self._next.result()
+
+    def close(self):
+        """Drop what has not begun and wait for what has."""
+        for executor in (self._thread, self._pool):
+            if executor is not None:
+                executor.shutdown(cancel_futures=True)
 
 
 def _build(asked, path, seed, progress) -> Retrieval:

@@ -37,8 +37,8 @@ class StepCost(NamedTuple):
 class RetrievalCost(NamedTuple):
     """What a batch of the retrieval stage takes, in ms: encoding and search, or a cache read."""
 
-    base: float = 4.0  # e
-    searched: float = 1.0  # f
+    base: float = 12.0  # e
+    searched: float = 1.5  # f
     cached: float = 0.05  # g
 
     def batch_ns(self, searched, cached) -> int:

@@ -18,23 +18,26 @@ def describe(path=None) -> list:
     lines = [("llmds_nb", llmds_nb.__version__), ("python", platform.python_version())]
     lines += [(name, version(name)) for name in _LIBRARIES]
     lines += [("machine", f"{platform.machine()}, {platform.system()}")]
-    return lines + _describe_cache()
+    lines += [("kernel cache", _describe_cache())]
+    return lines
+
+
+def kernel_cache():
+    """The folder of compiled kernels, or None without a disk cache, and the kernels in it."""
+    from llmds_nb._warmup import cache_folder
+
+    folder = cache_folder()
+    return folder, list(Path(folder).glob("*.nbc")) if folder else []
 
 
 def _describe_cache():
-    from llmds_nb import _jit
-    from llmds_nb.kernels import hashing  # noqa: F401  one module with kernels is enough
-
-    cache = getattr(_jit.KERNELS[0], "_cache", None) if _jit.KERNELS else None
-    folder = getattr(cache, "cache_path", None)
+    folder, compiled = kernel_cache()
     if folder is None:
-        return [("kernel cache", "off: kernels compile in every process")]
-    files = [file for file in Path(folder).glob("*.nb?") if file.is_file()]
-    if not files:
-        return [("kernel cache", f"{folder}: empty; `llmds-nb warmup` fills it")]
-    compiled = sum(file.suffix == ".nbc" for file in files)
-    size = sum(file.stat().st_size for file in files)
-    return [("kernel cache", f"{folder}: {compiled} compiled kernels, {size / 1e6:.1f} MB")]
+        return "off: kernels compile in every process"
+    if not compiled:
+        return f"{folder}: empty; `llmds-nb warmup` fills it"
+    size = sum(file.stat().st_size for file in compiled)
+    return f"{folder}: {len(compiled)} compiled kernels, {size / 1e6:.1f} MB"
 
 
 def _describe_file(path):

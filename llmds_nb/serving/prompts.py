@@ -87,7 +87,7 @@ class PromptBuilder:
         tokens = self._documents.get(number)
         if tokens is None:
             text = self._text_of([number])[0]
-            # Enough characters for the tokens wanted, so that a long text is not split in full.
-            tokens = self.tokens(text[: DOCUMENT_TOKENS * 16])[:DOCUMENT_TOKENS]
+            # About twice the characters needed, so that a long text is not split in full.
+            tokens = self.tokens(text[: DOCUMENT_TOKENS * 8])[:DOCUMENT_TOKENS]
             self._documents[number] = tokens
         return tokens

@@ -18,7 +18,8 @@ DEFINITIONS = {
     "serving.tokens_per_s": "generated tokens / the same seconds",
     "serving.retrieval_batch_fill": "mean requests of a retrieval batch / largest batch allowed",
     "serving.step_fill": "mean tokens of an engine step / largest step allowed",
-    "serving.running_mean": "sequences in a step, mean over the steps",
+    "serving.running_mean": "sequences that hold pages, mean over the steps",
+    "serving.running_fill": "the same / most that may run",
     "serving.cache_hit_ratio": "queries served from the pipeline's cache / queries retrieved",
     "serving.rejected": "requests refused by admission; they end there and are not tried again",
     "kv.prefix_hit_ratio": "prompt tokens found cached / prompt tokens looked up at attach",
@@ -108,17 +109,22 @@ def _serving_lines(report):
     return lines + [
         _row(
             "retrieval batch fill",
-            f"{100 * s['retrieval_batch_fill']:.1f} %",
+            _percent(s["retrieval_batch_fill"]),
             f"{s['retrieval_batch_mean']:.2f} requests a batch, {s['retrieval_batches']:,} batches",
         ),
         _row(
+            "engine batch fill",
+            _percent(s["running_fill"]),
+            f"{s['running_mean']:.1f} sequences running on average, {s['running_peak']} at most",
+        ),
+        _row(
             "engine step fill",
-            f"{100 * s['step_fill']:.1f} %",
-            f"{s['running_mean']:.1f} running on average, {s['running_peak']} at most",
+            _percent(s["step_fill"]),
+            f"of {s['step_tokens_limit']:,} tokens, {s['steps']:,} steps",
         ),
         _row(
             "cache hit ratio",
-            f"{100 * s['cache_hit_ratio']:.1f} %",
+            _percent(s["cache_hit_ratio"]),
             f"{s['cache_hits']:,} of {s['cache_lookups']:,} queries",
         ),
         _row("admission rejections", f"{s['rejected']:,}", f"of {s['requests']:,} requests"),
@@ -143,11 +149,15 @@ def _kv_lines(report):
         ),
         _row(
             "prefix hit ratio",
-            f"{100 * kv['prefix_hit_ratio']:.1f} %",
+            _percent(kv["prefix_hit_ratio"]),
             f"{kv['prefix_hit_tokens']:,} of {kv['prefix_lookup_tokens']:,} prompt tokens",
         ),
         _row("evictions", f"{kv['evictions']:,}", "pages"),
     ]
+
+
+def _percent(ratio):
+    return f"{100 * ratio:.1f} %"
 
 
 def _row(label, value, note=""):

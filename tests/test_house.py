@@ -1,0 +1,118 @@
+"""The house: which module may import which, what is public, and that importing stays cheap."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmds_nb
+
+ROOT = Path(llmds_nb.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+PRIVATE_LEAVES = {"_jit", "_checks", "_store", "errors"}
+
+# A kernel module imports only modules of a lower level, and of ours nothing else but _jit.
+LEVELS = [
+    "status hashing topk varint distance lsa rowheap kv_state admission",
+    "hashtable rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
+    "heap waiting fusion eviction kv_tables hnsw_build hnsw_search",
+    "batching kv_pages kv_compact",
+    "kv",
+    "continuous",
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
+
+
+def imports_of(path):
+    """Modules of ours that a file imports, relative to the package, such as `kernels.heap`."""
+    package = ["llmds_nb", *path.relative_to(ROOT).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {start} | {f"{start}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("llmds_nb").removeprefix(".") for name in found if is_ours(name)}
+
+
+def is_ours(name):
+    """Whether a dotted name is a module of the package (and not a name inside one)."""
+    path = ROOT.joinpath(*name.split(".")[1:])
+    return name.split(".")[0] == "llmds_nb" and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/*.py")), ids=lambda path: path.stem)
+def test_kernels_import_lower_levels_only(path):
+    if path.stem == "__init__":
+        return
+    assert path.stem in LEVEL, f"give kernels/{path.name} a level in this test"
+    for name in imports_of(path) - {"", "_jit", "kernels"}:
+        part = name.removeprefix("kernels.")
+        assert name.startswith("kernels.") and LEVEL[part] < LEVEL[path.stem], name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_objects_import_kernels_leaves_and_objects(path):
+    names = imports_of(path)
+    if path.stem == "__main__":
+        return
+    assert not [n for n in names if n.startswith(("serving", "integrations", "__main__"))]
+    if path.stem in PRIVATE_LEAVES:
+        assert names <= PRIVATE_LEAVES | {""}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("serving/*.py")), ids=lambda path: path.stem)
+def test_serving_uses_objects_only(path):
+    for name in imports_of(path):
+        assert not name.startswith(("kernels", "integrations", "__main__")), name
+
+
+def test_the_object_modules_do_not_import_each_other_in_a_circle():
+    left = {path.stem: imports_of(path) for path in ROOT.glob("*.py") if path.stem != "__main__"}
+    left.pop("__init__")
+    while left:
+        free = [name for name, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+def test_public_names_are_those_of_the_readme():
+    readme = (REPOSITORY / "README.md").read_text()
+    block = re.search(r"<!-- public names -->(.*?)<!-- end -->", readme, re.S).group(1)
+    assert llmds_nb.__all__ == sorted(re.findall(r"`(\w+)", block))
+    for name in llmds_nb.__all__:
+        assert getattr(llmds_nb, name).__doc__
+    assert set(llmds_nb.__all__) <= set(dir(llmds_nb))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = llmds_nb.no_such_name
+
+
+def test_version_is_that_of_the_project():
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert f'version = "{llmds_nb.__version__}"' in project
+
+
+def run(code):
+    env = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_lazy_and_imports_no_scipy():
+    heavy = "{'scipy', 'numba', 'numpy'}"
+    assert run(f"import llmds_nb, sys; print({heavy} & sys.modules.keys())").strip() == "set()"
+    out = run(
+        "import llmds_nb, sys\n"
+        "for name in llmds_nb.__all__: getattr(llmds_nb, name)\n"
+        "from llmds_nb._jit import KERNELS\n"
+        "print('scipy.sparse' in sys.modules, sum(len(k.signatures) for k in KERNELS))"
+    )
+    assert out.split() == ["False", "0"]

@@ -1,0 +1,168 @@
+"""The kernel cache never gives a stale result, and never stands in the way of an import."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmds_nb
+from llmds_nb import _jit
+from llmds_nb._jit import kernel, mul_hi
+
+ROOT = Path(llmds_nb.__file__).parent
+CALLER = """
+from .._jit import kernel
+from .callee import callee
+
+@kernel
+def caller(x):
+    return callee(x) + 10
+"""
+CALLEE = """
+from .._jit import kernel
+
+@kernel
+def callee(x):
+    return x + {}
+"""
+CALL = (
+    "from llmds_nb.kernels.caller import caller; r = caller(1); "
+    "print(r, sum(caller.stats.cache_hits.values()))"
+)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A small package with our `_jit.py` and two kernels, one calling the other in another file."""
+    package = tmp_path / "llmds_nb"
+    (package / "kernels").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    shutil.copy(ROOT / "_jit.py", package)
+    (package / "kernels" / "__init__.py").write_text("")
+    (package / "kernels" / "caller.py").write_text(CALLER)
+    (package / "kernels" / "callee.py").write_text(CALLEE.format(1))
+    return package
+
+
+def run(package, code=CALL, **env):
+    env = {**os.environ, "PYTHONPATH": str(package.parent), **env}
+    env.pop("NUMBA_CACHE_DIR", None)
+    env.update({k: v for k, v in {"NUMBA_CACHE_DIR": env.pop("CACHE", "")}.items() if v})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=package.parent
+    )
+
+
+def test_an_edited_callee_in_another_file_is_seen_by_its_cached_caller(copy):
+    assert run(copy).stdout.split() == ["12", "0"]
+    assert run(copy).stdout.split() == ["12", "1"]  # from the disk cache
+    (copy / "kernels" / "callee.py").write_text(CALLEE.format(100))
+    assert run(copy).stdout.split() == ["111", "0"]
+    (copy / "kernels" / "callee.py").write_text(CALLEE.format(1))
+    assert run(copy).stdout.split() == ["12", "1"]  # the first version's code is still there
+
+
+def test_flags_that_change_code_have_a_cache_of_their_own(copy):
+    reader = CALLER.replace("callee(x) + 10", "x[5]")
+    (copy / "kernels" / "caller.py").write_text(reader)
+    code = (
+        "import numpy as np; from llmds_nb.kernels.caller import caller\n"
+        "try: caller(np.zeros(2)); print('read')\n"
+        "except IndexError: print('caught')"
+    )
+    assert run(copy, code, NUMBA_BOUNDSCHECK="0").stdout.strip() == "read"
+    assert run(copy, code, NUMBA_BOUNDSCHECK="1").stdout.strip() == "caught"
+
+
+def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, where a folder would have to be made")
+    result = run(copy, CACHE=str(blocked / "cache"))
+    assert result.stdout.split() == ["12", "0"], result.stderr
+    assert "not cached on disk" in result.stderr and result.stderr.count("\n") <= 2
+
+
+def test_a_full_disk_while_saving_does_not_fail_the_call(copy):
+    code = "import llmds_nb._jit as j; from numba.core.caching import IndexDataCacheFile as f\n"
+    code += "def full(*a): raise OSError(28, 'No space left on device')\nf.save = full\n" + CALL
+    result = run(copy, code)
+    assert result.stdout.split() == ["12", "0"], result.stderr
+
+
+def test_without_numbas_private_parts_kernels_run_uncached_with_one_warning(copy):
+    code = "import numba.core.caching as c; del c.CompileResultCacheImpl\n" + CALL
+    result = run(copy, code)
+    assert result.stdout.split() == ["12", "0"], result.stderr
+    assert result.stderr.count("not cached on disk") == 1
+    code = (
+        "import numba.core.caching as c\n"
+        "init = c.Cache.__init__\n"
+        "def changed(self, f):\n    init(self, f); self._cache_file._source_stamp = 'another'\n"
+        "c.Cache.__init__ = changed\n" + CALL
+    )
+    for _ in range(2):  # a stamp that is not taken over must not be trusted the second time either
+        result = run(copy, code)
+        assert result.stdout.split() == ["12", "0"], result.stderr
+    assert result.stderr.count("not cached on disk") == 1
+
+
+def test_old_caches_are_dropped_but_for_the_newest(copy):
+    for version in range(12):
+        (copy / "kernels" / "callee.py").write_text(CALLEE.format(version))
+        run(copy, "import llmds_nb.kernels.caller")
+    folders = list((copy / "kernels" / "__pycache__").glob("llmds_nb-*"))
+    assert len(folders) == _jit._KEEP_FOLDERS + 1
+
+
+def test_the_stamp_covers_all_kernel_sources():
+    before = _jit._package_stamp(ROOT)
+    assert before == _jit.STAMP
+    assert len(_jit.KERNELS) > 100
+
+
+def test_fastmath_still_sees_nan():
+    @kernel(fastmath=True)
+    def is_nan(x):
+        return np.isnan(x)
+
+    assert is_nan(np.nan) and not is_nan(1.0)
+
+
+def test_mul_hi_is_the_upper_half_of_the_product():
+    @kernel
+    def high(a, b):
+        return mul_hi(a, b)
+
+    rng = np.random.default_rng(0)
+    for a, b in rng.integers(0, 2**64, (50, 2), dtype=np.uint64):
+        assert int(high(a, b)) == int(a) * int(b) >> 64
+
+
+def test_warmup_compiles_every_kernel_once_and_says_what_it_did(tmp_path):
+    code = (
+        "import llmds_nb; print(len(llmds_nb.warmup(progress=True)))\n"
+        "from llmds_nb._jit import KERNELS\n"
+        "print([k.__name__ for k in KERNELS if not k.signatures])"
+    )
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT.parent)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    count, idle = result.stdout.splitlines()
+    assert int(count) == len(llmds_nb._warmup.STRUCTURES)
+    assert idle == "[]"
+    assert "13/13" in result.stderr or f"{count}/{count}" in result.stderr
+
+
+@pytest.mark.parametrize("bad", ["Nothing", ["KVCache", "Nothing"], 3])
+def test_warmup_names_what_it_does_not_know(bad):
+    with pytest.raises((ValueError, TypeError), match=r"Nothing|structures"):
+        llmds_nb.warmup(bad)
+
+
+def test_the_library_is_silent_by_default():
+    handlers = logging.getLogger("llmds_nb").handlers
+    assert handlers and all(isinstance(handler, logging.NullHandler) for handler in handlers)
