@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from . import ours
+
 N = 10_000
 
 
@@ -34,7 +36,6 @@ class Admit:
     param_names = ("outcome", "impl")
     version = "1"
     number = 1
-    warmup_time = 0
 
     def setup(self, outcome, impl):
         rates = (1e6, 1e9) if outcome == "admitted" else (10.0, 1e4)
@@ -42,10 +43,7 @@ class Admit:
         if impl == "plain Python":
             control = PlainBuckets(*rates)
         else:
-            from llmds_nb import AdmissionController
-
-            AdmissionController._warmup()
-            control = AdmissionController(*rates)
+            control = ours("AdmissionController")(*rates)
         if impl == "llmds_nb":
             self.run = lambda: control.admit_many(self.tokens)
         else:

@@ -1,11 +1,46 @@
 """ContinuousBatcher against its plain-Python twin, the oracle of the tests, over the same cache."""
 
-import sys
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 
+from . import ours, twin
+
 RUNNING, WAITING, PROMPT = 256, 1_000, 1_024
+
+
+class _Engine:
+    """A batcher with 256 sequences that decode, and what the last step planned."""
+
+    def __init__(self, impl):
+        prompts = np.random.default_rng(0).integers(0, 2**15, (RUNNING + WAITING, PROMPT), np.int32)
+        kv = ours("KVCache")(n_pages=RUNNING * 4, page_size=512)
+        self.plain = impl == "plain Python"
+        if self.plain:
+            self.batcher = twin("oracles_continuous", "SlowBatcher")(kv, RUNNING, 2**20, "aging", 0)
+            for prompt in prompts:
+                self.batcher.submit(prompt.tolist(), 500, 0, 1000.0, 0, 0)
+        else:
+            made = ours("ContinuousBatcher")
+            self.batcher = made(kv, max_running=RUNNING, max_step_tokens=2**20)
+            for prompt in prompts:
+                self.batcher.submit(prompt, max_new_tokens=500)
+        self.plan = None
+        for _ in range(2):
+            self.step()
+            self.advance()
+
+    def step(self):
+        self.plan = self.batcher.step()
+
+    def advance(self):
+        if self.plain:
+            ids = [id_ for id_, _, _ in self.plan[0]]
+            self.batcher.advance(dict.fromkeys(ids, 1), dict.fromkeys(ids, False))
+        else:
+            ids = self.plan.seq_ids
+            self.batcher.advance(ids, np.ones(ids.size, np.int32))
+        self.plan = None
 
 
 class Decode:
@@ -14,46 +49,21 @@ class Decode:
     params = (["llmds_nb", "plain Python"],)
     param_names = ("impl",)
     version = "1"
-    timeout = 300
     number = 1
-    warmup_time = 0
+    timeout = 300
 
     def setup(self, impl):
-        from llmds_nb import ContinuousBatcher, KVCache
+        self.engine = self.built(impl)
+        if self.engine.plan is not None:
+            self.engine.advance()
 
-        prompts = np.random.default_rng(0).integers(0, 2**15, (RUNNING + WAITING, PROMPT), np.int32)
-        cache = KVCache(n_pages=RUNNING * 4, page_size=512)
-        if impl == "llmds_nb":
-            ContinuousBatcher._warmup()
-            self.batcher = ContinuousBatcher(cache, max_running=RUNNING, max_step_tokens=2**20)
-            for prompt in prompts:
-                self.batcher.submit(prompt, max_new_tokens=500)
-        else:
-            sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-            try:
-                from oracles_continuous import SlowBatcher
-            finally:
-                sys.path.pop(0)
-            self.batcher = SlowBatcher(cache, RUNNING, 2**20, "aging", 0)
-            for prompt in prompts:
-                self.batcher.submit(prompt.tolist(), 500, 0, 1000.0, 0, 0)
-        for _ in range(2):
-            self.step(impl)
-            self.advance(impl)
-
-    def step(self, impl):
-        self.plan = self.batcher.step()
-
-    def advance(self, impl):
-        if impl == "llmds_nb":
-            ids = self.plan.seq_ids
-            self.batcher.advance(ids, np.ones(ids.size, np.int32))
-        else:
-            ids = [id_ for id_, _, _ in self.plan[0]]
-            self.batcher.advance(dict.fromkeys(ids, 1), dict.fromkeys(ids, False))
+    @staticmethod
+    @cache
+    def built(impl):
+        return _Engine(impl)
 
     def time_step(self, impl):
-        self.step(impl)
+        self.engine.step()
 
 
 class Advance(Decode):
@@ -61,7 +71,7 @@ class Advance(Decode):
 
     def setup(self, impl):
         super().setup(impl)
-        self.step(impl)
+        self.engine.step()
 
     def time_step(self, impl):
-        self.advance(impl)
+        self.engine.advance()

@@ -4,6 +4,8 @@ import heapq
 
 import numpy as np
 
+from . import ours, peer
+
 BATCH = 1000
 
 
@@ -31,20 +33,10 @@ class LazyHeap:
 def _empty(impl, n):
     """An empty heap, ours with room for n: growth is measured by Load."""
     if impl.startswith("llmds_nb"):
-        from llmds_nb import IndexedHeap
-
-        IndexedHeap._warmup()
-        return IndexedHeap(n)
+        return ours("IndexedHeap")(n)
     if impl == "heapq":
         return LazyHeap()
-    try:
-        if impl == "heapdict":
-            from heapdict import heapdict as peer
-        else:
-            from pqdict import pqdict as peer
-    except ImportError:
-        raise NotImplementedError(f"{impl} is not installed") from None
-    return peer()
+    return getattr(peer(impl), impl)()
 
 
 class Cycle:
@@ -56,8 +48,8 @@ class Cycle:
     )
     param_names = ("n", "impl")
     version = "1"
-    timeout = 300
     number = 1
+    timeout = 300
     warmup_time = 0
 
     def setup(self, n, impl):
@@ -116,8 +108,8 @@ class PopAll:
     params = ([100_000, 1_000_000], ["llmds_nb", "heapq", "numpy.sort"])
     param_names = ("n", "impl")
     version = "1"
-    timeout = 300
     number = 1
+    timeout = 300
     warmup_time = 0
 
     def setup(self, n, impl):
@@ -154,10 +146,7 @@ class Load:
         rng = np.random.default_rng(0)
         self.items, self.priorities = rng.permutation(4 * n)[:n], rng.random(n)
         if impl == "llmds_nb":
-            from llmds_nb import IndexedHeap
-
-            IndexedHeap._warmup()
-            self.heap = IndexedHeap()
+            self.heap = ours("IndexedHeap")()
         else:
             self.heap = list(
                 zip(self.priorities.tolist(), range(n), self.items.tolist(), strict=True)

@@ -1,6 +1,10 @@
 """HNSW against hnswlib on generated clustered vectors, in cluster order, and a scan."""
 
+from functools import cache
+
 import numpy as np
+
+from . import ours, peer
 
 N, DIM, QUERIES, K = 8_000, 64, 200, 10
 M, EF_CONSTRUCTION, EF = 16, 100, 50
@@ -25,19 +29,11 @@ def truth(vectors, queries):
 def made(impl):
     """(add, search) of an empty index; search(queries, ef) gives ids and squared distances."""
     if impl.startswith("llmds_nb"):
-        try:
-            from llmds_nb import HNSW
-        except ImportError:
-            raise NotImplementedError from None
         quantize = None if impl.endswith("float32") else "auto"
-        index = HNSW(DIM, M=M, ef_construction=EF_CONSTRUCTION, quantize=quantize)
+        index = ours("HNSW")(DIM, M=M, ef_construction=EF_CONSTRUCTION, quantize=quantize)
         return index.add, lambda queries, ef: index.search(queries, K, ef=ef)
     if impl == "hnswlib":
-        try:
-            import hnswlib
-        except ImportError:
-            raise NotImplementedError from None
-        index = hnswlib.Index("l2", DIM)
+        index = peer("hnswlib").Index("l2", DIM)
         index.init_index(N, M=M, ef_construction=EF_CONSTRUCTION)
         index.set_num_threads(1)
 
@@ -60,7 +56,9 @@ def made(impl):
 class Build:
     params = (IMPLS[:3],)
     param_names = ("impl",)
-    number, repeat, warmup_time = 1, (1, 3, 30), 0
+    version = "1"
+    number = 1
+    repeat, warmup_time = (1, 3, 30), 0
     timeout = 180
 
     def setup(self, impl):
@@ -73,23 +71,32 @@ class Build:
 
 
 class Search:
+    """200 queries in one call, or one by one."""
+
     params = (IMPLS,)
     param_names = ("impl",)
+    version = "1"
     timeout = 180
 
     def setup(self, impl):
-        self.vectors, self.queries = clustered(N, 1), clustered(QUERIES, 2)
-        add, self.search = made(impl)
-        add(self.vectors)
-        self.search(self.queries, EF)
+        self.vectors, self.queries, self.search = self.built(impl)
+
+    @staticmethod
+    @cache
+    def built(impl):
+        vectors, queries = clustered(N, 1), clustered(QUERIES, 2)
+        add, search = made(impl)
+        add(vectors)
+        search(queries, EF)
+        return vectors, queries, search
 
     def time_batch(self, impl):
         self.search(self.queries, EF)
 
-    def time_one_query(self, impl):
-        self.search(self.queries[0], EF) if impl != "numpy-scan" else self.search(
-            self.queries[:1], EF
-        )
+    def time_one_by_one(self, impl):
+        search, queries = self.search, self.queries
+        for i in range(QUERIES):
+            search(queries[i : i + 1], EF)
 
     def track_recall(self, impl):
         distances = np.asarray(self.search(self.queries, EF)[1])
@@ -102,22 +109,24 @@ class Search:
 class Own:
     """What peers do not have, or not in a comparable form."""
 
+    version = "1"
     timeout = 180
 
     def setup(self):
-        try:
-            from llmds_nb import HNSW
-        except ImportError:
-            raise NotImplementedError from None
-        self.vectors, self.queries = clustered(N, 1), clustered(QUERIES, 2)
-        self.index = HNSW(DIM, M=M, ef_construction=EF_CONSTRUCTION)
-        self.index.add(self.vectors)
-        self.half = np.arange(N) % 2 == 0
-        for filter_ in (None, self.half):
-            self.index.search(self.queries, K, filter=filter_)
-        self.index.search(self.queries, K, exact=True)
-        self.next = 0
-        self.time_upsert_one()
+        self.index, self.vectors, self.queries, self.half = self.built()
+
+    @staticmethod
+    @cache
+    def built():
+        vectors, queries = clustered(N, 1), clustered(QUERIES, 2)
+        index = ours("HNSW")(DIM, M=M, ef_construction=EF_CONSTRUCTION)
+        index.add(vectors)
+        half = np.arange(N) % 2 == 0
+        for filter_ in (None, half):
+            index.search(queries, K, filter=filter_)
+        index.search(queries, K, exact=True)
+        index.add(vectors[:1], [0])
+        return index, vectors, queries, half
 
     def time_exact(self):
         self.index.search(self.queries, K, exact=True)
@@ -125,9 +134,9 @@ class Own:
     def time_filter_half(self):
         self.index.search(self.queries, K, filter=self.half)
 
-    def time_upsert_one(self):
-        self.index.add(self.vectors[self.next], [self.next])
-        self.next = (self.next + 1) % N
+    def time_upsert_20_one_by_one(self):
+        for i in range(20):
+            self.index.add(self.vectors[i], [i])
 
     def track_bytes_per_vector(self):
         return self.index.nbytes / N

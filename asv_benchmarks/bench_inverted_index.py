@@ -1,41 +1,49 @@
 """InvertedIndex beside bm25s (its Numba backend) and rank_bm25, on the same tokens."""
 
-from llmds_nb import InvertedIndex, Tokenizer
+from functools import cache
 
+import numpy as np
+
+from . import ours, peer
 from .corpora import msdocs, ndcg10, vaswani
 
 
-def split(text, _tokenizer=Tokenizer()):  # noqa: B008  one splitter for every peer
-    return [word for word in _tokenizer._split(text.lower()) if word not in _tokenizer.stopwords]
+@cache
+def _tokenizer():
+    return ours("Tokenizer")()
+
+
+def split(text):
+    """The words of our tokenizer, for every peer."""
+    tokenizer = _tokenizer()
+    return [word for word in tokenizer._split(text.lower()) if word not in tokenizer.stopwords]
 
 
 def build(impl, texts):
     """A function from (list of queries, k) to scores [n, k]."""
     if impl == "llmds_nb":
-        index = InvertedIndex()
+        index = ours("InvertedIndex")()
         index.add(None, texts)
         return lambda queries, k: index.search(queries, k).scores
     tokens = [split(text) for text in texts]
-    try:
-        if impl == "bm25s":
-            import bm25s
-
-            peer = bm25s.BM25(k1=1.2, b=0.75, method="lucene", backend="numba")
-            peer.index(tokens, show_progress=False)
-            return lambda queries, k: (
-                peer.retrieve([split(query) for query in queries], k=k, show_progress=False).scores
-            )
-        import numpy as np
-        from rank_bm25 import BM25Okapi
-    except ImportError:
-        raise NotImplementedError from None
-    peer = BM25Okapi(tokens, k1=1.2, b=0.75)
+    if impl == "bm25s":
+        bm25s = peer("bm25s").BM25(k1=1.2, b=0.75, method="lucene", backend="numba")
+        bm25s.index(tokens, show_progress=False)
+        return lambda queries, k: (
+            bm25s.retrieve([split(query) for query in queries], k=k, show_progress=False).scores
+        )
+    okapi = peer("rank_bm25").BM25Okapi(tokens, k1=1.2, b=0.75)
 
     def search(queries, k):
-        scores = [peer.get_scores(split(query)) for query in queries]
+        scores = [okapi.get_scores(split(query)) for query in queries]
         return np.stack([-np.sort(-s)[:k] for s in scores])
 
     return search
+
+
+@cache
+def built(impl):
+    return build(impl, msdocs(step=10)[0])
 
 
 class Search:
@@ -43,14 +51,15 @@ class Search:
 
     params = (["llmds_nb", "bm25s", "rank_bm25"], ["short", "long"], [10, 1000])
     param_names = ("impl", "queries", "k")
+    version = "1"
 
     def setup(self, impl, queries, k):
-        texts, short, long = msdocs(step=10)
+        _, short, long = msdocs(step=10)
         if impl == "rank_bm25" and k > 10:
             raise NotImplementedError
         n = 10 if impl == "rank_bm25" else 100  # it needs milliseconds for each
         self.queries = (short if queries == "short" else long)[:n]
-        self.search = build(impl, texts)
+        self.search = built(impl)
         self.search(self.queries, k)
 
     def time_batch(self, impl, queries, k):
@@ -66,6 +75,7 @@ class Build:
 
     params = (["llmds_nb", "bm25s", "rank_bm25"],)
     param_names = ("impl",)
+    version = "1"
 
     def setup(self, impl):
         self.texts, _, _ = msdocs(step=10)
@@ -78,15 +88,14 @@ class Build:
 class Change:
     """One document added and one removed, in an index of 5,016."""
 
+    version = "1"
     number = 1
-    rounds = 3
 
     def setup(self):
         texts, _, _ = msdocs(step=10)
-        self.index = InvertedIndex()
+        self.index = ours("InvertedIndex")()
         self.index.add(None, texts)
         self.texts = texts[:100]
-        InvertedIndex._warmup()
 
     def time_add_and_remove_100(self):
         for n, text in enumerate(self.texts):
@@ -95,8 +104,10 @@ class Change:
 
 
 class Size:
+    version = "1"
+
     def setup(self):
-        self.index = InvertedIndex()
+        self.index = ours("InvertedIndex")()
         self.index.add(None, msdocs(step=10)[0])
 
     def track_bytes_per_posting(self):
@@ -111,14 +122,13 @@ class Quality:
 
     params = (["lucene", "robertson", "atire", "bm25+", "bm25l"],)
     param_names = ("variant",)
+    version = "1"
 
     def setup(self, variant):
-        try:
-            tokenizer = Tokenizer(stemmer="english")
-        except ImportError:
-            raise NotImplementedError from None
+        peer("Stemmer")
+        tokenizer = ours("Tokenizer")(stemmer="english")
         ids, texts, self.queries, self.gains = vaswani()
-        self.index = InvertedIndex(variant=variant, tokenizer=tokenizer)
+        self.index = ours("InvertedIndex")(variant=variant, tokenizer=tokenizer)
         self.index.add(ids, texts)
 
     def track_ndcg10(self, variant):

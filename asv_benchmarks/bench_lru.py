@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from llmds_nb import TokenLRU
+from . import ours, peer
 
 N_KEYS, N_OPS = 4000, 20_000
 
@@ -29,17 +29,13 @@ class _BareOrderedDict:
 
 
 def _make(impl, budget):
-    if impl == "TokenLRU":
-        cache = TokenLRU(budget)
+    if impl == "llmds_nb":
+        cache = ours("TokenLRU")(budget)
         return cache.get, cache.put
     if impl == "OrderedDict":
         cache = _BareOrderedDict(budget)
         return cache.get, cache.put
-    try:
-        from cachetools import LRUCache
-    except ImportError:
-        raise NotImplementedError from None
-    cache = LRUCache(budget, getsizeof=lambda tokens: tokens)
+    cache = peer("cachetools").LRUCache(budget, getsizeof=lambda tokens: tokens)
 
     def put(key, value, tokens):
         cache[key] = tokens
@@ -50,8 +46,9 @@ def _make(impl, budget):
 class ReadThrough:
     """`N_OPS` look-ups of a Zipf stream, a miss stores the entry: hits and evictions mixed."""
 
-    params = (["TokenLRU", "cachetools", "OrderedDict"], [0.1, 0.9])
+    params = (["llmds_nb", "cachetools", "OrderedDict"], [0.1, 0.9])
     param_names = ("impl", "budget_share")
+    version = "1"
 
     def setup(self, impl, budget_share):
         rng = np.random.default_rng(0)

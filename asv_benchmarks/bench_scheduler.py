@@ -1,69 +1,78 @@
 """Scheduler against its plain-Python twin, the oracle of the tests."""
 
-import sys
-from pathlib import Path
+from functools import cache
 
 import numpy as np
+
+from . import ours, twin
 
 SIZE = 32
 
 
-def _scheduler(impl, policy):
-    if impl == "llmds_nb":
-        from llmds_nb import Scheduler
+class _Queue:
+    """n requests wait; a round takes 32 out, completes them and submits 32 others."""
 
-        Scheduler._warmup()
-        return Scheduler(SIZE, 50.0, policy=policy)
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    try:
-        from oracles_scheduler import SlowScheduler
-    finally:
-        sys.path.pop(0)
-    return SlowScheduler(SIZE, 50.0, None, policy, 0)
+    def __init__(self, n, policy, impl):
+        rng = np.random.default_rng(0)
+        tokens, tenants = rng.integers(1, 4000, n), rng.integers(0, 8, n)
+        self.more = rng.integers(1, 4000, SIZE), rng.integers(0, 8, SIZE)
+        self.plain = impl == "plain Python"
+        if self.plain:
+            self.queue = twin("oracles_scheduler", "SlowScheduler")(SIZE, 50.0, None, policy, 0)
+            self.submit(tokens, tenants)
+        else:
+            self.queue = ours("Scheduler")(SIZE, 50.0, policy=policy)
+            for half in (slice(n // 2), slice(n // 2, n)):
+                self.submit(tokens[half], tenants[half])
+        self.taken = None
+
+    def submit(self, tokens, tenants):
+        if not self.plain:
+            self.queue.submit_many(tokens, tenant=tenants)
+            return
+        for n_tokens, tenant in zip(tokens.tolist(), tenants.tolist(), strict=True):
+            self.queue.submit(n_tokens, 1000.0, 0, tenant)
+
+    def take(self):
+        self.taken = self.queue.get_batch(False) if self.plain else self.queue.get_batch().ids
+
+    def refill(self):
+        if self.plain:
+            for request in self.taken:
+                self.queue.complete(request["id"])
+        else:
+            self.queue.complete(self.taken)
+        self.submit(*self.more)
+        self.taken = None
 
 
 class Queued:
-    """n requests wait, before and after: 32 leave, complete, and 32 others come."""
+    """n requests wait, before and after: one `get_batch`, or 20 whole rounds of 32 requests."""
 
     params = ([2_000, 100_000, 1_000_000], ["aging", "fcfs", "fair"], ["llmds_nb", "plain Python"])
     param_names = ("n", "policy", "impl")
-    version = "1"
+    version = "2"
+    number = 1
     timeout = 300
-    number = 20
-    warmup_time = 0
 
     def setup(self, n, policy, impl):
         if n > 2_000 and impl == "plain Python":
             raise NotImplementedError("grows with n")
-        rng = np.random.default_rng(0)
-        self.queue = _scheduler(impl, policy)
-        self.number = Queued.number if impl == "llmds_nb" else 1
-        tokens, tenants = rng.integers(1, 4000, n), rng.integers(0, 8, n)
-        self.more = rng.integers(1, 4000, SIZE), rng.integers(0, 8, SIZE)
-        if impl == "llmds_nb":
-            self.queue.submit_many(tokens[: n // 2], tenant=tenants[: n // 2])
-            self.queue.submit_many(tokens[n // 2 :], tenant=tenants[n // 2 :])
-            self.round, self.get = self.our_round, self.queue.get_batch
-            self.round()
-        else:
-            self.plain_submit(tokens, tenants)
-            self.round, self.get = self.plain_round, lambda: self.queue.get_batch(False)
+        self.queue = self.built(n, policy, impl)
+        if self.queue.taken is not None:
+            self.queue.refill()
 
-    def our_round(self):
-        self.queue.complete(self.queue.get_batch().ids)
-        self.queue.submit_many(self.more[0], tenant=self.more[1])
-
-    def plain_submit(self, tokens, tenants):
-        for n_tokens, tenant in zip(tokens.tolist(), tenants.tolist(), strict=True):
-            self.queue.submit(n_tokens, 1000.0, 0, tenant)
-
-    def plain_round(self):
-        for request in self.queue.get_batch(False):
-            self.queue.complete(request["id"])
-        self.plain_submit(*self.more)
+    @staticmethod
+    @cache
+    def built(n, policy, impl):
+        queue = _Queue(n, policy, impl)
+        queue.take()
+        return queue
 
     def time_get_batch(self, n, policy, impl):
-        self.get()
+        self.queue.take()
 
-    def time_round(self, n, policy, impl):
-        self.round()
+    def time_20_rounds(self, n, policy, impl):
+        for _ in range(20):
+            self.queue.take()
+            self.queue.refill()

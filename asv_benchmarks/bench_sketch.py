@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from llmds_nb import CountMinSketch
+from . import ours, peer
 
 N = 200_000
-IMPLS = ["CountMinSketch", "bounter", "datasketches", "Counter"]
+IMPLS = ["llmds_nb", "bounter", "datasketches", "Counter"]
 
 
 def _zipf(n, n_keys=100_000):
@@ -17,18 +17,13 @@ def _zipf(n, n_keys=100_000):
 
 def _adder(impl, width, top):
     """A function that adds a whole batch to a new counter."""
-    if impl == "CountMinSketch":
-        return CountMinSketch(width, 4, top=top).add
+    if impl == "llmds_nb":
+        return ours("CountMinSketch")(width, 4, top=top).add
     if impl == "Counter":
         return Counter().update
-    try:
-        if impl == "bounter":
-            from bounter.count_min_sketch import CountMinSketch as Bounter
-
-            return Bounter(width=width, depth=4).update
-        import datasketches
-    except ImportError:
-        raise NotImplementedError from None
+    if impl == "bounter":
+        return peer("bounter.count_min_sketch").CountMinSketch(width=width, depth=4).update
+    datasketches = peer("datasketches")
     if top:
         sketch = datasketches.frequent_strings_sketch(12)
         return lambda items: [sketch.update(item) for item in items]
@@ -41,13 +36,14 @@ class Add:
 
     params = (IMPLS, ["int", "str"], [2048, 65536])
     param_names = ("impl", "items", "width")
+    version = "1"
     number = 1
 
     def setup(self, impl, items, width):
         if impl == "bounter" and items == "int":
             raise NotImplementedError
         keys = _zipf(N)
-        self.items = keys if (impl, items) == ("CountMinSketch", "int") else keys.tolist()
+        self.items = keys if (impl, items) == ("llmds_nb", "int") else keys.tolist()
         if items == "str":
             self.items = [f"query {key}" for key in self.items]
         _adder(impl, width, 0)(self.items[:10])
@@ -60,8 +56,9 @@ class Add:
 class AddWithTop:
     """Counting and the 100 heaviest in one pass."""
 
-    params = (["CountMinSketch", "datasketches", "Counter"],)
+    params = (["llmds_nb", "datasketches", "Counter"],)
     param_names = ("impl",)
+    version = "1"
     number = 1
 
     def setup(self, impl):
@@ -78,11 +75,12 @@ class Quality:
 
     params = ([2048, 65536],)
     param_names = ("width",)
+    version = "1"
 
     def setup(self, width):
         items = _zipf(N)
         self.keys, self.true = np.unique(items, return_counts=True)
-        self.sketch = CountMinSketch(width, 4, top=100)
+        self.sketch = ours("CountMinSketch")(width, 4, top=100)
         self.sketch.add(items)
 
     def track_mean_over_count(self, width):

@@ -2,8 +2,7 @@
 
 import re
 
-from llmds_nb import Tokenizer
-
+from . import ours, peer
 from .corpora import msdocs
 
 
@@ -12,23 +11,19 @@ class Tokenize:
 
     params = (["llmds_nb", "bm25s", "re"], [False, True])
     param_names = ("impl", "stem")
+    version = "1"
 
     def setup(self, impl, stem):
         self.texts, _, _ = msdocs(step=10)
         if stem:
-            try:
-                import Stemmer
-            except ImportError:
-                raise NotImplementedError from None
+            stemmers = peer("Stemmer")
         if impl == "llmds_nb":
-            self.run = lambda: Tokenizer(stemmer="english" if stem else None).fit(self.texts)
+            made = ours("Tokenizer")
+            self.run = lambda: made(stemmer="english" if stem else None).fit(self.texts)
         elif impl == "bm25s":
-            try:
-                from bm25s.tokenization import Tokenizer as Peer
-            except ImportError:
-                raise NotImplementedError from None
-            stemmer = Stemmer.Stemmer("english") if stem else None
-            self.run = lambda: Peer(stemmer=stemmer, stopwords="en").tokenize(
+            made = peer("bm25s.tokenization").Tokenizer
+            stemmer = stemmers.Stemmer("english") if stem else None
+            self.run = lambda: made(stemmer=stemmer, stopwords="en").tokenize(
                 self.texts, show_progress=False, return_as="tuple"
             )
         elif stem:

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -16,6 +17,7 @@ def _lines(path):
         return [json.loads(line) for line in file]
 
 
+@cache
 def msdocs(step=1):
     """(passages, 1,000 short queries, 1,000 long queries), every `step`-th passage."""
     passages = [line["text"] for line in _lines(DATA / "msdocs/corpus.jsonl.gz")[::step]]
@@ -23,6 +25,7 @@ def msdocs(step=1):
     return passages, queries[:1000], queries[1000:]
 
 
+@cache
 def vaswani():
     """(ids, texts, queries, per query {id: gain})."""
     docs, queries = _lines(DATA / "vaswani/corpus.jsonl"), _lines(DATA / "vaswani/queries.jsonl")
