@@ -271,6 +271,20 @@ def test_a_lower_quota_evicts_at_once_and_zero_locks_out():
     cache.check()
 
 
+def test_a_quota_below_what_is_in_use_refuses_only_new_pages():
+    cache = KVCache(12, 2, kv_shape=(1,))
+    rows = np.ones((3, 1), np.float16)
+    cache.attach(1, [1, 2, 3], rows)
+    cache.set_quota(0, 0)
+    cache.write(1, 2, rows[:1])
+    assert cache.attach(2, [1, 2]) == 2  # all of it is cached
+    cache.attach(3, [])
+    cache.append(1, [4], rows[:1])
+    with pytest.raises(CapacityError, match=r"^3 pages lack"):
+        cache.append(1, [5])
+    cache.check()
+
+
 class Broken:
     def __init__(self, answer):
         self.answer = answer

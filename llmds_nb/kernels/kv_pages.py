@@ -199,7 +199,7 @@ def evict_many(s, n):
 def domain_missing(s, domain, need):
     """How many pages a domain's quota lacks for `need` more, after evicting all it can. O(1)."""
     quota = s.dom[domain, QUOTA]
-    if quota < 0:
+    if quota < 0 or need == 0:  # a quota set below what is in use takes nothing away
         return 0
     return max(0, s.dom[domain, OWNED] + need - quota - s.dom[domain, EVICTABLE])
 
@@ -213,7 +213,7 @@ def pool_missing(s, need):
 @kernel(internal=True)
 def make_room(s, domain, need):
     """Evict until `need` pages are free and within quota; it was checked that this works."""
-    if s.dom[domain, QUOTA] >= 0:
+    if s.dom[domain, QUOTA] >= 0 and need > 0:
         while s.dom[domain, OWNED] + need > s.dom[domain, QUOTA]:
             leaf_evict(s, np.int64(s.pool[s.dom[domain, HEAP]]))
     evict_many(s, need - s.meta[N_FREE])
