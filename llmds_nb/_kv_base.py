@@ -15,6 +15,7 @@ from .kernels import kv as k
 from .kernels import kv_state as c
 from .kernels import kv_tables
 from .kernels.hashtable import empty_table, table_rehash
+from .kernels.kv_history import WAYS
 from .kernels.status import ABSENT, FULL, INVALID, PRESENT
 
 POLICIES = {
@@ -77,8 +78,12 @@ class KVBase(Stored):
     def _empty_state(self):
         n_pages = self.n_pages
         table = 1 << max(3, (3 * n_pages // 2).bit_length())
+        policy = POLICIES[self.eviction] if self._policy is None else ev.CUSTOM
+        buckets = -(-3 * n_pages // (2 * WAYS)) if policy == ev.PATH_LRFU else 0
+        history = 2 * n_pages + table
+        moves = history + 2 * WAYS * buckets
         first_moves_class = 7
-        top = 2 * n_pages + table + (1 << first_moves_class)
+        top = moves + (1 << first_moves_class)
         pool = np.zeros(top + 1024, np.int32)
         pool[n_pages : 2 * n_pages] = np.arange(n_pages - 1, -1, -1)
         page = np.zeros((n_pages, c.PAGE_COLUMNS), np.int32)
@@ -89,11 +94,12 @@ class KVBase(Stored):
         meta[c.CHUNKS :] = ABSENT
         meta[c.STACK] = n_pages
         meta[c.TABLE], meta[c.TABLE_MASK] = 2 * n_pages, table - 1
-        meta[c.MOVES], meta[c.MOVES_CLASS] = 2 * n_pages + table, first_moves_class
+        meta[c.HISTORY], meta[c.BUCKETS] = history, buckets
+        meta[c.MOVES], meta[c.MOVES_CLASS] = moves, first_moves_class
         meta[c.POOL_TOP] = top
         meta[c.HASH_MASK] = -1
         meta[c.SHARING] = self.prefix_sharing
-        meta[c.POLICY] = POLICIES[self.eviction] if self._policy is None else ev.CUSTOM
+        meta[c.POLICY] = policy
         state = c.KVState(
             page=page,
             tok=np.zeros((self.n_pages, self.page_size), np.int32),

@@ -4,6 +4,7 @@ import numpy as np
 
 from .kernels import kv_state as c
 from .kernels.hashtable import table_find
+from .kernels.kv_history import TAGS, WAYS
 from .kernels.prefix import prefix_find
 from .kernels.status import ABSENT
 
@@ -16,6 +17,7 @@ def check(state, pins) -> None:
     _check_cached(state)
     _check_heaps(state)
     _check_sequences(state, live, blocks)
+    _check_history(state)
 
 
 def _check_counts(s, live, blocks, pins):
@@ -109,3 +111,13 @@ def _check_sequences(s, live, blocks):
         assert len(set(pages)) == len(pages), f"{name} names a page twice"
         assert (s.page[pages, c.STATE] != c.FREE).all(), f"{name} names a free page"
         assert (s.page[pages, c.DOMAIN] == row[c.SEQ_DOMAIN]).all(), name
+
+
+def _check_history(s):
+    start, n = s.meta[c.HISTORY], s.meta[c.BUCKETS]
+    records = s.pool[start : start + 2 * WAYS * n].copy().view("<i8").reshape(n, WAYS)
+    filled = records != 0
+    assert (records >= 0).all(), "a record of the history is negative"
+    assert (filled[:, 1:] <= filled[:, :-1]).all(), "a bucket of the history has a gap"
+    for tags, full in zip(records & TAGS, filled, strict=True):
+        assert len(set(tags[full])) == full.sum(), "a tag stands twice in a bucket of the history"

@@ -60,6 +60,10 @@ class KVCache(PageTables):
         "lru", "fifo", "lfu", "priority", "path-lrfu", or an object with a method
         ``keys(events: PageEvents) -> float64[n]``: the leaf with the lowest key is evicted first.
         It is asked after every call that inserted, touched or released pages, at O(n_pages) a call.
+        "path-lrfu" weighs how often, how lately and in how late a turn a page was used, and
+        remembers that of evicted pages too, for 12 bytes a page and a second hash of the tokens
+        that are not cached. It suits a cache much smaller than the conversations going on. Where
+        the next turn comes within few requests, as from agents, "lru" can be far better: measure.
     prefix_sharing : bool
         Whether full committed pages are shared and stay cached after `detach`.
     key : bytes, optional

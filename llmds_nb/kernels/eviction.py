@@ -16,12 +16,22 @@ of attaches so far, and CLOCK, which moves at every attach and detach. The polic
     fifo       CLOCK when inserted
     lfu        USES, then CLOCK at the last hook
     priority   as lru; PRIORITY is a tier above the key in every policy
-    path-lrfu  log-domain LRFU (Lee et al., 2001) with forward decay: a touch at request r adds
-               2**(r / 500) * (1 + turn) to the page's weight; key = UNIT * log of the weight.
-               Untouched keys need no update, and later turns of a conversation, likelier to go on,
-               weigh more
+    path-lrfu  log-domain LRFU (Lee et al., 2001) with forward decay, see below
     custom     hooks only note themselves in EVENTS; after each call the object asks the user's
                policy for the new keys of these pages and sets them by `leaf_rekey`
+
+Path-LRFU. At request r, a request in turn t of its conversation adds 2**(r / 500) * (1 + t) to
+every page that it finds or makes; *weight* = UNIT * log of the sum, key = weight - DEPTH_STEP *
+DEPTH, so of equals the deeper page goes first. Untouched keys need no update, since all decay
+alike, and later turns, likelier to go on, weigh more. Both outlast eviction, which is most of the
+gain in a small cache (kernels/kv_history.py):
+
+- An evicted leaf leaves its weight and TURN in the history, unless a page below it has left one no
+  less (KNOWN): a path that goes page by page from its end leaves one entry per distinct weight.
+- A request looks its whole prompt up. t = TURN + 1 of the deepest page that is cached or
+  remembered, 0 if none is. If that one is remembered, its weight is the PAST of the request:
+  missing pages down to it (PAST_PAGES) resume from there when they are cached again, the others
+  from nothing.
 
 The heap of leaves is 4-ary: pool[:N_LEAVES] and POS for all, and, for a domain with a quota, a
 second one of its own pages at pool[HEAP : HEAP + N_HEAP] with QPOS.
@@ -30,9 +40,11 @@ second one of its own pages at pool[HEAP : HEAP + N_HEAP] with QPOS.
 import numpy as np
 
 from .._jit import kernel
+from .kv_history import history_put
 from .kv_state import (
     CACHED,
     CLOCK,
+    DEPTH,
     DOMAIN,
     EVENTS,
     EVICTABLE,
@@ -56,12 +68,15 @@ from .kv_state import (
     TURN,
     USES,
 )
+from .prefix import hash_get
 from .status import ABSENT
 
 LRU, FIFO, LFU, PRIO, PATH_LRFU, CUSTOM = range(6)
 INSERTED, TOUCHED, RELEASED = range(3)
 HALF_LIFE = 500.0  # requests
 UNIT = 2.0**32  # fixed point of path-lrfu keys
+DEPTH_STEP = 1 << 22  # about a thousandth of UNIT: a page of depth counts as much as 0.7 requests
+KNOWN = 8  # bit of EVENTS: the history has a page below this one that weighed no less
 _DECAY = np.log(2.0) / HALF_LIFE
 
 
@@ -79,8 +94,17 @@ def _key_set(s, page, key):
 
 
 @kernel(internal=True)
-def key_update(s, page, hook):
-    """Set the key of a held cached page as its policy says. O(1)."""
+def weight_get(s, page):
+    """The weight of a cached page under path-lrfu, int64 > 0. O(1)."""
+    return key_get(s, page) + DEPTH_STEP * np.int64(s.page[page, DEPTH])
+
+
+@kernel(internal=True)
+def key_update(s, page, hook, turn, past):
+    """Set the key of a held cached page as its policy says. O(1).
+
+    turn: of the request; past: weight that an inserted page once had, 0 = none.
+    """
     policy = s.meta[POLICY]
     row = s.page[page]
     row[EVENTS] |= 1 << hook
@@ -91,12 +115,29 @@ def key_update(s, page, hook):
     elif policy == LFU:
         _key_set(s, page, np.int64(row[USES]) << 32 | s.meta[CLOCK] & 0xFFFFFFFF)
     elif policy == PATH_LRFU and hook != RELEASED:
-        weight = _DECAY * s.meta[REQUESTS] + np.log(1.0 + row[TURN])
+        weight = _DECAY * s.meta[REQUESTS] + np.log(1.0 + turn)
         if hook == TOUCHED:
-            old = key_get(s, page) / UNIT
+            past = weight_get(s, page)
+        if past > 0:
+            old = past / UNIT
             high, low = max(old, weight), min(old, weight)
             weight = high + np.log1p(np.exp(low - high))
-        _key_set(s, page, np.int64(weight * UNIT))
+        _key_set(s, page, np.int64(weight * UNIT) - DEPTH_STEP * np.int64(row[DEPTH]))
+        row[EVENTS] &= ~KNOWN
+
+
+@kernel(internal=True)
+def leaf_remember(s, page):
+    """Enter a leaf about to be evicted in the history, if the policy keeps one. O(1)."""
+    if s.meta[POLICY] != PATH_LRFU:
+        return
+    row = s.page[page]
+    weight = weight_get(s, page)
+    if row[EVENTS] & KNOWN == 0:
+        history_put(s, hash_get(s, page)[1], weight, np.int64(row[TURN]))
+    parent = np.int64(row[PARENT])
+    if parent >= 0 and weight_get(s, parent) <= weight:
+        s.page[parent, EVENTS] |= KNOWN
 
 
 @kernel(internal=True)

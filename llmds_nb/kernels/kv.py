@@ -13,6 +13,7 @@ import numpy as np
 
 from .._jit import kernel
 from .eviction import (
+    PATH_LRFU,
     RELEASED,
     TOUCHED,
     domain_heap_fill,
@@ -22,6 +23,7 @@ from .eviction import (
 )
 from .hashtable import table_find, table_remove, table_set
 from .kv_chunks import chunk_class, chunk_give, chunk_regrow, chunk_take, pool_lacks
+from .kv_history import history_find
 from .kv_pages import (
     chain_start,
     chain_step,
@@ -61,7 +63,10 @@ from .kv_state import (
     NHASH,
     NPAGES,
     OWNED,
+    PAST,
+    PAST_PAGES,
     PLAN,
+    POLICY,
     PRIORITY,
     PRIVATE,
     QPOS,
@@ -188,7 +193,9 @@ def _cache_pages(s, row, full):
         h0, h1 = chain_step(s, h0, h1, s.tok[page])
         twin = prefix_find(s, h0, h1, parent, s.tok[page])
         if twin == ABSENT:
-            page_cache(s, page, h0, h1, parent, s.seq[row, SEQ_TURN], s.seq[row, SEQ_PRIORITY])
+            past = s.seq[row, PAST] if j < s.seq[row, PAST_PAGES] else 0
+            turn, priority = s.seq[row, SEQ_TURN], s.seq[row, SEQ_PRIORITY]
+            page_cache(s, page, h0, h1, parent, turn, priority, past)
             parent = page
         else:
             s.seq[row, TWINS] = 1
@@ -229,6 +236,26 @@ def chain_match(s, domain, tokens, pages):
 
 
 @kernel(internal=True)
+def _recall(s, row, tokens, hits):
+    """Set SEQ_TURN, and PAST of path-lrfu, as kernels/eviction.py says. O(n_tokens missed)."""
+    size = s.tok.shape[1]
+    h0, h1, _ = chain_start(s, s.seq[row, SEQ_DOMAIN])
+    if hits > 0:
+        last = np.int64(_blocks(s, row)[hits - 1])
+        h0, h1 = hash_get(s, last)
+        s.seq[row, SEQ_TURN] = s.page[last, TURN] + 1
+    if s.meta[POLICY] != PATH_LRFU:
+        return
+    for j in range(hits, tokens.size // size):
+        h0, h1 = chain_step(s, h0, h1, tokens[j * size : (j + 1) * size])
+        weight, turn = history_find(s, h1)
+        if weight > 0:
+            s.seq[row, PAST] = weight
+            s.seq[row, PAST_PAGES] = j + 1
+            s.seq[row, SEQ_TURN] = turn + 1
+
+
+@kernel(internal=True)
 def _attach_match(s, row, tokens):
     """Take the cached prefix into the block table; return the number of pages still to take."""
     blocks = _blocks(s, row)
@@ -236,6 +263,7 @@ def _attach_match(s, row, tokens):
     if s.meta[SHARING] != 0:
         full = tokens.size // s.tok.shape[1]
         hits = chain_match(s, s.seq[row, SEQ_DOMAIN], tokens, blocks[:full])
+        _recall(s, row, tokens, hits)
     for j in range(hits):
         page_acquire(s, np.int64(blocks[j]))
     s.seq[row, NPAGES] = hits
@@ -250,12 +278,10 @@ def _attach_fill(s, row, tokens):
     hits = s.seq[row, NPAGES]
     s.meta[CLOCK] += 1
     s.meta[REQUESTS] += 1
-    turn = 0
     for j in range(hits):
         page = np.int64(blocks[j])
         s.page[page, PRIORITY] = max(s.page[page, PRIORITY], s.seq[row, SEQ_PRIORITY])
-        turn = s.page[page, TURN] + 1
-        key_update(s, page, TOUCHED)
+        key_update(s, page, TOUCHED, s.seq[row, SEQ_TURN], 0)
     n_pages = (tokens.size + size - 1) // size
     make_room(s, s.seq[row, SEQ_DOMAIN], n_pages - hits)
     for j in range(hits, n_pages):
@@ -264,7 +290,6 @@ def _attach_fill(s, row, tokens):
         part = tokens[j * size : min((j + 1) * size, tokens.size)]
         for i in range(part.size):
             s.tok[page, i] = part[i]
-    s.seq[row, SEQ_TURN] = turn
     s.seq[row, LENGTH] = tokens.size
     s.seq[row, COMMITTED] = hits * size
     s.seq[row, NPAGES] = n_pages
@@ -328,7 +353,7 @@ def _drop_pages(s, row, keep, used):
     for j in range(s.seq[row, NPAGES] - 1, keep - 1, -1):
         page = np.int64(blocks[j])
         if used and s.page[page, STATE] == CACHED:
-            key_update(s, page, RELEASED)
+            key_update(s, page, RELEASED, 0, 0)
         page_drop(s, page)
     s.seq[row, NPAGES] = keep
 
@@ -597,6 +622,7 @@ def kv_truncate(
     _drop_pages(s, row, keep, True)
     s.seq[row, LENGTH] = n_tokens
     s.seq[row, COMMITTED] = min(s.seq[row, COMMITTED], n_tokens)
+    s.seq[row, PAST_PAGES] = min(s.seq[row, PAST_PAGES], n_tokens // size)
     blocks = _blocks(s, row)
     s.seq[row, TAIL] = blocks[keep - 1] if keep > 0 else ABSENT
     n_hash = min(s.seq[row, NHASH], n_tokens // size)

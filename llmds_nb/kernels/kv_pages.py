@@ -11,6 +11,7 @@ from .eviction import (
     key_update,
     leaf_add,
     leaf_drop,
+    leaf_remember,
 )
 from .kv_state import (
     CACHED,
@@ -171,6 +172,7 @@ def page_copy(s, page, n_tokens):
 def leaf_evict(s, page):
     """Evict one evictable leaf. O(log n)."""
     leaf_drop(s, page)
+    leaf_remember(s, page)
     s.meta[N_EVICTABLE] -= 1
     s.dom[s.page[page, DOMAIN], EVICTABLE] -= 1
     s.meta[N_CACHED] -= 1
@@ -249,8 +251,11 @@ def chain_step(s, h0, h1, tokens):
 
 
 @kernel(internal=True)
-def page_cache(s, page, h0, h1, parent, turn, priority):
-    """Make a full, committed, private page findable below `parent`. O(1) but for twins."""
+def page_cache(s, page, h0, h1, parent, turn, priority, past):
+    """Make a full, committed, private page findable below `parent`. O(1) but for twins.
+
+    turn, past: see key_update.
+    """
     s.page[page, STATE] = CACHED
     s.page[page, PARENT] = parent
     s.page[page, NCHILD] = 0
@@ -273,4 +278,4 @@ def page_cache(s, page, h0, h1, parent, turn, priority):
         s.page[parent, NHELD] += 1
         if not was_held:
             became_held(s, parent)
-    key_update(s, page, INSERTED)
+    key_update(s, page, INSERTED, turn, past)

@@ -5,9 +5,11 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
     page   int32[P, 22]   one row per page, columns below
     tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
     pool   int32[A]       heap of evictable leaves, P entries; stack of free pages, P; table of the
-                          cached prefixes (kernels/prefix.py), C; then chunks of 2**class entries:
-                          block tables, quota heaps, and pending copies as (source, destination)
-    seq    int64[S, 16]   one row per sequence, columns below
+                          cached prefixes (kernels/prefix.py), C; with path-lrfu, history of
+                          evicted pages (kernels/kv_history.py), 16 * BUCKETS; then chunks of
+                          2**class entries: block tables, quota heaps, and pending copies as
+                          (source, destination)
+    seq    int64[S, 18]   one row per sequence, columns below
     ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
     dom    int64[D, 10]   one row per domain, columns below
     meta   int64[64]      counters below
@@ -54,7 +56,7 @@ DEPTH = 11  # cached: pages above it
 POS = 12  # place in the heap of leaves, -1 = not there
 QPOS = 13  # place in its domain's heap, -1 = not there
 COPY = 14  # 1 + number of the pending copy that fills this page, 0 = none
-EVENTS = 15  # bits of the policy hooks since a custom policy was last asked
+EVENTS = 15  # bits of the policy hooks since a custom policy was last asked; KNOWN for path-lrfu
 HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
 KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the smallest leaf goes first
 PAGE_COLUMNS = 22
@@ -78,7 +80,9 @@ CGEN = 12  # its GEN then; -1 = to be looked up anew
 TWINS = 13  # 1 if some of the NHASH pages may be private copies of cached ones
 SEQ_TURN = 14
 PLAN = 15  # scratch of one batch call
-SEQ_COLUMNS = 16
+PAST = 16  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
+PAST_PAGES = 17  # how many leading pages of the sequence it holds for
+SEQ_COLUMNS = 18
 
 # Columns of `dom`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
@@ -118,6 +122,8 @@ TABLE = 21  # where the prefix table begins
 TABLE_MASK = 22  # its size - 1
 MOVES = 23  # where the pending copies begin
 MOVES_CLASS = 24  # size class of their chunk
+HISTORY = 25  # where the history of evicted pages begins
+BUCKETS = 26  # how many buckets it has, 0 = none is kept
 CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 
