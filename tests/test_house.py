@@ -19,8 +19,9 @@ PRIVATE_LEAVES = {"_jit", "_checks", "_store", "errors"}
 LEVELS = [
     "status hashing topk varint distance lsa rowheap kv_state admission",
     "hashtable rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
-    "heap waiting fusion eviction kv_tables hnsw_build hnsw_search",
-    "batching kv_pages kv_compact",
+    "heap waiting fusion kv_history kv_tables hnsw_build hnsw_search",
+    "batching eviction",
+    "kv_pages kv_compact",
     "kv",
     "continuous",
 ]
