@@ -73,9 +73,10 @@ def integers(values, name, *, dtype=np.int64, low=0, high=None) -> np.ndarray:
     high = np.iinfo(dtype).max if high is None else high
     array = _one_dimensional(values, name)
     if array.dtype.kind not in "iu":
-        # A list of Python ints that do not fit int64 arrives as objects.
-        if array.dtype.kind == "O" and all(isinstance(v, numbers.Integral) for v in array):
-            worst = max(array, key=abs)
+        # Python ints that do not fit int64 arrive as objects, or as floats beside smaller ones.
+        whole = np.asarray(values, object).ravel() if array.dtype.kind in "Of" else ()
+        if len(whole) and all(isinstance(v, int) and not isinstance(v, bool) for v in whole):
+            worst = max(whole, key=abs)
             raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
         raise TypeError(f"{name} must be integers, not {array.dtype} ({_first(array)!r})")
     if array.size:

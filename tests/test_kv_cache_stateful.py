@@ -188,12 +188,14 @@ class CacheMachine(RuleBasedStateMachine):
             if self.refused(lambda: self.cache.write(seq_id, start, noise)):
                 return
         except ValueError as error:
-            # The page may have been committed by this sequence or by another one that forked it.
+            # The page may have been committed by another sequence that forked this one, and by
+            # tokens behind the ones that a truncation left.
             assert "shared by prefix" in str(error)
-            chains = [
-                (salt, tuple(tokens[: k * T])) for k in range(start // T + 1, -(-stop // T) + 1)
-            ]
-            assert self.committed.intersection(chains)
+            n = len(tokens)
+            assert any(
+                own == salt and len(chain) > start and chain[:n] == tuple(tokens[: len(chain)])
+                for own, chain in self.committed
+            )
             return
         assert (self.read(seq_id)[start:stop] == -1).all()
         for other, rows in others.items():
