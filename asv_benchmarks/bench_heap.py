@@ -160,6 +160,7 @@ class Load:
 
     def track_bytes_per_entry(self, n, impl):
         if impl == "llmds_nb":
+            self.heap.push_many(self.items, self.priorities)
             return self.heap.nbytes / n
         return 8 + 64 + 24 + 32 + 32  # list place, tuple of 3, float, two ints
 
