@@ -248,7 +248,9 @@ def test_pages_missing_says_what_attach_will_do():
         for salt in ("q", 0, "new"):
             for spare in (0, 1, 3):
                 lacking = pages_missing(cache._s, cache._domains.get(salt, ABSENT), tokens, spare)
-                clone = KVCache._from_state(*cache._state())
+                arrays, header = cache._state()
+                copies = {name: array.copy() for name, array in arrays.items()}
+                clone = KVCache._from_state(copies, header)
                 try:
                     clone.attach(99, tokens, salt=salt)
                 except CapacityError:
