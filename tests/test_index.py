@@ -66,9 +66,11 @@ def test_broken_lines_are_counted_and_named(tmp_path, capsys):
 
 
 def test_a_corpus_without_words_is_refused(tmp_path, capsys):
-    (tmp_path / "a.txt").write_text("... !!! ...")
-    assert main(["index", str(tmp_path), "--out", str(tmp_path / "o")]) in (0, 2)
-    assert "Traceback" not in capsys.readouterr().err
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"id": 1, "text": "... !"}')
+    assert main(["index", str(path), "--out", str(tmp_path / "o")]) == 2
+    assert "none of the 1 texts holds a word" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
 
 
 def test_search_refuses_other_files(built, tmp_path, capsys):

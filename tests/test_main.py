@@ -62,12 +62,15 @@ def test_bad_corpora_get_one_line(capsys, tmp_path, command):
     (line,) = refused(tmp_path / "folder")
     assert "no .txt, .md, .rst file in this folder" in line
     (tmp_path / "folder" / "a.txt").write_bytes(b"\xff\xfe\x00")
-    assert "a.txt: not UTF-8 text: byte 0xff at offset 0" in refused(tmp_path / "folder")[-1]
+    (line,) = refused(tmp_path / "folder")
+    assert "a.txt: not UTF-8 text: byte 0xff at offset 0" in line
     lines = tmp_path / "c.jsonl"
     lines.write_text('{"id": 1, "text": "Fine."}\n{"id": 2\n')
-    assert f"{lines}:2: not JSON" in refused(lines, "--strict")[-1]
+    (line,) = refused(lines, "--strict")
+    assert f"{lines}:2: not JSON" in line
     lines.write_text("{\n{\n")
-    assert "no text in it (2 broken lines)" in refused(lines)[-1]
+    (line,) = refused(lines)
+    assert "no text in it (2 broken lines)" in line
     assert not (tmp_path / "x").exists()
 
 

@@ -187,17 +187,22 @@ def read_path(path, progress, *, strict=False) -> Corpus:
         elif path.suffix.lower() == ".jsonl":
             corpus = _read_jsonl(path, progress, strict)
         elif path.suffix.lower() in TEXT_SUFFIXES:
-            corpus = Corpus(_passages(path.name, _decode(path, path.read_bytes())), [])
+            corpus = _some(path, _passages(path.name, _decode(path, path.read_bytes())), [])
         else:
             raise BadInput(
                 f"{path}: expected a folder of {', '.join(TEXT_SUFFIXES)} files or a .jsonl file"
             )
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror or error}") from None
-    if not corpus.documents:
-        skipped = f" ({len(corpus.skipped)} broken lines)" if corpus.skipped else ""
-        raise BadInput(f"{path}: no text in it{skipped}")
     return corpus
+
+
+def _some(path, documents, skipped) -> Corpus:
+    """What was read, or BadInput if there is nothing."""
+    if not documents:
+        broken = f" ({len(skipped)} broken lines)" if skipped else ""
+        raise BadInput(f"{path}: no text in it{broken}")
+    return Corpus(documents, skipped)
 
 
 def _read_folder(folder, progress):
@@ -214,7 +219,7 @@ def _read_folder(folder, progress):
             text = _decode(path, path.read_bytes())
             documents.extend(_passages(_one_line(path.relative_to(folder).as_posix()), text))
             done(1)
-    return Corpus(documents, [])
+        return _some(folder, documents, [])  # inside the stage: a refusal is the only line
 
 
 def _read_jsonl(path, progress, strict):
@@ -237,7 +242,7 @@ def _read_jsonl(path, progress, strict):
                 skipped.append(problem)
             else:
                 documents.append(document)
-    return Corpus(documents, skipped)
+        return _some(path, documents, skipped)
 
 
 def _from_line(line) -> Document:

@@ -20,7 +20,7 @@ from .info import kernel_cache
 from .questions import DEPTH
 from .report import DEFINITIONS, percentiles
 
-N_TUNING, N_TEST = 300, 700  # questions to choose the fusion weight on, and others to report
+N_TUNING, N_TEST = 600, 1400  # to choose the fusion weight on, and others to report
 QUICK_EVERY = 8
 WARM_FIRST = ("HNSW", "InvertedIndex", "Tokenizer", "LsaEncoder", "RetrievalPipeline")
 WARM_NEXT = ("KVCache", "Scheduler", "ContinuousBatcher", "AdmissionController")

@@ -36,11 +36,20 @@ def build_pipeline(texts, progress, *, seed=0):
     pipeline : RetrievalPipeline
     vectors : float32[n, d]
         What its dense half holds.
+
+    Raises
+    ------
+    BadInput
+        No text holds a word.
     """
     from llmds_nb import HNSW, InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
 
     with progress.stage("fit LSA", len(texts), "documents") as done:
-        encoder = LsaEncoder(LSA_DIM, seed=seed, tokenizer=Tokenizer(pattern=WORD)).fit(texts)
+        encoder = LsaEncoder(LSA_DIM, seed=seed, tokenizer=Tokenizer(pattern=WORD))
+        try:
+            encoder.fit(texts)
+        except ValueError as error:  # no text holds a word
+            raise BadInput(str(error)) from None
         done(len(texts))
     with progress.stage("encode", len(texts), "documents") as done:
         vectors = encoder.encode(texts)
