@@ -478,20 +478,20 @@ class HNSW(Stored):
 
     @staticmethod
     def _warmup() -> None:
-        # With codes, as every index of 32 dimensions or more; without, kernels compile when called.
         vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-        index = HNSW(32, M=2, ef_construction=4)
-        index.add(vectors)
-        index.add(vectors[:40], np.arange(40))
-        index.add(np.ones((40, 32), np.float32))  # equal vectors are linked by force
-        index.remove([1])
         mask = np.ones(200, np.bool_)
-        index.search(vectors[0], 1, ef=1)
-        index.search(vectors[:2], 1, ef=1, filter=mask)
-        index.search(vectors[0], 3, exact=True)
-        index.search(vectors[0], 3, filter=[3, 4])
-        index.compact()
-        _ = index.get(2), 3 in index, index.stats()
+        for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
+            index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
+            index.add(vectors)
+            index.add(vectors[:40], np.arange(40))
+            index.add(np.ones((40, 32), np.float32))  # equal vectors are linked by force
+            index.remove([1])
+            index.search(vectors[0], 1, ef=1)
+            index.search(vectors[:2], 1, ef=1, filter=mask)
+            index.search(vectors[0], 3, exact=True)
+            index.search(vectors[0], 3, filter=[3, 4])
+            index.compact()
+            _ = index.get(2), 3 in index, index.stats()
 
 
 def _no_progress(n) -> None:

@@ -19,6 +19,13 @@ from .kernels.status import ABSENT
 __all__ = ["KVCache", "KVCacheStats", "PageEvents", "PageTable"]
 
 
+class _Oldest:
+    """A custom policy, for the warm-up."""
+
+    def keys(self, events):
+        return events.keys
+
+
 class KVCacheStats(NamedTuple):
     """Sizes and counts of a KVCache; pages unless said otherwise."""
 
@@ -510,3 +517,6 @@ class KVCache(PageTables):
             cache.set_quota(0, 4)
             cache.evict(1)
             cache.compact()
+        cache = KVCache(4, 2, eviction=_Oldest())
+        cache.attach(0, tokens)
+        cache.commit(0, 3)

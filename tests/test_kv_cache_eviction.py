@@ -19,19 +19,18 @@ class Model:
 
     def __init__(self, policy):
         self.policy = policy
-        self.nodes = {}  # prefix -> [priority, inserted, last, uses, weight, turn]
-        self.open = {}  # seq_id -> [prompt, turn, priority]
-        self.clock = self.requests = self.evictions = 0
+        self.nodes = {}  # prefix -> [priority, inserted, last, uses]
+        self.open = {}  # seq_id -> prompt
+        self.clock = self.evictions = 0
 
     def key(self, prefix):
-        priority, inserted, last, uses, weight, _ = self.nodes[prefix]
+        priority, inserted, last, uses = self.nodes[prefix]
         return priority, {
             "lru": last, "priority": last, "fifo": inserted, "lfu": (uses, last),
-            "path-lrfu": weight,
         }[self.policy]  # fmt: skip
 
     def held(self):
-        return {p[:n] for p, _, _ in self.open.values() for n in range(1, len(p) + 1)}
+        return {p[:n] for p in self.open.values() for n in range(1, len(p) + 1)}
 
     def match(self, prompt):
         n = 0
@@ -57,21 +56,18 @@ class Model:
         if lacking > 0:
             return -lacking
         self.clock += 1
-        self.requests += 1
-        turn = self.nodes[prompt[:hits]][5] + 1 if hits else 0
-        self.open[seq_id] = [prompt, turn, priority]
+        self.open[seq_id] = prompt
         self.evict(len(prompt) - hits - (P - len(self.nodes)))
         for n in range(1, len(prompt) + 1):
-            node = self.nodes.setdefault(prompt[:n], [priority, self.clock, 0, 0, 0.0, turn])
+            node = self.nodes.setdefault(prompt[:n], [priority, self.clock, 0, 0])
             node[0] = max(node[0], priority)
             node[2] = self.clock
             node[3] += 1
-            node[4] += 2 ** (self.requests / 500) * (1 + node[5])
         return hits
 
     def detach(self, seq_id):
         self.clock += 1
-        prompt, _, _ = self.open.pop(seq_id)
+        prompt = self.open.pop(seq_id)
         for n in range(1, len(prompt) + 1):
             self.nodes[prompt[:n]][2] = self.clock
 
@@ -94,7 +90,7 @@ class MyLFU:
 @pytest.mark.parametrize("priorities", [(0,), (-1, 0, 3)], ids=["flat", "tiers"])
 @pytest.mark.parametrize(
     ("eviction", "policy"),
-    [*((name, name) for name in ("lru", "fifo", "lfu", "priority", "path-lrfu")),
+    [*((name, name) for name in ("lru", "fifo", "lfu", "priority")),
      (MyLRU(), "lru"), (MyLFU(), "lfu")],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
@@ -160,14 +156,6 @@ def test_each_policy_by_hand(eviction, order):
     for i in (0, 1, 1, 2, 0, 0):  # 0 thrice, the last; 1 twice, the first to rest; 2 once
         serve(cache, prompts[i])
     assert leaving(cache, prompts) == order
-
-
-def test_path_lrfu_counts_recent_requests_and_later_turns_more():
-    cache = KVCache(8, 1, eviction="path-lrfu")
-    for prompt in ([0], [1], [0], [2], [1, 5]):
-        serve(cache, prompt)
-    # Touches: 0 at requests 1 and 3; 1 at 2 and 5; 2 once; [1, 5] once but as a second turn.
-    assert leaving(cache, [[2], [0], [1], [1, 5]]) == [0, 1, 3, 2, 3]
 
 
 @pytest.mark.parametrize("eviction", ["lru", "fifo", "lfu", "priority", "path-lrfu"])
