@@ -1,5 +1,6 @@
 """The demo end to end on a small real corpus, and that each of its checks can fail."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -214,6 +215,25 @@ def test_bad_corpora_are_refused_before_anything_is_compiled(tmp_path, monkeypat
     monkeypatch.setattr(demo, "_Compilation", None)
     with pytest.raises(demo.BadInput):
         demo.run(demo.Options(corpus=str(tmp_path)), Progress())
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_the_first_run_compiles_in_two_processes_if_it_can(monkeypatch, processes):
+    said = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(demo, "kernel_cache", lambda: ("an empty folder", []))
+    if not processes:
+
+        def refuse(*_, **__):
+            raise OSError("no semaphores here")
+
+        monkeypatch.setattr(demo, "ProcessPoolExecutor", refuse)
+    with contextlib.closing(demo._Compilation(progress)) as compilation:
+        assert (compilation._elsewhere is not None) == processes
+        compilation.wait_for_retrieval()
+        compilation.wait_for_serving()
+    assert "compiling kernels" in said[0]
 
 
 def test_a_small_cache_still_ends_every_request_once(small_corpus, tmp_path):

@@ -63,7 +63,7 @@ def run(options, progress) -> dict:
     }
     with contextlib.ExitStack() as stack:
         if options.corpus is None:
-            compilation = stack.enter_context(contextlib.closing(_Compilation()))
+            compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
             texts = corpus.read_docstrings(progress, every=QUICK_EVERY if options.quick else 1)
         else:
             texts = corpus.read_path(options.corpus, progress, strict=options.strict)
@@ -76,13 +76,11 @@ def run(options, progress) -> dict:
             )
         rag.require_pages(options, [question.text for question in asked.test])
         if options.corpus is not None:  # now that bad input cannot stop it any more
-            compilation = stack.enter_context(contextlib.closing(_Compilation()))
-        with progress.stage("wait for kernels"):
-            compilation.wait_for_retrieval()
+            compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
+        compilation.wait_for_retrieval()
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         retrieval = _build(asked, Path(folder) / "demo.llmds", options.seed, progress)
-        with progress.stage("wait for kernels of serving"):
-            compilation.wait_for_serving()  # before latencies are measured
+        compilation.wait_for_serving()  # before latencies are measured
         quality, latency_ms, verdicts = _ask(retrieval, progress)
         served = rag.run(options, retrieval, rng, progress)
     seconds = dict(progress.seconds)
@@ -109,27 +107,40 @@ class _Compilation:
     leaves its work in the disk cache. With kernels in the cache already, there is no need for it.
     """
 
-    def __init__(self):
+    def __init__(self, progress):
+        self._progress = progress
+        self._thread, self._pool, self._elsewhere = ThreadPoolExecutor(1), None, None
         folder, kernels = kernel_cache()
-        self._thread = ThreadPoolExecutor(1)
-        self._pool = None
+        if not kernels:
+            progress.say("first run: compiling kernels, which takes about a minute on two cores")
         if folder and not kernels:
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-            self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_NEXT))
-        self._first = self._thread.submit(llmds_nb.warmup, list(WARM_FIRST))
-        self._next = self._thread.submit(self._fetch)
+            with contextlib.suppress(OSError):  # no second process here: some containers
+                self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+                self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_NEXT))
+        self._first, self._next = (
+            [self._thread.submit(compile_, name) for name in names]
+            for compile_, names in ((llmds_nb.warmup, WARM_FIRST), (self._fetch, WARM_NEXT))
+        )
 
-    def _fetch(self):
-        if self._pool is not None:
+    def _fetch(self, name):
+        if self._elsewhere is not None:
             with contextlib.suppress(OSError, BrokenExecutor):  # then it is done here
                 self._elsewhere.result()
-        llmds_nb.warmup(list(WARM_NEXT))
+        llmds_nb.warmup(name)
 
     def wait_for_retrieval(self):
-        self._first.result()
+        """Return when the first part is compiled."""
+        self._wait("kernels for retrieval", self._first)
 
     def wait_for_serving(self):
-        self._next.result()
+        """Return when the rest is compiled."""
+        self._wait("kernels for serving", self._next)
+
+    def _wait(self, name, futures):
+        with self._progress.stage(name, len(futures), "structures") as done:
+            for future in futures:
+                future.result()
+                done(1)
 
     def close(self):
         """Drop what has not begun and wait for what has."""
