@@ -429,10 +429,11 @@ class RetrievalPipeline(Stored):
 
     @staticmethod
     def _warmup() -> None:
-        pipeline = RetrievalPipeline(dim=2, hot_threshold=1)
-        pipeline.add([0, 1], ["warm up", "the kernels"], [[0, 1], [1, 0]])
-        pipeline.add(range(1, 8), ["the kernels again"] * 7, [[1, 1]] * 7)
-        pipeline.search("warm", k=1, vectors=[0, 1])
-        pipeline.search(["warm"], k=1, vectors=[0, 1], filter=[0])
+        pipeline = RetrievalPipeline(dim=32, hot_threshold=1)  # wide enough for codes, as usual
+        vectors = np.eye(8, 32, dtype=np.float32)
+        pipeline.add([0, 1], ["warm up", "the kernels"], vectors[:2])
+        pipeline.add(range(1, 8), ["the kernels again"] * 7, vectors[1:])
+        pipeline.search("warm", k=1, vectors=vectors[0])
+        pipeline.search(["warm"], k=1, vectors=vectors[0], filter=[0])
         pipeline.remove(0)
         pipeline.get(1)

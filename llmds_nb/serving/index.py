@@ -22,7 +22,7 @@ class Answer(NamedTuple):
     first_line: str
 
 
-def build_pipeline(texts, progress, *, seed=0):
+def build_pipeline(texts, progress, *, seed=0, before_index=None):
     """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
 
     Parameters
@@ -30,6 +30,8 @@ def build_pipeline(texts, progress, *, seed=0):
     texts : list of str
     progress : Progress
     seed : int
+    before_index : callable, optional
+        Called when the texts are vectors; the demo waits there for kernels that compile meanwhile.
 
     Returns
     -------
@@ -54,6 +56,8 @@ def build_pipeline(texts, progress, *, seed=0):
     with progress.stage("encode", len(texts), "documents") as done:
         vectors = encoder.encode(texts)
         done(len(texts))
+    if before_index is not None:
+        before_index()
     dense = HNSW(vectors.shape[1], metric="cosine", seed=seed)
     sparse = InvertedIndex(tokenizer=Tokenizer(pattern=WORD))
     pipeline = RetrievalPipeline(encoder=encoder, dense=dense, sparse=sparse, seed=seed)
