@@ -20,6 +20,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv=None) -> int:
     """Run one command; returns the exit code."""
+    if "numpy" not in sys.modules:
+        # The matrices of LSA are small: one BLAS thread takes 3 s for the demo's, and two that wait
+        # for a core, because kernels compile on it or others work there, take more than 40.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
