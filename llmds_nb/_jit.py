@@ -170,6 +170,13 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
     return dispatcher
 
 
+def compile_over(make, function):
+    """Compile `make(function)`, which calls a user's function, itself compiled if it is not yet."""
+    if not hasattr(function, "py_func"):
+        function = numba.njit(function)
+    return numba.njit(make(function))
+
+
 def kernel_by_type(stub, *, fastmath=False, inline=False):
     """Decorate a function of `stub`'s arguments' Numba types that returns what `stub` compiles to.
 

@@ -1,20 +1,30 @@
 """ContinuousBatcher: iteration-level batches over a KVCache."""
 
 import math
-import threading
 import time
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
+from ._waiting import (
+    Percentiles,
+    WaitingRequests,
+    check_queue,
+    percentiles,
+    request_priority,
+    request_tenant,
+    slo_to_ns,
+)
 from .errors import CapacityError
 from .kernels import continuous as k
 from .kernels import waiting
-from .kernels.hashtable import table_find
-from .kernels.status import ABSENT, INVALID, OK, PRESENT
+from .kernels.hashtable import table_find, table_find_many
+from .kernels.status import ABSENT, FULL, INVALID, PRESENT
 from .kv_cache import KVCache
-from .scheduler import Percentiles, check_queue, percentiles, slo_to_ns
+
+_NONE = np.zeros(0, np.int64)
+_NOT_ONE = np.zeros(0, np.bool_)
 
 
 class StepPlan(NamedTuple):
@@ -56,7 +66,7 @@ class ContinuousStats(NamedTuple):
     latency_ms: Percentiles  # from submit to the end
 
 
-class ContinuousBatcher:
+class ContinuousBatcher(WaitingRequests):
     """Forms each step of an engine: which sequence computes which tokens, and where.
 
     The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
@@ -133,30 +143,16 @@ class ContinuousBatcher:
         self.max_step_tokens = _checks.integer(
             max_step_tokens, "max_step_tokens", low=1, high=2**26
         )
-        self.policy = _checks.choice(policy, "policy", waiting.POLICIES)
-        cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
-        rate = _checks.real(aging, "aging", low=0.0, high=1e9)
-        self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
-        if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
-        self._clock = clock
-        self._queue = waiting.empty_queue(
-            waiting.POLICIES.index(policy),
-            cost * 1e6,
-            rate,
-            _checks.now_ns(clock),
-            width=k.ROW_WIDTH,
+        super().__init__(
+            policy, ms_per_token, aging, default_slo_ms, clock, n_meta=k.N_META, width=k.ROW_WIDTH
         )
         self._running = np.zeros(self.max_running, np.int64)
         most = min(self.max_step_tokens, cache.n_pages * cache.page_size * self.max_running)
         self._slots = np.empty(most, np.int64)  # of the step being planned
-        self._tally = np.zeros(k.TALLY, np.int64)
-        self._sample = np.zeros((2, k.WINDOW), np.int64)
         self._tokens = {}  # id -> tokens int32[n] of each waiting request
         self._salts = {}  # id -> salt of each live request
-        self._planned = np.zeros(0, np.int64)  # ids of the step that is not advanced yet
+        self._planned = _NONE  # ids of the step that is not advanced yet
         self._preempted = []  # ids since the last plan
-        self._lock = threading.Lock()
 
     def submit(
         self, prompt_tokens, *, max_new_tokens, salt=0, slo_ms=None, priority=0, tenant=0
@@ -188,9 +184,7 @@ class ContinuousBatcher:
             raise ValueError("prompt_tokens must hold at least one token")
         new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
         slo_ns = self._default_slo_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
-        limit = _checks.INT32_MAX
-        priority = _checks.integer(priority, "priority", low=-limit, high=limit)
-        tenant = _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
+        priority, tenant = request_priority(priority), request_tenant(tenant)
         self.cache.match(tokens[:0], salt=salt)  # refuses a bad salt now
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
         if n_pages > self.cache.n_pages:
@@ -199,14 +193,24 @@ class ContinuousBatcher:
                 f"{self.cache.page_size}; the cache has {self.cache.n_pages}"
             )
         with self._lock:
-            now = _checks.now_ns(self._clock)
-            self._queue = waiting.with_room(self._queue, 1, 1)
-            id_ = k.step_submit(
-                self._queue, self._tally, now, tokens.size, new, slo_ns, priority, tenant
-            )
+            now, key = _checks.now_ns(self._clock), 0
+            if self._keys_of is not None:
+                arrival = self._arrival(now)
+                (key,) = self._keys(np.array([tokens.size]), arrival, arrival + slo_ns, tenant)
+            rest = now, tokens.size, new, slo_ns, priority, tenant, key
+            id_ = k.step_submit(*self._queue, *rest)
+            if id_ == FULL:
+                self._make_room(1, 1)
+                id_ = k.step_submit(*self._queue, *rest)
             self._tokens[id_] = tokens
             self._salts[id_] = salt
         return id_
+
+    def _make_room(self, m, n_tenants):
+        running = self._running[: self.n_running]
+        ids = self._queue.request[running, waiting.ID]
+        super()._make_room(m, n_tenants)
+        table_find_many(self._queue.table, ids, running)  # the slots may be others now
 
     def step(self) -> StepPlan:
         """Plan the next step and reserve its pages. O(running + admitted tokens).
@@ -220,47 +224,59 @@ class ContinuousBatcher:
             held by other sequences, or beyond its tenant's quota.
         """
         with self._lock, self.cache._lock:
-            now = _checks.now_ns(self._clock)
-            queue = self._queue
-            budget = k.step_running(queue.meta, queue.request, self._running, self.max_step_tokens)
-            if budget == INVALID:
+            meta, request, _, _, _ = self._queue
+            n, end = k.step_form(
+                meta, request, *self._cached(), self.max_step_tokens, *self._plan()
+            )
+            if n == INVALID:
                 raise RuntimeError("advance() the last step before the next one")
-            while budget > 0 and self.n_waiting and self.n_running < self.max_running:
-                slot = waiting.waiting_first(self._queue)
-                id_ = int(self._queue.request[slot, waiting.ID])
-                lacking = self._lacking(id_)
-                if lacking and not self.n_running:
-                    raise CapacityError(
-                        f"request {id_} lacks {lacking} pages and nothing runs that could free any"
-                    )
-                if lacking:
-                    break
-                hits = self.cache.attach(id_, self._tokens.pop(id_), salt=self._salts[id_])
-                budget = k.step_admit(
-                    self._queue, self._running, self._tally, now, slot, hits, budget
+            if n < 0:  # requests wait, and there is budget for them
+                self._admit(end)
+                n, end = k.step_plan(meta, request, *self._cached(), *self._plan())
+            return self._planned_step(n, end)
+
+    def _admit(self, budget):
+        """Let waiting requests run while budget and pages last."""
+        now = _checks.now_ns(self._clock)
+        meta, request, line, _, tenants = self._queue
+        while budget > 0 and self.n_waiting and self.n_running < self.max_running:
+            slot = waiting.waiting_first(meta, request, line, tenants)
+            id_ = int(request[slot, waiting.ID])
+            lacking = self._lacking(id_)
+            if lacking and not self.n_running:
+                raise CapacityError(
+                    f"request {id_} lacks {lacking} pages and nothing runs that could free any"
                 )
-            return self._plan()
+            if lacking:
+                break
+            hits = self.cache.attach(id_, self._tokens.pop(id_), salt=self._salts[id_])
+            budget = k.step_admit(
+                meta, request, line, tenants, self._running, now, slot, hits, budget
+            )
 
     def _lacking(self, id_) -> int:
         domain = self.cache._domains.get(self._salts[id_], ABSENT)
         return k.pages_missing(self.cache._s, domain, self._tokens[id_], self.n_running)
 
-    def _plan(self) -> StepPlan:
-        queue, cache = self._queue, self.cache._s
-        n = self.n_running
-        ids, starts, n_tokens = np.empty((3, n), np.int64)
-        is_prefill = np.empty(n, np.bool_)
-        n, total = k.step_plan(
-            queue.meta, queue.request, self._running,
-            cache.ids, cache.seq, cache.pool, self.cache.page_size,
-            ids, starts, n_tokens, is_prefill, self._slots,
-        )  # fmt: skip
-        ids = ids[:n]
-        self._planned = np.sort(ids)
-        self._tally[k.STEPS] += n > 0
-        preempted, self._preempted = np.array(self._preempted, np.int64), []
+    def _cached(self):
+        """What a step's kernels read of the cache, beside the running requests."""
+        state = self.cache._s
+        return self._running, state.ids, state.seq, state.pool, self.cache.page_size
+
+    def _plan(self):
+        """Room for a plan; a step may admit as many as may run."""
+        self._out = np.empty((3, self.max_running), np.int64), np.empty(self.max_running, np.bool_)
+        return *self._out, self._slots
+
+    def _planned_step(self, n, end) -> StepPlan:
+        plan, is_prefill = self._out
+        self._planned = plan[0, :n]
+        preempted = _NONE
+        if self._preempted:
+            preempted, self._preempted = np.array(self._preempted, np.int64), []
+        slots = self._slots[:end].copy()
         return StepPlan(
-            ids, starts[:n], n_tokens[:n], is_prefill[:n], preempted, self._slots[:total].copy()
+            plan[0, :n].copy(), plan[1, :n], plan[2, :n], is_prefill[:n], preempted, slots
         )
 
     def advance(self, seq_ids, sampled_tokens, *, finished=None) -> np.ndarray:
@@ -289,40 +305,44 @@ class ContinuousBatcher:
         ValueError
             The sequences are not those of the plan, or a token lacks.
         """
-        ids = _checks.ids(seq_ids, "seq_ids")
-        sampled = _checks.integers(
-            sampled_tokens, "sampled_tokens", dtype=np.int32, low=-1, high=_checks.INT32_MAX
-        )
+        ids = seq_ids if _checks.passes(seq_ids, np.int64) else _checks.integers(seq_ids, "seq_ids")
+        sampled = sampled_tokens
+        if not _checks.passes(sampled, np.int32):
+            sampled = _checks.integers(
+                sampled, "sampled_tokens", dtype=np.int32, low=-1, high=_checks.INT32_MAX
+            )
         _checks.same_length("sampled_tokens", sampled, "seq_ids", ids)
         finished = _mask(finished, ids.size)
-        growing, committed = np.empty((ids.size, 2), np.int64), np.empty((ids.size, 2), np.int64)
-        done = np.empty(ids.size, np.int64)
+        growing, tokens = np.empty(ids.size, np.int64), np.empty(ids.size, np.int32)
+        committed, done = np.empty((ids.size, 2), np.int64), np.empty(ids.size, np.int64)
         with self._lock, self.cache._lock:
+            meta, request, _, table, tenants = self._queue
             self._accept(ids, sampled)
             now = _checks.now_ns(self._clock)
             n_growing, n_committed, n_done = k.step_advance(
-                self._queue, self._tally, self._sample, now, ids, sampled, finished,
-                growing, committed, done,
+                meta, request, table, tenants, now, ids, sampled, finished,
+                growing, tokens, committed, done,
             )  # fmt: skip
-            self._planned = self._planned[:0]
+            self._planned = _NONE
             for id_, n_tokens in committed[:n_committed].tolist():
                 self.cache.commit(id_, n_tokens)
             done = done[:n_done].copy()
             self._end(done)
-            self._append(growing[:n_growing, 0].copy(), growing[:n_growing, 1].astype(np.int32))
+            self._append(growing[:n_growing], tokens[:n_growing])
         return done
 
     def _accept(self, ids, sampled):
         """Refuse what is not the answer to the present plan."""
-        seen = np.zeros(self._planned.size, np.bool_)
-        status, j = k.step_check(self._queue, self._planned, ids, sampled, seen)
+        queue, planned = self._queue, self._planned
+        status, j = k.step_check(queue.request, queue.table, planned, ids, sampled)
+        if status == ABSENT and (ids == ids[j]).sum() > 1:
+            raise ValueError(f"seq_ids must be distinct, but {ids[j]} stands twice")
         if status == ABSENT:
-            raise ValueError(f"sequence {ids[j]} is not in the present step, or stands twice")
+            raise ValueError(f"sequence {ids[j]} is not in the present step")
         if status == INVALID:
             raise ValueError(f"sequence {ids[j]} decodes: its token must be >= 0, not {sampled[j]}")
         if status == PRESENT:
-            raise ValueError(f"sequence {self._planned[j]} of the present step is not in seq_ids")
-        assert status == OK
+            raise ValueError(f"sequence {j} of the present step is not in seq_ids")
 
     def _append(self, ids, tokens):
         """Append one token to each sequence, preempting where pages lack."""
@@ -331,18 +351,18 @@ class ContinuousBatcher:
                 self.cache.append_many(ids, tokens)
                 return
             except CapacityError:
-                victim = k.step_victim(self._queue, self._running)
+                victim = k.step_victim(self._queue.meta, self._queue.request, self._running)
             own = ids == victim
             self._preempt(victim, tokens[own])
             ids, tokens = ids[~own], tokens[~own]
 
     def _preempt(self, id_, appended):
         """Take a running request's pages; `appended` is what it was about to append."""
-        slot = int(table_find(self._queue.table, id_))
-        self.cache.commit(id_, int(self._queue.request[slot, k.COMPUTED]))
+        row = self._queue.request[table_find(self._queue.table, id_)]
+        self.cache.commit(id_, int(row[k.COMPUTED]))
         self._tokens[id_] = np.concatenate([self.cache.tokens(id_), appended])
         self.cache.detach(id_)
-        k.step_preempt(self._queue, self._running, self._tally, id_)
+        k.step_preempt(*self._queue, self._running, id_)
         self._preempted.append(id_)
 
     def _end(self, ids):
@@ -350,7 +370,7 @@ class ContinuousBatcher:
         if ids.size:
             running = [id_ for id_ in ids.tolist() if id_ not in self._tokens]
             self.cache.detach(running)
-            k.step_end(self._queue, self._running, ids)
+            k.step_end(*self._queue, self._running, ids)
             for id_ in ids.tolist():
                 self._tokens.pop(id_, None)
                 del self._salts[id_]
@@ -369,20 +389,9 @@ class ContinuousBatcher:
         with self._lock, self.cache._lock:
             for id_ in ids.tolist():
                 if id_ not in self._salts:
-                    known = id_ < self._queue.meta[waiting.NEXT_ID]
-                    raise KeyError(f"request {id_} {'has ended' if known else 'is unknown'}")
+                    raise self._absent(id_)
             self._end(ids)
-            self._tally[k.CANCELLED] += ids.size
-
-    @property
-    def n_waiting(self) -> int:
-        """Requests that hold no pages."""
-        return int(self._queue.heap[waiting.ARRIVAL, 0, 0])
-
-    @property
-    def n_running(self) -> int:
-        """Requests that hold pages."""
-        return int(self._queue.meta[waiting.RUNNING])
+            self._queue.meta[k.CANCELLED] += ids.size
 
     def __len__(self) -> int:
         """Return how many requests have not ended."""
@@ -391,44 +400,43 @@ class ContinuousBatcher:
     def __repr__(self) -> str:
         return (
             f"<ContinuousBatcher: {self.n_waiting} waiting, {self.n_running} of "
-            f"{self.max_running} running, policy={self.policy!r}>"
+            f"{self.max_running} running, policy={self._policy_name}>"
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, without the cache."""
-        own = (self._running, self._slots, self._tally, self._sample, *self._tokens.values())
-        return sum(array.nbytes for array in (*self._queue, *own))
+        own = (self._running, self._slots, *self._tokens.values())
+        return super().nbytes + sum(array.nbytes for array in own)
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
         with self._lock:
-            tally = self._tally.copy()
-            first = self._sample[k.FIRST, : min(tally[k.FIRSTS], k.WINDOW)].copy()
-            whole = self._sample[k.WHOLE, : min(tally[k.FINISHED], k.WINDOW)].copy()
-            n_waiting, n_running = self.n_waiting, self.n_running
-        steps, computed = int(tally[k.STEPS]), int(tally[k.COMPUTED_TOKENS])
+            tally = self._queue.meta[: k.FIRST].tolist()
+            first = self._sample(k.FIRST, tally[k.FIRSTS], k.WINDOW)
+            whole = self._sample(k.WHOLE, tally[k.FINISHED], k.WINDOW)
+        steps = tally[k.STEPS]
         return ContinuousStats(
-            waiting=n_waiting,
-            running=n_running,
-            submitted=int(tally[k.SUBMITTED]),
-            finished=int(tally[k.FINISHED]),
-            cancelled=int(tally[k.CANCELLED]),
-            preempted=int(tally[k.PREEMPTED]),
-            late=int(tally[k.LATE]),
+            waiting=tally[waiting.WAITING],
+            running=tally[waiting.RUNNING],
+            submitted=tally[k.SUBMITTED],
+            finished=tally[k.FINISHED],
+            cancelled=tally[k.CANCELLED],
+            preempted=tally[k.PREEMPTED],
+            late=tally[k.LATE],
             steps=steps,
-            mean_step_tokens=computed / steps if steps else math.nan,
-            computed_tokens=computed,
-            generated_tokens=int(tally[k.GENERATED_TOKENS]),
-            cached_tokens=int(tally[k.CACHED_TOKENS]),
-            recomputed_tokens=int(tally[k.RECOMPUTED_TOKENS]),
+            mean_step_tokens=tally[k.COMPUTED_TOKENS] / steps if steps else math.nan,
+            computed_tokens=tally[k.COMPUTED_TOKENS],
+            generated_tokens=tally[k.GENERATED_TOKENS],
+            cached_tokens=tally[k.CACHED_TOKENS],
+            recomputed_tokens=tally[k.RECOMPUTED_TOKENS],
             ttft_ms=percentiles(first),
             latency_ms=percentiles(whole),
         )
 
     def check(self) -> None:
         """Assert every invariant written in kernels/continuous.py. O(n)."""
-        queue, tally = self._queue, self._tally
+        queue, tally = self._queue, self._queue.meta
         check_queue(queue)
         slots = self._running[: self.n_running]
         runs = np.flatnonzero(queue.request[:, waiting.STATE] == waiting.IS_RUNNING)
@@ -463,7 +471,7 @@ class ContinuousBatcher:
 
 def _mask(finished, n) -> np.ndarray:
     if finished is None:
-        return np.zeros(n, np.bool_)
+        return _NOT_ONE
     mask = np.asarray(finished)
     if mask.dtype != np.bool_ and mask.size:
         raise TypeError(f"finished must be booleans, not {mask.dtype}")

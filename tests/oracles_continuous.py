@@ -61,7 +61,7 @@ class SlowBatcher:
             "shortest": r["prompt"],
             "slo": r["deadline"],
             "aging": 0.02 * MS * r["prompt"] + 0.02 * since,
-            "fair": self.counter[r["tenant"]],
+            "fair": (self.counter[r["tenant"]], list(self.counter).index(r["tenant"])),
         }[self.policy]
 
     def step(self):

@@ -49,8 +49,8 @@ class SlowScheduler:
             self.last = request["tenant"]
 
     def key(self, r):
-        if self.policy == "fair":  # before the id: the tenant's best request stands for it
-            return self.counter[r["tenant"]]
+        if self.policy == "fair":  # equals by who came first, as `counter` is ordered
+            return self.counter[r["tenant"]], list(self.counter).index(r["tenant"])
         cost = self.ms_per_token * MS * r["tokens"]
         return {
             "fcfs": 0,

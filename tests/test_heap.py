@@ -16,7 +16,9 @@ from hypothesis.stateful import (
 from oracles_heap import SlowHeap
 
 from llmds_nb import IndexedHeap
+from llmds_nb.kernels import heap as k
 from llmds_nb.kernels.rowheap import ordered_bits, ordered_float
+from llmds_nb.kernels.status import ABSENT, FULL
 
 ITEMS = st.one_of(st.integers(0, 8), st.sampled_from([-(2**63), -1, 2**62, 2**63 - 1]))
 PRIORITIES = st.one_of(
@@ -273,6 +275,40 @@ def test_takes_empty_batches_and_integer_priorities():
     assert heap.stats().size == 1 and heap.stats().pushed == 2
     assert repr(heap) == "<IndexedHeap: 1 of 1024 entries>"
     assert heap.nbytes > 0
+
+
+def test_numbers_its_entries_anew_when_the_sequence_ends():
+    heap = IndexedHeap(4)
+    heap.push_many([5, 6, 7, 8], [1.0, 1.0, 0.0, 1.0])
+    heap.pop()
+    heap._state[k.NEXT] = k.LIMIT - 1
+    heap.push(9, 1.0)  # the last number
+    heap.push(10, 1.0)
+    heap.check()
+    heap._state[k.NEXT] = k.LIMIT - 1
+    heap.push_many([1, 2], [1.0, 2.0])
+    heap.check()
+    assert heap._state[k.NEXT] == 7 and heap.stats().pushed == 8
+    assert heap.pop_many(9).items.tolist() == [5, 6, 8, 9, 10, 1, 2]
+
+
+def test_a_call_that_raced_with_growth_is_decided_again():
+    heap = IndexedHeap(2)
+    heap.push_many([1, 2], [1.0, 2.0])
+    old = heap._state
+    heap.push(3, 3.0)
+    assert heap._state is not old
+    with pytest.raises(IndexError):
+        heap.__class__.pop(_holding(old))
+    assert k.heap_push(old, 4, 4.0) == FULL and k.heap_update(old, 1, 4.0, 0) == ABSENT
+    heap.check()
+
+
+def _holding(state):
+    """A heap that holds a buffer which was left behind."""
+    heap = IndexedHeap(1)
+    heap._state = state
+    return heap
 
 
 def test_threads_push_and_pop_every_item_once():

@@ -1,164 +1,194 @@
 """Micro-batches of waiting requests: when one is released, and what is in it.
 
-State: a `Queue` (see waiting) and
+State: a `Queue` (see waiting), whose `meta` goes on with
 
-    limit   int64[3]          MAX_SIZE requests, MAX_TOKENS (0: no limit), MAX_WAIT_NS
-    tally   int64[TALLY]      the counts named below, since the start
-    sample  int64[2, WINDOW]  rings of the last waits (WAIT) and whole latencies (LATENCY), in ns
+    MAX_SIZE requests and MAX_TOKENS (0: no limit) in a batch; LARGEST, tokens in a request;
+    MAX_WAIT_NS
+    the counts from SUBMITTED to BY_FORCE, since the start
+    SAMPLE: two rings of WINDOW places, the last waits (WAIT) and whole latencies (LATENCY), in ns
 
 A batch is released when it is full, when the oldest request has waited MAX_WAIT_NS, or when the
 engine asks. It is full when MAX_SIZE requests wait, or MAX_TOKENS tokens: the batch takes requests
 in the policy's order up to the first that no longer fits, so it can then hold no more. Invariants:
-a waiting request has at most MAX_TOKENS tokens; every request submitted is waiting, running, or
+a request has at most LARGEST tokens; every request submitted is waiting, running, or
 counted as completed or cancelled, exactly once.
 """
 
-from .._jit import kernel
-from .status import ABSENT, OK
+import numpy as np
+
+from .._jit import kernel, prefetch
+from .rowheap import HANDLE, ROOT
+from .status import ABSENT, FULL, INVALID, OK
 from .waiting import (
     ARRIVAL_NS,
     DEADLINE_NS,
+    FAIR,
     FREE,
+    FRESH,
     ID,
     IS_RUNNING,
-    IS_WAITING,
+    META,
     NOW,
+    POLICY,
     STARTED_NS,
-    STATE,
     TOKENS,
+    WAITING,
     WAITING_TOKENS,
     clock_advance,
+    line_parts,
     request_end,
     request_new,
     request_requeue,
+    request_resize,
     request_start,
     requests_find,
+    tenants_number,
     waiting_first,
     waiting_oldest,
-    waiting_resize,
-    waiting_size,
 )
 
-MAX_SIZE, MAX_TOKENS, MAX_WAIT_NS = range(3)
-(SUBMITTED, STARTED, COMPLETED, CANCELLED, REQUEUED, LATE, BATCHES, BATCHED, BATCHED_TOKENS,
- BY_FULL, BY_WAIT, BY_IDLE, BY_FORCE, TALLY) = range(14)  # fmt: skip
-WAIT, LATENCY = range(2)
 WINDOW = 4096
+(MAX_SIZE, MAX_TOKENS, LARGEST, MAX_WAIT_NS, SUBMITTED, STARTED, COMPLETED, CANCELLED, REQUEUED,
+ LATE, BATCHES, BATCHED, BATCHED_TOKENS, BY_FULL, BY_WAIT, BY_IDLE, BY_FORCE, SAMPLE) = range(
+     META, META + 18)  # fmt: skip
+WAIT, LATENCY = SAMPLE, SAMPLE + WINDOW
+N_META = SAMPLE + 2 * WINDOW
 ONLY_IF_READY, ENGINE_IDLE, FORCED = range(3)
+TO_CANCEL, TO_COMPLETE, TO_REQUEUE = range(3)
 
 
 @kernel
-def batch_submit(queue, tally, now, tokens, slo_ns, priority, tenant):
-    """Let a new request wait; the owner made room. Return its id. O(log n)."""
-    now = clock_advance(queue, now)
-    tally[SUBMITTED] += 1
-    slot = request_new(queue, now, tokens, now + slo_ns, priority, tenant)
-    return queue.request[slot, ID]
+def batch_submit(
+    meta, request, line, table, tenants, now, tokens, slo_ns, priority, tenant, key
+):  # fmt: skip
+    """Let a new request wait: its id, FULL, or INVALID tokens. O(log n)."""
+    if tokens < 1 or tokens > meta[LARGEST]:
+        return np.int64(INVALID)
+    now = clock_advance(meta, now)
+    slot = request_new(
+        meta, request, line, table, tenants, now, tokens, now + slo_ns, priority, tenant, key
+    )
+    if slot == FULL:
+        return slot
+    meta[SUBMITTED] += 1
+    return request[slot, ID]
 
 
 @kernel
-def batch_submit_many(queue, tally, now, tokens, slo_ns, priority, tenant, ids):
-    """batch_submit for each, in order, at one time; fill their ids. O(m log n)."""
+def batch_submit_many(
+    meta, request, line, table, tenants, now, tokens, slo_ns, priority, tenant, key, ids
+):  # fmt: skip
+    """batch_submit for each, in order, at one time, or nothing: (status, which). O(m log n).
+
+    Of the four arrays after `tokens`, one with a single entry holds for all requests.
+    """
     for j in range(tokens.size):
-        ids[j] = batch_submit(queue, tally, now, tokens[j], slo_ns[j], priority[j], tenant[j])
+        if tokens[j] < 1 or tokens[j] > meta[LARGEST]:
+            return INVALID, j
+    if meta[FRESH] + tokens.size > request.shape[0]:
+        return FULL, 0
+    if meta[POLICY] == FAIR and tenants_number(tenants, tenant) == FULL:
+        return FULL, 0
+    slos, priorities = slo_ns.size > 1, priority.size > 1
+    own_tenants, keys = tenant.size > 1, key.size > 1
+    for j in range(tokens.size):
+        ids[j] = batch_submit(
+            meta, request, line, table, tenants, now, tokens[j], slo_ns[j if slos else 0],
+            priority[j if priorities else 0], tenant[j if own_tenants else 0],
+            key[j if keys else 0],
+        )  # fmt: skip
+    return OK, 0
 
 
 @kernel(internal=True)
-def _is_full(queue, limit):
-    if waiting_size(queue) >= limit[MAX_SIZE]:
+def _is_full(meta):
+    if meta[WAITING] >= meta[MAX_SIZE]:
         return True
-    return 0 < limit[MAX_TOKENS] <= queue.meta[WAITING_TOKENS]
+    return 0 < meta[MAX_TOKENS] <= meta[WAITING_TOKENS]
 
 
 @kernel
-def batch_due_ns(queue, limit, now):
-    """Nanoseconds until a batch is ready; ABSENT when no request waits. O(1)."""
-    now = clock_advance(queue, now)
-    if waiting_size(queue) == 0:
-        return ABSENT
-    if _is_full(queue, limit):
-        return 0
-    waited = now - queue.request[waiting_oldest(queue), ARRIVAL_NS]
-    return max(0, limit[MAX_WAIT_NS] - waited)
+def batch_due_ns(meta, request, line, now):
+    """Nanoseconds until a batch is ready; ABSENT when no request waits. O(log n)."""
+    now = clock_advance(meta, now)
+    if meta[WAITING] == 0:
+        return np.int64(ABSENT)
+    if _is_full(meta):
+        return np.int64(0)
+    waited = now - request[waiting_oldest(request, line), ARRIVAL_NS]
+    return max(np.int64(0), meta[MAX_WAIT_NS] - waited)
 
 
 @kernel
-def batch_get(queue, limit, tally, sample, now, demand, ids, tokens):
-    """Fill a batch if one is ready or `demand` is not ONLY_IF_READY; its size. O(size log n)."""
-    due = batch_due_ns(queue, limit, now)
-    now = queue.meta[NOW]
+def batch_get(meta, request, line, tenants, now, demand, out):
+    """Fill a batch if one is ready or `demand` is not ONLY_IF_READY; its size. O(size log n).
+
+    out int64[2, MAX_SIZE]: ids and tokens.
+    """
+    due = batch_due_ns(meta, request, line, now)
+    now = meta[NOW]
     if due == ABSENT or (due > 0 and demand == ONLY_IF_READY):
         return 0
     if due == 0:
-        tally[BY_FULL if _is_full(queue, limit) else BY_WAIT] += 1
+        meta[BY_FULL if _is_full(meta) else BY_WAIT] += 1
     else:
-        tally[BY_IDLE if demand == ENGINE_IDLE else BY_FORCE] += 1
+        meta[BY_IDLE if demand == ENGINE_IDLE else BY_FORCE] += 1
+    rows, _pos, _bits = line_parts(line, request.shape[0])
     size = 0
     total = 0
-    while size < limit[MAX_SIZE] and waiting_size(queue) > 0:
-        slot = waiting_first(queue)
-        row = queue.request[slot]
-        if 0 < limit[MAX_TOKENS] < total + row[TOKENS]:
+    while size < meta[MAX_SIZE] and meta[WAITING] > 0:
+        slot = waiting_first(meta, request, line, tenants)
+        row = request[slot]
+        if 0 < meta[MAX_TOKENS] < total + row[TOKENS]:
             break
+        for next_one in range(ROOT + 1, ROOT + 5):  # one of the root's children goes next
+            prefetch(request, rows[min(next_one, rows.shape[0] - 1), 1] & HANDLE, np.int64(0))
         if row[STARTED_NS] == ABSENT:
-            sample[WAIT, tally[STARTED] % WINDOW] = now - row[ARRIVAL_NS]
-            tally[STARTED] += 1
-        request_start(queue, slot, now)
-        ids[size] = row[ID]
-        tokens[size] = row[TOKENS]
+            meta[WAIT + meta[STARTED] % WINDOW] = now - row[ARRIVAL_NS]
+            meta[STARTED] += 1
+        request_start(meta, request, line, tenants, slot, now)
+        out[0, size] = row[ID]
+        out[1, size] = row[TOKENS]
         total += row[TOKENS]
         size += 1
-    tally[BATCHES] += 1
-    tally[BATCHED] += size
-    tally[BATCHED_TOKENS] += total
+    meta[BATCHES] += 1
+    meta[BATCHED] += size
+    meta[BATCHED_TOKENS] += total
     return size
 
 
 @kernel
-def batch_update_many(queue, ids, tokens, slots):
-    """Set the remaining tokens of all or none: as `requests_find`. O(m log n)."""
-    status, j = requests_find(queue, ids, FREE, slots)
+def batch_update_many(meta, request, line, table, ids, tokens, keys):
+    """Set the remaining tokens of all or none: as `requests_find`. O(m log n).
+
+    `keys` holds the new ones under the policy CUSTOM, else nothing.
+    """
+    slots = np.empty(ids.size, np.int64)
+    status, j = requests_find(request, table, ids, FREE, slots)
     if status == OK:
         for i in range(ids.size):
-            if queue.request[slots[i], STATE] == IS_WAITING:
-                waiting_resize(queue, slots[i], tokens[i])
-            else:
-                queue.request[slots[i], TOKENS] = tokens[i]
+            key = keys[i] if keys.size > 0 else np.int64(0)
+            request_resize(meta, request, line, slots[i], tokens[i], key)
     return status, j
 
 
 @kernel
-def batch_complete_many(queue, tally, sample, now, ids, slots):
-    """End running requests, all or none: as `requests_find`. O(m)."""
-    status, j = requests_find(queue, ids, IS_RUNNING, slots)
-    if status == OK:
-        now = clock_advance(queue, now)
-        for i in range(ids.size):
-            row = queue.request[slots[i]]
-            sample[LATENCY, (tally[COMPLETED] + i) % WINDOW] = now - row[ARRIVAL_NS]
-            tally[LATE] += now > row[DEADLINE_NS]
-            request_end(queue, slots[i])
-        tally[COMPLETED] += ids.size
-    return status, j
-
-
-@kernel
-def batch_cancel_many(queue, tally, ids, slots):
-    """End waiting or running requests, all or none: as `requests_find`. O(m log n)."""
-    status, j = requests_find(queue, ids, FREE, slots)
-    if status == OK:
-        for i in range(ids.size):
-            request_end(queue, slots[i])
-        tally[CANCELLED] += ids.size
-    return status, j
-
-
-@kernel
-def batch_requeue_many(queue, tally, ids, slots):
-    """Let running requests wait again, all or none: as `requests_find`. O(m log n)."""
-    status, j = requests_find(queue, ids, IS_RUNNING, slots)
-    if status == OK:
-        for i in range(ids.size):
-            request_requeue(queue, slots[i])
-        tally[REQUEUED] += ids.size
+def batch_end_many(meta, request, line, table, tenants, now, ids, how):
+    """Cancel, complete or requeue all or none: as `requests_find`. O(m log n)."""
+    slots = np.empty(ids.size, np.int64)
+    status, j = requests_find(request, table, ids, FREE if how == TO_CANCEL else IS_RUNNING, slots)
+    if status != OK:
+        return status, j
+    now = clock_advance(meta, now)
+    for i in range(ids.size):
+        row = request[slots[i]]
+        if how == TO_REQUEUE:
+            request_requeue(meta, request, line, tenants, slots[i])
+            continue
+        if how == TO_COMPLETE:
+            meta[LATENCY + (meta[COMPLETED] + i) % WINDOW] = now - row[ARRIVAL_NS]
+            meta[LATE] += now > row[DEADLINE_NS]
+        request_end(meta, request, line, table, tenants, slots[i])
+    counted = CANCELLED if how == TO_CANCEL else COMPLETED if how == TO_COMPLETE else REQUEUED
+    meta[counted] += ids.size
     return status, j

@@ -1,18 +1,23 @@
 """Iteration-level batches over a KV cache: who computes how many tokens in the next step.
 
-State: a `Queue` (see waiting), whose rows have the further columns below, and
+State: a `Queue` (see waiting), whose rows have the further columns below and whose `meta` goes on
+with
 
-    running  int64[R]          slots of the running requests, in the order of their admission; as
-                               many entries as the queue counts RUNNING are in use
-    tally    int64[TALLY]      the counts named below, since the start
-    sample   int64[2, WINDOW]  rings of the last times to the first token (FIRST) and whole
-                               latencies (WHOLE), in ns
+    the counts from SUBMITTED to RECOMPUTED_TOKENS, since the start
+    two rings of WINDOW places, the last times to the first token (FIRST) and whole latencies
+    (WHOLE), in ns
+
+and
+
+    running  int64[R]  slots of the running requests, in the order of their admission; as many
+                       entries as the queue counts RUNNING are in use
 
 LENGTH tokens of a running request lie in the cache, COMPUTED of them with their K/V; PLANNED more
 are being computed in the present step, 0 outside one. A request decodes when one token is left to
 compute, the last that was sampled, and is in prefill until then. LOST counts the tokens that were
-computed before a preemption, until the request runs again. TOKENS is the length of the
-prompt, whatever was generated since, so a preempted request keeps its place under every policy.
+computed before a preemption, until the request runs again. SEQ is where the cache was last seen to
+keep the sequence: a hint. TOKENS is the length of the prompt, whatever was generated since, so a
+preempted request keeps its place under every policy.
 
 Invariants: COMPUTED + PLANNED <= LENGTH for running requests; GENERATED < MAX_NEW; `running` holds
 exactly the running slots.
@@ -26,7 +31,8 @@ from .hashtable import table_find
 from .kv import chain_match
 from .kv_pages import domain_missing
 from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING
-from .status import ABSENT, INVALID, OK, PRESENT
+from .kv_state import ID as SEQ_ID
+from .status import ABSENT, FULL, INVALID, OK, PRESENT
 from .waiting import (
     ARRIVAL_NS,
     CHARGED,
@@ -34,12 +40,14 @@ from .waiting import (
     FAIR,
     ID,
     IS_RUNNING,
+    META,
     POLICY,
     PRIORITY,
     RUNNING,
     STATE,
     TENANT,
     TOKENS,
+    WAITING,
     WIDTH,
     clock_advance,
     request_end,
@@ -49,20 +57,28 @@ from .waiting import (
     tenant_charge,
 )
 
-LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, ROW_WIDTH = range(WIDTH, WIDTH + 7)
-(SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, FIRSTS, STEPS, COMPUTED_TOKENS, GENERATED_TOKENS,
- CACHED_TOKENS, RECOMPUTED_TOKENS, TALLY) = range(12)  # fmt: skip
-FIRST, WHOLE = range(2)
+HOT = (WIDTH + 7) & -8  # what every step reads begins with a cache line
+LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, SEQ, ROW_WIDTH = range(HOT, HOT + 8)
 WINDOW = 4096
+(SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, FIRSTS, STEPS, COMPUTED_TOKENS, GENERATED_TOKENS,
+ CACHED_TOKENS, RECOMPUTED_TOKENS, FIRST) = range(META, META + 12)  # fmt: skip
+WHOLE = FIRST + WINDOW
+N_META = WHOLE + WINDOW
 
 
 @kernel
-def step_submit(queue, tally, now, tokens, max_new, slo_ns, priority, tenant):
-    """Let a request wait; the owner made room. Return its id. O(log n)."""
-    now = clock_advance(queue, now)
-    tally[SUBMITTED] += 1
-    slot = request_new(queue, now, tokens, now + slo_ns, priority, tenant)
-    row = queue.request[slot]
+def step_submit(
+    meta, request, line, table, tenants, now, tokens, max_new, slo_ns, priority, tenant, key
+):  # fmt: skip
+    """Let a request wait. Return its id, or FULL. O(log n)."""
+    now = clock_advance(meta, now)
+    slot = request_new(
+        meta, request, line, table, tenants, now, tokens, now + slo_ns, priority, tenant, key
+    )
+    if slot == FULL:
+        return slot
+    meta[SUBMITTED] += 1
+    row = request[slot]
     row[LENGTH] = tokens
     row[MAX_NEW] = max_new
     return row[ID]
@@ -94,142 +110,186 @@ def pages_missing(cache, domain, tokens, spare):
 
 
 @kernel
-def step_running(meta, request, running, budget):
-    """Share the budget among the running requests; return what is left. O(R).
-
-    INVALID while a step is not advanced. Decoding requests first, one token each, so that no
-    prefill stalls them; then prefills.
-    """
-    n = meta[RUNNING]
-    for j in range(n):
-        if request[running[j], PLANNED] > 0:
-            return INVALID
-    for in_prefill in range(2):
-        for j in range(n):
-            row = request[running[j]]
-            left = row[LENGTH] - row[COMPUTED]
-            if (left > 1) == (in_prefill == 1) and budget > 0:
-                row[PLANNED] = min(left, budget)
-                budget -= row[PLANNED]
-    return budget
-
-
-@kernel
-def step_admit(queue, running, tally, now, slot, hits, budget):
+def step_admit(meta, request, line, tenants, running, now, slot, hits, budget):
     """Let a waiting request run, `hits` of its tokens being cached; the budget left. O(log n)."""
-    running[queue.meta[RUNNING]] = slot
-    request_start(queue, slot, clock_advance(queue, now))
-    row = queue.request[slot]
+    running[meta[RUNNING]] = slot
+    request_start(meta, request, line, tenants, slot, clock_advance(meta, now))
+    row = request[slot]
     row[COMPUTED] = min(hits, row[LENGTH] - 1)  # the last token's logits are always needed
     row[PLANNED] = min(row[LENGTH] - row[COMPUTED], budget)
-    tally[CACHED_TOKENS] += row[COMPUTED]
-    tally[RECOMPUTED_TOKENS] += max(0, row[LOST] - row[COMPUTED])
+    meta[CACHED_TOKENS] += row[COMPUTED]
+    meta[RECOMPUTED_TOKENS] += max(0, row[LOST] - row[COMPUTED])
     row[LOST] = 0
     return budget - row[PLANNED]
 
 
 @kernel
-def step_plan(
-    meta, request, running, cache_ids, cache_seq, cache_arena, page_size,
-    ids, starts, n_tokens, is_prefill, slots,
-):  # fmt: skip
-    """Write the step down, and where its tokens lie in the cache; (requests, tokens). O(tokens)."""
+def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefill, slots):
+    """Write the step down, and where its tokens lie in the cache; (requests, tokens). O(tokens).
+
+    ids, seq and pool are the cache's; plan int64[3, R]: ids, first tokens and their numbers.
+    """
     n, end = 0, 0
     for j in range(meta[RUNNING]):
         row = request[running[j]]
         planned, start = row[PLANNED], row[COMPUTED]
         if planned == 0:
             continue
-        ids[n] = row[ID]
-        starts[n] = start
-        n_tokens[n] = planned
+        plan[0, n] = row[ID]
+        plan[1, n] = start
+        plan[2, n] = planned
         is_prefill[n] = start < row[TOKENS] or row[LENGTH] - start > 1
         n += 1
-        blocks = cache_seq[table_find(cache_ids, row[ID]), BLOCKS]
-        for position in range(start, start + planned):
-            page = np.int64(cache_arena[blocks + position // page_size])
-            slots[end] = page * page_size + position % page_size
-            end += 1
+        if row[SEQ] >= seq.shape[0] or seq[row[SEQ], SEQ_ID] != row[ID]:
+            row[SEQ] = table_find(ids, row[ID])
+        blocks = seq[row[SEQ], BLOCKS]
+        place, offset = start // page_size, start % page_size
+        while planned > 0:
+            slot = np.int64(pool[blocks + place]) * page_size
+            for position in range(offset, min(page_size, offset + planned)):
+                slots[end] = slot + position
+                end += 1
+            planned -= page_size - offset
+            place += 1
+            offset = 0
+    meta[STEPS] += n > 0
     return n, end
 
 
 @kernel
-def step_check(queue, planned, ids, sampled, seen):
-    """Whether `ids` are what the step planned, with a token where one is due. O(n log n).
+def step_share(meta, request, running, budget):
+    """Share the budget among the running requests; return what is left. O(R).
 
-    (OK, 0); (ABSENT, j): ids[j] was not planned or stands twice; (INVALID, j): its token is
-    negative; (PRESENT, j): planned[j] still runs and is not among the ids. `planned` int64[n] is
-    sorted, seen bool[n] is scratch, all False. Requests that were cancelled since do not matter.
+    INVALID while a step is not advanced. Decoding requests first, one token each, so that no
+    prefill stalls them; then prefills.
     """
-    for j in range(ids.size):
-        place = np.searchsorted(planned, ids[j])
-        if place == planned.size or planned[place] != ids[j] or seen[place]:
-            return ABSENT, j
-        seen[place] = True
-        slot = table_find(queue.table, ids[j])
-        if slot != ABSENT and sampled[j] < 0:
-            row = queue.request[slot]
-            if row[COMPUTED] + row[PLANNED] == row[LENGTH]:
-                return INVALID, j
-    for j in range(planned.size):
-        if not seen[j] and table_find(queue.table, planned[j]) != ABSENT:
-            return PRESENT, j
-    return OK, 0
-
-
-@kernel(internal=True)
-def _token_sampled(queue, tally, sample, now, row):
-    row[GENERATED] += 1
-    tally[GENERATED_TOKENS] += 1
-    if row[GENERATED] == 1:
-        sample[FIRST, tally[FIRSTS] % WINDOW] = now - row[ARRIVAL_NS]
-        tally[FIRSTS] += 1
-        tally[LATE] += now > row[DEADLINE_NS]
-    if queue.meta[POLICY] == FAIR:
-        row[CHARGED] += 1
-        tenant_charge(queue, row[TENANT], 1)
+    n = meta[RUNNING]
+    in_prefill = 0
+    for j in range(n):
+        row = request[running[j]]
+        if row[PLANNED] > 0:
+            return np.int64(INVALID)
+        in_prefill += row[LENGTH] - row[COMPUTED] > 1
+    for j in range(n):
+        row = request[running[j]]
+        if budget > 0 and row[LENGTH] - row[COMPUTED] == 1:
+            row[PLANNED] = 1
+            budget -= 1
+    if in_prefill > 0:
+        for j in range(n):
+            row = request[running[j]]
+            left = row[LENGTH] - row[COMPUTED]
+            if left > 1 and budget > 0:
+                row[PLANNED] = min(left, budget)
+                budget -= row[PLANNED]
+    return budget
 
 
 @kernel
-def step_advance(queue, tally, sample, now, ids, sampled, finished, growing, committed, done):
+def step_form(
+    meta, request, running, ids, seq, pool, page_size, budget, plan, is_prefill, slots
+):  # fmt: skip
+    """The whole step where nothing can be admitted: as `step_plan`. O(R + tokens).
+
+    Else (-1, budget left), to be planned after the admissions; (INVALID, 0) as `step_share`.
+    """
+    budget = step_share(meta, request, running, budget)
+    if budget == INVALID:
+        return INVALID, np.int64(0)
+    if budget > 0 and meta[WAITING] > 0 and meta[RUNNING] < running.size:
+        return -1, budget
+    n, end = step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefill, slots)
+    return n, np.int64(end)
+
+
+@kernel
+def step_check(request, table, planned, ids, sampled):
+    """Whether `ids` are what the step planned, with a token where one is due. O(n), or O(n log n).
+
+    (OK, 0); (ABSENT, j): ids[j] was not planned or stands twice; (INVALID, j): its token is
+    negative; (PRESENT, id): a planned request that still runs is not among the ids. Requests that
+    were cancelled since do not matter. `planned` int64[n] is cheapest in the same order.
+    """
+    same = planned.size == ids.size
+    for j in range(ids.size):
+        same = same and planned[j] == ids[j]
+        slot = table_find(table, ids[j])
+        if slot != ABSENT and sampled[j] < 0:
+            row = request[slot]
+            if row[PLANNED] > 0 and row[COMPUTED] + row[PLANNED] == row[LENGTH]:
+                return INVALID, np.int64(j)
+    if same:
+        return OK, np.int64(0)
+    order = np.sort(planned)
+    seen = np.zeros(order.size, np.bool_)
+    for j in range(ids.size):
+        place = np.searchsorted(order, ids[j])
+        if place == order.size or order[place] != ids[j] or seen[place]:
+            return ABSENT, np.int64(j)
+        seen[place] = True
+    for j in range(order.size):
+        if not seen[j] and table_find(table, order[j]) != ABSENT:
+            return PRESENT, order[j]
+    return OK, np.int64(0)
+
+
+@kernel(internal=True)
+def _token_sampled(meta, request, tenants, now, slot):
+    row = request[slot]
+    row[GENERATED] += 1
+    meta[GENERATED_TOKENS] += 1
+    if row[GENERATED] == 1:
+        meta[FIRST + meta[FIRSTS] % WINDOW] = now - row[ARRIVAL_NS]
+        meta[FIRSTS] += 1
+        meta[LATE] += now > row[DEADLINE_NS]
+    if meta[POLICY] == FAIR:
+        row[CHARGED] += 1
+        tenant_charge(request, tenants, row[TENANT], 1)
+
+
+@kernel
+def step_advance(
+    meta, request, table, tenants, now, ids, sampled, finished, growing, tokens, committed, done
+):  # fmt: skip
     """Take the computed tokens over, and sort the requests by what the cache must do. O(n).
 
-    growing int64[n, 2]: (id, token) to append; committed int64[n, 2]: (id, tokens) whose K/V is
-    known but which append nothing; done int64[n]: ids that ended, `committed` too. The counts of
-    the three are returned.
+    growing int64[n] and tokens int32[n]: ids and what to append; committed int64[n, 2]: (id,
+    tokens) whose K/V is known but which append nothing; done int64[n]: ids that ended, `committed`
+    too. The counts of the three are returned. `finished` is empty where none is.
     """
-    now = clock_advance(queue, now)
+    now = clock_advance(meta, now)
     n_growing, n_committed, n_done = 0, 0, 0
     for j in range(ids.size):
-        slot = table_find(queue.table, ids[j])
+        slot = table_find(table, ids[j])
         if slot == ABSENT:
             continue
-        row = queue.request[slot]
+        row = request[slot]
         row[COMPUTED] += row[PLANNED]
-        tally[COMPUTED_TOKENS] += row[PLANNED]
+        meta[COMPUTED_TOKENS] += row[PLANNED]
         row[PLANNED] = 0
+        ends = finished.size > 0 and finished[j]
         due = row[COMPUTED] == row[LENGTH]
         if due:
-            _token_sampled(queue, tally, sample, now, row)
-            if not finished[j] and row[GENERATED] < row[MAX_NEW]:
-                growing[n_growing, 0] = ids[j]
-                growing[n_growing, 1] = sampled[j]
+            _token_sampled(meta, request, tenants, now, slot)
+            if not ends and row[GENERATED] < row[MAX_NEW]:
+                growing[n_growing] = ids[j]
+                tokens[n_growing] = sampled[j]
                 n_growing += 1
                 row[LENGTH] += 1
                 continue
         committed[n_committed, 0] = ids[j]
         committed[n_committed, 1] = row[COMPUTED]
         n_committed += 1
-        if due or finished[j]:
-            sample[WHOLE, tally[FINISHED] % WINDOW] = now - row[ARRIVAL_NS]
-            tally[FINISHED] += 1
+        if due or ends:
+            meta[WHOLE + meta[FINISHED] % WINDOW] = now - row[ARRIVAL_NS]
+            meta[FINISHED] += 1
             done[n_done] = ids[j]
             n_done += 1
     return n_growing, n_committed, n_done
 
 
 @kernel
-def step_victim(queue, running):
+def step_victim(meta, request, running):
     """Id of the request to preempt; one runs at least. O(R).
 
     Never the one of highest priority that came first, unless it runs alone: so that one ends, then
@@ -237,59 +297,60 @@ def step_victim(queue, running):
     among those the one with most tokens still to compute and to generate, which would hold its
     pages longest and, in prefill, has least to lose; then the last that came.
     """
-    first = queue.request[running[0]]
-    for j in range(1, queue.meta[RUNNING]):
-        row = queue.request[running[j]]
-        if row[PRIORITY] > first[PRIORITY] or (
-            row[PRIORITY] == first[PRIORITY] and row[ID] < first[ID]
+    first = running[0]
+    for j in range(1, meta[RUNNING]):
+        slot = running[j]
+        if request[slot, PRIORITY] > request[first, PRIORITY] or (
+            request[slot, PRIORITY] == request[first, PRIORITY] and slot < first
         ):
-            first = row
-    victim, victim_left = first, np.int64(-1)
-    for j in range(queue.meta[RUNNING]):
-        row = queue.request[running[j]]
-        if row[ID] == first[ID]:
+            first = slot
+    victim, most = first, np.int64(-1)
+    for j in range(meta[RUNNING]):
+        slot = running[j]
+        row = request[slot]
+        if slot == first:
             continue
         left = row[LENGTH] - row[COMPUTED] + row[MAX_NEW] - row[GENERATED]
         if (
-            victim_left < 0
-            or row[PRIORITY] < victim[PRIORITY]
+            most < 0
+            or row[PRIORITY] < request[victim, PRIORITY]
             or (
-                row[PRIORITY] == victim[PRIORITY]
-                and (left > victim_left or (left == victim_left and row[ID] > victim[ID]))
+                row[PRIORITY] == request[victim, PRIORITY]
+                and (left > most or (left == most and slot > victim))
             )
         ):
-            victim, victim_left = row, left
-    return victim[ID]
+            victim, most = slot, left
+    return request[victim, ID]
 
 
 @kernel(internal=True)
-def _running_compact(queue, running, before):
+def _running_compact(request, running, before):
     """Close the gaps among the first `before` entries of `running`. O(R)."""
     n = 0
     for j in range(before):
-        if queue.request[running[j], STATE] == IS_RUNNING:
+        if request[running[j], STATE] == IS_RUNNING:
             running[n] = running[j]
             n += 1
 
 
 @kernel
-def step_preempt(queue, running, tally, id_):
+def step_preempt(meta, request, line, table, tenants, running, id_):
     """Let a running request wait again; the cache has forgotten it. O(R + log n)."""
-    before = queue.meta[RUNNING]
-    slot = table_find(queue.table, id_)
-    row = queue.request[slot]
+    before = meta[RUNNING]
+    slot = table_find(table, id_)
+    row = request[slot]
     row[LOST] = row[COMPUTED]
     row[COMPUTED] = 0
     row[PLANNED] = 0
-    request_requeue(queue, slot)
-    _running_compact(queue, running, before)
-    tally[PREEMPTED] += 1
+    request_requeue(meta, request, line, tenants, slot)
+    _running_compact(request, running, before)
+    meta[PREEMPTED] += 1
 
 
 @kernel
-def step_end(queue, running, ids):
+def step_end(meta, request, line, table, tenants, running, ids):
     """Forget requests, waiting or running. O(m log n + R)."""
-    before = queue.meta[RUNNING]
+    before = meta[RUNNING]
     for j in range(ids.size):
-        request_end(queue, table_find(queue.table, ids[j]))
-    _running_compact(queue, running, before)
+        request_end(meta, request, line, table, tenants, table_find(table, ids[j]))
+    _running_compact(request, running, before)

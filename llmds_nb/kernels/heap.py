@@ -1,194 +1,293 @@
 """Priority queue of int64 items whose priorities change: a row heap, and a table of the items.
 
-State (C = capacity, H = rows of the table >= 2 C):
+State: one int64 buffer, which crosses Python's door in a third of the time of four (C = capacity,
+H = rows of the table >= 2 C), in this order:
 
-    heap   int64[C + 1, 4]  row heap (see rowheap): an entry is (key, sequence, item, handle), the
-                            header (n, next sequence, sign, 0)
-    pos    int64[C]         row of each handle, 0 where the handle is unused
-    table  int64[H, 2]      hash table from item to handle (see hashtable)
+    header  int64[8]         CAPACITY; SIGN: 1, or -1 where the largest priority leaves first; NEXT,
+                             the sequence of the next insertion; PUSHED, insertions ever
+    rows, pos                a row heap of C handles (see rowheap)
+    items   int64[C]         the item of each handle
+    table   int64[H, 2]      hash table from item to handle (see hashtable)
 
-`key` is `ordered_bits(sign * priority)`; sign is 1, or -1 where the largest priority leaves first.
-`sequence` numbers the insertions, so equal priorities leave in that order; an update keeps it.
-Invariants: those of the row heap and of the table; the table holds exactly the items of rows 1..n,
-each with its row's handle; rows n + 1 .. C hold the unused handles in column 3; every sequence is
-below the next one and stands once.
+The entries of the row heap are (`ordered_bits(SIGN * priority)`, sequence << 32 | handle). The
+sequence numbers the insertions, so equal priorities leave in that order; an update keeps it.
+Invariants: those of the row heap and of the table; the table holds exactly the items of the
+entries, each with its handle; the rows behind the entries hold the unused handles; every sequence
+is below NEXT <= LIMIT and stands once.
 """
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find, table_remove, table_set
+from .._jit import kernel, prefetch
+from .hashing import mix64
+from .hashtable import table_find, table_rehash, table_remove, table_set
 from .rowheap import (
+    HANDLE,
+    ROOT,
     ordered_bits,
     ordered_float,
+    rows_by_low,
     rows_heapify,
     rows_insert,
     rows_move,
+    rows_parts,
     rows_rekey,
     rows_remove,
     rows_sort,
+    rows_words,
 )
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
+CAPACITY, SIGN, NEXT, PUSHED = range(4)
+HEADER = 8
+LIMIT = 2**31 - 1  # of sequences; then the owner has them numbered anew
 WRONG_WAY = -5  # the change has the direction that this call excludes
+_AHEAD = 8  # how many items ahead of its use a cache line is asked for
 
 
-@kernel(internal=True)
-def _priority(heap, i):
-    return heap[0, 2] * ordered_float(heap[i, 0]) + 0.0
+@kernel(inline=True)
+def heap_table_start(capacity):
+    """Where in the buffer the table begins. O(1)."""
+    return HEADER + rows_words(capacity) + ((capacity + 7) & -8)
+
+
+@kernel(inline=True)
+def heap_parts(state):
+    """The arrays rows, pos, items and table of the buffer. O(1)."""
+    capacity = state[CAPACITY]
+    rows, pos = rows_parts(state, HEADER, capacity)
+    middle = HEADER + rows_words(capacity)
+    items = state[middle : middle + capacity]
+    start = heap_table_start(capacity)
+    return rows, pos, items, state[start:].reshape(((state.size - start) // 2, 2))
 
 
 @kernel
-def heap_push(heap, pos, table, item, priority):
+def heap_move(state, new):
+    """Move all entries into an empty buffer of a larger capacity. O(C).
+
+    The old buffer is left without entries and without numbers for new ones, so that whoever still
+    holds it is refused.
+    """
+    rows, pos, items, table = heap_parts(state)
+    new_rows, new_pos, new_items, new_table = heap_parts(new)
+    for i in range(ROOT + pos.size):
+        new_rows[i, 0] = rows[i, 0]
+        new_rows[i, 1] = rows[i, 1]
+    for handle in range(pos.size):
+        new_pos[handle] = pos[handle]
+        new_items[handle] = items[handle]
+    table_rehash(table, new_table)
+    new[SIGN] = state[SIGN]
+    new[NEXT] = state[NEXT]
+    new[PUSHED] = state[PUSHED]
+    state[NEXT] = LIMIT
+    rows[0, 0] = 0
+    for row in range(table.shape[0]):
+        table[row, 1] = ABSENT
+
+
+@kernel
+def heap_renumber(state):
+    """Number the entries anew from 0, in the order of their insertion. O(n)."""
+    rows, _pos, _items, _table = heap_parts(state)
+    order = rows_by_low(rows)
+    for j in range(order.size):
+        rows[order[j], 1] = (np.int64(j) << 32) | (rows[order[j], 1] & HANDLE)
+    state[NEXT] = order.size
+
+
+@kernel(inline=True)
+def _ask(table, key):
+    """Ask for the cache line where the search for a key begins."""
+    prefetch(table, np.int64(mix64(key) & np.uint64(table.shape[0] - 1)), np.int64(0))
+
+
+@kernel(inline=True)
+def _priority(state, high):
+    return state[SIGN] * ordered_float(high) + 0.0
+
+
+@kernel
+def heap_push(state, item, priority):
     """Insert an item: OK, FULL, PRESENT, or INVALID for NaN. O(log n)."""
     if np.isnan(priority):
         return INVALID
-    n = heap[0, 0]
+    rows, pos, items, table = heap_parts(state)
     if table_find(table, item) != ABSENT:
         return PRESENT
-    if n == pos.size:
+    n, sequence = rows[0, 0], state[NEXT]
+    if n == pos.size or sequence == LIMIT:
         return FULL
-    handle = heap[n + 1, 3]
+    handle = rows[ROOT + n, 1]
+    items[handle] = item
     table_set(table, item, handle)
-    sequence = heap[0, 1]
-    heap[0, 1] = sequence + 1
-    rows_insert(heap, pos, ordered_bits(heap[0, 2] * priority), sequence, item, handle)
+    state[NEXT] = sequence + 1
+    state[PUSHED] += 1
+    rows_insert(rows, pos, ordered_bits(state[SIGN] * priority), (sequence << 32) | handle)
     return OK
 
 
 @kernel
-def heap_push_many(heap, pos, table, items, priorities):
-    """Insert all, in order, or nothing: the number of the first present item, or -1 when done.
+def heap_push_many(state, added, priorities):
+    """Insert all, in order, or nothing: (PRESENT, j), (INVALID, j) for a NaN, (FULL, 0), (OK, 0).
 
-    The owner made room. O(m log n), and O(n + m) when m is at least a quarter of n.
+    O(m log n), and O(n + m) when m is at least a quarter of n.
     """
-    n, m = heap[0, 0], items.size
+    rows, pos, items, table = heap_parts(state)
+    n, m, sequence = rows[0, 0], added.size, state[NEXT]
     for j in range(m):
-        handle = heap[n + 1 + j, 3]
-        old = table_set(table, items[j], handle)
+        if np.isnan(priorities[j]):
+            return INVALID, j
+    if n + m > pos.size or sequence + m > LIMIT:
+        return FULL, 0
+    for j in range(m):
+        if j + _AHEAD < m:
+            _ask(table, added[j + _AHEAD])
+        handle = rows[ROOT + n + j, 1]
+        old = table_set(table, added[j], handle)
         if old != ABSENT:
-            table_set(table, items[j], old)
+            table_set(table, added[j], old)
             for back in range(j):
-                table_remove(table, items[back])
-            return j
+                table_remove(table, added[back])
+            return PRESENT, j
+        items[handle] = added[j]
     bulk = 4 * m >= n
-    sequence, sign = heap[0, 1], heap[0, 2]
+    sign = state[SIGN]
     for j in range(m):
-        i = n + 1 + j
-        handle = heap[i, 3]
-        key = ordered_bits(sign * priorities[j])
+        i = ROOT + n + j
+        low = ((sequence + j) << 32) | rows[i, 1]
+        high = ordered_bits(sign * priorities[j])
         if bulk:
-            row = heap[i]
-            row[0] = key
-            row[1] = sequence + j
-            row[2] = items[j]
-            pos[handle] = i
+            pos[rows[i, 1]] = i
+            rows[i, 0] = high
+            rows[i, 1] = low
         else:
-            rows_insert(heap, pos, key, sequence + j, items[j], handle)
-    heap[0, 1] = sequence + m
+            rows_insert(rows, pos, high, low)
+    state[NEXT] = sequence + m
+    state[PUSHED] += m
     if bulk:
-        heap[0, 0] = n + m
-        rows_heapify(heap, pos)
-    return -1
+        rows[0, 0] = n + m
+        rows_heapify(rows, pos)
+    return OK, 0
 
 
 @kernel
-def heap_peek(heap):
+def heap_peek(state):
     """(priority, item) of the first entry; the priority is NaN when there is none. O(1)."""
-    if heap[0, 0] == 0:
-        return np.nan, heap[0, 3]
-    return _priority(heap, 1), heap[1, 2]
+    rows, _pos, items, _table = heap_parts(state)
+    if rows[0, 0] == 0:
+        return np.nan, np.int64(0)
+    return _priority(state, rows[ROOT, 0]), items[rows[ROOT, 1] & HANDLE]
 
 
 @kernel
-def heap_pop(heap, pos, table):
+def heap_pop(state):
     """Take the first entry out and return it as `heap_peek` does. O(log n)."""
-    first = heap_peek(heap)
-    if heap[0, 0] > 0:
-        table_remove(table, first[1])
-        rows_remove(heap, pos, 1)
-    return first
+    rows, pos, items, table = heap_parts(state)
+    if rows[0, 0] == 0:
+        return np.nan, np.int64(0)
+    priority = _priority(state, rows[ROOT, 0])
+    item = items[rows_remove(rows, pos, ROOT)]
+    table_remove(table, item)
+    return priority, item
 
 
 @kernel
-def heap_pop_many(heap, pos, table, priorities, items):
+def heap_pop_many(state, priorities, popped):
     """Fill both arrays with the first m <= n entries, in order, and take them out.
 
     O(m log n), and O(n) when m is at least a quarter of n.
     """
-    n, m = heap[0, 0], items.size
-    if 4 * m < n:
-        for j in range(m):
-            priorities[j], items[j] = heap_pop(heap, pos, table)
-        return
-    rows_sort(heap, pos, 2)
+    rows, pos, items, table = heap_parts(state)
+    n, m = rows[0, 0], popped.size
+    bulk = 4 * m >= n
+    if bulk:
+        rows_sort(rows, pos)
     for j in range(m):
-        priorities[j] = _priority(heap, j + 1)
-        items[j] = heap[j + 1, 2]
-        pos[heap[j + 1, 3]] = 0
+        i = ROOT + j if bulk else ROOT
+        priorities[j] = _priority(state, rows[i, 0])
+        handle = rows[i, 1] & HANDLE
+        popped[j] = items[handle]
+        _ask(table, popped[j])
+        if not bulk:
+            rows_remove(rows, pos, ROOT)
+        else:
+            pos[handle] = 0
     if 2 * m < n:
         for j in range(m):
-            table_remove(table, items[j])
+            if j + _AHEAD < m:
+                _ask(table, popped[j + _AHEAD])
+            table_remove(table, popped[j])
     else:
         table[:, 1] = ABSENT
-        for i in range(m + 1, n + 1):
-            table_set(table, heap[i, 2], heap[i, 3])
-    leaving = heap[1 : m + 1, 3].copy()
-    for i in range(m + 1, n + 1):  # a sorted list stays a heap when it moves up
-        rows_move(heap, pos, i, i - m)
-    for j in range(m):
-        heap[n - m + 1 + j, 3] = leaving[j]
-    heap[0, 0] = n - m
+        for i in range(ROOT + m, ROOT + n):
+            handle = rows[i, 1] & HANDLE
+            table_set(table, items[handle], handle)
+    if bulk:
+        leaving = np.empty(m, np.int64)
+        for j in range(m):
+            leaving[j] = rows[ROOT + j, 1] & HANDLE
+        for i in range(ROOT + m, ROOT + n):  # a sorted list stays a heap when it moves up
+            rows_move(rows, pos, i, i - m)
+        for j in range(m):
+            rows[ROOT + n - m + j, 1] = leaving[j]
+        rows[0, 0] = n - m
 
 
 @kernel
-def heap_priority(heap, pos, table, item):
+def heap_priority(state, item):
     """Priority of an item, NaN when it is absent. O(1)."""
+    rows, pos, _items, table = heap_parts(state)
     handle = table_find(table, item)
     if handle == ABSENT:
         return np.nan
-    return _priority(heap, pos[handle])
+    return _priority(state, rows[pos[handle], 0])
 
 
 @kernel
-def heap_priority_many(heap, pos, table, items, out):
-    """out[j] = heap_priority of items[j]. O(m)."""
-    for j in range(items.size):
-        out[j] = heap_priority(heap, pos, table, items[j])
+def heap_priority_many(state, asked, out):
+    """out[j] = heap_priority of asked[j]. O(m)."""
+    for j in range(asked.size):
+        out[j] = heap_priority(state, asked[j])
 
 
 @kernel
-def heap_update(heap, pos, table, item, priority, way):
+def heap_update(state, item, priority, way):
     """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_WAY. O(log n).
 
     The priority may not fall where `way` is 1, and may not rise where it is -1.
     """
     if np.isnan(priority):
         return INVALID
+    rows, pos, _items, table = heap_parts(state)
     handle = table_find(table, item)
     if handle == ABSENT:
         return ABSENT
-    i = pos[handle]
-    if way * priority < way * _priority(heap, i):
+    i = np.int64(pos[handle])
+    if way != 0 and way * priority < way * _priority(state, rows[i, 0]):
         return WRONG_WAY
-    rows_rekey(heap, pos, i, ordered_bits(heap[0, 2] * priority), heap[i, 1], item)
+    rows_rekey(rows, pos, i, ordered_bits(state[SIGN] * priority), rows[i, 1])
     return OK
 
 
 @kernel(internal=True)
-def _handles_of(pos, table, items, handles):
+def _handles_of(rows, pos, table, asked, handles):
     """Find the handle of each item; the number of the first absent or repeated one, or -1. O(m).
 
     The position of a handle that was seen is negative until all are found.
     """
     bad = -1
     found = 0
-    for j in range(items.size):
-        handle = table_find(table, items[j])
+    for j in range(asked.size):
+        if j + _AHEAD < asked.size:
+            _ask(table, asked[j + _AHEAD])
+        handle = table_find(table, asked[j])
         if handle == ABSENT or pos[handle] < 0:
             bad = j
             break
         handles[j] = handle
+        prefetch(rows, np.int64(pos[handle]), np.int64(0))
         pos[handle] = -pos[handle]
         found += 1
     for j in range(found):
@@ -197,44 +296,59 @@ def _handles_of(pos, table, items, handles):
 
 
 @kernel
-def heap_update_many(heap, pos, table, items, priorities):
-    """Change all or nothing: the number of the first absent or repeated item, or -1 when done.
+def heap_update_many(state, asked, priorities):
+    """Change all or nothing: (ABSENT, j) for an absent or repeated item, (INVALID, j), or (OK, 0).
 
     O(m log n), and O(n + m) when m is at least a quarter of n.
     """
-    handles = np.empty(items.size, np.int64)
-    bad = _handles_of(pos, table, items, handles)
+    rows, pos, _items, table = heap_parts(state)
+    for j in range(asked.size):
+        if np.isnan(priorities[j]):
+            return INVALID, j
+    handles = np.empty(asked.size, np.int64)
+    bad = _handles_of(rows, pos, table, asked, handles)
     if bad >= 0:
-        return bad
-    sign = heap[0, 2]
-    bulk = 4 * items.size >= heap[0, 0]
-    for j in range(items.size):
-        i = pos[handles[j]]
-        key = ordered_bits(sign * priorities[j])
+        return ABSENT, bad
+    sign = state[SIGN]
+    bulk = 4 * asked.size >= rows[0, 0]
+    for j in range(asked.size):
+        i = np.int64(pos[handles[j]])
+        high = ordered_bits(sign * priorities[j])
         if bulk:
-            heap[i, 0] = key
+            rows[i, 0] = high
         else:
-            rows_rekey(heap, pos, i, key, heap[i, 1], items[j])
+            rows_rekey(rows, pos, i, high, rows[i, 1])
     if bulk:
-        rows_heapify(heap, pos)
-    return -1
+        rows_heapify(rows, pos)
+    return OK, 0
 
 
 @kernel
-def heap_remove(heap, pos, table, item):
+def heap_remove(state, item):
     """Take an item out: OK or ABSENT. O(log n)."""
+    rows, pos, _items, table = heap_parts(state)
     handle = table_remove(table, item)
     if handle == ABSENT:
         return ABSENT
-    rows_remove(heap, pos, pos[handle])
+    rows_remove(rows, pos, np.int64(pos[handle]))
     return OK
 
 
 @kernel
-def heap_remove_many(heap, pos, table, items):
+def heap_remove_many(state, asked):
     """Take all out or nothing: the first absent or repeated item's number, or -1. O(m log n)."""
-    bad = _handles_of(pos, table, items, np.empty(items.size, np.int64))
+    rows, pos, _items, table = heap_parts(state)
+    handles = np.empty(asked.size, np.int64)
+    bad = _handles_of(rows, pos, table, asked, handles)
     if bad < 0:
-        for j in range(items.size):
-            heap_remove(heap, pos, table, items[j])
+        for j in range(asked.size):
+            table_remove(table, asked[j])
+            rows_remove(rows, pos, np.int64(pos[handles[j]]))
     return bad
+
+
+@kernel
+def heap_find(state, item):
+    """Handle of an item, or ABSENT. O(1)."""
+    _rows, _pos, _items, table = heap_parts(state)
+    return table_find(table, item)

@@ -2,35 +2,31 @@
 
 State (C = capacity in requests, T = capacity in tenants), together a `Queue`:
 
-    meta         int64[META]      the counts named below
-    weight       float64[2]       AGING_COST in ns per token, AGING_RATE in ns per ns
-    request      int64[C, WIDTH]  a row (its number is the request's slot) of the columns below
-    heap         int64[2, C+1, 4] two row heaps of slots: ORDER, rows (-priority, key, id), and
-                                  ARRIVAL, rows (id, 0, 0)
-    pos          int64[2, C]      their positions
-    table        int64[., 2]      from id to slot
-    tenant       int64[T, 4]      a row per tenant: NAME, COUNTER, ROOT, SIZE
-    tenant_heap  int64[2, T+1, 4] two row heaps of tenants: ORDER, rows (-priority of the root,
-                                  COUNTER, id of the root), and FLOOR, rows (COUNTER, 0, 0)
-    tenant_pos   int64[2, T]      their positions
-    tenant_table int64[., 2]      from NAME to the tenant's number
+    meta     int64[>= META]     the counts named below, then what the owner keeps
+    request  int64[C, >= WIDTH] a row (its number is the request's slot) of the columns below
+    line     int64[.]           two parts: rows, pos, a row heap of C slots (see rowheap), and bits,
+                                a set of slots (see bitmap)
+    table    int64[., 2]        from id to slot
+    tenants  int64[.]           empty, or under the policy FAIR the parts named at `tenant_parts`
 
-Ids count up from 0 and arrival times never fall, so the order of ids is the order of arrival, and
-the smallest id in ARRIVAL has waited longest: nothing scans the queue. Requests that leave ORDER
-(they run) keep their id and so, when they come back, their place.
+Ids count up from 0 and slots are given out in that order, so the order of slots is the order of
+arrival. `bits` holds the WAITING slots: the smallest has waited longest, and nothing scans the
+queue. A slot is given out once; when all were, `queue_move` closes the gaps: O(C), for at least
+C / 2 requests. Requests that leave the queue (they run) keep their id and slot and so, when they
+come back, their place.
 
-Only the policy FAIR uses tenants; its ORDER heap of slots stays empty. It serves the tenant with
-the lowest counter of tokens taken (Virtual Token Counter, Sheng et al. 2024, arXiv:2401.00588); a
-tenant without waiting requests is lifted, when one comes, to the lowest counter among those that
-have some. The waiting requests of a tenant are a leftist heap over (-priority, id), linked through
-UP, LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two children, the
-right one's, so the way down the right is never longer than log2 n.
+`rows` orders the WAITING slots by (priority, KEY, slot), see `order_of`, whatever the policy makes
+the KEY of. FAIR leaves it empty: it serves the tenant with the lowest counter of tokens taken
+(Virtual Token Counter, Sheng et al. 2024, arXiv:2401.00588), of equal ones the tenant that came
+first; a tenant without waiting requests is lifted, when one comes, to the lowest counter among
+those that have some. The waiting requests of a tenant are a leftist heap over (priority, slot),
+linked through UP, LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two
+children, the right one's, so the way down the right is never longer than log2 n.
 
-Invariants: those of the four row heaps; ARRIVAL holds exactly the WAITING slots, and so do ORDER
-or, under FAIR, the leftist heaps; table maps the ids of all slots that are not FREE; free slots are
-linked through UP from FREE_HEAD, but those from FRESH on, which were never used; WAITING_TOKENS and
-RUNNING count what they say; a tenant is in both tenant heaps exactly while its SIZE > 0, under its
-present COUNTER; no counter ever falls.
+Invariants: those of the row heaps and the bitmap; rows holds exactly the WAITING slots or, under
+FAIR, the leftist heaps do; table maps the ids of all slots that are not FREE; slots from FRESH on
+are FREE; ids rise with slots; WAITING, RUNNING and WAITING_TOKENS count what they say; a tenant is
+in both tenant heaps exactly while its SIZE > 0, under its present COUNTER; no counter ever falls.
 """
 
 from typing import NamedTuple
@@ -38,110 +34,184 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import kernel
+from .bitmap import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
 from .hashtable import empty_table, table_find, table_rehash, table_remove, table_set
 from .rowheap import (
+    HANDLE,
+    MAX_HANDLES,
+    ROOT,
+    aligned,
     ordered_bits,
     rows_insert,
+    rows_parts,
+    rows_put,
     rows_rekey,
     rows_remove,
+    rows_words,
 )
-from .status import ABSENT, INVALID, OK
+from .status import ABSENT, FULL, INVALID, OK
 
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
-FCFS, SHORTEST, SLO, AGING, FAIR = range(5)
+FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
 
-(NEXT_ID, NOW, ORIGIN, POLICY, FREE_HEAD, FRESH, RUNNING, WAITING_TOKENS, LAST_TENANT, N_TENANTS,
- META) = range(11)  # fmt: skip
-(ID, STATE, PRIORITY, TENANT, TOKENS, ARRIVAL_NS, DEADLINE_NS, CHARGED, STARTED_NS, UP,
- LEFT, RIGHT, RANK, WIDTH) = range(14)  # fmt: skip
+(NEXT_ID, NOW, ORIGIN, POLICY, AGING_COST, AGING_RATE, FRESH, WAITING, RUNNING, WAITING_TOKENS,
+ LAST_TENANT, META) = range(12)  # fmt: skip
+(ID, STATE, TOKENS, ARRIVAL_NS, STARTED_NS, PRIORITY, KEY, DEADLINE_NS, TENANT, CHARGED, UP,
+ LEFT, RIGHT, RANK, WIDTH) = range(15)  # fmt: skip
 FREE, IS_WAITING, IS_RUNNING = range(3)
-AGING_COST, AGING_RATE = range(2)
-NAME, COUNTER, ROOT, SIZE = range(4)
-ORDER, ARRIVAL, FLOOR = 0, 1, 1
+NAME, COUNTER, ROOT_SLOT, SIZE = range(4)
+T_CAPACITY, N_TENANTS, T_HEADER = 0, 1, 8
+_HALF = np.int64(2**31)
+_LOWEST = np.int64(-(2**63))
+REPEATED = -5  # an id stands twice
 
 
 class Queue(NamedTuple):
     """The arrays of the module docstring."""
 
     meta: np.ndarray
-    weight: np.ndarray
     request: np.ndarray
-    heap: np.ndarray
-    pos: np.ndarray
+    line: np.ndarray
     table: np.ndarray
-    tenant: np.ndarray
-    tenant_heap: np.ndarray
-    tenant_pos: np.ndarray
-    tenant_table: np.ndarray
+    tenants: np.ndarray
 
 
-def empty_queue(policy, aging_cost, aging_rate, now, capacity=64, width=WIDTH):
-    """A queue without requests; `width` >= WIDTH leaves columns to the owner (plain Python)."""
-    meta = np.zeros(META, np.int64)
-    meta[[NOW, ORIGIN, POLICY, FREE_HEAD, LAST_TENANT]] = now, now, policy, ABSENT, ABSENT
-    queue = Queue(
-        meta,
-        np.array([aging_cost, aging_rate], np.float64),
-        np.zeros((0, width), np.int64),
-        *_two_heaps(0),
-        empty_table(1),
-        np.zeros((0, 4), np.int64),
-        *_two_heaps(0),
-        empty_table(1),
-    )
-    return with_tenants(with_requests(queue, capacity), 8)
+def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
+    """A queue without requests; meta and rows have room for the owner's (plain Python)."""
+    meta = aligned(n_meta)
+    meta[[NOW, ORIGIN, POLICY, LAST_TENANT]] = now, now, policy, ABSENT
+    meta[[AGING_COST, AGING_RATE]] = np.array([aging_cost, aging_rate]).view(np.int64)
+    tenants = _empty_tenants(8) if policy == FAIR else np.zeros(0, np.int64)
+    return Queue(meta, *_empty_requests(64, (width + 7) & -8), tenants)
 
 
-def _two_heaps(capacity):
-    return np.zeros((2, capacity + 1, 4), np.int64), np.zeros((2, capacity), np.int64)
+def _empty_requests(capacity, width):
+    request = aligned(capacity * width).reshape(capacity, width)
+    line = aligned(rows_words(capacity) + bitmap_words(capacity))
+    return request, line, empty_table(capacity)
 
 
-def _grown_heaps(heap, pos, capacity):
-    """Copies with a larger capacity; rows that are not in use stay untouched memory."""
-    new_heap, new_pos = _two_heaps(capacity)
-    for which in range(2):
-        n = heap[which, 0, 0] + 1
-        new_heap[which, :n] = heap[which, :n]
-    new_pos[:, : pos.shape[1]] = pos
-    return new_heap, new_pos
-
-
-def _grown_table(table, n_keys):
-    new = empty_table(n_keys)
-    table_rehash(table, new)
-    return new
-
-
-def with_requests(queue, capacity):
-    """The queue with room for `capacity` requests (plain Python: allocates)."""
-    old = len(queue.request)
-    request = np.zeros((capacity, queue.request.shape[1]), np.int64)
-    request[:old] = queue.request
-    heap, pos = _grown_heaps(queue.heap, queue.pos, capacity)
-    table = _grown_table(queue.table, capacity)
-    return queue._replace(request=request, heap=heap, pos=pos, table=table)
-
-
-def with_tenants(queue, capacity):
-    """The queue with room for `capacity` tenants (plain Python: allocates)."""
-    tenant = np.zeros((capacity, 4), np.int64)
-    tenant[: len(queue.tenant)] = queue.tenant
-    tenant[len(queue.tenant) :, ROOT] = ABSENT
-    heap, pos = _grown_heaps(queue.tenant_heap, queue.tenant_pos, capacity)
-    table = _grown_table(queue.tenant_table, capacity)
-    return queue._replace(tenant=tenant, tenant_heap=heap, tenant_pos=pos, tenant_table=table)
+def _empty_tenants(capacity):
+    table = empty_table(capacity)
+    tenants = aligned(tenant_table_start(capacity) + table.size)
+    tenants[T_CAPACITY] = capacity
+    rows, own_table = tenant_parts(tenants)
+    rows[:, ROOT_SLOT] = ABSENT
+    own_table[:] = table
+    return tenants
 
 
 def with_room(queue, m, n_tenants):
     """The queue with room for `m` more requests and `n_tenants` more tenants (plain Python)."""
-    needed = int(queue.heap[ARRIVAL, 0, 0] + queue.meta[RUNNING]) + m
-    if needed > len(queue.request):
-        queue = with_requests(queue, max(2 * len(queue.request), needed))
-    if queue.meta[POLICY] == FAIR:
-        needed = int(queue.meta[N_TENANTS]) + n_tenants
-        if needed > len(queue.tenant):
-            queue = with_tenants(queue, max(2 * len(queue.tenant), needed))
+    meta, request, line, _, tenants = queue
+    capacity, width = request.shape
+    if meta[FRESH] + m > capacity:
+        needed = int(meta[WAITING] + meta[RUNNING]) + m
+        if needed > MAX_HANDLES:
+            raise ValueError(f"at most {MAX_HANDLES} requests wait and run, not {needed}")
+        if 2 * needed > capacity:  # else closing the gaps makes room enough
+            capacity = max(2 * capacity, needed)
+        new = _empty_requests(capacity, width)
+        queue_move(meta, request, line, tenants, *new)
+        queue = Queue(meta, *new, tenants)
+    if tenants.size and tenants[N_TENANTS] + n_tenants > tenants[T_CAPACITY]:
+        capacity = max(2 * int(tenants[T_CAPACITY]), int(tenants[N_TENANTS]) + n_tenants)
+        queue = queue._replace(tenants=_empty_tenants(capacity))
+        tenants_move(tenants, queue.tenants)
     return queue
+
+
+@kernel(inline=True)
+def line_parts(line, capacity):
+    """The arrays rows, pos and bits of the line. O(1)."""
+    rows, pos = rows_parts(line, 0, capacity)
+    return rows, pos, line[rows_words(capacity) :]
+
+
+@kernel(inline=True)
+def tenant_table_start(capacity):
+    """Where among the tenants' words the table begins. O(1)."""
+    return T_HEADER + 2 * rows_words(capacity) + 4 * capacity
+
+
+@kernel(inline=True)
+def tenant_parts(tenants):
+    """A row (NAME, COUNTER, ROOT_SLOT, SIZE) per tenant, int64[T, 4]; the table by name. O(1)."""
+    capacity = tenants[T_CAPACITY]
+    start = tenant_table_start(capacity)
+    rows = tenants[start - 4 * capacity : start].reshape((capacity, 4))
+    return rows, tenants[start:].reshape(((tenants.size - start) // 2, 2))
+
+
+@kernel(inline=True)
+def tenant_heaps(tenants):
+    """Two row heaps of tenants with waiting requests: the next first, the lowest counter first."""
+    capacity = tenants[T_CAPACITY]
+    order, order_pos = rows_parts(tenants, T_HEADER, capacity)
+    floor, floor_pos = rows_parts(tenants, T_HEADER + rows_words(capacity), capacity)
+    return order, order_pos, floor, floor_pos
+
+
+@kernel(inline=True)
+def order_of(priority, key, handle):
+    """(high, low) of a row heap: the higher priority, the smaller key, the smaller handle. O(1)."""
+    unsigned = key ^ _LOWEST
+    high = (~priority << 32) | ((unsigned >> 32) & HANDLE)
+    return high, (((unsigned & HANDLE) - _HALF) << 32) | handle
+
+
+@kernel
+def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
+    """Take the live requests over into empty arrays, without gaps. O(C)."""
+    rows, _pos, _bits = line_parts(line, request.shape[0])
+    capacity = new_request.shape[0]
+    new_rows, new_pos, new_bits = line_parts(new_line, capacity)
+    target = np.full(request.shape[0], ABSENT, np.int64)
+    fresh = np.int64(0)
+    for slot in range(meta[FRESH]):
+        if request[slot, STATE] == FREE:
+            continue
+        for column in range(request.shape[1]):
+            new_request[fresh, column] = request[slot, column]
+        if request[slot, STATE] == IS_WAITING:
+            bitmap_add(new_bits, capacity, fresh)
+        table_set(new_table, request[slot, ID], fresh)
+        target[slot] = fresh
+        fresh += 1
+    meta[FRESH] = fresh
+    new_rows[0, 0] = rows[0, 0]
+    for i in range(ROOT, ROOT + rows[0, 0]):
+        low = rows[i, 1]
+        rows_put(new_rows, new_pos, i, rows[i, 0], (low & ~HANDLE) | target[low & HANDLE])
+    if tenants.size > 0:
+        for slot in range(fresh):
+            for column in (UP, LEFT, RIGHT):
+                link = new_request[slot, column]
+                new_request[slot, column] = ABSENT if link < 0 else target[link]
+        own, _table = tenant_parts(tenants)
+        for number in range(tenants[N_TENANTS]):
+            if own[number, ROOT_SLOT] != ABSENT:
+                own[number, ROOT_SLOT] = target[own[number, ROOT_SLOT]]
+
+
+@kernel
+def tenants_move(tenants, new):
+    """Take the tenants over into empty arrays of a larger capacity. O(T)."""
+    own, table = tenant_parts(tenants)
+    new_own, new_table = tenant_parts(new)
+    n = tenants[N_TENANTS]
+    new[N_TENANTS] = n
+    for number in range(n):
+        for column in range(4):
+            new_own[number, column] = own[number, column]
+    table_rehash(table, new_table)
+    order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
+    new_order, new_order_pos, new_floor, new_floor_pos = tenant_heaps(new)
+    new_order[0, 0] = order[0, 0]
+    new_floor[0, 0] = floor[0, 0]
+    for i in range(ROOT, ROOT + order[0, 0]):
+        rows_put(new_order, new_order_pos, i, order[i, 0], order[i, 1])
+        rows_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
 
 
 @kernel(internal=True)
@@ -165,7 +235,7 @@ def _lean_left(request, slot):
 def _goes_first(request, a, b):
     if request[a, PRIORITY] != request[b, PRIORITY]:
         return request[a, PRIORITY] > request[b, PRIORITY]
-    return request[a, ID] < request[b, ID]
+    return a < b
 
 
 @kernel(internal=True)
@@ -211,236 +281,279 @@ def _cut(request, root, slot):
 
 
 @kernel(internal=True)
-def tenant_number(queue, name):
-    """Number of a tenant, given now if it is new (the owner made room). O(1)."""
-    number = table_find(queue.tenant_table, name)
+def _tenant_number(tenants, name):
+    """Number of a tenant, given now if it is new; FULL where there is no room. O(1)."""
+    own, table = tenant_parts(tenants)
+    number = table_find(table, name)
     if number == ABSENT:
-        number = queue.meta[N_TENANTS]
-        queue.meta[N_TENANTS] = number + 1
-        table_set(queue.tenant_table, name, number)
-        queue.tenant[number, NAME] = name
+        number = tenants[N_TENANTS]
+        if number == tenants[T_CAPACITY]:
+            return np.int64(FULL)
+        tenants[N_TENANTS] = number + 1
+        table_set(table, name, number)
+        own[number, NAME] = name
     return number
 
 
 @kernel(internal=True)
-def _tenant_reorder(queue, number):
+def tenants_number(tenants, names):
+    """Number all tenants; FULL where there is no room for one. O(m)."""
+    for j in range(names.size):
+        if _tenant_number(tenants, names[j]) == FULL:
+            return FULL
+    return OK
+
+
+@kernel(internal=True)
+def _tenant_reorder(request, tenants, number):
     """Set a tenant's rows to its root and counter. O(log T)."""
-    row = queue.tenant[number]
-    order, floor = queue.tenant_heap[ORDER], queue.tenant_heap[FLOOR]
-    order_pos, floor_pos = queue.tenant_pos[ORDER], queue.tenant_pos[FLOOR]
-    place = order_pos[number]
+    own, _table = tenant_parts(tenants)
+    order, order_pos, floor, floor_pos = tenant_heaps(tenants)
+    row = own[number]
+    place = np.int64(order_pos[number])
     if row[SIZE] == 0:
         if place > 0:
             rows_remove(order, order_pos, place)
-            rows_remove(floor, floor_pos, floor_pos[number])
+            rows_remove(floor, floor_pos, np.int64(floor_pos[number]))
         return
-    root = queue.request[row[ROOT]]
+    high, low = order_of(request[row[ROOT_SLOT], PRIORITY], row[COUNTER], number)
     if place > 0:
-        rows_rekey(order, order_pos, place, -root[PRIORITY], row[COUNTER], root[ID])
-        rows_rekey(floor, floor_pos, floor_pos[number], row[COUNTER], 0, 0)
+        rows_rekey(order, order_pos, place, high, low)
+        rows_rekey(floor, floor_pos, np.int64(floor_pos[number]), row[COUNTER], number)
     else:
-        rows_insert(order, order_pos, -root[PRIORITY], row[COUNTER], root[ID], number)
-        rows_insert(floor, floor_pos, row[COUNTER], 0, 0, number)
+        rows_insert(order, order_pos, high, low)
+        rows_insert(floor, floor_pos, row[COUNTER], number)
 
 
 @kernel(internal=True)
-def tenant_charge(queue, number, tokens):
+def tenant_charge(request, tenants, number, tokens):
     """Add to a tenant's counter. O(log T)."""
-    queue.tenant[number, COUNTER] += tokens
-    if queue.tenant[number, SIZE] > 0:
-        _tenant_reorder(queue, number)
+    own, _table = tenant_parts(tenants)
+    own[number, COUNTER] += tokens
+    if own[number, SIZE] > 0:
+        _tenant_reorder(request, tenants, number)
 
 
 @kernel(internal=True)
-def _tenant_enter(queue, slot):
-    request = queue.request
+def _tenant_enter(meta, request, tenants, slot):
+    own, _table = tenant_parts(tenants)
     number = request[slot, TENANT]
-    row = queue.tenant[number]
+    row = own[number]
     if row[SIZE] == 0:
-        floor = queue.tenant_heap[FLOOR]
+        _order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
         if floor[0, 0] > 0:
-            row[COUNTER] = max(row[COUNTER], floor[1, 0])
-        elif queue.meta[LAST_TENANT] != ABSENT:
-            last = queue.tenant[queue.meta[LAST_TENANT]]
-            row[COUNTER] = max(row[COUNTER], last[COUNTER])
+            row[COUNTER] = max(row[COUNTER], floor[ROOT, 0])
+        elif meta[LAST_TENANT] != ABSENT:
+            row[COUNTER] = max(row[COUNTER], own[meta[LAST_TENANT], COUNTER])
     request[slot, LEFT] = ABSENT
     request[slot, RIGHT] = ABSENT
     request[slot, RANK] = 1
     row[SIZE] += 1
-    old = row[ROOT]
-    row[ROOT] = _meld(request, old, slot)
-    request[row[ROOT], UP] = ABSENT
-    if row[ROOT] != old:
-        _tenant_reorder(queue, number)
+    old = row[ROOT_SLOT]
+    row[ROOT_SLOT] = _meld(request, old, slot)
+    request[row[ROOT_SLOT], UP] = ABSENT
+    if row[ROOT_SLOT] != old:
+        _tenant_reorder(request, tenants, number)
 
 
 @kernel(internal=True)
-def _tenant_leave(queue, slot):
-    number = queue.request[slot, TENANT]
-    row = queue.tenant[number]
+def _tenant_leave(meta, request, tenants, slot):
+    own, _table = tenant_parts(tenants)
+    number = request[slot, TENANT]
+    row = own[number]
     row[SIZE] -= 1
-    old = row[ROOT]
-    row[ROOT] = _cut(queue.request, old, slot)
-    if row[ROOT] != old:
-        _tenant_reorder(queue, number)
+    old = row[ROOT_SLOT]
+    row[ROOT_SLOT] = _cut(request, old, slot)
+    request[slot, UP] = ABSENT
+    request[slot, LEFT] = ABSENT
+    request[slot, RIGHT] = ABSENT
+    if row[ROOT_SLOT] != old:
+        _tenant_reorder(request, tenants, number)
     if row[SIZE] == 0:
-        queue.meta[LAST_TENANT] = number
+        meta[LAST_TENANT] = number
 
 
 @kernel
-def waiting_key(queue, slot):
+def waiting_key(meta, request, slot):
     """What the policy orders a request by, within its priority; smaller goes first. O(1)."""
-    row = queue.request[slot]
-    policy = queue.meta[POLICY]
+    row = request[slot]
+    policy = meta[POLICY]
     if policy == SHORTEST:
         return row[TOKENS]
     if policy == SLO:
         return row[DEADLINE_NS]
     if policy == AGING:
-        since = np.float64(row[ARRIVAL_NS] - queue.meta[ORIGIN])
-        cost = queue.weight[AGING_COST] * np.float64(row[TOKENS])
-        return ordered_bits(cost + queue.weight[AGING_RATE] * since)
-    return np.int64(0)
+        since = np.float64(row[ARRIVAL_NS] - meta[ORIGIN])
+        cost = np.int64(meta[AGING_COST]).view(np.float64) * np.float64(row[TOKENS])
+        return ordered_bits(cost + np.int64(meta[AGING_RATE]).view(np.float64) * since)
+    return row[KEY]
 
 
 @kernel(internal=True)
-def waiting_enter(queue, slot):
-    """Let a request wait, at the place that its id, priority and key give it. O(log n)."""
-    row = queue.request[slot]
+def waiting_enter(meta, request, line, tenants, slot):
+    """Let a request wait, at the place that its slot, priority and key give it. O(log n)."""
+    rows, pos, bits = line_parts(line, request.shape[0])
+    row = request[slot]
     row[STATE] = IS_WAITING
-    queue.meta[WAITING_TOKENS] += row[TOKENS]
-    rows_insert(queue.heap[ARRIVAL], queue.pos[ARRIVAL], row[ID], 0, 0, slot)
-    if queue.meta[POLICY] == FAIR:
-        _tenant_enter(queue, slot)
+    meta[WAITING] += 1
+    meta[WAITING_TOKENS] += row[TOKENS]
+    bitmap_add(bits, request.shape[0], slot)
+    if meta[POLICY] == FAIR:
+        _tenant_enter(meta, request, tenants, slot)
     else:
-        key = waiting_key(queue, slot)
-        rows_insert(queue.heap[ORDER], queue.pos[ORDER], -row[PRIORITY], key, row[ID], slot)
+        high, low = order_of(row[PRIORITY], row[KEY], slot)
+        rows_insert(rows, pos, high, low)
 
 
 @kernel(internal=True)
-def waiting_leave(queue, slot):
+def waiting_leave(meta, request, line, tenants, slot):
     """Take a request out of the queue; the caller sets its next state. O(log n)."""
-    queue.meta[WAITING_TOKENS] -= queue.request[slot, TOKENS]
-    rows_remove(queue.heap[ARRIVAL], queue.pos[ARRIVAL], queue.pos[ARRIVAL, slot])
-    if queue.meta[POLICY] == FAIR:
-        _tenant_leave(queue, slot)
+    rows, pos, bits = line_parts(line, request.shape[0])
+    meta[WAITING] -= 1
+    meta[WAITING_TOKENS] -= request[slot, TOKENS]
+    bitmap_discard(bits, request.shape[0], slot)
+    if meta[POLICY] == FAIR:
+        _tenant_leave(meta, request, tenants, slot)
     else:
-        rows_remove(queue.heap[ORDER], queue.pos[ORDER], queue.pos[ORDER, slot])
+        rows_remove(rows, pos, np.int64(pos[slot]))
 
 
 @kernel(internal=True)
-def waiting_resize(queue, slot, tokens):
-    """Give a waiting request another number of remaining tokens. O(log n)."""
-    row = queue.request[slot]
-    queue.meta[WAITING_TOKENS] += tokens - row[TOKENS]
+def request_resize(meta, request, line, slot, tokens, key):
+    """Give a request another number of remaining tokens; `key` is for CUSTOM. O(log n)."""
+    row = request[slot]
+    waits = row[STATE] == IS_WAITING
+    if waits:
+        meta[WAITING_TOKENS] += tokens - row[TOKENS]
     row[TOKENS] = tokens
-    if queue.meta[POLICY] == SHORTEST or queue.meta[POLICY] == AGING:
-        key, place = waiting_key(queue, slot), queue.pos[ORDER, slot]
-        rows_rekey(queue.heap[ORDER], queue.pos[ORDER], place, -row[PRIORITY], key, row[ID])
-
-
-@kernel(internal=True)
-def waiting_size(queue):
-    """How many requests wait. O(1)."""
-    return queue.heap[ARRIVAL, 0, 0]
+    old = row[KEY]
+    row[KEY] = key if meta[POLICY] == CUSTOM else waiting_key(meta, request, slot)
+    if waits and row[KEY] != old:
+        rows, pos, _bits = line_parts(line, request.shape[0])
+        high, low = order_of(row[PRIORITY], row[KEY], slot)
+        rows_rekey(rows, pos, np.int64(pos[slot]), high, low)
 
 
 @kernel
-def waiting_first(queue):
+def waiting_first(meta, request, line, tenants):
     """Slot of the request that the policy serves next; one waits at least. O(1)."""
-    if queue.meta[POLICY] == FAIR:
-        return queue.tenant[queue.tenant_heap[ORDER, 1, 3], ROOT]
-    return queue.heap[ORDER, 1, 3]
+    if meta[POLICY] == FAIR:
+        own, _table = tenant_parts(tenants)
+        order, _order_pos, _floor, _floor_pos = tenant_heaps(tenants)
+        return own[order[ROOT, 1] & HANDLE, ROOT_SLOT]
+    rows, _pos, _bits = line_parts(line, request.shape[0])
+    return rows[ROOT, 1] & HANDLE
 
 
 @kernel(internal=True)
-def waiting_oldest(queue):
-    """Slot of the request that has waited longest; one waits at least. O(1)."""
-    return queue.heap[ARRIVAL, 1, 3]
+def waiting_oldest(request, line):
+    """Slot of the request that has waited longest; one waits at least. O(log n)."""
+    _rows, _pos, bits = line_parts(line, request.shape[0])
+    return bitmap_first(bits, request.shape[0])
 
 
 @kernel(internal=True)
-def clock_advance(queue, now):
+def clock_advance(meta, now):
     """The time as the queue takes it: a clock that went back stands still. O(1)."""
-    now = max(now, queue.meta[NOW])
-    queue.meta[NOW] = now
+    now = max(now, meta[NOW])
+    meta[NOW] = now
     return now
 
 
 @kernel(internal=True)
-def request_new(queue, now, tokens, deadline, priority, tenant):
-    """Take a free slot (the owner made room), number the request and let it wait. O(log n)."""
-    meta = queue.meta
-    slot = meta[FREE_HEAD]
-    if slot == ABSENT:
-        slot = meta[FRESH]
-        meta[FRESH] = slot + 1
-    else:
-        meta[FREE_HEAD] = queue.request[slot, UP]
-    row = queue.request[slot]
+def request_new(meta, request, line, table, tenants, now, tokens, deadline, priority, tenant, key):
+    """Number a new request and let it wait; its slot, or FULL. O(log n)."""
+    slot = meta[FRESH]
+    if slot == request.shape[0]:
+        return np.int64(FULL)
+    if meta[POLICY] == FAIR:
+        tenant = _tenant_number(tenants, tenant)
+        if tenant == FULL:
+            return np.int64(FULL)
+    meta[FRESH] = slot + 1
+    row = request[slot]
     row[:] = 0
     row[ID] = meta[NEXT_ID]
     meta[NEXT_ID] += 1
-    row[PRIORITY] = priority
-    row[TENANT] = tenant_number(queue, tenant) if meta[POLICY] == FAIR else tenant
     row[TOKENS] = tokens
     row[ARRIVAL_NS] = now
-    row[DEADLINE_NS] = deadline
     row[STARTED_NS] = ABSENT
-    table_set(queue.table, row[ID], slot)
-    waiting_enter(queue, slot)
+    row[PRIORITY] = priority
+    row[DEADLINE_NS] = deadline
+    row[TENANT] = tenant
+    row[UP] = ABSENT
+    row[LEFT] = ABSENT
+    row[RIGHT] = ABSENT
+    row[KEY] = key
+    row[KEY] = waiting_key(meta, request, slot)
+    table_set(table, row[ID], slot)
+    waiting_enter(meta, request, line, tenants, slot)
     return slot
 
 
 @kernel(internal=True)
-def request_start(queue, slot, now):
+def request_start(meta, request, line, tenants, slot, now):
     """Move a waiting request to the running ones. O(log n).
 
     Its tenant is charged for its tokens; at a second start only for what they have grown.
     """
-    row = queue.request[slot]
-    if queue.meta[POLICY] == FAIR:
+    row = request[slot]
+    if meta[POLICY] == FAIR:
         extra = max(0, row[TOKENS] - row[CHARGED])
         row[CHARGED] += extra
-        queue.tenant[row[TENANT], COUNTER] += extra  # its rows follow, as its root leaves
-    waiting_leave(queue, slot)
+        own, _table = tenant_parts(tenants)
+        own[row[TENANT], COUNTER] += extra  # its rows follow, as its root leaves
+    waiting_leave(meta, request, line, tenants, slot)
     row[STATE] = IS_RUNNING
-    queue.meta[RUNNING] += 1
+    meta[RUNNING] += 1
     if row[STARTED_NS] == ABSENT:
         row[STARTED_NS] = now
 
 
 @kernel(internal=True)
-def request_requeue(queue, slot):
+def request_requeue(meta, request, line, tenants, slot):
     """Let a running request wait again, in its old place. O(log n)."""
-    queue.meta[RUNNING] -= 1
-    waiting_enter(queue, slot)
+    meta[RUNNING] -= 1
+    waiting_enter(meta, request, line, tenants, slot)
 
 
 @kernel(internal=True)
-def request_end(queue, slot):
+def request_end(meta, request, line, table, tenants, slot):
     """Forget a waiting or running request. O(log n)."""
-    row = queue.request[slot]
+    row = request[slot]
     if row[STATE] == IS_WAITING:
-        waiting_leave(queue, slot)
+        waiting_leave(meta, request, line, tenants, slot)
     else:
-        queue.meta[RUNNING] -= 1
-    table_remove(queue.table, row[ID])
+        meta[RUNNING] -= 1
+    table_remove(table, row[ID])
     row[STATE] = FREE
-    row[UP] = queue.meta[FREE_HEAD]
-    queue.meta[FREE_HEAD] = slot
+    if meta[WAITING] + meta[RUNNING] == 0:
+        meta[FRESH] = 0
 
 
-@kernel(internal=True)
-def requests_find(queue, ids, state, slots):
+@kernel
+def requests_find(request, table, ids, state, slots):
     """Fill slots with those of the ids: (OK, 0), or why the j-th is refused: (status, j). O(m).
 
-    ABSENT for an id that does not live; INVALID for one that is not in `state` (FREE: any).
+    ABSENT for an id that does not live; REPEATED for one that stands twice; INVALID for one
+    that is not in `state` (FREE: any).
     """
+    status, bad = np.int64(OK), np.int64(0)
+    found = 0
     for j in range(ids.size):
-        slots[j] = table_find(queue.table, ids[j])
+        slots[j] = table_find(table, ids[j])
         if slots[j] == ABSENT:
-            return ABSENT, j
-        if state != FREE and queue.request[slots[j], STATE] != state:
-            return INVALID, j
-    return OK, 0
+            status, bad = np.int64(ABSENT), np.int64(j)
+            break
+        row = request[slots[j]]
+        if row[STATE] < 0:
+            status, bad = np.int64(REPEATED), np.int64(j)
+            break
+        if state != FREE and row[STATE] != state:
+            status, bad = np.int64(INVALID), np.int64(j)
+            break
+        row[STATE] = -row[STATE]  # seen, until all are found
+        found += 1
+    for j in range(found):
+        request[slots[j], STATE] = -request[slots[j], STATE]
+    return status, bad

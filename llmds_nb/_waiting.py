@@ -1,0 +1,235 @@
+"""What the Scheduler and the ContinuousBatcher share: a queue of requests under a policy."""
+
+import math
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._jit import compile_over
+from .heap import check_rows
+from .kernels import waiting
+from .kernels.bitmap import bitmap_add, bitmap_first
+from .kernels.hashtable import table_find
+from .kernels.rowheap import HANDLE, ROOT
+from .kernels.status import ABSENT
+
+MAX_TOKENS = 2**40
+FOREVER_NS = 2**61
+_LEAST_PRIORITY, _MOST_PRIORITY = -(2**31), 2**31 - 1
+_NO_KEYS = np.zeros(1, np.int64)
+
+
+class Percentiles(NamedTuple):
+    """Nearest-rank percentiles of sorted samples; NaN when there are none."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class WaitingRequests:
+    """The queue of kernels/waiting.py with its policy, clock and lock."""
+
+    def __init__(self, policy, ms_per_token, aging, default_slo_ms, clock, *, n_meta, width):
+        self._keys_of = None
+        if callable(policy):
+            self.policy, number = policy, waiting.CUSTOM
+            self._keys_of = _key_function(policy)
+        else:
+            self.policy = _checks.choice(policy, "policy", waiting.POLICIES)
+            number = waiting.POLICIES.index(policy)
+        cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
+        rate = _checks.real(aging, "aging", low=0.0, high=1e9)
+        self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._clock = clock
+        now = _checks.now_ns(clock)
+        self._queue = waiting.empty_queue(number, cost * 1e6, rate, now, n_meta=n_meta, width=width)
+        self._lock = threading.Lock()
+
+    def _make_room(self, m, n_tenants):
+        self._queue = waiting.with_room(self._queue, m, n_tenants)
+
+    def _keys(self, tokens, arrival_ns, deadline_ns, tenants) -> np.ndarray:
+        """Keys int64[n] by the user's function, or one that no named policy reads."""
+        if self._keys_of is None:
+            return _NO_KEYS
+        origin = int(self._queue.meta[waiting.ORIGIN])
+        n = tokens.size
+        arrival = np.broadcast_to((np.asarray(arrival_ns) - origin) / 1e6, n).copy()
+        deadline = np.broadcast_to((np.asarray(deadline_ns) - origin) / 1e6, n).copy()
+        deadline[deadline >= FOREVER_NS / 2e6] = math.inf
+        tenants = np.broadcast_to(tenants, n).copy()
+        keys = np.empty(n)
+        self._keys_of(tokens, arrival, deadline, tenants, keys)
+        if np.isnan(keys).any():
+            j = int(np.isnan(keys).argmax())
+            raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
+        bits = (keys + 0.0).view(np.int64)
+        return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
+
+    def _arrival(self, now) -> int:
+        return max(now, int(self._queue.meta[waiting.NOW]))
+
+    def _absent(self, id_):
+        known = id_ < self._queue.meta[waiting.NEXT_ID]
+        return KeyError(f"request {id_} {'has ended already' if known else 'is unknown'}")
+
+    @property
+    def _policy_name(self) -> str:
+        return repr(self.policy) if isinstance(self.policy, str) else self.policy.__name__
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait."""
+        return int(self._queue.meta[waiting.WAITING])
+
+    @property
+    def n_running(self) -> int:
+        """Requests that run: handed out or admitted, and not ended."""
+        return int(self._queue.meta[waiting.RUNNING])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._queue)
+
+    def _sample(self, start, count, window) -> np.ndarray:
+        """The last times of a ring in `meta`, of `count` ever written."""
+        return self._queue.meta[start : start + min(count, window)].copy()
+
+
+def _key_function(policy):
+    """The user's key over arrays, compiled and tried now."""
+
+    def over(key):
+        def keys(tokens, arrival_ms, deadline_ms, tenants, out):
+            for j in range(tokens.size):
+                out[j] = key(tokens[j], arrival_ms[j], deadline_ms[j], tenants[j])
+
+        return keys
+
+    keys_of = compile_over(over, policy)
+    try:
+        keys_of(np.ones(1, np.int64), np.zeros(1), np.ones(1), np.zeros(1, np.int64), np.empty(1))
+    except Exception as error:
+        raise TypeError(
+            "a policy of your own must compile as "
+            f"key(tokens, arrival_ms, deadline_ms, tenant) -> float: {error}"
+        ) from error
+    return keys_of
+
+
+def request_priority(priority) -> int:
+    """A priority, checked."""
+    if type(priority) is int and _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
+        return priority
+    return _checks.integer(priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
+
+
+def request_priorities(priorities) -> np.ndarray:
+    """Priorities as int64[n], checked."""
+    return _checks.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
+
+
+def request_tenant(tenant) -> int:
+    """A tenant, checked."""
+    if type(tenant) is int and 0 <= tenant <= _checks.INT64_MAX:
+        return tenant
+    return _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
+
+
+def check_queue(queue) -> None:
+    """Assert the invariants of a Queue (kernels/waiting.py). O(n)."""
+    meta, request, line, table, _tenants = queue
+    rows, pos, bits = waiting.line_parts(line, len(request))
+    check_rows(rows, pos)
+    state = request[:, waiting.STATE]
+    waits = np.flatnonzero(state == waiting.IS_WAITING)
+    runs = np.flatnonzero(state == waiting.IS_RUNNING)
+    assert meta[waiting.RUNNING] == runs.size
+    assert meta[waiting.WAITING_TOKENS] == request[waits, waiting.TOKENS].sum()
+    assert meta[waiting.WAITING] == waits.size
+    live = np.concatenate([waits, runs])
+    assert all(table_find(table, request[slot, waiting.ID]) == slot for slot in live)
+    assert np.count_nonzero(table[:, 1] != ABSENT) == live.size
+    assert (state[meta[waiting.FRESH] :] == waiting.FREE).all()
+    assert (np.diff(request[: meta[waiting.FRESH], waiting.ID]) > 0).all()
+    expected = np.zeros_like(bits)
+    for slot in waits.tolist():
+        bitmap_add(expected, len(request), slot)
+    assert np.array_equal(bits, expected)
+    assert waits.size == 0 or bitmap_first(bits, len(request)) == waits[0]
+    entries = rows[ROOT : ROOT + rows[0, 0]]
+    if meta[waiting.POLICY] == waiting.FAIR:
+        assert len(entries) == 0
+        _check_tenants(queue, waits)
+        return
+    assert sorted((entries[:, 1] & HANDLE).tolist()) == waits.tolist()
+    for entry in entries.tolist():
+        slot = entry[1] & int(HANDLE)
+        priority, key = request[slot, waiting.PRIORITY], request[slot, waiting.KEY]
+        assert tuple(entry) == waiting.order_of(priority, key, slot)
+        assert waiting.waiting_key(meta, request, slot) == key
+
+
+def _check_tenants(queue, waits):
+    request, tenants, seen = queue.request, queue.tenants, []
+    own, table = waiting.tenant_parts(tenants)
+    order, order_pos, floor, floor_pos = waiting.tenant_heaps(tenants)
+    check_rows(order, order_pos)
+    check_rows(floor, floor_pos)
+    for number in range(tenants[waiting.N_TENANTS]):
+        name, counter, root, size = own[number]
+        assert table_find(table, name) == number
+        members, stack = [], [(root, ABSENT)] if size else []
+        while stack:
+            slot, up = stack.pop()
+            row = request[slot]
+            assert row[waiting.UP] == up and row[waiting.TENANT] == number
+            members.append(slot)
+            children = [row[waiting.LEFT], row[waiting.RIGHT]]
+            ranks = [request[c, waiting.RANK] if c != ABSENT else 0 for c in children]
+            assert ranks[0] >= ranks[1] == row[waiting.RANK] - 1
+            stack += [(child, slot) for child in children if child != ABSENT]
+        assert len(members) == size and (size or root == ABSENT)
+        assert (order_pos[number] > 0) == (floor_pos[number] > 0) == (size > 0)
+        if size:
+            first = min(members, key=lambda slot: (-request[slot, waiting.PRIORITY], slot))
+            assert first == root
+            expected = waiting.order_of(request[root, waiting.PRIORITY], counter, number)
+            assert tuple(order[order_pos[number]].tolist()) == expected
+            assert floor[floor_pos[number]].tolist() == [counter, number]
+        seen += members
+    assert sorted(seen) == waits.tolist()
+
+
+def percentiles(sample_ns) -> Percentiles:
+    """Nearest-rank percentiles in ms of int64[n] samples in ns."""
+    if sample_ns.size == 0:
+        return Percentiles(*[math.nan] * 4)
+    ordered = np.sort(sample_ns) / 1e6
+    ranks = [math.ceil(share * ordered.size) - 1 for share in (0.5, 0.95, 0.99, 1.0)]
+    return Percentiles(*ordered[ranks].tolist())
+
+
+def slo_to_ns(value, name) -> int:
+    """A deadline in ms, > 0 and possibly infinite, as ns."""
+    return int(min(_checks.real(value, name, above=0.0, infinite=True) * 1e6, FOREVER_NS))
+
+
+def one_or_each(array, given, name, m) -> np.ndarray:
+    """A single value as an array of one, or an array held to m entries."""
+    if np.ndim(given) > 0 and array.size != m:
+        raise ValueError(f"{name} has {array.size} entries for {m} requests")
+    return array
+
+
+def one_each(array, given, name, m) -> np.ndarray:
+    """Repeat a single value m times, or hold an array to m entries."""
+    array = one_or_each(array, given, name, m)
+    return np.full(m, array[0]) if np.ndim(given) == 0 else array

@@ -1,0 +1,79 @@
+"""Set of small integers as bits, with summaries that find the smallest in a few steps.
+
+State:
+
+    words  int64[bitmap_words(C)]  levels of 64-bit words: bit i of the first says that i is in the
+                                   set; bit i of each further one that word i of the one below is
+                                   not 0; the last level is one word
+
+Invariant: exactly that. A million integers take 128 KiB and four levels.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+
+_WORD, _SHIFT = 63, 6
+
+
+@kernel(inline=True)
+def bitmap_words(capacity):
+    """Words of all levels for integers below `capacity`. O(log C)."""
+    total, size = 0, capacity
+    while True:
+        size = (size + _WORD) >> _SHIFT
+        total += size
+        if size <= 1:
+            return total
+
+
+@kernel
+def bitmap_add(words, capacity, i):
+    """Put i into the set. O(log C), mostly O(1)."""
+    start, size = 0, capacity
+    while True:
+        size = (size + _WORD) >> _SHIFT
+        place = start + (i >> _SHIFT)
+        old = words[place]
+        words[place] = old | (np.int64(1) << (i & _WORD))
+        if old != 0 or size == 1:
+            return
+        start += size
+        i >>= _SHIFT
+
+
+@kernel(internal=True)
+def bitmap_discard(words, capacity, i):
+    """Take i out of the set. O(log C), mostly O(1)."""
+    start, size = 0, capacity
+    while True:
+        size = (size + _WORD) >> _SHIFT
+        place = start + (i >> _SHIFT)
+        words[place] &= ~(np.int64(1) << (i & _WORD))
+        if words[place] != 0 or size == 1:
+            return
+        start += size
+        i >>= _SHIFT
+
+
+@kernel(inline=True)
+def _lowest_bit(word):
+    """Number of the lowest bit that is set: the exponent of that bit as a float. O(1)."""
+    return (np.float64(np.uint64(word & -word)).view(np.int64) >> 52) - 1023
+
+
+@kernel
+def bitmap_first(words, capacity):
+    """The smallest integer of the set, which is not empty. O(log C)."""
+    levels, size = 1, (capacity + _WORD) >> _SHIFT
+    while size > 1:
+        size = (size + _WORD) >> _SHIFT
+        levels += 1
+    i = np.int64(0)
+    for level in range(levels - 1, -1, -1):
+        start, size = np.int64(0), (capacity + _WORD) >> _SHIFT
+        for _ in range(level):
+            start += size
+            size = (size + _WORD) >> _SHIFT
+        i = (i << _SHIFT) + _lowest_bit(words[start + i])
+    return i
