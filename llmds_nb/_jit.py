@@ -135,7 +135,7 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False):
+def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False, borrow=False):
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -152,9 +152,14 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
     inline : bool
         Part of its callers before type inference, for loops as short as a call: LLVM does not
         inline what it has vectorised, and passing arrays costs 10 to 20 ns.
+    borrow : bool
+        Count no references: all arrays stay the caller's. For a kernel that neither allocates nor
+        returns an array; a call saves 40 ns per array at Python's door, and 10 inside, where the
+        counts are atomic.
     """
     if func is None:
-        return lambda f: kernel(f, nogil=nogil, fastmath=fastmath, inline=inline, internal=internal)
+        options = {"nogil": nogil, "fastmath": fastmath, "inline": inline}
+        return lambda f: kernel(f, **options, internal=internal, borrow=borrow)
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
@@ -162,6 +167,7 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
         no_cpython_wrapper=internal,
         inline="always" if inline else "never",
         error_model="numpy",
+        **({"_nrt": False} if borrow else {}),
     )(func)
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)

@@ -14,7 +14,6 @@ from .kernels import admission as k
 _NS = 1_000_000_000
 _MAX_GRAINS = 2**62
 _REASONS = {k.OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
-_MAX_TOKENS = 2**40
 
 
 class Admission(NamedTuple):
@@ -93,6 +92,8 @@ class AdmissionController:
         self._average = np.zeros(3)
         self._clock = clock
         self._counter[k.LAST_NS] = _checks.now_ns(clock)
+        self._arrays = self._bucket, self._counter, self._average
+        self._one, self._answer = np.zeros(1, np.int64), np.zeros(1, np.bool_)  # of single calls
         self._lock = threading.Lock()
 
     def admit(self, tokens=0) -> Admission:
@@ -105,13 +106,12 @@ class AdmissionController:
         ValueError
             `tokens` is negative.
         """
-        if type(tokens) is not int or not 0 <= tokens <= _MAX_TOKENS:  # else checked enough
-            tokens = _checks.integer(tokens, "tokens", low=0, high=_MAX_TOKENS)
+        if type(tokens) is not int or not 0 <= tokens <= k.MOST_TOKENS:  # else checked enough
+            tokens = _checks.integer(tokens, "tokens", low=0, high=k.MOST_TOKENS)
         with self._lock:
             now = _checks.now_ns(self._clock)
-            reason, wait = k.admission_admit(
-                self._bucket, self._counter, self._average, now, tokens
-            )
+            self._one[0] = tokens
+            reason, wait = k.admission_admit_many(*self._arrays, now, self._one, self._answer)
         retry = math.inf if wait == k.NEVER else wait / 1e6
         return Admission(reason == k.OK, _REASONS[reason], retry)
 
@@ -126,25 +126,21 @@ class AdmissionController:
         -------
         bool[n]
         """
-        tokens = _checks.integers(tokens, "tokens", high=_MAX_TOKENS)
+        if not _checks.passes(tokens, np.int64):  # the kernel looks at the values
+            tokens = _checks.integers(tokens, "tokens", high=k.MOST_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
         with self._lock:
             now = _checks.now_ns(self._clock)
-            k.admission_admit_many(
-                self._bucket,
-                self._counter,
-                self._average,
-                now,
-                tokens,
-                admitted,
-            )
+            status, i = k.admission_admit_many(*self._arrays, now, tokens, admitted)
+        if status == k.INVALID:
+            raise ValueError(f"tokens must be in [0, {k.MOST_TOKENS}], not {tokens[i]}")
         return admitted
 
     def stats(self) -> AdmissionStats:
         """Return counts, moving averages and what the buckets hold now. O(1)."""
         with self._lock:
             now = _checks.now_ns(self._clock)
-            k.admission_advance(self._bucket, self._counter, self._average, now)
+            k.admission_advance(*self._arrays, now)
             available = [
                 int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf
                 for row in self._bucket
@@ -161,7 +157,7 @@ class AdmissionController:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self._bucket.nbytes + self._counter.nbytes + self._average.nbytes
+        return sum(array.nbytes for array in self._arrays)
 
     def check(self) -> None:
         """Assert every invariant written in kernels/admission.py. O(1)."""

@@ -224,9 +224,12 @@ class Scheduler(WaitingRequests):
         with self._lock:
             now = _checks.now_ns(self._clock)
             meta, request, line, _, tenants = self._queue
-            out = np.empty((2, min(self.n_waiting, self._max_size)), np.int64)
-            size = k.batch_get(meta, request, line, tenants, now, demand, out)
-        return Batch(out[0, :size], out[1, :size])
+            room = min(meta.item(waiting.WAITING), self._max_size)
+            ids, tokens = np.empty(room, np.int64), np.empty(room, np.int64)
+            size = k.batch_get(meta, request, line, tenants, now, demand, ids, tokens)
+        if size < room:
+            ids, tokens = ids[:size].copy(), tokens[:size].copy()
+        return Batch(ids, tokens)
 
     def next_due_ms(self) -> float:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""

@@ -22,6 +22,8 @@ buckets cannot drift. Invariants: 0 <= LEVEL <= CAPACITY < 2**62 in both rows; L
 
 import math
 
+import numpy as np
+
 from .._jit import kernel
 
 QPS, TOKENS = 0, 1
@@ -30,11 +32,12 @@ LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED_QPS = range(5)  # an
 AVERAGE_NS = 10_000_000_000  # time constant of the moving averages
 
 # What admit can say. The numbers of the three refusals are offsets from REFUSED_QPS.
-OK, BY_QPS, BY_TOKENS, BY_SIZE = -1, 0, 1, 2
+OK, BY_QPS, BY_TOKENS, BY_SIZE, INVALID = -1, 0, 1, 2, -2
+MOST_TOKENS = 2**40
 NEVER = -1  # the wait of a request that can never be admitted
 
 
-@kernel
+@kernel(borrow=True)
 def admission_advance(bucket, counter, average, now):
     """Let time pass: refill the buckets, fade the averages. A clock that went back waits. O(1)."""
     elapsed = now - counter[LAST_NS]
@@ -52,54 +55,69 @@ def admission_advance(bucket, counter, average, now):
         average[j] *= fading
 
 
-@kernel(internal=True)
-def _wait_ns(bucket, b, amount):
-    """Nanoseconds until bucket `b` holds `amount`: exact, rounded up; 0 if it does now. O(1)."""
-    row = bucket[b]
-    missing = amount * row[UNIT] - row[LEVEL]
-    if row[RATE] == 0 or missing <= 0:
-        return 0
-    return (missing + row[RATE] - 1) // row[RATE]
+@kernel(inline=True)
+def _wait_ns(rate, missing):
+    """Nanoseconds in which `missing` grains flow in: exact, rounded up; 0 for none. O(1)."""
+    if rate == 0 or missing <= 0:
+        return np.int64(0)
+    return (missing + rate - 1) // rate
 
 
-@kernel(internal=True)
-def _decide(bucket, counter, average, tokens):
-    """Admit one request now, or say why not: (reason, wait in ns). O(1)."""
-    per_event = 1e9 / AVERAGE_NS
-    average[0] += per_event
-    row = bucket[TOKENS]
-    wait, reason = 0, OK
-    if row[RATE] > 0 and tokens > row[LARGEST]:
-        wait, reason = NEVER, BY_SIZE
-    else:
-        wait, by_tokens = _wait_ns(bucket, QPS, 1), _wait_ns(bucket, TOKENS, tokens)
-        if by_tokens > wait:
-            wait, reason = by_tokens, BY_TOKENS
-        elif wait > 0:
-            reason = BY_QPS
-    if reason != OK:
-        counter[REFUSED_QPS + reason] += 1
-        counter[REFUSED_TOKENS] += tokens
-        return reason, wait
-    bucket[QPS, LEVEL] -= bucket[QPS, UNIT]
-    bucket[TOKENS, LEVEL] -= tokens * bucket[TOKENS, UNIT]
-    counter[ADMITTED] += 1
-    counter[ADMITTED_TOKENS] += tokens
-    average[1] += per_event
-    average[2] += tokens * per_event
-    return OK, wait
-
-
-@kernel
-def admission_admit(bucket, counter, average, now, tokens):
-    """(reason, wait in ns) of one request of `tokens` at time `now`. O(1)."""
-    admission_advance(bucket, counter, average, now)
-    return _decide(bucket, counter, average, tokens)
-
-
-@kernel
+@kernel(borrow=True)
 def admission_admit_many(bucket, counter, average, now, tokens, admitted):
-    """admitted[i] for each request in order, all at `now`; a refusal takes nothing. O(n)."""
-    admission_advance(bucket, counter, average, now)
+    """admitted[i] for each request in order, all at `now`; a refusal takes nothing. O(n).
+
+    Returns (reason, wait in ns) of the last one; (INVALID, i) for tokens out of range, when nothing
+    has changed. The whole state stays in registers: a request that is admitted costs some ten
+    instructions, and one that is refused a division only if its wait is asked for or both buckets
+    lack.
+    """
     for i in range(tokens.size):
-        admitted[i] = _decide(bucket, counter, average, tokens[i])[0] == OK
+        if tokens[i] < 0 or tokens[i] > MOST_TOKENS:
+            return np.int64(INVALID), np.int64(i)
+    admission_advance(bucket, counter, average, now)
+    rate, unit, level = bucket[QPS, RATE], bucket[QPS, UNIT], bucket[QPS, LEVEL]
+    token_rate, token_unit = bucket[TOKENS, RATE], bucket[TOKENS, UNIT]
+    token_level, largest = bucket[TOKENS, LEVEL], bucket[TOKENS, LARGEST]
+    if rate == 0:
+        unit = np.int64(0)
+    if token_rate == 0:
+        token_unit, largest = np.int64(0), np.int64(2**62)
+    n_admitted, n_tokens, refused = np.int64(0), np.int64(0), np.int64(0)
+    last = tokens.size - 1
+    reason, wait = np.int64(OK), np.int64(0)
+    for i in range(tokens.size):
+        n = tokens[i]
+        grains = n * token_unit if n <= largest else np.int64(0)
+        left, tokens_left = level - unit, token_level - grains
+        fits = (left >= 0) & (tokens_left >= 0) & (n <= largest)
+        admitted[i] = fits
+        if fits:
+            level, token_level = left, tokens_left
+            n_admitted += 1
+            n_tokens += n
+            continue
+        refused += n
+        wait = np.int64(NEVER)
+        if n > largest:
+            reason = np.int64(BY_SIZE)
+        elif i < last and (left >= 0 or tokens_left >= 0):
+            reason = np.int64(BY_TOKENS if left >= 0 else BY_QPS)
+        else:
+            wait = _wait_ns(rate, -left)
+            by_tokens = _wait_ns(token_rate, -tokens_left)
+            reason = np.int64(BY_TOKENS if by_tokens > wait else BY_QPS)
+            wait = max(wait, by_tokens)
+        counter[REFUSED_QPS + reason] += 1
+    bucket[QPS, LEVEL] = level
+    bucket[TOKENS, LEVEL] = token_level
+    counter[ADMITTED] += n_admitted
+    counter[ADMITTED_TOKENS] += n_tokens
+    counter[REFUSED_TOKENS] += refused
+    per_event = 1e9 / AVERAGE_NS
+    average[0] += tokens.size * per_event
+    average[1] += n_admitted * per_event
+    average[2] += n_tokens * per_event
+    if last >= 0 and admitted[last]:
+        return np.int64(OK), np.int64(0)
+    return reason, wait

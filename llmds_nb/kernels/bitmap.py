@@ -27,7 +27,7 @@ def bitmap_words(capacity):
             return total
 
 
-@kernel
+@kernel(borrow=True)
 def bitmap_add(words, capacity, i):
     """Put i into the set. O(log C), mostly O(1)."""
     start, size = 0, capacity
@@ -42,7 +42,7 @@ def bitmap_add(words, capacity, i):
         i >>= _SHIFT
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def bitmap_discard(words, capacity, i):
     """Take i out of the set. O(log C), mostly O(1)."""
     start, size = 0, capacity
@@ -62,7 +62,7 @@ def _lowest_bit(word):
     return (np.float64(np.uint64(word & -word)).view(np.int64) >> 52) - 1023
 
 
-@kernel
+@kernel(borrow=True)
 def bitmap_first(words, capacity):
     """The smallest integer of the set, which is not empty. O(log C)."""
     levels, size = 1, (capacity + _WORD) >> _SHIFT

@@ -66,7 +66,7 @@ WHOLE = FIRST + WINDOW
 N_META = WHOLE + WINDOW
 
 
-@kernel
+@kernel(borrow=True)
 def step_submit(
     meta, request, line, table, tenants, now, tokens, max_new, slo_ns, priority, tenant, key
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def pages_missing(cache, domain, tokens, spare):
     return max(0, lacking)
 
 
-@kernel
+@kernel(borrow=True)
 def step_admit(meta, request, line, tenants, running, now, slot, hits, budget):
     """Let a waiting request run, `hits` of its tokens being cached; the budget left. O(log n)."""
     running[meta[RUNNING]] = slot
@@ -123,13 +123,17 @@ def step_admit(meta, request, line, tenants, running, now, slot, hits, budget):
     return budget - row[PLANNED]
 
 
-@kernel
+@kernel(borrow=True)
 def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefill, slots):
     """Write the step down, and where its tokens lie in the cache; (requests, tokens). O(tokens).
 
-    ids, seq and pool are the cache's; plan int64[3, R]: ids, first tokens and their numbers.
+    ids, seq and pool are the cache's, page_size a power of two; plan int64[3, R]: ids, first tokens
+    and their numbers.
     """
     n, end = 0, 0
+    shift = np.int64(0)
+    while np.int64(1) << shift < page_size:
+        shift += 1
     for j in range(meta[RUNNING]):
         row = request[running[j]]
         planned, start = row[PLANNED], row[COMPUTED]
@@ -143,7 +147,7 @@ def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefil
         if row[SEQ] >= seq.shape[0] or seq[row[SEQ], SEQ_ID] != row[ID]:
             row[SEQ] = table_find(ids, row[ID])
         blocks = seq[row[SEQ], BLOCKS]
-        place, offset = start // page_size, start % page_size
+        place, offset = start >> shift, start & (page_size - 1)
         while planned > 0:
             slot = np.int64(pool[blocks + place]) * page_size
             for position in range(offset, min(page_size, offset + planned)):
@@ -156,7 +160,7 @@ def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefil
     return n, end
 
 
-@kernel
+@kernel(borrow=True)
 def step_share(meta, request, running, budget):
     """Share the budget among the running requests; return what is left. O(R).
 
@@ -185,7 +189,7 @@ def step_share(meta, request, running, budget):
     return budget
 
 
-@kernel
+@kernel(borrow=True)
 def step_form(
     meta, request, running, ids, seq, pool, page_size, budget, plan, is_prefill, slots
 ):  # fmt: skip
@@ -233,7 +237,7 @@ def step_check(request, table, planned, ids, sampled):
     return OK, np.int64(0)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _token_sampled(meta, request, tenants, now, slot):
     row = request[slot]
     row[GENERATED] += 1
@@ -247,7 +251,7 @@ def _token_sampled(meta, request, tenants, now, slot):
         tenant_charge(request, tenants, row[TENANT], 1)
 
 
-@kernel
+@kernel(borrow=True)
 def step_advance(
     meta, request, table, tenants, now, ids, sampled, finished, growing, tokens, committed, done
 ):  # fmt: skip
@@ -288,7 +292,7 @@ def step_advance(
     return n_growing, n_committed, n_done
 
 
-@kernel
+@kernel(borrow=True)
 def step_victim(meta, request, running):
     """Id of the request to preempt; one runs at least. O(R).
 
@@ -323,7 +327,7 @@ def step_victim(meta, request, running):
     return request[victim, ID]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _running_compact(request, running, before):
     """Close the gaps among the first `before` entries of `running`. O(R)."""
     n = 0
@@ -333,7 +337,7 @@ def _running_compact(request, running, before):
             n += 1
 
 
-@kernel
+@kernel(borrow=True)
 def step_preempt(meta, request, line, table, tenants, running, id_):
     """Let a running request wait again; the cache has forgotten it. O(R + log n)."""
     before = meta[RUNNING]
@@ -347,7 +351,7 @@ def step_preempt(meta, request, line, table, tenants, running, id_):
     meta[PREEMPTED] += 1
 
 
-@kernel
+@kernel(borrow=True)
 def step_end(meta, request, line, table, tenants, running, ids):
     """Forget requests, waiting or running. O(m log n + R)."""
     before = meta[RUNNING]

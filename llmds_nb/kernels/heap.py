@@ -31,6 +31,7 @@ from .rowheap import (
     rows_insert,
     rows_move,
     rows_parts,
+    rows_pop,
     rows_rekey,
     rows_remove,
     rows_sort,
@@ -62,7 +63,7 @@ def heap_parts(state):
     return rows, pos, items, state[start:].reshape(((state.size - start) // 2, 2))
 
 
-@kernel
+@kernel(borrow=True)
 def heap_move(state, new):
     """Move all entries into an empty buffer of a larger capacity. O(C).
 
@@ -87,7 +88,7 @@ def heap_move(state, new):
         table[row, 1] = ABSENT
 
 
-@kernel
+@kernel(borrow=True)
 def heap_renumber(state):
     """Number the entries anew from 0, in the order of their insertion. O(n)."""
     rows, _pos, _items, _table = heap_parts(state)
@@ -108,7 +109,7 @@ def _priority(state, high):
     return state[SIGN] * ordered_float(high) + 0.0
 
 
-@kernel
+@kernel(borrow=True)
 def heap_push(state, item, priority):
     """Insert an item: OK, FULL, PRESENT, or INVALID for NaN. O(log n)."""
     if np.isnan(priority):
@@ -128,7 +129,7 @@ def heap_push(state, item, priority):
     return OK
 
 
-@kernel
+@kernel(borrow=True)
 def heap_push_many(state, added, priorities):
     """Insert all, in order, or nothing: (PRESENT, j), (INVALID, j) for a NaN, (FULL, 0), (OK, 0).
 
@@ -172,7 +173,7 @@ def heap_push_many(state, added, priorities):
     return OK, 0
 
 
-@kernel
+@kernel(borrow=True)
 def heap_peek(state):
     """(priority, item) of the first entry; the priority is NaN when there is none. O(1)."""
     rows, _pos, items, _table = heap_parts(state)
@@ -181,14 +182,14 @@ def heap_peek(state):
     return _priority(state, rows[ROOT, 0]), items[rows[ROOT, 1] & HANDLE]
 
 
-@kernel
+@kernel(borrow=True)
 def heap_pop(state):
     """Take the first entry out and return it as `heap_peek` does. O(log n)."""
     rows, pos, items, table = heap_parts(state)
     if rows[0, 0] == 0:
         return np.nan, np.int64(0)
     priority = _priority(state, rows[ROOT, 0])
-    item = items[rows_remove(rows, pos, ROOT)]
+    item = items[rows_pop(rows, pos)]
     table_remove(table, item)
     return priority, item
 
@@ -211,7 +212,7 @@ def heap_pop_many(state, priorities, popped):
         popped[j] = items[handle]
         _ask(table, popped[j])
         if not bulk:
-            rows_remove(rows, pos, ROOT)
+            rows_pop(rows, pos)
         else:
             pos[handle] = 0
     if 2 * m < n:
@@ -235,7 +236,7 @@ def heap_pop_many(state, priorities, popped):
         rows[0, 0] = n - m
 
 
-@kernel
+@kernel(borrow=True)
 def heap_priority(state, item):
     """Priority of an item, NaN when it is absent. O(1)."""
     rows, pos, _items, table = heap_parts(state)
@@ -245,14 +246,14 @@ def heap_priority(state, item):
     return _priority(state, rows[pos[handle], 0])
 
 
-@kernel
+@kernel(borrow=True)
 def heap_priority_many(state, asked, out):
     """out[j] = heap_priority of asked[j]. O(m)."""
     for j in range(asked.size):
         out[j] = heap_priority(state, asked[j])
 
 
-@kernel
+@kernel(borrow=True)
 def heap_update(state, item, priority, way):
     """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_WAY. O(log n).
 
@@ -271,7 +272,7 @@ def heap_update(state, item, priority, way):
     return OK
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _handles_of(rows, pos, table, asked, handles):
     """Find the handle of each item; the number of the first absent or repeated one, or -1. O(m).
 
@@ -323,7 +324,7 @@ def heap_update_many(state, asked, priorities):
     return OK, 0
 
 
-@kernel
+@kernel(borrow=True)
 def heap_remove(state, item):
     """Take an item out: OK or ABSENT. O(log n)."""
     rows, pos, _items, table = heap_parts(state)
@@ -347,7 +348,7 @@ def heap_remove_many(state, asked):
     return bad
 
 
-@kernel
+@kernel(borrow=True)
 def heap_find(state, item):
     """Handle of an item, or ABSENT. O(1)."""
     _rows, _pos, _items, table = heap_parts(state)

@@ -50,21 +50,21 @@ def rows_parts(buffer, start, capacity):
     return rows, pos
 
 
-@kernel
+@kernel(borrow=True)
 def rows_fresh(rows, first):
     """Put the unused handles first .. C - 1 behind the first `first` entries. O(C)."""
     for handle in range(first, rows.shape[0] - 4):
         rows[ROOT + handle, 1] = handle
 
 
-@kernel
+@kernel(borrow=True)
 def ordered_bits(x):
     """int64 that orders as the float64 `x` does; both zeros are one. NaN has no place. O(1)."""
     bits = np.float64(x + 0.0).view(np.int64)
     return bits ^ ((bits >> np.int64(63)) & _MAGNITUDE)
 
 
-@kernel
+@kernel(borrow=True)
 def ordered_float(bits):
     """The float64 whose `ordered_bits` is `bits`. O(1)."""
     return np.int64(bits ^ ((bits >> np.int64(63)) & _MAGNITUDE)).view(np.float64)
@@ -83,13 +83,13 @@ def rows_put(rows, pos, i, high, low):
     pos[np.uint64(low & HANDLE)] = i
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def rows_move(rows, pos, source, target):
     """Copy an entry over another; the handle overwritten is the caller's to keep. O(1)."""
     rows_put(rows, pos, target, rows[source, 0], rows[source, 1])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _sift_up(rows, pos, hole, high, low):
     """Put an entry at `hole` or above it. O(log n)."""
     i = np.uint64(hole)
@@ -103,7 +103,7 @@ def _sift_up(rows, pos, hole, high, low):
     rows_put(rows, pos, i, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _sift_down(rows, pos, hole, high, low):
     """Put an entry at `hole` or below it. O(log n)."""
     i = np.uint64(hole)
@@ -146,7 +146,7 @@ def _sift_down(rows, pos, hole, high, low):
     rows_put(rows, pos, i, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _sift(rows, pos, i, high, low):
     parent = (i >> 2) + 2
     if i > ROOT and _precedes(high, low, rows[parent, 0], rows[parent, 1]):
@@ -155,7 +155,7 @@ def _sift(rows, pos, i, high, low):
         _sift_down(rows, pos, i, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def rows_insert(rows, pos, high, low):
     """Insert a handle that stands in no row; the owner made room. O(log n), O(1) if it is last."""
     n = rows[0, 0] + 1
@@ -163,13 +163,13 @@ def rows_insert(rows, pos, high, low):
     _sift_up(rows, pos, n + 2, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def rows_rekey(rows, pos, i, high, low):
     """Give the handle in row i, the one in `low`, another place in the order. O(log n)."""
     _sift(rows, pos, i, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def rows_remove(rows, pos, i):
     """Take row i out and return its handle. O(log n)."""
     last = rows[0, 0] + 2
@@ -182,7 +182,20 @@ def rows_remove(rows, pos, i):
     return handle
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
+def rows_pop(rows, pos):
+    """`rows_remove` of the first entry. O(log n)."""
+    last = rows[0, 0] + 2
+    rows[0, 0] = last - 3
+    handle = rows[ROOT, 1] & HANDLE
+    pos[handle] = 0
+    if last > ROOT:
+        _sift_down(rows, pos, ROOT, rows[last, 0], rows[last, 1])
+    rows[last, 1] = handle
+    return handle
+
+
+@kernel(internal=True, borrow=True)
 def rows_heapify(rows, pos):
     """Order rows 3 .. n + 2 from any order; their positions are set already. O(n)."""
     for i in range(((rows[0, 0] + 2) >> 2) + 2, ROOT - 1, -1):

@@ -194,7 +194,7 @@ def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
                 own[number, ROOT_SLOT] = target[own[number, ROOT_SLOT]]
 
 
-@kernel
+@kernel(borrow=True)
 def tenants_move(tenants, new):
     """Take the tenants over into empty arrays of a larger capacity. O(T)."""
     own, table = tenant_parts(tenants)
@@ -214,12 +214,12 @@ def tenants_move(tenants, new):
         rows_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _rank(request, slot):
     return 0 if slot == ABSENT else request[slot, RANK]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _lean_left(request, slot):
     """Put the child of higher rank left; whether the rank of `slot` changed. O(1)."""
     row = request[slot]
@@ -231,14 +231,14 @@ def _lean_left(request, slot):
     return changed
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _goes_first(request, a, b):
     if request[a, PRIORITY] != request[b, PRIORITY]:
         return request[a, PRIORITY] > request[b, PRIORITY]
     return a < b
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _meld(request, a, b):
     """Join two leftist heaps, either may be -1; return the root, whose UP is unset. O(log n)."""
     if a == ABSENT:
@@ -264,7 +264,7 @@ def _meld(request, a, b):
         node = request[node, UP]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _cut(request, root, slot):
     """Take `slot` out of the leftist heap under `root`; return the new root. O(log n)."""
     below = _meld(request, request[slot, LEFT], request[slot, RIGHT])
@@ -280,7 +280,7 @@ def _cut(request, root, slot):
     return root
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tenant_number(tenants, name):
     """Number of a tenant, given now if it is new; FULL where there is no room. O(1)."""
     own, table = tenant_parts(tenants)
@@ -295,7 +295,7 @@ def _tenant_number(tenants, name):
     return number
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def tenants_number(tenants, names):
     """Number all tenants; FULL where there is no room for one. O(m)."""
     for j in range(names.size):
@@ -304,7 +304,7 @@ def tenants_number(tenants, names):
     return OK
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tenant_reorder(request, tenants, number):
     """Set a tenant's rows to its root and counter. O(log T)."""
     own, _table = tenant_parts(tenants)
@@ -325,7 +325,7 @@ def _tenant_reorder(request, tenants, number):
         rows_insert(floor, floor_pos, row[COUNTER], number)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def tenant_charge(request, tenants, number, tokens):
     """Add to a tenant's counter. O(log T)."""
     own, _table = tenant_parts(tenants)
@@ -334,7 +334,7 @@ def tenant_charge(request, tenants, number, tokens):
         _tenant_reorder(request, tenants, number)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tenant_enter(meta, request, tenants, slot):
     own, _table = tenant_parts(tenants)
     number = request[slot, TENANT]
@@ -356,7 +356,7 @@ def _tenant_enter(meta, request, tenants, slot):
         _tenant_reorder(request, tenants, number)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tenant_leave(meta, request, tenants, slot):
     own, _table = tenant_parts(tenants)
     number = request[slot, TENANT]
@@ -373,7 +373,7 @@ def _tenant_leave(meta, request, tenants, slot):
         meta[LAST_TENANT] = number
 
 
-@kernel
+@kernel(borrow=True)
 def waiting_key(meta, request, slot):
     """What the policy orders a request by, within its priority; smaller goes first. O(1)."""
     row = request[slot]
@@ -389,7 +389,7 @@ def waiting_key(meta, request, slot):
     return row[KEY]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def waiting_enter(meta, request, line, tenants, slot):
     """Let a request wait, at the place that its slot, priority and key give it. O(log n)."""
     rows, pos, bits = line_parts(line, request.shape[0])
@@ -405,7 +405,7 @@ def waiting_enter(meta, request, line, tenants, slot):
         rows_insert(rows, pos, high, low)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def waiting_leave(meta, request, line, tenants, slot):
     """Take a request out of the queue; the caller sets its next state. O(log n)."""
     rows, pos, bits = line_parts(line, request.shape[0])
@@ -418,7 +418,7 @@ def waiting_leave(meta, request, line, tenants, slot):
         rows_remove(rows, pos, np.int64(pos[slot]))
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def request_resize(meta, request, line, slot, tokens, key):
     """Give a request another number of remaining tokens; `key` is for CUSTOM. O(log n)."""
     row = request[slot]
@@ -434,7 +434,7 @@ def request_resize(meta, request, line, slot, tokens, key):
         rows_rekey(rows, pos, np.int64(pos[slot]), high, low)
 
 
-@kernel
+@kernel(borrow=True)
 def waiting_first(meta, request, line, tenants):
     """Slot of the request that the policy serves next; one waits at least. O(1)."""
     if meta[POLICY] == FAIR:
@@ -445,14 +445,14 @@ def waiting_first(meta, request, line, tenants):
     return rows[ROOT, 1] & HANDLE
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def waiting_oldest(request, line):
     """Slot of the request that has waited longest; one waits at least. O(log n)."""
     _rows, _pos, bits = line_parts(line, request.shape[0])
     return bitmap_first(bits, request.shape[0])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def clock_advance(meta, now):
     """The time as the queue takes it: a clock that went back stands still. O(1)."""
     now = max(now, meta[NOW])
@@ -460,7 +460,7 @@ def clock_advance(meta, now):
     return now
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def request_new(meta, request, line, table, tenants, now, tokens, deadline, priority, tenant, key):
     """Number a new request and let it wait; its slot, or FULL. O(log n)."""
     slot = meta[FRESH]
@@ -491,7 +491,7 @@ def request_new(meta, request, line, table, tenants, now, tokens, deadline, prio
     return slot
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def request_start(meta, request, line, tenants, slot, now):
     """Move a waiting request to the running ones. O(log n).
 
@@ -510,14 +510,14 @@ def request_start(meta, request, line, tenants, slot, now):
         row[STARTED_NS] = now
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def request_requeue(meta, request, line, tenants, slot):
     """Let a running request wait again, in its old place. O(log n)."""
     meta[RUNNING] -= 1
     waiting_enter(meta, request, line, tenants, slot)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def request_end(meta, request, line, table, tenants, slot):
     """Forget a waiting or running request. O(log n)."""
     row = request[slot]
@@ -531,7 +531,7 @@ def request_end(meta, request, line, table, tenants, slot):
         meta[FRESH] = 0
 
 
-@kernel
+@kernel(borrow=True)
 def requests_find(request, table, ids, state, slots):
     """Fill slots with those of the ids: (OK, 0), or why the j-th is refused: (status, j). O(m).
 
