@@ -13,6 +13,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
+def many():
+    """How many operations a long random run makes: a million nightly, some in CI."""
+    return 1_000_000 if settings().max_examples > 1000 else 60_000
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """The shared data: LLMDS_DATA, or ../shared/data beside the repository; else the test skips."""
     default = Path(__file__).parents[2] / "shared" / "data"

@@ -277,6 +277,58 @@ def test_takes_empty_batches_and_integer_priorities():
     assert heap.nbytes > 0
 
 
+def test_agrees_with_heapq_over_many_random_operations(many):
+    rng = np.random.default_rng(1)
+    heap, entries, valid, sequence, done = IndexedHeap(8), [], {}, 0, 0
+
+    def enter(item, priority, place):
+        valid[item] = (priority, place)
+        heapq.heappush(entries, (priority, place, item))
+
+    def leave():
+        while True:
+            priority, place, item = heapq.heappop(entries)
+            if valid.get(item) == (priority, place):
+                del valid[item]
+                return priority, item
+
+    while done < many:
+        kind, m = int(rng.integers(0, 8)), int(rng.integers(1, 200))
+        present = list(valid)
+        chosen = [present[j] for j in rng.permutation(len(present))[:m]]
+        priorities = rng.integers(0, 1000, m) / 4  # many ties
+        if kind <= 2:
+            items = [x for x in set(rng.integers(-(2**62), 2**62, m).tolist()) if x not in valid]
+            if kind == 0:
+                for item, priority in zip(items, priorities.tolist(), strict=False):
+                    heap.push(item, priority)
+            else:
+                heap.push_many(items, priorities[: len(items)])
+            for item, priority in zip(items, priorities.tolist(), strict=False):
+                enter(item, priority, sequence)
+                sequence += 1
+        elif kind == 3:
+            for item, priority in zip(chosen, priorities.tolist(), strict=False):
+                heap.update(item, priority)
+        elif kind == 4:
+            heap.update_many(chosen, priorities[: len(chosen)])
+        elif kind == 5:
+            heap.remove_many(chosen)
+            for item in chosen:
+                del valid[item]
+        else:
+            n = min(m, len(valid))
+            popped = heap.pop_many(n) if kind == 6 else [heap.pop() for _ in range(n)]
+            pairs = list(zip(*popped, strict=True)) if kind == 6 else popped
+            assert [(float(p), int(i)) for p, i in pairs] == [leave() for _ in range(n)]
+        if kind in (3, 4):
+            for item, priority in zip(chosen, priorities.tolist(), strict=False):
+                enter(item, priority, valid[item][1])
+        done += m
+        assert len(heap) == len(valid)
+    heap.check()
+
+
 def test_numbers_its_entries_anew_when_the_sequence_ends():
     heap = IndexedHeap(4)
     heap.push_many([5, 6, 7, 8], [1.0, 1.0, 0.0, 1.0])

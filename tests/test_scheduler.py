@@ -1,6 +1,7 @@
 import math
 import threading
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -245,6 +246,130 @@ def test_fair_serves_small_tenants_beside_a_flood():
     assert set(small) <= set(queue.get_batch().ids.tolist())
 
 
+def longest_first(tokens, arrival_ms, deadline_ms, tenant):
+    return -tokens
+
+
+def test_serves_by_a_function_of_the_users():
+    policies = [longest_first, numba.njit(longest_first)]
+    for policy in policies:
+        queue, _ = scheduler(2, 0.0, policy=policy)
+        queue.submit_many([5, 50, 20])
+        queue.submit(30, priority=-1)
+        queue.submit(7)
+        queue.update([0, 4], [60, 45])
+        served = [queue.get_batch().ids.tolist() for _ in range(3)]
+        assert served == [[0, 1], [4, 2], [3]]
+        queue.requeue([2, 1])
+        queue.update(2, 55)  # 1 keeps its 50
+        queue.check()
+        assert queue.get_batch().ids.tolist() == [2, 1]
+        assert "policy=longest_first" in repr(queue)
+
+
+def test_the_users_function_sees_times_and_tenants():
+    seen = [("arrival_ms", [0, 1, 2]), ("-arrival_ms", [2, 1, 0]), ("deadline_ms", [1, 2, 0])]
+    for text, expected in [*seen, ("-float(tenant)", [0, 2, 1])]:
+        names = "tokens, arrival_ms, deadline_ms, tenant"
+        queue, clock = scheduler(3, 0.0, policy=eval(f"lambda {names}: {text}"))
+        for slo_ms, tenant in [(math.inf, 9), (10.0, 0), (20.0, 4)]:
+            queue.submit(1, slo_ms=slo_ms, tenant=tenant)
+            clock.now += MS
+        assert queue.get_batch().ids.tolist() == expected, text
+
+
+def test_a_users_function_agrees_with_the_policy_that_says_the_same():
+    def aging(tokens, arrival_ms, deadline_ms, tenant):
+        return 0.02 * tokens + 0.02 * arrival_ms
+
+    rng = np.random.default_rng(0)
+    (ours, clock), (theirs, other) = scheduler(8, 1.0), scheduler(8, 1.0, policy=aging)
+    for _ in range(200):
+        clock.now += int(rng.integers(0, 3)) * MS
+        other.now = clock.now
+        tokens = rng.integers(1, 5000, int(rng.integers(0, 12)))
+        assert ours.submit_many(tokens).tolist() == theirs.submit_many(tokens).tolist()
+        ids = ours.get_batch().ids
+        assert theirs.get_batch().ids.tolist() == ids.tolist()
+        for queue in (ours, theirs):
+            queue.requeue(ids[::3])
+
+
+def test_no_policy_breaks_its_promise():
+    """What a served request was promised, whatever came since; one request to a batch."""
+    rng = np.random.default_rng(5)
+    for policy in POLICIES:
+        queue, clock = scheduler(1, 0.0, policy=policy, ms_per_token=1.0, aging=0.5)
+        waiting, given = {}, np.zeros(4)  # id -> (tokens, arrival ms, deadline ms, tenant)
+        for _ in range(3000):
+            clock.now += int(rng.integers(0, 20)) * MS
+            if rng.random() < 0.52 or not waiting:
+                tokens, slo = int(rng.integers(1, 200)), float(rng.integers(1, 5000))
+                tenant = int(rng.integers(0, 4))
+                id_ = queue.submit(tokens, slo_ms=slo, tenant=tenant)
+                waiting[id_] = (tokens, clock.now / MS, clock.now / MS + slo, tenant)
+                continue
+            (id_,) = queue.get_batch().ids.tolist()
+            tokens, arrival, deadline, tenant = waiting.pop(id_)
+            given[tenant] += tokens
+            for other, (their_tokens, came, due, _) in waiting.items():
+                if policy == "fcfs":
+                    assert id_ < other
+                elif policy == "shortest":
+                    assert (tokens, id_) < (their_tokens, other)
+                elif policy == "slo":
+                    assert (deadline, id_) < (due, other)
+                elif policy == "aging":  # nothing that comes `tokens / 0.5` ms later goes first
+                    assert arrival <= came + (their_tokens - tokens) / 0.5
+            queue.complete(id_)
+        queue.check()
+
+
+def test_fair_keeps_backlogged_tenants_within_two_requests():
+    rng = np.random.default_rng(6)
+    queue, _ = scheduler(1, 0.0, policy="fair")
+    tokens, tenants = rng.integers(1, 100, 2000), rng.integers(0, 4, 2000)
+    queue.submit_many(tokens, tenant=tenants)
+    given = np.zeros(4)
+    for _ in range(1200):  # all four still wait
+        (id_,) = queue.get_batch().ids
+        given[tenants[id_]] += tokens[id_]
+        assert given.max() - given.min() <= 2 * 100
+        queue.complete(id_)
+
+
+def test_agrees_with_the_slow_twin_over_many_operations(many):
+    """Mostly small queues, so that the twin keeps up; slots are given out many times over."""
+    rng, done = np.random.default_rng(2), 0
+    while done < many // 4:
+        policy = POLICIES[int(rng.integers(0, 5))]
+        queue, clock = scheduler(4, 3.0, max_batch_tokens=300, policy=policy)
+        slow = SlowScheduler(4, 3.0, 300, policy, 0)
+        for _ in range(500):
+            clock.now += int(rng.integers(-MS, 2 * MS))
+            slow.tick(clock.now)
+            for _ in range(int(rng.integers(0, 4))):
+                tokens, tenant = int(rng.integers(1, 200)), int(rng.integers(0, 4))
+                priority = int(rng.integers(0, 12) == 0)
+                queue.submit(tokens, priority=priority, tenant=tenant, slo_ms=50.0)
+                slow.submit(tokens, 50.0, priority, tenant)
+            batch = queue.get_batch().ids.tolist()
+            assert batch == [r["id"] for r in slow.get_batch(False)]
+            for id_ in [r["id"] for r in slow.running]:
+                fate = int(rng.integers(0, 4))
+                if fate:
+                    name = ("", "complete", "complete", "requeue")[fate]
+                    getattr(queue, name)(id_)
+                    getattr(slow, name)(id_)
+            done += 4
+            if len(slow.waiting) > 60:
+                some = [r["id"] for r in slow.waiting[::2]]
+                queue.cancel(some)
+                for id_ in some:
+                    slow.cancel(id_)
+        queue.check()
+
+
 def test_many_random_operations_end_every_request_exactly_once():
     rng = np.random.default_rng(0)
     for policy in POLICIES:
@@ -285,6 +410,8 @@ BAD_CALLS = [
     (lambda q: Scheduler(max_wait_ms=math.nan), ValueError, "max_wait_ms"),
     (lambda q: Scheduler(max_batch_tokens=0), ValueError, "max_batch_tokens"),
     (lambda q: Scheduler(policy="sjf"), ValueError, "policy must be one of 'fcfs', 'shortest'"),
+    (lambda q: Scheduler(policy=lambda tokens: 0.0), TypeError, "must compile as key.tokens"),
+    (lambda q: Scheduler(policy=lambda a, b, c, d: "x"), TypeError, "must compile as key.tokens"),
     (lambda q: Scheduler(ms_per_token=-1), ValueError, "ms_per_token"),
     (lambda q: Scheduler(aging=math.inf), ValueError, "aging"),
     (lambda q: Scheduler(default_slo_ms=0), ValueError, "default_slo_ms must be > 0"),
@@ -368,3 +495,19 @@ def test_threads_submit_and_serve_every_request_once():
     served.append(queue.get_batch(force=True).ids.tolist())
     queue.check()
     assert sorted(id_ for ids in served for id_ in ids) == list(range(4 * 299))
+
+
+def test_a_key_that_is_nan_changes_nothing():
+    queue, _ = scheduler(
+        policy=lambda tokens, arrival_ms, deadline_ms, tenant: math.sqrt(5 - tokens)
+    )
+    queue.submit_many([1, 5])
+    for call in (
+        lambda: queue.submit(6),
+        lambda: queue.submit_many([1, 7]),
+        lambda: queue.update([0, 1], [1, 8]),
+    ):
+        with pytest.raises(ValueError, match=r"a request of [678] tokens is NaN"):
+            call()
+    queue.check()
+    assert queue.stats().submitted == 2 and queue.get_batch(force=True).ids.tolist() == [1, 0]
