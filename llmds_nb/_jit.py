@@ -167,7 +167,7 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
         no_cpython_wrapper=internal,
         inline="always" if inline else "never",
         error_model="numpy",
-        **({"_nrt": False} if borrow else {}),
+        _nrt=not borrow,  # always said: a callee would inherit it from the caller compiled first
     )(func)
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)

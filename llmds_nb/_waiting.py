@@ -13,7 +13,7 @@ from .kernels import waiting
 from .kernels.bitmap import bitmap_add, bitmap_first
 from .kernels.hashtable import table_find
 from .kernels.rowheap import HANDLE, ROOT
-from .kernels.status import ABSENT
+from .kernels.status import ABSENT, FULL
 
 MAX_TOKENS = 2**40
 FOREVER_NS = 2**61
@@ -53,6 +53,19 @@ class WaitingRequests:
 
     def _make_room(self, m, n_tenants):
         self._queue = waiting.with_room(self._queue, m, n_tenants)
+
+    def _enter(self, submit, tokens, slo_ns, priority, tenant, *more) -> int:
+        """Call the kernel that submits one request, growing where it must; the lock is held."""
+        now, key = _checks.now_ns(self._clock), 0
+        if self._keys_of is not None:
+            arrival = self._arrival(now)
+            (key,) = self._keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
+        given = now, tokens, slo_ns, priority, tenant, key, *more
+        id_ = submit(*self._queue, *given)
+        if id_ == FULL:
+            self._make_room(1, 1)
+            id_ = submit(*self._queue, *given)
+        return id_
 
     def _keys(self, tokens, arrival_ns, deadline_ns, tenants) -> np.ndarray:
         """Keys int64[n] by the user's function, or one that no named policy reads."""
@@ -124,23 +137,19 @@ def _key_function(policy):
     return keys_of
 
 
-def request_priority(priority) -> int:
-    """A priority, checked."""
-    if type(priority) is int and _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
-        return priority
-    return _checks.integer(priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
+def request_terms(slo_ms, default_ns, priority, tenant) -> tuple[int, int, int]:
+    """Deadline in ns from now, priority and tenant of one request, checked."""
+    slo_ns = default_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
+    if type(priority) is not int or not _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
+        priority = _checks.integer(priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
+    if type(tenant) is not int or not 0 <= tenant <= _checks.INT64_MAX:
+        tenant = _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
+    return slo_ns, priority, tenant
 
 
 def request_priorities(priorities) -> np.ndarray:
     """Priorities as int64[n], checked."""
     return _checks.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
-
-
-def request_tenant(tenant) -> int:
-    """A tenant, checked."""
-    if type(tenant) is int and 0 <= tenant <= _checks.INT64_MAX:
-        return tenant
-    return _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
 
 
 def check_queue(queue) -> None:

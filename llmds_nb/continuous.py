@@ -12,15 +12,13 @@ from ._waiting import (
     WaitingRequests,
     check_queue,
     percentiles,
-    request_priority,
-    request_tenant,
-    slo_to_ns,
+    request_terms,
 )
 from .errors import CapacityError
 from .kernels import continuous as k
 from .kernels import waiting
 from .kernels.hashtable import table_find, table_find_many
-from .kernels.status import ABSENT, FULL, INVALID, PRESENT
+from .kernels.status import ABSENT, INVALID, PRESENT
 from .kv_cache import KVCache
 
 _NONE = np.zeros(0, np.int64)
@@ -81,10 +79,11 @@ class ContinuousBatcher(WaitingRequests):
     max_step_tokens : int
         Tokens computed in a step. Running requests come first, those that decode before those in
         prefill; then waiting ones are admitted. A long prompt is computed in chunks.
-    policy : str
+    policy : str or callable
         Order of admission: "fcfs", "shortest" (prompt), "slo" (earliest deadline of the first
         token), "aging" (``ms_per_token * prompt tokens + aging * arrival_ms``) or "fair" (the
-        tenant that was given the fewest tokens, prompt and generated); see `Scheduler`. The first
+        tenant that was given the fewest tokens, prompt and generated), or a function of your own
+        of the prompt's tokens; see `Scheduler`. The first
         in that order is never overtaken because it is large.
     ms_per_token, aging, default_slo_ms, clock
         As for `Scheduler`; a deadline is that of the first token.
@@ -183,8 +182,7 @@ class ContinuousBatcher(WaitingRequests):
         if not tokens.size:
             raise ValueError("prompt_tokens must hold at least one token")
         new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
-        slo_ns = self._default_slo_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
-        priority, tenant = request_priority(priority), request_tenant(tenant)
+        terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
         self.cache.match(tokens[:0], salt=salt)  # refuses a bad salt now
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
         if n_pages > self.cache.n_pages:
@@ -193,15 +191,7 @@ class ContinuousBatcher(WaitingRequests):
                 f"{self.cache.page_size}; the cache has {self.cache.n_pages}"
             )
         with self._lock:
-            now, key = _checks.now_ns(self._clock), 0
-            if self._keys_of is not None:
-                arrival = self._arrival(now)
-                (key,) = self._keys(np.array([tokens.size]), arrival, arrival + slo_ns, tenant)
-            rest = now, tokens.size, new, slo_ns, priority, tenant, key
-            id_ = k.step_submit(*self._queue, *rest)
-            if id_ == FULL:
-                self._make_room(1, 1)
-                id_ = k.step_submit(*self._queue, *rest)
+            id_ = self._enter(k.step_submit, tokens.size, *terms, new)
             self._tokens[id_] = tokens
             self._salts[id_] = salt
         return id_

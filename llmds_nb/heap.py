@@ -330,12 +330,14 @@ class IndexedHeap:
     def _warmup() -> None:
         heap = IndexedHeap(1)
         heap.push(1, 1.0)
+        heap._state[k.NEXT] = k.LIMIT  # so that the next push numbers the entries anew
         heap.push_many([2, 3, 4], [2.0, 3.0, 4.0])
         heap.update(1, 2.0)
         heap.increase_key(1, 2.0)
         heap.update_many([1, 2], [0.0, 1.0])
         heap.priority(1)
         heap.priority_many([1])
+        assert 1 in heap
         heap.peek()
         heap.pop()
         heap.remove(2)

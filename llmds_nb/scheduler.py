@@ -17,9 +17,7 @@ from ._waiting import (
     one_or_each,
     percentiles,
     request_priorities,
-    request_priority,
-    request_tenant,
-    slo_to_ns,
+    request_terms,
 )
 from .kernels import batching as k
 from .kernels import waiting
@@ -65,7 +63,7 @@ class Scheduler(WaitingRequests):
     A request waits from `submit` until `get_batch` hands it out, then runs until `complete`,
     `cancel` or `requeue`. A batch is ready as soon as it is full, when the oldest request has
     waited `max_wait_ms`, or when the engine says it is idle. Every operation costs O(log n) per
-    request; nothing scans the queue.
+    request, growth shared out; nothing scans the queue.
 
     Parameters
     ----------
@@ -76,14 +74,17 @@ class Scheduler(WaitingRequests):
     max_batch_tokens : int, optional
         Tokens in a batch. A batch takes requests in the policy's order up to the first that does
         not fit, so nothing is overtaken because it is large.
-    policy : str
+    policy : str or callable
         "fcfs": in order of arrival. "shortest": fewest remaining tokens. "slo": earliest deadline;
         a request past its deadline goes first, and `stats().late` counts it. "aging": smallest
         `ms_per_token * tokens + aging * arrival_ms`, short requests first, yet each waits no longer
         than its cost over `aging` behind later ones. "fair": the tenant that was given the fewest
         tokens; a tenant that had no waiting request starts at the lowest count of those that have,
-        and a request is charged when it first runs (later only for what it has grown). Ties, and
-        the requests of one tenant, go in order of arrival.
+        and a request is charged when it first runs (later only for what it has grown). Of
+        equal tenants the one that came first goes first; other ties, and the requests of one
+        tenant, go in order of arrival. Or a function of your own that Numba can compile,
+        ``key(tokens, arrival_ms, deadline_ms, tenant) -> float``, the smallest first; times count
+        from the making of the scheduler, and a key is asked for at `submit` and at `update`.
     ms_per_token, aging : float
         Of the policy "aging".
     default_slo_ms : float
@@ -160,19 +161,9 @@ class Scheduler(WaitingRequests):
         """
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
             tokens = _checks.integer(tokens, "tokens", low=1, high=self._max_tokens)
-        slo_ns = self._default_slo_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
-        priority, tenant = request_priority(priority), request_tenant(tenant)
+        terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
         with self._lock:
-            now, key = _checks.now_ns(self._clock), 0
-            if self._keys_of is not None:
-                arrival = self._arrival(now)
-                (key,) = self._keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
-            rest = now, tokens, slo_ns, priority, tenant, key
-            id_ = k.batch_submit(*self._queue, *rest)
-            if id_ == FULL:
-                self._make_room(1, 1)
-                id_ = k.batch_submit(*self._queue, *rest)
-        return id_
+            return self._enter(k.batch_submit, tokens, *terms)
 
     def submit_many(self, tokens, *, slo_ms=None, priority=0, tenant=0) -> np.ndarray:
         """Let m requests wait, in order, and return their ids as int64[m]. O(m log n).
@@ -384,6 +375,7 @@ class Scheduler(WaitingRequests):
             scheduler.requeue(first)
             scheduler.complete(second)
             scheduler.cancel(first)
+            scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))  # more than room
 
 
 def _ids(ids) -> np.ndarray:

@@ -109,7 +109,7 @@ def code_load(folder, speed=0.5):
 
 # The conversation load. The rate that T2 sustains was measured by sending 4,000 at once.
 SUSTAINED = 22.75  # requests per second
-MEAN_LOAD, BUSY_LOAD, BUSY_SHARE, PERIOD_S = 0.85, 1.15, 0.16, 150.0
+MEAN_LOAD, BUSY_LOAD, BUSY_SHARE, PERIOD_S = 0.85, 1.16, 0.16, 150.0
 PROMPT = {"mean": 1155, "sigma": 1.0, "least": 4, "most": 4096}  # log-normal, in tokens, cut
 OUTPUT = {"mean": 211, "sigma": 0.8, "least": 1, "most": 1500}
 BURST_SHAPE = 0.5  # of gamma-distributed gaps: their coefficient of variation is 1.4
@@ -117,7 +117,7 @@ LARGEST_TENANT, TENANTS = 0.65, 8  # tenant 0 sends 65 %, the seven others the r
 
 
 def conversation_load(seed, n=6_000):
-    """Conversations under the constants above: .79 of the sustained rate, and 1.15 in busy spells.
+    """Conversations under the constants above: .79 of the sustained rate, and 1.16 in busy spells.
 
     Each period of 150 s ends with a busy spell of 24 s; over all it is .85 of the sustained rate.
     """
@@ -136,8 +136,8 @@ def conversation_load(seed, n=6_000):
         calm_s + (rest - in_calm) / (SUSTAINED * BUSY_LOAD),
     )
     arrival = ((periods * PERIOD_S + seconds) * 1e9).astype(np.int64)
-    others = rng.integers(1, TENANTS, n)
-    tenant = np.where(rng.random(n) < LARGEST_TENANT, 0, others)
+    largest = rng.random(n) < LARGEST_TENANT
+    tenant = np.where(largest, 0, rng.integers(1, TENANTS, n))
     return Load(arrival, prompt, output, tenant)
 
 

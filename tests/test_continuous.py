@@ -304,6 +304,38 @@ def test_a_request_waits_for_its_prompt_and_a_page_for_each_that_runs():
     assert batcher.step().seq_ids.tolist() == [1]
 
 
+def test_admits_by_a_function_of_the_users():
+    def longest_first(tokens, arrival_ms, deadline_ms, tenant):
+        return -float(tokens)
+
+    batcher = ContinuousBatcher(KVCache(64, 4), max_running=1, policy=longest_first)
+    for n in (3, 9, 5):
+        batcher.submit([1] * n, max_new_tokens=2)
+    order = []
+    while plan := batcher.step():
+        order += [id_ for id_ in plan.seq_ids.tolist() if id_ not in order]
+        batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+    assert order == [1, 2, 0]
+    batcher.check()
+
+
+def test_slots_given_out_anew_while_requests_run():
+    batcher = ContinuousBatcher(KVCache(64, 4), max_running=3, policy="shortest")
+    generated = {}
+    batcher.submit([1] * 60, max_new_tokens=100)  # waits behind all others
+    for round_ in range(200):  # far more requests than slots
+        batcher.submit([1, 2, 3], max_new_tokens=1 + round_ % 3)
+        plan = batcher.step()
+        ends = plan.starts + plan.n_tokens
+        for id_, end in zip(plan.seq_ids.tolist(), ends.tolist(), strict=True):
+            generated[id_] = generated.get(id_, 0) + (end == batcher.cache.length(id_))
+        batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+        batcher.check()
+    assert batcher.stats().finished > 150
+    rest = run_to_the_end(batcher)
+    assert generated.get(0, 0) + len(rest.get(0, [])) == 100
+
+
 def test_preempts_the_lowest_priority_that_has_most_to_do():
     batcher = ContinuousBatcher(KVCache(8, 4, prefix_sharing=False), policy="fcfs")
     batcher.submit([1] * 4, max_new_tokens=20, priority=-1)

@@ -68,7 +68,7 @@ N_META = WHOLE + WINDOW
 
 @kernel(borrow=True)
 def step_submit(
-    meta, request, line, table, tenants, now, tokens, max_new, slo_ns, priority, tenant, key
+    meta, request, line, table, tenants, now, tokens, slo_ns, priority, tenant, key, max_new
 ):  # fmt: skip
     """Let a request wait. Return its id, or FULL. O(log n)."""
     now = clock_advance(meta, now)

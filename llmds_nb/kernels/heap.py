@@ -88,7 +88,7 @@ def heap_move(state, new):
         table[row, 1] = ABSENT
 
 
-@kernel(borrow=True)
+@kernel
 def heap_renumber(state):
     """Number the entries anew from 0, in the order of their insertion. O(n)."""
     rows, _pos, _items, _table = heap_parts(state)

@@ -472,7 +472,8 @@ def request_new(meta, request, line, table, tenants, now, tokens, deadline, prio
             return np.int64(FULL)
     meta[FRESH] = slot + 1
     row = request[slot]
-    row[:] = 0
+    for column in range(row.size):
+        row[column] = 0
     row[ID] = meta[NEXT_ID]
     meta[NEXT_ID] += 1
     row[TOKENS] = tokens
