@@ -111,9 +111,13 @@ class WaitingRequests:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self._queue)
 
-    def _sample(self, start, count, window) -> np.ndarray:
-        """The last times of a ring in `meta`, of `count` ever written."""
-        return self._queue.meta[start : start + min(count, window)].copy()
+    def _counts(self, end, window, *rings):
+        """Counts of `meta` up to `end`; Percentiles of each ring (start, place of its count)."""
+        with self._lock:
+            meta = self._queue.meta
+            tally = meta[:end].tolist()
+            samples = [meta[start : start + min(tally[c], window)].copy() for start, c in rings]
+        return tally, *map(percentiles, samples)
 
 
 def _key_function(policy):

@@ -11,7 +11,6 @@ from ._waiting import (
     Percentiles,
     WaitingRequests,
     check_queue,
-    percentiles,
     request_terms,
 )
 from .errors import CapacityError
@@ -401,10 +400,8 @@ class ContinuousBatcher(WaitingRequests):
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
-        with self._lock:
-            tally = self._queue.meta[: k.FIRST].tolist()
-            first = self._sample(k.FIRST, tally[k.FIRSTS], k.WINDOW)
-            whole = self._sample(k.WHOLE, tally[k.FINISHED], k.WINDOW)
+        rings = (k.FIRST, k.FIRSTS), (k.WHOLE, k.FINISHED)
+        tally, first, whole = self._counts(k.FIRST, k.WINDOW, *rings)
         steps = tally[k.STEPS]
         return ContinuousStats(
             waiting=tally[waiting.WAITING],
@@ -420,8 +417,8 @@ class ContinuousBatcher(WaitingRequests):
             generated_tokens=tally[k.GENERATED_TOKENS],
             cached_tokens=tally[k.CACHED_TOKENS],
             recomputed_tokens=tally[k.RECOMPUTED_TOKENS],
-            ttft_ms=percentiles(first),
-            latency_ms=percentiles(whole),
+            ttft_ms=first,
+            latency_ms=whole,
         )
 
     def check(self) -> None:

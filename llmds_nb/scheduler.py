@@ -15,7 +15,6 @@ from ._waiting import (
     check_queue,
     one_each,
     one_or_each,
-    percentiles,
     request_priorities,
     request_terms,
 )
@@ -324,10 +323,8 @@ class Scheduler(WaitingRequests):
 
     def stats(self) -> SchedulerStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
-        with self._lock:
-            tally = self._queue.meta[: k.SAMPLE].tolist()
-            wait = self._sample(k.WAIT, tally[k.STARTED], k.WINDOW)
-            latency = self._sample(k.LATENCY, tally[k.COMPLETED], k.WINDOW)
+        rings = (k.WAIT, k.STARTED), (k.LATENCY, k.COMPLETED)
+        tally, wait, latency = self._counts(k.SAMPLE, k.WINDOW, *rings)
         batches = tally[k.BATCHES]
         mean = tally[k.BATCHED] / batches if batches else math.nan
         return SchedulerStats(
@@ -347,8 +344,8 @@ class Scheduler(WaitingRequests):
             released_wait=tally[k.BY_WAIT],
             released_idle=tally[k.BY_IDLE],
             released_force=tally[k.BY_FORCE],
-            wait_ms=percentiles(wait),
-            latency_ms=percentiles(latency),
+            wait_ms=wait,
+            latency_ms=latency,
         )
 
     def check(self) -> None:

@@ -120,6 +120,9 @@ def conversation_load(seed, n=6_000):
     """Conversations under the constants above: .79 of the sustained rate, and 1.16 in busy spells.
 
     Each period of 150 s ends with a busy spell of 24 s; over all it is .85 of the sustained rate.
+    The spells are chosen so that plain shortest-first starves someone while aging keeps up: a
+    narrow place. Under other seeds aging's SLO share is .94 to .97, its longest wait 1.8 to 2.1
+    times FCFS's, that of shortest-first 4 to 6 times, and fair cuts the tail 3 to 5 times.
     """
     rng = np.random.default_rng(seed)
     prompt, output = _lengths(rng, n, **PROMPT), _lengths(rng, n, **OUTPUT)
