@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
+from ._checks import INT32_MAX
 from ._kv_base import PageEvents, check_salt, salt_bytes
 from ._kv_check import check
 from ._kv_tables import PageTable, PageTables
@@ -14,9 +15,17 @@ from .kernels import kv as k
 from .kernels import kv_compact
 from .kernels import kv_state as c
 from .kernels.hashtable import table_find
+from .kernels.kv_append import kv_append, kv_append_many, kv_commit
+from .kernels.kv_attach import kv_attach_many, kv_detach_many
 from .kernels.status import ABSENT
 
 __all__ = ["KVCache", "KVCacheStats", "PageEvents", "PageTable"]
+
+
+def _salts(salts) -> list:
+    if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
+        raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
+    return [check_salt(salt) for salt in salts]
 
 
 class _Oldest:
@@ -133,13 +142,20 @@ class KVCache(PageTables):
         ValueError
             The id is in use, or bad input.
         """
-        tokens = _checks.token_ids(tokens)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        priority = _checks.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
-        indptr = np.array([0, len(tokens)])
-        seq_ids = self._seq_id(seq_id)
-        hits = int(self._attach(seq_ids, tokens, indptr, [salt], [priority], kv)[0])
-        return hits
+        with self._lock:
+            self._one[:] = seq_id, 0, len(tokens), self._domain(salt), priority, 0
+            seq_ids, indptr, domains, priorities, hits = self._one_views
+            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+            n = int(hits[0])
+            if kv is not None:
+                self._write_rows(seq_id, n, kv[n:])
+                self._run(kv_commit, seq_id, len(tokens))
+        return n
 
     def attach_many(self, seq_ids, tokens, indptr, *, salts=None, priorities=None) -> np.ndarray:
         """Attach n sequences in one call, all or none; see `attach`. O(tokens).
@@ -159,34 +175,27 @@ class KVCache(PageTables):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        tokens = _checks.token_ids(tokens)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
         indptr = _checks.indptr(indptr, len(tokens))
-        return self._attach(seq_ids, tokens, indptr, salts, priorities, None)
-
-    def _attach(self, seq_ids, tokens, indptr, salts, priorities, kv) -> np.ndarray:
-        seq_ids = _checks.ids(seq_ids, "seq_ids")
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
-        salts = [0] * n if salts is None else salts
-        if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
-            raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
-        _checks.same_length("salts", salts, "seq_ids", seq_ids)
-        priorities = _checks.integers(
-            [0] * n if priorities is None else priorities, "priorities",
-            low=-_checks.INT32_MAX, high=_checks.INT32_MAX,
-        )  # fmt: skip
-        _checks.same_length("priorities", priorities, "seq_ids", seq_ids)
-        salts = [check_salt(salt) for salt in salts]
+        if salts is not None:
+            salts = _salts(salts)
+            _checks.same_length("salts", salts, "seq_ids", seq_ids)
+        if priorities is None:
+            priorities = np.zeros(n, np.int64)
+        else:
+            priorities = _checks.integers(priorities, "priorities", low=-INT32_MAX, high=INT32_MAX)
+            _checks.same_length("priorities", priorities, "seq_ids", seq_ids)
         hits = np.empty(n, np.int64)
         with self._lock:
-            self._reserve_sequences(n)
-            self._reserve_domains(len(set(salts)))
-            domains = np.array([self._domain(salt) for salt in salts], np.int64)
-            self._run(k.kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
-            if kv is not None:
-                start = int(hits[0])
-                self._write_rows(seq_ids[0], start, kv[start:])
-                self._run(k.kv_commit, seq_ids[0], len(tokens))
+            if salts is None:
+                domains = np.full(n, self._domain(0), np.int64)
+            else:
+                self._reserve_domains(len(set(salts)))
+                domains = np.array([self._domain(salt) for salt in salts], np.int64)
+            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
         return hits
 
     def detach(self, seq_ids) -> None:
@@ -199,9 +208,14 @@ class KVCache(PageTables):
         KeyError
             A sequence is unknown.
         """
-        seq_ids = _checks.ids(seq_ids, "seq_ids")
+        if type(seq_ids) is int:  # the usual case of one needs no array of its own
+            with self._lock:
+                self._one[0] = _checks.natural(seq_ids, "seq_ids")
+                self._run(kv_detach_many, self._one_views[0])
+            return
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
         with self._lock:
-            self._run(k.kv_detach_many, seq_ids)
+            self._run(kv_detach_many, seq_ids)
 
     def append(self, seq_id, tokens, kv=None) -> np.ndarray:
         """Add tokens behind a sequence. O(1) per token.
@@ -227,16 +241,16 @@ class KVCache(PageTables):
         CapacityError
             Too few pages even after evicting all that can be; names how many lack.
         """
-        seq_ids = self._seq_id(seq_id)
-        tokens = _checks.token_ids(tokens)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
-            self._run(k.kv_append_csr, seq_ids, tokens, np.array([0, len(tokens)]), slots)
+            self._run(kv_append, seq_id, tokens, slots)
             if kv is not None and len(tokens):
                 self._rows[slots] = kv
-                self._run(k.kv_commit, seq_ids[0], self.length(seq_id))
+                self._run(kv_commit, seq_id, self.length(seq_id))
         return slots
 
     def append_many(self, seq_ids, tokens) -> np.ndarray:
@@ -253,12 +267,12 @@ class KVCache(PageTables):
         int64[n]
             Slots, as for `append`.
         """
-        seq_ids = _checks.integers(seq_ids, "seq_ids")  # the kernel refuses twice the same
-        tokens = _checks.token_ids(tokens)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
         _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
-            self._run(k.kv_append_csr, seq_ids, tokens, np.arange(len(tokens) + 1), slots)
+            self._run(kv_append_many, seq_ids, tokens, slots)
         return slots
 
     def commit(self, seq_id, n_tokens) -> None:
@@ -267,10 +281,10 @@ class KVCache(PageTables):
         Full pages up to there become shareable. The sequence's page table does not change: where an
         equal page is cached already, this sequence keeps its own copy as a private page.
         """
-        seq_ids = self._seq_id(seq_id)
-        n_tokens = _checks.integer(n_tokens, "n_tokens", low=0, high=_checks.INT64_MAX)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        n_tokens = _checks.natural(n_tokens, "n_tokens")
         with self._lock:
-            self._run(k.kv_commit, seq_ids[0], n_tokens)
+            self._run(kv_commit, seq_id, n_tokens)
 
     def write(self, seq_id, start, kv) -> None:
         """Write the K/V of tokens ``start .. start + n``. O(n).
@@ -284,7 +298,7 @@ class KVCache(PageTables):
         ValueError
             The range passes the sequence's end or touches a page that is shared by prefix.
         """
-        seq_ids = self._seq_id(seq_id)
+        seq_id = _checks.natural(seq_id, "seq_id")
         kv = self._kv_rows(kv)
         start = _checks.integer(start, "start", low=0, high=_checks.INT64_MAX)
         with self._lock:
@@ -293,7 +307,7 @@ class KVCache(PageTables):
                 raise ValueError(
                     f"write to tokens {start} to {start + len(kv)} of a sequence of {length}"
                 )
-            self._write_rows(seq_ids[0], start, kv)
+            self._write_rows(seq_id, start, kv)
 
     def get(self, seq_id) -> np.ndarray:
         """Return a copy of a sequence's K/V as dtype[length, *kv_shape]. O(length)."""
@@ -304,10 +318,10 @@ class KVCache(PageTables):
 
     def fork(self, seq_id, new_seq_id) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
-        seq_ids, new_ids = self._seq_id(seq_id), self._seq_id(new_seq_id, "new_seq_id")
+        seq_id = _checks.natural(seq_id, "seq_id")
+        new_seq_id = _checks.natural(new_seq_id, "new_seq_id")
         with self._lock:
-            self._reserve_sequences(1)
-            self._run(k.kv_fork, seq_ids[0], new_ids[0])
+            self._run(k.kv_fork, seq_id, new_seq_id)
 
     def truncate(self, seq_id, n_tokens) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
@@ -315,16 +329,16 @@ class KVCache(PageTables):
         Pages behind go back to the cache or the pool. A shared page that is cut is copied when the
         sequence next grows.
         """
-        seq_ids = self._seq_id(seq_id)
-        n_tokens = _checks.integer(n_tokens, "n_tokens", low=0, high=_checks.INT64_MAX)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        n_tokens = _checks.natural(n_tokens, "n_tokens")
         with self._lock:
-            self._run(k.kv_truncate, seq_ids[0], n_tokens)
+            self._run(k.kv_truncate, seq_id, n_tokens)
 
     # ---- cached prefixes -------------------------------------------------------------------
 
     def match(self, tokens, *, salt=0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = _checks.token_ids(tokens)
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
         salt = check_salt(salt)
         with self._lock:
             return len(self._matched(tokens, salt)) * self.page_size
@@ -337,7 +351,7 @@ class KVCache(PageTables):
         int
             A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
         """
-        tokens = _checks.token_ids(tokens)
+        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
         salt = check_salt(salt)
         with self._lock:
             pages = self._matched(tokens, salt).copy()
@@ -357,9 +371,9 @@ class KVCache(PageTables):
 
     def evict(self, n_pages) -> int:
         """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
-        n_pages = _checks.integer(n_pages, "n_pages", low=0, high=_checks.INT64_MAX)
+        n_pages = _checks.natural(n_pages, "n_pages")
         with self._lock:
-            return int(k.kv_evict(*self._s, n_pages))
+            return k.kv_evict(*self._s, n_pages)
 
     def set_quota(self, salt, n_pages) -> None:
         """Limit the pages that a tenant may own, cached ones included. O(pages in the pool).
@@ -438,7 +452,7 @@ class KVCache(PageTables):
         with self._lock:
             page, meta = self._s.page, self._s.meta
             used = page[:, c.STATE] != c.FREE
-            held = used & ((page[:, c.REF] > 0) | (page[:, c.HOLD] > 0))
+            held = used & ((page[:, c.REF] > 0) | (page[:, c.MOVE] < 0))
             live = self._s.seq[self._s.seq[:, c.ID] != ABSENT]
             occurrences = int(live[:, c.NPAGES].sum())
             tables = [self._s.pool[row[c.BLOCKS] :][: row[c.NPAGES]] for row in live]
@@ -480,7 +494,7 @@ class KVCache(PageTables):
 
     def __contains__(self, seq_id) -> bool:
         with self._lock:
-            return table_find(self._s.ids, self._seq_id(seq_id)[0]) != ABSENT
+            return table_find(self._s.ids, _checks.natural(seq_id, "seq_id")) != ABSENT
 
     def __repr__(self) -> str:
         free = int(self._s.meta[c.N_FREE])

@@ -13,17 +13,20 @@ from .status import ABSENT
 
 @kernel
 def rows_find(ids, seq, seq_ids, rows, sizes):
-    """Fill rows int64[n] and sizes int64[n, 2] (tokens, pages). O(n).
+    """Fill rows int64[n] and sizes int64[3]: most tokens, most pages, pages in all. O(n).
 
     Returns the position of the first unknown sequence, or ABSENT.
     """
+    tokens, width, pages = 0, 0, 0
     for i in range(seq_ids.size):
         row = table_find(ids, seq_ids[i])
         if row == ABSENT:
             return i
         rows[i] = row
-        sizes[i, 0] = seq[row, LENGTH]
-        sizes[i, 1] = seq[row, NPAGES]
+        tokens = max(tokens, seq[row, LENGTH])
+        width = max(width, seq[row, NPAGES])
+        pages += seq[row, NPAGES]
+    sizes[0], sizes[1], sizes[2] = tokens, width, pages
     return ABSENT
 
 
@@ -49,6 +52,17 @@ def table_dense(seq, pool, rows, pad, out):
         n_pages, offset = seq[rows[i], NPAGES], seq[rows[i], BLOCKS]
         for j in range(out.shape[1]):
             out[i, j] = pool[offset + j] if j < n_pages else pad
+
+
+@kernel
+def slots_count(seq, rows, start, stop):
+    """Sum of stop - start, or -1 - i for the first i where they are no range of tokens. O(n)."""
+    total = 0
+    for i in range(rows.size):
+        if start[i] < 0 or start[i] > stop[i] or stop[i] > seq[rows[i], LENGTH]:
+            return -1 - i
+        total += stop[i] - start[i]
+    return total
 
 
 @kernel
