@@ -147,7 +147,7 @@ class InvertedIndex(Stored):
         return self._snapshot.n_docs
 
     def __contains__(self, id):
-        return _segments.find(self._snapshot.segments, _one_id(id))[1] != ABSENT
+        return _segments.find(self._snapshot.segments, _checks.one_id(id))[1] != ABSENT
 
     def __repr__(self):
         return (
@@ -198,8 +198,7 @@ class InvertedIndex(Stored):
         """
         texts = _checks.texts(texts)
         with self._lock:
-            ids = self._new_ids(ids, len(texts))
-            _checks.same_length("ids", ids, "texts", texts)
+            ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
             if not texts:
                 return ids
             with _bar(progress, len(texts)) as report:
@@ -209,13 +208,6 @@ class InvertedIndex(Stored):
             self._snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
             self._next_id = max(self._next_id, int(ids.max()) + 1)
         return ids.copy()
-
-    def _new_ids(self, ids, n):
-        if ids is not None:
-            return _checks.ids(ids)
-        if self._next_id + n - 1 > _checks.INT64_MAX:
-            raise ValueError(f"no {n} ids are left after {self._next_id - 1}; pass ids")
-        return np.arange(n, dtype=np.int64) + self._next_id
 
     def remove(self, ids) -> None:
         """Take documents out, at once and for every later search.
@@ -260,15 +252,13 @@ class InvertedIndex(Stored):
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         texts = _checks.texts(queries, "queries")
-        k_wanted = _checks.integer(k, "k", low=1)
-        filters = _checks.id_filters(filter, len(texts))
-        threads = _checks.integer(threads, "threads", low=1)
+        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         snapshot = self._snapshot  # before the terms, so that every term of it is known
         if snapshot.n_tokens:
-            ids, scores = self._search(snapshot, texts, k_wanted, filters, threads)
+            ids, scores = self._search(snapshot, texts, k, filters, threads)
         else:
-            ids = np.full((len(texts), k_wanted), ABSENT, np.int64)
-            scores = np.full((len(texts), k_wanted), -np.inf)
+            ids = np.full((len(texts), k), ABSENT, np.int64)
+            scores = np.full((len(texts), k), -np.inf)
         if isinstance(queries, str):
             return Hits(ids[0], scores[0])
         return Hits(ids, scores)
@@ -295,13 +285,12 @@ class InvertedIndex(Stored):
             _k.bm25_finish_many(*heaps)
             self._scratch.append((acc, touched))
 
-        if filters is not None and len(filters) > 1:
+        if len(filters) > 1:
             jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
         else:
             n_parts = max(1, min(threads, n))
             edges = [n * i // n_parts for i in range(n_parts + 1)]
-            one_filter = filters[0] if filters else None
-            jobs = [(start, stop, one_filter) for start, stop in itertools.pairwise(edges)]
+            jobs = [(start, stop, filters[0]) for start, stop in itertools.pairwise(edges)]
         if threads == 1 or len(jobs) == 1:
             for job in jobs:
                 run(*job)
@@ -397,7 +386,7 @@ class InvertedIndex(Stored):
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
-        number, row = _segments.find(snapshot.segments, _one_id(id))
+        number, row = _segments.find(snapshot.segments, _checks.one_id(id))
         if row == ABSENT:
             raise KeyError(f"id {id} is not in the index")
         segment = snapshot.segments[number]
@@ -475,10 +464,6 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
-
-
-def _one_id(id) -> np.ndarray:
-    return np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
 
 
 def _filter_arrays(one_filter):

@@ -253,10 +253,8 @@ class RetrievalPipeline(Stored):
             if hits is not None:
                 return hits
         texts = _checks.texts(queries, "queries")
-        k = _checks.integer(k, "k", low=1)
-        threads = _checks.integer(threads, "threads", low=1)
+        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
-        filters = _checks.id_filters(filter, len(texts)) or [None]
         if vectors is None:
             vectors = [None] * len(texts)
         else:

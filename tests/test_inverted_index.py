@@ -254,8 +254,9 @@ def test_ids_number_on_from_the_largest_ever_used():
     index.remove(50)
     assert index.add(None, "dd").tolist() == [51]
     index.add(2**63 - 1, "ee")
-    with pytest.raises(ValueError, match="no 1 ids are left"):
+    with pytest.raises(ValueError, match="no ids are left for 1 more"):
         index.add(None, "ff")
+    assert index.add(None, []).tolist() == []
     assert index.add([], []).tolist() == []
 
 
