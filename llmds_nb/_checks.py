@@ -217,21 +217,6 @@ def _id_filter(value) -> np.ndarray:
     return np.unique(integers(array, "filter"))
 
 
-def passing(one_filter, ids) -> np.ndarray:
-    """Which of `ids` (int64[n]) pass a filter made by `id_filters`, as bool[n]."""
-    if one_filter is None:
-        return np.ones(len(ids), np.bool_)
-    if one_filter.dtype == np.bool_:
-        inside = ids < len(one_filter)
-        result = np.zeros(len(ids), np.bool_)
-        result[inside] = one_filter[ids[inside]]
-        return result
-    if not len(one_filter):
-        return np.zeros(len(ids), np.bool_)
-    place = np.minimum(np.searchsorted(one_filter, ids), len(one_filter) - 1)
-    return one_filter[place] == ids
-
-
 def _one_dimensional(values, name) -> np.ndarray:
     if isinstance(values, str | bytes | dict | set):
         raise TypeError(f"{name} must be numbers in an array or list, not {values!r}")
