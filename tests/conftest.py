@@ -20,3 +20,9 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LLMDS_DATA")
     return folder
+
+
+@pytest.fixture
+def graph_only(monkeypatch):
+    """HNSW walks its graph even where a scan would be faster."""
+    monkeypatch.setattr("llmds_nb._hnsw_search.SCAN_FACTOR", 0)
