@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("oracles_inverted_index")
+
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
 settings.register_profile("nightly", max_examples=2000, stateful_step_count=100, **_COMMON)
