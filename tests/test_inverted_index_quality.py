@@ -1,10 +1,6 @@
 """InvertedIndex on judged queries, and beside bm25s."""
 
-import gzip
-import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,36 +8,14 @@ from oracles_inverted_index import words
 
 from llmds_nb import InvertedIndex, Tokenizer
 
-DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[1] / "../shared/data"))
 
-
-def beir(name):
-    folder = DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}")
-    corpus = folder / "corpus.jsonl"
-    opened = open(corpus) if corpus.exists() else gzip.open(f"{corpus}.gz", "rt")  # noqa: SIM115
-    with opened as file:
-        docs = [json.loads(line) for line in file]
-    with open(folder / "queries.jsonl") as file:
-        queries = [json.loads(line) for line in file]
-    return docs, queries
-
-
-def test_quality_on_vaswani():
+def test_quality_on_vaswani(vaswani):
     pytest.importorskip("Stemmer")
-    docs, queries = beir("vaswani")
     index = InvertedIndex(tokenizer=Tokenizer(stemmer="english"))
-    index.add([int(doc["_id"]) for doc in docs], [doc["text"] for doc in docs])
-    relevant = {query["_id"]: {} for query in queries}
-    with open(DATA / "vaswani/qrels/test.tsv") as file:
-        for line in list(file)[1:]:
-            query, doc, gain = line.split()
-            relevant[query][int(doc)] = int(gain)
-    hits = index.search([query["text"] for query in queries], 100)
+    index.add(vaswani.ids, vaswani.texts)
+    hits = index.search(vaswani.queries, 100)
     ndcg, recall = [], []
-    for query, ids in zip(queries, hits.ids.tolist(), strict=True):
-        gains = relevant[query["_id"]]
+    for gains, ids in zip(vaswani.gains, hits.ids.tolist(), strict=True):
         ideal = sorted(gains.values(), reverse=True)[:10]
         found = [gains.get(id_, 0) for id_ in ids[:10]]
         ndcg.append(
@@ -54,10 +28,9 @@ def test_quality_on_vaswani():
 
 
 @pytest.mark.peer
-def test_scores_agree_with_bm25s():
+def test_scores_agree_with_bm25s(vaswani):
     bm25s = pytest.importorskip("bm25s")
-    docs, queries = beir("vaswani")
-    texts, queries = [d["text"] for d in docs[:2000]], [q["text"] for q in queries]
+    texts, queries = vaswani.texts[:2000], vaswani.queries
     index = InvertedIndex()
     index.add(None, texts)
     hits = index.search(queries, 10)

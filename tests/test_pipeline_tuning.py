@@ -1,15 +1,9 @@
 """RetrievalPipeline: tune_weight, on made and on judged queries."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from llmds_nb import InvertedIndex, RetrievalPipeline, Tokenizer
-
-DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "vaswani"
 
 
 def judged(rng, n=300, n_queries=40):
@@ -49,28 +43,16 @@ def test_tune_weight_keeps_what_is_as_good():
     assert pipeline.search(queries[0], vectors=vectors[asked[0]]).ids[0] == asked[0]
 
 
-def lines(name):
-    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
-
-
-@pytest.mark.skipif(not DATA.exists(), reason="vaswani is not there")
-def test_vaswani_with_minilm():
+def test_vaswani_with_minilm(vaswani, shared_data):
     """Fusion beats either half by the published margin, and finds that LSA hurts here."""
     pytest.importorskip("Stemmer")
-    documents, asked = lines("corpus.jsonl"), lines("queries.jsonl")
-    gains = {query["_id"]: {} for query in asked}
-    for row in (DATA / "qrels" / "test.tsv").read_text().splitlines()[1:]:
-        query, document, gain = row.split("\t")
-        gains[query][int(document)] = float(gain)
-    gains = list(gains.values())
     vectors, query_vectors = (
-        np.load(DATA / f"minilm_{name}.f16.npy").astype(np.float32) for name in ("docs", "queries")
+        np.load(shared_data / "vaswani" / f"minilm_{name}.f16.npy").astype(np.float32)
+        for name in ("docs", "queries")
     )
     pipeline = RetrievalPipeline(sparse=InvertedIndex(tokenizer=Tokenizer(stemmer="english")))
-    ids = [int(document["_id"]) for document in documents]
-    pipeline.add(ids, [document["text"] for document in documents], vectors)
-    queries = [query["text"] for query in asked]
-    pipeline.tune_weight(queries, gains, vectors=query_vectors)
+    pipeline.add(vaswani.ids, vaswani.texts, vectors)
+    pipeline.tune_weight(vaswani.queries, vaswani.gains, vectors=query_vectors)
     tuning = pipeline.tuning
     assert tuning.sparse_alone == pytest.approx(0.436, abs=0.001)
     assert tuning.dense_alone == pytest.approx(0.434, abs=0.001)
