@@ -117,6 +117,26 @@ def ids(values, name="ids", *, unique=True) -> np.ndarray:
     return array
 
 
+def one_id(value) -> np.ndarray:
+    """One identifier as int64[1], >= 0."""
+    return np.array([integer(value, "id", low=0, high=INT64_MAX)])
+
+
+def new_ids(values, n, name, next_id) -> np.ndarray:
+    """Identifiers of `n` new items called `name`, as an int64[n] that the caller of this owns.
+
+    Those given, distinct; or, where `values` is None, numbered on from `next_id`, which is one more
+    than the largest ever used.
+    """
+    if values is not None:
+        array = ids(values)
+        same_length("ids", array, name, range(n))
+        return array.copy()
+    if n and next_id + n - 1 > INT64_MAX:
+        raise ValueError(f"no ids are left for {n} more after {next_id - 1}: pass ids")
+    return np.arange(n) + next_id if n else np.empty(0, np.int64)
+
+
 def token_ids(values, name="tokens") -> np.ndarray:
     """Token ids as int32[n], each in [0, 2**31 - 1]; int32 arrays pass without a copy."""
     return integers(values, name, dtype=np.int32, high=INT32_MAX)
@@ -185,14 +205,21 @@ def texts(values, name="texts") -> list[str]:
     return values
 
 
-def id_filters(value, n_queries) -> list | None:
-    """The `filter` of a search in one form: None, or a list of 1 (for all) or `n_queries` filters.
+def search_options(k, filter, threads, n_queries) -> tuple[int, list, int]:
+    """What every search of many queries takes: (k, filters as by `id_filters`, threads)."""
+    k = integer(k, "k", low=1)
+    threads = integer(threads, "threads", low=1)
+    return k, id_filters(filter, n_queries), threads
+
+
+def id_filters(value, n_queries) -> list:
+    """The `filter` of a search in one form: a list of 1 (for all) or `n_queries` filters.
 
     Each filter is None, a boolean mask indexed by id, or sorted int64 ids. A list of arrays (or
     None) means one per query; a list of bare numbers is one filter.
     """
     if value is None:
-        return None
+        return [None]
     if isinstance(value, list | tuple) and any(
         item is None or isinstance(item, np.ndarray | list | tuple) for item in value
     ):
@@ -207,21 +234,6 @@ def _id_filter(value) -> np.ndarray:
     if array.dtype == np.bool_:
         return np.require(array, np.bool_, "CAW")
     return np.unique(integers(array, "filter"))
-
-
-def passing(one_filter, ids) -> np.ndarray:
-    """Which of `ids` (int64[n]) pass a filter made by `id_filters`, as bool[n]."""
-    if one_filter is None:
-        return np.ones(len(ids), np.bool_)
-    if one_filter.dtype == np.bool_:
-        inside = ids < len(one_filter)
-        result = np.zeros(len(ids), np.bool_)
-        result[inside] = one_filter[ids[inside]]
-        return result
-    if not len(one_filter):
-        return np.zeros(len(ids), np.bool_)
-    place = np.minimum(np.searchsorted(one_filter, ids), len(one_filter) - 1)
-    return one_filter[place] == ids
 
 
 def _one_dimensional(values, name) -> np.ndarray:
