@@ -52,11 +52,14 @@ def _attach_all(kv, impl, prompts):
 
 
 class Decode:
-    """50 decode steps: `append_many` with one token for each of n sequences of 1,024 to 2,047."""
+    """50 decode steps: `append_many` with one token for each of n sequences of 1,024 to 2,047.
+
+    The prompts are committed before, as after a prefill.
+    """
 
     params = ([256, 1024], IMPLS)
     param_names = ("running", "impl")
-    version = "1"
+    version = "2"
     number = 1
 
     def setup(self, running, impl):
@@ -65,6 +68,8 @@ class Decode:
             self.kv.detach(seq_id)
         self.kv.evict(running * 5)
         _attach_all(self.kv, impl, prompts)
+        for seq_id, prompt in enumerate(prompts):
+            self.kv.commit(seq_id, len(prompt))
 
     @staticmethod
     @cache

@@ -272,7 +272,7 @@ class KVBase(Stored):
 
     def _find_rows(self, seq_ids) -> np.ndarray:
         """Rows int64[n]; most tokens, most pages and pages in all are left in `_sizes`."""
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
         rows = np.empty(len(seq_ids), np.int64)
         position = kv_tables.rows_find(self._s.ids, self._s.seq, seq_ids, rows, self._sizes)
         if position != ABSENT:

@@ -82,7 +82,7 @@ def _check_cached(s):
         start = hashes[above] if above >= 0 else roots[-2 - above]
         hash_ = [half & mask for half in prefix_hash(*start, s.tok[page])]
         assert hash_ == list(hashes[page]), f"hash of page {page}"
-        found = prefix_find(s, *hashes[page], s.page[page, c.PARENT], s.tok[page])
+        found = prefix_find(s, *hashes[page], int(above), s.tok[page])
         assert found == page, f"page {page} is not found, or page {found} equals it"
 
 

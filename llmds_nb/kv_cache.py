@@ -143,7 +143,7 @@ class KVCache(PageTables):
             The id is in use, or bad input.
         """
         seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         priority = _checks.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
@@ -175,8 +175,8 @@ class KVCache(PageTables):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         indptr = _checks.indptr(indptr, len(tokens))
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
@@ -213,7 +213,7 @@ class KVCache(PageTables):
                 self._one[0] = _checks.natural(seq_ids, "seq_ids")
                 self._run(kv_detach_many, self._one_views[0])
             return
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
         with self._lock:
             self._run(kv_detach_many, seq_ids)
 
@@ -242,7 +242,7 @@ class KVCache(PageTables):
             Too few pages even after evicting all that can be; names how many lack.
         """
         seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
@@ -267,8 +267,8 @@ class KVCache(PageTables):
         int64[n]
             Slots, as for `append`.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", np.int64)
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
@@ -338,7 +338,7 @@ class KVCache(PageTables):
 
     def match(self, tokens, *, salt=0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         salt = check_salt(salt)
         with self._lock:
             return len(self._matched(tokens, salt)) * self.page_size
@@ -351,7 +351,7 @@ class KVCache(PageTables):
         int
             A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
         """
-        tokens = _checks.for_kernel(tokens, "tokens", np.int32)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         salt = check_salt(salt)
         with self._lock:
             pages = self._matched(tokens, salt).copy()
@@ -518,6 +518,7 @@ class KVCache(PageTables):
             cache.commit(0, 3)
             cache.fork(0, 1)
             cache.append_many([0, 1], [1, 1])
+            cache.append(1, [])
             cache.pending_copies()
             cache.unpin(cache.pin(tokens))
             if kv_shape is not None:

@@ -18,6 +18,7 @@ from .kv_rows import (
     blocks_get,
     blocks_grow,
     blocks_lack,
+    room_set,
     row_commit,
     row_find,
     row_find_long,
@@ -28,13 +29,11 @@ from .kv_state import (
     COMMITTED,
     LENGTH,
     MISSING,
-    NHASH,
     NPAGES,
     PRIVATE,
     REF,
     ROOM,
     SEQ_DOMAIN,
-    SHARING,
     STAMP,
     STATE,
     TAIL,
@@ -97,17 +96,6 @@ def _tokens_fill(s, row, tokens, slots):
 
 
 @kernel(internal=True)
-def _room_set(s, row):
-    """Set ROOM, whose meaning is in kernels/kv_state.py. O(1)."""
-    size = s.tok.shape[1]
-    used, tail = s.seq[row, LENGTH] % size, s.seq[row, TAIL]
-    entered = (s.meta[SHARING] == 0) | (s.seq[row, NHASH] == s.seq[row, LENGTH] // size)
-    s.seq[row, ROOM] = 0
-    if used > 0 and entered and s.page[tail, STATE] == PRIVATE and s.page[tail, REF] == 1:
-        s.seq[row, ROOM] = size - used
-
-
-@kernel(internal=True)
 def _append_rows(s, rows, first, n_tokens, tokens, slots):
     """Append n_tokens >= 1 tokens to each of the distinct rows int64[m], all or none. O(tokens).
 
@@ -151,7 +139,7 @@ def _append_rows(s, rows, first, n_tokens, tokens, slots):
         _tokens_fill(s, row, tokens[first[j] : stop], slots[first[j] : stop])
     for j in range(m):
         row_commit(s, rows[j], s.seq[rows[j], LENGTH] - n_tokens)
-        _room_set(s, rows[j])
+        room_set(s, rows[j])
     return OK
 
 
@@ -243,4 +231,5 @@ def kv_commit(
     if row < 0:
         return row
     row_commit(s, row, n_tokens)
+    room_set(s, row)
     return OK

@@ -62,7 +62,7 @@ from .kv_state import (
     TURN,
     KVState,
 )
-from .prefix import hash_get, prefix_find, tokens_equal
+from .prefix import hash_get, prefix_find
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 
@@ -82,36 +82,48 @@ def tokens_check(s, tokens):
 
 
 @kernel(internal=True)
-def _child_find(s, domain, parent, tokens):
-    """The cached page that holds `tokens` after `parent`, or ABSENT. O(T).
+def _guesses_follow(page, tok, guess, parent, tokens, pages):
+    """Fill `pages` from the front while each guess holds the next tokens; return how many. O(n).
 
-    The child that was asked for last needs no hash: with equal tokens and an equal parent its hash
-    is equal too.
+    Such a hit needs no hash: with equal tokens and an equal parent the hash is equal too.
     """
-    guess = np.int64(s.page[parent, CHILD]) if parent >= 0 else s.dom[domain, FIRST]
-    if guess >= 0:
-        row = s.page[guess]
-        if (row[STATE] == CACHED) & (row[PARENT] == parent) and tokens_equal(s.tok[guess], tokens):
-            return guess
-    h0, h1, _ = chain_start(s, domain)
-    if parent >= 0:
-        h0, h1 = hash_get(s, parent)
-    h0, h1 = chain_step(s, h0, h1, tokens)
-    return prefix_find(s, h0, h1, parent, tokens)
+    size = tok.shape[1]
+    n = 0
+    while n < pages.size and guess >= 0:
+        row, held, asked = page[guess], tok[guess], tokens[n * size : (n + 1) * size]
+        different = np.int32((row[STATE] != CACHED) | (row[PARENT] != parent))
+        for i in range(size):
+            different |= held[i] ^ asked[i]
+        if different != 0:
+            break
+        pages[n] = guess
+        parent = guess
+        guess = np.int64(row[CHILD])
+        n += 1
+    return n
 
 
 @kernel(internal=True)
 def chain_match(s, domain, tokens, pages):
     """Fill `pages` with the longest cached prefix of full pages; return how many. O(n_tokens)."""
     size = s.tok.shape[1]
-    parent = -2 - domain
+    parent, guess = -2 - domain, s.dom[domain, FIRST]
     n = 0
-    while n < pages.size:
-        page = _child_find(s, domain, parent, tokens[n * size : (n + 1) * size])
-        if page == ABSENT:
+    while True:
+        n += _guesses_follow(s.page, s.tok, guess, parent, tokens[n * size :], pages[n:])
+        if n == pages.size:
             break
-        pages[n] = page
-        parent = page
+        h0, h1, parent = chain_start(s, domain)
+        if n > 0:
+            parent = np.int64(pages[n - 1])
+            h0, h1 = hash_get(s, parent)
+        part = tokens[n * size : (n + 1) * size]
+        h0, h1 = chain_step(s, h0, h1, part)
+        found = prefix_find(s, h0, h1, parent, part)
+        if found == ABSENT:
+            break
+        pages[n] = found
+        parent, guess = found, np.int64(s.page[found, CHILD])
         n += 1
     return n
 

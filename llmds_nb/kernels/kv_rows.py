@@ -39,6 +39,9 @@ from .kv_state import (
     PAST,
     PAST_PAGES,
     PRIORITY,
+    PRIVATE,
+    REF,
+    ROOM,
     SEQ_DOMAIN,
     SEQ_PRIORITY,
     SEQ_TURN,
@@ -208,3 +211,14 @@ def row_commit(s, row, n_tokens):
     if n_tokens > s.seq[row, COMMITTED]:
         s.seq[row, COMMITTED] = n_tokens
         pages_cache(s, row, n_tokens // s.tok.shape[1])
+
+
+@kernel(internal=True)
+def room_set(s, row):
+    """Set ROOM, whose meaning is in kernels/kv_state.py. O(1)."""
+    size = s.tok.shape[1]
+    used, tail = s.seq[row, LENGTH] % size, s.seq[row, TAIL]
+    entered = (s.meta[SHARING] == 0) | (s.seq[row, NHASH] == s.seq[row, LENGTH] // size)
+    s.seq[row, ROOM] = 0
+    if used > 0 and entered and s.page[tail, STATE] == PRIVATE and s.page[tail, REF] == 1:
+        s.seq[row, ROOM] = size - used
