@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numba
 from llvmlite import ir
+from numba import carray as carray  # an array at a pointer: kernels import it from here
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic, overload
 
@@ -193,6 +194,16 @@ def mul_hi(typingctx, a, b):
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
 
     return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def pointer_at(typingctx, address):
+    """The pointer to an int64 address, for `carray`. Whoever passes it keeps the array alive."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
 
 
 @intrinsic

@@ -75,7 +75,7 @@ class KVBase(Stored):
         self._pins = {}  # handle -> pages int32[n]
         self._next_pin = 1
         self._lock = threading.RLock()
-        self._s = self._empty_state()
+        self._set_state(self._empty_state())
         # Scratch under the lock: the arrays of a call for one sequence, end to end.
         self._one = np.zeros(6, np.int64)
         self._one_views = tuple(self._one[i:j] for i, j in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)))
@@ -121,11 +121,16 @@ class KVBase(Stored):
         state.dom[:, c.DOM_UNSET] = ABSENT
         return state
 
+    def _set_state(self, state):
+        """Own other arrays; the only place that does, since the handle names them by address."""
+        self._s = state
+        self._handle = c.handle_of(state)
+
     # ---- the door --------------------------------------------------------------------------
 
     def _run(self, kernel, *args) -> int:
         """Call a kernel, growing what it asks for; turn a refusal into an error."""
-        status = kernel(*self._s, *args)
+        status = kernel(self._handle, *args)
         if status < 0:
             status = self._refused(kernel, status, args)
         if self.kv is not None and self._s.meta[c.N_MOVES]:
@@ -143,7 +148,7 @@ class KVBase(Stored):
                 self._grow_pool(n)
             else:
                 self._grow_rows(n)
-            status = kernel(*self._s, *args)
+            status = kernel(self._handle, *args)
         if status >= 0:
             return status
         meta = self._s.meta
@@ -168,7 +173,7 @@ class KVBase(Stored):
             raise CapacityError(f"{size} entries of block tables are more than 2**31 - 1")
         pool = np.zeros(size, np.int32)
         pool[: len(self._s.pool)] = self._s.pool
-        self._s = self._s._replace(pool=pool)
+        self._set_state(self._s._replace(pool=pool))
 
     def _grow_rows(self, n) -> None:
         """Make room in `seq` and `ids` for n more sequences."""
@@ -177,7 +182,7 @@ class KVBase(Stored):
         if 2 * wanted > len(s.ids):
             ids = empty_table(2 * wanted)
             table_rehash(s.ids, ids)
-            self._s = s = s._replace(ids=ids)
+            s = s._replace(ids=ids)
         old = len(s.seq)
         if wanted > old:
             seq = np.zeros((max(_FIRST_SEQUENCES, wanted + wanted // 2), c.SEQ_COLUMNS), np.int64)
@@ -186,13 +191,14 @@ class KVBase(Stored):
             seq[old:, c.LENGTH] = np.arange(old + 1, len(seq) + 1)
             seq[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
             s.meta[c.FREE_SEQ] = old
-            self._s = s._replace(seq=seq)
+            s = s._replace(seq=seq)
+        self._set_state(s)
 
     def _fetch_moves(self):
         """Take the pending copies as (src, dst)."""
         start, n = self._s.meta[c.MOVES], self._s.meta[c.N_MOVES]
         moves = self._s.pool[start : start + 2 * n].reshape(n, 2).copy()
-        k.kv_moves_clear(*self._s)
+        k.kv_moves_clear(self._handle)
         return moves[:, 0].copy(), moves[:, 1].copy()
 
     def _domain(self, salt) -> int:
@@ -229,14 +235,14 @@ class KVBase(Stored):
             size *= 2
         more = np.zeros((size - len(dom), c.DOM_COLUMNS), np.int64)
         more[:, c.DOM_UNSET] = ABSENT
-        self._s = self._s._replace(dom=np.concatenate([dom, more]))
+        self._set_state(self._s._replace(dom=np.concatenate([dom, more])))
         self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
 
     def _matched(self, tokens, salt) -> np.ndarray:
         pages = np.empty(len(tokens) // self.page_size, np.int32)
         # The tokens of an unknown salt are to be checked all the same.
         args = (self._domains.get(salt, ABSENT), tokens, pages)
-        n = kv_match(*self._s, *args)
+        n = kv_match(self._handle, *args)
         return pages[: n if n >= 0 else self._refused(kv_match, n, args)]
 
     def _ask_policy(self) -> None:
@@ -262,7 +268,7 @@ class KVBase(Stored):
         )
         keys = _checks.reals(keys, "keys of the eviction policy")
         _checks.same_length("keys of the eviction policy", keys, "pages", pages)
-        k.kv_rekey(*self._s, pages, _keys_as_int(keys))
+        k.kv_rekey(self._handle, pages, _keys_as_int(keys))
 
     def _find_row(self, seq_id) -> int:
         row = table_find(self._s.ids, _checks.natural(seq_id, "seq_id"))
@@ -274,7 +280,7 @@ class KVBase(Stored):
         """Rows int64[n]; most tokens, most pages and pages in all are left in `_sizes`."""
         seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
         rows = np.empty(len(seq_ids), np.int64)
-        position = kv_tables.rows_find(self._s.ids, self._s.seq, seq_ids, rows, self._sizes)
+        position = kv_tables.rows_find(self._handle, seq_ids, rows, self._sizes)
         if position != ABSENT:
             raise KeyError(f"no sequence has id {seq_ids[position]}")
         return rows
@@ -355,7 +361,7 @@ class KVBase(Stored):
             same = array.shape == empty.shape if fixed else array.shape[1:] == empty.shape[1:]
             if array.dtype != empty.dtype or not same:
                 raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
-        cache._s = c.KVState(*(arrays[name] for name in c.KVState._fields))
+        cache._set_state(c.KVState(*(arrays[name] for name in c.KVState._fields)))
         if kv_shape is not None:
             cache.kv_shape = tuple(kv_shape)
             cache.kv = arrays["kv"]

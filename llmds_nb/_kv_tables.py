@@ -26,7 +26,7 @@ class PageTables(KVBase):
         with self._lock:
             row = self._find_row(seq_id)
             out = np.empty(self._s.seq[row, LENGTH], np.int32)
-            kv_tables.table_tokens(self._s.seq, self._s.pool, self._s.tok, row, out)
+            kv_tables.table_tokens(self._handle, row, out)
         return out
 
     def length(self, seq_id) -> int:
@@ -56,7 +56,7 @@ class PageTables(KVBase):
                     _buffer(out[1], "out.indices", nnz, np.int32),
                     _buffer(out[2], "out.last_page_len", n, np.int32),
                 )
-            kv_tables.table_csr(self._s.seq, self._s.pool, rows, self.page_size, *out)
+            kv_tables.table_csr(self._handle, rows, *out)
         return out
 
     def block_table(self, seq_ids, *, pad=-1, out=None) -> np.ndarray:
@@ -88,7 +88,7 @@ class PageTables(KVBase):
                         f"not {list(out.shape)}"
                     )
                 out = out[:n]
-            kv_tables.table_dense(self._s.seq, self._s.pool, rows, pad, out)
+            kv_tables.table_dense(self._handle, rows, pad, out)
         return out
 
     def slot_mapping(self, seq_ids, start, stop, *, out=None) -> np.ndarray:
@@ -110,13 +110,13 @@ class PageTables(KVBase):
             rows = self._find_rows(seq_ids)
             start = _per_sequence(start, "start", len(rows))
             stop = _per_sequence(stop, "stop", len(rows))
-            n = kv_tables.slots_count(self._s.seq, rows, start, stop)
+            n = kv_tables.slots_count(self._handle, rows, start, stop)
             if n < 0:
                 i = -1 - n
                 length = self._s.seq[rows[i], LENGTH]
                 raise ValueError(f"tokens {start[i]} to {stop[i]} of a sequence of {length} tokens")
             out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64)
-            kv_tables.table_slots(self._s.seq, self._s.pool, rows, self.page_size, start, stop, out)
+            kv_tables.table_slots(self._handle, rows, start, stop, out)
         return out
 
 

@@ -355,7 +355,7 @@ class KVCache(PageTables):
         salt = check_salt(salt)
         with self._lock:
             pages = self._matched(tokens, salt).copy()
-            k.kv_pin(*self._s, pages, 1)
+            k.kv_pin(self._handle, pages, 1)
             handle = self._next_pin
             self._next_pin += 1
             self._pins[handle] = pages
@@ -367,13 +367,13 @@ class KVCache(PageTables):
         with self._lock:
             if handle not in self._pins:
                 raise KeyError(f"no pin has handle {handle}")
-            k.kv_pin(*self._s, self._pins.pop(handle), -1)
+            k.kv_pin(self._handle, self._pins.pop(handle), -1)
 
     def evict(self, n_pages) -> int:
         """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
         n_pages = _checks.natural(n_pages, "n_pages")
         with self._lock:
-            return k.kv_evict(*self._s, n_pages)
+            return k.kv_evict(self._handle, n_pages)
 
     def set_quota(self, salt, n_pages) -> None:
         """Limit the pages that a tenant may own, cached ones included. O(pages in the pool).
@@ -438,7 +438,7 @@ class KVCache(PageTables):
             pending = int(self._s.meta[c.N_MOVES])
             if pending:
                 raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
-            n = kv_compact.kv_compact(*self._s, src, dst, renamed)
+            n = kv_compact.kv_compact(self._handle, src, dst, renamed)
             moves = Moves(src[:n].copy(), dst[:n].copy())
             self._pins = {handle: renamed[pages] for handle, pages in self._pins.items()}
             if self.kv is not None:

@@ -60,26 +60,24 @@ from .kv_state import (
     SEQ_PRIORITY,
     STATE,
     TAIL,
-    KVState,
+    state_at,
 )
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 
 @kernel
-def kv_write(
-    page, tok, pool, seq, ids, dom, meta, seq_id, start, out
-):  # fmt: skip
+def kv_write(handle, seq_id, start, out):
     """Slots int64[n] of tokens start .. start + n to write to, copying pages that others hold.
 
     INVALID if one lies in a cached page; meta[MISSING] is then the last such position + 1. O(n).
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     row = row_find(s, seq_id)
     if row == ABSENT:
         return ABSENT
     if out.size == 0:
         return OK
-    size = tok.shape[1]
+    size = s.tok.shape[1]
     blocks = blocks_get(s, row)
     first, last = start // size, (start + out.size - 1) // size
     copies = 0
@@ -115,11 +113,9 @@ def _fill_slots(s, row, start, out):
 
 
 @kernel
-def kv_fork(
-    page, tok, pool, seq, ids, dom, meta, seq_id, new_id
-):  # fmt: skip
+def kv_fork(handle, seq_id, new_id):
     """A second sequence on the same pages. O(pages)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     row = row_find(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -145,15 +141,13 @@ def kv_fork(
 
 
 @kernel
-def kv_truncate(
-    page, tok, pool, seq, ids, dom, meta, seq_id, n_tokens
-):  # fmt: skip
+def kv_truncate(handle, seq_id, n_tokens):
     """Keep the first n_tokens. INVALID if longer than the sequence. O(pages dropped)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     row = row_find_long(s, seq_id, n_tokens)
     if row < 0:
         return row
-    size = tok.shape[1]
+    size = s.tok.shape[1]
     keep = (n_tokens + size - 1) // size
     twins_cache(s, row)
     pages_release(s, row, keep)
@@ -174,11 +168,9 @@ def kv_truncate(
 
 
 @kernel
-def kv_pin(
-    page, tok, pool, seq, ids, dom, meta, pages, by
-):  # fmt: skip
+def kv_pin(handle, pages, by):
     """Hold (by = 1) or let go (by = -1) cached pages int32[n], parents first. O(n log P)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     if by > 0:
         for i in range(pages.size):
             page_acquire(s, np.int64(pages[i]))
@@ -188,29 +180,23 @@ def kv_pin(
 
 
 @kernel
-def kv_evict(
-    page, tok, pool, seq, ids, dom, meta, n
-):  # fmt: skip
+def kv_evict(handle, n):
     """evict_many on the state. O(n log P)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     return evict_many(s, n)
 
 
 @kernel
-def kv_moves_clear(
-    page, tok, pool, seq, ids, dom, meta
-):  # fmt: skip
+def kv_moves_clear(handle):
     """moves_clear on the state. O(number of copies)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     moves_clear(s)
 
 
 @kernel
-def kv_rekey(
-    page, tok, pool, seq, ids, dom, meta, pages, keys
-):  # fmt: skip
+def kv_rekey(handle, pages, keys):
     """leaf_rekey for pages int64[n] with keys int64[n]; clears their EVENTS. O(n log P)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     for i in range(pages.size):
         s.page[pages[i], EVENTS] = 0
         if s.page[pages[i], STATE] == CACHED:
@@ -218,11 +204,9 @@ def kv_rekey(
 
 
 @kernel
-def kv_quota(
-    page, tok, pool, seq, ids, dom, meta, domain, quota
-):  # fmt: skip
+def kv_quota(handle, domain, quota):
     """Set the quota of a domain (-1 = none) and evict its own pages above it. GROW. O(P)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     entries = max(quota, s.dom[domain, OWNED])  # its evictable leaves can never be more
     size_class = chunk_class(ENTRY * entries)
     if quota >= 0 and pool_lacks(s, 1 << size_class, 0):

@@ -37,7 +37,7 @@ from .kv_state import (
     STAMP,
     STATE,
     TAIL,
-    KVState,
+    state_at,
 )
 from .status import ABSENT, FULL, INVALID, OK
 
@@ -144,14 +144,12 @@ def _append_rows(s, rows, first, n_tokens, tokens, slots):
 
 
 @kernel
-def kv_append(
-    page, tok, pool, seq, ids, dom, meta, seq_id, tokens, slots
-):  # fmt: skip
+def kv_append(handle, seq_id, tokens, slots):
     """Append tokens int32[n] to one sequence; slots int64[n]. O(n).
 
     What stood before counts as committed.
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     row = row_find(s, seq_id)
     if row == ABSENT:
         return ABSENT
@@ -180,14 +178,13 @@ def _append_roomless(s, n, tokens, slots):
 
 
 @kernel
-def kv_append_many(
-    page, tok, pool, seq, ids, dom, meta, seq_ids, tokens, slots
-):  # fmt: skip
+def kv_append_many(handle, seq_ids, tokens, slots):
     """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
 
     What stood before counts as committed. INVALID: a sequence stands twice.
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
+    tok, seq, meta = s.tok, s.seq, s.meta
     n, size = seq_ids.size, tok.shape[1]
     if not tokens_check(s, tokens):
         return BAD_TOKEN
@@ -195,7 +192,7 @@ def kv_append_many(
     meta[CALL] = call
     roomless = 0
     for i in range(n):
-        row = table_find(ids, seq_ids[i])
+        row = table_find(s.ids, seq_ids[i])
         if row == ABSENT or seq[row, STAMP] == call:
             meta[MISSING] = seq_ids[i]
             return ABSENT if row == ABSENT else INVALID
@@ -222,11 +219,9 @@ def kv_append_many(
 
 
 @kernel
-def kv_commit(
-    page, tok, pool, seq, ids, dom, meta, seq_id, n_tokens
-):  # fmt: skip
+def kv_commit(handle, seq_id, n_tokens):
     """row_commit by id. INVALID if longer than the sequence. O(n_tokens new)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     row = row_find_long(s, seq_id, n_tokens)
     if row < 0:
         return row

@@ -60,7 +60,7 @@ from .kv_state import (
     STATE,
     TAIL,
     TURN,
-    KVState,
+    state_at,
 )
 from .prefix import hash_get, prefix_find
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
@@ -222,17 +222,14 @@ def _attach_plan(s, seq_ids, tokens, indptr):
 
 
 @kernel
-def kv_attach_many(
-    page, tok, pool, seq, ids, dom, meta,
-    seq_ids, tokens, indptr, domains, priorities, hits,
-):  # fmt: skip
+def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     """Attach n sequences, all or none; hits int64[n] = tokens found cached. O(tokens).
 
     Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. No two of one call share
     pages that neither has committed. INVALID: an id stands twice.
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
-    n, size = seq_ids.size, tok.shape[1]
+    s = state_at(handle)
+    n, size = seq_ids.size, s.tok.shape[1]
     status = _attach_plan(s, seq_ids, tokens, indptr)
     if status != OK:
         return status
@@ -275,11 +272,9 @@ def pages_release(s, row, keep):
 
 
 @kernel
-def kv_detach_many(
-    page, tok, pool, seq, ids, dom, meta, seq_ids
-):  # fmt: skip
+def kv_detach_many(handle, seq_ids):
     """Detach sequences, all or none. INVALID: an id stands twice. O(pages log pages)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     s.meta[CALL] += 1
     for i in range(seq_ids.size):
         row = row_find(s, seq_ids[i])
@@ -299,11 +294,9 @@ def kv_detach_many(
 
 
 @kernel
-def kv_match(
-    page, tok, pool, seq, ids, dom, meta, domain, tokens, pages
-):  # fmt: skip
+def kv_match(handle, domain, tokens, pages):
     """chain_match on the state, 0 for an ABSENT domain, or BAD_TOKEN. O(n_tokens)."""
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
     if not tokens_check(s, tokens):
         return BAD_TOKEN
     if s.meta[SHARING] == 0 or domain == ABSENT:

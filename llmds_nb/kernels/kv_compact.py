@@ -19,7 +19,7 @@ from .kv_state import (
     TABLE,
     TABLE_MASK,
     TAIL,
-    KVState,
+    state_at,
 )
 from .paging import page_compact_plan
 from .prefix import prefix_insert
@@ -60,14 +60,13 @@ def _rename_in_sequences(s, renamed):
 
 
 @kernel
-def kv_compact(
-    page, tok, pool, seq, ids, dom, meta, src, dst, renamed
-):  # fmt: skip
+def kv_compact(handle, src, dst, renamed):
     """Compact; return the number of moves in src and dst, int32[P]. No copies may be pending. O(P).
 
     renamed int32[P] becomes the new id of every page that is in use.
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
+    page, pool, dom, meta = s.page, s.pool, s.dom, s.meta
     n = page_compact_plan(page[:, STATE] != FREE, src, dst)
     for p in range(renamed.size):
         renamed[p] = p

@@ -14,7 +14,10 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Few arrays on purpose: each costs 100 ns at Python's door and compile time at every call inside.
+Kernels that Python calls take the state as one *handle*, int64[15]: the address of each array, the
+rows of each, and T. Passed by itself an array costs 100 ns at that door, and one made from an
+address counts no references, which are atomic operations at every call inside. Within the kernels
+the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
@@ -43,6 +46,10 @@ Invariants:
 """
 
 from typing import NamedTuple
+
+import numpy as np
+
+from .._jit import carray, kernel, pointer_at
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -144,3 +151,23 @@ class KVState(NamedTuple):
     ids: object
     dom: object
     meta: object
+
+
+def handle_of(state):
+    """The handle of a KVState of NumPy arrays, int64[15] (plain Python: describes state)."""
+    addresses = [array.__array_interface__["data"][0] for array in state]
+    return np.array([*addresses, *map(len, state), state.tok.shape[1]], np.int64)
+
+
+@kernel(internal=True)
+def state_at(handle):
+    """The KVState that a handle describes. O(1)."""
+    return KVState(
+        carray(pointer_at(handle[0]), (handle[7], PAGE_COLUMNS), np.int32),
+        carray(pointer_at(handle[1]), (handle[8], handle[14]), np.int32),
+        carray(pointer_at(handle[2]), (handle[9],), np.int32),
+        carray(pointer_at(handle[3]), (handle[10], SEQ_COLUMNS), np.int64),
+        carray(pointer_at(handle[4]), (handle[11], 2), np.int64),
+        carray(pointer_at(handle[5]), (handle[12], DOM_COLUMNS), np.int64),
+        carray(pointer_at(handle[6]), (META_SIZE,), np.int64),
+    )
