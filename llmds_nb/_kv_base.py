@@ -83,6 +83,7 @@ class KVBase(Stored):
         self.kv = None
         if self.kv_shape is not None:
             self.kv = np.zeros((self.n_pages, self.page_size, *self.kv_shape), self.dtype)
+        self._plain = self.kv is None and self._policy is None
 
     def _empty_state(self):
         n_pages = self.n_pages
@@ -131,6 +132,10 @@ class KVBase(Stored):
     def _run(self, kernel, *args) -> int:
         """Call a kernel, growing what it asks for; turn a refusal into an error."""
         status = kernel(self._handle, *args)
+        return status if status >= 0 and self._plain else self._settle(kernel, status, args)
+
+    def _settle(self, kernel, status, args) -> int:
+        """What `_run` does after the call when there is more to do."""
         if status < 0:
             status = self._refused(kernel, status, args)
         if self.kv is not None and self._s.meta[c.N_MOVES]:
@@ -365,6 +370,7 @@ class KVBase(Stored):
         if kv_shape is not None:
             cache.kv_shape = tuple(kv_shape)
             cache.kv = arrays["kv"]
+            cache._plain = False
             if cache.kv.shape != (cache.n_pages, cache.page_size, *cache.kv_shape):
                 raise CorruptFileError(f"array 'kv' has shape {list(cache.kv.shape)}")
         cache._domains = {_salt_from_json(kind, text): d for kind, text, d in header["domains"]}

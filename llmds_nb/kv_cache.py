@@ -271,8 +271,10 @@ class KVCache(PageTables):
         tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
         _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
         slots = np.empty(len(tokens), np.int64)
-        with self._lock:
-            self._run(kv_append_many, seq_ids, tokens, slots)
+        with self._lock:  # not by way of `_run`: it costs a tenth of a small step
+            status = kv_append_many(self._handle, seq_ids, tokens, slots)
+            if status < 0 or not self._plain:
+                self._settle(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
 
     def commit(self, seq_id, n_tokens) -> None:

@@ -102,9 +102,8 @@ def _append_rows(s, rows, first, n_tokens, tokens, slots):
     Those of rows[j] begin at tokens[first[j]], their slots at slots[first[j]].
     """
     m, size = rows.size, s.tok.shape[1]
-    domains = np.empty(m, np.int64)
-    need = np.empty(m, np.int64)
-    copy = np.empty(m, np.int64)
+    scratch = np.empty((3, m), np.int64)
+    domains, need, copy = scratch[0], scratch[1], scratch[2]
     total, copies, entries, status = 0, 0, 0, OK
     for j in range(m):
         row = rows[j]
@@ -163,8 +162,8 @@ def kv_append(handle, seq_id, tokens, slots):
 @kernel(internal=True)
 def _append_roomless(s, n, tokens, slots):
     """Append to those n of the rows in `slots` that have no ROOM; their slots come as -1 - slot."""
-    rows = np.empty(n, np.int64)
-    first = np.empty(n, np.int64)
+    scratch = np.empty((2, n), np.int64)
+    rows, first = scratch[0], scratch[1]
     j = 0
     for i in range(slots.size):
         if s.seq[slots[i], ROOM] == 0:
