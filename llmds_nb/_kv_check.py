@@ -117,6 +117,7 @@ def _check_heap(s, start, n, column, wanted):
 def _check_sequences(s, live, blocks):
     size = s.tok.shape[1]
     assert np.count_nonzero(s.ids[:, 1] != ABSENT) == len(live), "ids"
+    assert ((s.seq[:, c.LAST] >= 0) & (s.seq[:, c.LAST] < len(s.seq))).all(), "LAST"
     for row, pages in zip(live, blocks, strict=True):
         name = f"sequence {row[c.ID]}"
         assert s.seq[table_find(s.ids, row[c.ID]), c.ID] == row[c.ID], name

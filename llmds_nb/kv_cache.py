@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._checks import INT32_MAX
+from ._checks import INT32, INT32_MAX, INT64
 from ._kv_base import PageEvents, check_salt, salt_bytes
 from ._kv_check import check
 from ._kv_tables import PageTable, PageTables
@@ -143,7 +143,7 @@ class KVCache(PageTables):
             The id is in use, or bad input.
         """
         seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         priority = _checks.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
@@ -175,8 +175,8 @@ class KVCache(PageTables):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         indptr = _checks.indptr(indptr, len(tokens))
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
@@ -213,7 +213,7 @@ class KVCache(PageTables):
                 self._one[0] = _checks.natural(seq_ids, "seq_ids")
                 self._run(kv_detach_many, self._one_views[0])
             return
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
         with self._lock:
             self._run(kv_detach_many, seq_ids)
 
@@ -242,7 +242,7 @@ class KVCache(PageTables):
             Too few pages even after evicting all that can be; names how many lack.
         """
         seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
@@ -267,10 +267,11 @@ class KVCache(PageTables):
         int64[n]
             Slots, as for `append`.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
-        _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
-        slots = np.empty(len(tokens), np.int64)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        if len(tokens) != len(seq_ids):
+            _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
+        slots = np.empty(len(tokens), INT64)
         with self._lock:  # not by way of `_run`: it costs a tenth of a small step
             status = kv_append_many(self._handle, seq_ids, tokens, slots)
             if status < 0 or not self._plain:
@@ -340,7 +341,7 @@ class KVCache(PageTables):
 
     def match(self, tokens, *, salt=0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         salt = check_salt(salt)
         with self._lock:
             return len(self._matched(tokens, salt)) * self.page_size
@@ -353,7 +354,7 @@ class KVCache(PageTables):
         int
             A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
         """
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT32)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         salt = check_salt(salt)
         with self._lock:
             pages = self._matched(tokens, salt).copy()

@@ -44,6 +44,7 @@ from .kv_state import (
     HEAP,
     HEAP_CLASS,
     ID,
+    LAST,
     LENGTH,
     MISSING,
     N_HEAP,
@@ -128,11 +129,10 @@ def kv_fork(handle, seq_id, new_id):
     if pool_lacks(s, 1 << chunk_class(n), 0):
         return GROW
     new = row_take(s, new_id, s.seq[row, SEQ_DOMAIN], s.seq[row, SEQ_PRIORITY], n)
-    blocks, size_class = s.seq[new, BLOCKS], s.seq[new, CLASS]
     s.seq[row, ROOM] = 0
     for column in range(s.seq.shape[1]):
-        s.seq[new, column] = s.seq[row, column]
-    s.seq[new, ID], s.seq[new, BLOCKS], s.seq[new, CLASS] = new_id, blocks, size_class
+        if column not in (ID, LAST, BLOCKS, CLASS):
+            s.seq[new, column] = s.seq[row, column]
     source, target = blocks_get(s, row), blocks_get(s, new)
     for j in range(n):
         target[j] = source[j]

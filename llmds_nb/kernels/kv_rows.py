@@ -31,6 +31,7 @@ from .kv_state import (
     FREE_SEQ,
     GEN,
     ID,
+    LAST,
     LENGTH,
     MISSING,
     N_SEQS,
@@ -102,7 +103,7 @@ def row_take(s, seq_id, domain, priority, n_pages):
     s.meta[FREE_SEQ] = s.seq[row, LENGTH]
     size_class = chunk_class(n_pages)
     for column in range(s.seq.shape[1]):
-        s.seq[row, column] = 0
+        s.seq[row, column] = s.seq[row, LAST] if column == LAST else 0
     s.seq[row, ID] = seq_id
     s.seq[row, BLOCKS] = chunk_take(s, size_class)
     s.seq[row, CLASS] = size_class

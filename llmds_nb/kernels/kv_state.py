@@ -9,7 +9,7 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
                           evicted pages (kernels/kv_history.py), 16 * BUCKETS; then chunks of
                           2**class entries: block tables, quota heaps, and pending copies as
                           (source, destination)
-    seq    int64[S, 18]   one row per sequence, columns below
+    seq    int64[S, 19]   one row per sequence, columns below
     ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
@@ -81,19 +81,20 @@ COMMITTED = 2  # tokens whose K/V is known to be computed
 TAIL = 3  # last page, -1 = none
 ROOM = 4  # tokens that may be appended with nothing else to do
 STAMP = 5  # last batch call that named the row
-NPAGES = 6
+LAST = 6  # of row i, free or not: the row that came i-th in the last decode step; a guess
 BLOCKS = 7  # offset of the block table in `pool`
-CLASS = 8  # its size class
-SEQ_DOMAIN = 9
-SEQ_PRIORITY = 10
-NHASH = 11  # full committed pages that were looked up or entered
-CANON = 12  # cached page equal to the last of them, -1 = none
-CGEN = 13  # its GEN then; -1 = to be looked up anew
-TWINS = 14  # 1 if some of the NHASH pages may be private copies of cached ones
-SEQ_TURN = 15
-PAST = 16  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
-PAST_PAGES = 17  # how many leading pages of the sequence it holds for
-SEQ_COLUMNS = 18
+NPAGES = 8
+CLASS = 9  # size class of the block table
+SEQ_DOMAIN = 10
+SEQ_PRIORITY = 11
+NHASH = 12  # full committed pages that were looked up or entered
+CANON = 13  # cached page equal to the last of them, -1 = none
+CGEN = 14  # its GEN then; -1 = to be looked up anew
+TWINS = 15  # 1 if some of the NHASH pages may be private copies of cached ones
+SEQ_TURN = 16
+PAST = 17  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
+PAST_PAGES = 18  # how many leading pages of the sequence it holds for
+SEQ_COLUMNS = 19
 
 # Columns of `dom`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
