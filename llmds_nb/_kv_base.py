@@ -173,7 +173,7 @@ class KVBase(Stored):
         raise ValueError(f"{name} must be >= 0, not {value}")
 
     def _grow_pool(self, n) -> None:
-        size = 2 * len(self._s.pool) + n
+        size = len(self._s.pool) + len(self._s.pool) // 4 + n
         if size >= 2**31:
             raise CapacityError(f"{size} entries of block tables are more than 2**31 - 1")
         pool = np.zeros(size, np.int32)
@@ -185,7 +185,7 @@ class KVBase(Stored):
         s = self._s
         wanted = len(self) + n
         if 2 * wanted > len(s.ids):
-            ids = empty_table(2 * wanted)
+            ids = empty_table(wanted)  # twice as many or more, as any power of two
             table_rehash(s.ids, ids)
             s = s._replace(ids=ids)
         old = len(s.seq)
@@ -251,14 +251,15 @@ class KVBase(Stored):
         return pages[: n if n >= 0 else self._refused(kv_match, n, args)]
 
     def _ask_policy(self) -> None:
-        """Let a custom policy set the keys of the pages that something happened to."""
+        """Let a custom policy set the keys of the pages that something happened to.
+
+        If it raises, it is asked about the same pages again after the next call.
+        """
         page = self._s.page
-        pages = np.flatnonzero(page[:, c.EVENTS])
-        pages = pages[page[pages, c.STATE] == c.CACHED]
-        events = page[pages, c.EVENTS]
-        page[:, c.EVENTS] = 0
+        pages = np.flatnonzero((page[:, c.EVENTS] != 0) & (page[:, c.STATE] == c.CACHED))
         if not len(pages):
             return
+        events = page[pages, c.EVENTS]
         keys = self._policy.keys(
             PageEvents(
                 pages,
@@ -274,6 +275,7 @@ class KVBase(Stored):
         keys = _checks.reals(keys, "keys of the eviction policy")
         _checks.same_length("keys of the eviction policy", keys, "pages", pages)
         k.kv_rekey(self._handle, pages, _keys_as_int(keys))
+        page[:, c.EVENTS] = 0
 
     def _find_row(self, seq_id) -> int:
         row = table_find(self._s.ids, _checks.natural(seq_id, "seq_id"))

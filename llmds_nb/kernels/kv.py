@@ -39,7 +39,6 @@ from .kv_state import (
     CLASS,
     COMMITTED,
     DOMAIN,
-    EVENTS,
     GEN,
     HEAP,
     HEAP_CLASS,
@@ -195,12 +194,10 @@ def kv_moves_clear(handle):
 
 @kernel
 def kv_rekey(handle, pages, keys):
-    """leaf_rekey for pages int64[n] with keys int64[n]; clears their EVENTS. O(n log P)."""
+    """leaf_rekey for cached pages int64[n] with keys int64[n]. O(n log P)."""
     s = state_at(handle)
     for i in range(pages.size):
-        s.page[pages[i], EVENTS] = 0
-        if s.page[pages[i], STATE] == CACHED:
-            leaf_rekey(s, pages[i], np.int64(s.page[pages[i], PRIORITY]), keys[i])
+        leaf_rekey(s, pages[i], np.int64(s.page[pages[i], PRIORITY]), keys[i])
 
 
 @kernel

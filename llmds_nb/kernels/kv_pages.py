@@ -18,6 +18,7 @@ from .kv_state import (
     COPIES,
     DEPTH,
     DOMAIN,
+    EVENTS,
     EVICTABLE,
     EVICTIONS,
     FIRST,
@@ -281,6 +282,7 @@ def page_cache(s, page, h0, h1, parent, turn, priority, past):
     s.page[page, PRIORITY] = priority
     s.page[page, TURN] = turn
     s.page[page, USES] = 0
+    s.page[page, EVENTS] = 0
     s.page[page, DEPTH] = 0
     s.page[page, POS] = ABSENT
     s.page[page, QPOS] = ABSENT
