@@ -1,7 +1,7 @@
 """KVCache beside a paged KV manager in plain Python (plain_kv.py).
 
-Pages of 512 tokens unless a parameter says otherwise. vLLM and SGLang are not run here; a study on a
-machine of this kind (vLLM 0.33.0, SGLang 0.5.23, one process, medians) measured, in microseconds:
+Pages of 512 tokens unless a parameter says otherwise. vLLM and SGLang are not run here; a study on
+a machine of this kind (vLLM 0.33.0, SGLang 0.5.23, one process, medians) measured, in microseconds:
 
     decode step, vLLM allocate_slots, 256 / 1,024 running      2,852 / 9,336
     allocation of a prompt of 1,024 to 2,047 tokens, vLLM      27-41 a sequence
