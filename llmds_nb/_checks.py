@@ -10,6 +10,7 @@ import numbers
 
 import numpy as np
 
+INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -22,6 +23,13 @@ def integer(value, name, *, low=None, high=None) -> int:
         value = int(value)
     _check_range(value, name, low, high)
     return value
+
+
+def natural(value, name) -> int:
+    """One integer in [0, 2**63 - 1]."""
+    if type(value) is int and 0 <= value <= INT64_MAX:
+        return value
+    return integer(value, name, low=0, high=INT64_MAX)
 
 
 def power_of_two(value, name, *, low, high) -> int:
@@ -97,6 +105,23 @@ def integers(values, name, *, dtype=np.int64, low=0, high=None) -> np.ndarray:
     return np.require(array, dtype, "CAW")
 
 
+def for_kernel(values, name, dtype) -> np.ndarray:
+    """Integers as dtype[n] for a kernel that refuses those below 0 itself.
+
+    An array that is so already costs 0.3 us; looking through it with NumPy would cost 5 us.
+    """
+    if (
+        type(values) is np.ndarray
+        and values.dtype is dtype
+        and values.flags.carray
+        and values.ndim == 1
+    ):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype == dtype and values.ndim == 1:
+        return np.require(values, dtype, "CAW")
+    return integers(values, name, dtype=dtype)
+
+
 def ids(values, name="ids", *, unique=True) -> np.ndarray:
     """Identifiers as int64[n], each >= 0; twice the same is a ValueError if `unique`."""
     array = integers(values, name)
@@ -108,6 +133,26 @@ def ids(values, name="ids", *, unique=True) -> np.ndarray:
     return array
 
 
+def one_id(value) -> np.ndarray:
+    """One identifier as int64[1], >= 0."""
+    return np.array([integer(value, "id", low=0, high=INT64_MAX)])
+
+
+def new_ids(values, n, name, next_id) -> np.ndarray:
+    """Identifiers of `n` new items called `name`, as an int64[n] that the caller of this owns.
+
+    Those given, distinct; or, where `values` is None, numbered on from `next_id`, which is one more
+    than the largest ever used.
+    """
+    if values is not None:
+        array = ids(values)
+        same_length("ids", array, name, range(n))
+        return array.copy()
+    if n and next_id + n - 1 > INT64_MAX:
+        raise ValueError(f"no ids are left for {n} more after {next_id - 1}: pass ids")
+    return np.arange(n) + next_id if n else np.empty(0, np.int64)
+
+
 def token_ids(values, name="tokens") -> np.ndarray:
     """Token ids as int32[n], each in [0, 2**31 - 1]; int32 arrays pass without a copy."""
     return integers(values, name, dtype=np.int32, high=INT32_MAX)
@@ -115,7 +160,7 @@ def token_ids(values, name="tokens") -> np.ndarray:
 
 def indptr(values, n_items, name="indptr") -> np.ndarray:
     """CSR offsets as int64[n + 1]: start at 0, never fall, end at `n_items`."""
-    array = integers(values, name)
+    array = for_kernel(values, name, INT64)
     if array.size == 0 or array[0] != 0 or array[-1] != n_items:
         raise ValueError(f"{name} must run from 0 to {n_items}, not {array[:1]} to {array[-1:]}")
     if (array[1:] < array[:-1]).any():
@@ -176,14 +221,21 @@ def texts(values, name="texts") -> list[str]:
     return values
 
 
-def id_filters(value, n_queries) -> list | None:
-    """The `filter` of a search in one form: None, or a list of 1 (for all) or `n_queries` filters.
+def search_options(k, filter, threads, n_queries) -> tuple[int, list, int]:
+    """What every search of many queries takes: (k, filters as by `id_filters`, threads)."""
+    k = integer(k, "k", low=1)
+    threads = integer(threads, "threads", low=1)
+    return k, id_filters(filter, n_queries), threads
+
+
+def id_filters(value, n_queries) -> list:
+    """The `filter` of a search in one form: a list of 1 (for all) or `n_queries` filters.
 
     Each filter is None, a boolean mask indexed by id, or sorted int64 ids. A list of arrays (or
     None) means one per query; a list of bare numbers is one filter.
     """
     if value is None:
-        return None
+        return [None]
     if isinstance(value, list | tuple) and any(
         item is None or isinstance(item, np.ndarray | list | tuple) for item in value
     ):
@@ -198,21 +250,6 @@ def _id_filter(value) -> np.ndarray:
     if array.dtype == np.bool_:
         return np.require(array, np.bool_, "CAW")
     return np.unique(integers(array, "filter"))
-
-
-def passing(one_filter, ids) -> np.ndarray:
-    """Which of `ids` (int64[n]) pass a filter made by `id_filters`, as bool[n]."""
-    if one_filter is None:
-        return np.ones(len(ids), np.bool_)
-    if one_filter.dtype == np.bool_:
-        inside = ids < len(one_filter)
-        result = np.zeros(len(ids), np.bool_)
-        result[inside] = one_filter[ids[inside]]
-        return result
-    if not len(one_filter):
-        return np.zeros(len(ids), np.bool_)
-    place = np.minimum(np.searchsorted(one_filter, ids), len(one_filter) - 1)
-    return one_filter[place] == ids
 
 
 def _one_dimensional(values, name) -> np.ndarray:

@@ -87,7 +87,7 @@ class HybridIndex:
         return len(self._texts)
 
     def __contains__(self, id) -> bool:
-        wanted = np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
+        wanted = _checks.one_id(id)
         with self._swap_lock:
             return bool(self._texts.find(wanted)[0] != ABSENT)
 
@@ -95,8 +95,7 @@ class HybridIndex:
         """See RetrievalPipeline.add."""
         texts = _checks.texts(texts)
         with self._write_lock:
-            ids = self._new_ids(len(texts)) if ids is None else _checks.ids(ids).copy()
-            _checks.same_length("ids", ids, "texts", texts)
+            ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
             if not texts:
                 return ids
             embedder = self.embedder
@@ -123,11 +122,6 @@ class HybridIndex:
                 self._publish(self.now.version + 1)
             self._compact_texts()
         return ids
-
-    def _new_ids(self, n):
-        if self._next_id > _checks.INT64_MAX - n:
-            raise ValueError(f"no {n} ids are left after {self._next_id - 1}: pass ids")
-        return np.arange(n, dtype=np.int64) + self._next_id
 
     def remove(self, ids) -> None:
         """See RetrievalPipeline.remove."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numba
 from llvmlite import ir
+from numba import carray as carray  # an array at a pointer: kernels import it from here
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic, overload
 
@@ -148,7 +149,9 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
         Only for distance kernels, whose input was checked to be finite.
     internal : bool
         Only ever called from other kernels: no door for Python is compiled, which takes more than
-        half of the compile time of a small function.
+        half of the compile time of a small function, and LLVM inlines it. By itself it would not
+        where reference counts are left in the body, and a call passes a state of seven arrays as
+        56 words.
     inline : bool
         Part of its callers before type inference, for loops as short as a call: LLVM does not
         inline what it has vectorised, and passing arrays costs 10 to 20 ns.
@@ -165,6 +168,7 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
         no_cpython_wrapper=internal,
+        forceinline=internal,
         inline="always" if inline else "never",
         error_model="numpy",
         _nrt=not borrow,  # always said: a callee would inherit it from the caller compiled first
@@ -203,6 +207,16 @@ def mul_hi(typingctx, a, b):
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
 
     return types.uint64(types.uint64, types.uint64), codegen
+
+
+@intrinsic
+def pointer_at(typingctx, address):
+    """The pointer to an int64 address, for `carray`. Whoever passes it keeps the array alive."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
 
 
 @intrinsic

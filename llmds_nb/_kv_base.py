@@ -12,10 +12,13 @@ from ._store import Stored
 from .errors import CapacityError, CorruptFileError
 from .kernels import eviction as ev
 from .kernels import kv as k
+from .kernels import kv_rows, kv_tables
 from .kernels import kv_state as c
-from .kernels import kv_tables
-from .kernels.hashtable import empty_table, table_rehash
+from .kernels.hashtable import empty_table, table_find, table_rehash
+from .kernels.kv_append import kv_append_many, kv_commit
+from .kernels.kv_attach import kv_attach_many, kv_detach_many, kv_match
 from .kernels.kv_history import WAYS
+from .kernels.kv_leaves import ENTRY
 from .kernels.status import ABSENT, FULL, INVALID, PRESENT
 
 POLICIES = {
@@ -25,8 +28,10 @@ POLICIES = {
     "priority": ev.PRIO,
     "path-lrfu": ev.PATH_LRFU,
 }
+_MOST_PAGES = 2**27  # offsets into `pool` are int32 in places
 _FIRST_SEQUENCES = 64
 _FIRST_DOMAINS = 16
+_SALTS = frozenset({int, str, bytes})  # exact types, since True == 1
 
 
 class PageEvents(NamedTuple):
@@ -51,7 +56,7 @@ class KVBase(Stored):
         self, n_pages=10_000, page_size=512, *, kv_shape=None, dtype=np.float16, eviction="lru",
         prefix_sharing=True, key=None,
     ):  # fmt: skip
-        self.n_pages = _checks.integer(n_pages, "n_pages", low=1, high=2**30)
+        self.n_pages = _checks.integer(n_pages, "n_pages", low=1, high=_MOST_PAGES)
         self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
         self.kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
         self.dtype = np.dtype(dtype)
@@ -70,30 +75,35 @@ class KVBase(Stored):
         self._pins = {}  # handle -> pages int32[n]
         self._next_pin = 1
         self._lock = threading.RLock()
-        self._s = self._empty_state()
+        self._set_state(self._empty_state())
+        # Scratch under the lock: the arrays of a call for one sequence, end to end.
+        self._one = np.zeros(6, np.int64)
+        self._one_views = tuple(self._one[i:j] for i, j in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)))
+        self._sizes = np.zeros(3, np.int64)
         self.kv = None
         if self.kv_shape is not None:
             self.kv = np.zeros((self.n_pages, self.page_size, *self.kv_shape), self.dtype)
+        self._plain = self.kv is None and self._policy is None
 
     def _empty_state(self):
         n_pages = self.n_pages
         table = 1 << max(3, (3 * n_pages // 2).bit_length())
         policy = POLICIES[self.eviction] if self._policy is None else ev.CUSTOM
         buckets = -(-3 * n_pages // (2 * WAYS)) if policy == ev.PATH_LRFU else 0
-        history = 2 * n_pages + table
+        history = ENTRY * n_pages + table
         moves = history + 2 * WAYS * buckets
         first_moves_class = 7
         top = moves + (1 << first_moves_class)
         pool = np.zeros(top + 1024, np.int32)
-        pool[n_pages : 2 * n_pages] = np.arange(n_pages - 1, -1, -1)
         page = np.zeros((n_pages, c.PAGE_COLUMNS), np.int32)
-        page[:, [c.PARENT, c.POS, c.QPOS]] = ABSENT
+        page[:-1, c.PARENT] = np.arange(1, n_pages)  # all are free, the lowest first
+        page[-1, c.PARENT] = ABSENT
+        page[:, [c.CHILD, c.POS, c.QPOS]] = ABSENT
         meta = np.zeros(c.META_SIZE, np.int64)
         meta[c.N_FREE] = self.n_pages
         meta[c.FREE_SEQ] = ABSENT
         meta[c.CHUNKS :] = ABSENT
-        meta[c.STACK] = n_pages
-        meta[c.TABLE], meta[c.TABLE_MASK] = 2 * n_pages, table - 1
+        meta[c.TABLE], meta[c.TABLE_MASK] = ENTRY * n_pages, table - 1
         meta[c.HISTORY], meta[c.BUCKETS] = history, buckets
         meta[c.MOVES], meta[c.MOVES_CLASS] = moves, first_moves_class
         meta[c.POOL_TOP] = top
@@ -109,18 +119,46 @@ class KVBase(Stored):
             dom=np.zeros((_FIRST_DOMAINS, c.DOM_COLUMNS), np.int64),
             meta=meta,
         )
-        state.dom[:, [c.QUOTA, c.HEAP]] = ABSENT
+        state.dom[:, c.DOM_UNSET] = ABSENT
         return state
+
+    def _set_state(self, state):
+        """Own other arrays; the only place that does, since the handle names them by address."""
+        self._s = state
+        self._handle = c.handle_of(state)
 
     # ---- the door --------------------------------------------------------------------------
 
-    def _run(self, kernel, *args) -> None:
+    def _run(self, kernel, *args) -> int:
         """Call a kernel, growing what it asks for; turn a refusal into an error."""
-        while (status := kernel(*self._s, *args)) == k.GROW:
-            self._grow(int(self._s.meta[c.MISSING]))
-        value = int(self._s.meta[c.MISSING])
+        status = kernel(self._handle, *args)
+        return status if status >= 0 and self._plain else self._settle(kernel, status, args)
+
+    def _settle(self, kernel, status, args) -> int:
+        """What `_run` does after the call when there is more to do."""
+        if status < 0:
+            status = self._refused(kernel, status, args)
+        if self.kv is not None and self._s.meta[c.N_MOVES]:
+            src, dst = self._fetch_moves()
+            self.kv[dst] = self.kv[src]
+        if self._policy is not None:
+            self._ask_policy()
+        return status
+
+    def _refused(self, kernel, status, args) -> int:
+        """Grow and call again, or raise (statuses: kernels/kv_rows.py)."""
+        while status in (kv_rows.GROW, kv_rows.GROW_ROWS):
+            n = int(self._s.meta[c.MISSING])
+            if status == kv_rows.GROW:
+                self._grow_pool(n)
+            else:
+                self._grow_rows(n)
+            status = kernel(self._handle, *args)
+        if status >= 0:
+            return status
+        meta = self._s.meta
+        value = int(meta[c.MISSING])
         if status == FULL:
-            meta = self._s.meta
             raise CapacityError(
                 f"{value} pages lack: {meta[c.N_FREE]} free and {meta[c.N_EVICTABLE]} evictable of "
                 f"{self.n_pages}, quotas permitting"
@@ -131,44 +169,47 @@ class KVBase(Stored):
             raise ValueError(f"sequence {value} is attached already")
         if status == INVALID:
             raise ValueError(_INVALID[kernel].format(value, *args))
-        if self.kv is not None and self._s.meta[c.N_MOVES]:
-            src, dst = self._fetch_moves()
-            self.kv[dst] = self.kv[src]
-        if self._policy is not None:
-            self._ask_policy()
+        name = "seq_ids" if status == kv_rows.BAD_ID else "tokens"
+        raise ValueError(f"{name} must be >= 0, not {value}")
 
-    def _grow(self, n) -> None:
-        pool = np.zeros(2 * len(self._s.pool) + n, np.int32)
+    def _grow_pool(self, n) -> None:
+        size = len(self._s.pool) + len(self._s.pool) // 4 + n
+        if size >= 2**31:
+            raise CapacityError(f"{size} entries of block tables are more than 2**31 - 1")
+        pool = np.zeros(size, np.int32)
         pool[: len(self._s.pool)] = self._s.pool
-        self._s = self._s._replace(pool=pool)
+        self._set_state(self._s._replace(pool=pool))
 
-    def _reserve_sequences(self, n) -> None:
+    def _grow_rows(self, n) -> None:
         """Make room in `seq` and `ids` for n more sequences."""
         s = self._s
         wanted = len(self) + n
         if 2 * wanted > len(s.ids):
-            ids = empty_table(2 * wanted)
+            ids = empty_table(wanted)  # twice as many or more, as any power of two
             table_rehash(s.ids, ids)
-            self._s = s = s._replace(ids=ids)
+            s = s._replace(ids=ids)
         old = len(s.seq)
         if wanted > old:
-            seq = np.zeros((max(_FIRST_SEQUENCES, 2 * wanted), c.SEQ_COLUMNS), np.int64)
+            seq = np.zeros((max(_FIRST_SEQUENCES, wanted + wanted // 2), c.SEQ_COLUMNS), np.int64)
             seq[:old] = s.seq
             seq[old:, c.ID] = ABSENT
             seq[old:, c.LENGTH] = np.arange(old + 1, len(seq) + 1)
             seq[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
             s.meta[c.FREE_SEQ] = old
-            self._s = s._replace(seq=seq)
+            s = s._replace(seq=seq)
+        self._set_state(s)
 
     def _fetch_moves(self):
         """Take the pending copies as (src, dst)."""
         start, n = self._s.meta[c.MOVES], self._s.meta[c.N_MOVES]
         moves = self._s.pool[start : start + 2 * n].reshape(n, 2).copy()
-        k.kv_moves_clear(*self._s)
+        k.kv_moves_clear(self._handle)
         return moves[:, 0].copy(), moves[:, 1].copy()
 
     def _domain(self, salt) -> int:
         """Row of `dom` for a salt; made, and unused ones dropped, as needed."""
+        if type(salt) not in _SALTS:
+            salt = check_salt(salt)
         domain = self._domains.get(salt)
         if domain is not None:
             return domain
@@ -178,7 +219,7 @@ class KVBase(Stored):
             salt_bytes(salt), digest_size=16, key=self._key, person=b"llmds_nb kv"
         )
         self._s.dom[domain] = 0
-        self._s.dom[domain, [c.QUOTA, c.HEAP]] = ABSENT
+        self._s.dom[domain, c.DOM_UNSET] = ABSENT
         self._s.dom[domain, [c.ROOT0, c.ROOT1]] = np.frombuffer(root.digest(), "<i8")
         self._domains[salt] = domain
         return domain
@@ -198,25 +239,27 @@ class KVBase(Stored):
         while size < 2 * (len(self._domains) + n):
             size *= 2
         more = np.zeros((size - len(dom), c.DOM_COLUMNS), np.int64)
-        more[:, [c.QUOTA, c.HEAP]] = ABSENT
-        self._s = self._s._replace(dom=np.concatenate([dom, more]))
+        more[:, c.DOM_UNSET] = ABSENT
+        self._set_state(self._s._replace(dom=np.concatenate([dom, more])))
         self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
 
     def _matched(self, tokens, salt) -> np.ndarray:
         pages = np.empty(len(tokens) // self.page_size, np.int32)
-        if salt not in self._domains:
-            return pages[:0]
-        return pages[: k.kv_match(*self._s, self._domains[salt], tokens, pages)]
+        # The tokens of an unknown salt are to be checked all the same.
+        args = (self._domains.get(salt, ABSENT), tokens, pages)
+        n = kv_match(self._handle, *args)
+        return pages[: n if n >= 0 else self._refused(kv_match, n, args)]
 
     def _ask_policy(self) -> None:
-        """Let a custom policy set the keys of the pages that something happened to."""
+        """Let a custom policy set the keys of the pages that something happened to.
+
+        If it raises, it is asked about the same pages again after the next call.
+        """
         page = self._s.page
-        pages = np.flatnonzero(page[:, c.EVENTS])
-        pages = pages[page[pages, c.STATE] == c.CACHED]
-        events = page[pages, c.EVENTS]
-        page[:, c.EVENTS] = 0
+        pages = np.flatnonzero((page[:, c.EVENTS] != 0) & (page[:, c.STATE] == c.CACHED))
         if not len(pages):
             return
+        events = page[pages, c.EVENTS]
         keys = self._policy.keys(
             PageEvents(
                 pages,
@@ -231,19 +274,23 @@ class KVBase(Stored):
         )
         keys = _checks.reals(keys, "keys of the eviction policy")
         _checks.same_length("keys of the eviction policy", keys, "pages", pages)
-        k.kv_rekey(*self._s, pages, _keys_as_int(keys))
+        k.kv_rekey(self._handle, pages, _keys_as_int(keys))
+        page[:, c.EVENTS] = 0
 
-    def _seq_id(self, seq_id, name="seq_id") -> np.ndarray:
-        return np.array([_checks.integer(seq_id, name, low=0, high=_checks.INT64_MAX)])
+    def _find_row(self, seq_id) -> int:
+        row = table_find(self._s.ids, _checks.natural(seq_id, "seq_id"))
+        if row == ABSENT:
+            raise KeyError(f"no sequence has id {seq_id}")
+        return row
 
-    def _find_rows(self, seq_ids):
-        seq_ids = _checks.ids(seq_ids, "seq_ids", unique=False)
+    def _find_rows(self, seq_ids) -> np.ndarray:
+        """Rows int64[n]; most tokens, most pages and pages in all are left in `_sizes`."""
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
         rows = np.empty(len(seq_ids), np.int64)
-        sizes = np.empty((len(seq_ids), 2), np.int64)
-        position = kv_tables.rows_find(self._s.ids, self._s.seq, seq_ids, rows, sizes)
+        position = kv_tables.rows_find(self._handle, seq_ids, rows, self._sizes)
         if position != ABSENT:
             raise KeyError(f"no sequence has id {seq_ids[position]}")
-        return rows, sizes
+        return rows
 
     @property
     def _rows(self):
@@ -321,10 +368,11 @@ class KVBase(Stored):
             same = array.shape == empty.shape if fixed else array.shape[1:] == empty.shape[1:]
             if array.dtype != empty.dtype or not same:
                 raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
-        cache._s = c.KVState(*(arrays[name] for name in c.KVState._fields))
+        cache._set_state(c.KVState(*(arrays[name] for name in c.KVState._fields)))
         if kv_shape is not None:
             cache.kv_shape = tuple(kv_shape)
             cache.kv = arrays["kv"]
+            cache._plain = False
             if cache.kv.shape != (cache.n_pages, cache.page_size, *cache.kv_shape):
                 raise CorruptFileError(f"array 'kv' has shape {list(cache.kv.shape)}")
         cache._domains = {_salt_from_json(kind, text): d for kind, text, d in header["domains"]}
@@ -344,8 +392,10 @@ class KVBase(Stored):
 
 
 _INVALID = {
-    k.kv_append_csr: "sequence {0} stands twice in one call",
-    k.kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    kv_attach_many: "seq_ids must be distinct, but {0} stands twice",
+    kv_detach_many: "seq_ids must be distinct, but {0} stands twice",
+    kv_append_many: "seq_ids must be distinct, but {0} stands twice",
+    kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_write: "write from token {2}, but those before {0} lie in pages shared by prefix",
 }

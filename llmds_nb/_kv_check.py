@@ -5,7 +5,8 @@ import numpy as np
 from .kernels import kv_state as c
 from .kernels.hashtable import table_find
 from .kernels.kv_history import TAGS, WAYS
-from .kernels.prefix import prefix_find
+from .kernels.kv_leaves import ENTRY
+from .kernels.prefix import prefix_find, prefix_hash
 from .kernels.status import ABSENT
 
 
@@ -22,31 +23,34 @@ def check(state, pins) -> None:
 
 def _check_counts(s, live, blocks, pins):
     n_pages = len(s.page)
-    ref, hold, state = s.page[:, c.REF], s.page[:, c.HOLD], s.page[:, c.STATE]
+    ref, move, state = s.page[:, c.REF], s.page[:, c.MOVE], s.page[:, c.STATE]
     moves = s.pool[s.meta[c.MOVES] :][: 2 * s.meta[c.N_MOVES]].reshape(-1, 2)
     held_by = np.concatenate([np.zeros(0, np.int32), *blocks, *pins])
     assert ((held_by >= 0) & (held_by < n_pages)).all(), "a page number is out of range"
     assert np.array_equal(np.bincount(held_by, minlength=n_pages), ref), "REF"
-    assert np.array_equal(np.bincount(moves[:, 0], minlength=n_pages), hold), "HOLD"
-    free = s.pool[s.meta[c.STACK] :][: s.meta[c.N_FREE]]
-    assert np.array_equal(np.sort(free), np.flatnonzero(state == c.FREE)), "stack of free pages"
-    assert not (ref[free].any() or hold[free].any()), "a free page is referred to"
+    wanted = -np.bincount(moves[:, 0], minlength=n_pages)
+    assert not wanted[moves[:, 1]].any(), "a source waits for a copy itself"
+    wanted[moves[:, 1]] = np.arange(1, len(moves) + 1)
+    assert len(set(moves[:, 1])) == len(moves), "a page is filled by two copies"
+    assert np.array_equal(wanted, move), "MOVE"
+    free, page = [], s.meta[c.FREE_PAGE]
+    while page != ABSENT and len(free) <= n_pages:
+        free.append(page)
+        page = s.page[page, c.PARENT]
+    assert len(free) == s.meta[c.N_FREE], "N_FREE"
+    assert np.array_equal(np.sort(free), np.flatnonzero(state == c.FREE)), "chain of free pages"
+    assert not (ref[free].any() or move[free].any()), "a free page is referred to"
     private = state == c.PRIVATE
-    assert ((ref > 0) | (hold > 0))[private].all(), "a private page without a holder"
+    assert ((ref > 0) | (move < 0))[private].all(), "a private page without a holder"
     owned = np.bincount(s.page[state != c.FREE, c.DOMAIN], minlength=len(s.dom))
     assert np.array_equal(owned, s.dom[:, c.OWNED]), "OWNED"
-    filled = moves[:, 1]
-    assert len(set(filled)) == len(filled), "a page is filled by two copies"
-    assert not set(filled) & set(moves[:, 0]), "a source waits for a copy itself"
-    assert np.array_equal(np.flatnonzero(s.page[:, c.COPY]), np.sort(filled)), "COPY"
-    assert np.array_equal(s.page[filled, c.COPY], np.arange(1, len(filled) + 1)), "COPY"
     seqs = np.bincount(live[:, c.SEQ_DOMAIN], minlength=len(s.dom))
     assert np.array_equal(seqs, s.dom[:, c.SEQS]), "SEQS"
     assert len(live) == s.meta[c.N_SEQS], "N_SEQS"
 
 
 def _held(s):
-    held = (s.page[:, c.REF] > 0) | (s.page[:, c.HOLD] > 0) | (s.page[:, c.NHELD] > 0)
+    held = (s.page[:, c.REF] > 0) | (s.page[:, c.MOVE] < 0) | (s.page[:, c.NHELD] > 0)
     return held & (s.page[:, c.STATE] == c.CACHED)
 
 
@@ -68,9 +72,17 @@ def _check_cached(s):
     assert np.array_equal(held_children[cached], s.page[cached, c.NHELD]), "NHELD"
     table = s.pool[s.meta[c.TABLE] :][: s.meta[c.TABLE_MASK] + 1]
     assert np.array_equal(np.sort(table[table > 0]) - 1, cached), "prefix table"
+    guesses = np.append(s.page[:, c.CHILD], s.dom[:, c.FIRST])
+    assert ((guesses >= ABSENT) & (guesses < n_pages)).all(), "CHILD or FIRST"
     hashes = s.page[:, c.HASH : c.HASH + 4].copy().view("<u8")
+    roots = s.dom[:, [c.ROOT0, c.ROOT1]].view("<u8")
+    mask = s.meta[c.HASH_MASK : c.HASH_MASK + 1].view("<u8")[0]
     for page in cached:
-        found = prefix_find(s, *hashes[page], s.page[page, c.PARENT], s.tok[page])
+        above = s.page[page, c.PARENT]
+        start = hashes[above] if above >= 0 else roots[-2 - above]
+        hash_ = [half & mask for half in prefix_hash(*start, s.tok[page])]
+        assert hash_ == list(hashes[page]), f"hash of page {page}"
+        found = prefix_find(s, *hashes[page], int(above), s.tok[page])
         assert found == page, f"page {page} is not found, or page {found} equals it"
 
 
@@ -81,27 +93,31 @@ def _check_heaps(s):
     by_domain = np.bincount(s.page[evictable, c.DOMAIN], minlength=len(s.dom))
     assert np.array_equal(by_domain, s.dom[:, c.EVICTABLE]), "EVICTABLE"
     leaves = evictable & (s.page[:, c.NCHILD] == 0)
-    _check_heap(s, s.pool[: s.meta[c.N_LEAVES]], c.POS, leaves)
+    _check_heap(s, 0, s.meta[c.N_LEAVES], c.POS, leaves)
     limited = s.dom[:, c.QUOTA] >= 0
     assert (s.dom[~limited, c.N_HEAP] == 0).all(), "N_HEAP"
     for domain in np.flatnonzero(limited):
-        start = s.dom[domain, c.HEAP]
-        heap = s.pool[start : start + s.dom[domain, c.N_HEAP]]
-        _check_heap(s, heap, c.QPOS, leaves & (s.page[:, c.DOMAIN] == domain))
+        own = leaves & (s.page[:, c.DOMAIN] == domain)
+        _check_heap(s, s.dom[domain, c.HEAP], s.dom[domain, c.N_HEAP], c.QPOS, own)
 
 
-def _check_heap(s, heap, column, wanted):
+def _check_heap(s, start, n, column, wanted):
+    entries = s.pool[start : start + ENTRY * n].reshape(n, ENTRY)
+    heap = entries[:, 3]
     assert np.array_equal(np.sort(heap), np.flatnonzero(wanted)), "a heap lacks or has a leaf"
-    assert np.array_equal(s.page[heap, column], np.arange(len(heap))), "place in a heap"
-    keys = s.page[heap, c.KEY : c.KEY + 2].view("<i8")[:, 0]
-    order = list(zip(s.page[heap, c.PRIORITY], keys, heap, strict=True))
-    for i in range(1, len(heap)):
+    assert np.array_equal(s.page[heap, column], np.arange(n)), "place in a heap"
+    assert np.array_equal(entries[:, :2], s.page[heap, c.KEY : c.KEY + 2]), "key in a heap"
+    assert np.array_equal(entries[:, 2], s.page[heap, c.PRIORITY]), "priority in a heap"
+    keys = entries[:, :2].copy().view("<i8")[:, 0]
+    order = list(zip(entries[:, 2], keys, heap, strict=True))
+    for i in range(1, n):
         assert order[(i - 1) >> 2] < order[i], "order of a heap"
 
 
 def _check_sequences(s, live, blocks):
     size = s.tok.shape[1]
     assert np.count_nonzero(s.ids[:, 1] != ABSENT) == len(live), "ids"
+    assert ((s.seq[:, c.LAST] >= 0) & (s.seq[:, c.LAST] < len(s.seq))).all(), "LAST"
     for row, pages in zip(live, blocks, strict=True):
         name = f"sequence {row[c.ID]}"
         assert s.seq[table_find(s.ids, row[c.ID]), c.ID] == row[c.ID], name
@@ -109,6 +125,13 @@ def _check_sequences(s, live, blocks):
         assert 0 <= row[c.NHASH] * size <= row[c.COMMITTED] <= row[c.LENGTH], name
         assert row[c.TAIL] == (pages[-1] if len(pages) else ABSENT), name
         assert len(set(pages)) == len(pages), f"{name} names a page twice"
+        used = row[c.LENGTH] % size
+        assert row[c.ROOM] in (0, size - used), name
+        if row[c.ROOM]:
+            tail = s.page[row[c.TAIL]]
+            assert used and tail[c.STATE] == c.PRIVATE and tail[c.REF] == 1, f"ROOM of {name}"
+            entered = row[c.NHASH] == row[c.LENGTH] // size
+            assert entered or not s.meta[c.SHARING], f"ROOM of {name}"
         assert (s.page[pages, c.STATE] != c.FREE).all(), f"{name} names a free page"
         assert (s.page[pages, c.DOMAIN] == row[c.SEQ_DOMAIN]).all(), name
 

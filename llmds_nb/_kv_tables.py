@@ -7,6 +7,7 @@ import numpy as np
 from . import _checks
 from ._kv_base import KVBase
 from .kernels import kv_tables
+from .kernels.kv_state import LENGTH
 
 
 class PageTable(NamedTuple):
@@ -22,18 +23,16 @@ class PageTables(KVBase):
 
     def tokens(self, seq_id) -> np.ndarray:
         """Return a sequence's tokens as int32[length]. O(length)."""
-        seq_ids = self._seq_id(seq_id)
         with self._lock:
-            rows, sizes = self._find_rows(seq_ids)
-            out = np.empty(sizes[0, 0], np.int32)
-            kv_tables.table_tokens(self._s.seq, self._s.pool, self._s.tok, rows[0], out)
+            row = self._find_row(seq_id)
+            out = np.empty(self._s.seq[row, LENGTH], np.int32)
+            kv_tables.table_tokens(self._handle, row, out)
         return out
 
     def length(self, seq_id) -> int:
         """Return the number of tokens of a sequence. O(1)."""
-        seq_ids = self._seq_id(seq_id)
         with self._lock:
-            return int(self._find_rows(seq_ids)[1][0, 0])
+            return int(self._s.seq[self._find_row(seq_id), LENGTH])
 
     def page_table(self, seq_ids, *, out=None) -> PageTable:
         """Page table of B sequences in FlashInfer's CSR layout. O(pages).
@@ -45,8 +44,8 @@ class PageTables(KVBase):
             then holds views of them, so their addresses stay the same from step to step.
         """
         with self._lock:
-            rows, sizes = self._find_rows(seq_ids)
-            n, nnz = len(rows), int(sizes[:, 1].sum())
+            rows = self._find_rows(seq_ids)
+            n, nnz = len(rows), int(self._sizes[2])
             if out is None:
                 out = PageTable(*(np.empty(size, np.int32) for size in (n + 1, nnz, n)))
             elif not isinstance(out, tuple) or len(out) != 3:
@@ -57,7 +56,7 @@ class PageTables(KVBase):
                     _buffer(out[1], "out.indices", nnz, np.int32),
                     _buffer(out[2], "out.last_page_len", n, np.int32),
                 )
-            kv_tables.table_csr(self._s.seq, self._s.pool, rows, self.page_size, *out)
+            kv_tables.table_csr(self._handle, rows, *out)
         return out
 
     def block_table(self, seq_ids, *, pad=-1, out=None) -> np.ndarray:
@@ -76,8 +75,8 @@ class PageTables(KVBase):
         """
         pad = _checks.integer(pad, "pad", low=-(2**31), high=_checks.INT32_MAX)
         with self._lock:
-            rows, sizes = self._find_rows(seq_ids)
-            n, width = len(rows), int(sizes[:, 1].max(initial=0))
+            rows = self._find_rows(seq_ids)
+            n, width = len(rows), int(self._sizes[1])
             if out is None:
                 out = np.empty((n, width), np.int32)
             else:
@@ -89,7 +88,7 @@ class PageTables(KVBase):
                         f"not {list(out.shape)}"
                     )
                 out = out[:n]
-            kv_tables.table_dense(self._s.seq, self._s.pool, rows, pad, out)
+            kv_tables.table_dense(self._handle, rows, pad, out)
         return out
 
     def slot_mapping(self, seq_ids, start, stop, *, out=None) -> np.ndarray:
@@ -108,17 +107,16 @@ class PageTables(KVBase):
             page * page_size + offset.
         """
         with self._lock:
-            rows, sizes = self._find_rows(seq_ids)
+            rows = self._find_rows(seq_ids)
             start = _per_sequence(start, "start", len(rows))
             stop = _per_sequence(stop, "stop", len(rows))
-            if (start > stop).any() or (stop > sizes[:, 0]).any():
-                i = int(((start > stop) | (stop > sizes[:, 0])).argmax())
-                raise ValueError(
-                    f"tokens {start[i]} to {stop[i]} of a sequence of {sizes[i, 0]} tokens"
-                )
-            n = int((stop - start).sum())
+            n = kv_tables.slots_count(self._handle, rows, start, stop)
+            if n < 0:
+                i = -1 - n
+                length = self._s.seq[rows[i], LENGTH]
+                raise ValueError(f"tokens {start[i]} to {stop[i]} of a sequence of {length} tokens")
             out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64)
-            kv_tables.table_slots(self._s.seq, self._s.pool, rows, self.page_size, start, stop, out)
+            kv_tables.table_slots(self._handle, rows, start, stop, out)
         return out
 
 
@@ -133,8 +131,8 @@ def _buffer(array, name, size, dtype) -> np.ndarray:
 
 
 def _per_sequence(value, name, n) -> np.ndarray:
-    array = _checks.integers(value, name)
     if np.ndim(value) == 0:
-        return np.full(n, array[0])
+        return np.full(n, _checks.integer(value, name, low=0, high=_checks.INT64_MAX))
+    array = _checks.for_kernel(value, name, _checks.INT64)
     _checks.same_length(name, array, "seq_ids", range(n))
     return array

@@ -150,9 +150,11 @@ class HNSW(Stored):
         lengths = self._form.lengths(vectors, "vectors")
         threads = _checks.integer(threads, "threads", low=1)
         with self._write_lock:
-            ids = self._checked_ids(ids, len(vectors))
+            ids = _checks.new_ids(ids, len(vectors), "vectors", self._next_id)
             if not len(ids):
                 return ids
+            if self._snapshot.n + len(ids) > MAX_SLOTS:
+                raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
             old = np.empty(len(ids), np.int64)
             hashtable.table_find_many(self._table, ids, old)
             old = old[old != ABSENT]
@@ -173,19 +175,6 @@ class HNSW(Stored):
             }
             self._insert(base, writer, fields, len(ids), threads, progress)
             self._rebuild_if_sparse(threads)
-        return ids
-
-    def _checked_ids(self, ids, n):
-        if ids is None:
-            if self._next_id > _checks.INT64_MAX - n:
-                raise ValueError(f"no ids are left after {self._next_id - 1}: pass ids")
-            ids = np.arange(self._next_id, self._next_id + n)
-        else:
-            ids = _checks.ids(ids)
-            _checks.same_length("vectors", range(n), "ids", ids)
-            ids = ids.copy()
-        if self._snapshot.n + n > MAX_SLOTS:
-            raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
         return ids
 
     def _insert(self, base, writer, fields, n_new, threads, progress):
@@ -304,10 +293,8 @@ class HNSW(Stored):
             equal distances by smaller id; missing places hold -1 and +inf.
         """
         queries, single = self._form.queries(queries)
-        k = _checks.integer(k, "k", low=1)
+        k, filters, threads = _checks.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
-        threads = _checks.integer(threads, "threads", low=1)
-        filters = _checks.id_filters(filter, len(queries)) or [None]
         slots = [None] * len(filters)
         with self._lock:
             snapshot = self._snapshot

@@ -1,26 +1,21 @@
 """InvertedIndex: exact BM25 over texts that come and go."""
 
 import contextlib
-import itertools
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _segments
+from . import _bm25_search, _checks, _segments
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
 from .kernels import bm25 as _k
 from .kernels.postings import posting_find, postings_df_add, postings_read
 from .kernels.status import ABSENT
-from .kernels.tokenize import queries_group
 from .tokenizer import Tokenizer
 
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
-
-_NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
 
 
 class Hits(NamedTuple):
@@ -143,11 +138,15 @@ class InvertedIndex(Stored):
     def variant(self, value):
         self._variant = _checks.choice(value, "variant", tuple(_k.VARIANTS))
 
+    @property
+    def _formula(self):
+        return _bm25_search.Formula(self._variant, self._k1, self._b)
+
     def __len__(self):
         return self._snapshot.n_docs
 
     def __contains__(self, id):
-        return _segments.find(self._snapshot.segments, _one_id(id))[1] != ABSENT
+        return _segments.find(self._snapshot.segments, _checks.one_id(id))[1] != ABSENT
 
     def __repr__(self):
         return (
@@ -198,8 +197,7 @@ class InvertedIndex(Stored):
         """
         texts = _checks.texts(texts)
         with self._lock:
-            ids = self._new_ids(ids, len(texts))
-            _checks.same_length("ids", ids, "texts", texts)
+            ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
             if not texts:
                 return ids
             with _bar(progress, len(texts)) as report:
@@ -209,13 +207,6 @@ class InvertedIndex(Stored):
             self._snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
             self._next_id = max(self._next_id, int(ids.max()) + 1)
         return ids.copy()
-
-    def _new_ids(self, ids, n):
-        if ids is not None:
-            return _checks.ids(ids)
-        if self._next_id + n - 1 > _checks.INT64_MAX:
-            raise ValueError(f"no {n} ids are left after {self._next_id - 1}; pass ids")
-        return np.arange(n, dtype=np.int64) + self._next_id
 
     def remove(self, ids) -> None:
         """Take documents out, at once and for every later search.
@@ -260,101 +251,23 @@ class InvertedIndex(Stored):
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         texts = _checks.texts(queries, "queries")
-        k_wanted = _checks.integer(k, "k", low=1)
-        filters = _checks.id_filters(filter, len(texts))
-        threads = _checks.integer(threads, "threads", low=1)
+        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         snapshot = self._snapshot  # before the terms, so that every term of it is known
-        if snapshot.n_tokens:
-            ids, scores = self._search(snapshot, texts, k_wanted, filters, threads)
+        depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
+        if depth:
+            ids, scores = _bm25_search.search(
+                snapshot, self._formula, self.tokenizer, texts, depth, filters, threads,
+                self._scratch,
+            )  # fmt: skip
         else:
-            ids = np.full((len(texts), k_wanted), ABSENT, np.int64)
-            scores = np.full((len(texts), k_wanted), -np.inf)
+            ids, scores = np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0))
+        if depth < k:
+            missing = ((0, 0), (0, k - depth))
+            ids = np.pad(ids, missing, constant_values=ABSENT)
+            scores = np.pad(scores, missing, constant_values=-np.inf)
         if isinstance(queries, str):
             return Hits(ids[0], scores[0])
         return Hits(ids, scores)
-
-    def _search(self, snapshot, texts, k, filters, threads):
-        terms, counts, term_ptr = self._grouped(texts)
-        places, gain, bonus, _ = self._weights(snapshot, terms, counts)
-        shape = self._shape(snapshot)
-        n = len(texts)
-        depth = min(k, snapshot.n_docs)
-        scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
-        kept = np.zeros(n, np.int64)
-
-        def run(start, stop, one_filter):
-            kind, mask, listed = _filter_arrays(one_filter)
-            here = term_ptr[start : stop + 1]
-            heaps = scores[start:stop], ids[start:stop], kept[start:stop]
-            acc, touched = self._borrow(snapshot)
-            for segment, place in zip(snapshot.segments, places, strict=True):
-                _k.bm25_search_many(
-                    segment, place, here, gain, bonus, shape, kind, mask, listed, acc, touched,
-                    *heaps,
-                )  # fmt: skip
-            _k.bm25_finish_many(*heaps)
-            self._scratch.append((acc, touched))
-
-        if filters is not None and len(filters) > 1:
-            jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
-        else:
-            n_parts = max(1, min(threads, n))
-            edges = [n * i // n_parts for i in range(n_parts + 1)]
-            one_filter = filters[0] if filters else None
-            jobs = [(start, stop, one_filter) for start, stop in itertools.pairwise(edges)]
-        if threads == 1 or len(jobs) == 1:
-            for job in jobs:
-                run(*job)
-        else:
-            with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-                for done in [pool.submit(run, *job) for job in jobs]:
-                    done.result()
-        if depth == k:
-            return ids, scores
-        pad = ((0, 0), (0, k - depth))
-        return np.pad(ids, pad, constant_values=ABSENT), np.pad(
-            scores, pad, constant_values=-np.inf
-        )
-
-    def _borrow(self, snapshot):
-        """Accumulators for one thread, all zero, large enough for every segment."""
-        n = max(len(segment.ids) for segment in snapshot.segments)
-        while self._scratch:
-            try:
-                acc, touched = self._scratch.pop()
-            except IndexError:  # another thread was faster
-                break
-            if len(acc) >= n:
-                return acc, touched
-        return np.zeros(n), np.empty(n + 1, np.int32)
-
-    def _grouped(self, texts):
-        """(terms int32[e], counts int32[e], term_ptr int64[q + 1]): each query's known terms."""
-        tokens = self.tokenizer._encode(texts)
-        table = self.tokenizer._table
-        terms, counts = np.empty((2, len(tokens.ids)), np.int32)
-        term_ptr = np.empty(len(texts) + 1, np.int64)
-        n = queries_group(table.blob, table.ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
-        return terms[:n], counts[:n], term_ptr
-
-    def _weights(self, snapshot, terms, counts):
-        """(places int32[e] per segment, gain float64[e], bonus float64[e], df int64[e])."""
-        n = len(terms)
-        df = np.zeros(n, np.int64)
-        places = []
-        for segment in snapshot.segments:
-            places.append(np.empty(n, np.int32))
-            postings_df_add(segment, terms, places[-1], df)
-        gain, bonus = np.empty((2, n))
-        variant = _k.VARIANTS[self._variant]
-        _k.bm25_weights(variant, self._k1, snapshot.n_docs, df, counts, gain, bonus)
-        return places, gain, bonus, df
-
-    def _shape(self, snapshot):
-        """(p, q, base, slope) of the formula in kernels/bm25.py."""
-        delta = _k.DELTA_L if self._variant == "bm25l" else 0.0
-        slope = self._b * snapshot.n_docs / snapshot.n_tokens
-        return delta, self._k1 + delta, 1.0 - self._b, slope
 
     def postings(self, term) -> Postings:
         """The documents that hold a term.
@@ -397,14 +310,16 @@ class InvertedIndex(Stored):
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
-        number, row = _segments.find(snapshot.segments, _one_id(id))
+        number, row = _segments.find(snapshot.segments, _checks.one_id(id))
         if row == ABSENT:
             raise KeyError(f"id {id} is not in the index")
         segment = snapshot.segments[number]
-        terms, counts, _ = self._grouped([query])
-        places, gain, bonus, df = self._weights(snapshot, terms, counts)
+        formula = self._formula
+        terms, counts, _, places, gain, bonus, df = _bm25_search.weighed(
+            snapshot, formula, self.tokenizer, [query]
+        )
         length = segment.lengths[row]
-        variant = _k.VARIANTS[self._variant]
+        variant = _k.VARIANTS[formula.variant]
         total, rows_out = 0.0, []
         for e, term in enumerate(self.tokenizer._table.texts(terms)):
             if not df[e]:
@@ -413,7 +328,7 @@ class InvertedIndex(Stored):
             tf = posting_find(segment, int(place), row) if place != ABSENT else 0
             score = 0.0
             if tf and gain[e] > 0:
-                shape = self._shape(snapshot)
+                shape = formula.shape(snapshot)
                 score = _k.bm25_contribution(tf, length, gain[e], bonus[e], *shape)
             total += score
             idf = _k.bm25_idf(variant, snapshot.n_docs, df[e])
@@ -475,19 +390,6 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
-
-
-def _one_id(id) -> np.ndarray:
-    return np.array([_checks.integer(id, "id", low=0, high=_checks.INT64_MAX)])
-
-
-def _filter_arrays(one_filter):
-    """(kind, mask, listed) for the kernel."""
-    if one_filter is None:
-        return _k.NO_FILTER, _NO_MASK, _NO_IDS
-    if one_filter.dtype == np.bool_:
-        return _k.MASK, one_filter, _NO_IDS
-    return _k.LISTED, _NO_MASK, one_filter
 
 
 @contextlib.contextmanager

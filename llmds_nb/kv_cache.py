@@ -1,22 +1,31 @@
 """KVCache: paged KV memory with exact prefix sharing, copy-on-write, eviction and compaction."""
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
-from ._kv_base import PageEvents, check_salt, salt_bytes
+from ._checks import INT32, INT32_MAX, INT64
+from ._kv_base import PageEvents, check_salt
 from ._kv_check import check
-from ._kv_tables import PageTable, PageTables
+from ._kv_prefixes import Prefixes
+from ._kv_tables import PageTable
 from .allocator import Moves
 from .kernels import kv as k
 from .kernels import kv_compact
 from .kernels import kv_state as c
 from .kernels.hashtable import table_find
+from .kernels.kv_append import kv_append, kv_append_many, kv_commit
+from .kernels.kv_attach import kv_attach_many, kv_detach_many
 from .kernels.status import ABSENT
 
 __all__ = ["KVCache", "KVCacheStats", "PageEvents", "PageTable"]
+
+
+def _salts(salts) -> list:
+    if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
+        raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
+    return [check_salt(salt) for salt in salts]
 
 
 class _Oldest:
@@ -48,7 +57,7 @@ class KVCacheStats(NamedTuple):
     fragmentation: float  # share of the token places in the sequences' own pages that is unused
 
 
-class KVCache(PageTables):
+class KVCache(Prefixes):
     """Paged KV cache of many sequences that share equal prefixes exactly.
 
     Parameters
@@ -66,7 +75,8 @@ class KVCache(PageTables):
     eviction : str or object
         "lru", "fifo", "lfu", "priority", "path-lrfu", or an object with a method
         ``keys(events: PageEvents) -> float64[n]``: the leaf with the lowest key is evicted first.
-        It is asked after every call that inserted, touched or released pages, at O(n_pages) a call.
+        It is asked after every call that inserted, touched or released pages, at O(n_pages) a call;
+        an error it raises comes out of that call, which has done its work.
         "path-lrfu" weighs how often, how lately and in how late a turn a page was used, and
         remembers that of evicted pages too, for 12 bytes a page and a second hash of the tokens
         that are not cached. It suits a cache much smaller than the conversations going on. Where
@@ -133,13 +143,20 @@ class KVCache(PageTables):
         ValueError
             The id is in use, or bad input.
         """
-        tokens = _checks.token_ids(tokens)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        priority = _checks.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
-        indptr = np.array([0, len(tokens)])
-        seq_ids = self._seq_id(seq_id)
-        hits = int(self._attach(seq_ids, tokens, indptr, [salt], [priority], kv)[0])
-        return hits
+        with self._lock:
+            self._one[:] = seq_id, 0, len(tokens), self._domain(salt), priority, 0
+            seq_ids, indptr, domains, priorities, hits = self._one_views
+            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+            n = int(hits[0])
+            if kv is not None:
+                self._write_rows(seq_id, n, kv[n:])
+                self._run(kv_commit, seq_id, len(tokens))
+        return n
 
     def attach_many(self, seq_ids, tokens, indptr, *, salts=None, priorities=None) -> np.ndarray:
         """Attach n sequences in one call, all or none; see `attach`. O(tokens).
@@ -159,34 +176,27 @@ class KVCache(PageTables):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        tokens = _checks.token_ids(tokens)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         indptr = _checks.indptr(indptr, len(tokens))
-        return self._attach(seq_ids, tokens, indptr, salts, priorities, None)
-
-    def _attach(self, seq_ids, tokens, indptr, salts, priorities, kv) -> np.ndarray:
-        seq_ids = _checks.ids(seq_ids, "seq_ids")
         n = len(seq_ids)
         _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
-        salts = [0] * n if salts is None else salts
-        if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
-            raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
-        _checks.same_length("salts", salts, "seq_ids", seq_ids)
-        priorities = _checks.integers(
-            [0] * n if priorities is None else priorities, "priorities",
-            low=-_checks.INT32_MAX, high=_checks.INT32_MAX,
-        )  # fmt: skip
-        _checks.same_length("priorities", priorities, "seq_ids", seq_ids)
-        salts = [check_salt(salt) for salt in salts]
+        if salts is not None:
+            salts = _salts(salts)
+            _checks.same_length("salts", salts, "seq_ids", seq_ids)
+        if priorities is None:
+            priorities = np.zeros(n, np.int64)
+        else:
+            priorities = _checks.integers(priorities, "priorities", low=-INT32_MAX, high=INT32_MAX)
+            _checks.same_length("priorities", priorities, "seq_ids", seq_ids)
         hits = np.empty(n, np.int64)
         with self._lock:
-            self._reserve_sequences(n)
-            self._reserve_domains(len(set(salts)))
-            domains = np.array([self._domain(salt) for salt in salts], np.int64)
-            self._run(k.kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
-            if kv is not None:
-                start = int(hits[0])
-                self._write_rows(seq_ids[0], start, kv[start:])
-                self._run(k.kv_commit, seq_ids[0], len(tokens))
+            if salts is None:
+                domains = np.full(n, self._domain(0), np.int64)
+            else:
+                self._reserve_domains(len(set(salts)))
+                domains = np.array([self._domain(salt) for salt in salts], np.int64)
+            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
         return hits
 
     def detach(self, seq_ids) -> None:
@@ -199,9 +209,14 @@ class KVCache(PageTables):
         KeyError
             A sequence is unknown.
         """
-        seq_ids = _checks.ids(seq_ids, "seq_ids")
+        if type(seq_ids) is int:  # the usual case of one needs no array of its own
+            with self._lock:
+                self._one[0] = _checks.natural(seq_ids, "seq_ids")
+                self._run(kv_detach_many, self._one_views[0])
+            return
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
         with self._lock:
-            self._run(k.kv_detach_many, seq_ids)
+            self._run(kv_detach_many, seq_ids)
 
     def append(self, seq_id, tokens, kv=None) -> np.ndarray:
         """Add tokens behind a sequence. O(1) per token.
@@ -227,16 +242,16 @@ class KVCache(PageTables):
         CapacityError
             Too few pages even after evicting all that can be; names how many lack.
         """
-        seq_ids = self._seq_id(seq_id)
-        tokens = _checks.token_ids(tokens)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
         with self._lock:
-            self._run(k.kv_append_csr, seq_ids, tokens, np.array([0, len(tokens)]), slots)
+            self._run(kv_append, seq_id, tokens, slots)
             if kv is not None and len(tokens):
                 self._rows[slots] = kv
-                self._run(k.kv_commit, seq_ids[0], self.length(seq_id))
+                self._run(kv_commit, seq_id, self.length(seq_id))
         return slots
 
     def append_many(self, seq_ids, tokens) -> np.ndarray:
@@ -253,12 +268,15 @@ class KVCache(PageTables):
         int64[n]
             Slots, as for `append`.
         """
-        seq_ids = _checks.integers(seq_ids, "seq_ids")  # the kernel refuses twice the same
-        tokens = _checks.token_ids(tokens)
-        _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
-        slots = np.empty(len(tokens), np.int64)
-        with self._lock:
-            self._run(k.kv_append_csr, seq_ids, tokens, np.arange(len(tokens) + 1), slots)
+        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        if len(tokens) != len(seq_ids):
+            _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
+        slots = np.empty(len(tokens), INT64)
+        with self._lock:  # not by way of `_run`: it costs a tenth of a small step
+            status = kv_append_many(self._handle, seq_ids, tokens, slots)
+            if status < 0 or not self._plain:
+                self._settle(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
 
     def commit(self, seq_id, n_tokens) -> None:
@@ -267,10 +285,10 @@ class KVCache(PageTables):
         Full pages up to there become shareable. The sequence's page table does not change: where an
         equal page is cached already, this sequence keeps its own copy as a private page.
         """
-        seq_ids = self._seq_id(seq_id)
-        n_tokens = _checks.integer(n_tokens, "n_tokens", low=0, high=_checks.INT64_MAX)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        n_tokens = _checks.natural(n_tokens, "n_tokens")
         with self._lock:
-            self._run(k.kv_commit, seq_ids[0], n_tokens)
+            self._run(kv_commit, seq_id, n_tokens)
 
     def write(self, seq_id, start, kv) -> None:
         """Write the K/V of tokens ``start .. start + n``. O(n).
@@ -284,7 +302,7 @@ class KVCache(PageTables):
         ValueError
             The range passes the sequence's end or touches a page that is shared by prefix.
         """
-        seq_ids = self._seq_id(seq_id)
+        seq_id = _checks.natural(seq_id, "seq_id")
         kv = self._kv_rows(kv)
         start = _checks.integer(start, "start", low=0, high=_checks.INT64_MAX)
         with self._lock:
@@ -293,7 +311,7 @@ class KVCache(PageTables):
                 raise ValueError(
                     f"write to tokens {start} to {start + len(kv)} of a sequence of {length}"
                 )
-            self._write_rows(seq_ids[0], start, kv)
+            self._write_rows(seq_id, start, kv)
 
     def get(self, seq_id) -> np.ndarray:
         """Return a copy of a sequence's K/V as dtype[length, *kv_shape]. O(length)."""
@@ -304,10 +322,10 @@ class KVCache(PageTables):
 
     def fork(self, seq_id, new_seq_id) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
-        seq_ids, new_ids = self._seq_id(seq_id), self._seq_id(new_seq_id, "new_seq_id")
+        seq_id = _checks.natural(seq_id, "seq_id")
+        new_seq_id = _checks.natural(new_seq_id, "new_seq_id")
         with self._lock:
-            self._reserve_sequences(1)
-            self._run(k.kv_fork, seq_ids[0], new_ids[0])
+            self._run(k.kv_fork, seq_id, new_seq_id)
 
     def truncate(self, seq_id, n_tokens) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
@@ -315,89 +333,12 @@ class KVCache(PageTables):
         Pages behind go back to the cache or the pool. A shared page that is cut is copied when the
         sequence next grows.
         """
-        seq_ids = self._seq_id(seq_id)
-        n_tokens = _checks.integer(n_tokens, "n_tokens", low=0, high=_checks.INT64_MAX)
+        seq_id = _checks.natural(seq_id, "seq_id")
+        n_tokens = _checks.natural(n_tokens, "n_tokens")
         with self._lock:
-            self._run(k.kv_truncate, seq_ids[0], n_tokens)
+            self._run(k.kv_truncate, seq_id, n_tokens)
 
-    # ---- cached prefixes -------------------------------------------------------------------
-
-    def match(self, tokens, *, salt=0) -> int:
-        """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = _checks.token_ids(tokens)
-        salt = check_salt(salt)
-        with self._lock:
-            return len(self._matched(tokens, salt)) * self.page_size
-
-    def pin(self, tokens, *, salt=0) -> int:
-        """Keep the cached prefix of `tokens` from eviction. O(tokens).
-
-        Returns
-        -------
-        int
-            A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
-        """
-        tokens = _checks.token_ids(tokens)
-        salt = check_salt(salt)
-        with self._lock:
-            pages = self._matched(tokens, salt).copy()
-            k.kv_pin(*self._s, pages, 1)
-            handle = self._next_pin
-            self._next_pin += 1
-            self._pins[handle] = pages
-            return handle
-
-    def unpin(self, handle) -> None:
-        """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
-        handle = _checks.integer(handle, "handle")
-        with self._lock:
-            if handle not in self._pins:
-                raise KeyError(f"no pin has handle {handle}")
-            k.kv_pin(*self._s, self._pins.pop(handle), -1)
-
-    def evict(self, n_pages) -> int:
-        """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
-        n_pages = _checks.integer(n_pages, "n_pages", low=0, high=_checks.INT64_MAX)
-        with self._lock:
-            return int(k.kv_evict(*self._s, n_pages))
-
-    def set_quota(self, salt, n_pages) -> None:
-        """Limit the pages that a tenant may own, cached ones included. O(pages in the pool).
-
-        Cached pages of the tenant above the limit are evicted at once; pages in use stay, but no
-        more are given. ``None`` lifts the limit.
-        """
-        salt = check_salt(salt)
-        if n_pages is not None:
-            n_pages = _checks.integer(n_pages, "n_pages", low=0, high=_checks.INT32_MAX)
-            n_pages = min(n_pages, self.n_pages)
-        with self._lock:
-            self._run(k.kv_quota, self._domain(salt), -1 if n_pages is None else n_pages)
-
-    def prefix_digests(self, tokens, *, salt=0) -> np.ndarray:
-        """Return the chained SHA-256 of every full page: equal on every machine. O(tokens).
-
-        Digest 0 hashes the ASCII bytes ``llmds_nb prefix 1``, a zero byte, the page size as a
-        little-endian uint32, the salt, and the first page; every other digest hashes the one before
-        it and the next page. A page is its tokens as little-endian int32. A salt is one of the
-        bytes ``i``, ``b``, ``s`` for int, bytes, str; the length of the rest as a little-endian
-        uint64; and the decimal digits, the bytes, or the UTF-8 text.
-
-        Returns
-        -------
-        uint8[n_full_pages, 32]
-        """
-        tokens = _checks.token_ids(tokens)
-        size = self.page_size
-        n = len(tokens) // size
-        data = tokens[: n * size].astype("<i4").tobytes()
-        before = b"llmds_nb prefix 1\0" + size.to_bytes(4, "little")
-        before += salt_bytes(check_salt(salt))
-        out = np.empty((n, 32), np.uint8)
-        for i in range(n):
-            before = hashlib.sha256(before + data[4 * size * i : 4 * size * (i + 1)]).digest()
-            out[i] = np.frombuffer(before, np.uint8)
-        return out
+    # ---- moving pages ----------------------------------------------------------------------
 
     def pending_copies(self) -> Moves:
         """Hand out the page copies to do before the next forward pass, and forget them.
@@ -424,7 +365,7 @@ class KVCache(PageTables):
             pending = int(self._s.meta[c.N_MOVES])
             if pending:
                 raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
-            n = kv_compact.kv_compact(*self._s, src, dst, renamed)
+            n = kv_compact.kv_compact(self._handle, src, dst, renamed)
             moves = Moves(src[:n].copy(), dst[:n].copy())
             self._pins = {handle: renamed[pages] for handle, pages in self._pins.items()}
             if self.kv is not None:
@@ -438,7 +379,7 @@ class KVCache(PageTables):
         with self._lock:
             page, meta = self._s.page, self._s.meta
             used = page[:, c.STATE] != c.FREE
-            held = used & ((page[:, c.REF] > 0) | (page[:, c.HOLD] > 0))
+            held = used & ((page[:, c.REF] > 0) | (page[:, c.MOVE] < 0))
             live = self._s.seq[self._s.seq[:, c.ID] != ABSENT]
             occurrences = int(live[:, c.NPAGES].sum())
             tables = [self._s.pool[row[c.BLOCKS] :][: row[c.NPAGES]] for row in live]
@@ -480,7 +421,7 @@ class KVCache(PageTables):
 
     def __contains__(self, seq_id) -> bool:
         with self._lock:
-            return table_find(self._s.ids, self._seq_id(seq_id)[0]) != ABSENT
+            return table_find(self._s.ids, _checks.natural(seq_id, "seq_id")) != ABSENT
 
     def __repr__(self) -> str:
         free = int(self._s.meta[c.N_FREE])
@@ -504,6 +445,7 @@ class KVCache(PageTables):
             cache.commit(0, 3)
             cache.fork(0, 1)
             cache.append_many([0, 1], [1, 1])
+            cache.append(1, [])
             cache.pending_copies()
             cache.unpin(cache.pin(tokens))
             if kv_shape is not None:

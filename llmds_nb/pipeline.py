@@ -253,10 +253,8 @@ class RetrievalPipeline(Stored):
             if hits is not None:
                 return hits
         texts = _checks.texts(queries, "queries")
-        k = _checks.integer(k, "k", low=1)
-        threads = _checks.integer(threads, "threads", low=1)
+        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
-        filters = _checks.id_filters(filter, len(texts)) or [None]
         if vectors is None:
             vectors = [None] * len(texts)
         else:
@@ -402,25 +400,15 @@ class RetrievalPipeline(Stored):
 
     @classmethod
     def load(cls, path, *, encoder=None, mmap=False, verify=None):
-        """Open a file that `save` wrote.
+        """Open a file that `save` wrote, as `HNSW.load` does, with an encoder.
 
         Parameters
         ----------
-        path : str or os.PathLike
+        path, mmap, verify
+            As for `HNSW.load`; so are the errors.
         encoder : LsaEncoder or callable, optional
             A function is not saved and must be given again, or queries need `vectors`. An
             `LsaEncoder` is saved; one given here takes its place.
-        mmap : bool
-            Map the arrays instead of reading them; changes stay in memory and never reach the file.
-        verify : bool, optional
-            Compare every array with its checksum, which reads the whole file. Default: not `mmap`.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        CorruptFileError
-            Not a pipeline, truncated, altered, or of a newer version.
         """
         pipeline = super().load(path, mmap=mmap, verify=verify)
         if encoder is not None:

@@ -1,10 +1,14 @@
 """Hypothesis profiles: `quick` in CI, `nightly` for the long runs (HYPOTHESIS_PROFILE=nightly)."""
 
+import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("oracles_inverted_index")
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
@@ -26,3 +30,38 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LLMDS_DATA")
     return folder
+
+
+class Judged(NamedTuple):
+    """A corpus with queries whose answers people have judged."""
+
+    ids: list[int]
+    texts: list[str]
+    queries: list[str]
+    gains: list[dict[int, int]]  # for each query, from a relevant document's id to its gain
+
+
+@pytest.fixture(scope="session")
+def vaswani(shared_data):
+    """11,429 abstracts of physics and 93 queries, in the files of BEIR."""
+    folder = shared_data / "vaswani"
+    documents, queries = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("corpus.jsonl", "queries.jsonl")
+    )
+    gains = {query["_id"]: {} for query in queries}
+    for row in (folder / "qrels" / "test.tsv").read_text().splitlines()[1:]:
+        query, document, gain = row.split("\t")
+        gains[query][int(document)] = int(gain)
+    return Judged(
+        [int(document["_id"]) for document in documents],
+        [document["text"] for document in documents],
+        [query["text"] for query in queries],
+        list(gains.values()),
+    )
+
+
+@pytest.fixture
+def graph_only(monkeypatch):
+    """HNSW walks its graph even where a scan would be faster."""
+    monkeypatch.setattr("llmds_nb._hnsw_search.SCAN_FACTOR", 0)

@@ -4,7 +4,11 @@ import math
 import re
 from collections import Counter
 
+import numpy as np
+
 from llmds_nb.tokenizer import STOPWORDS
+
+VARIANTS = ["lucene", "robertson", "atire", "bm25+", "bm25l"]
 
 
 def words(text, *, pattern=r"\b\w\w+\b", lowercase=True, stopwords=STOPWORDS["english"]):
@@ -67,3 +71,15 @@ class PlainBm25:
         """[(id, score)], best first, those of score 0 left out."""
         scored = [(id_, self.score(query, id_)) for id_ in self.docs if passes(id_)]
         return sorted(((i, s) for i, s in scored if s > 0), key=lambda x: (-x[1], x[0]))[:k]
+
+
+def assert_hits(hits, expected, k):
+    assert hits.ids.shape == hits.scores.shape == (k,)
+    n = len(expected)
+    np.testing.assert_allclose(hits.scores[:n], [s for _, s in expected], rtol=1e-9)
+    # Twins that differ in the last bit only may rank either way against the plain reference.
+    for got, (want, score) in zip(hits.ids.tolist(), expected, strict=False):
+        if got != want:
+            assert any(got == i and math.isclose(s, score, rel_tol=1e-12) for i, s in expected)
+    assert hits.ids[n:].tolist() == [-1] * (k - n)
+    assert np.isneginf(hits.scores[n:]).all()

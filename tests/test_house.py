@@ -21,7 +21,11 @@ LEVELS = [
     "hashtable rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
     "heap waiting fusion kv_history kv_tables hnsw_build hnsw_search",
     "batching eviction",
+    "kv_leaves",
     "kv_pages kv_compact",
+    "kv_rows",
+    "kv_attach",
+    "kv_append",
     "kv",
     "continuous",
 ]

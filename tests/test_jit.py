@@ -13,6 +13,7 @@ import pytest
 import llmds_nb
 from llmds_nb import _jit
 from llmds_nb._jit import kernel, mul_hi
+from llmds_nb._warmup import STRUCTURES
 
 ROOT = Path(llmds_nb.__file__).parent
 CALLER = """
@@ -125,6 +126,8 @@ def test_old_caches_are_dropped_but_for_the_newest(copy):
 def test_the_stamp_covers_all_kernel_sources():
     before = _jit._package_stamp(ROOT)
     assert before == _jit.STAMP
+    for name in llmds_nb.__all__:  # kernels come with the structures that need them
+        getattr(llmds_nb, name)
     assert len(_jit.KERNELS) > 100
 
 
@@ -146,19 +149,39 @@ def test_mul_hi_is_the_upper_half_of_the_product():
         assert int(high(a, b)) == int(a) * int(b) >> 64
 
 
-def test_warmup_compiles_every_kernel_once_and_says_what_it_did(tmp_path):
-    code = (
-        "import llmds_nb; print(len(llmds_nb.warmup(progress=True)))\n"
-        "from llmds_nb._jit import KERNELS\n"
-        "inlined = lambda k: k.targetoptions.get('inline') == 'always'\n"
-        "print([k.__name__ for k in KERNELS if not k.signatures and not inlined(k)])"
+WARM_UP_AND_WORK = """
+import contextlib, io, sys
+import llmds_nb
+from llmds_nb.__main__ import main
+from llmds_nb._jit import KERNELS
+
+corpus, index = sys.argv[1:]
+print(len(llmds_nb.warmup(progress=True)))
+inlined = lambda k: k.targetoptions.get("inline") == "always"
+print([k.__name__ for k in KERNELS if not k.signatures and not inlined(k)])
+known = {k: set(k.signatures) for k in KERNELS}
+with contextlib.redirect_stdout(io.StringIO()):
+    assert main(["index", corpus, "--out", index]) == main(["search", index, "red fox"]) == 0
+print([(k.__name__, s) for k in KERNELS for s in k.signatures if s not in known[k]])
+"""
+
+
+def test_warmup_compiles_every_kernel_and_leaves_none_to_index_and_search(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(40):
+        (corpus / f"{i}.txt").write_text(f"a red fox number{i} jumps over fence{i % 7} at night{i}")
+    result = subprocess.run(
+        [sys.executable, "-c", WARM_UP_AND_WORK, str(corpus), str(tmp_path / "index")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT.parent)},
     )
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT.parent)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    count, idle = result.stdout.splitlines()
-    assert int(count) == len(llmds_nb._warmup.STRUCTURES)
-    assert idle == "[]"
-    assert "13/13" in result.stderr or f"{count}/{count}" in result.stderr
+    assert result.returncode == 0, result.stderr
+    count, idle, late = result.stdout.splitlines()
+    assert int(count) == len(STRUCTURES)
+    assert idle == late == "[]"
+    assert f"{count}/{count}" in result.stderr
 
 
 @pytest.mark.parametrize("bad", ["Nothing", ["KVCache", "Nothing"], 3])

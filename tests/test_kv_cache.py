@@ -135,6 +135,36 @@ def test_truncate_into_a_shared_page_copies_it_at_the_next_append():
     cache.check()
 
 
+def test_decode_steps_in_any_order_and_across_pages():
+    rng = np.random.default_rng(0)
+    cache = KVCache(200, 8)
+    with pytest.raises(KeyError, match="7"):
+        cache.append_many([7], [1])  # no sequence was ever attached
+    whole = {seq_id: rng.integers(0, 9, 5 + seq_id).tolist() for seq_id in range(12)}
+    for seq_id, tokens in whole.items():
+        cache.attach(seq_id, tokens)
+    for step in range(40):
+        if step == 20:  # rows change owners
+            for seq_id in (3, 4, 5):
+                cache.detach(seq_id)
+                whole[seq_id + 100] = whole.pop(seq_id)
+            for seq_id in (105, 104, 103):
+                cache.attach(seq_id, whole[seq_id])
+        ids = rng.permutation(list(whole))[: rng.integers(1, len(whole) + 1)]
+        tokens = rng.integers(0, 9, len(ids))
+        slots = cache.append_many(ids, tokens)
+        for seq_id, token, slot in zip(ids.tolist(), tokens.tolist(), slots, strict=True):
+            whole[seq_id].append(token)
+            n = len(whole[seq_id])
+            assert slot == cache.slot_mapping([seq_id], n - 1, n)[0]
+        cache.check()
+        for bad in ([ids[0], -1], [ids[0], 999], [ids[0], ids[0]]):
+            with pytest.raises((KeyError, ValueError)):
+                cache.append_many(bad, [1, 1])
+    for seq_id, tokens in whole.items():
+        assert cache.tokens(seq_id).tolist() == tokens
+
+
 def test_many_new_salts_in_one_call_stay_apart():
     cache, n = KVCache(200, 2), 50
     salts = [kind(i) for i in range(n // 2) for kind in (int, str)]

@@ -291,10 +291,16 @@ class Broken:
     ],
 )
 def test_keys_of_a_broken_policy_are_refused(answer, error, text):
-    cache = KVCache(8, 1, eviction=Broken(answer))
+    policy = Broken(answer)
+    cache = KVCache(8, 1, eviction=policy)
     cache.attach(1, [1, 2])
     with pytest.raises(error, match=text):
         cache.commit(1, 2)
+    cache.check()
+    policy.answer = [1.0, 0.0]  # asked about both pages again
+    cache.detach(1)
+    cache.evict(1)
+    assert cache.match([1, 2]) == 1
     cache.check()
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llmds_nb import CapacityError, KVCache
 from llmds_nb.kernels import kv_state as c
 
-P, T = 9, 2
+P = 9
 TOKENS = st.lists(st.integers(0, 2), max_size=9)
 SALTS = st.sampled_from([0, 1, "0", b"0"])
 IDS = st.integers(0, 5)
@@ -31,16 +31,21 @@ def rows_of(salt, tokens):
 
 class CacheMachine(RuleBasedStateMachine):
     inside = True
+    size = 2
     eviction = "lru"
     hash_mask = -1
 
     def __init__(self):
         super().__init__()
         self.cache = KVCache(
-            P, T, kv_shape=(2,) if self.inside else None, dtype=np.float32, eviction=self.eviction
+            P,
+            self.size,
+            kv_shape=(2,) if self.inside else None,
+            dtype=np.float32,
+            eviction=self.eviction,
         )
         self.cache._s.meta[c.HASH_MASK] &= self.hash_mask
-        self.outside = np.zeros((P, T, 2), np.float32)
+        self.outside = np.zeros((P, self.size, 2), np.float32)
         self.seqs = {}  # id -> [salt, tokens, committed, written]
         self.pins = {}  # handle -> (salt, tokens)
         self.committed = set()  # (salt, tokens of a committed chain of full pages)
@@ -68,8 +73,8 @@ class CacheMachine(RuleBasedStateMachine):
     def note_commit(self, seq_id, n):
         seq = self.seqs[seq_id]
         seq[2] = max(seq[2], n)
-        for k in range(1, seq[2] // T + 1):
-            self.committed.add((seq[0], tuple(seq[1][: k * T])))
+        for k in range(1, seq[2] // self.size + 1):
+            self.committed.add((seq[0], tuple(seq[1][: k * self.size])))
 
     def refused(self, call):
         """Whether a call raised CapacityError; it must then have changed nothing."""
@@ -105,9 +110,9 @@ class CacheMachine(RuleBasedStateMachine):
         ):
             return
         hits = self.result
-        assert hits == matched and hits % T == 0
-        for k in range(1, hits // T + 1):
-            assert (salt, tuple(tokens[: k * T])) in self.committed
+        assert hits == matched and hits % self.size == 0
+        for k in range(1, hits // self.size + 1):
+            assert (salt, tuple(tokens[: k * self.size])) in self.committed
         self.seqs[seq_id] = [salt, list(tokens), 0, 0]
         self.run_engine()
         if not kv:
@@ -232,7 +237,7 @@ class CacheMachine(RuleBasedStateMachine):
         with pytest.raises(KeyError, match=str(seq_id)):
             self.cache.length(seq_id)
         # Full committed pages stay cached.
-        assert self.cache.match(tokens, salt=salt) >= committed // T * T
+        assert self.cache.match(tokens, salt=salt) >= committed // self.size * self.size
 
     @rule(tokens=TOKENS, salt=SALTS)
     def pin(self, tokens, salt):
@@ -281,6 +286,7 @@ TestTensorsInside = CacheMachine.TestCase
 
 class OutsideMachine(CacheMachine):
     inside = False
+    size = 4
     eviction = "path-lrfu"
 
 
@@ -290,6 +296,7 @@ TestTensorsOutside = OutsideMachine.TestCase
 class CollidingMachine(CacheMachine):
     """Every hash is the same: nothing may change but the time it takes."""
 
+    size = 1
     hash_mask = 0
     eviction = "lfu"
 

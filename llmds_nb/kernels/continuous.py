@@ -26,9 +26,9 @@ exactly the running slots.
 import numpy as np
 
 from .._jit import kernel
-from .eviction import is_held
 from .hashtable import table_find
-from .kv import chain_match
+from .kv_attach import chain_match
+from .kv_leaves import is_held
 from .kv_pages import domain_missing
 from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING
 from .kv_state import ID as SEQ_ID

@@ -1,26 +1,27 @@
 """Compaction of a KV cache: pages in use move to the lowest ids, and every mention follows."""
 
 from .._jit import kernel
-from .eviction import leaf_heaps_rebuild
+from .kv_leaves import leaf_heaps_rename
 from .kv_state import (
     BLOCKS,
     CACHED,
     CANON,
     CGEN,
+    CHILD,
+    FIRST,
     FREE,
+    FREE_PAGE,
     GEN,
     ID,
-    N_FREE,
     NPAGES,
     PARENT,
-    STACK,
     STATE,
     TABLE,
     TABLE_MASK,
     TAIL,
-    KVState,
+    state_at,
 )
-from .paging import page_compact_plan, page_stack_free
+from .paging import page_compact_plan
 from .prefix import prefix_insert
 from .status import ABSENT
 
@@ -41,8 +42,8 @@ def _move_pages(s, src, dst, n):
         a, b = src[i], dst[i]
         for column in range(s.page.shape[1]):
             s.page[a, column], s.page[b, column] = s.page[b, column], s.page[a, column]
-        for i in range(s.tok.shape[1]):
-            s.tok[b, i] = s.tok[a, i]
+        for j in range(s.tok.shape[1]):
+            s.tok[b, j] = s.tok[a, j]
 
 
 @kernel(internal=True)
@@ -59,14 +60,13 @@ def _rename_in_sequences(s, renamed):
 
 
 @kernel
-def kv_compact(
-page, tok, pool, seq, ids, dom, meta, src, dst, renamed
-):  # fmt: skip
+def kv_compact(handle, src, dst, renamed):
     """Compact; return the number of moves in src and dst, int32[P]. No copies may be pending. O(P).
 
     renamed int32[P] becomes the new id of every page that is in use.
     """
-    s = KVState(page, tok, pool, seq, ids, dom, meta)
+    s = state_at(handle)
+    page, pool, dom, meta = s.page, s.pool, s.dom, s.meta
     n = page_compact_plan(page[:, STATE] != FREE, src, dst)
     for p in range(renamed.size):
         renamed[p] = p
@@ -79,9 +79,17 @@ page, tok, pool, seq, ids, dom, meta, src, dst, renamed
     for p in range(page.shape[0]):
         if page[p, STATE] == CACHED:
             prefix_insert(s, p)
-            if page[p, PARENT] >= 0:
-                page[p, PARENT] = renamed[page[p, PARENT]]
+            for column in (PARENT, CHILD):
+                if page[p, column] >= 0:
+                    page[p, column] = renamed[page[p, column]]
+    for d in range(dom.shape[0]):
+        if dom[d, FIRST] >= 0:
+            dom[d, FIRST] = renamed[dom[d, FIRST]]
     _rename_in_sequences(s, renamed)
-    leaf_heaps_rebuild(s, renamed)
-    meta[N_FREE] = page_stack_free(page[:, STATE], pool[meta[STACK] :])
+    leaf_heaps_rename(s, renamed)
+    meta[FREE_PAGE] = ABSENT
+    for p in range(page.shape[0] - 1, -1, -1):
+        if page[p, STATE] == FREE:
+            page[p, PARENT] = meta[FREE_PAGE]
+            meta[FREE_PAGE] = p
     return n

@@ -3,29 +3,31 @@
 import numpy as np
 
 from .._jit import kernel
-from .eviction import (
-    INSERTED,
+from .eviction import INSERTED, key_update, leaf_remember
+from .kv_leaves import (
     became_evictable,
     became_held,
     is_held,
-    key_update,
     leaf_add,
     leaf_drop,
-    leaf_remember,
+    leaf_lowest,
 )
 from .kv_state import (
     CACHED,
+    CHILD,
     COPIES,
-    COPY,
     DEPTH,
     DOMAIN,
+    EVENTS,
     EVICTABLE,
     EVICTIONS,
+    FIRST,
     FREE,
+    FREE_PAGE,
     GEN,
     HASH_MASK,
     HEAP,
-    HOLD,
+    MOVE,
     MOVES,
     N_CACHED,
     N_EVICTABLE,
@@ -45,7 +47,6 @@ from .kv_state import (
     REF,
     ROOT0,
     ROOT1,
-    STACK,
     STATE,
     TURN,
     USES,
@@ -57,9 +58,9 @@ from .status import ABSENT
 @kernel(internal=True)
 def page_take(s, domain):
     """A free page as a private one with one reference; the caller has made room. O(1)."""
-    n = s.meta[N_FREE] - 1
-    s.meta[N_FREE] = n
-    page = np.int64(s.pool[s.meta[STACK] + n])
+    page = s.meta[FREE_PAGE]
+    s.meta[FREE_PAGE] = s.page[page, PARENT]
+    s.meta[N_FREE] -= 1
     s.page[page, STATE] = PRIVATE
     s.page[page, REF] = 1
     s.page[page, DOMAIN] = domain
@@ -71,27 +72,58 @@ def page_take(s, domain):
 def _push_free(s, page):
     s.page[page, STATE] = FREE
     s.dom[s.page[page, DOMAIN], OWNED] -= 1
-    n = s.meta[N_FREE]
-    s.pool[s.meta[STACK] + n] = page
-    s.meta[N_FREE] = n + 1
+    s.page[page, PARENT] = s.meta[FREE_PAGE]
+    s.meta[FREE_PAGE] = page
+    s.meta[N_FREE] += 1
+
+
+@kernel(internal=True)
+def _move_source(s, i):
+    return np.int64(s.pool[s.meta[MOVES] + 2 * i])
+
+
+@kernel(internal=True)
+def _move_cancel(s, page):
+    """Forget the pending copy that was to fill `page`; return its source, to be settled. O(1)."""
+    i = np.int64(s.page[page, MOVE]) - 1
+    s.page[page, MOVE] = 0
+    source = _move_source(s, i)
+    last = s.meta[N_MOVES] - 1
+    s.meta[N_MOVES] = last
+    here, there = s.meta[MOVES] + 2 * i, s.meta[MOVES] + 2 * last
+    if i != last:
+        s.pool[here], s.pool[here + 1] = s.pool[there], s.pool[there + 1]
+        s.page[s.pool[here + 1], MOVE] = i + 1
+    s.page[source, MOVE] += 1
+    return source
+
+
+@kernel(internal=True)
+def _settle_source(s, page):
+    """As page_settle, for the source of a copy that is no more: no copy fills it. O(log n)."""
+    if s.page[page, STATE] == CACHED:
+        if not is_held(s, page):
+            became_evictable(s, page)
+    elif (s.page[page, REF] == 0) & (s.page[page, MOVE] == 0):
+        _push_free(s, page)
 
 
 @kernel(internal=True)
 def page_give_back(s, page):
-    """Make a page free that nothing refers to any more. O(1)."""
-    if s.page[page, COPY] != 0:
-        _move_cancel(s, page)
+    """Make a page free that nothing refers to any more. O(log n)."""
+    if s.page[page, MOVE] > 0:
+        _settle_source(s, _move_cancel(s, page))
     _push_free(s, page)
 
 
 @kernel(internal=True)
 def page_settle(s, page):
-    """Free or make evictable a page that just lost a reference or hold, if it was the last."""
-    if s.page[page, STATE] == PRIVATE:
-        if s.page[page, REF] == 0 and s.page[page, HOLD] == 0:
-            page_give_back(s, page)
-    elif not is_held(s, page):
-        became_evictable(s, page)
+    """Free or make evictable a page that just lost a reference, if it was the last. O(log n)."""
+    if s.page[page, STATE] == CACHED:
+        if not is_held(s, page):
+            became_evictable(s, page)
+    elif (s.page[page, REF] == 0) & (s.page[page, MOVE] >= 0):
+        page_give_back(s, page)
 
 
 @kernel(internal=True)
@@ -111,39 +143,16 @@ def page_drop(s, page):
 
 
 @kernel(internal=True)
-def _move_source(s, i):
-    return np.int64(s.pool[s.meta[MOVES] + 2 * i])
-
-
-@kernel(internal=True)
-def _move_cancel(s, page):
-    """Forget the pending copy that was to fill `page`. O(1)."""
-    i = np.int64(s.page[page, COPY] - 1)
-    s.page[page, COPY] = 0
-    source = _move_source(s, i)
-    last = s.meta[N_MOVES] - 1
-    s.meta[N_MOVES] = last
-    if i != last:
-        here, there = s.meta[MOVES] + 2 * i, s.meta[MOVES] + 2 * last
-        s.pool[here], s.pool[here + 1] = s.pool[there], s.pool[there + 1]
-        s.page[s.pool[here + 1], COPY] = i + 1
-    s.page[source, HOLD] -= 1
-    if s.page[source, STATE] == PRIVATE:
-        if s.page[source, REF] == 0 and s.page[source, HOLD] == 0:
-            _push_free(s, source)  # a source is never itself waiting for a copy
-    elif not is_held(s, source):
-        became_evictable(s, source)
-
-
-@kernel(internal=True)
 def moves_clear(s):
     """All pending copies were fetched: release their sources. O(number of copies)."""
-    for i in range(s.meta[N_MOVES]):
-        s.page[s.pool[s.meta[MOVES] + 2 * i + 1], COPY] = 0
-        source = _move_source(s, i)
-        s.page[source, HOLD] -= 1
-        page_settle(s, source)
+    n = s.meta[N_MOVES]
     s.meta[N_MOVES] = 0
+    for i in range(n):
+        s.page[s.pool[s.meta[MOVES] + 2 * i + 1], MOVE] = 0
+    for i in range(n):
+        source = _move_source(s, i)
+        s.page[source, MOVE] += 1
+        _settle_source(s, source)
 
 
 @kernel(internal=True)
@@ -156,14 +165,14 @@ def page_copy(s, page, n_tokens):
     for i in range(n_tokens):
         s.tok[copy, i] = s.tok[page, i]
     source = page
-    if s.page[page, COPY] != 0:  # its own contents are still elsewhere
-        source = _move_source(s, s.page[page, COPY] - 1)
+    if s.page[page, MOVE] > 0:  # its own contents are still elsewhere
+        source = _move_source(s, np.int64(s.page[page, MOVE]) - 1)
     n = s.meta[N_MOVES]
     s.pool[s.meta[MOVES] + 2 * n] = source
     s.pool[s.meta[MOVES] + 2 * n + 1] = copy
     s.meta[N_MOVES] = n + 1
-    s.page[copy, COPY] = n + 1
-    s.page[source, HOLD] += 1
+    s.page[copy, MOVE] = n + 1
+    s.page[source, MOVE] -= 1
     s.meta[COPIES] += 1
     return copy
 
@@ -192,7 +201,7 @@ def evict_many(s, n):
     """Evict up to n pages, lowest key first, leaves only; return how many. O(n log P)."""
     done = 0
     while done < n and s.meta[N_LEAVES] > 0:
-        leaf_evict(s, np.int64(s.pool[0]))
+        leaf_evict(s, leaf_lowest(s, 0))
         done += 1
     return done
 
@@ -217,7 +226,7 @@ def make_room(s, domain, need):
     """Evict until `need` pages are free and within quota; it was checked that this works."""
     if s.dom[domain, QUOTA] >= 0 and need > 0:
         while s.dom[domain, OWNED] + need > s.dom[domain, QUOTA]:
-            leaf_evict(s, np.int64(s.pool[s.dom[domain, HEAP]]))
+            leaf_evict(s, leaf_lowest(s, s.dom[domain, HEAP]))
     evict_many(s, need - s.meta[N_FREE])
 
 
@@ -251,6 +260,15 @@ def chain_step(s, h0, h1, tokens):
 
 
 @kernel(internal=True)
+def child_guess(s, parent, page):
+    """Let `page` be the child of `parent` that is looked at first. O(1)."""
+    if parent >= 0:
+        s.page[parent, CHILD] = page
+    else:
+        s.dom[-2 - parent, FIRST] = page
+
+
+@kernel(internal=True)
 def page_cache(s, page, h0, h1, parent, turn, priority, past):
     """Make a full, committed, private page findable below `parent`. O(1) but for twins.
 
@@ -258,17 +276,20 @@ def page_cache(s, page, h0, h1, parent, turn, priority, past):
     """
     s.page[page, STATE] = CACHED
     s.page[page, PARENT] = parent
+    s.page[page, CHILD] = ABSENT
     s.page[page, NCHILD] = 0
     s.page[page, NHELD] = 0
     s.page[page, PRIORITY] = priority
     s.page[page, TURN] = turn
     s.page[page, USES] = 0
+    s.page[page, EVENTS] = 0
     s.page[page, DEPTH] = 0
     s.page[page, POS] = ABSENT
     s.page[page, QPOS] = ABSENT
     hash_set(s, page, h0, h1)
     prefix_insert(s, page)
     s.meta[N_CACHED] += 1
+    child_guess(s, parent, page)
     if parent >= 0:
         s.page[page, DEPTH] = s.page[parent, DEPTH] + 1
         s.page[parent, NCHILD] += 1

@@ -4,17 +4,20 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
 
     page   int32[P, 22]   one row per page, columns below
     tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
-    pool   int32[A]       heap of evictable leaves, P entries; stack of free pages, P; table of the
+    pool   int32[A]       heap of evictable leaves (kernels/kv_leaves.py), 4 * P; table of the
                           cached prefixes (kernels/prefix.py), C; with path-lrfu, history of
                           evicted pages (kernels/kv_history.py), 16 * BUCKETS; then chunks of
                           2**class entries: block tables, quota heaps, and pending copies as
                           (source, destination)
-    seq    int64[S, 18]   one row per sequence, columns below
+    seq    int64[S, 19]   one row per sequence, columns below
     ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
-    dom    int64[D, 10]   one row per domain, columns below
+    dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Few arrays on purpose: each costs 100 ns at Python's door and compile time at every call inside.
+Kernels that Python calls take the state as one *handle*, int64[15]: the address of each array, the
+rows of each, and T. Passed by itself an array costs 100 ns at that door, and one made from an
+address counts no references, which are atomic operations at every call inside. Within the kernels
+the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
@@ -23,11 +26,14 @@ and no cached page hangs below it.
 
 Invariants:
 
-- REF of a page = its occurrences in block tables + pins; HOLD = pending copies that read it.
-- FREE pages have REF = HOLD = 0 and stand on the stack; the other pages do not.
+- REF of a page = its occurrences in block tables + pins. MOVE = 1 + the number of the pending copy
+  that fills the page, or -(number of pending copies that read it): a page is the destination of at
+  most one pending copy, and never the source of one.
+- FREE pages have REF = MOVE = 0, and PARENT chains the N_FREE of them from FREE_PAGE on.
 - PRIVATE and CACHED pages count in OWNED of their domain.
 - A cached page's PARENT is a cached page of its domain one less deep, or -2 - domain at depth 0;
-  NCHILD and NHELD count its cached and its held cached children.
+  NCHILD and NHELD count its cached and its held cached children. CHILD and FIRST name any page or
+  none: a guess at which child is asked for next.
 - The heap holds exactly the evictable leaves; N_EVICTABLE (and per domain EVICTABLE) count the
   evictable pages. Evicting leaves until none is left removes exactly those.
 - The prefix table finds exactly the cached pages; no two have equal tokens and equal parents.
@@ -35,27 +41,32 @@ Invariants:
   is TAIL. The first NHASH full pages are committed and have a cached twin or are cached themselves,
   unless that twin was evicted since; CANON is the twin of the last of them, valid while its GEN is
   CGEN.
-- A page is the destination of at most one pending copy, and never the source of one.
+- ROOM is 0 (to be looked at), or the free places of a part-filled TAIL that is private, has one
+  reference, and stands behind NHASH = LENGTH // T pages: an append there concerns nothing else.
 """
 
 from typing import NamedTuple
 
+import numpy as np
+
+from .._jit import carray, kernel, pointer_at
+
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
-HOLD = 1  # pending copies that read the page
-STATE = 2  # FREE, PRIVATE or CACHED
-PARENT = 3  # cached: parent page, or -2 - domain for a first page
-NCHILD = 4  # cached children
-NHELD = 5  # held cached children
+STATE = 1  # FREE, PRIVATE or CACHED
+PARENT = 2  # cached: parent page, or -2 - domain for a first page; free: the next free page
+NCHILD = 3  # cached children
+NHELD = 4  # held cached children
+MOVE = 5  # pending copies that fill (> 0) or read (< 0) the page
 DOMAIN = 6  # owner, while not free
 GEN = 7  # how often the page stopped being cached
-PRIORITY = 8  # cached: highest priority of a request that touched it; a tier above `key`
-TURN = 9  # cached: turn of the conversation that made it
-USES = 10  # cached: requests that touched it
-DEPTH = 11  # cached: pages above it
-POS = 12  # place in the heap of leaves, -1 = not there
-QPOS = 13  # place in its domain's heap, -1 = not there
-COPY = 14  # 1 + number of the pending copy that fills this page, 0 = none
+CHILD = 8  # cached: the child that was found or cached last, -1 = none; may be out of date
+PRIORITY = 9  # cached: highest priority of a request that touched it; a tier above `key`
+TURN = 10  # cached: turn of the conversation that made it
+USES = 11  # cached: requests that touched it
+DEPTH = 12  # cached: pages above it
+POS = 13  # place in the heap of leaves, -1 = not there
+QPOS = 14  # place in its domain's heap, -1 = not there
 EVENTS = 15  # bits of the policy hooks since a custom policy was last asked; KNOWN for path-lrfu
 HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
 KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the smallest leaf goes first
@@ -63,26 +74,27 @@ PAGE_COLUMNS = 22
 
 FREE, PRIVATE, CACHED = 0, 1, 2
 
-# Columns of `seq`.
+# Columns of `seq`; a decode step needs the first seven only, which share a cache line.
 ID = 0  # -1 = free row
 LENGTH = 1  # tokens; of a free row: the next free row
 COMMITTED = 2  # tokens whose K/V is known to be computed
-NPAGES = 3
-TAIL = 4  # last page, -1 = none
-BLOCKS = 5  # offset of the block table in `pool`
-CLASS = 6  # its size class
-STAMP = 7  # last batch call that named the row
-SEQ_DOMAIN = 8
-SEQ_PRIORITY = 9
-NHASH = 10  # full committed pages that were looked up or entered
-CANON = 11  # cached page equal to the last of them, -1 = none
-CGEN = 12  # its GEN then; -1 = to be looked up anew
-TWINS = 13  # 1 if some of the NHASH pages may be private copies of cached ones
-SEQ_TURN = 14
-PLAN = 15  # scratch of one batch call
-PAST = 16  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
-PAST_PAGES = 17  # how many leading pages of the sequence it holds for
-SEQ_COLUMNS = 18
+TAIL = 3  # last page, -1 = none
+ROOM = 4  # tokens that may be appended with nothing else to do
+STAMP = 5  # last batch call that named the row
+LAST = 6  # of row i, free or not: the row that came i-th in the last decode step; a guess
+BLOCKS = 7  # offset of the block table in `pool`
+NPAGES = 8
+CLASS = 9  # size class of the block table
+SEQ_DOMAIN = 10
+SEQ_PRIORITY = 11
+NHASH = 12  # full committed pages that were looked up or entered
+CANON = 13  # cached page equal to the last of them, -1 = none
+CGEN = 14  # its GEN then; -1 = to be looked up anew
+TWINS = 15  # 1 if some of the NHASH pages may be private copies of cached ones
+SEQ_TURN = 16
+PAST = 17  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
+PAST_PAGES = 18  # how many leading pages of the sequence it holds for
+SEQ_COLUMNS = 19
 
 # Columns of `dom`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
@@ -94,7 +106,9 @@ HEAP = 6  # offset in `pool` of the heap of its own leaves, -1 = no quota, no he
 N_HEAP = 7  # entries there
 HEAP_CLASS = 8  # size class of that chunk
 NEED = 9  # scratch of one batch call: pages wanted
-DOM_COLUMNS = 10
+FIRST = 10  # as CHILD, for its first pages
+DOM_COLUMNS = 11
+DOM_UNSET = [QUOTA, HEAP, FIRST]  # -1 in a new row, the others 0
 
 # Places in `meta`.
 N_FREE = 0
@@ -114,10 +128,10 @@ HITS = 13  # tokens found
 EVICTIONS = 14  # pages
 COPIES = 15  # pages copied on write
 SHARES = 16  # pages taken from the cache instead of being filled
-MISSING = 17  # pages (CapacityError) or the id (errors) of the last refused call
+MISSING = 17  # why the last call was refused: see kernels/kv_rows.py
 HASH_MASK = 18  # and-ed to every hash: 0 in a test makes all of them collide
 SHARING = 19  # 0 = prefix sharing is off
-STACK = 20  # where in `pool` the stack of free pages begins
+FREE_PAGE = 20  # first free page, -1 = none
 TABLE = 21  # where the prefix table begins
 TABLE_MASK = 22  # its size - 1
 MOVES = 23  # where the pending copies begin
@@ -138,3 +152,23 @@ class KVState(NamedTuple):
     ids: object
     dom: object
     meta: object
+
+
+def handle_of(state):
+    """The handle of a KVState of NumPy arrays, int64[15] (plain Python: describes state)."""
+    addresses = [array.__array_interface__["data"][0] for array in state]
+    return np.array([*addresses, *map(len, state), state.tok.shape[1]], np.int64)
+
+
+@kernel(internal=True)
+def state_at(handle):
+    """The KVState that a handle describes. O(1)."""
+    return KVState(
+        carray(pointer_at(handle[0]), (handle[7], PAGE_COLUMNS), np.int32),
+        carray(pointer_at(handle[1]), (handle[8], handle[14]), np.int32),
+        carray(pointer_at(handle[2]), (handle[9],), np.int32),
+        carray(pointer_at(handle[3]), (handle[10], SEQ_COLUMNS), np.int64),
+        carray(pointer_at(handle[4]), (handle[11], 2), np.int64),
+        carray(pointer_at(handle[5]), (handle[12], DOM_COLUMNS), np.int64),
+        carray(pointer_at(handle[6]), (META_SIZE,), np.int64),
+    )

@@ -1,0 +1,121 @@
+"""The reader's side of an InvertedIndex: the weights of terms, the walk over segments."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from .kernels import bm25 as k
+from .kernels.postings import postings_df_add
+from .kernels.tokenize import queries_group
+
+_NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
+
+
+class Formula(NamedTuple):
+    """A variant of BM25 and its parameters."""
+
+    variant: str
+    k1: float
+    b: float
+
+    def shape(self, snapshot) -> tuple[float, float, float, float]:
+        """(p, q, base, slope) of the formula in kernels/bm25.py."""
+        delta = k.DELTA_L if self.variant == "bm25l" else 0.0
+        slope = self.b * snapshot.n_docs / snapshot.n_tokens
+        return delta, self.k1 + delta, 1.0 - self.b, slope
+
+
+class Weighed(NamedTuple):
+    """The known terms of some queries, e in all, and what each can add to a score."""
+
+    terms: np.ndarray  # int32[e]
+    counts: np.ndarray  # int32[e], times in the query
+    term_ptr: np.ndarray  # int64[q + 1]; query i has the terms term_ptr[i]:term_ptr[i + 1]
+    places: list[np.ndarray]  # int32[e] for each segment
+    gain: np.ndarray  # float64[e]
+    bonus: np.ndarray  # float64[e]
+    df: np.ndarray  # int64[e]
+
+
+def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
+    """The terms of queries `texts` by their weights in `snapshot`."""
+    tokens = tokenizer._encode(texts)
+    table = tokenizer._table
+    terms, counts = np.empty((2, len(tokens.ids)), np.int32)
+    term_ptr = np.empty(len(texts) + 1, np.int64)
+    n = queries_group(table.blob, table.ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
+    terms, counts = terms[:n], counts[:n]
+    df = np.zeros(n, np.int64)
+    places = []
+    for segment in snapshot.segments:
+        places.append(np.empty(n, np.int32))
+        postings_df_add(segment, terms, places[-1], df)
+    gain, bonus = np.empty((2, n))
+    variant = k.VARIANTS[formula.variant]
+    k.bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
+    return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
+
+
+def search(snapshot, formula, tokenizer, texts, depth, filters, threads, scratch):
+    """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
+
+    `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
+    of accumulators that no search is using.
+    """
+    query = weighed(snapshot, formula, tokenizer, texts)
+    shape = formula.shape(snapshot)
+    n = len(texts)
+    scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
+    kept = np.zeros(n, np.int64)
+
+    def run(start, stop, one_filter):
+        kind, mask, listed = _filter_arrays(one_filter)
+        here = query.term_ptr[start : stop + 1]
+        heaps = scores[start:stop], ids[start:stop], kept[start:stop]
+        acc, touched = _borrow(scratch, snapshot)
+        for segment, place in zip(snapshot.segments, query.places, strict=True):
+            k.bm25_search_many(
+                segment, place, here, query.gain, query.bonus, shape, kind, mask, listed,
+                acc, touched, *heaps,
+            )  # fmt: skip
+        k.bm25_finish_many(*heaps)
+        scratch.append((acc, touched))
+
+    if len(filters) > 1:
+        jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
+    else:
+        n_parts = max(1, min(threads, n))
+        edges = [n * i // n_parts for i in range(n_parts + 1)]
+        jobs = [(start, stop, filters[0]) for start, stop in itertools.pairwise(edges)]
+    if threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            run(*job)
+    else:
+        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+            for done in [pool.submit(run, *job) for job in jobs]:
+                done.result()
+    return ids, scores
+
+
+def _borrow(scratch, snapshot):
+    """Accumulators for one thread, all zero, large enough for every segment."""
+    n = max(len(segment.ids) for segment in snapshot.segments)
+    while scratch:
+        try:
+            acc, touched = scratch.pop()
+        except IndexError:  # another thread was faster
+            break
+        if len(acc) >= n:
+            return acc, touched
+    return np.zeros(n), np.empty(n + 1, np.int32)
+
+
+def _filter_arrays(one_filter):
+    """(kind, mask, listed) for the kernel."""
+    if one_filter is None:
+        return k.NO_FILTER, _NO_MASK, _NO_IDS
+    if one_filter.dtype == np.bool_:
+        return k.MASK, one_filter, _NO_IDS
+    return k.LISTED, _NO_MASK, one_filter

@@ -1,0 +1,120 @@
+"""RetrievalPipeline: what is refused, or fails half-way, leaves nothing behind."""
+
+import json
+
+import numpy as np
+import pytest
+from samples_pipeline import DOCUMENTS, MATRIX, small
+
+from llmds_nb import HNSW, RetrievalPipeline
+
+
+def everything(pipeline):
+    arrays, header = pipeline._index.state()
+    return {name: array.tobytes() for name, array in arrays.items()}, json.dumps(header)
+
+
+@pytest.mark.parametrize(
+    "encoder, error",
+    [
+        (lambda texts: 1 / 0, ZeroDivisionError),
+        (lambda texts: np.ones((len(texts) + 1, 2)), ValueError),
+        (lambda texts: np.ones((len(texts), 3)), ValueError),
+        (lambda texts: np.ones(len(texts)), ValueError),
+        (lambda texts: np.full((len(texts), 2), np.nan), ValueError),
+        (lambda texts: ["text"] * len(texts), ValueError),
+        (lambda texts: None, ValueError),
+    ],
+)
+def test_encoder_that_fails_leaves_nothing(encoder, error):
+    pipeline = RetrievalPipeline(encoder=encoder, dim=2)
+    pipeline.add([1, 2], ["red fox", "sea"], [[1, 0], [0, 1]])
+    before = everything(pipeline)
+    with pytest.raises(error):
+        pipeline.add([2, 3], ["new words here", "more"])
+    with pytest.raises(error):
+        pipeline.search("red")
+    assert everything(pipeline) == before
+    assert pipeline.stats().queries == 0
+    pipeline.check()
+
+
+@pytest.mark.parametrize("method", ["add", "remove"])
+def test_half_that_fails_leaves_nothing(monkeypatch, method):
+    pipeline = small()
+    before = everything(pipeline)
+
+    def fail(*args, **kwargs):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(pipeline.dense, method, fail)
+    with pytest.raises(MemoryError):
+        if method == "add":
+            pipeline.add([0, 9], ["changed", "new"], [[1, 1], [1, 2]])
+        else:
+            pipeline.remove([0, 1])
+    monkeypatch.undo()
+    pipeline.check()
+    assert everything(pipeline)[1] == before[1]
+    assert pipeline.get([0, 1]) == DOCUMENTS[:2]
+    assert pipeline.search("fox", k=2, vectors=[1, 0]).ids.tolist() == [0, 3]
+    pipeline.add([0, 9], ["changed", "new"], [[1, 1], [1, 2]])
+    pipeline.remove([0, 1])
+    pipeline.check()
+
+
+BAD = [
+    (lambda p: p.add([1, 1], ["a", "b"], MATRIX[:2]), ValueError, "distinct"),
+    (lambda p: p.add([1], ["a", "b"], MATRIX[:2]), ValueError, "1 entries"),
+    (lambda p: p.add([1, 2], ["a", "b"], MATRIX[:1]), ValueError, "1 entries"),
+    (lambda p: p.add([-1], ["a"], MATRIX[:1]), ValueError, "-1"),
+    (lambda p: p.add([1], [3], MATRIX[:1]), TypeError, "texts must be str"),
+    (lambda p: p.add([1], ["a"], [[1, 2, 3]]), ValueError, r"\[n, 2\]"),
+    (lambda p: p.add([1], ["a"], [[1, np.nan]]), ValueError, "finite"),
+    (lambda p: p.add([1], ["a"]), ValueError, "no encoder"),
+    (lambda p: p.add([1.5], ["a"], MATRIX[:1]), TypeError, "integers"),
+    (lambda p: p.remove([0, 0]), ValueError, "distinct"),
+    (lambda p: p.remove([0, 77]), KeyError, "77"),
+    (lambda p: p.get(77), KeyError, "77"),
+    (lambda p: p.get("a"), TypeError, "ids"),
+    (lambda p: "a" in p, TypeError, "id"),
+    (lambda p: p.search("fox"), ValueError, "no encoder"),
+    (lambda p: p.search("fox", 0, vectors=[1, 0]), ValueError, "k must be >= 1"),
+    (lambda p: p.search("fox", 1.5, vectors=[1, 0]), TypeError, "k must be"),
+    (lambda p: p.search(3, vectors=[1, 0]), TypeError, "queries"),
+    (lambda p: p.search("fox", vectors=[1, 0, 0]), ValueError, r"\[n, 2\]"),
+    (lambda p: p.search("fox", vectors=[np.inf, 0]), ValueError, "finite"),
+    (lambda p: p.search(["fox", "sky"], vectors=[1, 0]), ValueError, "1 entries"),
+    (lambda p: p.search("fox", vectors=[1, 0], fusion="sum"), ValueError, "fusion"),
+    (lambda p: p.search("fox", vectors=[1, 0], weight=1.5), ValueError, "weight"),
+    (lambda p: p.search("fox", vectors=[1, 0], weight=np.nan), ValueError, "weight"),
+    (lambda p: p.search("fox", vectors=[1, 0], threads=0), ValueError, "threads"),
+    (lambda p: p.search("fox", vectors=[1, 0], filter=[-1]), ValueError, "filter"),
+    (lambda p: p.search("fox", vectors=[1, 0], filter=[None, None]), ValueError, "filter"),
+    (lambda p: p.hot_queries(0), ValueError, "k must be"),
+    (lambda p: p.prime(0), ValueError, "k must be"),
+    (lambda p: p.tune_weight(["fox"], []), ValueError, "relevant"),
+    (lambda p: p.tune_weight(["fox"], 3, vectors=[1, 0]), TypeError, "relevant"),
+    (lambda p: p.tune_weight([], []), ValueError, "at least 2"),
+    (lambda p: p.tune_weight(["fox"], [[0]], vectors=[1, 0]), ValueError, "at least 2"),
+    (lambda p: p.tune_weight(["fox"], [{0: -1}], vectors=[1, 0]), ValueError, "gains"),
+    (lambda p: RetrievalPipeline(dim=0), ValueError, "dim"),
+    (lambda p: RetrievalPipeline(dim=3, dense=HNSW(2)), ValueError, "dimension 2"),
+    (lambda p: RetrievalPipeline(dense=p.dense), ValueError, "holds 5 documents"),
+    (lambda p: RetrievalPipeline(sparse=HNSW(2)), TypeError, "InvertedIndex"),
+    (lambda p: RetrievalPipeline(encoder=3), TypeError, "encoder"),
+    (lambda p: RetrievalPipeline(fusion="best"), ValueError, "fusion"),
+    (lambda p: RetrievalPipeline(weight=-0.1), ValueError, "weight"),
+    (lambda p: RetrievalPipeline(cache_tokens=-1), ValueError, "cache_tokens"),
+    (lambda p: RetrievalPipeline(hot_threshold=0), ValueError, "hot_threshold"),
+    (lambda p: RetrievalPipeline(seed=-1), ValueError, "seed"),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input(call, error, message):
+    pipeline = small()
+    before = everything(pipeline)
+    with pytest.raises(error, match=message):
+        call(pipeline)
+    assert everything(pipeline) == before

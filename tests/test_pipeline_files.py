@@ -1,0 +1,95 @@
+"""RetrievalPipeline: save and load, mapped and not, with every kind of encoder, damaged files."""
+
+import numpy as np
+import pytest
+from samples_pipeline import DOCUMENTS, letters, small
+
+from llmds_nb import CorruptFileError, LsaEncoder, RetrievalPipeline, load
+
+
+def test_file_with_lsa(tmp_path):
+    path = tmp_path / "pipeline"
+    encoder = LsaEncoder(3)
+    pipeline = RetrievalPipeline(encoder=encoder, hot_threshold=2, weight=0.4, seed=3)
+    pipeline.add(np.arange(5), DOCUMENTS)
+    assert encoder.fitted
+    pipeline.add([5, 0], ["a red car", "caf\u00e9 \ud800"])
+    for _ in range(3):
+        pipeline.search("red fox")
+    pipeline.save(path)
+    for again in (
+        RetrievalPipeline.load(path),
+        RetrievalPipeline.load(path, mmap=True),
+        load(path, mmap=True, verify=True),
+    ):
+        again.check()
+        assert again.get(np.arange(6)) == pipeline.get(np.arange(6))
+        assert again.hot_queries(5) == [("red fox", 3)]
+        assert (again.weight, again.fusion, len(again)) == (0.4, "convex", 6)
+        for query in ("red sky", "caf\u00e9", "zebra"):
+            expected, found = pipeline.search(query), again.search(query)
+            np.testing.assert_array_equal(found.ids, expected.ids)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        again.add(None, "written after loading")
+        assert again.get(6) == ["written after loading"]
+        again.remove([6, 1])
+        again.check()
+        assert again.prime(1) == 1
+    assert RetrievalPipeline.load(path).get(1) == ["blue sky"]  # the file did not change
+
+
+def test_file_with_a_function(tmp_path):
+    path = tmp_path / "pipeline"
+    pipeline = small(encoder=letters)
+    pipeline.save(path)
+    without = RetrievalPipeline.load(path)
+    with pytest.raises(ValueError, match="give it to load"):
+        without.search("red fox")
+    expected = pipeline.search("red fox")
+    vectors = letters(["red fox"])
+    np.testing.assert_array_equal(without.search("red fox", vectors=vectors[0]).ids, expected.ids)
+    without.save(path)
+    with pytest.raises(ValueError, match="give it to load"):
+        RetrievalPipeline.load(path).add(9, "more")
+    again = RetrievalPipeline.load(path, encoder=letters)
+    np.testing.assert_array_equal(again.search("red fox").ids, expected.ids)
+    with pytest.raises(TypeError, match="encoder"):
+        RetrievalPipeline.load(path, encoder=3)
+
+
+def test_empty_file(tmp_path):
+    RetrievalPipeline(dim=4).save(tmp_path / "empty")
+    pipeline = RetrievalPipeline.load(tmp_path / "empty")
+    assert len(pipeline) == 0 and pipeline.stats().dim == 4
+    pipeline.add(None, "text", np.ones((1, 4)))
+
+
+def test_altered_file(tmp_path):
+    path = tmp_path / "pipeline"
+    small().save(path)
+    data = path.read_bytes()
+    for damaged in (data[:-5], data[:1000], data[:-40] + b"\0" + data[-39:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptFileError):
+            RetrievalPipeline.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, h: a["index/texts/table"].fill(1),
+        lambda a, h: a["index/texts/indptr"].fill(9),
+        lambda a, h: h["index"].update(dim=7),
+        lambda a, h: h["index"]["parts"].update(dense=99),
+        lambda a, h: h["index"]["parts"].pop("sparse"),
+        lambda a, h: h["settings"].update(fusion="none"),
+        lambda a, h: h.pop("sketch"),
+    ],
+)
+def test_state_that_does_not_fit(change):
+    arrays, header = small()._state()
+    header = {"version": 1, **header}
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    change(arrays, header)
+    with pytest.raises(CorruptFileError):
+        RetrievalPipeline._opened("path", "RetrievalPipeline", arrays, header)
