@@ -126,8 +126,7 @@ class AdmissionController:
         -------
         bool[n]
         """
-        if not _checks.passes(tokens, np.int64):  # the kernel looks at the values
-            tokens = _checks.integers(tokens, "tokens", high=k.MOST_TOKENS)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT64, high=k.MOST_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
         with self._lock:
             now = _checks.now_ns(self._clock)

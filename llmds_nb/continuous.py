@@ -245,7 +245,7 @@ class ContinuousBatcher(WaitingRequests):
 
     def _lacking(self, id_) -> int:
         domain = self.cache._domains.get(self._salts[id_], ABSENT)
-        return k.pages_missing(self.cache._s, domain, self._tokens[id_], self.n_running)
+        return k.pages_missing(self.cache._handle, domain, self._tokens[id_], self.n_running)
 
     def _cached(self):
         """What a step's kernels read of the cache, beside the running requests."""
@@ -294,12 +294,8 @@ class ContinuousBatcher(WaitingRequests):
         ValueError
             The sequences are not those of the plan, or a token lacks.
         """
-        ids = seq_ids if _checks.passes(seq_ids, np.int64) else _checks.integers(seq_ids, "seq_ids")
-        sampled = sampled_tokens
-        if not _checks.passes(sampled, np.int32):
-            sampled = _checks.integers(
-                sampled, "sampled_tokens", dtype=np.int32, low=-1, high=_checks.INT32_MAX
-            )
+        ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
+        sampled = _checks.for_kernel(sampled_tokens, "sampled_tokens", _checks.INT32, low=-1)
         _checks.same_length("sampled_tokens", sampled, "seq_ids", ids)
         finished = _mask(finished, ids.size)
         growing, tokens = np.empty(ids.size, np.int64), np.empty(ids.size, np.int32)

@@ -381,16 +381,13 @@ def _priority(priority) -> float:
 
 
 def _items(items) -> np.ndarray:
-    if _checks.passes(items, np.int64):
-        return items
-    return _checks.integers(items, "items", low=_LOWEST)
+    return _checks.for_kernel(items, "items", _checks.INT64, low=_LOWEST)
 
 
 def _pairs(items, priorities):
     """Items and priorities, equally many; the kernel refuses NaN."""
     items = _items(items)
-    if not _checks.passes(priorities, np.float64):
-        priorities = _checks.reals(priorities, "priorities")
+    priorities = _checks.for_kernel(priorities, "priorities", _checks.FLOAT64)
     _checks.same_length("items", items, "priorities", priorities)
     return items, priorities
 

@@ -174,8 +174,7 @@ class Scheduler(WaitingRequests):
         priority, tenant : int or int64[m]
             As for `submit`; one value stands for all.
         """
-        if not _checks.passes(tokens, np.int64):  # the kernel looks at the values
-            tokens = _checks.integers(tokens, "tokens", low=1, high=self._max_tokens)
+        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT64, low=1, high=self._max_tokens)
         m = tokens.size
         if slo_ms is None:
             slo_ns = np.array([self._default_slo_ns])
@@ -377,4 +376,4 @@ class Scheduler(WaitingRequests):
 
 def _ids(ids) -> np.ndarray:
     """Ids as int64[n]; the kernel refuses what is negative, unknown or given twice."""
-    return ids if _checks.passes(ids, np.int64) else _checks.integers(ids, "ids")
+    return _checks.for_kernel(ids, "ids", _checks.INT64)

@@ -76,7 +76,7 @@ class SlowBatcher:
             r = min(self.waiting, key=lambda r: (-r["priority"], self.key(r), r["id"]))
             domain = self.cache._domains.get(r["salt"], ABSENT)
             tokens = self.cache_tokens(r)
-            if pages_missing(self.cache._s, domain, tokens, len(self.running)):
+            if pages_missing(self.cache._handle, domain, tokens, len(self.running)):
                 if not self.running:
                     raise CapacityError
                 break

@@ -30,7 +30,7 @@ from .hashtable import table_find
 from .kv_attach import chain_match
 from .kv_leaves import is_held
 from .kv_pages import domain_missing
-from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING
+from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING, state_at
 from .kv_state import ID as SEQ_ID
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 from .waiting import (
@@ -85,12 +85,13 @@ def step_submit(
 
 
 @kernel
-def pages_missing(cache, domain, tokens, spare):
+def pages_missing(handle, domain, tokens, spare):
     """Pages that lack for `tokens` to be attached with `spare` more left over. O(tokens).
 
     `domain` -1: nothing of that salt was ever attached. Evictable pages count as free, save those
     that the prompt itself shares.
     """
+    cache = state_at(handle)
     size = cache.tok.shape[1]
     n_pages = (tokens.size + size - 1) // size
     matched = np.empty(tokens.size // size, np.int32)
