@@ -9,7 +9,7 @@ import numpy as np
 from . import _checks
 from ._jit import compile_over
 from .heap import check_rows
-from .kernels import waiting
+from .kernels import queue_state, waiting
 from .kernels.bitmap import bitmap_add, bitmap_first
 from .kernels.hashtable import table_find
 from .kernels.rowheap import HANDLE, ROOT
@@ -31,16 +31,16 @@ class Percentiles(NamedTuple):
 
 
 class WaitingRequests:
-    """The queue of kernels/waiting.py with its policy, clock and lock."""
+    """The queue of kernels/queue_state.py with its policy, clock and lock."""
 
     def __init__(self, policy, ms_per_token, aging, default_slo_ms, clock, *, n_meta, width):
         self._keys_of = None
         if callable(policy):
-            self.policy, number = policy, waiting.CUSTOM
+            self.policy, number = policy, queue_state.CUSTOM
             self._keys_of = _key_function(policy)
         else:
-            self.policy = _checks.choice(policy, "policy", waiting.POLICIES)
-            number = waiting.POLICIES.index(policy)
+            self.policy = _checks.choice(policy, "policy", queue_state.POLICIES)
+            number = queue_state.POLICIES.index(policy)
         cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
         rate = _checks.real(aging, "aging", low=0.0, high=1e9)
         self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
@@ -71,7 +71,7 @@ class WaitingRequests:
         """Keys int64[n] by the user's function, or one that no named policy reads."""
         if self._keys_of is None:
             return _NO_KEYS
-        origin = int(self._queue.meta[waiting.ORIGIN])
+        origin = int(self._queue.meta[queue_state.ORIGIN])
         n = tokens.size
         arrival = np.broadcast_to((np.asarray(arrival_ns) - origin) / 1e6, n).copy()
         deadline = np.broadcast_to((np.asarray(deadline_ns) - origin) / 1e6, n).copy()
@@ -86,10 +86,10 @@ class WaitingRequests:
         return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
 
     def _arrival(self, now) -> int:
-        return max(now, int(self._queue.meta[waiting.NOW]))
+        return max(now, int(self._queue.meta[queue_state.NOW]))
 
     def _absent(self, id_):
-        known = id_ < self._queue.meta[waiting.NEXT_ID]
+        known = id_ < self._queue.meta[queue_state.NEXT_ID]
         return KeyError(f"request {id_} {'has ended already' if known else 'is unknown'}")
 
     @property
@@ -99,12 +99,12 @@ class WaitingRequests:
     @property
     def n_waiting(self) -> int:
         """Requests that wait."""
-        return int(self._queue.meta[waiting.WAITING])
+        return int(self._queue.meta[queue_state.WAITING])
 
     @property
     def n_running(self) -> int:
         """Requests that run: handed out or admitted, and not ended."""
-        return int(self._queue.meta[waiting.RUNNING])
+        return int(self._queue.meta[queue_state.RUNNING])
 
     @property
     def nbytes(self) -> int:
@@ -157,64 +157,64 @@ def request_priorities(priorities) -> np.ndarray:
 
 
 def check_queue(queue) -> None:
-    """Assert the invariants of a Queue (kernels/waiting.py). O(n)."""
+    """Assert the invariants of a Queue (kernels/queue_state.py). O(n)."""
     meta, request, line, table, _tenants = queue
-    rows, pos, bits = waiting.line_parts(line, len(request))
+    rows, pos, bits = queue_state.line_parts(line, len(request))
     check_rows(rows, pos)
-    state = request[:, waiting.STATE]
-    waits = np.flatnonzero(state == waiting.IS_WAITING)
-    runs = np.flatnonzero(state == waiting.IS_RUNNING)
-    assert meta[waiting.RUNNING] == runs.size
-    assert meta[waiting.WAITING_TOKENS] == request[waits, waiting.TOKENS].sum()
-    assert meta[waiting.WAITING] == waits.size
+    state = request[:, queue_state.STATE]
+    waits = np.flatnonzero(state == queue_state.IS_WAITING)
+    runs = np.flatnonzero(state == queue_state.IS_RUNNING)
+    assert meta[queue_state.RUNNING] == runs.size
+    assert meta[queue_state.WAITING_TOKENS] == request[waits, queue_state.TOKENS].sum()
+    assert meta[queue_state.WAITING] == waits.size
     live = np.concatenate([waits, runs])
-    assert all(table_find(table, request[slot, waiting.ID]) == slot for slot in live)
+    assert all(table_find(table, request[slot, queue_state.ID]) == slot for slot in live)
     assert np.count_nonzero(table[:, 1] != ABSENT) == live.size
-    assert (state[meta[waiting.FRESH] :] == waiting.FREE).all()
-    assert (np.diff(request[: meta[waiting.FRESH], waiting.ID]) > 0).all()
+    assert (state[meta[queue_state.FRESH] :] == queue_state.FREE).all()
+    assert (np.diff(request[: meta[queue_state.FRESH], queue_state.ID]) > 0).all()
     expected = np.zeros_like(bits)
     for slot in waits.tolist():
         bitmap_add(expected, len(request), slot)
     assert np.array_equal(bits, expected)
     assert waits.size == 0 or bitmap_first(bits, len(request)) == waits[0]
     entries = rows[ROOT : ROOT + rows[0, 0]]
-    if meta[waiting.POLICY] == waiting.FAIR:
+    if meta[queue_state.POLICY] == queue_state.FAIR:
         assert len(entries) == 0
         _check_tenants(queue, waits)
         return
     assert sorted((entries[:, 1] & HANDLE).tolist()) == waits.tolist()
     for entry in entries.tolist():
         slot = entry[1] & int(HANDLE)
-        priority, key = request[slot, waiting.PRIORITY], request[slot, waiting.KEY]
-        assert tuple(entry) == waiting.order_of(priority, key, slot)
+        priority, key = request[slot, queue_state.PRIORITY], request[slot, queue_state.KEY]
+        assert tuple(entry) == queue_state.order_of(priority, key, slot)
         assert waiting.waiting_key(meta, request, slot) == key
 
 
 def _check_tenants(queue, waits):
     request, tenants, seen = queue.request, queue.tenants, []
-    own, table = waiting.tenant_parts(tenants)
-    order, order_pos, floor, floor_pos = waiting.tenant_heaps(tenants)
+    own, table = queue_state.tenant_parts(tenants)
+    order, order_pos, floor, floor_pos = queue_state.tenant_heaps(tenants)
     check_rows(order, order_pos)
     check_rows(floor, floor_pos)
-    for number in range(tenants[waiting.N_TENANTS]):
+    for number in range(tenants[queue_state.N_TENANTS]):
         name, counter, root, size = own[number]
         assert table_find(table, name) == number
         members, stack = [], [(root, ABSENT)] if size else []
         while stack:
             slot, up = stack.pop()
             row = request[slot]
-            assert row[waiting.UP] == up and row[waiting.TENANT] == number
+            assert row[queue_state.UP] == up and row[queue_state.TENANT] == number
             members.append(slot)
-            children = [row[waiting.LEFT], row[waiting.RIGHT]]
-            ranks = [request[c, waiting.RANK] if c != ABSENT else 0 for c in children]
-            assert ranks[0] >= ranks[1] == row[waiting.RANK] - 1
+            children = [row[queue_state.LEFT], row[queue_state.RIGHT]]
+            ranks = [request[c, queue_state.RANK] if c != ABSENT else 0 for c in children]
+            assert ranks[0] >= ranks[1] == row[queue_state.RANK] - 1
             stack += [(child, slot) for child in children if child != ABSENT]
         assert len(members) == size and (size or root == ABSENT)
         assert (order_pos[number] > 0) == (floor_pos[number] > 0) == (size > 0)
         if size:
-            first = min(members, key=lambda slot: (-request[slot, waiting.PRIORITY], slot))
+            first = min(members, key=lambda slot: (-request[slot, queue_state.PRIORITY], slot))
             assert first == root
-            expected = waiting.order_of(request[root, waiting.PRIORITY], counter, number)
+            expected = queue_state.order_of(request[root, queue_state.PRIORITY], counter, number)
             assert tuple(order[order_pos[number]].tolist()) == expected
             assert floor[floor_pos[number]].tolist() == [counter, number]
         seen += members

@@ -15,7 +15,7 @@ from ._waiting import (
 )
 from .errors import CapacityError
 from .kernels import continuous as k
-from .kernels import waiting
+from .kernels import queue_state, waiting
 from .kernels.hashtable import table_find, table_find_many
 from .kernels.status import ABSENT, INVALID, PRESENT
 from .kv_cache import KVCache
@@ -197,7 +197,7 @@ class ContinuousBatcher(WaitingRequests):
 
     def _make_room(self, m, n_tenants):
         running = self._running[: self.n_running]
-        ids = self._queue.request[running, waiting.ID]
+        ids = self._queue.request[running, queue_state.ID]
         super()._make_room(m, n_tenants)
         table_find_many(self._queue.table, ids, running)  # the slots may be others now
 
@@ -230,7 +230,7 @@ class ContinuousBatcher(WaitingRequests):
         meta, request, line, _, tenants = self._queue
         while budget > 0 and self.n_waiting and self.n_running < self.max_running:
             slot = waiting.waiting_first(meta, request, line, tenants)
-            id_ = int(request[slot, waiting.ID])
+            id_ = int(request[slot, queue_state.ID])
             lacking = self._lacking(id_)
             if lacking and not self.n_running:
                 raise CapacityError(
@@ -400,8 +400,8 @@ class ContinuousBatcher(WaitingRequests):
         tally, first, whole = self._counts(k.FIRST, k.WINDOW, *rings)
         steps = tally[k.STEPS]
         return ContinuousStats(
-            waiting=tally[waiting.WAITING],
-            running=tally[waiting.RUNNING],
+            waiting=tally[queue_state.WAITING],
+            running=tally[queue_state.RUNNING],
             submitted=tally[k.SUBMITTED],
             finished=tally[k.FINISHED],
             cancelled=tally[k.CANCELLED],
@@ -422,22 +422,22 @@ class ContinuousBatcher(WaitingRequests):
         queue, tally = self._queue, self._queue.meta
         check_queue(queue)
         slots = self._running[: self.n_running]
-        runs = np.flatnonzero(queue.request[:, waiting.STATE] == waiting.IS_RUNNING)
+        runs = np.flatnonzero(queue.request[:, queue_state.STATE] == queue_state.IS_RUNNING)
         assert sorted(slots.tolist()) == runs.tolist()
         rows = queue.request[slots]
         assert (rows[:, k.COMPUTED] + rows[:, k.PLANNED] <= rows[:, k.LENGTH]).all()
         assert (rows[:, k.COMPUTED] < rows[:, k.LENGTH]).all()
         assert (rows[:, k.GENERATED] < rows[:, k.MAX_NEW]).all()
         for row in rows:
-            assert self.cache.length(int(row[waiting.ID])) == row[k.LENGTH]
-            assert row[k.LENGTH] == row[waiting.TOKENS] + row[k.GENERATED]
+            assert self.cache.length(int(row[queue_state.ID])) == row[k.LENGTH]
+            assert row[k.LENGTH] == row[queue_state.TOKENS] + row[k.GENERATED]
         for id_, tokens in self._tokens.items():
             row = queue.request[table_find(queue.table, id_)]
-            assert row[waiting.STATE] == waiting.IS_WAITING
-            assert tokens.size == row[k.LENGTH] == row[waiting.TOKENS] + row[k.GENERATED]
+            assert row[queue_state.STATE] == queue_state.IS_WAITING
+            assert tokens.size == row[k.LENGTH] == row[queue_state.TOKENS] + row[k.GENERATED]
         assert len(self._tokens) == self.n_waiting and len(self._salts) == len(self)
         ended = tally[k.FINISHED] + tally[k.CANCELLED]
-        assert tally[k.SUBMITTED] == queue.meta[waiting.NEXT_ID] == len(self) + ended
+        assert tally[k.SUBMITTED] == queue.meta[queue_state.NEXT_ID] == len(self) + ended
 
     @staticmethod
     def _warmup() -> None:

@@ -19,7 +19,7 @@ from ._waiting import (
     request_terms,
 )
 from .kernels import batching as k
-from .kernels import waiting
+from .kernels import queue_state, waiting
 from .kernels.status import ABSENT, FULL, INVALID, OK
 
 
@@ -131,7 +131,13 @@ class Scheduler(WaitingRequests):
         if max_batch_tokens is not None:
             limit = _checks.integer(max_batch_tokens, "max_batch_tokens", low=1, high=MAX_TOKENS)
         super().__init__(
-            policy, ms_per_token, aging, default_slo_ms, clock, n_meta=k.N_META, width=waiting.WIDTH
+            policy,
+            ms_per_token,
+            aging,
+            default_slo_ms,
+            clock,
+            n_meta=k.N_META,
+            width=queue_state.WIDTH,
         )
         self._max_tokens = limit or MAX_TOKENS
         meta = self._queue.meta
@@ -213,7 +219,7 @@ class Scheduler(WaitingRequests):
         with self._lock:
             now = _checks.now_ns(self._clock)
             meta, request, line, _, tenants = self._queue
-            room = min(meta.item(waiting.WAITING), self._max_size)
+            room = min(meta.item(queue_state.WAITING), self._max_size)
             ids, tokens = np.empty(room, np.int64), np.empty(room, np.int64)
             size = k.batch_get(meta, request, line, tenants, now, demand, ids, tokens)
         if size < room:
@@ -257,7 +263,7 @@ class Scheduler(WaitingRequests):
         slots = np.empty(ids.size, np.int64)
         request = self._queue.request
         self._accept(ids, *waiting.requests_find(request, self._queue.table, ids, 0, slots))
-        columns = (waiting.ARRIVAL_NS, waiting.DEADLINE_NS, waiting.TENANT)
+        columns = (queue_state.ARRIVAL_NS, queue_state.DEADLINE_NS, queue_state.TENANT)
         return self._keys(tokens, *(request[slots, column] for column in columns))
 
     def complete(self, ids) -> None:
@@ -303,7 +309,7 @@ class Scheduler(WaitingRequests):
             raise ValueError(f"ids must be >= 0, not {ids[j]}")
         if status == ABSENT:
             raise self._absent(ids[j])
-        if status == waiting.REPEATED:
+        if status == queue_state.REPEATED:
             raise ValueError(f"ids must be distinct, but {ids[j]} stands twice")
         raise ValueError(f"request {ids[j]} is waiting, not running")
 
@@ -327,9 +333,9 @@ class Scheduler(WaitingRequests):
         batches = tally[k.BATCHES]
         mean = tally[k.BATCHED] / batches if batches else math.nan
         return SchedulerStats(
-            waiting=tally[waiting.WAITING],
-            running=tally[waiting.RUNNING],
-            waiting_tokens=tally[waiting.WAITING_TOKENS],
+            waiting=tally[queue_state.WAITING],
+            running=tally[queue_state.RUNNING],
+            waiting_tokens=tally[queue_state.WAITING_TOKENS],
             submitted=tally[k.SUBMITTED],
             completed=tally[k.COMPLETED],
             cancelled=tally[k.CANCELLED],
@@ -348,16 +354,16 @@ class Scheduler(WaitingRequests):
         )
 
     def check(self) -> None:
-        """Assert every invariant written in kernels/waiting.py and kernels/batching.py. O(n)."""
+        """Assert every invariant in kernels/queue_state.py and kernels/batching.py. O(n)."""
         queue, tally = self._queue, self._queue.meta
         check_queue(queue)
         ended = tally[k.COMPLETED] + tally[k.CANCELLED]
-        assert tally[k.SUBMITTED] == queue.meta[waiting.NEXT_ID]
+        assert tally[k.SUBMITTED] == queue.meta[queue_state.NEXT_ID]
         assert tally[k.SUBMITTED] == len(self) + self.n_running + ended
         assert tally[k.BATCHES] == tally[k.BY_FULL : k.BY_FORCE + 1].sum()
-        live = queue.request[queue.request[:, waiting.STATE] != waiting.FREE]
-        assert (live[:, waiting.TOKENS] >= 1).all()
-        assert (live[:, waiting.TOKENS] <= self._max_tokens).all()
+        live = queue.request[queue.request[:, queue_state.STATE] != queue_state.FREE]
+        assert (live[:, queue_state.TOKENS] >= 1).all()
+        assert (live[:, queue_state.TOKENS] <= self._max_tokens).all()
 
     @staticmethod
     def _warmup() -> None:

@@ -1,6 +1,6 @@
 """Micro-batches of waiting requests: when one is released, and what is in it.
 
-State: a `Queue` (see waiting), whose `meta` goes on with
+State: a `Queue` (see queue_state), whose `meta` goes on with
 
     MAX_SIZE requests and MAX_TOKENS (0: no limit) in a batch; LARGEST, tokens in a request;
     MAX_WAIT_NS
@@ -18,9 +18,7 @@ import numpy as np
 
 from .._jit import kernel, prefetch
 from .bitmap import bitmap_discard
-from .rowheap import HANDLE, ROOT, rows_pop
-from .status import ABSENT, FULL, INVALID, OK
-from .waiting import (
+from .queue_state import (
     ARRIVAL_NS,
     DEADLINE_NS,
     FAIR,
@@ -37,15 +35,21 @@ from .waiting import (
     TOKENS,
     WAITING,
     WAITING_TOKENS,
-    clock_advance,
     line_parts,
+)
+from .rowheap import HANDLE, ROOT, rows_pop
+from .status import ABSENT, FULL, INVALID, OK
+from .tenants import (
+    tenants_number,
+)
+from .waiting import (
+    clock_advance,
     request_end,
     request_new,
     request_requeue,
     request_resize,
     request_start,
     requests_find,
-    tenants_number,
     waiting_first,
     waiting_oldest,
 )

@@ -1,7 +1,7 @@
 """Iteration-level batches over a KV cache: who computes how many tokens in the next step.
 
-State: a `Queue` (see waiting), whose rows have the further columns below and whose `meta` goes on
-with
+State: a `Queue` (see queue_state), whose rows have the further columns below and whose `meta` goes
+on with
 
     the counts from SUBMITTED to RECOMPUTED_TOKENS, since the start
     two rings of WINDOW places, the last times to the first token (FIRST) and whole latencies
@@ -32,8 +32,7 @@ from .kv_leaves import is_held
 from .kv_pages import domain_missing
 from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING, state_at
 from .kv_state import ID as SEQ_ID
-from .status import ABSENT, FULL, INVALID, OK, PRESENT
-from .waiting import (
+from .queue_state import (
     ARRIVAL_NS,
     CHARGED,
     DEADLINE_NS,
@@ -49,12 +48,17 @@ from .waiting import (
     TOKENS,
     WAITING,
     WIDTH,
+)
+from .status import ABSENT, FULL, INVALID, OK, PRESENT
+from .tenants import (
+    tenant_charge,
+)
+from .waiting import (
     clock_advance,
     request_end,
     request_new,
     request_requeue,
     request_start,
-    tenant_charge,
 )
 
 HOT = (WIDTH + 7) & -8  # what every step reads begins with a cache line

@@ -1,41 +1,55 @@
-"""The requests of a scheduler and the queue of those that wait, in a policy's order.
-
-State (C = capacity in requests, T = capacity in tenants), together a `Queue`:
-
-    meta     int64[>= META]     the counts named below, then what the owner keeps
-    request  int64[C, >= WIDTH] a row (its number is the request's slot) of the columns below
-    line     int64[.]           two parts: rows, pos, a row heap of C slots (see rowheap), and bits,
-                                a set of slots (see bitmap)
-    table    int64[., 2]        from id to slot
-    tenants  int64[.]           empty, or under the policy FAIR the parts named at `tenant_parts`
-
-Ids count up from 0 and slots are given out in that order, so the order of slots is the order of
-arrival. `bits` holds the WAITING slots: the smallest has waited longest, and nothing scans the
-queue. A slot is given out once; when all were, `queue_move` closes the gaps: O(C), for at least
-C / 2 requests. Requests that leave the queue (they run) keep their id and slot and so, when they
-come back, their place.
-
-`rows` orders the WAITING slots by (priority, KEY, slot), see `order_of`, whatever the policy makes
-the KEY of. FAIR leaves it empty: it serves the tenant with the lowest counter of tokens taken
-(Virtual Token Counter, Sheng et al. 2024, arXiv:2401.00588), of equal ones the tenant that came
-first; a tenant without waiting requests is lifted, when one comes, to the lowest counter among
-those that have some. The waiting requests of a tenant are a leftist heap over (priority, slot),
-linked through UP, LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two
-children, the right one's, so the way down the right is never longer than log2 n.
-
-Invariants: those of the row heaps and the bitmap; rows holds exactly the WAITING slots or, under
-FAIR, the leftist heaps do; table maps the ids of all slots that are not FREE; slots from FRESH on
-are FREE; ids rise with slots; WAITING, RUNNING and WAITING_TOKENS count what they say; a tenant is
-in both tenant heaps exactly while its SIZE > 0, under its present COUNTER; no counter ever falls.
-"""
-
-from typing import NamedTuple
+"""Requests that wait, run and leave, in a policy's order (kernels/queue_state.py)."""
 
 import numpy as np
 
 from .._jit import kernel
 from .bitmap import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
-from .hashtable import empty_table, table_find, table_rehash, table_remove, table_set
+from .hashtable import empty_table, table_find, table_remove, table_set
+from .queue_state import (
+    AGING,
+    AGING_COST,
+    AGING_RATE,
+    ARRIVAL_NS,
+    CHARGED,
+    COUNTER,
+    CUSTOM,
+    DEADLINE_NS,
+    FAIR,
+    FREE,
+    FRESH,
+    ID,
+    IS_RUNNING,
+    IS_WAITING,
+    KEY,
+    LAST_TENANT,
+    LEFT,
+    N_TENANTS,
+    NEXT_ID,
+    NOW,
+    ORIGIN,
+    POLICY,
+    PRIORITY,
+    REPEATED,
+    RIGHT,
+    ROOT_SLOT,
+    RUNNING,
+    SHORTEST,
+    SLO,
+    STARTED_NS,
+    STATE,
+    T_CAPACITY,
+    TENANT,
+    TOKENS,
+    UP,
+    WAITING,
+    WAITING_TOKENS,
+    Queue,
+    line_parts,
+    order_of,
+    tenant_heaps,
+    tenant_parts,
+    tenant_table_start,
+)
 from .rowheap import (
     HANDLE,
     MAX_HANDLES,
@@ -43,37 +57,13 @@ from .rowheap import (
     aligned,
     ordered_bits,
     rows_insert,
-    rows_parts,
     rows_put,
     rows_rekey,
     rows_remove,
     rows_words,
 )
 from .status import ABSENT, FULL, INVALID, OK
-
-POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
-FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
-
-(NEXT_ID, NOW, ORIGIN, POLICY, AGING_COST, AGING_RATE, FRESH, WAITING, RUNNING, WAITING_TOKENS,
- LAST_TENANT, META) = range(12)  # fmt: skip
-(ID, STATE, TOKENS, ARRIVAL_NS, STARTED_NS, PRIORITY, KEY, DEADLINE_NS, TENANT, CHARGED, UP,
- LEFT, RIGHT, RANK, WIDTH) = range(15)  # fmt: skip
-FREE, IS_WAITING, IS_RUNNING = range(3)
-NAME, COUNTER, ROOT_SLOT, SIZE = range(4)
-T_CAPACITY, N_TENANTS, T_HEADER = 0, 1, 8
-_HALF = np.int64(2**31)
-_LOWEST = np.int64(-(2**63))
-REPEATED = -5  # an id stands twice
-
-
-class Queue(NamedTuple):
-    """The arrays of the module docstring."""
-
-    meta: np.ndarray
-    request: np.ndarray
-    line: np.ndarray
-    table: np.ndarray
-    tenants: np.ndarray
+from .tenants import tenant_enter, tenant_leave, tenant_number, tenants_move
 
 
 def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
@@ -121,45 +111,6 @@ def with_room(queue, m, n_tenants):
     return queue
 
 
-@kernel(inline=True)
-def line_parts(line, capacity):
-    """The arrays rows, pos and bits of the line. O(1)."""
-    rows, pos = rows_parts(line, 0, capacity)
-    return rows, pos, line[rows_words(capacity) :]
-
-
-@kernel(inline=True)
-def tenant_table_start(capacity):
-    """Where among the tenants' words the table begins. O(1)."""
-    return T_HEADER + 2 * rows_words(capacity) + 4 * capacity
-
-
-@kernel(inline=True)
-def tenant_parts(tenants):
-    """A row (NAME, COUNTER, ROOT_SLOT, SIZE) per tenant, int64[T, 4]; the table by name. O(1)."""
-    capacity = tenants[T_CAPACITY]
-    start = tenant_table_start(capacity)
-    rows = tenants[start - 4 * capacity : start].reshape((capacity, 4))
-    return rows, tenants[start:].reshape(((tenants.size - start) // 2, 2))
-
-
-@kernel(inline=True)
-def tenant_heaps(tenants):
-    """Two row heaps of tenants with waiting requests: the next first, the lowest counter first."""
-    capacity = tenants[T_CAPACITY]
-    order, order_pos = rows_parts(tenants, T_HEADER, capacity)
-    floor, floor_pos = rows_parts(tenants, T_HEADER + rows_words(capacity), capacity)
-    return order, order_pos, floor, floor_pos
-
-
-@kernel(inline=True)
-def order_of(priority, key, handle):
-    """(high, low) of a row heap: the higher priority, the smaller key, the smaller handle. O(1)."""
-    unsigned = key ^ _LOWEST
-    high = (~priority << 32) | ((unsigned >> 32) & HANDLE)
-    return high, (((unsigned & HANDLE) - _HALF) << 32) | handle
-
-
 @kernel
 def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
     """Take the live requests over into empty arrays, without gaps. O(C)."""
@@ -195,185 +146,6 @@ def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
 
 
 @kernel(borrow=True)
-def tenants_move(tenants, new):
-    """Take the tenants over into empty arrays of a larger capacity. O(T)."""
-    own, table = tenant_parts(tenants)
-    new_own, new_table = tenant_parts(new)
-    n = tenants[N_TENANTS]
-    new[N_TENANTS] = n
-    for number in range(n):
-        for column in range(4):
-            new_own[number, column] = own[number, column]
-    table_rehash(table, new_table)
-    order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
-    new_order, new_order_pos, new_floor, new_floor_pos = tenant_heaps(new)
-    new_order[0, 0] = order[0, 0]
-    new_floor[0, 0] = floor[0, 0]
-    for i in range(ROOT, ROOT + order[0, 0]):
-        rows_put(new_order, new_order_pos, i, order[i, 0], order[i, 1])
-        rows_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
-
-
-@kernel(internal=True, borrow=True)
-def _rank(request, slot):
-    return 0 if slot == ABSENT else request[slot, RANK]
-
-
-@kernel(internal=True, borrow=True)
-def _lean_left(request, slot):
-    """Put the child of higher rank left; whether the rank of `slot` changed. O(1)."""
-    row = request[slot]
-    left, right = _rank(request, row[LEFT]), _rank(request, row[RIGHT])
-    if left < right:
-        row[LEFT], row[RIGHT] = row[RIGHT], row[LEFT]
-    changed = row[RANK] != min(left, right) + 1
-    row[RANK] = min(left, right) + 1
-    return changed
-
-
-@kernel(internal=True, borrow=True)
-def _goes_first(request, a, b):
-    if request[a, PRIORITY] != request[b, PRIORITY]:
-        return request[a, PRIORITY] > request[b, PRIORITY]
-    return a < b
-
-
-@kernel(internal=True, borrow=True)
-def _meld(request, a, b):
-    """Join two leftist heaps, either may be -1; return the root, whose UP is unset. O(log n)."""
-    if a == ABSENT:
-        return b
-    if b == ABSENT:
-        return a
-    if _goes_first(request, b, a):
-        a, b = b, a
-    node = a
-    while True:  # b belongs somewhere on the right spine below node
-        right = request[node, RIGHT]
-        if right == ABSENT or _goes_first(request, b, right):
-            request[node, RIGHT] = b
-            request[b, UP] = node
-            if right == ABSENT:
-                break
-            b, right = right, b
-        node = right
-    while True:
-        _lean_left(request, node)
-        if node == a:
-            return a
-        node = request[node, UP]
-
-
-@kernel(internal=True, borrow=True)
-def _cut(request, root, slot):
-    """Take `slot` out of the leftist heap under `root`; return the new root. O(log n)."""
-    below = _meld(request, request[slot, LEFT], request[slot, RIGHT])
-    up = ABSENT if slot == root else request[slot, UP]
-    if below != ABSENT:
-        request[below, UP] = up
-    if slot == root:
-        return below
-    side = LEFT if request[up, LEFT] == slot else RIGHT
-    request[up, side] = below
-    while _lean_left(request, up) and up != root:
-        up = request[up, UP]
-    return root
-
-
-@kernel(internal=True, borrow=True)
-def _tenant_number(tenants, name):
-    """Number of a tenant, given now if it is new; FULL where there is no room. O(1)."""
-    own, table = tenant_parts(tenants)
-    number = table_find(table, name)
-    if number == ABSENT:
-        number = tenants[N_TENANTS]
-        if number == tenants[T_CAPACITY]:
-            return np.int64(FULL)
-        tenants[N_TENANTS] = number + 1
-        table_set(table, name, number)
-        own[number, NAME] = name
-    return number
-
-
-@kernel(internal=True, borrow=True)
-def tenants_number(tenants, names):
-    """Number all tenants; FULL where there is no room for one. O(m)."""
-    for j in range(names.size):
-        if _tenant_number(tenants, names[j]) == FULL:
-            return FULL
-    return OK
-
-
-@kernel(internal=True, borrow=True)
-def _tenant_reorder(request, tenants, number):
-    """Set a tenant's rows to its root and counter. O(log T)."""
-    own, _table = tenant_parts(tenants)
-    order, order_pos, floor, floor_pos = tenant_heaps(tenants)
-    row = own[number]
-    place = np.int64(order_pos[number])
-    if row[SIZE] == 0:
-        if place > 0:
-            rows_remove(order, order_pos, place)
-            rows_remove(floor, floor_pos, np.int64(floor_pos[number]))
-        return
-    high, low = order_of(request[row[ROOT_SLOT], PRIORITY], row[COUNTER], number)
-    if place > 0:
-        rows_rekey(order, order_pos, place, high, low)
-        rows_rekey(floor, floor_pos, np.int64(floor_pos[number]), row[COUNTER], number)
-    else:
-        rows_insert(order, order_pos, high, low)
-        rows_insert(floor, floor_pos, row[COUNTER], number)
-
-
-@kernel(internal=True, borrow=True)
-def tenant_charge(request, tenants, number, tokens):
-    """Add to a tenant's counter. O(log T)."""
-    own, _table = tenant_parts(tenants)
-    own[number, COUNTER] += tokens
-    if own[number, SIZE] > 0:
-        _tenant_reorder(request, tenants, number)
-
-
-@kernel(internal=True, borrow=True)
-def _tenant_enter(meta, request, tenants, slot):
-    own, _table = tenant_parts(tenants)
-    number = request[slot, TENANT]
-    row = own[number]
-    if row[SIZE] == 0:
-        _order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
-        if floor[0, 0] > 0:
-            row[COUNTER] = max(row[COUNTER], floor[ROOT, 0])
-        elif meta[LAST_TENANT] != ABSENT:
-            row[COUNTER] = max(row[COUNTER], own[meta[LAST_TENANT], COUNTER])
-    request[slot, LEFT] = ABSENT
-    request[slot, RIGHT] = ABSENT
-    request[slot, RANK] = 1
-    row[SIZE] += 1
-    old = row[ROOT_SLOT]
-    row[ROOT_SLOT] = _meld(request, old, slot)
-    request[row[ROOT_SLOT], UP] = ABSENT
-    if row[ROOT_SLOT] != old:
-        _tenant_reorder(request, tenants, number)
-
-
-@kernel(internal=True, borrow=True)
-def _tenant_leave(meta, request, tenants, slot):
-    own, _table = tenant_parts(tenants)
-    number = request[slot, TENANT]
-    row = own[number]
-    row[SIZE] -= 1
-    old = row[ROOT_SLOT]
-    row[ROOT_SLOT] = _cut(request, old, slot)
-    request[slot, UP] = ABSENT
-    request[slot, LEFT] = ABSENT
-    request[slot, RIGHT] = ABSENT
-    if row[ROOT_SLOT] != old:
-        _tenant_reorder(request, tenants, number)
-    if row[SIZE] == 0:
-        meta[LAST_TENANT] = number
-
-
-@kernel(borrow=True)
 def waiting_key(meta, request, slot):
     """What the policy orders a request by, within its priority; smaller goes first. O(1)."""
     row = request[slot]
@@ -399,7 +171,7 @@ def waiting_enter(meta, request, line, tenants, slot):
     meta[WAITING_TOKENS] += row[TOKENS]
     bitmap_add(bits, request.shape[0], slot)
     if meta[POLICY] == FAIR:
-        _tenant_enter(meta, request, tenants, slot)
+        tenant_enter(meta, request, tenants, slot)
     else:
         high, low = order_of(row[PRIORITY], row[KEY], slot)
         rows_insert(rows, pos, high, low)
@@ -413,7 +185,7 @@ def waiting_leave(meta, request, line, tenants, slot):
     meta[WAITING_TOKENS] -= request[slot, TOKENS]
     bitmap_discard(bits, request.shape[0], slot)
     if meta[POLICY] == FAIR:
-        _tenant_leave(meta, request, tenants, slot)
+        tenant_leave(meta, request, tenants, slot)
     else:
         rows_remove(rows, pos, np.int64(pos[slot]))
 
@@ -467,7 +239,7 @@ def request_new(meta, request, line, table, tenants, now, tokens, deadline, prio
     if slot == request.shape[0]:
         return np.int64(FULL)
     if meta[POLICY] == FAIR:
-        tenant = _tenant_number(tenants, tenant)
+        tenant = tenant_number(tenants, tenant)
         if tenant == FULL:
             return np.int64(FULL)
     meta[FRESH] = slot + 1
