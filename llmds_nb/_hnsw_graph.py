@@ -2,14 +2,14 @@
 
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
 from ._hnsw_codes import Coding
 from .kernels import hnsw_build as k
-from .kernels.hnsw import BLOCK_BITS
+from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
@@ -42,6 +42,18 @@ class Snapshot:
     n_upper: int = 0
     entry: int = ABSENT
     top: int = -1
+    handle: np.ndarray | None = field(init=False, compare=False)  # None if empty
+
+    def __post_init__(self):
+        handle = None
+        if self.n:
+            coding = self.coding
+            state = HNSWState(
+                *(getattr(self, name) for name in HNSWState._fields[:-2]),
+                coding.basis, coding.offset,
+            )  # fmt: skip
+            handle = handle_of(state, coding.step, self.n, self.entry, self.top)
+        object.__setattr__(self, "handle", handle)
 
     @property
     def graph(self) -> tuple:

@@ -30,6 +30,26 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
     return mask, len(slots)
 
 
+def search_one(snapshot, form, query, count, ef):
+    """(ids, distances) of one float32[dim] query, unchecked, among all that live.
+
+    Or None: where the graph is not the way, or the query deserves a closer look.
+    """
+    n_live, n = snapshot.n_live, snapshot.n
+    if count > n_live or form.codes_only:
+        return None
+    ef = min(max(ef, count), n)
+    if n_live * n_live <= SCAN_FACTOR * ef * n:
+        return None
+    ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
+    bad = k.hnsw_search_many(
+        snapshot.handle, snapshot.rows, snapshot.vectors, form.kernel_metric, query, query, ef,
+        _rerank(snapshot.coding.kind, count), _ALL if n_live == n else snapshot.live, True, count,
+        ids, distances,
+    )  # fmt: skip
+    return (ids, distances) if bad < 0 else None
+
+
 def search(snapshot, form, queries, count, ef, masks, exact, threads):
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 
@@ -52,12 +72,10 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
                 snapshot.n, ids[part], distances[part],
             )  # fmt: skip
         else:
-            coding = snapshot.coding
             k.hnsw_search_many(
-                queries[part], finals[part], ef, _rerank(coding.kind, count), metric,
-                coding.basis, coding.offset, coding.step, snapshot.rows, snapshot.vectors,
-                snapshot.factors, snapshot.ids, *snapshot.graph, snapshot.upper, mask,
-                snapshot.n, snapshot.entry, snapshot.top, ids[part], distances[part],
+                snapshot.handle, snapshot.rows, snapshot.vectors, metric, queries[part].ravel(),
+                finals[part].ravel(), ef, _rerank(snapshot.coding.kind, count), mask, False, count,
+                ids[part].ravel(), distances[part].ravel(),
             )  # fmt: skip
 
     if len(masks) == 1:

@@ -10,7 +10,6 @@ from .kernels.distance import COSINE, IP, L2
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
 STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
 _MAX_NORM = 1e18  # its square, times four, is a float32
-_MIN_SQUARE, _MAX_SQUARE = 1e-30, 1e35  # lengths well within the limits, from a float32 product
 
 
 class VectorForm:
@@ -59,12 +58,6 @@ class VectorForm:
         """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
         array = np.asarray(values)
         single = array.ndim == 1 and array.size > 0
-        if single and array.dtype == np.float32 and array.size == self.dim and array.flags.carray:
-            # The common call, without the door's full price: one product refuses NaN, too.
-            with np.errstate(over="ignore", invalid="ignore"):
-                square = array.dot(array)
-            if _MIN_SQUARE <= square <= _MAX_SQUARE:
-                return array[None, :], True
         array = _checks.vectors(array, self.dim, "queries")
         self.lengths(array, "queries")
         return array, single

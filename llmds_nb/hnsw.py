@@ -21,6 +21,7 @@ from .kernels.status import ABSENT
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+_FLOAT32 = np.dtype(np.float32)
 _MIN_DEAD = 64  # removed slots that are never worth a rebuild
 
 
@@ -292,6 +293,21 @@ class HNSW(Stored):
             ids int64 and distances float32, [k] for one query, [n, k] for a batch; nearest first,
             equal distances by smaller id; missing places hold -1 and +inf.
         """
+        if (
+            type(queries) is np.ndarray
+            and queries.dtype is _FLOAT32
+            and queries.shape == (self._dim,)
+            and queries.flags.carray
+            and type(k) is int
+            and k > 0
+            and filter is None
+            and not exact
+            and threads == 1
+        ):  # the common call; the kernel looks at the values
+            wide = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+            found = _hnsw_search.search_one(self._snapshot, self._form, queries, k, wide)
+            if found is not None:
+                return Neighbors(*found)
         queries, single = self._form.queries(queries)
         k, filters, threads = _checks.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)

@@ -39,20 +39,25 @@ def codes_quantize(transformed, offset, step, codes):
     return clipped
 
 
-def codes_query(query, rows, basis, offset, step, metric, room):
-    """The float32[d] query in the form that `rows_keys` compares with `rows`; may fill `room`."""
+def codes_query(query, rows, basis, offset, step, metric, room, projected):
+    """The float32[d] query in the form that `rows_keys` compares with `rows`.
+
+    May fill `room` (of `query_room`) and, where there is a basis, `projected` float32[P].
+    """
     raise NotImplementedError
 
 
 @kernel_by_type(codes_query, fastmath=True)
-def _codes_query(query, rows, basis, offset, step, metric, room):
+def _codes_query(query, rows, basis, offset, step, metric, room, projected):
     if rows.dtype != types.uint8:
-        return lambda query, rows, basis, offset, step, metric, room: query
+        return lambda query, rows, basis, offset, step, metric, room, projected: query
 
-    def impl(query, rows, basis, offset, step, metric, room):
+    def impl(query, rows, basis, offset, step, metric, room, projected):
         work = query
         if basis.size:
-            work = np.zeros(basis.shape[1], np.float32)
+            work = projected
+            for j in range(work.size):
+                work[j] = np.float32(0)
             for i in range(query.size):
                 direction = basis[i]
                 x = query[i]
