@@ -1,11 +1,12 @@
 """An HNSW snapshot as a whole: packed for a file, measured, checked against its invariants."""
 
+import mmap
 from typing import NamedTuple
 
 import numpy as np
 
 from ._hnsw_codes import NONE, PCA, SQ8, Coding
-from ._hnsw_graph import Snapshot, block_rows
+from ._hnsw_graph import Snapshot, block_rows, taken
 from .errors import CorruptFileError
 from .kernels import hashtable
 from .kernels import hnsw_build as k
@@ -181,6 +182,11 @@ def unpack(arrays, header, empty) -> Snapshot:
     _expect("parent", arrays["parent"], np.int32, (n,))
     factors = arrays["factors"]
     _expect("factors", factors, np.float32, (n if len(factors) else 0,))
+    if not _is_mapped(rows):
+        same = rows is arrays["vectors"]
+        rows = taken(rows, np.arange(n))
+        if same:
+            arrays["vectors"] = rows
     blocks = []
     for name, n_rows in (("links0", n), ("links1", n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -200,6 +206,12 @@ def unpack(arrays, header, empty) -> Snapshot:
         blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1], coding=coding, n=n,
         n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
     )  # fmt: skip
+
+
+def _is_mapped(array):
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
 
 
 def _basis_shape(coding, dim):

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import _checks
 from . import _hnsw_codes as codes
-from ._hnsw_graph import Snapshot, appended
+from ._hnsw_graph import Snapshot, aligned_empty, appended
 from .kernels.distance import COSINE, IP, L2
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
@@ -101,7 +101,7 @@ class VectorForm:
         old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
         sample = np.concatenate([self._units(base, old), units[new]])
         coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
-        rows = np.zeros((total, coding.width), np.uint8)
+        rows = aligned_empty((total, coding.width), np.uint8)
         for start in range(0, base.n, codes.FIT_ROWS):
             slots = np.arange(start, min(start + codes.FIT_ROWS, base.n))
             coding = codes.encode(coding, self._units(base, slots), rows[start:])

@@ -31,7 +31,7 @@ from .._jit import (
 L2, IP, COSINE = 0, 1, 2
 
 _LINE = 64  # bytes of a cache line
-_LINES = 16  # per row; the hardware streams what lies beyond
+_LINES = 32  # per row; the hardware streams what lies beyond
 _AHEAD = 5
 _SIGN = np.int32(0x7FFFFFFF)
 _HALF_MAGNITUDE = np.uint32(0x7FFF)
@@ -101,8 +101,10 @@ def _ordered_bits(x):
 @kernel(inline=True)
 def prefetch_row(rows, row):
     """Ask for the lines of rows[row] that will be read soon. O(d)."""
-    for byte in range(0, min(rows.shape[1] * rows.itemsize, _LINE * _LINES), _LINE):
+    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
+    for byte in range(0, size, _LINE):
         prefetch(rows, row, byte)
+    prefetch(rows, row, size - 1)  # one line more where rows do not begin with a line
 
 
 def _key(query, rows, factors, row, metric):

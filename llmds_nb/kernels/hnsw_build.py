@@ -225,7 +225,11 @@ def hnsw_backlink(
     n_codes = rows.shape[1]
     memory = np.empty(2 * most + n_codes, np.int64)
     at = np.int64(memory.ctypes.data)
-    pool, slots, keys = words_at(at, most), ints_at(at + 8 * most, most), ints_at(at + 12 * most, most)
+    pool, slots, keys = (
+        words_at(at, most),
+        ints_at(at + 8 * most, most),
+        ints_at(at + 12 * most, most),
+    )
     at += 16 * most
     base_room, room = query_room(rows, at), query_room(rows, at + 4 * n_codes)
     i = 0
