@@ -17,7 +17,8 @@ _LINE = 64  # bytes of a cache line
 _MAX_LEVEL = 31
 _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
-_MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 1000, 50
+# Slots of a batch are scanned by each other: more make that dear, fewer make the threads wait.
+_MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
 _CHUNKS_PER_THREAD = 4
 _MIN_CHUNK = 8
 

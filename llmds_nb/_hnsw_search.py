@@ -13,6 +13,8 @@ from .kernels.status import ABSENT
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
 # a scan measures p n, each at about twice the cost.
 SCAN_FACTOR = 9
+_ROWS_PER_EF = 18
+_EF_SHARES = (1.0, 1.1, 1.25)
 _ALL = np.zeros(0, np.bool_)
 
 
@@ -30,7 +32,7 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
     return mask, len(slots)
 
 
-def search_one(snapshot, form, query, count, ef):
+def search_one(snapshot, form, query, count, ef, depth):
     """(ids, distances) of one float32[dim] query, unchecked, among all that live.
 
     Or None: where the graph is not the way, or the query deserves a closer look.
@@ -44,15 +46,16 @@ def search_one(snapshot, form, query, count, ef):
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
     bad = k.hnsw_search_many(
         snapshot.handle, snapshot.rows, snapshot.vectors, form.kernel_metric, query, query, ef,
-        _rerank(snapshot.coding.kind, count), _ALL if n_live == n else snapshot.live, True, count,
-        ids, distances,
+        depth, _ALL if n_live == n else snapshot.live, True,
+        count, ids, distances,
     )  # fmt: skip
     return (ids, distances) if bad < 0 else None
 
 
-def search(snapshot, form, queries, count, ef, masks, exact, threads):
+def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 
+    The best `depth` >= count of the ef found by their codes are measured.
     `masks` holds one pair of `mask_of`, or one for each query.
     """
     ids = np.empty((len(queries), count), np.int64)
@@ -74,7 +77,7 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
         else:
             k.hnsw_search_many(
                 snapshot.handle, snapshot.rows, snapshot.vectors, metric, queries[part].ravel(),
-                finals[part].ravel(), ef, _rerank(snapshot.coding.kind, count), mask, False, count,
+                finals[part].ravel(), ef, depth, mask, False, count,
                 ids[part].ravel(), distances[part].ravel(),
             )  # fmt: skip
 
@@ -95,11 +98,40 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
     return ids, distances
 
 
-def _rerank(kind, count) -> int:
-    """How many of the pool are measured; what restored float32's recall on text and images."""
-    if kind == NONE:
+def rerank_depth(coding, count, tuned) -> int:
+    """How many of the pool are measured for `count` answers.
+
+    `tuned` is (depth, k) of `HNSW.tune`, or None: then what restored float32's recall on text and
+    images.
+    """
+    if coding is None or coding.kind == NONE:
         return count
-    return max(4 * count, count + 30) if kind == PCA else max(2 * count, count + 10)
+    if tuned is not None:
+        depth, k = tuned
+        return max(count, depth, -(-depth * count // k))
+    return max(4 * count, count + 30) if coding.kind == PCA else max(2 * count, count + 10)
+
+
+def tuned_depths(snapshot, k, ef, recall, target) -> tuple[int, int]:
+    """The (ef, depth) that reach `target` with the fewest bytes read, from an `ef` that does.
+
+    recall(ef, depth) is measured. A little more ef can save much depth: of several ef the cheapest.
+    """
+    width, dim_bytes = snapshot.coding.width, snapshot.vectors[:1].nbytes
+    best = None
+    for share in _EF_SHARES:
+        wide = max(k, int(ef * share))
+        low, high = k - 1, wide  # depth `high` does, `low` does not or was not asked
+        while high - low > 1:
+            middle = (low + high) // 2
+            if recall(wide, middle) < target:
+                low = middle
+            else:
+                high = middle
+        cost = wide * _ROWS_PER_EF * width + high * dim_bytes
+        if best is None or cost < best[0]:
+            best = cost, wide, high
+    return best[1:]
 
 
 def _in_code_space(snapshot, metric, queries):

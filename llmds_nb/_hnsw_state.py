@@ -30,6 +30,7 @@ class HNSWStats(NamedTuple):
     coding: str
     code_bytes: int  # per vector
     ef_search: int
+    rerank: int  # candidates that a search for 10 measures on the stored vectors
     n_bytes: int
 
 
@@ -42,7 +43,7 @@ def n_bytes(snapshot) -> int:
     return codes + sum(array.nbytes for array in arrays.values())
 
 
-def stats(snapshot, ef_search, total_bytes) -> HNSWStats:
+def stats(snapshot, ef_search, rerank, total_bytes) -> HNSWStats:
     """See HNSW.stats."""
     n = snapshot.n
     degrees = _rows(snapshot.links0, snapshot.blocks0, n)[:, 0]
@@ -63,6 +64,7 @@ def stats(snapshot, ef_search, total_bytes) -> HNSWStats:
         coding=coding.kind if coding is not None else NONE,
         code_bytes=coding.width if coded else 0,
         ef_search=ef_search,
+        rerank=rerank,
         n_bytes=total_bytes,
     )
 

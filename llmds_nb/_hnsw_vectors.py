@@ -35,8 +35,11 @@ class VectorForm:
             coding=None if coded else codes.uncoded(),
         )  # fmt: skip
 
-    def added(self, base, vectors, lengths) -> dict:
-        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots."""
+    def added(self, base, vectors, lengths, copy=True) -> dict:
+        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots.
+
+        Without `copy` they are kept as they are; base is empty then.
+        """
         stored = self._stored(vectors)
         units, factors = vectors, base.factors
         if self.metric == COSINE:
@@ -48,7 +51,7 @@ class VectorForm:
         if self.codes_only:
             coding, rows = self._coded(base, units)
             return {"vectors": rows, "rows": rows, "factors": factors, "coding": coding}
-        kept = appended(base.vectors, base.n, stored)
+        kept = appended(base.vectors, base.n, stored) if copy else vectors
         coding, rows = base.coding, kept
         if coding is None or coding.kind != codes.NONE:
             coding, rows = self._coded(base, units)

@@ -102,6 +102,7 @@ class HNSW(Stored):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
         self._form = VectorForm(self._dim, metric, quantize, store)
         self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._depth = None  # (candidates measured, for k answers), once tuned
         self._next_id = 0  # one more than the largest id ever used
         self._drawn = 0  # levels drawn
         self._table = hashtable.empty_table(0)
@@ -116,7 +117,7 @@ class HNSW(Stored):
 
     # ---- writing ----------------------------------------------------------------------------
 
-    def add(self, vectors, ids=None, *, threads=1, progress=False) -> np.ndarray:
+    def add(self, vectors, ids=None, *, threads=1, progress=False, copy=True) -> np.ndarray:
         """Insert vectors; one whose id exists replaces it.
 
         Parameters
@@ -129,6 +130,10 @@ class HNSW(Stored):
             Threads that build; the graph does not depend on it.
         progress : bool
             Show a progress bar when it takes longer than a second.
+        copy : bool
+            False: keep the array itself, which then must not change. For vectors that an empty
+            index with store="float32" takes in, as writable C-contiguous float32[n, dim]; a later
+            `add` copies them.
 
         Returns
         -------
@@ -147,13 +152,19 @@ class HNSW(Stored):
         About ef_construction * M distances each. A replaced vector stays as a dead waypoint; once
         more are dead than live, the index is rebuilt from the live ones (see `compact`).
         """
-        vectors = _checks.vectors(vectors, self._dim)
+        given, vectors = vectors, _checks.vectors(vectors, self._dim)
+        if not copy and (vectors is not given or self._store != "float32"):
+            raise ValueError(
+                'copy=False needs store="float32" and writable C-contiguous float32[n, dim]'
+            )
         lengths = self._form.lengths(vectors, "vectors")
         threads = _checks.integer(threads, "threads", low=1)
         with self._write_lock:
             ids = _checks.new_ids(ids, len(vectors), "vectors", self._next_id)
             if not len(ids):
                 return ids
+            if not copy and self._snapshot.n:
+                raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
             if self._snapshot.n + len(ids) > MAX_SLOTS:
                 raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
             old = np.empty(len(ids), np.int64)
@@ -169,7 +180,7 @@ class HNSW(Stored):
                 live = live.copy()
                 live[old] = False
             fields = {
-                **self._form.added(base, vectors, lengths),
+                **self._form.added(base, vectors, lengths, copy),
                 "ids": appended(base.ids, base.n, ids),
                 "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
                 "n_live": base.n_live - len(old) + len(ids),
@@ -305,12 +316,19 @@ class HNSW(Stored):
             and threads == 1
         ):  # the common call; the kernel looks at the values
             wide = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
-            found = _hnsw_search.search_one(self._snapshot, self._form, queries, k, wide)
+            snapshot = self._snapshot
+            depth = _hnsw_search.rerank_depth(snapshot.coding, k, self._depth)
+            found = _hnsw_search.search_one(snapshot, self._form, queries, k, wide, depth)
             if found is not None:
                 return Neighbors(*found)
         queries, single = self._form.queries(queries)
         k, filters, threads = _checks.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+        ids, distances = self._searched(queries, k, ef, self._depth, filters, exact, threads)
+        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+
+    def _searched(self, queries, k, ef, tuned, filters, exact, threads):
+        """(ids, distances) [n, k] of checked arguments; `tuned` as `rerank_depth` has it."""
         slots = [None] * len(filters)
         with self._lock:
             snapshot = self._snapshot
@@ -324,8 +342,9 @@ class HNSW(Stored):
         if count and len(queries):
             ef = min(max(ef, count), snapshot.n)
             ids, distances = _hnsw_search.search(
-                snapshot, self._form, queries, count, ef, masks, exact, threads
-            )
+                snapshot, self._form, queries, count, ef,
+                _hnsw_search.rerank_depth(snapshot.coding, count, tuned), masks, exact, threads,
+            )  # fmt: skip
         else:
             count = 0
             ids = np.zeros((len(queries), 0), np.int64)
@@ -334,10 +353,13 @@ class HNSW(Stored):
             missing = ((0, 0), (0, k - count))
             ids = np.pad(ids, missing, constant_values=ABSENT)
             distances = np.pad(distances, missing, constant_values=np.inf)
-        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+        return ids, distances
 
     def tune(self, queries, *, k=10, target_recall=0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.
+
+        And how many of its candidates are measured on the stored vectors (`stats().rerank`), where
+        the walk reads codes: as few as do, and up to 1.25 times the ef where that saves more.
 
         Parameters
         ----------
@@ -350,7 +372,7 @@ class HNSW(Stored):
         Returns
         -------
         int
-            The new `ef_search`, within 5 % of the smallest that does.
+            The new `ef_search`; without codes within 5 % of the smallest that does.
 
         Raises
         ------
@@ -373,21 +395,27 @@ class HNSW(Stored):
             # The same kernel measures both; the slack is for the rounding of another code path.
             farthest += 1e-6 * np.abs(farthest)
 
-            def recall(ef):
-                distances = self.search(queries, k, ef=ef).distances
-                return (present & (distances <= farthest)).sum() / max(1, present.sum())
+            def recall(ef, depth):
+                found = self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
+                return (present & (found <= farthest)).sum() / max(1, present.sum())
 
             low, high, n = k, k, max(len(self), k)
-            while len(self) and (reached := recall(high)) < target_recall:
+            while len(self) and (reached := recall(high, high)) < target_recall:
                 if high >= n:
                     raise ValueError(f"recall {reached:.4f} is all that these codes reach")
                 low, high = high, min(2 * high, n)
             while high - low > max(1, low // 20):
                 middle = (low + high) // 2
-                if recall(middle) < target_recall:
+                if recall(middle, middle) < target_recall:
                     low = middle
                 else:
                     high = middle
+            coding = self._snapshot.coding
+            if len(self) and coding.kind != _hnsw_codes.NONE:
+                high, depth = _hnsw_search.tuned_depths(
+                    self._snapshot, k, high, recall, target_recall
+                )
+                self._depth = depth, k
             self._ef_search = high
         return high
 
@@ -446,7 +474,8 @@ class HNSW(Stored):
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
-        return _hnsw_state.stats(self._snapshot, self._ef_search, self.nbytes)
+        depth = _hnsw_search.rerank_depth(self._snapshot.coding, 10, self._depth)
+        return _hnsw_state.stats(self._snapshot, self._ef_search, depth, self.nbytes)
 
     def check(self) -> None:
         """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
@@ -463,7 +492,7 @@ class HNSW(Stored):
                 "ef_construction": self._ef_construction, "ef_search": self._ef_search,
                 "quantize": self._quantize, "store": self._store, "seed": self._seed,
             }  # fmt: skip
-            counters = {"next_id": self._next_id, "drawn": self._drawn}
+            counters = {"next_id": self._next_id, "drawn": self._drawn, "depth": self._depth}
         return arrays, {"settings": settings, "counters": counters, "graph": header}
 
     @classmethod
@@ -474,6 +503,12 @@ class HNSW(Stored):
         index._writer = index._new_writer(snapshot, arrays["parent"])
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
         index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
+        if header["counters"].get("depth") is not None:
+            depth, k = header["counters"]["depth"]
+            index._depth = (
+                _checks.integer(depth, "depth", low=1, high=MAX_SLOTS),
+                _checks.integer(k, "k", low=1, high=MAX_SLOTS),
+            )
         slots = np.flatnonzero(snapshot.live[: snapshot.n])
         index._table = hashtable.empty_table(max(1, len(slots)))
         hashtable.table_set_many(index._table, snapshot.ids[slots], slots)

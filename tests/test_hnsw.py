@@ -191,6 +191,43 @@ def test_tune_reaches_its_target():
     assert HNSW(4).tune(np.zeros((1, 4)), k=3) == 3
 
 
+@pytest.mark.parametrize("quantize", ["sq8", "pca-sq8"])
+def test_tune_picks_how_many_candidates_are_measured(quantize, tmp_path, graph_only):
+    rng = np.random.default_rng(0)
+    index = HNSW(32, M=6, ef_construction=30, quantize=quantize)
+    spectrum = np.exp(-np.arange(32) / 6).astype(np.float32)
+    index.add(data(2000, 32) * spectrum)
+    queries = data(100, 32, 1) * spectrum
+    before = index.stats().rerank
+    ef = index.tune(queries, k=10, target_recall=0.95)
+    depth = index.stats().rerank
+    assert recall(index, queries) >= 0.95
+    assert 10 <= depth <= ef and depth != before
+    index._depth = (depth - 1, 10)  # one fewer would not do
+    assert depth == 10 or recall(index, queries, ef=ef) < 0.95
+    index._depth = (depth, 10)
+    path = tmp_path / "index"
+    index.save(path)
+    loaded = HNSW.load(path)
+    assert loaded.stats().rerank == depth and loaded.ef_search == ef
+    query = queries[rng.integers(100)]
+    np.testing.assert_array_equal(loaded.search(query).ids, index.search(query).ids)
+
+
+def test_one_query_alone_is_answered_as_in_a_batch(graph_only):
+    for metric in METRICS:
+        index = HNSW(40, metric=metric, quantize="sq8", M=6, ef_construction=30)
+        index.add(data(500, 40))
+        index.remove([3, 4])
+        queries = data(20, 40, 1)
+        batch = index.search(queries, 5, ef=20)
+        for i, query in enumerate(queries):
+            for same in (query, query.tolist(), query.astype(np.float64)):
+                alone = index.search(same, 5, ef=20)
+                np.testing.assert_array_equal(alone.ids, batch.ids[i])
+                np.testing.assert_array_equal(alone.distances, batch.distances[i])
+
+
 def test_repr_stats_and_bytes():
     index = HNSW(32, M=4, ef_construction=20)
     assert "0 vectors" in repr(index) and index.stats().mean_degree == 0
