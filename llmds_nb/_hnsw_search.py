@@ -16,6 +16,10 @@ SCAN_FACTOR = 9
 _ROWS_PER_EF = 18
 _EF_SHARES = (1.0, 1.1, 1.25)
 _ALL = np.zeros(0, np.bool_)
+# A scan of so many rows for so many queries goes through BLAS, in blocks that stay in the cache,
+# if most rows pass.
+BLAS_ROWS, BLAS_QUERIES = 64, 16
+_BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
 
 
 def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
@@ -70,7 +74,11 @@ def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
         if passing == 0:
             ids[part], distances[part] = ABSENT, np.inf
         elif exact or passing * passing <= SCAN_FACTOR * ef * snapshot.n:
-            k.hnsw_scan_many(
+            dense = passing >= _BLAS_SHARE * snapshot.n and snapshot.n >= BLAS_ROWS
+            scan = k.hnsw_scan_many
+            if dense and stop - start >= BLAS_QUERIES and snapshot.vectors.dtype == np.float32:
+                scan = _scan_by_blas
+            scan(
                 finals[part], metric, snapshot.vectors, snapshot.factors, snapshot.ids, mask,
                 snapshot.n, ids[part], distances[part],
             )  # fmt: skip
@@ -96,6 +104,26 @@ def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
     if form.codes_only:
         _from_code_space(snapshot, form.metric, finals, distances)
     return ids, distances
+
+
+def _scan_by_blas(queries, metric, vectors, factors, ids, mask, n, out_ids, out_distances):
+    """As k.hnsw_scan_many: its answers bit for bit, by matrix products."""
+    nothing = out_ids[:0], out_distances[:0]
+    for begin in range(0, len(queries), _BLAS_BATCH):
+        part = slice(begin, begin + _BLAS_BATCH)
+        few, outs = queries[part], (out_ids[part], out_distances[part])
+        m, count = outs[0].shape
+        squares = np.einsum("ij,ij->i", few, few, dtype=np.float64)
+        room = (
+            np.empty_like(few), np.empty((m, count)), np.empty((m, count), np.int64),
+            np.empty(m, np.int64), np.empty(m),
+        )  # fmt: skip
+        for start in range(0, n, _BLAS_BLOCK):
+            stop = min(start + _BLAS_BLOCK, n)
+            k.hnsw_scan_block(
+                vectors[start:stop] @ few.T, start, few, squares, metric, vectors, factors, ids,
+                mask, *room, *(outs if stop == n else nothing),
+            )  # fmt: skip
 
 
 def rerank_depth(coding, count, tuned) -> int:

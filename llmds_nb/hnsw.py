@@ -527,6 +527,7 @@ class HNSW(Stored):
             index.search(vectors[0], 1, ef=1)
             index.search(vectors[:2], 1, ef=1, filter=mask)
             index.search(vectors[0], 3, exact=True)
+            index.search(vectors[:16], 3, exact=True)
             index.search(vectors[0], 3, filter=[3, 4])
             index.compact()
             _ = index.get(2), 3 in index, index.stats()

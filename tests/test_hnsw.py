@@ -25,6 +25,27 @@ def test_exact_search_equals_the_oracle(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_exact_search_by_matrix_products_is_the_same_bit_for_bit(metric, monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = data(1500, 24) * rng.choice([1e-3, 1, 1e3], (1500, 1)).astype(np.float32)
+    vectors[700:900] = vectors[0]  # ties
+    vectors[900:1000] = vectors[1] * np.float32(1 + 1e-7)  # all but ties
+    index = HNSW(24, metric=metric, quantize=None, M=2, ef_construction=2)
+    index.add(vectors)
+    queries = np.concatenate([data(270, 24, 1), vectors[:30]])
+    mask = np.arange(1500) % 3 > 0
+    for k, given in ((1, None), (10, None), (10, mask), (250, None)):
+        answers = []
+        for least in (8, 10**9):
+            monkeypatch.setattr("llmds_nb._hnsw_search.BLAS_QUERIES", least)
+            answers.append(index.search(queries, k, filter=given, exact=True))
+        np.testing.assert_array_equal(answers[0].distances, answers[1].distances)
+        np.testing.assert_array_equal(answers[0].ids, answers[1].ids)
+    index.remove(np.arange(700))
+    assert index.search(queries, 3, exact=True).ids.min() >= 700
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("quantize", "store"), FORMS)
 def test_graph_search_in_every_form(metric, quantize, store, graph_only):
     vectors, queries = data(600, 40), data(40, 40, 1)

@@ -4,7 +4,7 @@ import numpy as np
 
 from .._jit import borrowed, kernel
 from .codes import codes_query
-from .distance import COSINE, prefetch_row, query_room, row_value
+from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, row_value
 from .hnsw import (
     PASSES,
     floats_at,
@@ -21,6 +21,7 @@ from .topk import topk_push, topk_sort
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _SCAN_ROWS = 64  # rows that stay in the cache while every query passes over them
+_ROUNDING = 2.0**-24  # relative, of one float32 operation
 _AHEAD = 3  # vectors that are fetched while one is measured
 
 
@@ -156,6 +157,60 @@ def hnsw_scan_many(
                     )
     for i in range(m):
         _put_best(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
+
+
+@kernel(nogil=True)
+def hnsw_scan_block(
+    dots, start, queries, squares, metric, vectors, factors, ids, allowed, units, scores, found,
+    kept, limits, out_ids, out_distances,
+):  # fmt: skip
+    """One block of a scan whose products came from BLAS; answers as `hnsw_scan_many` would.
+
+    dots float32[b, m] of the slots from `start` on with the queries, and squares float64[m] of the
+    queries' lengths, rule out nearly all slots, by more than float32 can be wrong; the others are
+    measured. Kept between the blocks, first with start = 0: units float32[m, d], scores
+    float64[m, k], found int64[m, k], kept int64[m], limits float64[m]. Outputs are set if not
+    empty. O(b m + b d).
+    """
+    vectors, factors, ids = borrowed(vectors), borrowed(factors), borrowed(ids)
+    allowed, dots, units, limits = (
+        borrowed(allowed), borrowed(dots), borrowed(units), borrowed(limits)
+    )  # fmt: skip
+    scores, found = borrowed(scores), borrowed(found)
+    m, k = scores.shape
+    if start == 0:
+        for i in range(m):
+            kept[i] = 0
+            limits[i] = np.inf
+            unit = _unit_query(queries[i], _square(queries[i]), metric, units[i])
+            for j in range(unit.size):
+                units[i, j] = unit[j]
+    doubt = 4.0 * vectors.shape[1] * _ROUNDING
+    for slot in range(start, start + dots.shape[0]):
+        if allowed.size and not allowed[slot]:
+            continue
+        square = 1.0
+        if metric != COSINE:
+            square = np.float64(float_dot(vectors[slot], vectors[slot]))
+        products = dots[slot - start]
+        for i in range(m):
+            dot = np.float64(products[i])
+            if metric == L2:
+                near = square + squares[i] - 2.0 * dot
+            elif metric == IP:
+                near = 1.0 - dot
+            else:
+                near = 1.0 - dot * factors[slot] / np.sqrt(squares[i])
+            wrong = 2.0 if metric == COSINE else square + squares[i] + 1.0
+            if near - doubt * wrong > limits[i]:
+                continue
+            distance = row_value(units[i], vectors, factors, slot, metric)
+            kept[i] = topk_push(scores[i], found[i], kept[i], -np.float64(distance), ids[slot])
+            if kept[i] == k:
+                limits[i] = -scores[i, 0]
+    if out_ids.size:
+        for i in range(m):
+            _put_best(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
 
 
 @kernel
