@@ -13,8 +13,6 @@ from .kernels.status import ABSENT
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
 # a scan measures p n, each at about twice the cost.
 SCAN_FACTOR = 9
-_ROWS_PER_EF = 18
-_EF_SHARES = (1.0, 1.1, 1.25)
 _ALL = np.zeros(0, np.bool_)
 # A scan of so many rows for so many queries goes through BLAS, in blocks that stay in the cache,
 # if most rows pass.
@@ -138,28 +136,6 @@ def rerank_depth(coding, count, tuned) -> int:
         depth, k = tuned
         return max(count, depth, -(-depth * count // k))
     return max(4 * count, count + 30) if coding.kind == PCA else max(2 * count, count + 10)
-
-
-def tuned_depths(snapshot, k, ef, recall, target) -> tuple[int, int]:
-    """The (ef, depth) that reach `target` with the fewest bytes read, from an `ef` that does.
-
-    recall(ef, depth) is measured. A little more ef can save much depth: of several ef the cheapest.
-    """
-    width, dim_bytes = snapshot.coding.width, snapshot.vectors[:1].nbytes
-    best = None
-    for share in _EF_SHARES:
-        wide = max(k, int(ef * share))
-        low, high = k - 1, wide  # depth `high` does, `low` does not or was not asked
-        while high - low > 1:
-            middle = (low + high) // 2
-            if recall(wide, middle) < target:
-                low = middle
-            else:
-                high = middle
-        cost = wide * _ROWS_PER_EF * width + high * dim_bytes
-        if best is None or cost < best[0]:
-            best = cost, wide, high
-    return best[1:]
 
 
 def _in_code_space(snapshot, metric, queries):

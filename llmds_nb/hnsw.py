@@ -12,6 +12,7 @@ import numpy as np
 from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
 from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
 from ._hnsw_state import HNSWStats
+from ._hnsw_tune import tuned
 from ._hnsw_vectors import METRICS, STORES, VectorForm
 from ._store import Stored
 from .errors import CapacityError
@@ -390,34 +391,13 @@ class HNSW(Stored):
             raise ValueError("queries must hold at least one vector")
         with self._write_lock:
             truth = self.search(queries, k, exact=True).distances
-            present = np.isfinite(truth)
-            farthest = np.where(present, truth, 0).max(axis=1, keepdims=True, initial=-np.inf)
-            # The same kernel measures both; the slack is for the rounding of another code path.
-            farthest += 1e-6 * np.abs(farthest)
 
-            def recall(ef, depth):
-                found = self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
-                return (present & (found <= farthest)).sum() / max(1, present.sum())
+            def distances(ef, depth):
+                return self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
 
-            low, high, n = k, k, max(len(self), k)
-            while len(self) and (reached := recall(high, high)) < target_recall:
-                if high >= n:
-                    raise ValueError(f"recall {reached:.4f} is all that these codes reach")
-                low, high = high, min(2 * high, n)
-            while high - low > max(1, low // 20):
-                middle = (low + high) // 2
-                if recall(middle, middle) < target_recall:
-                    low = middle
-                else:
-                    high = middle
-            coding = self._snapshot.coding
-            if len(self) and coding.kind != _hnsw_codes.NONE:
-                high, depth = _hnsw_search.tuned_depths(
-                    self._snapshot, k, high, recall, target_recall
-                )
-                self._depth = depth, k
-            self._ef_search = high
-        return high
+            ef, depth = tuned(self._snapshot, truth, target_recall, distances)
+            self._ef_search, self._depth = ef, None if depth is None else (depth, k)
+        return ef
 
     def get(self, ids) -> np.ndarray:
         """The stored vectors: float32[dim] for one id, float32[n, dim] for many.
@@ -503,12 +483,9 @@ class HNSW(Stored):
         index._writer = index._new_writer(snapshot, arrays["parent"])
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
         index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
-        if header["counters"].get("depth") is not None:
-            depth, k = header["counters"]["depth"]
-            index._depth = (
-                _checks.integer(depth, "depth", low=1, high=MAX_SLOTS),
-                _checks.integer(k, "k", low=1, high=MAX_SLOTS),
-            )
+        for number in header["counters"].get("depth") or ():
+            _checks.integer(number, "depth", low=1, high=MAX_SLOTS)
+        index._depth = header["counters"].get("depth")
         slots = np.flatnonzero(snapshot.live[: snapshot.n])
         index._table = hashtable.empty_table(max(1, len(slots)))
         hashtable.table_set_many(index._table, snapshot.ids[slots], slots)
