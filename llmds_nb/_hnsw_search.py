@@ -54,6 +54,23 @@ def search_one(snapshot, form, query, count, ef, depth):
     return (ids, distances) if bad < 0 else None
 
 
+def padded_search(snapshot, form, queries, k, ef, tuned, masks, exact, threads):
+    """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` has it for any k."""
+    count = min(k, snapshot.n_live) if len(queries) else 0
+    if count:
+        depth = rerank_depth(snapshot.coding, count, tuned)
+        ef = min(max(ef, count), snapshot.n)
+        ids, distances = search(snapshot, form, queries, count, ef, depth, masks, exact, threads)
+    else:
+        ids = np.zeros((len(queries), 0), np.int64)
+        distances = np.zeros((len(queries), 0), np.float32)
+    if count < k:
+        missing = ((0, 0), (0, k - count))
+        ids = np.pad(ids, missing, constant_values=ABSENT)
+        distances = np.pad(distances, missing, constant_values=np.inf)
+    return ids, distances
+
+
 def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 

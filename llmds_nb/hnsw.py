@@ -338,23 +338,10 @@ class HNSW(Stored):
                     slots[i] = np.empty(len(one), np.int64)
                     hashtable.table_find_many(self._table, one, slots[i])
                     slots[i] = slots[i][slots[i] != ABSENT]
-        count = min(k, snapshot.n_live)
         masks = [_hnsw_search.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
-        if count and len(queries):
-            ef = min(max(ef, count), snapshot.n)
-            ids, distances = _hnsw_search.search(
-                snapshot, self._form, queries, count, ef,
-                _hnsw_search.rerank_depth(snapshot.coding, count, tuned), masks, exact, threads,
-            )  # fmt: skip
-        else:
-            count = 0
-            ids = np.zeros((len(queries), 0), np.int64)
-            distances = np.zeros((len(queries), 0), np.float32)
-        if count < k:
-            missing = ((0, 0), (0, k - count))
-            ids = np.pad(ids, missing, constant_values=ABSENT)
-            distances = np.pad(distances, missing, constant_values=np.inf)
-        return ids, distances
+        return _hnsw_search.padded_search(
+            snapshot, self._form, queries, k, ef, tuned, masks, exact, threads
+        )
 
     def tune(self, queries, *, k=10, target_recall=0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.

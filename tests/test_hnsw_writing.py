@@ -206,6 +206,22 @@ def test_old_snapshots_keep_their_graph():
             np.testing.assert_array_equal(old.links0[rows], links)
 
 
+def test_recall_after_half_has_been_turned_over_is_that_of_a_fresh_build(graph_only):
+    vectors, queries = data(3000, 32), data(200, 32, 1)
+    gone = np.random.default_rng(2).permutation(2000)[:1000]
+    index = HNSW(32, M=8, ef_construction=60)
+    index.add(vectors[:2000])
+    for start in range(0, 1000, 50):
+        index.remove(gone[start : start + 50])
+        index.add(vectors[2000 + start : 2050 + start])
+    index.check()
+    live = np.setdiff1d(np.arange(3000), gone)
+    fresh = HNSW(32, M=8, ef_construction=60)
+    fresh.add(vectors[live], live)
+    for ef in (20, 50):
+        assert recall(index, queries, ef=ef) > recall(fresh, queries, ef=ef) - 0.003
+
+
 @pytest.mark.parametrize("quantize", [None, "sq8"])
 def test_vectors_can_be_borrowed(quantize):
     vectors = data(400, 32)
