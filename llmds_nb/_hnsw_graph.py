@@ -2,21 +2,23 @@
 
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
 from ._hnsw_codes import Coding
 from .kernels import hnsw_build as k
-from .kernels.hnsw import BLOCK_BITS
+from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
+_LINE = 64  # bytes of a cache line
 _MAX_LEVEL = 31
 _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
-_MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 1000, 50
+# Slots of a batch are scanned by each other: more make that dear, fewer make the threads wait.
+_MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
 _CHUNKS_PER_THREAD = 4
 _MIN_CHUNK = 8
 
@@ -42,6 +44,18 @@ class Snapshot:
     n_upper: int = 0
     entry: int = ABSENT
     top: int = -1
+    handle: np.ndarray | None = field(init=False, compare=False)  # None if empty
+
+    def __post_init__(self):
+        handle = None
+        if self.n:
+            coding = self.coding
+            state = HNSWState(
+                *(getattr(self, name) for name in HNSWState._fields[:-2]),
+                coding.basis, coding.offset,
+            )  # fmt: skip
+            handle = handle_of(state, coding.step, self.n, self.entry, self.top)
+        object.__setattr__(self, "handle", handle)
 
     @property
     def graph(self) -> tuple:
@@ -49,14 +63,29 @@ class Snapshot:
         return self.links0, self.blocks0, self.links1, self.blocks1
 
 
+def aligned_empty(shape, dtype) -> np.ndarray:
+    """An empty array that begins with a cache line: a row of codes then spans no line more."""
+    dtype = np.dtype(dtype)
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(n_bytes + _LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _LINE
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
+
+
 def appended(array, n, new) -> np.ndarray:
     """array[:n] followed by `new`: in place where there is room, which no snapshot reads."""
     if n + len(new) > len(array):
-        grown = np.empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
+        grown = aligned_empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
         grown[:n] = array[:n]
         array = grown
     array[n : n + len(new)] = new
     return array
+
+
+def taken(array, slots) -> np.ndarray:
+    """The rows array[slots], beginning with a cache line."""
+    out = aligned_empty((len(slots), *array.shape[1:]), array.dtype)
+    return np.take(array, slots, axis=0, out=out)
 
 
 def drawn_levels(base, n, M, seed, drawn) -> dict:
@@ -78,9 +107,9 @@ def drawn_levels(base, n, M, seed, drawn) -> dict:
 
 def only(base, slots) -> dict:
     """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
-    rows = base.rows[slots]
+    rows = taken(base.rows, slots)
     return {
-        "vectors": rows if base.rows is base.vectors else base.vectors[slots],
+        "vectors": rows if base.rows is base.vectors else taken(base.vectors, slots),
         "rows": rows,
         "factors": base.factors[slots] if len(base.factors) else base.factors,
         "ids": base.ids[slots],

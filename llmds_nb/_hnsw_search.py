@@ -14,6 +14,10 @@ from .kernels.status import ABSENT
 # a scan measures p n, each at about twice the cost.
 SCAN_FACTOR = 9
 _ALL = np.zeros(0, np.bool_)
+# A scan of so many rows for so many queries goes through BLAS, in blocks that stay in the cache,
+# if most rows pass.
+BLAS_ROWS, BLAS_QUERIES = 64, 16
+_BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
 
 
 def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
@@ -30,9 +34,47 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
     return mask, len(slots)
 
 
-def search(snapshot, form, queries, count, ef, masks, exact, threads):
+def search_one(snapshot, form, query, count, ef, depth):
+    """(ids, distances) of one float32[dim] query, unchecked, among all that live.
+
+    Or None: where the graph is not the way, or the query deserves a closer look.
+    """
+    n_live, n = snapshot.n_live, snapshot.n
+    if count > n_live or form.codes_only:
+        return None
+    ef = min(max(ef, count), n)
+    if n_live * n_live <= SCAN_FACTOR * ef * n:
+        return None
+    ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
+    bad = k.hnsw_search_many(
+        snapshot.handle, snapshot.rows, snapshot.vectors, form.kernel_metric, query, query, ef,
+        depth, _ALL if n_live == n else snapshot.live, True,
+        count, ids, distances,
+    )  # fmt: skip
+    return (ids, distances) if bad < 0 else None
+
+
+def padded_search(snapshot, form, queries, k, ef, tuned, masks, exact, threads):
+    """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` has it for any k."""
+    count = min(k, snapshot.n_live) if len(queries) else 0
+    if count:
+        depth = rerank_depth(snapshot.coding, count, tuned)
+        ef = min(max(ef, count), snapshot.n)
+        ids, distances = search(snapshot, form, queries, count, ef, depth, masks, exact, threads)
+    else:
+        ids = np.zeros((len(queries), 0), np.int64)
+        distances = np.zeros((len(queries), 0), np.float32)
+    if count < k:
+        missing = ((0, 0), (0, k - count))
+        ids = np.pad(ids, missing, constant_values=ABSENT)
+        distances = np.pad(distances, missing, constant_values=np.inf)
+    return ids, distances
+
+
+def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 
+    The best `depth` >= count of the ef found by their codes are measured.
     `masks` holds one pair of `mask_of`, or one for each query.
     """
     ids = np.empty((len(queries), count), np.int64)
@@ -47,17 +89,19 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
         if passing == 0:
             ids[part], distances[part] = ABSENT, np.inf
         elif exact or passing * passing <= SCAN_FACTOR * ef * snapshot.n:
-            k.hnsw_scan_many(
+            dense = passing >= _BLAS_SHARE * snapshot.n and snapshot.n >= BLAS_ROWS
+            scan = k.hnsw_scan_many
+            if dense and stop - start >= BLAS_QUERIES and snapshot.vectors.dtype == np.float32:
+                scan = _scan_by_blas
+            scan(
                 finals[part], metric, snapshot.vectors, snapshot.factors, snapshot.ids, mask,
                 snapshot.n, ids[part], distances[part],
             )  # fmt: skip
         else:
-            coding = snapshot.coding
             k.hnsw_search_many(
-                queries[part], finals[part], ef, _rerank(coding.kind, count), metric,
-                coding.basis, coding.offset, coding.step, snapshot.rows, snapshot.vectors,
-                snapshot.factors, snapshot.ids, *snapshot.graph, snapshot.upper, mask,
-                snapshot.n, snapshot.entry, snapshot.top, ids[part], distances[part],
+                snapshot.handle, snapshot.rows, snapshot.vectors, metric, queries[part].ravel(),
+                finals[part].ravel(), ef, depth, mask, False, count,
+                ids[part].ravel(), distances[part].ravel(),
             )  # fmt: skip
 
     if len(masks) == 1:
@@ -77,11 +121,38 @@ def search(snapshot, form, queries, count, ef, masks, exact, threads):
     return ids, distances
 
 
-def _rerank(kind, count) -> int:
-    """How many of the pool are measured; what restored float32's recall on text and images."""
-    if kind == NONE:
+def _scan_by_blas(queries, metric, vectors, factors, ids, mask, n, out_ids, out_distances):
+    """As k.hnsw_scan_many: its answers bit for bit, by matrix products."""
+    nothing = out_ids[:0], out_distances[:0]
+    for begin in range(0, len(queries), _BLAS_BATCH):
+        part = slice(begin, begin + _BLAS_BATCH)
+        few, outs = queries[part], (out_ids[part], out_distances[part])
+        m, count = outs[0].shape
+        squares = np.einsum("ij,ij->i", few, few, dtype=np.float64)
+        room = (
+            np.empty_like(few), np.empty((m, count)), np.empty((m, count), np.int64),
+            np.empty(m, np.int64), np.empty(m),
+        )  # fmt: skip
+        for start in range(0, n, _BLAS_BLOCK):
+            stop = min(start + _BLAS_BLOCK, n)
+            k.hnsw_scan_block(
+                vectors[start:stop] @ few.T, start, few, squares, metric, vectors, factors, ids,
+                mask, *room, *(outs if stop == n else nothing),
+            )  # fmt: skip
+
+
+def rerank_depth(coding, count, tuned) -> int:
+    """How many of the pool are measured for `count` answers.
+
+    `tuned` is (depth, k) of `HNSW.tune`, or None: then what restored float32's recall on text and
+    images.
+    """
+    if coding is None or coding.kind == NONE:
         return count
-    return max(4 * count, count + 30) if kind == PCA else max(2 * count, count + 10)
+    if tuned is not None:
+        depth, k = tuned
+        return max(count, depth, -(-depth * count // k))
+    return max(4 * count, count + 30) if coding.kind == PCA else max(2 * count, count + 10)
 
 
 def _in_code_space(snapshot, metric, queries):

@@ -1,11 +1,12 @@
 """An HNSW snapshot as a whole: packed for a file, measured, checked against its invariants."""
 
+import mmap
 from typing import NamedTuple
 
 import numpy as np
 
 from ._hnsw_codes import NONE, PCA, SQ8, Coding
-from ._hnsw_graph import Snapshot, block_rows
+from ._hnsw_graph import Snapshot, block_rows, taken
 from .errors import CorruptFileError
 from .kernels import hashtable
 from .kernels import hnsw_build as k
@@ -29,6 +30,7 @@ class HNSWStats(NamedTuple):
     coding: str
     code_bytes: int  # per vector
     ef_search: int
+    rerank: int  # candidates that a search for 10 measures on the stored vectors
     n_bytes: int
 
 
@@ -41,7 +43,7 @@ def n_bytes(snapshot) -> int:
     return codes + sum(array.nbytes for array in arrays.values())
 
 
-def stats(snapshot, ef_search, total_bytes) -> HNSWStats:
+def stats(snapshot, ef_search, rerank, total_bytes) -> HNSWStats:
     """See HNSW.stats."""
     n = snapshot.n
     degrees = _rows(snapshot.links0, snapshot.blocks0, n)[:, 0]
@@ -62,6 +64,7 @@ def stats(snapshot, ef_search, total_bytes) -> HNSWStats:
         coding=coding.kind if coding is not None else NONE,
         code_bytes=coding.width if coded else 0,
         ef_search=ef_search,
+        rerank=rerank,
         n_bytes=total_bytes,
     )
 
@@ -181,6 +184,11 @@ def unpack(arrays, header, empty) -> Snapshot:
     _expect("parent", arrays["parent"], np.int32, (n,))
     factors = arrays["factors"]
     _expect("factors", factors, np.float32, (n if len(factors) else 0,))
+    if not _is_mapped(rows):
+        same = rows is arrays["vectors"]
+        rows = taken(rows, np.arange(n))
+        if same:
+            arrays["vectors"] = rows
     blocks = []
     for name, n_rows in (("links0", n), ("links1", n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -200,6 +208,12 @@ def unpack(arrays, header, empty) -> Snapshot:
         blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1], coding=coding, n=n,
         n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
     )  # fmt: skip
+
+
+def _is_mapped(array):
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
 
 
 def _basis_shape(coding, dim):

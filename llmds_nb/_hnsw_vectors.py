@@ -4,13 +4,12 @@ import numpy as np
 
 from . import _checks
 from . import _hnsw_codes as codes
-from ._hnsw_graph import Snapshot, appended
+from ._hnsw_graph import Snapshot, aligned_empty, appended
 from .kernels.distance import COSINE, IP, L2
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
 STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
 _MAX_NORM = 1e18  # its square, times four, is a float32
-_MIN_SQUARE, _MAX_SQUARE = 1e-30, 1e35  # lengths well within the limits, from a float32 product
 
 
 class VectorForm:
@@ -36,8 +35,11 @@ class VectorForm:
             coding=None if coded else codes.uncoded(),
         )  # fmt: skip
 
-    def added(self, base, vectors, lengths) -> dict:
-        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots."""
+    def added(self, base, vectors, lengths, copy=True) -> dict:
+        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots.
+
+        Without `copy` they are kept as they are; base is empty then.
+        """
         stored = self._stored(vectors)
         units, factors = vectors, base.factors
         if self.metric == COSINE:
@@ -49,7 +51,7 @@ class VectorForm:
         if self.codes_only:
             coding, rows = self._coded(base, units)
             return {"vectors": rows, "rows": rows, "factors": factors, "coding": coding}
-        kept = appended(base.vectors, base.n, stored)
+        kept = appended(base.vectors, base.n, stored) if copy else vectors
         coding, rows = base.coding, kept
         if coding is None or coding.kind != codes.NONE:
             coding, rows = self._coded(base, units)
@@ -59,12 +61,6 @@ class VectorForm:
         """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
         array = np.asarray(values)
         single = array.ndim == 1 and array.size > 0
-        if single and array.dtype == np.float32 and array.size == self.dim and array.flags.carray:
-            # The common call, without the door's full price: one product refuses NaN, too.
-            with np.errstate(over="ignore", invalid="ignore"):
-                square = array.dot(array)
-            if _MIN_SQUARE <= square <= _MAX_SQUARE:
-                return array[None, :], True
         array = _checks.vectors(array, self.dim, "queries")
         self.lengths(array, "queries")
         return array, single
@@ -108,7 +104,7 @@ class VectorForm:
         old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
         sample = np.concatenate([self._units(base, old), units[new]])
         coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
-        rows = np.zeros((total, coding.width), np.uint8)
+        rows = aligned_empty((total, coding.width), np.uint8)
         for start in range(0, base.n, codes.FIT_ROWS):
             slots = np.arange(start, min(start + codes.FIT_ROWS, base.n))
             coding = codes.encode(coding, self._units(base, slots), rows[start:])

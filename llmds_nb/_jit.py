@@ -191,9 +191,10 @@ def kernel_by_type(stub, *, fastmath=False, inline=False):
     """Decorate a function of `stub`'s arguments' Numba types that returns what `stub` compiles to.
 
     For the few operations that differ between array dtypes; the kernels above them stay one.
+    `inline` as in `kernel`; without it LLVM inlines, as it does internal kernels.
     """
     flags = set(SAFE_FASTMATH) if fastmath else False
-    options = {"fastmath": flags, "error_model": "numpy"}
+    options = {"fastmath": flags, "error_model": "numpy", "forceinline": True}
     return overload(stub, jit_options=options, inline="always" if inline else "never")
 
 
@@ -217,6 +218,40 @@ def pointer_at(typingctx, address):
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def borrowed(typingctx, array):
+    """The same array without its owner, so that slicing and passing it count no references.
+
+    Counts are atomic operations, and LLVM drops none of those that a loop of branches leaves in.
+    The owner must live as long: an argument of the kernel does, a local array only up to its last
+    use by its own name.
+    """
+
+    def codegen(context, builder, signature, args):
+        made = context.make_array(signature.args[0])(context, builder, args[0])
+        made.meminfo = cgutils.get_null_value(made.meminfo.type)
+        made.parent = cgutils.get_null_value(made.parent.type)
+        return made._getvalue()
+
+    return array(array), codegen
+
+
+@intrinsic
+def shift_up(typingctx, array, start, stop):
+    """Move array[start:stop] one place up; array is 1-D and has more than `stop` entries."""
+
+    def codegen(context, builder, signature, args):
+        made = context.make_array(signature.args[0])(context, builder, args[0])
+        source = builder.gep(made.data, [args[1]])
+        target = builder.gep(source, [ir.Constant(args[1].type, 1)])
+        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
+        count = builder.sub(args[2], args[1])
+        cgutils.raw_memmove(builder, target, source, count, size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), codegen
 
 
 @intrinsic

@@ -12,6 +12,7 @@ import numpy as np
 from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
 from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
 from ._hnsw_state import HNSWStats
+from ._hnsw_tune import tuned
 from ._hnsw_vectors import METRICS, STORES, VectorForm
 from ._store import Stored
 from .errors import CapacityError
@@ -21,6 +22,7 @@ from .kernels.status import ABSENT
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+_FLOAT32 = np.dtype(np.float32)
 _MIN_DEAD = 64  # removed slots that are never worth a rebuild
 
 
@@ -101,6 +103,7 @@ class HNSW(Stored):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
         self._form = VectorForm(self._dim, metric, quantize, store)
         self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._depth = None  # (candidates measured, for k answers), once tuned
         self._next_id = 0  # one more than the largest id ever used
         self._drawn = 0  # levels drawn
         self._table = hashtable.empty_table(0)
@@ -115,7 +118,7 @@ class HNSW(Stored):
 
     # ---- writing ----------------------------------------------------------------------------
 
-    def add(self, vectors, ids=None, *, threads=1, progress=False) -> np.ndarray:
+    def add(self, vectors, ids=None, *, threads=1, progress=False, copy=True) -> np.ndarray:
         """Insert vectors; one whose id exists replaces it.
 
         Parameters
@@ -128,6 +131,10 @@ class HNSW(Stored):
             Threads that build; the graph does not depend on it.
         progress : bool
             Show a progress bar when it takes longer than a second.
+        copy : bool
+            False: keep the array itself, which then must not change. For vectors that an empty
+            index with store="float32" takes in, as writable C-contiguous float32[n, dim]; a later
+            `add` copies them.
 
         Returns
         -------
@@ -146,13 +153,19 @@ class HNSW(Stored):
         About ef_construction * M distances each. A replaced vector stays as a dead waypoint; once
         more are dead than live, the index is rebuilt from the live ones (see `compact`).
         """
-        vectors = _checks.vectors(vectors, self._dim)
+        given, vectors = vectors, _checks.vectors(vectors, self._dim)
+        if not copy and (vectors is not given or self._store != "float32"):
+            raise ValueError(
+                'copy=False needs store="float32" and writable C-contiguous float32[n, dim]'
+            )
         lengths = self._form.lengths(vectors, "vectors")
         threads = _checks.integer(threads, "threads", low=1)
         with self._write_lock:
             ids = _checks.new_ids(ids, len(vectors), "vectors", self._next_id)
             if not len(ids):
                 return ids
+            if not copy and self._snapshot.n:
+                raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
             if self._snapshot.n + len(ids) > MAX_SLOTS:
                 raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
             old = np.empty(len(ids), np.int64)
@@ -168,7 +181,7 @@ class HNSW(Stored):
                 live = live.copy()
                 live[old] = False
             fields = {
-                **self._form.added(base, vectors, lengths),
+                **self._form.added(base, vectors, lengths, copy),
                 "ids": appended(base.ids, base.n, ids),
                 "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
                 "n_live": base.n_live - len(old) + len(ids),
@@ -292,9 +305,31 @@ class HNSW(Stored):
             ids int64 and distances float32, [k] for one query, [n, k] for a batch; nearest first,
             equal distances by smaller id; missing places hold -1 and +inf.
         """
+        if (
+            type(queries) is np.ndarray
+            and queries.dtype is _FLOAT32
+            and queries.shape == (self._dim,)
+            and queries.flags.carray
+            and type(k) is int
+            and k > 0
+            and filter is None
+            and not exact
+            and threads == 1
+        ):  # the common call; the kernel looks at the values
+            wide = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+            snapshot = self._snapshot
+            depth = _hnsw_search.rerank_depth(snapshot.coding, k, self._depth)
+            found = _hnsw_search.search_one(snapshot, self._form, queries, k, wide, depth)
+            if found is not None:
+                return Neighbors(*found)
         queries, single = self._form.queries(queries)
         k, filters, threads = _checks.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+        ids, distances = self._searched(queries, k, ef, self._depth, filters, exact, threads)
+        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+
+    def _searched(self, queries, k, ef, tuned, filters, exact, threads):
+        """(ids, distances) [n, k] of checked arguments; `tuned` as `rerank_depth` has it."""
         slots = [None] * len(filters)
         with self._lock:
             snapshot = self._snapshot
@@ -303,25 +338,16 @@ class HNSW(Stored):
                     slots[i] = np.empty(len(one), np.int64)
                     hashtable.table_find_many(self._table, one, slots[i])
                     slots[i] = slots[i][slots[i] != ABSENT]
-        count = min(k, snapshot.n_live)
         masks = [_hnsw_search.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
-        if count and len(queries):
-            ef = min(max(ef, count), snapshot.n)
-            ids, distances = _hnsw_search.search(
-                snapshot, self._form, queries, count, ef, masks, exact, threads
-            )
-        else:
-            count = 0
-            ids = np.zeros((len(queries), 0), np.int64)
-            distances = np.zeros((len(queries), 0), np.float32)
-        if count < k:
-            missing = ((0, 0), (0, k - count))
-            ids = np.pad(ids, missing, constant_values=ABSENT)
-            distances = np.pad(distances, missing, constant_values=np.inf)
-        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+        return _hnsw_search.padded_search(
+            snapshot, self._form, queries, k, ef, tuned, masks, exact, threads
+        )
 
     def tune(self, queries, *, k=10, target_recall=0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.
+
+        And how many of its candidates are measured on the stored vectors (`stats().rerank`), where
+        the walk reads codes: as few as do, and up to 1.25 times the ef where that saves more.
 
         Parameters
         ----------
@@ -334,7 +360,7 @@ class HNSW(Stored):
         Returns
         -------
         int
-            The new `ef_search`, within 5 % of the smallest that does.
+            The new `ef_search`; without codes within 5 % of the smallest that does.
 
         Raises
         ------
@@ -352,28 +378,13 @@ class HNSW(Stored):
             raise ValueError("queries must hold at least one vector")
         with self._write_lock:
             truth = self.search(queries, k, exact=True).distances
-            present = np.isfinite(truth)
-            farthest = np.where(present, truth, 0).max(axis=1, keepdims=True, initial=-np.inf)
-            # The same kernel measures both; the slack is for the rounding of another code path.
-            farthest += 1e-6 * np.abs(farthest)
 
-            def recall(ef):
-                distances = self.search(queries, k, ef=ef).distances
-                return (present & (distances <= farthest)).sum() / max(1, present.sum())
+            def distances(ef, depth):
+                return self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
 
-            low, high, n = k, k, max(len(self), k)
-            while len(self) and (reached := recall(high)) < target_recall:
-                if high >= n:
-                    raise ValueError(f"recall {reached:.4f} is all that these codes reach")
-                low, high = high, min(2 * high, n)
-            while high - low > max(1, low // 20):
-                middle = (low + high) // 2
-                if recall(middle) < target_recall:
-                    low = middle
-                else:
-                    high = middle
-            self._ef_search = high
-        return high
+            ef, depth = tuned(self._snapshot, truth, target_recall, distances)
+            self._ef_search, self._depth = ef, None if depth is None else (depth, k)
+        return ef
 
     def get(self, ids) -> np.ndarray:
         """The stored vectors: float32[dim] for one id, float32[n, dim] for many.
@@ -430,7 +441,8 @@ class HNSW(Stored):
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
-        return _hnsw_state.stats(self._snapshot, self._ef_search, self.nbytes)
+        depth = _hnsw_search.rerank_depth(self._snapshot.coding, 10, self._depth)
+        return _hnsw_state.stats(self._snapshot, self._ef_search, depth, self.nbytes)
 
     def check(self) -> None:
         """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
@@ -447,7 +459,7 @@ class HNSW(Stored):
                 "ef_construction": self._ef_construction, "ef_search": self._ef_search,
                 "quantize": self._quantize, "store": self._store, "seed": self._seed,
             }  # fmt: skip
-            counters = {"next_id": self._next_id, "drawn": self._drawn}
+            counters = {"next_id": self._next_id, "drawn": self._drawn, "depth": self._depth}
         return arrays, {"settings": settings, "counters": counters, "graph": header}
 
     @classmethod
@@ -458,6 +470,9 @@ class HNSW(Stored):
         index._writer = index._new_writer(snapshot, arrays["parent"])
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
         index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
+        for number in header["counters"].get("depth") or ():
+            _checks.integer(number, "depth", low=1, high=MAX_SLOTS)
+        index._depth = header["counters"].get("depth")
         slots = np.flatnonzero(snapshot.live[: snapshot.n])
         index._table = hashtable.empty_table(max(1, len(slots)))
         hashtable.table_set_many(index._table, snapshot.ids[slots], slots)
@@ -476,6 +491,7 @@ class HNSW(Stored):
             index.search(vectors[0], 1, ef=1)
             index.search(vectors[:2], 1, ef=1, filter=mask)
             index.search(vectors[0], 3, exact=True)
+            index.search(vectors[:16], 3, exact=True)
             index.search(vectors[0], 3, filter=[3, 4])
             index.compact()
             _ = index.get(2), 3 in index, index.stats()

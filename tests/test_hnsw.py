@@ -25,6 +25,27 @@ def test_exact_search_equals_the_oracle(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_exact_search_by_matrix_products_is_the_same_bit_for_bit(metric, monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = data(1500, 24) * rng.choice([1e-3, 1, 1e3], (1500, 1)).astype(np.float32)
+    vectors[700:900] = vectors[0]  # ties
+    vectors[900:1000] = vectors[1] * np.float32(1 + 1e-7)  # all but ties
+    index = HNSW(24, metric=metric, quantize=None, M=2, ef_construction=2)
+    index.add(vectors)
+    queries = np.concatenate([data(270, 24, 1), vectors[:30]])
+    mask = np.arange(1500) % 3 > 0
+    for k, given in ((1, None), (10, None), (10, mask), (250, None)):
+        answers = []
+        for least in (8, 10**9):
+            monkeypatch.setattr("llmds_nb._hnsw_search.BLAS_QUERIES", least)
+            answers.append(index.search(queries, k, filter=given, exact=True))
+        np.testing.assert_array_equal(answers[0].distances, answers[1].distances)
+        np.testing.assert_array_equal(answers[0].ids, answers[1].ids)
+    index.remove(np.arange(700))
+    assert index.search(queries, 3, exact=True).ids.min() >= 700
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("quantize", "store"), FORMS)
 def test_graph_search_in_every_form(metric, quantize, store, graph_only):
     vectors, queries = data(600, 40), data(40, 40, 1)
@@ -189,6 +210,43 @@ def test_tune_reaches_its_target():
     assert recall(index, queries, 5) >= 0.9
     assert index.tune(queries, k=5, target_recall=0.3) <= ef
     assert HNSW(4).tune(np.zeros((1, 4)), k=3) == 3
+
+
+@pytest.mark.parametrize("quantize", ["sq8", "pca-sq8"])
+def test_tune_picks_how_many_candidates_are_measured(quantize, tmp_path, graph_only):
+    rng = np.random.default_rng(0)
+    index = HNSW(32, M=6, ef_construction=30, quantize=quantize)
+    spectrum = np.exp(-np.arange(32) / 6).astype(np.float32)
+    index.add(data(2000, 32) * spectrum)
+    queries = data(100, 32, 1) * spectrum
+    before = index.stats().rerank
+    ef = index.tune(queries, k=10, target_recall=0.95)
+    depth = index.stats().rerank
+    assert recall(index, queries) >= 0.95
+    assert 10 <= depth <= ef and depth != before
+    index._depth = (depth - 1, 10)  # one fewer would not do
+    assert depth == 10 or recall(index, queries, ef=ef) < 0.95
+    index._depth = (depth, 10)
+    path = tmp_path / "index"
+    index.save(path)
+    loaded = HNSW.load(path)
+    assert loaded.stats().rerank == depth and loaded.ef_search == ef
+    query = queries[rng.integers(100)]
+    np.testing.assert_array_equal(loaded.search(query).ids, index.search(query).ids)
+
+
+def test_one_query_alone_is_answered_as_in_a_batch(graph_only):
+    for metric in METRICS:
+        index = HNSW(40, metric=metric, quantize="sq8", M=6, ef_construction=30)
+        index.add(data(500, 40))
+        index.remove([3, 4])
+        queries = data(20, 40, 1)
+        batch = index.search(queries, 5, ef=20)
+        for i, query in enumerate(queries):
+            for same in (query, query.tolist(), query.astype(np.float64)):
+                alone = index.search(same, 5, ef=20)
+                np.testing.assert_array_equal(alone.ids, batch.ids[i])
+                np.testing.assert_array_equal(alone.distances, batch.distances[i])
 
 
 def test_repr_stats_and_bytes():

@@ -204,3 +204,54 @@ def test_old_snapshots_keep_their_graph():
         held = held[-3:]
         for old, rows, links in held:
             np.testing.assert_array_equal(old.links0[rows], links)
+
+
+def test_recall_after_half_has_been_turned_over_is_that_of_a_fresh_build(graph_only):
+    vectors, queries = data(3000, 32), data(200, 32, 1)
+    gone = np.random.default_rng(2).permutation(2000)[:1000]
+    index = HNSW(32, M=8, ef_construction=60)
+    index.add(vectors[:2000])
+    for start in range(0, 1000, 50):
+        index.remove(gone[start : start + 50])
+        index.add(vectors[2000 + start : 2050 + start])
+    index.check()
+    live = np.setdiff1d(np.arange(3000), gone)
+    fresh = HNSW(32, M=8, ef_construction=60)
+    fresh.add(vectors[live], live)
+    for ef in (20, 50):
+        assert recall(index, queries, ef=ef) > recall(fresh, queries, ef=ef) - 0.003
+
+
+@pytest.mark.parametrize("quantize", [None, "sq8"])
+def test_vectors_can_be_borrowed(quantize):
+    vectors = data(400, 32)
+    kept = vectors.copy()
+    index, other = (HNSW(32, M=4, ef_construction=20, quantize=quantize) for _ in range(2))
+    index.add(vectors, copy=False)
+    other.add(kept)
+    assert np.shares_memory(index._snapshot.vectors, vectors)
+    assert graph(index) == graph(other)
+    index.check()
+    for one in (index, other):
+        one.add(data(20, 32, 1), np.arange(390, 410))
+        one.remove([1, 2])
+        one.check()
+    assert not np.shares_memory(index._snapshot.vectors, vectors)
+    np.testing.assert_array_equal(vectors, kept)
+    assert graph(index) == graph(other)
+
+
+def test_vectors_that_cannot_be_borrowed():
+    vectors = data(40, 32)
+    frozen = vectors.copy()
+    frozen.flags.writeable = False
+    for given in (vectors.tolist(), vectors.astype(np.float64), np.asfortranarray(vectors), frozen):
+        with pytest.raises(ValueError, match="copy=False needs"):
+            HNSW(32).add(given, copy=False)
+    with pytest.raises(ValueError, match="copy=False needs"):
+        HNSW(32, store="float16").add(vectors, copy=False)
+    index = HNSW(32)
+    index.add(vectors[:3])
+    with pytest.raises(ValueError, match="an empty index, not one of 3"):
+        index.add(vectors, copy=False)
+    assert len(index) == 3

@@ -17,12 +17,21 @@ A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 1
 import numpy as np
 from numba import types
 
-from .._jit import CODE_ZERO, code_dot, code_l2, kernel, kernel_by_type, prefetch
+from .._jit import (
+    CODE_ZERO,
+    carray,
+    code_dot,
+    code_l2,
+    kernel,
+    kernel_by_type,
+    pointer_at,
+    prefetch,
+)
 
 L2, IP, COSINE = 0, 1, 2
 
 _LINE = 64  # bytes of a cache line
-_LINES = 16  # per row; the hardware streams what lies beyond
+_LINES = 32  # per row; the hardware streams what lies beyond
 _AHEAD = 5
 _SIGN = np.int32(0x7FFFFFFF)
 _HALF_MAGNITUDE = np.uint32(0x7FFF)
@@ -90,9 +99,12 @@ def _ordered_bits(x):
 
 
 @kernel(inline=True)
-def _prefetch_row(rows, row):
-    for byte in range(0, min(rows.shape[1] * rows.itemsize, _LINE * _LINES), _LINE):
+def prefetch_row(rows, row):
+    """Ask for the lines of rows[row] that will be read soon. O(d)."""
+    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
+    for byte in range(0, size, _LINE):
         prefetch(rows, row, byte)
+    prefetch(rows, row, size - 1)  # one line more where rows do not begin with a line
 
 
 def _key(query, rows, factors, row, metric):
@@ -133,10 +145,10 @@ def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
     as a short distance, and so that rows to come are fetched meanwhile. O((end - begin) d).
     """
     for i in range(begin, min(begin + _AHEAD, end)):
-        _prefetch_row(rows, np.int64(slots[i]))
+        prefetch_row(rows, np.int64(slots[i]))
     for i in range(begin, end):
         if i + _AHEAD < end:
-            _prefetch_row(rows, np.int64(slots[i + _AHEAD]))
+            prefetch_row(rows, np.int64(slots[i + _AHEAD]))
         keys[i - begin] = _key(query, rows, factors, np.int64(slots[i]), metric)
 
 
@@ -149,17 +161,17 @@ def rows_any_below(query, rows, factors, metric, slots, begin, end, key):
     return False
 
 
-def query_room(rows):
-    """Scratch for one query against `rows`: int16[p] for codes, else float32[d]."""
+def query_room(rows, address):
+    """Scratch at `address` for one query against `rows`: int16[p] for codes, else float32[d]."""
     raise NotImplementedError
 
 
-@kernel_by_type(query_room)
-def _query_room(rows):
+@kernel_by_type(query_room, inline=True)
+def _query_room(rows, address):
     dtype = np.int16 if rows.dtype == types.uint8 else np.float32
 
-    def impl(rows):
-        return np.empty(rows.shape[1], dtype)
+    def impl(rows, address):
+        return carray(pointer_at(address), (rows.shape[1],), dtype)
 
     return impl
 

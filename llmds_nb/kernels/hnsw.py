@@ -28,12 +28,19 @@ that overflows is cut by the diversity heuristic, which never drops a child of t
 Every choice is made by (distance key, slot), so a graph depends on the seed and the order of
 insertion, not on the number of threads.
 
-A pool is int64[>= ef + 1], ascending: key << 32 | slot << 2 | passes << 1 | expanded.
+A pool is int64, ascending: key << 32 | slot << 2 | passes << 1 | expanded.
+
+A search takes the state as one *handle*, int64[37]: the address of each array it reads, the rows
+and columns of each, and four numbers. Passed by itself an array costs 100 ns at Numba's door, and
+one made from an address, like one that `borrowed` made, counts no references. Who calls keeps the
+snapshot alive. Scratch is one allocation, cut up by address.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from .._jit import carray, kernel, pointer_at, prefetch, shift_up
 from .distance import rows_keys
 
 BLOCK_BITS = 5
@@ -42,7 +49,81 @@ PASSES, EXPANDED = 2, 1
 
 _LINE = 64  # bytes of a cache line
 _LOW_WORD = np.int64(0xFFFFFFFF)
-_ONE = np.uint64(1)
+
+
+class HNSWState(NamedTuple):
+    """What a search reads of the arrays above, and of the coding those in `codes`."""
+
+    rows: object
+    vectors: object
+    factors: object
+    ids: object
+    upper: object
+    links0: object
+    blocks0: object
+    links1: object
+    blocks1: object
+    basis: object
+    offset: object
+
+
+_N_ARRAYS = len(HNSWState._fields)
+_STEP, _N, _ENTRY, _TOP = range(3 * _N_ARRAYS, 3 * _N_ARRAYS + 4)
+
+
+def handle_of(state, step, n, entry, top):
+    """The handle of an HNSWState of NumPy arrays, int64[37] (plain Python: describes state)."""
+    addresses = [array.__array_interface__["data"][0] for array in state]
+    columns = [array.shape[1] if array.ndim == 2 else 1 for array in state]
+    bits = int(np.float64(step).view(np.int64))
+    return np.array([*addresses, *map(len, state), *columns, bits, n, entry, top], np.int64)
+
+
+@kernel(internal=True)
+def _shape(handle, i):
+    return handle[_N_ARRAYS + i], handle[2 * _N_ARRAYS + i]
+
+
+@kernel(internal=True)
+def state_at(handle, rows, vectors):
+    """The HNSWState that a handle describes; of rows and vectors only the dtype counts. O(1)."""
+    return HNSWState(
+        carray(pointer_at(handle[0]), _shape(handle, 0), rows.dtype),
+        carray(pointer_at(handle[1]), _shape(handle, 1), vectors.dtype),
+        carray(pointer_at(handle[2]), (handle[_N_ARRAYS + 2],), np.float32),
+        carray(pointer_at(handle[3]), (handle[_N_ARRAYS + 3],), np.int64),
+        carray(pointer_at(handle[4]), (handle[_N_ARRAYS + 4],), np.int32),
+        carray(pointer_at(handle[5]), _shape(handle, 5), np.int32),
+        carray(pointer_at(handle[6]), (handle[_N_ARRAYS + 6],), np.int32),
+        carray(pointer_at(handle[7]), _shape(handle, 7), np.int32),
+        carray(pointer_at(handle[8]), (handle[_N_ARRAYS + 8],), np.int32),
+        carray(pointer_at(handle[9]), _shape(handle, 9), np.float32),
+        carray(pointer_at(handle[10]), (handle[_N_ARRAYS + 10],), np.float32),
+    )
+
+
+@kernel(internal=True)
+def handle_numbers(handle):
+    """(step, n, entry, top) of a handle. O(1)."""
+    return handle[_STEP : _STEP + 1].view(np.float64)[0], handle[_N], handle[_ENTRY], handle[_TOP]
+
+
+@kernel(internal=True)
+def words_at(address, n):
+    """int64[n] scratch at an address. O(1)."""
+    return carray(pointer_at(address), (n,), np.int64)
+
+
+@kernel(internal=True)
+def ints_at(address, n):
+    """int32[n] scratch at an address. O(1)."""
+    return carray(pointer_at(address), (n,), np.int32)
+
+
+@kernel(internal=True)
+def floats_at(address, n):
+    """float32[n] scratch at an address. O(1)."""
+    return carray(pointer_at(address), (n,), np.float32)
 
 
 @kernel(internal=True)
@@ -78,12 +159,9 @@ def pool_slot(entry):
 
 
 @kernel(internal=True)
-def pool_grown(pool):
-    """A pool of twice the size with the same entries. O(size)."""
-    grown = np.empty(2 * pool.size, np.int64)
-    for i in range(pool.size):
-        grown[i] = pool[i]
-    return grown
+def pool_room(ef, n, allowed):
+    """The entries that a pool needs for a walk among n slots. O(1)."""
+    return ef + 1 if allowed.size == 0 else n + 1
 
 
 @kernel(internal=True)
@@ -96,8 +174,7 @@ def pool_insert(pool, count, entry):
             low = middle + 1
         else:
             high = middle
-    for place in range(count, low, -1):
-        pool[place] = pool[place - 1]
+    shift_up(pool, low, count)
     pool[low] = entry
     return low
 
@@ -105,17 +182,15 @@ def pool_insert(pool, count, entry):
 @kernel(internal=True)
 def graph_explore(
     query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, start, top, level, ef,
-    allowed, visited, pool,
+    allowed, visited, pool, fresh, keys,
 ):  # fmt: skip
     """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
 
-    Returns (pool, count). Stops when no unexpanded candidate is closer than the ef-th that passes.
-    Candidates that do not pass `allowed` (bool[n], or bool[0] for all) are walked through and stay
-    in the pool, which grows for them. visited uint64[>= n / 64] is scratch. O(ef M) distances while
-    most pass.
+    Returns how many are in the pool. Stops when no unexpanded candidate is closer than the ef-th
+    that passes. Candidates that do not pass `allowed` (bool[n], or bool[0] for all) are walked
+    through and stay in the pool: see `pool_room`. Scratch: visited int64[>= n / 64], fresh and keys
+    int32[as wide as a row of links]. O(ef M) distances while most pass.
     """
-    fresh = np.empty(max(links0.shape[1], links1.shape[1]), np.int32)
-    keys = np.empty(fresh.size, np.int32)
     fresh[0] = start
     rows_keys(query, rows, factors, metric, fresh, 0, 1, keys)
     first = pool_key(keys[0], start, True)
@@ -132,14 +207,14 @@ def graph_explore(
     if level > 0:
         links, blocks = links1, blocks1
     for i in range(visited.size):
-        visited[i] = np.uint64(0)
+        visited[i] = 0
     # The start stays a candidate: from it, not from where the descent ends, all are reachable.
     filtered = allowed.size > 0
     count = passing = 0
     for seed in (best, first):
         slot = pool_slot(seed)
         if count == 0 or (seed != best and passing < ef):
-            visited[slot >> 6] |= _ONE << np.uint64(slot & 63)
+            visited[slot >> 6] |= 1 << (slot & 63)
             if not filtered or allowed[slot]:
                 passing += 1
             else:
@@ -157,7 +232,7 @@ def graph_explore(
         n_fresh = 0
         for j in range(1, row[0] + 1):
             slot = np.int64(row[j])
-            word, bit = slot >> 6, _ONE << np.uint64(slot & 63)
+            word, bit = slot >> 6, 1 << (slot & 63)
             if not visited[word] & bit:
                 visited[word] |= bit
                 fresh[n_fresh] = slot
@@ -170,8 +245,6 @@ def graph_explore(
             entry = pool_key(keys[j], slot, passes)
             if passing == ef and entry >= pool[count - 1]:
                 continue
-            if count == pool.size:
-                pool = pool_grown(pool)
             place = pool_insert(pool, count, entry)
             count += 1
             if place < lowest:  # perhaps the next to be expanded
@@ -185,4 +258,4 @@ def graph_explore(
                     while not pool[count - 1] & PASSES:
                         count -= 1
         cursor = min(cursor + 1, lowest)
-    return pool, count
+    return count

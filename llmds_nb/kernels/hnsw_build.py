@@ -18,18 +18,20 @@ two reads nothing that another thread writes. Then `tree_extend` gives every new
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import borrowed, kernel
 from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
     PASSES,
     graph_explore,
+    ints_at,
     level_row,
     links_row,
-    pool_grown,
     pool_insert,
     pool_key,
+    pool_room,
     pool_slot,
+    words_at,
 )
 from .status import ABSENT
 
@@ -83,27 +85,43 @@ def hnsw_connect(
     The graph holds the slots below `first`; top is -1 when there are none. Writes only rows of
     these slots. O(ef M) distances each, and one to each earlier slot of the batch.
     """
+    rows, factors, levels, upper = (
+        borrowed(rows), borrowed(factors), borrowed(levels), borrowed(upper)
+    )  # fmt: skip
+    links0, blocks0, links1, blocks1 = (
+        borrowed(links0), borrowed(blocks0), borrowed(links1), borrowed(blocks1)
+    )  # fmt: skip
+    allowed, parent, forward = borrowed(allowed), borrowed(parent), borrowed(forward)
     M = links1.shape[1] - 1
-    visited = np.empty((first + 64) >> 6, np.uint64)
-    pool = np.empty(ef + 64, np.int64)
-    batch = np.empty(stop - first, np.int32)
-    keys = np.empty(stop - first, np.int32)
-    base_room, room = query_room(rows), query_room(rows)
+    n_visited, n_pool = (first + 64) >> 6, pool_room(ef, stop, allowed)
+    stride, n_codes = links0.shape[1], rows.shape[1]
+    width = max(stride, stop - first)
+    memory = np.empty(n_visited + n_pool + stride + width + n_codes, np.int64)
+    at = np.int64(memory.ctypes.data)
+    visited = words_at(at, n_visited)
+    at += 8 * n_visited
+    pool = words_at(at, n_pool)
+    at += 8 * n_pool
+    fresh, batch = ints_at(at, 2 * stride), ints_at(at + 8 * stride, width)
+    at += 8 * stride + 4 * width
+    keys = ints_at(at, width)
+    at += 4 * width
+    base_room, room = query_room(rows, at), query_room(rows, at + 4 * n_codes)
     for slot in range(start, stop):
         query = row_query(rows, factors, slot, metric, base_room)
         level = np.int64(levels[slot])
         near, above = np.int64(entry), np.int64(top)
-        for at in range(level, -1, -1):
+        for height in range(level, -1, -1):
             count = 0
-            if at <= top:
-                pool, count = graph_explore(
+            if height <= top:
+                count = graph_explore(
                     query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, near,
-                    above, at, ef, allowed, visited, pool,
+                    above, height, ef, allowed, visited, pool, fresh, keys,
                 )  # fmt: skip
-                near, above = pool_slot(pool[0]), at
+                near, above = pool_slot(pool[0]), height
             n_near = 0
             for other in range(first, slot):
-                if levels[other] >= at:
+                if levels[other] >= height:
                     batch[n_near] = other
                     n_near += 1
             rows_keys(query, rows, factors, metric, batch, 0, n_near, keys)
@@ -111,21 +129,20 @@ def hnsw_connect(
                 found = pool_key(keys[j], np.int64(batch[j]), True)
                 if count >= ef and found >= pool[count - 1]:
                     continue
-                if count == pool.size:
-                    pool = pool_grown(pool)
                 pool_insert(pool, count, found)
                 count += 1
                 if allowed.size == 0:
                     count = min(count, ef)
             links, blocks = links0, blocks0
-            if at > 0:
+            if height > 0:
                 links, blocks = links1, blocks1
-            row = links_row(links, blocks, level_row(upper, slot, at))
+            row = links_row(links, blocks, level_row(upper, slot, height))
             links_select(pool, count, M, ABSENT, parent, rows, factors, metric, room, row)
-            if at == 0:
+            if height == 0:
                 chosen = forward[slot - first]
                 for j in range(M + 1):
                     chosen[j] = row[j]
+    memory[0] = 0  # it had to live up to here
 
 
 @kernel(internal=True)
@@ -156,6 +173,12 @@ def hnsw_edges(
 
     Enough blocks are spare. O(edges).
     """
+    links0, blocks0, owned0, spare0 = (
+        borrowed(links0), borrowed(blocks0), borrowed(owned0), borrowed(spare0)
+    )  # fmt: skip
+    links1, blocks1, owned1, spare1 = (
+        borrowed(links1), borrowed(blocks1), borrowed(owned1), borrowed(spare1)
+    )  # fmt: skip
     n = 0
     for slot in range(first, stop):
         for level in range(np.int64(levels[slot]) + 1):
@@ -171,6 +194,15 @@ def hnsw_edges(
     return n
 
 
+@kernel(internal=True)
+def _targets_end(edges, i):
+    """Where the edges with the target of edges[i] end. O(how many)."""
+    j = i + 1
+    while j < edges.size and edges[j] >> TARGET_SHIFT == edges[i] >> TARGET_SHIFT:
+        j += 1
+    return j
+
+
 @kernel(nogil=True)
 def hnsw_backlink(
     edges, first, metric, rows, factors, upper, links0, blocks0, links1, blocks1, parent
@@ -179,14 +211,30 @@ def hnsw_backlink(
 
     All edges of one target stand in one call. O(edges), and O(M^2) distances per row cut.
     """
-    base_room, room = query_room(rows), query_room(rows)
-    pool = np.empty(2 * links0.shape[1], np.int64)
-    slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
+    edges, rows, factors, upper, parent = (
+        borrowed(edges), borrowed(rows), borrowed(factors), borrowed(upper), borrowed(parent)
+    )  # fmt: skip
+    links0, blocks0, links1, blocks1 = (
+        borrowed(links0), borrowed(blocks0), borrowed(links1), borrowed(blocks1)
+    )  # fmt: skip
+    most = i = 0
+    while i < edges.size:
+        j = _targets_end(edges, i)
+        most, i = max(most, j - i), j
+    most += links0.shape[1]
+    n_codes = rows.shape[1]
+    memory = np.empty(2 * most + n_codes, np.int64)
+    at = np.int64(memory.ctypes.data)
+    pool, slots, keys = (
+        words_at(at, most),
+        ints_at(at + 8 * most, most),
+        ints_at(at + 12 * most, most),
+    )
+    at += 16 * most
+    base_room, room = query_room(rows, at), query_room(rows, at + 4 * n_codes)
     i = 0
     while i < edges.size:
-        j = i + 1
-        while j < edges.size and edges[j] >> TARGET_SHIFT == edges[i] >> TARGET_SHIFT:
-            j += 1
+        j = _targets_end(edges, i)
         base = (edges[i] >> TARGET_SHIFT) & _TARGET_MASK
         level = edges[i] >> LEVEL_SHIFT
         row = links_row(links0, blocks0, base)
@@ -199,9 +247,6 @@ def hnsw_backlink(
                 row[n] = first + (edges[e] & SOURCE_MASK)
             row[0] = n
         else:
-            if pool.size < n + j - i:
-                pool = np.empty(n + j - i, np.int64)
-                slots, keys = np.empty(pool.size, np.int32), np.empty(pool.size, np.int32)
             for t in range(n):
                 slots[t] = row[1 + t]
             for e in range(i, j):
@@ -214,6 +259,7 @@ def hnsw_backlink(
             count = n + j - i
             links_select(pool, count, limit, child_of, parent, rows, factors, metric, room, row)
         i = j
+    memory[0] = 0  # it had to live up to here
 
 
 @kernel(internal=True)
