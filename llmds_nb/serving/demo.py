@@ -23,7 +23,8 @@ from .report import DEFINITIONS, percentiles
 N_TUNING, N_TEST = 600, 1400  # to choose the fusion weight on, and others to report
 QUICK_EVERY = 8
 WARM_FIRST = ("LsaEncoder", "InvertedIndex", "RetrievalPipeline")  # with the HNSW it needs
-WARM_NEXT = ("KVCache", "Scheduler", "ContinuousBatcher", "AdmissionController")
+WARM_NEXT = ("Scheduler", "AdmissionController", "KVCache", "ContinuousBatcher")
+WARM_ELSEWHERE = WARM_NEXT[2:]  # about half of all compilation, for the second core
 
 
 class Options(NamedTuple):
@@ -101,7 +102,7 @@ def run(options, progress) -> dict:
 
 
 class _Compilation:
-    """Compiles in the background: what retrieval needs in this process, the rest in another one.
+    """Compiles in the background: half of it in this process, half in another one.
 
     Numba compiles one function at a time in a process, so a second process uses the second core; it
     leaves its work in the disk cache. With kernels in the cache already, there is no need for it.
@@ -116,14 +117,14 @@ class _Compilation:
         if folder and not kernels:
             with contextlib.suppress(OSError):  # no second process here: some containers
                 self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-                self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_NEXT))
+                self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_ELSEWHERE))
         self._first, self._next = (
             [self._thread.submit(compile_, name) for name in names]
             for compile_, names in ((llmds_nb.warmup, WARM_FIRST), (self._fetch, WARM_NEXT))
         )
 
     def _fetch(self, name):
-        if self._elsewhere is not None:
+        if self._elsewhere is not None and name in WARM_ELSEWHERE:
             with contextlib.suppress(OSError, BrokenExecutor):  # then it is done here
                 self._elsewhere.result()
         llmds_nb.warmup(name)
