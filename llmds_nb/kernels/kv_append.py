@@ -1,8 +1,8 @@
 """Sequences of a KV cache that grow: append and commit (kernels/kv_rows.py).
 
-A decode step is one call for many sequences, of which few reach the end of a page or share one.
-Those are found by ROOM = 0 and planned and done first, all or none; the others then store their
-token in the tail page, which cannot fail.
+A decode step is one call for many sequences, of which few reach the end of a page or share one. The
+others store their token in the tail page as they are found, which cannot fail; those few are found
+by ROOM = 0 and follow, all or none. If they cannot, or an id is bad, the others are taken back.
 """
 
 import numpy as np
@@ -162,20 +162,26 @@ def kv_append(handle, seq_id, tokens, slots):
 
 
 @kernel(internal=True)
-def _append_roomless(s, n, tokens, slots):
-    """Append to those n of the rows in `slots` that have no ROOM; their slots come as -1 - slot."""
+def _append_roomless(s, n, rows, tokens, slots):
+    """Append to those n of the rows int64[m] that come as -1 - row: they have no ROOM."""
     scratch = np.empty((2, n), np.int64)
-    rows, first = scratch[0], scratch[1]
+    roomless, first = scratch[0], scratch[1]
     j = 0
-    for i in range(slots.size):
-        if s.seq[slots[i], ROOM] == 0:
-            rows[j], first[j] = slots[i], i
+    for i in range(rows.size):
+        if rows[i] < 0:
+            roomless[j], first[j] = -1 - rows[i], i
             j += 1
-    status = _append_rows(s, rows, first, 1, tokens, slots)
-    if status == OK:
-        for j in range(n):
-            slots[first[j]] = -1 - slots[first[j]]
-    return status
+    return _append_rows(s, roomless, first, 1, tokens, slots)
+
+
+@kernel(internal=True)
+def _append_undo(s, rows, committed):
+    """Take back the tokens that rows int64[n] with ROOM just got; committed as it was before."""
+    for i in range(rows.size):
+        if rows[i] >= 0:
+            s.seq[rows[i], LENGTH] -= 1
+            s.seq[rows[i], ROOM] += 1
+            s.seq[rows[i], COMMITTED] = committed[i]
 
 
 @kernel(internal=True)
@@ -208,32 +214,34 @@ def kv_append_many(handle, seq_ids, tokens, slots):
         return BAD_TOKEN
     call = meta[CALL] + 1
     meta[CALL] = call
-    roomless = 0
+    scratch = np.empty((2, n), np.int64)
+    rows, committed = scratch[0], scratch[1]
+    roomless, status, done = 0, OK, 0
     for i in range(n):
         row = _row_guess(s, i, seq_ids[i])
         if row == ABSENT or seq[row, STAMP] == call:
             meta[MISSING] = seq_ids[i]
-            return ABSENT if row == ABSENT else INVALID
+            status = ABSENT if row == ABSENT else INVALID
+            break
         seq[row, STAMP] = call
-        roomless += seq[row, ROOM] == 0
-        slots[i] = row
-    if roomless > 0:
-        status = _append_roomless(s, roomless, tokens, slots)
-        if status != OK:
-            return status
-    for i in range(n):
-        row = slots[i]
-        if row < 0:
-            slots[i] = -1 - row
+        done = i + 1
+        if seq[row, ROOM] == 0:
+            rows[i] = -1 - row
+            roomless += 1
             continue
         length, tail = seq[row, LENGTH], seq[row, TAIL]
         offset = length & (size - 1)
+        rows[i], committed[i] = row, seq[row, COMMITTED]
         tok[tail, offset] = tokens[i]
         slots[i] = tail * size + offset
         seq[row, COMMITTED] = length
         seq[row, LENGTH] = length + 1
         seq[row, ROOM] -= 1
-    return OK
+    if status == OK and roomless > 0:
+        status = _append_roomless(s, roomless, rows, tokens, slots)
+    if status != OK:
+        _append_undo(s, rows[:done], committed)
+    return status
 
 
 @kernel
