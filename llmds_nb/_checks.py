@@ -10,7 +10,8 @@ import numbers
 
 import numpy as np
 
-INT32, INT64, FLOAT64 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float64)
+INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -125,7 +126,7 @@ def ids(values, name="ids", *, unique=True) -> np.ndarray:
 
 def one_id(value) -> np.ndarray:
     """One identifier as int64[1], >= 0."""
-    return np.array([integer(value, "id", low=0, high=INT64_MAX)])
+    return np.array([natural(value, "id")])
 
 
 def new_ids(values, n, name, next_id) -> np.ndarray:

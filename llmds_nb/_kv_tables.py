@@ -132,7 +132,7 @@ def _buffer(array, name, size, dtype) -> np.ndarray:
 
 def _per_sequence(value, name, n) -> np.ndarray:
     if np.ndim(value) == 0:
-        return np.full(n, _checks.integer(value, name, low=0, high=_checks.INT64_MAX))
+        return np.full(n, _checks.natural(value, name))
     array = _checks.for_kernel(value, name, _checks.INT64)
     _checks.same_length(name, array, "seq_ids", range(n))
     return array

@@ -147,7 +147,7 @@ def request_terms(slo_ms, default_ns, priority, tenant) -> tuple[int, int, int]:
     if type(priority) is not int or not _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
         priority = _checks.integer(priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
     if type(tenant) is not int or not 0 <= tenant <= _checks.INT64_MAX:
-        tenant = _checks.integer(tenant, "tenant", low=0, high=_checks.INT64_MAX)
+        tenant = _checks.natural(tenant, "tenant")
     return slo_ns, priority, tenant
 
 

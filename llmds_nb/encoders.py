@@ -43,7 +43,7 @@ class LsaEncoder(Stored):
 
     def __init__(self, dim=256, *, seed=0, tokenizer=None):
         self.dim = _checks.integer(dim, "dim", low=1, high=_checks.INT32_MAX)
-        self.seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self.seed = _checks.natural(seed, "seed")
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise TypeError(f"tokenizer must be a Tokenizer, not {tokenizer!r}")
         self.tokenizer = tokenizer

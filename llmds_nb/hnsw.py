@@ -22,7 +22,6 @@ from .kernels.status import ABSENT
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
-_FLOAT32 = np.dtype(np.float32)
 _MIN_DEAD = 64  # removed slots that are never worth a rebuild
 
 
@@ -102,7 +101,7 @@ class HNSW(Stored):
         if store is None and quantize in (None, _hnsw_codes.PCA):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
         self._form = VectorForm(self._dim, metric, quantize, store)
-        self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._seed = _checks.natural(seed, "seed")
         self._depth = None  # (candidates measured, for k answers), once tuned
         self._next_id = 0  # one more than the largest id ever used
         self._drawn = 0  # levels drawn
@@ -307,7 +306,7 @@ class HNSW(Stored):
         """
         if (
             type(queries) is np.ndarray
-            and queries.dtype is _FLOAT32
+            and queries.dtype is _checks.FLOAT32
             and queries.shape == (self._dim,)
             and queries.flags.carray
             and type(k) is int

@@ -304,7 +304,7 @@ class KVCache(Prefixes):
         """
         seq_id = _checks.natural(seq_id, "seq_id")
         kv = self._kv_rows(kv)
-        start = _checks.integer(start, "start", low=0, high=_checks.INT64_MAX)
+        start = _checks.natural(start, "start")
         with self._lock:
             length = self.length(seq_id)
             if start + len(kv) > length:

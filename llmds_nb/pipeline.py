@@ -108,7 +108,7 @@ class RetrievalPipeline(Stored):
         dim = None if dim is None else _checks.integer(dim, "dim", low=1)
         if dense is not None and dim not in (None, dense.dim):
             raise ValueError(f"dim is {dim}, but dense has dimension {dense.dim}")
-        self._seed = _checks.integer(seed, "seed", low=0, high=_checks.INT64_MAX)
+        self._seed = _checks.natural(seed, "seed")
         self._fusion = _checks.choice(fusion, "fusion", FUSIONS)
         if fusion == "convex" and dense is not None and dense.metric != "cosine":
             self._fusion = "minmax"
