@@ -10,10 +10,10 @@ import numpy as np
 from ._hnsw_codes import Coding
 from .kernels import hnsw_build as k
 from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
+from .kernels.lines import aligned_empty
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
-_LINE = 64  # bytes of a cache line
 _MAX_LEVEL = 31
 _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
@@ -61,15 +61,6 @@ class Snapshot:
     def graph(self) -> tuple:
         """The links, in the order in which kernels take them."""
         return self.links0, self.blocks0, self.links1, self.blocks1
-
-
-def aligned_empty(shape, dtype) -> np.ndarray:
-    """An empty array that begins with a cache line: a row of codes then spans no line more."""
-    dtype = np.dtype(dtype)
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.empty(n_bytes + _LINE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _LINE
-    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def appended(array, n, new) -> np.ndarray:

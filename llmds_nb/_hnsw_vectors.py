@@ -4,8 +4,9 @@ import numpy as np
 
 from . import _checks
 from . import _hnsw_codes as codes
-from ._hnsw_graph import Snapshot, aligned_empty, appended
+from ._hnsw_graph import Snapshot, appended
 from .kernels.distance import COSINE, IP, L2
+from .kernels.lines import aligned_empty
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
 STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}

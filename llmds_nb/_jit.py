@@ -21,7 +21,7 @@ from pathlib import Path
 import numba
 from llvmlite import ir
 from numba import carray as carray  # an array at a pointer: kernels import it from here
-from numba.core import cgutils, config, types
+from numba.core import cgutils, config, sigutils, types
 from numba.extending import intrinsic, overload
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,30 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
-def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=False, borrow=False):
+def _accept_only(dispatcher, accepts) -> None:
+    """Refuse what `accepts`, a tuple of Numba types as text, does not name, with a TypeError.
+
+    The dispatcher tells types apart at no cost; only what it has no machine code for comes here.
+    """
+    compile_for = dispatcher._compile_for_args
+
+    def compile_for_accepted(*args):
+        wanted, _ = sigutils.normalize_signature(f"({accepts})")
+        try:
+            given = tuple(numba.typeof(arg) for arg in args)
+        except (numba.errors.NumbaError, ValueError):  # it knows no type for one of them
+            given = tuple(type(arg).__name__ for arg in args)
+        if given != wanted:
+            raise TypeError(f"{dispatcher.__name__}({accepts}) does not take {given}")
+        return compile_for(*args)
+
+    dispatcher._compile_for_args = compile_for_accepted
+
+
+def kernel(
+    func=None, *, nogil=False, fastmath=False, inline=False, internal=False, borrow=False,
+    accepts=None,
+):  # fmt: skip
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
     Parameters
@@ -159,9 +182,12 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
         Count no references: all arrays stay the caller's. For a kernel that neither allocates nor
         returns an array; a call saves 40 ns per array at Python's door, and 10 inside, where the
         counts are atomic.
+    accepts : str, optional
+        The types it takes, as in "int64, int64[::1]"; others raise TypeError instead of compiling
+        anew. A caller may then pass arrays as they come, and look at them only if they are refused.
     """
     if func is None:
-        options = {"nogil": nogil, "fastmath": fastmath, "inline": inline}
+        options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}
         return lambda f: kernel(f, **options, internal=internal, borrow=borrow)
     dispatcher = numba.njit(
         nogil=nogil,
@@ -176,6 +202,8 @@ def kernel(func=None, *, nogil=False, fastmath=False, inline=False, internal=Fal
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)
         _attach_cache(dispatcher, func)
+        if accepts is not None:
+            _accept_only(dispatcher, accepts)
         KERNELS.append(dispatcher)
     return dispatcher
 

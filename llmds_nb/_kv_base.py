@@ -19,6 +19,7 @@ from .kernels.kv_append import kv_append_many, kv_commit
 from .kernels.kv_attach import kv_attach_many, kv_detach_many, kv_match
 from .kernels.kv_history import WAYS
 from .kernels.kv_leaves import ENTRY
+from .kernels.lines import aligned_zeros
 from .kernels.status import ABSENT, FULL, INVALID, PRESENT
 
 POLICIES = {
@@ -52,6 +53,7 @@ class PageEvents(NamedTuple):
 class KVBase(Stored):
     """What KVCache is made of; see there."""
 
+
     def __init__(
         self, n_pages=10_000, page_size=512, *, kv_shape=None, dtype=np.float16, eviction="lru",
         prefix_sharing=True, key=None,
@@ -75,6 +77,8 @@ class KVBase(Stored):
         self._pins = {}  # handle -> pages int32[n]
         self._next_pin = 1
         self._lock = threading.RLock()
+        self._where = np.zeros(c.HANDLE_SIZE, np.int64)
+        self._handle = self._where.ctypes.data
         self._set_state(self._empty_state())
         # Scratch under the lock: the arrays of a call for one sequence, end to end.
         self._one = np.zeros(6, np.int64)
@@ -114,6 +118,7 @@ class KVBase(Stored):
             page=page,
             tok=np.zeros((self.n_pages, self.page_size), np.int32),
             pool=pool,
+            hot=aligned_zeros((0, c.HOT_COLUMNS), np.int64),
             seq=np.zeros((0, c.SEQ_COLUMNS), np.int64),
             ids=empty_table(_FIRST_SEQUENCES),
             dom=np.zeros((_FIRST_DOMAINS, c.DOM_COLUMNS), np.int64),
@@ -125,7 +130,7 @@ class KVBase(Stored):
     def _set_state(self, state):
         """Own other arrays; the only place that does, since the handle names them by address."""
         self._s = state
-        self._handle = c.handle_of(state)
+        self._where[:] = c.handle_of(state)
 
     # ---- the door --------------------------------------------------------------------------
 
@@ -169,6 +174,8 @@ class KVBase(Stored):
             raise ValueError(f"sequence {value} is attached already")
         if status == INVALID:
             raise ValueError(_INVALID[kernel].format(value, *args))
+        if status == kv_rows.UNEVEN:
+            _checks.same_length("tokens", args[1], "seq_ids", args[0])
         name = "seq_ids" if status == kv_rows.BAD_ID else "tokens"
         raise ValueError(f"{name} must be >= 0, not {value}")
 
@@ -181,7 +188,7 @@ class KVBase(Stored):
         self._set_state(self._s._replace(pool=pool))
 
     def _grow_rows(self, n) -> None:
-        """Make room in `seq` and `ids` for n more sequences."""
+        """Make room in `hot`, `seq` and `ids` for n more sequences."""
         s = self._s
         wanted = len(self) + n
         if 2 * wanted > len(s.ids):
@@ -190,13 +197,16 @@ class KVBase(Stored):
             s = s._replace(ids=ids)
         old = len(s.seq)
         if wanted > old:
-            seq = np.zeros((max(_FIRST_SEQUENCES, wanted + wanted // 2), c.SEQ_COLUMNS), np.int64)
-            seq[:old] = s.seq
-            seq[old:, c.ID] = ABSENT
-            seq[old:, c.LENGTH] = np.arange(old + 1, len(seq) + 1)
-            seq[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
+            size = max(_FIRST_SEQUENCES, wanted + wanted // 2)
+            hot = aligned_zeros((size, c.HOT_COLUMNS), np.int64)
+            hot[:old] = s.hot
+            hot[old:, c.ID] = ABSENT
+            hot[old:, c.LENGTH] = np.arange(old + 1, size + 1)
+            hot[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
             s.meta[c.FREE_SEQ] = old
-            s = s._replace(seq=seq)
+            seq = np.zeros((size, c.SEQ_COLUMNS), np.int64)
+            seq[:old] = s.seq
+            s = s._replace(hot=hot, seq=seq)
         self._set_state(s)
 
     def _fetch_moves(self):

@@ -12,12 +12,15 @@ from .kernels.status import ABSENT
 
 def check(state, pins) -> None:
     """Assert every invariant; `pins` are the arrays of pinned pages. O(P + pages in use)."""
-    live = state.seq[state.seq[:, c.ID] != ABSENT]
-    blocks = [state.pool[row[c.BLOCKS] : row[c.BLOCKS] + row[c.NPAGES]] for row in live]
+    used = state.hot[:, c.ID] != ABSENT
+    hot, live = state.hot[used], state.seq[used]
+    blocks = [
+        state.pool[start:][:n] for start, n in zip(hot[:, c.BLOCKS], live[:, c.NPAGES], strict=True)
+    ]
     _check_counts(state, live, blocks, pins)
     _check_cached(state)
     _check_heaps(state)
-    _check_sequences(state, live, blocks)
+    _check_sequences(state, hot, live, blocks)
     _check_history(state)
 
 
@@ -114,23 +117,24 @@ def _check_heap(s, start, n, column, wanted):
         assert order[(i - 1) >> 2] < order[i], "order of a heap"
 
 
-def _check_sequences(s, live, blocks):
+def _check_sequences(s, hot, live, blocks):
     size = s.tok.shape[1]
     assert np.count_nonzero(s.ids[:, 1] != ABSENT) == len(live), "ids"
-    assert ((s.seq[:, c.LAST] >= 0) & (s.seq[:, c.LAST] < len(s.seq))).all(), "LAST"
-    for row, pages in zip(live, blocks, strict=True):
-        name = f"sequence {row[c.ID]}"
-        assert s.seq[table_find(s.ids, row[c.ID]), c.ID] == row[c.ID], name
-        assert row[c.NPAGES] == -(-row[c.LENGTH] // size) <= 1 << row[c.CLASS], name
-        assert 0 <= row[c.NHASH] * size <= row[c.COMMITTED] <= row[c.LENGTH], name
-        assert row[c.TAIL] == (pages[-1] if len(pages) else ABSENT), name
+    assert ((s.hot[:, c.LAST] >= 0) & (s.hot[:, c.LAST] < len(s.seq))).all(), "LAST"
+    assert len(s.hot) == len(s.seq), "rows"
+    for first, row, pages in zip(hot, live, blocks, strict=True):
+        name, length = f"sequence {first[c.ID]}", first[c.LENGTH]
+        assert s.hot[table_find(s.ids, first[c.ID]), c.ID] == first[c.ID], name
+        assert row[c.NPAGES] == -(-length // size) <= 1 << row[c.CLASS], name
+        assert 0 <= row[c.NHASH] * size <= first[c.COMMITTED] <= length, name
+        assert first[c.TAIL] == (pages[-1] if len(pages) else ABSENT), name
         assert len(set(pages)) == len(pages), f"{name} names a page twice"
-        used = row[c.LENGTH] % size
-        assert row[c.ROOM] in (0, size - used), name
-        if row[c.ROOM]:
-            tail = s.page[row[c.TAIL]]
+        used = length % size
+        assert first[c.ROOM] in (0, size - used), name
+        if first[c.ROOM]:
+            tail = s.page[first[c.TAIL]]
             assert used and tail[c.STATE] == c.PRIVATE and tail[c.REF] == 1, f"ROOM of {name}"
-            entered = row[c.NHASH] == row[c.LENGTH] // size
+            entered = row[c.NHASH] == length // size
             assert entered or not s.meta[c.SHARING], f"ROOM of {name}"
         assert (s.page[pages, c.STATE] != c.FREE).all(), f"{name} names a free page"
         assert (s.page[pages, c.DOMAIN] == row[c.SEQ_DOMAIN]).all(), name

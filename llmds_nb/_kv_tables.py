@@ -25,14 +25,14 @@ class PageTables(KVBase):
         """Return a sequence's tokens as int32[length]. O(length)."""
         with self._lock:
             row = self._find_row(seq_id)
-            out = np.empty(self._s.seq[row, LENGTH], np.int32)
+            out = np.empty(self._s.hot[row, LENGTH], np.int32)
             kv_tables.table_tokens(self._handle, row, out)
         return out
 
     def length(self, seq_id) -> int:
         """Return the number of tokens of a sequence. O(1)."""
         with self._lock:
-            return int(self._s.seq[self._find_row(seq_id), LENGTH])
+            return int(self._s.hot[self._find_row(seq_id), LENGTH])
 
     def page_table(self, seq_ids, *, out=None) -> PageTable:
         """Page table of B sequences in FlashInfer's CSR layout. O(pages).
@@ -113,7 +113,7 @@ class PageTables(KVBase):
             n = kv_tables.slots_count(self._handle, rows, start, stop)
             if n < 0:
                 i = -1 - n
-                length = self._s.seq[rows[i], LENGTH]
+                length = self._s.hot[rows[i], LENGTH]
                 raise ValueError(f"tokens {start[i]} to {stop[i]} of a sequence of {length} tokens")
             out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64)
             kv_tables.table_slots(self._handle, rows, start, stop, out)

@@ -250,7 +250,7 @@ class ContinuousBatcher(WaitingRequests):
     def _cached(self):
         """What a step's kernels read of the cache, beside the running requests."""
         state = self.cache._s
-        return self._running, state.ids, state.seq, state.pool, self.cache.page_size
+        return self._running, state.ids, state.hot, state.pool, self.cache.page_size
 
     def _plan(self):
         """Room for a plan; a step may admit as many as may run."""

@@ -9,7 +9,8 @@ from . import _checks
 from .kernels import heap as k
 from .kernels.hashtable import empty_table, table_find
 from .kernels.heap import heap_pop, heap_push, heap_update
-from .kernels.rowheap import HANDLE, MAX_HANDLES, ROOT, aligned, ordered_bits, rows_fresh
+from .kernels.lines import aligned_zeros
+from .kernels.rowheap import HANDLE, MAX_HANDLES, ROOT, ordered_bits, rows_fresh
 from .kernels.status import ABSENT, FULL, INVALID, OK
 
 _new = tuple.__new__  # makes a NamedTuple in half the time of its class
@@ -360,7 +361,7 @@ def check_rows(rows, pos) -> None:
 def _empty_state(capacity) -> np.ndarray:
     """The buffer of kernels/heap.py without entries."""
     table = empty_table(capacity)
-    state = aligned(k.heap_table_start(capacity) + table.size)
+    state = aligned_zeros(k.heap_table_start(capacity) + table.size, np.int64)
     state[k.CAPACITY], state[k.SIGN] = capacity, 1
     rows, _, _, own_table = k.heap_parts(state)
     rows_fresh(rows, 0)

@@ -268,13 +268,15 @@ class KVCache(Prefixes):
         int64[n]
             Slots, as for `append`.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
-        if len(tokens) != len(seq_ids):
-            _checks.same_length("tokens", tokens, "seq_ids", seq_ids)
-        slots = np.empty(len(tokens), INT64)
         with self._lock:  # not by way of `_run`: it costs a tenth of a small step
-            status = kv_append_many(self._handle, seq_ids, tokens, slots)
+            try:  # the kernel refuses other arrays by itself: looking at them costs a tenth as well
+                slots = np.empty(len(tokens), INT64)
+                status = kv_append_many(self._handle, seq_ids, tokens, slots)
+            except (TypeError, ValueError):
+                seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+                tokens = _checks.for_kernel(tokens, "tokens", INT32)
+                slots = np.empty(len(tokens), INT64)
+                status = kv_append_many(self._handle, seq_ids, tokens, slots)
             if status < 0 or not self._plain:
                 self._settle(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
@@ -380,14 +382,16 @@ class KVCache(Prefixes):
             page, meta = self._s.page, self._s.meta
             used = page[:, c.STATE] != c.FREE
             held = used & ((page[:, c.REF] > 0) | (page[:, c.MOVE] < 0))
-            live = self._s.seq[self._s.seq[:, c.ID] != ABSENT]
-            occurrences = int(live[:, c.NPAGES].sum())
-            tables = [self._s.pool[row[c.BLOCKS] :][: row[c.NPAGES]] for row in live]
+            live = self._s.hot[:, c.ID] != ABSENT
+            hot, seq = self._s.hot[live], self._s.seq[live]
+            occurrences = int(seq[:, c.NPAGES].sum())
+            starts, sizes = hot[:, c.BLOCKS], seq[:, c.NPAGES]
+            tables = [self._s.pool[i:][:n] for i, n in zip(starts, sizes, strict=True)]
             own = len(np.unique(np.concatenate([np.zeros(0, np.int32), *tables])))
             pinned = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
             # Only last pages can be part-filled, and a part-filled page is never cached.
             places = occurrences * self.page_size
-            n_tokens = int(live[:, c.LENGTH].sum())
+            n_tokens = int(hot[:, c.LENGTH].sum())
             lookups, hits = int(meta[c.LOOKUPS]), int(meta[c.HITS])
             return KVCacheStats(
                 n_pages=self.n_pages,
@@ -397,7 +401,7 @@ class KVCache(Prefixes):
                 n_evictable=int(meta[c.N_EVICTABLE]),
                 n_pinned=len(np.unique(pinned)),
                 n_shared=int((page[:, c.REF] > 1).sum()),
-                n_sequences=len(live),
+                n_sequences=len(hot),
                 n_tokens=n_tokens,
                 lookups=lookups,
                 hits=hits,

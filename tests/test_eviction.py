@@ -120,9 +120,9 @@ def test_truncate_forgets_the_past_of_what_was_cut():
     cache.detach(0)
     cache.evict(8)
     cache.attach(0, np.arange(4, dtype=np.int32))
-    assert cache._s.seq[cache._s.seq[:, c.ID] == 0, c.PAST_PAGES] == 4
+    assert cache._s.seq[cache._s.hot[:, c.ID] == 0, c.PAST_PAGES] == 4
     cache.truncate(0, 2)
-    assert cache._s.seq[cache._s.seq[:, c.ID] == 0, c.PAST_PAGES] == 2
+    assert cache._s.seq[cache._s.hot[:, c.ID] == 0, c.PAST_PAGES] == 2
 
 
 def test_only_path_lrfu_keeps_a_history():

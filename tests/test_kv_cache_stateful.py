@@ -79,7 +79,7 @@ class CacheMachine(RuleBasedStateMachine):
     def refused(self, call):
         """Whether a call raised CapacityError; it must then have changed nothing."""
         domains = list(self.cache._domains.values())  # a new salt may still get a row: harmless
-        before = self.cache._s.seq.copy(), self.cache._s.dom[domains]
+        before = self.cache._s.hot.copy(), self.cache._s.dom[domains]
         stats = self.cache.stats()
         try:
             self.result = call()
@@ -88,7 +88,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.cache.stats() == stats
             live = before[0][:, 0] >= 0
             assert np.array_equal(
-                self.cache._s.seq[: len(live)][live][:, :5], before[0][live][:, :5]
+                self.cache._s.hot[: len(live)][live][:, :5], before[0][live][:, :5]
             )
             assert np.array_equal(self.cache._s.dom[domains], before[1])
             return True

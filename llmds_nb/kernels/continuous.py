@@ -129,10 +129,10 @@ def step_admit(meta, request, line, tenants, running, now, slot, hits, budget):
 
 
 @kernel(borrow=True)
-def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefill, slots):
+def step_plan(meta, request, running, ids, hot, pool, page_size, plan, is_prefill, slots):
     """Write the step down, and where its tokens lie in the cache; (requests, tokens). O(tokens).
 
-    ids, seq and pool are the cache's, page_size a power of two; plan int64[3, R]: ids, first tokens
+    ids, hot and pool are the cache's, page_size a power of two; plan int64[3, R]: ids, first tokens
     and their numbers.
     """
     n, end = 0, 0
@@ -149,9 +149,9 @@ def step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefil
         plan[2, n] = planned
         is_prefill[n] = start < row[TOKENS] or row[LENGTH] - start > 1
         n += 1
-        if row[SEQ] >= seq.shape[0] or seq[row[SEQ], SEQ_ID] != row[ID]:
+        if row[SEQ] >= hot.shape[0] or hot[row[SEQ], SEQ_ID] != row[ID]:
             row[SEQ] = table_find(ids, row[ID])
-        blocks = seq[row[SEQ], BLOCKS]
+        blocks = hot[row[SEQ], BLOCKS]
         place, offset = start >> shift, start & (page_size - 1)
         while planned > 0:
             slot = np.int64(pool[blocks + place]) * page_size
@@ -196,7 +196,7 @@ def step_share(meta, request, running, budget):
 
 @kernel(borrow=True)
 def step_form(
-    meta, request, running, ids, seq, pool, page_size, budget, plan, is_prefill, slots
+    meta, request, running, ids, hot, pool, page_size, budget, plan, is_prefill, slots
 ):  # fmt: skip
     """The whole step where nothing can be admitted: as `step_plan`. O(R + tokens).
 
@@ -207,7 +207,7 @@ def step_form(
         return INVALID, np.int64(0)
     if budget > 0 and meta[WAITING] > 0 and meta[RUNNING] < running.size:
         return -1, budget
-    n, end = step_plan(meta, request, running, ids, seq, pool, page_size, plan, is_prefill, slots)
+    n, end = step_plan(meta, request, running, ids, hot, pool, page_size, plan, is_prefill, slots)
     return n, np.int64(end)
 
 

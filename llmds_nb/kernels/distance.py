@@ -27,10 +27,10 @@ from .._jit import (
     pointer_at,
     prefetch,
 )
+from .lines import LINE
 
 L2, IP, COSINE = 0, 1, 2
 
-_LINE = 64  # bytes of a cache line
 _LINES = 32  # per row; the hardware streams what lies beyond
 _AHEAD = 5
 _SIGN = np.int32(0x7FFFFFFF)
@@ -101,8 +101,8 @@ def _ordered_bits(x):
 @kernel(inline=True)
 def prefetch_row(rows, row):
     """Ask for the lines of rows[row] that will be read soon. O(d)."""
-    size = min(rows.shape[1] * rows.itemsize, _LINE * _LINES)
-    for byte in range(0, size, _LINE):
+    size = min(rows.shape[1] * rows.itemsize, LINE * _LINES)
+    for byte in range(0, size, LINE):
         prefetch(rows, row, byte)
     prefetch(rows, row, size - 1)  # one line more where rows do not begin with a line
 

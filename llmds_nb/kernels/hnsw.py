@@ -42,12 +42,12 @@ import numpy as np
 
 from .._jit import carray, kernel, pointer_at, prefetch, shift_up
 from .distance import rows_keys
+from .lines import LINE
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
 PASSES, EXPANDED = 2, 1
 
-_LINE = 64  # bytes of a cache line
 _LOW_WORD = np.int64(0xFFFFFFFF)
 
 
@@ -136,7 +136,7 @@ def links_row(links, blocks, row):
 def links_prefetch(links, blocks, row):
     """Ask for the logical row `row` of links that will be read soon. O(M)."""
     place = np.int64((blocks[row >> BLOCK_BITS] << BLOCK_BITS) | (row & BLOCK_MASK))
-    for byte in range(0, links.shape[1] * links.itemsize, _LINE):
+    for byte in range(0, links.shape[1] * links.itemsize, LINE):
         prefetch(links, place, byte)
 
 

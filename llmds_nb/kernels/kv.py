@@ -97,9 +97,9 @@ def kv_write(handle, seq_id, start, out):
     for j in range(first, last + 1):
         if s.page[blocks[j], REF] > 1:
             shared = np.int64(blocks[j])
-            blocks[j] = page_copy(s, shared, min(size, s.seq[row, LENGTH] - j * size))
+            blocks[j] = page_copy(s, shared, min(size, s.hot[row, LENGTH] - j * size))
             page_drop(s, shared)
-    s.seq[row, TAIL] = blocks[s.seq[row, NPAGES] - 1]
+    s.hot[row, TAIL] = blocks[s.seq[row, NPAGES] - 1]
     _fill_slots(s, row, start, out)
     return OK
 
@@ -128,9 +128,11 @@ def kv_fork(handle, seq_id, new_id):
     if pool_lacks(s, 1 << chunk_class(n), 0):
         return GROW
     new = row_take(s, new_id, s.seq[row, SEQ_DOMAIN], s.seq[row, SEQ_PRIORITY], n)
-    s.seq[row, ROOM] = 0
+    s.hot[row, ROOM] = 0
+    for column in (LENGTH, COMMITTED, TAIL):
+        s.hot[new, column] = s.hot[row, column]
     for column in range(s.seq.shape[1]):
-        if column not in (ID, LAST, BLOCKS, CLASS):
+        if column != CLASS:
             s.seq[new, column] = s.seq[row, column]
     source, target = blocks_get(s, row), blocks_get(s, new)
     for j in range(n):
@@ -150,12 +152,12 @@ def kv_truncate(handle, seq_id, n_tokens):
     keep = (n_tokens + size - 1) // size
     twins_cache(s, row)
     pages_release(s, row, keep)
-    s.seq[row, ROOM] = 0
-    s.seq[row, LENGTH] = n_tokens
-    s.seq[row, COMMITTED] = min(s.seq[row, COMMITTED], n_tokens)
+    s.hot[row, ROOM] = 0
+    s.hot[row, LENGTH] = n_tokens
+    s.hot[row, COMMITTED] = min(s.hot[row, COMMITTED], n_tokens)
     s.seq[row, PAST_PAGES] = min(s.seq[row, PAST_PAGES], n_tokens // size)
     blocks = blocks_get(s, row)
-    s.seq[row, TAIL] = blocks[keep - 1] if keep > 0 else ABSENT
+    s.hot[row, TAIL] = blocks[keep - 1] if keep > 0 else ABSENT
     n_hash = min(s.seq[row, NHASH], n_tokens // size)
     if n_hash < s.seq[row, NHASH]:
         s.seq[row, NHASH] = n_hash

@@ -15,6 +15,7 @@ from .kv_pages import make_room, page_copy, page_drop, page_take, rooms_missing
 from .kv_rows import (
     BAD_TOKEN,
     GROW,
+    UNEVEN,
     blocks_get,
     blocks_grow,
     blocks_lack,
@@ -47,9 +48,9 @@ from .status import ABSENT, FULL, INVALID, OK
 @kernel(internal=True)
 def _tail_plan(s, row):
     """1 if the next token needs a copy of the tail page first; lets go of a private one."""
-    if s.seq[row, LENGTH] % s.tok.shape[1] == 0:
+    if s.hot[row, LENGTH] % s.tok.shape[1] == 0:
         return 0
-    tail = s.seq[row, TAIL]
+    tail = s.hot[row, TAIL]
     if s.page[tail, STATE] == CACHED:
         return 1
     if s.page[tail, REF] > 1:
@@ -62,7 +63,7 @@ def _tail_plan(s, row):
 @kernel(internal=True)
 def _tail_unplan(s, row):
     """Take a planned copy back."""
-    tail = s.seq[row, TAIL]
+    tail = s.hot[row, TAIL]
     if s.page[tail, STATE] == PRIVATE:
         s.page[tail, REF] += 1
 
@@ -70,19 +71,19 @@ def _tail_unplan(s, row):
 @kernel(internal=True)
 def _tail_copy(s, row):
     """Replace the tail page by a private copy of its used part. O(T)."""
-    tail = s.seq[row, TAIL]
-    copy = page_copy(s, tail, s.seq[row, LENGTH] % s.tok.shape[1])
+    tail = s.hot[row, TAIL]
+    copy = page_copy(s, tail, s.hot[row, LENGTH] % s.tok.shape[1])
     if s.page[tail, STATE] == CACHED:
         page_drop(s, tail)  # a private tail was let go by the plan
     blocks_get(s, row)[s.seq[row, NPAGES] - 1] = copy
-    s.seq[row, TAIL] = copy
+    s.hot[row, TAIL] = copy
 
 
 @kernel(internal=True)
 def _tokens_fill(s, row, tokens, slots):
     """Store tokens behind the last one and give their slots; pages were made room for. O(n)."""
     size = s.tok.shape[1]
-    length = s.seq[row, LENGTH]
+    length = s.hot[row, LENGTH]
     for i in range(tokens.size):
         offset = (length + i) % size
         if offset == 0:
@@ -90,11 +91,11 @@ def _tokens_fill(s, row, tokens, slots):
             page = page_take(s, s.seq[row, SEQ_DOMAIN])
             blocks_get(s, row)[n_pages] = page
             s.seq[row, NPAGES] = n_pages + 1
-            s.seq[row, TAIL] = page
-        tail = s.seq[row, TAIL]
+            s.hot[row, TAIL] = page
+        tail = s.hot[row, TAIL]
         s.tok[tail, offset] = tokens[i]
         slots[i] = tail * size + offset
-    s.seq[row, LENGTH] = length + tokens.size
+    s.hot[row, LENGTH] = length + tokens.size
 
 
 @kernel(internal=True)
@@ -109,7 +110,7 @@ def _append_rows(s, rows, first, n_tokens, tokens, slots):
     total, copies, entries, status = 0, 0, 0, OK
     for j in range(m):
         row = rows[j]
-        n_pages = (s.seq[row, LENGTH] + n_tokens + size - 1) // size
+        n_pages = (s.hot[row, LENGTH] + n_tokens + size - 1) // size
         domains[j] = s.seq[row, SEQ_DOMAIN]
         copy[j] = _tail_plan(s, row)
         need[j] = copy[j] + n_pages - s.seq[row, NPAGES]
@@ -139,7 +140,7 @@ def _append_rows(s, rows, first, n_tokens, tokens, slots):
         stop = first[j] + n_tokens
         _tokens_fill(s, row, tokens[first[j] : stop], slots[first[j] : stop])
     for j in range(m):
-        row_commit(s, rows[j], s.seq[rows[j], LENGTH] - n_tokens)
+        row_commit(s, rows[j], s.hot[rows[j], LENGTH] - n_tokens)
         room_set(s, rows[j])
     return OK
 
@@ -162,85 +163,90 @@ def kv_append(handle, seq_id, tokens, slots):
 
 
 @kernel(internal=True)
-def _append_roomless(s, n, rows, tokens, slots):
-    """Append to those n of the rows int64[m] that come as -1 - row: they have no ROOM."""
+def _append_roomless(s, n, tokens, slots):
+    """Append to those n of the step's rows whose slots int64[m] are -1: they have no ROOM."""
     scratch = np.empty((2, n), np.int64)
     roomless, first = scratch[0], scratch[1]
     j = 0
-    for i in range(rows.size):
-        if rows[i] < 0:
-            roomless[j], first[j] = -1 - rows[i], i
+    for i in range(slots.size):
+        if slots[i] < 0:
+            roomless[j], first[j] = s.hot[i, LAST], i
             j += 1
     return _append_rows(s, roomless, first, 1, tokens, slots)
 
 
-@kernel(internal=True)
-def _append_undo(s, rows, committed):
-    """Take back the tokens that rows int64[n] with ROOM just got; committed as it was before."""
-    for i in range(rows.size):
-        if rows[i] >= 0:
-            s.seq[rows[i], LENGTH] -= 1
-            s.seq[rows[i], ROOM] += 1
-            s.seq[rows[i], COMMITTED] = committed[i]
-
-
-@kernel(internal=True)
-def _row_guess(s, i, seq_id):
-    """Row of the i-th sequence of a step, or ABSENT. O(1) expected.
-
-    Mostly it is the row that came i-th in the last step, which costs no search.
-    """
-    known = i < s.seq.shape[0]
-    if known:
-        row = s.seq[i, LAST]
-        if s.seq[row, ID] == seq_id and seq_id >= 0:
-            return row
-    row = table_find(s.ids, seq_id)
-    if known and row != ABSENT:
-        s.seq[i, LAST] = row
-    return row
-
-
 @kernel
+def _append_run(tok, hot, size, call, i, seq_ids, tokens, slots, committed):
+    """Do the step from its i-th sequence on up to one that is not where it was, or has no ROOM.
+
+    Return which. tok int32[P * T]. Apart from the rest, where registers run short. O(n).
+    """
+    n = min(seq_ids.size, hot.shape[0])
+    while i < n:
+        row = np.uint64(hot[i, LAST])
+        if hot[row, ID] != seq_ids[i] or hot[row, STAMP] == call or hot[row, ROOM] == 0:
+            break
+        length = hot[row, LENGTH]
+        slot = hot[row, TAIL] * size + (length & (size - 1))
+        tok[np.uint64(slot)] = tokens[i]
+        slots[i] = slot
+        committed[i] = hot[row, COMMITTED]
+        hot[row, STAMP] = call
+        hot[row, COMMITTED] = length
+        hot[row, LENGTH] = length + 1
+        hot[row, ROOM] -= 1
+        i += 1
+    return i
+
+
+@kernel(internal=True)
+def _append_undo(s, slots, committed):
+    """Take back the tokens that the step's first n rows just got; committed int64[n] before it."""
+    for i in range(committed.size):
+        if slots[i] >= 0:
+            row = s.hot[i, LAST]
+            s.hot[row, LENGTH] -= 1
+            s.hot[row, ROOM] += 1
+            s.hot[row, COMMITTED] = committed[i]
+
+
+@kernel(accepts="int64, int64[::1], int32[::1], int64[::1]")
 def kv_append_many(handle, seq_ids, tokens, slots):
     """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
 
-    What stood before counts as committed. INVALID: a sequence stands twice.
+    What stood before counts as committed. INVALID: a sequence stands twice. UNEVEN: there are not
+    as many tokens and slots as sequences.
     """
     s = state_at(handle)
-    tok, seq, meta = s.tok, s.seq, s.meta
+    tok, hot, ids, meta = s.tok, s.hot, s.ids, s.meta
     n, size = seq_ids.size, tok.shape[1]
+    if tokens.size != n or slots.size != n:
+        return UNEVEN
     if not tokens_check(s, tokens):
         return BAD_TOKEN
     call = meta[CALL] + 1
     meta[CALL] = call
-    scratch = np.empty((2, n), np.int64)
-    rows, committed = scratch[0], scratch[1]
-    roomless, status, done = 0, OK, 0
-    for i in range(n):
-        row = _row_guess(s, i, seq_ids[i])
-        if row == ABSENT or seq[row, STAMP] == call:
-            meta[MISSING] = seq_ids[i]
+    committed = np.empty(n, np.int64)
+    flat = tok.reshape(tok.size)
+    roomless, status = 0, OK
+    done = _append_run(flat, hot, size, call, 0, seq_ids, tokens, slots, committed)
+    while done < n:
+        row = table_find(ids, seq_ids[done])
+        if row == ABSENT or hot[row, STAMP] == call:
+            meta[MISSING] = seq_ids[done]
             status = ABSENT if row == ABSENT else INVALID
             break
-        seq[row, STAMP] = call
-        done = i + 1
-        if seq[row, ROOM] == 0:
-            rows[i] = -1 - row
+        hot[done, LAST] = row
+        if hot[row, ROOM] == 0:
+            hot[row, STAMP] = call
+            slots[done] = -1
             roomless += 1
-            continue
-        length, tail = seq[row, LENGTH], seq[row, TAIL]
-        offset = length & (size - 1)
-        rows[i], committed[i] = row, seq[row, COMMITTED]
-        tok[tail, offset] = tokens[i]
-        slots[i] = tail * size + offset
-        seq[row, COMMITTED] = length
-        seq[row, LENGTH] = length + 1
-        seq[row, ROOM] -= 1
+            done += 1
+        done = _append_run(flat, hot, size, call, done, seq_ids, tokens, slots, committed)
     if status == OK and roomless > 0:
-        status = _append_roomless(s, roomless, rows, tokens, slots)
+        status = _append_roomless(s, roomless, tokens, slots)
     if status != OK:
-        _append_undo(s, rows[:done], committed)
+        _append_undo(s, slots, committed[:done])
     return status
 
 

@@ -187,12 +187,12 @@ def _attach_fill(s, row, tokens):
         part = tokens[j * size : min((j + 1) * size, tokens.size)]
         for i in range(part.size):
             s.tok[page, i] = part[i]
-    s.seq[row, LENGTH] = tokens.size
-    s.seq[row, COMMITTED] = hits * size
+    s.hot[row, LENGTH] = tokens.size
+    s.hot[row, COMMITTED] = hits * size
     s.seq[row, NPAGES] = n_pages
     s.seq[row, NHASH] = hits
     if n_pages > 0:
-        s.seq[row, TAIL] = blocks[n_pages - 1]
+        s.hot[row, TAIL] = blocks[n_pages - 1]
     if hits > 0:
         s.seq[row, CANON] = parent
         s.seq[row, CGEN] = s.page[parent, GEN]
@@ -280,10 +280,10 @@ def kv_detach_many(handle, seq_ids):
         row = row_find(s, seq_ids[i])
         if row == ABSENT:
             return ABSENT
-        if s.seq[row, STAMP] == s.meta[CALL]:
+        if s.hot[row, STAMP] == s.meta[CALL]:
             s.meta[MISSING] = seq_ids[i]
             return INVALID
-        s.seq[row, STAMP] = s.meta[CALL]
+        s.hot[row, STAMP] = s.meta[CALL]
     for i in range(seq_ids.size):
         row = table_find(s.ids, seq_ids[i])
         s.meta[CLOCK] += 1

@@ -31,7 +31,7 @@ def _forget_lost_twins(s):
     """GEN travels with its page, so a twin that was evicted could seem to be alive again."""
     for row in range(s.seq.shape[0]):
         canon = s.seq[row, CANON]
-        if s.seq[row, ID] != ABSENT and s.seq[row, CGEN] != ABSENT:
+        if s.hot[row, ID] != ABSENT and s.seq[row, CGEN] != ABSENT:
             if s.page[canon, STATE] != CACHED or s.page[canon, GEN] != s.seq[row, CGEN]:
                 s.seq[row, CGEN] = ABSENT
 
@@ -49,12 +49,13 @@ def _move_pages(s, src, dst, n):
 @kernel(internal=True)
 def _rename_in_sequences(s, renamed):
     for row in range(s.seq.shape[0]):
-        if s.seq[row, ID] == ABSENT:
+        if s.hot[row, ID] == ABSENT:
             continue
-        for column in (TAIL, CANON):
-            if s.seq[row, column] != ABSENT:
-                s.seq[row, column] = renamed[s.seq[row, column]]
-        offset = s.seq[row, BLOCKS]
+        if s.hot[row, TAIL] != ABSENT:
+            s.hot[row, TAIL] = renamed[s.hot[row, TAIL]]
+        if s.seq[row, CANON] != ABSENT:
+            s.seq[row, CANON] = renamed[s.seq[row, CANON]]
+        offset = s.hot[row, BLOCKS]
         for j in range(offset, offset + s.seq[row, NPAGES]):
             s.pool[j] = renamed[s.pool[j]]
 

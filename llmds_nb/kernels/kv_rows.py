@@ -8,9 +8,10 @@ it is about in meta[MISSING]:
     PRESENT     a sequence has this id already
     INVALID     as the kernel says
     GROW        the pool needs so many more entries: the object makes them and calls again
-    GROW_ROWS   `seq` and `ids` need room for so many more sequences, likewise
+    GROW_ROWS   `hot`, `seq` and `ids` need room for so many more sequences, likewise
     BAD_ID      an id below 0
     BAD_TOKEN   a token below 0
+    UNEVEN      arrays that go together differ in length
 """
 
 import numpy as np
@@ -59,12 +60,13 @@ GROW = -5
 GROW_ROWS = -6
 BAD_ID = -7
 BAD_TOKEN = -8
+UNEVEN = -9
 
 
 @kernel(internal=True)
 def blocks_get(s, row):
     """The block table of a sequence, as far as its chunk reaches."""
-    offset = s.seq[row, BLOCKS]
+    offset = s.hot[row, BLOCKS]
     return s.pool[offset : offset + (1 << s.seq[row, CLASS])]
 
 
@@ -82,13 +84,13 @@ def blocks_grow(s, row, n_pages):
     size_class = s.seq[row, CLASS]
     if n_pages > (1 << size_class):
         used = s.seq[row, NPAGES]
-        s.seq[row, BLOCKS] = chunk_regrow(s, s.seq[row, BLOCKS], size_class, used, n_pages)
+        s.hot[row, BLOCKS] = chunk_regrow(s, s.hot[row, BLOCKS], size_class, used, n_pages)
         s.seq[row, CLASS] = chunk_class(n_pages)
 
 
 @kernel(internal=True)
 def rows_lack(s, n):
-    """Whether `seq` or `ids` must grow before n more sequences; leaves n in meta[MISSING]. O(1)."""
+    """Whether rows or `ids` must grow before n more sequences; leaves n in meta[MISSING]. O(1)."""
     wanted = s.meta[N_SEQS] + n
     if (wanted > s.seq.shape[0]) | (2 * wanted > s.ids.shape[0]):
         s.meta[MISSING] = n
@@ -100,14 +102,16 @@ def rows_lack(s, n):
 def row_take(s, seq_id, domain, priority, n_pages):
     """A fresh row with a block table for n_pages, findable by its id. O(1)."""
     row = s.meta[FREE_SEQ]
-    s.meta[FREE_SEQ] = s.seq[row, LENGTH]
+    s.meta[FREE_SEQ] = s.hot[row, LENGTH]
     size_class = chunk_class(n_pages)
     for column in range(s.seq.shape[1]):
-        s.seq[row, column] = s.seq[row, LAST] if column == LAST else 0
-    s.seq[row, ID] = seq_id
-    s.seq[row, BLOCKS] = chunk_take(s, size_class)
+        s.seq[row, column] = 0
+    for column in range(LAST):
+        s.hot[row, column] = 0
+    s.hot[row, ID] = seq_id
+    s.hot[row, BLOCKS] = chunk_take(s, size_class)
     s.seq[row, CLASS] = size_class
-    s.seq[row, TAIL] = ABSENT
+    s.hot[row, TAIL] = ABSENT
     s.seq[row, SEQ_DOMAIN] = domain
     s.seq[row, SEQ_PRIORITY] = priority
     s.seq[row, CANON] = ABSENT
@@ -121,11 +125,12 @@ def row_take(s, seq_id, domain, priority, n_pages):
 @kernel(internal=True)
 def row_give(s, row):
     """Return a row whose pages were dropped. O(1)."""
-    table_remove(s.ids, s.seq[row, ID])
-    chunk_give(s, s.seq[row, BLOCKS], s.seq[row, CLASS])
+    table_remove(s.ids, s.hot[row, ID])
+    chunk_give(s, s.hot[row, BLOCKS], s.seq[row, CLASS])
     s.dom[s.seq[row, SEQ_DOMAIN], SEQS] -= 1
-    s.seq[row, ID] = ABSENT
-    s.seq[row, LENGTH] = s.meta[FREE_SEQ]
+    s.hot[row, ID] = ABSENT
+    s.hot[row, ROOM] = 0
+    s.hot[row, LENGTH] = s.meta[FREE_SEQ]
     s.meta[FREE_SEQ] = row
     s.meta[N_SEQS] -= 1
 
@@ -143,8 +148,8 @@ def row_find(s, seq_id):
 def row_find_long(s, seq_id, n_tokens):
     """As row_find; INVALID, with its length, for a sequence of fewer than n_tokens."""
     row = row_find(s, seq_id)
-    if row >= 0 and s.seq[row, LENGTH] < n_tokens:
-        s.meta[MISSING] = s.seq[row, LENGTH]
+    if row >= 0 and s.hot[row, LENGTH] < n_tokens:
+        s.meta[MISSING] = s.hot[row, LENGTH]
         return INVALID
     return row
 
@@ -203,14 +208,14 @@ def twins_cache(s, row):
     """Before pages are dropped: enter those whose cached twin was evicted since. O(tokens)."""
     if s.seq[row, TWINS] != 0:
         s.seq[row, NHASH] = 0
-        pages_cache(s, row, s.seq[row, COMMITTED] // s.tok.shape[1])
+        pages_cache(s, row, s.hot[row, COMMITTED] // s.tok.shape[1])
 
 
 @kernel(internal=True)
 def row_commit(s, row, n_tokens):
     """The K/V of the first n_tokens is computed: full pages up to there become shareable."""
-    if n_tokens > s.seq[row, COMMITTED]:
-        s.seq[row, COMMITTED] = n_tokens
+    if n_tokens > s.hot[row, COMMITTED]:
+        s.hot[row, COMMITTED] = n_tokens
         pages_cache(s, row, n_tokens // s.tok.shape[1])
 
 
@@ -218,8 +223,8 @@ def row_commit(s, row, n_tokens):
 def room_set(s, row):
     """Set ROOM, whose meaning is in kernels/kv_state.py. O(1)."""
     size = s.tok.shape[1]
-    used, tail = s.seq[row, LENGTH] % size, s.seq[row, TAIL]
-    entered = (s.meta[SHARING] == 0) | (s.seq[row, NHASH] == s.seq[row, LENGTH] // size)
-    s.seq[row, ROOM] = 0
+    used, tail = s.hot[row, LENGTH] % size, s.hot[row, TAIL]
+    entered = (s.meta[SHARING] == 0) | (s.seq[row, NHASH] == s.hot[row, LENGTH] // size)
+    s.hot[row, ROOM] = 0
     if used > 0 and entered and s.page[tail, STATE] == PRIVATE and s.page[tail, REF] == 1:
-        s.seq[row, ROOM] = size - used
+        s.hot[row, ROOM] = size - used

@@ -9,15 +9,16 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
                           evicted pages (kernels/kv_history.py), 16 * BUCKETS; then chunks of
                           2**class entries: block tables, quota heaps, and pending copies as
                           (source, destination)
-    seq    int64[S, 19]   one row per sequence, columns below
-    ids    int64[H, 2]    sequence id -> row of `seq` (kernels/hashtable.py)
+    hot    int64[S, 8]    one row per sequence, in a cache line of its own: what a decode step needs
+    seq    int64[S, 11]   the same rows, what it does not need; columns of both below
+    ids    int64[H, 2]    sequence id -> row of `hot` and `seq` (kernels/hashtable.py)
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Kernels that Python calls take the state as one *handle*, int64[15]: the address of each array, the
-rows of each, and T. Passed by itself an array costs 100 ns at that door, and one made from an
-address counts no references, which are atomic operations at every call inside. Within the kernels
-the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
+Kernels that Python calls take the state as one *handle*, the address of an int64[17]: the address of
+each array, the rows of each, and T. Passed by itself an array costs 100 ns at that door, and one
+made from an address counts no references, which are atomic operations at every call inside. Within
+the kernels the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
@@ -74,7 +75,7 @@ PAGE_COLUMNS = 22
 
 FREE, PRIVATE, CACHED = 0, 1, 2
 
-# Columns of `seq`; a decode step needs the first seven only, which share a cache line.
+# Columns of `hot`.
 ID = 0  # -1 = free row
 LENGTH = 1  # tokens; of a free row: the next free row
 COMMITTED = 2  # tokens whose K/V is known to be computed
@@ -83,18 +84,21 @@ ROOM = 4  # tokens that may be appended with nothing else to do
 STAMP = 5  # last batch call that named the row
 LAST = 6  # of row i, free or not: the row that came i-th in the last decode step; a guess
 BLOCKS = 7  # offset of the block table in `pool`
-NPAGES = 8
-CLASS = 9  # size class of the block table
-SEQ_DOMAIN = 10
-SEQ_PRIORITY = 11
-NHASH = 12  # full committed pages that were looked up or entered
-CANON = 13  # cached page equal to the last of them, -1 = none
-CGEN = 14  # its GEN then; -1 = to be looked up anew
-TWINS = 15  # 1 if some of the NHASH pages may be private copies of cached ones
-SEQ_TURN = 16
-PAST = 17  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
-PAST_PAGES = 18  # how many leading pages of the sequence it holds for
-SEQ_COLUMNS = 19
+HOT_COLUMNS = 8
+
+# Columns of `seq`.
+NPAGES = 0
+CLASS = 1  # size class of the block table
+SEQ_DOMAIN = 2
+SEQ_PRIORITY = 3
+NHASH = 4  # full committed pages that were looked up or entered
+CANON = 5  # cached page equal to the last of them, -1 = none
+CGEN = 6  # its GEN then; -1 = to be looked up anew
+TWINS = 7  # 1 if some of the NHASH pages may be private copies of cached ones
+SEQ_TURN = 8
+PAST = 9  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
+PAST_PAGES = 10  # how many leading pages of the sequence it holds for
+SEQ_COLUMNS = 11
 
 # Columns of `dom`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
@@ -117,7 +121,7 @@ N_CACHED = 2
 N_EVICTABLE = 3
 N_MOVES = 4
 N_SEQS = 5
-FREE_SEQ = 6  # first free row of `seq`, -1 = none
+FREE_SEQ = 6  # first free row of a sequence, -1 = none
 POOL_TOP = 7  # chunks end here
 CLOCK = 8  # moves at every attach and detach
 REQUESTS = 9  # attaches
@@ -141,6 +145,8 @@ BUCKETS = 26  # how many buckets it has, 0 = none is kept
 CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 
+HANDLE_SIZE = 17
+
 
 class KVState(NamedTuple):
     """The arrays above, in this order."""
@@ -148,6 +154,7 @@ class KVState(NamedTuple):
     page: object
     tok: object
     pool: object
+    hot: object
     seq: object
     ids: object
     dom: object
@@ -155,20 +162,22 @@ class KVState(NamedTuple):
 
 
 def handle_of(state):
-    """The handle of a KVState of NumPy arrays, int64[15] (plain Python: describes state)."""
+    """What the handle of a KVState of NumPy arrays points to (plain Python: describes state)."""
     addresses = [array.__array_interface__["data"][0] for array in state]
     return np.array([*addresses, *map(len, state), state.tok.shape[1]], np.int64)
 
 
 @kernel(internal=True)
 def state_at(handle):
-    """The KVState that a handle describes. O(1)."""
+    """The KVState that a handle, an int64 address, leads to. O(1)."""
+    at = carray(pointer_at(handle), (HANDLE_SIZE,), np.int64)
     return KVState(
-        carray(pointer_at(handle[0]), (handle[7], PAGE_COLUMNS), np.int32),
-        carray(pointer_at(handle[1]), (handle[8], handle[14]), np.int32),
-        carray(pointer_at(handle[2]), (handle[9],), np.int32),
-        carray(pointer_at(handle[3]), (handle[10], SEQ_COLUMNS), np.int64),
-        carray(pointer_at(handle[4]), (handle[11], 2), np.int64),
-        carray(pointer_at(handle[5]), (handle[12], DOM_COLUMNS), np.int64),
-        carray(pointer_at(handle[6]), (META_SIZE,), np.int64),
+        carray(pointer_at(at[0]), (at[8], PAGE_COLUMNS), np.int32),
+        carray(pointer_at(at[1]), (at[9], at[16]), np.int32),
+        carray(pointer_at(at[2]), (at[10],), np.int32),
+        carray(pointer_at(at[3]), (at[11], HOT_COLUMNS), np.int64),
+        carray(pointer_at(at[4]), (at[12], SEQ_COLUMNS), np.int64),
+        carray(pointer_at(at[5]), (at[13], 2), np.int64),
+        carray(pointer_at(at[6]), (at[14], DOM_COLUMNS), np.int64),
+        carray(pointer_at(at[7]), (META_SIZE,), np.int64),
     )

@@ -1,6 +1,6 @@
 """Reading a KV cache out: page tables in the engines' layouts, slots and tokens.
 
-State as in kernels/kv_state.py. A batch names its sequences by rows of `seq`: see `rows_find`.
+State as in kernels/kv_state.py. A batch names its sequences by rows of `hot` and `seq`: see `rows_find`.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def rows_find(handle, seq_ids, rows, sizes):
         if row == ABSENT:
             return i
         rows[i] = row
-        tokens = max(tokens, s.seq[row, LENGTH])
+        tokens = max(tokens, s.hot[row, LENGTH])
         width = max(width, s.seq[row, NPAGES])
         pages += s.seq[row, NPAGES]
     sizes[0], sizes[1], sizes[2] = tokens, width, pages
@@ -39,12 +39,12 @@ def table_csr(handle, rows, indptr, indices, last_page_len):
     end = 0
     indptr[0] = 0
     for i in range(rows.size):
-        n_pages, offset = s.seq[rows[i], NPAGES], s.seq[rows[i], BLOCKS]
+        n_pages, offset = s.seq[rows[i], NPAGES], s.hot[rows[i], BLOCKS]
         for j in range(n_pages):
             indices[end + j] = s.pool[offset + j]
         end += n_pages
         indptr[i + 1] = end
-        length = s.seq[rows[i], LENGTH]
+        length = s.hot[rows[i], LENGTH]
         last_page_len[i] = length - (n_pages - 1) * page_size if n_pages > 0 else 0
 
 
@@ -53,7 +53,7 @@ def table_dense(handle, rows, pad, out):
     """vLLM's block table: out int32[n, width], unused places `pad`. O(n * width)."""
     s = state_at(handle)
     for i in range(rows.size):
-        n_pages, offset = s.seq[rows[i], NPAGES], s.seq[rows[i], BLOCKS]
+        n_pages, offset = s.seq[rows[i], NPAGES], s.hot[rows[i], BLOCKS]
         for j in range(out.shape[1]):
             out[i, j] = s.pool[offset + j] if j < n_pages else pad
 
@@ -64,7 +64,7 @@ def slots_count(handle, rows, start, stop):
     s = state_at(handle)
     total = 0
     for i in range(rows.size):
-        if start[i] < 0 or start[i] > stop[i] or stop[i] > s.seq[rows[i], LENGTH]:
+        if start[i] < 0 or start[i] > stop[i] or stop[i] > s.hot[rows[i], LENGTH]:
             return -1 - i
         total += stop[i] - start[i]
     return total
@@ -77,7 +77,7 @@ def table_slots(handle, rows, start, stop, out):
     page_size = s.tok.shape[1]
     end = 0
     for i in range(rows.size):
-        offset = s.seq[rows[i], BLOCKS]
+        offset = s.hot[rows[i], BLOCKS]
         for position in range(start[i], stop[i]):
             page = np.int64(s.pool[offset + position // page_size])
             out[end] = page * page_size + position % page_size
@@ -88,7 +88,7 @@ def table_slots(handle, rows, start, stop, out):
 def table_tokens(handle, row, out):
     """The tokens of one sequence, out int32[LENGTH]. O(LENGTH)."""
     s = state_at(handle)
-    size, offset = s.tok.shape[1], s.seq[row, BLOCKS]
+    size, offset = s.tok.shape[1], s.hot[row, BLOCKS]
     for j in range(s.seq[row, NPAGES]):
         page = s.tok[s.pool[offset + j]]
         for i in range(j * size, min((j + 1) * size, out.size)):

@@ -8,7 +8,7 @@ State (C = capacity), two views of one part of an int64 buffer that the owner la
 
 Entries are ordered by (high, low) as signed integers. The root is row 3 and the children of row i
 are rows 4 (i - 2) .. 4 (i - 2) + 3, so that siblings, 16 bytes each, share one cache line where the
-buffer begins with one (`aligned`). Invariants: no row is smaller than its parent; pos[h] names the
+buffer begins with one (kernels/lines.py). Invariants: no row is smaller than its parent; pos[h] names the
 row of every handle in the heap, and no other handle has a position. If rows n + 3 .. C + 2 begin
 with every unused handle, they always hold exactly the unused ones, for insertion and removal move
 handles across the last row: a free list at no cost. Of the first three rows, only n is used here.
@@ -26,13 +26,6 @@ HANDLE = np.int64(0xFFFFFFFF)
 MAX_HANDLES = 2**31 - 8
 _MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
-
-
-def aligned(n_words):
-    """Zeros int64[n_words] that begin with a cache line (plain Python: allocates state)."""
-    buffer = np.zeros(n_words + 8, np.int64)
-    start = -(buffer.ctypes.data // 8) % 8
-    return buffer[start : start + n_words]
 
 
 @kernel(inline=True)

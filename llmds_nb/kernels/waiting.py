@@ -5,6 +5,7 @@ import numpy as np
 from .._jit import kernel
 from .bitmap import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
 from .hashtable import empty_table, table_find, table_remove, table_set
+from .lines import aligned_zeros
 from .queue_state import (
     AGING,
     AGING_COST,
@@ -54,7 +55,6 @@ from .rowheap import (
     HANDLE,
     MAX_HANDLES,
     ROOT,
-    aligned,
     ordered_bits,
     rows_insert,
     rows_put,
@@ -68,7 +68,7 @@ from .tenants import tenant_enter, tenant_leave, tenant_number, tenants_move
 
 def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
     """A queue without requests; meta and rows have room for the owner's (plain Python)."""
-    meta = aligned(n_meta)
+    meta = aligned_zeros(n_meta, np.int64)
     meta[[NOW, ORIGIN, POLICY, LAST_TENANT]] = now, now, policy, ABSENT
     meta[[AGING_COST, AGING_RATE]] = np.array([aging_cost, aging_rate]).view(np.int64)
     tenants = _empty_tenants(8) if policy == FAIR else np.zeros(0, np.int64)
@@ -76,14 +76,14 @@ def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
 
 
 def _empty_requests(capacity, width):
-    request = aligned(capacity * width).reshape(capacity, width)
-    line = aligned(rows_words(capacity) + bitmap_words(capacity))
+    request = aligned_zeros((capacity, width), np.int64)
+    line = aligned_zeros(rows_words(capacity) + bitmap_words(capacity), np.int64)
     return request, line, empty_table(capacity)
 
 
 def _empty_tenants(capacity):
     table = empty_table(capacity)
-    tenants = aligned(tenant_table_start(capacity) + table.size)
+    tenants = aligned_zeros(tenant_table_start(capacity) + table.size, np.int64)
     tenants[T_CAPACITY] = capacity
     rows, own_table = tenant_parts(tenants)
     rows[:, ROOT_SLOT] = ABSENT
