@@ -176,12 +176,14 @@ def _append_roomless(s, n, tokens, slots):
 
 
 @kernel
-def _append_run(tok, hot, size, call, i, seq_ids, tokens, slots, committed):
-    """Do the step from its i-th sequence on up to one that is not where it was, or has no ROOM.
+def _append_run(handle, call, start, seq_ids, tokens, slots, committed):
+    """Do the step from its start-th sequence on up to one that is not where it was, or has no ROOM.
 
-    Return which. tok int32[P * T]. Apart from the rest, where registers run short. O(n).
+    Return which. Apart from the rest, where registers run short; unsigned, for fewer of them. O(n).
     """
-    n = min(seq_ids.size, hot.shape[0])
+    s = state_at(handle)
+    hot, tok, size = s.hot, s.tok.reshape(s.tok.size), s.tok.shape[1]
+    i, n = np.uint64(start), np.uint64(min(seq_ids.size, hot.shape[0]))
     while i < n:
         row = np.uint64(hot[i, LAST])
         if hot[row, ID] != seq_ids[i] or hot[row, STAMP] == call or hot[row, ROOM] == 0:
@@ -195,8 +197,8 @@ def _append_run(tok, hot, size, call, i, seq_ids, tokens, slots, committed):
         hot[row, COMMITTED] = length
         hot[row, LENGTH] = length + 1
         hot[row, ROOM] -= 1
-        i += 1
-    return i
+        i += np.uint64(1)
+    return np.int64(i)
 
 
 @kernel(internal=True)
@@ -218,8 +220,7 @@ def kv_append_many(handle, seq_ids, tokens, slots):
     as many tokens and slots as sequences.
     """
     s = state_at(handle)
-    tok, hot, ids, meta = s.tok, s.hot, s.ids, s.meta
-    n, size = seq_ids.size, tok.shape[1]
+    hot, meta, n = s.hot, s.meta, seq_ids.size
     if tokens.size != n or slots.size != n:
         return UNEVEN
     if not tokens_check(s, tokens):
@@ -227,11 +228,10 @@ def kv_append_many(handle, seq_ids, tokens, slots):
     call = meta[CALL] + 1
     meta[CALL] = call
     committed = np.empty(n, np.int64)
-    flat = tok.reshape(tok.size)
     roomless, status = 0, OK
-    done = _append_run(flat, hot, size, call, 0, seq_ids, tokens, slots, committed)
+    done = _append_run(handle, call, 0, seq_ids, tokens, slots, committed)
     while done < n:
-        row = table_find(ids, seq_ids[done])
+        row = table_find(s.ids, seq_ids[done])
         if row == ABSENT or hot[row, STAMP] == call:
             meta[MISSING] = seq_ids[done]
             status = ABSENT if row == ABSENT else INVALID
@@ -242,7 +242,7 @@ def kv_append_many(handle, seq_ids, tokens, slots):
             slots[done] = -1
             roomless += 1
             done += 1
-        done = _append_run(flat, hot, size, call, done, seq_ids, tokens, slots, committed)
+        done = _append_run(handle, call, done, seq_ids, tokens, slots, committed)
     if status == OK and roomless > 0:
         status = _append_roomless(s, roomless, tokens, slots)
     if status != OK:
