@@ -53,7 +53,6 @@ class PageEvents(NamedTuple):
 class KVBase(Stored):
     """What KVCache is made of; see there."""
 
-
     def __init__(
         self, n_pages=10_000, page_size=512, *, kv_shape=None, dtype=np.float16, eviction="lru",
         prefix_sharing=True, key=None,
@@ -83,7 +82,7 @@ class KVBase(Stored):
         # Scratch under the lock: the arrays of a call for one sequence, end to end.
         self._one = np.zeros(6, np.int64)
         self._one_views = tuple(self._one[i:j] for i, j in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)))
-        self._sizes = np.zeros(3, np.int64)
+        self._sizes = np.zeros(2, np.int64)
         self.kv = None
         if self.kv_shape is not None:
             self.kv = np.zeros((self.n_pages, self.page_size, *self.kv_shape), self.dtype)
@@ -294,7 +293,7 @@ class KVBase(Stored):
         return row
 
     def _find_rows(self, seq_ids) -> np.ndarray:
-        """Rows int64[n]; most tokens, most pages and pages in all are left in `_sizes`."""
+        """Rows int64[n]; most pages and pages in all are left in `_sizes`."""
         seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
         rows = np.empty(len(seq_ids), np.int64)
         position = kv_tables.rows_find(self._handle, seq_ids, rows, self._sizes)

@@ -45,7 +45,7 @@ class PageTables(KVBase):
         """
         with self._lock:
             rows = self._find_rows(seq_ids)
-            n, nnz = len(rows), int(self._sizes[2])
+            n, nnz = len(rows), int(self._sizes[1])
             if out is None:
                 out = PageTable(*(np.empty(size, np.int32) for size in (n + 1, nnz, n)))
             elif not isinstance(out, tuple) or len(out) != 3:
@@ -76,7 +76,7 @@ class PageTables(KVBase):
         pad = _checks.integer(pad, "pad", low=-(2**31), high=_checks.INT32_MAX)
         with self._lock:
             rows = self._find_rows(seq_ids)
-            n, width = len(rows), int(self._sizes[1])
+            n, width = len(rows), int(self._sizes[0])
             if out is None:
                 out = np.empty((n, width), np.int32)
             else:

@@ -32,7 +32,6 @@ from .kv_rows import (
     twins_cache,
 )
 from .kv_state import (
-    BLOCKS,
     CACHED,
     CANON,
     CGEN,
@@ -42,8 +41,6 @@ from .kv_state import (
     GEN,
     HEAP,
     HEAP_CLASS,
-    ID,
-    LAST,
     LENGTH,
     MISSING,
     N_HEAP,

@@ -15,8 +15,8 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Kernels that Python calls take the state as one *handle*, the address of an int64[17]: the address of
-each array, the rows of each, and T. Passed by itself an array costs 100 ns at that door, and one
+Kernels that Python calls take the state as one *handle*, the address of an int64[17]: the address
+of each array, the rows of each, and T. Passed by itself an array costs 100 ns at that door, and one
 made from an address counts no references, which are atomic operations at every call inside. Within
 the kernels the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
 

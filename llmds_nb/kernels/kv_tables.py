@@ -1,6 +1,6 @@
 """Reading a KV cache out: page tables in the engines' layouts, slots and tokens.
 
-State as in kernels/kv_state.py. A batch names its sequences by rows of `hot` and `seq`: see `rows_find`.
+State as in kernels/kv_state.py. A batch names its sequences by their rows: see `rows_find`.
 """
 
 import numpy as np
@@ -13,21 +13,20 @@ from .status import ABSENT
 
 @kernel
 def rows_find(handle, seq_ids, rows, sizes):
-    """Fill rows int64[n] and sizes int64[3]: most tokens, most pages, pages in all. O(n).
+    """Fill rows int64[n] and sizes int64[2]: most pages, pages in all. O(n).
 
     Returns the position of the first unknown sequence, or ABSENT.
     """
     s = state_at(handle)
-    tokens, width, pages = 0, 0, 0
+    width, pages = 0, 0
     for i in range(seq_ids.size):
         row = table_find(s.ids, seq_ids[i])
         if row == ABSENT:
             return i
         rows[i] = row
-        tokens = max(tokens, s.hot[row, LENGTH])
         width = max(width, s.seq[row, NPAGES])
         pages += s.seq[row, NPAGES]
-    sizes[0], sizes[1], sizes[2] = tokens, width, pages
+    sizes[0], sizes[1] = width, pages
     return ABSENT
 
 

@@ -1,4 +1,4 @@
-"""Arrays that begin with a cache line, so that a row of whole lines spans none more (plain Python)."""
+"""Arrays that begin with a cache line: a row of whole lines spans none more (plain Python)."""
 
 import numpy as np
 

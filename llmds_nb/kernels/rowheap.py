@@ -8,10 +8,11 @@ State (C = capacity), two views of one part of an int64 buffer that the owner la
 
 Entries are ordered by (high, low) as signed integers. The root is row 3 and the children of row i
 are rows 4 (i - 2) .. 4 (i - 2) + 3, so that siblings, 16 bytes each, share one cache line where the
-buffer begins with one (kernels/lines.py). Invariants: no row is smaller than its parent; pos[h] names the
-row of every handle in the heap, and no other handle has a position. If rows n + 3 .. C + 2 begin
-with every unused handle, they always hold exactly the unused ones, for insertion and removal move
-handles across the last row: a free list at no cost. Of the first three rows, only n is used here.
+buffer begins with one (kernels/lines.py). Invariants: no row is smaller than its parent; pos[h]
+names the row of every handle in the heap, and no other handle has a position. If rows n + 3 ..
+C + 2 begin with every unused handle, they always hold exactly the unused ones, for insertion and
+removal move handles across the last row: a free list at no cost. Of the first three rows, only n is
+used here.
 
 Against rows of 32 bytes, three fifths of the time: a fourth of the cache lines, no branch within
 a level, and the lines of the next level are asked for while this one is compared.
