@@ -23,6 +23,7 @@ from llvmlite import ir
 from numba import carray as carray  # an array at a pointer: kernels import it from here
 from numba.core import cgutils, config, sigutils, types
 from numba.extending import intrinsic, overload
+from numba.np import arrayobj
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,14 @@ def kernel(
     return dispatcher
 
 
+def entry_of(dispatcher, *args):
+    """The machine code of a kernel for arguments of these types; it does not look at types again.
+
+    Saves the 0.1 us of the dispatcher, and is only for arguments that never come from a user.
+    """
+    return dispatcher.compile(tuple(numba.typeof(arg) for arg in args))
+
+
 def compile_over(make, function):
     """Compile `make(function)`, which calls a user's function, itself compiled if it is not yet."""
     if not hasattr(function, "py_func"):
@@ -246,6 +255,26 @@ def pointer_at(typingctx, address):
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def words_at(typingctx, address, size):
+    """The int64[size] at an int64 address, without an owner. Whoever passes it keeps it alive."""
+
+    def codegen(context, builder, signature, args):
+        made = context.make_array(signature.return_type)(context, builder)
+        word = context.get_abi_sizeof(context.get_data_type(types.int64))
+        arrayobj.populate_array(
+            made,
+            data=builder.inttoptr(args[0], made.data.type),
+            shape=cgutils.pack_array(builder, [args[1]]),
+            strides=cgutils.pack_array(builder, [ir.Constant(args[1].type, word)]),
+            itemsize=ir.Constant(args[1].type, word),
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return types.Array(types.int64, 1, "C")(types.int64, types.intp), codegen
 
 
 @intrinsic

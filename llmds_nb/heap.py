@@ -1,14 +1,16 @@
 """IndexedHeap: a priority queue whose items can be found, re-prioritised and removed."""
 
 import threading
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
+from ._jit import entry_of
 from .kernels import heap as k
 from .kernels.hashtable import empty_table, table_find
-from .kernels.heap import heap_pop, heap_push, heap_update
+from .kernels.heap import heap_push, heap_update
 from .kernels.lines import aligned_zeros
 from .kernels.rowheap import HANDLE, MAX_HANDLES, ROOT, ordered_bits, rows_fresh
 from .kernels.status import ABSENT, FULL, INVALID, OK
@@ -76,9 +78,20 @@ class IndexedHeap:
         capacity = _checks.integer(capacity, "capacity", low=1, high=MAX_HANDLES)
         if not isinstance(max_heap, bool | np.bool_):
             raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
-        self._state = _empty_state(capacity)
+        self._where = np.zeros(1, np.int64)
+        self._home = self._where.ctypes.data
+        self._set_state(_empty_state(capacity))
         self._state[k.SIGN] = -1 if max_heap else 1
         self._lock = threading.Lock()
+
+    def _set_state(self, state):
+        """Own another buffer, in one step for a call that is on its way."""
+        self._where[0] = state.__array_interface__["data"][0]
+        self._state = state
+
+    @cached_property
+    def _pop(self):
+        return entry_of(k.heap_pop, self._home)
 
     def push(self, item, priority) -> None:
         """Insert an item. O(log n).
@@ -88,15 +101,17 @@ class IndexedHeap:
         ValueError
             The item is in the heap already, or the priority is NaN.
         """
-        if type(item) is not int or not _LOWEST <= item <= _HIGHEST or type(priority) is not float:
+        try:  # the kernel refuses other types by itself
+            status = heap_push(self._home, item, priority)
+        except (TypeError, ValueError):
             item, priority = _item(item), _priority(priority)
-        status = heap_push(self._state, item, priority)
+            status = heap_push(self._home, item, priority)
         if status == OK:
             return
         with self._lock:
             if status == FULL:
                 self._make_room(1)
-            status = heap_push(self._state, item, priority)
+            status = heap_push(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
@@ -116,10 +131,10 @@ class IndexedHeap:
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
-            status, j = k.heap_push_many(self._state, items, priorities)
+            status, j = k.heap_push_many(self._home, items, priorities)
             if status == FULL:
                 self._make_room(items.size)
-                status, j = k.heap_push_many(self._state, items, priorities)
+                status, j = k.heap_push_many(self._home, items, priorities)
         if status != OK:
             raise _nan(j) if status == INVALID else _present(items[j])
 
@@ -131,10 +146,11 @@ class IndexedHeap:
         IndexError
             The heap is empty.
         """
-        first = heap_pop(self._state)
-        if first[0] != first[0]:
-            with self._lock:
-                first = heap_pop(self._state)
+        first = self._pop(self._home)
+        if first[0] == first[0]:  # else the priority is NaN, and there was none
+            return _new(HeapEntry, first)
+        with self._lock:
+            first = self._pop(self._home)
         return _entry(first)
 
     def pop_many(self, n) -> HeapEntries:
@@ -146,20 +162,20 @@ class IndexedHeap:
         with self._lock:
             n = min(n, self._size())
             out = HeapEntries(np.empty(n), np.empty(n, np.int64))
-            k.heap_pop_many(self._state, *out)
+            k.heap_pop_many(self._home, *out)
         return out
 
     def peek(self) -> HeapEntry:
         """Return the first entry and leave it in; IndexError when the heap is empty. O(1)."""
         with self._lock:
-            first = k.heap_peek(self._state)
+            first = k.heap_peek(self._home)
         return _entry(first)
 
     def priority(self, item) -> float:
         """Return an item's priority; KeyError when it is absent. O(1)."""
         item = _item(item)
         with self._lock:
-            value = k.heap_priority(self._state, item)
+            value = k.heap_priority(self._home, item)
         if value != value:
             raise _absent(item)
         return value
@@ -169,7 +185,7 @@ class IndexedHeap:
         items = _items(items)
         out = np.empty(items.size)
         with self._lock:
-            k.heap_priority_many(self._state, items, out)
+            k.heap_priority_many(self._home, items, out)
         missing = np.isnan(out)
         if missing.any():
             raise _absent(items[missing.argmax()])
@@ -185,12 +201,15 @@ class IndexedHeap:
         ValueError
             The priority is NaN.
         """
-        if type(item) is not int or not _LOWEST <= item <= _HIGHEST or type(priority) is not float:
+        try:
+            status = heap_update(self._home, item, priority)
+        except (TypeError, ValueError):
             item, priority = _item(item), _priority(priority)
-        if heap_update(self._state, item, priority, 0) == OK:
+            status = heap_update(self._home, item, priority)
+        if status == OK:
             return
         with self._lock:
-            status = heap_update(self._state, item, priority, 0)
+            status = heap_update(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
 
@@ -215,9 +234,9 @@ class IndexedHeap:
     def _move(self, item, priority, way):
         item, priority = _item(item), _priority(priority)
         with self._lock:
-            status = k.heap_update(self._state, item, priority, way)
+            status = k.heap_change(self._home, item, priority, way)
             if status == k.WRONG_WAY:
-                present = k.heap_priority(self._state, item)
+                present = k.heap_priority(self._home, item)
         if status == OK:
             return
         if status == ABSENT:
@@ -239,7 +258,7 @@ class IndexedHeap:
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
-            status, j = k.heap_update_many(self._state, items, priorities)
+            status, j = k.heap_update_many(self._home, items, priorities)
             if status != OK:
                 raise _nan(j) if status == INVALID else self._refused(items[j])
 
@@ -247,7 +266,7 @@ class IndexedHeap:
         """Take an item out; KeyError when it is absent. O(log n)."""
         item = _item(item)
         with self._lock:
-            status = k.heap_remove(self._state, item)
+            status = k.heap_remove(self._home, item)
         if status == ABSENT:
             raise _absent(item)
 
@@ -255,12 +274,12 @@ class IndexedHeap:
         """Take int64[m] items out; KeyError if any is absent, ValueError if given twice."""
         items = _items(items)
         with self._lock:
-            bad = k.heap_remove_many(self._state, items)
+            bad = k.heap_remove_many(self._home, items)
             if bad >= 0:
                 raise self._refused(items[bad])
 
     def _refused(self, item):
-        if k.heap_find(self._state, item) == ABSENT:
+        if k.heap_find(self._home, item) == ABSENT:
             return _absent(item)
         return ValueError(f"items must be distinct, but {item} stands twice")
 
@@ -271,10 +290,11 @@ class IndexedHeap:
             capacity = min(max(2 * int(old[k.CAPACITY]), needed), MAX_HANDLES)
             if needed > capacity:
                 raise ValueError(f"the heap holds at most {MAX_HANDLES} items, not {needed}")
-            self._state = _empty_state(capacity)
-            k.heap_move(old, self._state)
+            new = _empty_state(capacity)
+            k.heap_move(old, new)
+            self._set_state(new)
         if self._state[k.NEXT] + n > k.LIMIT:
-            k.heap_renumber(self._state)
+            k.heap_renumber(self._home)
 
     def __contains__(self, item) -> bool:
         try:
@@ -282,7 +302,7 @@ class IndexedHeap:
         except (TypeError, ValueError):
             return False
         with self._lock:
-            return k.heap_find(self._state, item) != ABSENT
+            return k.heap_find(self._home, item) != ABSENT
 
     def _size(self) -> int:
         return int(self._state[k.HEADER])
@@ -362,7 +382,7 @@ def _empty_state(capacity) -> np.ndarray:
     """The buffer of kernels/heap.py without entries."""
     table = empty_table(capacity)
     state = aligned_zeros(k.heap_table_start(capacity) + table.size, np.int64)
-    state[k.CAPACITY], state[k.SIGN] = capacity, 1
+    state[k.CAPACITY], state[k.SIGN], state[k.WORDS] = capacity, 1, state.size
     rows, _, _, own_table = k.heap_parts(state)
     rows_fresh(rows, 0)
     own_table[:] = table

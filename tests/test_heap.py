@@ -347,19 +347,19 @@ def test_numbers_its_entries_anew_when_the_sequence_ends():
 def test_a_call_that_raced_with_growth_is_decided_again():
     heap = IndexedHeap(2)
     heap.push_many([1, 2], [1.0, 2.0])
-    old = heap._state
+    old = _holding(heap._state)
     heap.push(3, 3.0)
-    assert heap._state is not old
+    assert heap._state is not old._state
     with pytest.raises(IndexError):
-        heap.__class__.pop(_holding(old))
-    assert k.heap_push(old, 4, 4.0) == FULL and k.heap_update(old, 1, 4.0, 0) == ABSENT
+        old.pop()
+    assert k.heap_push(old._home, 4, 4.0) == FULL and k.heap_update(old._home, 1, 4.0) == ABSENT
     heap.check()
 
 
 def _holding(state):
     """A heap that holds a buffer which was left behind."""
     heap = IndexedHeap(1)
-    heap._state = state
+    heap._set_state(state)
     return heap
 
 

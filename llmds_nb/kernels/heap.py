@@ -1,13 +1,16 @@
 """Priority queue of int64 items whose priorities change: a row heap, and a table of the items.
 
-State: one int64 buffer, which crosses Python's door in a third of the time of four (C = capacity,
-H = rows of the table >= 2 C), in this order:
+State: one int64 buffer (C = capacity, H = rows of the table >= 2 C), in this order:
 
     header  int64[8]         CAPACITY; SIGN: 1, or -1 where the largest priority leaves first; NEXT,
-                             the sequence of the next insertion; PUSHED, insertions ever
+                             the sequence of the next insertion; PUSHED, insertions ever; WORDS of
+                             the buffer
     rows, pos                a row heap of C handles (see rowheap)
     items   int64[C]         the item of each handle
     table   int64[H, 2]      hash table from item to handle (see hashtable)
+
+Kernels take its *home*: the address of a word that holds the buffer's address. An array would
+cost 0.3 us at Python's door, half of a call, and the word can change while a call is on its way.
 
 The entries of the row heap are (`ordered_bits(SIGN * priority)`, sequence << 32 | handle). The
 sequence numbers the insertions, so equal priorities leave in that order; an update keeps it.
@@ -18,7 +21,7 @@ is below NEXT <= LIMIT and stands once.
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from .._jit import kernel, prefetch, words_at
 from .hashing import mix64
 from .hashtable import table_find, table_rehash, table_remove, table_set
 from .rowheap import (
@@ -39,7 +42,7 @@ from .rowheap import (
 )
 from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
-CAPACITY, SIGN, NEXT, PUSHED = range(4)
+CAPACITY, SIGN, NEXT, PUSHED, WORDS = range(5)
 HEADER = 8
 LIMIT = 2**31 - 1  # of sequences; then the owner has them numbered anew
 WRONG_WAY = -5  # the change has the direction that this call excludes
@@ -50,6 +53,13 @@ _AHEAD = 8  # how many items ahead of its use a cache line is asked for
 def heap_table_start(capacity):
     """Where in the buffer the table begins. O(1)."""
     return HEADER + rows_words(capacity) + ((capacity + 7) & -8)
+
+
+@kernel(inline=True)
+def _state_at(home):
+    """The buffer of a home. O(1)."""
+    address = words_at(home, 1)[0]
+    return words_at(address, words_at(address, HEADER)[WORDS])
 
 
 @kernel(inline=True)
@@ -89,8 +99,9 @@ def heap_move(state, new):
 
 
 @kernel
-def heap_renumber(state):
+def heap_renumber(home):
     """Number the entries anew from 0, in the order of their insertion. O(n)."""
+    state = _state_at(home)
     rows, _pos, _items, _table = heap_parts(state)
     order = rows_by_low(rows)
     for j in range(order.size):
@@ -109,9 +120,10 @@ def _priority(state, high):
     return state[SIGN] * ordered_float(high) + 0.0
 
 
-@kernel(borrow=True)
-def heap_push(state, item, priority):
+@kernel(borrow=True, accepts="int64, int64, float64")
+def heap_push(home, item, priority):
     """Insert an item: OK, FULL, PRESENT, or INVALID for NaN. O(log n)."""
+    state = _state_at(home)
     if np.isnan(priority):
         return INVALID
     rows, pos, items, table = heap_parts(state)
@@ -130,11 +142,12 @@ def heap_push(state, item, priority):
 
 
 @kernel(borrow=True)
-def heap_push_many(state, added, priorities):
+def heap_push_many(home, added, priorities):
     """Insert all, in order, or nothing: (PRESENT, j), (INVALID, j) for a NaN, (FULL, 0), (OK, 0).
 
     O(m log n), and O(n + m) when m is at least a quarter of n.
     """
+    state = _state_at(home)
     rows, pos, items, table = heap_parts(state)
     n, m, sequence = rows[0, 0], added.size, state[NEXT]
     for j in range(m):
@@ -174,8 +187,9 @@ def heap_push_many(state, added, priorities):
 
 
 @kernel(borrow=True)
-def heap_peek(state):
+def heap_peek(home):
     """(priority, item) of the first entry; the priority is NaN when there is none. O(1)."""
+    state = _state_at(home)
     rows, _pos, items, _table = heap_parts(state)
     if rows[0, 0] == 0:
         return np.nan, np.int64(0)
@@ -183,23 +197,26 @@ def heap_peek(state):
 
 
 @kernel(borrow=True)
-def heap_pop(state):
+def heap_pop(home):
     """Take the first entry out and return it as `heap_peek` does. O(log n)."""
+    state = _state_at(home)
     rows, pos, items, table = heap_parts(state)
     if rows[0, 0] == 0:
         return np.nan, np.int64(0)
-    priority = _priority(state, rows[ROOT, 0])
-    item = items[rows_pop(rows, pos)]
+    priority, item = _priority(state, rows[ROOT, 0]), items[rows[ROOT, 1] & HANDLE]
+    _ask(table, item)
+    rows_pop(rows, pos)
     table_remove(table, item)
     return priority, item
 
 
 @kernel
-def heap_pop_many(state, priorities, popped):
+def heap_pop_many(home, priorities, popped):
     """Fill both arrays with the first m <= n entries, in order, and take them out.
 
     O(m log n), and O(n) when m is at least a quarter of n.
     """
+    state = _state_at(home)
     rows, pos, items, table = heap_parts(state)
     n, m = rows[0, 0], popped.size
     bulk = 4 * m >= n
@@ -237,8 +254,9 @@ def heap_pop_many(state, priorities, popped):
 
 
 @kernel(borrow=True)
-def heap_priority(state, item):
+def heap_priority(home, item):
     """Priority of an item, NaN when it is absent. O(1)."""
+    state = _state_at(home)
     rows, pos, _items, table = heap_parts(state)
     handle = table_find(table, item)
     if handle == ABSENT:
@@ -247,18 +265,25 @@ def heap_priority(state, item):
 
 
 @kernel(borrow=True)
-def heap_priority_many(state, asked, out):
+def heap_priority_many(home, asked, out):
     """out[j] = heap_priority of asked[j]. O(m)."""
     for j in range(asked.size):
-        out[j] = heap_priority(state, asked[j])
+        out[j] = heap_priority(home, asked[j])
+
+
+@kernel(borrow=True, accepts="int64, int64, float64")
+def heap_update(home, item, priority):
+    """`heap_change` either way. O(log n)."""
+    return heap_change(home, item, priority, 0)
 
 
 @kernel(borrow=True)
-def heap_update(state, item, priority, way):
+def heap_change(home, item, priority, way):
     """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_WAY. O(log n).
 
     The priority may not fall where `way` is 1, and may not rise where it is -1.
     """
+    state = _state_at(home)
     if np.isnan(priority):
         return INVALID
     rows, pos, _items, table = heap_parts(state)
@@ -297,11 +322,12 @@ def _handles_of(rows, pos, table, asked, handles):
 
 
 @kernel
-def heap_update_many(state, asked, priorities):
+def heap_update_many(home, asked, priorities):
     """Change all or nothing: (ABSENT, j) for an absent or repeated item, (INVALID, j), or (OK, 0).
 
     O(m log n), and O(n + m) when m is at least a quarter of n.
     """
+    state = _state_at(home)
     rows, pos, _items, table = heap_parts(state)
     for j in range(asked.size):
         if np.isnan(priorities[j]):
@@ -325,8 +351,9 @@ def heap_update_many(state, asked, priorities):
 
 
 @kernel(borrow=True)
-def heap_remove(state, item):
+def heap_remove(home, item):
     """Take an item out: OK or ABSENT. O(log n)."""
+    state = _state_at(home)
     rows, pos, _items, table = heap_parts(state)
     handle = table_remove(table, item)
     if handle == ABSENT:
@@ -336,8 +363,9 @@ def heap_remove(state, item):
 
 
 @kernel
-def heap_remove_many(state, asked):
+def heap_remove_many(home, asked):
     """Take all out or nothing: the first absent or repeated item's number, or -1. O(m log n)."""
+    state = _state_at(home)
     rows, pos, _items, table = heap_parts(state)
     handles = np.empty(asked.size, np.int64)
     bad = _handles_of(rows, pos, table, asked, handles)
@@ -349,7 +377,8 @@ def heap_remove_many(state, asked):
 
 
 @kernel(borrow=True)
-def heap_find(state, item):
+def heap_find(home, item):
     """Handle of an item, or ABSENT. O(1)."""
+    state = _state_at(home)
     _rows, _pos, _items, table = heap_parts(state)
     return table_find(table, item)
