@@ -137,6 +137,10 @@ def _ignore_literals(dispatcher) -> None:
     dispatcher.get_call_template = get_call_template
 
 
+# What a kernel with `accepts` raises for arguments that it does not take.
+REFUSALS = (TypeError, ValueError, OverflowError)
+
+
 def _accept_only(dispatcher, accepts) -> None:
     """Refuse what `accepts`, a tuple of Numba types as text, does not name, with a TypeError.
 
@@ -184,8 +188,9 @@ def kernel(
         returns an array; a call saves 40 ns per array at Python's door, and 10 inside, where the
         counts are atomic.
     accepts : str, optional
-        The types it takes, as in "int64, int64[::1]"; others raise TypeError instead of compiling
-        anew. A caller may then pass arrays as they come, and look at them only if they are refused.
+        The types it takes, as in "int64, int64[::1]"; others raise one of REFUSALS instead of
+        compiling anew. A caller may then pass arguments as they come, and look at them only if
+        they are refused.
     """
     if func is None:
         options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}

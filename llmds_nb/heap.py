@@ -1,7 +1,6 @@
 """IndexedHeap: a priority queue whose items can be found, re-prioritised and removed."""
 
 import threading
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +9,30 @@ from . import _checks
 from ._jit import entry_of
 from .kernels import heap as k
 from .kernels.hashtable import empty_table, table_find
-from .kernels.heap import heap_push, heap_update
 from .kernels.lines import aligned_zeros
 from .kernels.rowheap import HANDLE, MAX_HANDLES, ROOT, ordered_bits, rows_fresh
 from .kernels.status import ABSENT, FULL, INVALID, OK
 
 _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
+
+def _code(name, kernel):
+    """What stands for a kernel under this name of the module until its first call compiled it.
+
+    From then on it is the machine code itself, without the dispatcher: a third of a single call.
+    """
+
+    def first_call(*args):
+        globals()[name] = entry_of(kernel, *args)
+        return globals()[name](*args)
+
+    return first_call
+
+
+_push = _code("_push", k.heap_push)
+_update = _code("_update", k.heap_update)
+_pop = _code("_pop", k.heap_pop)
 
 
 class HeapEntry(NamedTuple):
@@ -89,10 +105,6 @@ class IndexedHeap:
         self._where[0] = state.__array_interface__["data"][0]
         self._state = state
 
-    @cached_property
-    def _pop(self):
-        return entry_of(k.heap_pop, self._home)
-
     def push(self, item, priority) -> None:
         """Insert an item. O(log n).
 
@@ -101,17 +113,18 @@ class IndexedHeap:
         ValueError
             The item is in the heap already, or the priority is NaN.
         """
-        try:  # the kernel refuses other types by itself
-            status = heap_push(self._home, item, priority)
-        except (TypeError, ValueError):
+        if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
-            status = heap_push(self._home, item, priority)
+        try:
+            status = _push(self._home, item, priority)
+        except OverflowError:
+            _item(item)  # says so
         if status == OK:
             return
         with self._lock:
             if status == FULL:
                 self._make_room(1)
-            status = heap_push(self._home, item, priority)
+            status = _push(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
@@ -146,11 +159,11 @@ class IndexedHeap:
         IndexError
             The heap is empty.
         """
-        first = self._pop(self._home)
+        first = _pop(self._home)
         if first[0] == first[0]:  # else the priority is NaN, and there was none
             return _new(HeapEntry, first)
         with self._lock:
-            first = self._pop(self._home)
+            first = _pop(self._home)
         return _entry(first)
 
     def pop_many(self, n) -> HeapEntries:
@@ -201,15 +214,16 @@ class IndexedHeap:
         ValueError
             The priority is NaN.
         """
-        try:
-            status = heap_update(self._home, item, priority)
-        except (TypeError, ValueError):
+        if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
-            status = heap_update(self._home, item, priority)
+        try:
+            status = _update(self._home, item, priority)
+        except OverflowError:
+            _item(item)  # says so
         if status == OK:
             return
         with self._lock:
-            status = heap_update(self._home, item, priority)
+            status = _update(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _checks
 from ._checks import INT32, INT32_MAX, INT64
+from ._jit import REFUSALS
 from ._kv_base import PageEvents, check_salt
 from ._kv_check import check
 from ._kv_prefixes import Prefixes
@@ -272,7 +273,7 @@ class KVCache(Prefixes):
             try:  # the kernel refuses other arrays by itself: looking at them costs a tenth as well
                 slots = np.empty(len(tokens), INT64)
                 status = kv_append_many(self._handle, seq_ids, tokens, slots)
-            except (TypeError, ValueError):
+            except REFUSALS:
                 seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
                 tokens = _checks.for_kernel(tokens, "tokens", INT32)
                 slots = np.empty(len(tokens), INT64)

@@ -120,7 +120,7 @@ def _priority(state, high):
     return state[SIGN] * ordered_float(high) + 0.0
 
 
-@kernel(borrow=True, accepts="int64, int64, float64")
+@kernel(borrow=True)
 def heap_push(home, item, priority):
     """Insert an item: OK, FULL, PRESENT, or INVALID for NaN. O(log n)."""
     state = _state_at(home)
@@ -271,7 +271,7 @@ def heap_priority_many(home, asked, out):
         out[j] = heap_priority(home, asked[j])
 
 
-@kernel(borrow=True, accepts="int64, int64, float64")
+@kernel(borrow=True)
 def heap_update(home, item, priority):
     """`heap_change` either way. O(log n)."""
     return heap_change(home, item, priority, 0)
