@@ -152,7 +152,7 @@ def rerank_depth(coding, count, tuned) -> int:
     if tuned is not None:
         depth, k = tuned
         return max(count, depth, -(-depth * count // k))
-    return max(4 * count, count + 30) if coding.kind == PCA else max(2 * count, count + 10)
+    return max(3 * count, count + 20) if coding.kind == PCA else max(3 * count // 2, count + 5)
 
 
 def _in_code_space(snapshot, metric, queries):

@@ -301,22 +301,6 @@ def borrowed(typingctx, array):
 
 
 @intrinsic
-def shift_up(typingctx, array, start, stop):
-    """Move array[start:stop] one place up; array is 1-D and has more than `stop` entries."""
-
-    def codegen(context, builder, signature, args):
-        made = context.make_array(signature.args[0])(context, builder, args[0])
-        source = builder.gep(made.data, [args[1]])
-        target = builder.gep(source, [ir.Constant(args[1].type, 1)])
-        size = context.get_abi_sizeof(context.get_data_type(signature.args[0].dtype))
-        count = builder.sub(args[2], args[1])
-        cgutils.raw_memmove(builder, target, source, count, size)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp), codegen
-
-
-@intrinsic
 def prefetch(typingctx, rows, row, byte):
     """Ask for the cache line that holds byte `byte` of rows[row]; never faults. rows is 2-D."""
 

@@ -31,8 +31,8 @@ from .lines import LINE
 
 L2, IP, COSINE = 0, 1, 2
 
-_LINES = 32  # per row; the hardware streams what lies beyond
-_AHEAD = 5
+_LINES = 16  # per row; the hardware streams what lies beyond
+_AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
 _SIGN = np.int32(0x7FFFFFFF)
 _HALF_MAGNITUDE = np.uint32(0x7FFF)
 _HALF_SIGN = np.uint32(0x8000)
@@ -144,11 +144,12 @@ def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
     For a query of `row_query` or `codes_query`. One call for many rows, since a call costs as much
     as a short distance, and so that rows to come are fetched meanwhile. O((end - begin) d).
     """
-    for i in range(begin, min(begin + _AHEAD, end)):
+    ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
+    for i in range(begin, min(begin + ahead, end)):
         prefetch_row(rows, np.int64(slots[i]))
     for i in range(begin, end):
-        if i + _AHEAD < end:
-            prefetch_row(rows, np.int64(slots[i + _AHEAD]))
+        if i + ahead < end:
+            prefetch_row(rows, np.int64(slots[i + ahead]))
         keys[i - begin] = _key(query, rows, factors, np.int64(slots[i]), metric)
 
 

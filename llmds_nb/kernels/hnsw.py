@@ -40,7 +40,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at, prefetch, shift_up
+from .._jit import carray, kernel, pointer_at, prefetch
 from .distance import rows_keys
 from .lines import LINE
 
@@ -166,17 +166,16 @@ def pool_room(ef, n, allowed):
 
 @kernel(internal=True)
 def pool_insert(pool, count, entry):
-    """Insert into the ascending pool[:count], which has room; return the place. O(count)."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) >> 1
-        if pool[middle] < entry:
-            low = middle + 1
-        else:
-            high = middle
-    shift_up(pool, low, count)
-    pool[low] = entry
-    return low
+    """Insert into the ascending pool[:count], which has room; return the place. O(count).
+
+    Where pools are short, moving from the end beats a search and a call that moves memory.
+    """
+    place = count
+    while place > 0 and pool[place - 1] > entry:
+        pool[place] = pool[place - 1]
+        place -= 1
+    pool[place] = entry
+    return place
 
 
 @kernel(internal=True)
@@ -233,10 +232,10 @@ def graph_explore(
         for j in range(1, row[0] + 1):
             slot = np.int64(row[j])
             word, bit = slot >> 6, 1 << (slot & 63)
-            if not visited[word] & bit:
-                visited[word] |= bit
-                fresh[n_fresh] = slot
-                n_fresh += 1
+            seen = visited[word]  # no branch: half of them would be mispredicted
+            visited[word] = seen | bit
+            fresh[n_fresh] = slot
+            n_fresh += seen & bit == 0
         rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
         lowest = count
         for j in range(n_fresh):
