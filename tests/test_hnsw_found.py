@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from samples_hnsw import METRICS, data, recall, shape
+from samples_hnsw import data, recall, shape
 
 from llmds_nb import HNSW
 
@@ -46,11 +46,11 @@ def test_codes_are_fitted_anew_once_the_far_vectors_are_gone(metric, graph_only)
     assert recall(index, data(100, 32, 1)) > 0.95
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_one_component_may_lie_far_from_the_others(metric, graph_only):
     """The offset of plain codes is one number for all components, so the scale spans their gap."""
     vectors, queries = data(2000, 32), data(100, 32, 1)
-    vectors[:, 0] = queries[:, 0] = 100
+    vectors[:, 0] = queries[:, 0] = 1000
     index = HNSW(32, metric=metric)
     index.add(vectors)
     assert recall(index, queries) > 0.9
