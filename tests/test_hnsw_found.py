@@ -68,6 +68,7 @@ def test_codes_alone_are_within_half_a_step_however_the_vectors_came(metric):
 
 
 def test_positive_vectors_are_found_by_inner_product_as_well_as_by_hnswlib(graph_only):
+    """The long vectors' rows fill with children of the spanning tree, which are never cut."""
     hnswlib = pytest.importorskip("hnswlib")
     vectors, queries = shape("uniform", 5000, 32), shape("uniform", 500, 32, 4)
     index, peer = HNSW(32, metric="ip", quantize=None), hnswlib.Index("ip", 32)
