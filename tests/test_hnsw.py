@@ -120,33 +120,7 @@ def test_any_dimension(dim, graph_only):
     assert recall(index, data(10, dim, 1), 3) > 0.9
 
 
-# ---- recall on shapes and on real text ------------------------------------------------------
-
-
-def shapes(n, dim):
-    rng = np.random.default_rng(3)
-    centres = rng.standard_normal((40, dim)) * 3
-    labels = rng.integers(0, 40, n)
-    clustered = centres[labels] + rng.standard_normal((n, dim))
-    outlier = rng.standard_normal((n, dim))
-    outlier[n // 2] *= 1e4
-    return {
-        "clustered": clustered,
-        "in order": clustered[np.argsort(labels, kind="stable")],
-        "low rank": rng.standard_normal((n, 6)) @ rng.standard_normal((6, dim)),
-        "duplicates": np.repeat(rng.standard_normal((n // 4, dim)), 4, axis=0),
-        "outlier": outlier,
-    }
-
-
-@pytest.mark.parametrize("shape", ["clustered", "in order", "low rank", "duplicates", "outlier"])
-def test_recall_on_shapes(shape, graph_only):
-    vectors = shapes(2000, 32)[shape].astype(np.float32)
-    queries = vectors[::40] + data(50, 32, 4) * 0.3
-    index = HNSW(32)
-    index.add(vectors)
-    index.check()
-    assert recall(index, queries) > 0.95
+# ---- recall on real text beside hnswlib's; shapes are in test_hnsw_recall -------------------
 
 
 def test_recall_on_ordered_text(shared_data):

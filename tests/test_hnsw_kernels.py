@@ -1,0 +1,151 @@
+"""HNSW's arithmetic below the graph: codes, float16, keys, each against NumPy."""
+
+import numpy as np
+import pytest
+
+from llmds_nb._jit import code_dot, code_l2, kernel, shift_up
+from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
+from llmds_nb.kernels.distance import COSINE, IP, L2, rows_keys, widen
+
+
+@kernel
+def l2_of(query, codes):
+    return code_l2(query, codes)
+
+
+@kernel
+def dot_of(query, codes):
+    return code_dot(query, codes)
+
+
+@kernel
+def widened(bits, out):
+    for i in range(bits.size):
+        out[i] = widen(bits[i])
+
+
+@kernel
+def prepared(query, rows, basis, offset, step, metric, room, projected):
+    codes_query(query, rows, basis, offset, step, metric, room, projected)
+
+
+@kernel
+def keys_of(query, rows, factors, metric, slots, keys):
+    rows_keys(query, rows, factors, metric, slots, 0, slots.size, keys)
+
+
+@kernel
+def shifted(array, start, stop):
+    shift_up(array, start, stop)
+
+
+@pytest.mark.parametrize("width", [32, 64, 192, 4096])
+@pytest.mark.parametrize(("product", "low", "high"), [(l2_of, -255, 510), (dot_of, -2047, 2047)])
+def test_integer_products_are_numpys_on_random_and_extreme_codes(product, low, high, width):
+    rng = np.random.default_rng(width)
+    queries = [np.full(width, low), np.full(width, high), rng.integers(low, high + 1, width)]
+    queries += [rng.choice([low, high], width), np.zeros(width)]
+    rows = [np.zeros(width), np.full(width, 255), rng.integers(0, 256, width)]
+    rows += [rng.choice([0, 127, 128, 255], width), np.full(width, 128)]
+    for query in np.array(queries, np.int16):
+        for row in np.array(rows, np.uint8):
+            q, c = query.astype(np.int64), row.astype(np.int64)
+            true = ((q - c) ** 2).sum() if product is l2_of else (q * (c - 128)).sum()
+            assert product(query, row) == true
+
+
+def test_integer_products_read_codes_at_any_address():
+    rng = np.random.default_rng(0)
+    memory = rng.integers(0, 256, 200, np.uint8)
+    query = rng.integers(-255, 511, 160).astype(np.int16)
+    for start in (0, 1, 7, 33):
+        codes = memory[start : start + 160]
+        assert l2_of(query, codes) == ((query.astype(np.int64) - codes) ** 2).sum()
+
+
+def test_every_finite_float16_is_widened_as_numpy_does():
+    bits = np.arange(65536).astype(np.uint16)
+    true = bits.view(np.float16).astype(np.float32)
+    bits, true = bits[np.isfinite(true)], true[np.isfinite(true)]
+    out = np.empty(len(bits), np.float32)
+    widened(bits, out)
+    assert len(bits) == 63488
+    np.testing.assert_array_equal(out.view(np.int32), true.view(np.int32))  # signs of zero too
+
+
+def test_quantizing_clips_at_both_ends_and_counts_what_it_clipped():
+    offset = np.array([-1, 0, 5], np.float32)
+    values = np.array([[-1, 127.5, 260], [-1.6, 128, 4.4], [1e30, -1e30, 5.4]], np.float32)
+    codes = np.full((3, 32), 9, np.uint8)
+    assert codes_quantize(values, offset, 1.0, codes) == 4
+    assert codes[:, :3].tolist() == [[0, 128, 255], [0, 128, 0], [255, 0, 0]]
+    assert (codes[:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("step", [1e-6, 0.013, 1e15])
+def test_codes_stand_for_what_they_encode_within_half_a_step(step):
+    offset = np.full(40, -100 * step, np.float32)
+    values = np.random.default_rng(0).uniform(-100, 155, (500, 40)) * step
+    values = values.astype(np.float32)
+    codes, out = np.empty((500, 64), np.uint8), np.empty((500, 40), np.float32)
+    assert codes_quantize(values, offset, step, codes) == 0
+    codes_restore(codes, offset, step, out)
+    assert np.abs(out - values).max() <= 0.5001 * step
+
+
+@pytest.mark.parametrize("metric", [L2, IP, COSINE])
+@pytest.mark.parametrize("dim", [32, 45, 130])
+@pytest.mark.parametrize("projection", [None, 32, 41])
+def test_keys_of_codes_are_the_integer_distances_of_numpy(metric, dim, projection):
+    rng = np.random.default_rng(dim)
+    query = rng.standard_normal(dim).astype(np.float32)
+    query[:2] *= 100  # beyond the range of codes: a query may be, up to a point
+    p = projection or dim
+    basis = np.zeros((0, 0), np.float32)
+    if projection:
+        basis = (rng.standard_normal((dim, p)) / 8).astype(np.float32)
+    offset = (-rng.random(p)).astype(np.float32)
+    rows = np.zeros((70, -(-p // 32) * 32), np.uint8)
+    rows[:, :p] = rng.integers(0, 256, (70, p))
+    room, projected = np.full(rows.shape[1], 99, np.int16), np.empty(p, np.float32)
+    prepared(query, rows, basis, offset, 0.02, metric, room, projected)
+    exact = query.astype(np.float64) @ basis if projection else query.astype(np.float64)
+    if metric == IP:
+        true = exact / np.abs(exact).max() * 2047
+    else:
+        true = np.clip((exact - offset) / 0.02, -255, 510)
+    assert np.abs(room[:p] - true).max() < 0.51 and (room[p:] == 0).all()
+    slots = rng.permutation(70).astype(np.int32)
+    keys = np.empty(70, np.int32)
+    keys_of(room, rows, np.zeros(0, np.float32), metric, slots, keys)
+    wide, codes = room.astype(np.int64), rows[slots].astype(np.int64)
+    dots, squares = -((codes - 128) @ wide), ((codes - wide) ** 2).sum(axis=1)
+    np.testing.assert_array_equal(keys, dots if metric == IP else squares)
+
+
+@pytest.mark.parametrize("metric", [L2, IP, COSINE])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_keys_of_floats_order_rows_as_the_distance_does(metric, dtype):
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal((200, 37)) * rng.choice([0.01, 1, 100], (200, 1))).astype(dtype)
+    query, wide = rng.standard_normal(37).astype(np.float32), rows.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    true = ((wide - query) ** 2).sum(axis=1)
+    if metric != L2:
+        true = -(wide @ query) / (lengths if metric == COSINE else 1)
+    factors = (1 / lengths).astype(np.float32) if metric == COSINE else np.zeros(0, np.float32)
+    kept = rows.view(np.uint16) if dtype == np.float16 else rows
+    keys = np.empty(200, np.int32)
+    keys_of(query, kept, factors, metric, np.arange(200, dtype=np.int32), keys)
+    gaps = np.diff(true[np.argsort(keys, kind="stable")])
+    assert (true < 0).any() == (metric != L2)
+    assert gaps.min() > -1e-5 * np.abs(true).max()
+
+
+def test_shift_up_moves_what_lies_between_and_nothing_else():
+    for start, stop in ((0, 9), (3, 3), (4, 8), (8, 9)):
+        array = np.arange(10)
+        expected = array.copy()
+        expected[start + 1 : stop + 1] = array[start:stop]
+        shifted(array, start, stop)
+        np.testing.assert_array_equal(array, expected)
