@@ -240,7 +240,7 @@ def _id_filter(value) -> np.ndarray:
     array = _one_dimensional(value, "filter")
     if array.dtype == np.bool_:
         return np.require(array, np.bool_, "CAW")
-    return np.unique(integers(array, "filter"))
+    return np.unique(integers(value, "filter"))
 
 
 def _one_dimensional(values, name) -> np.ndarray:

@@ -18,6 +18,8 @@ _ROW_TAIL = 0.05  # in this share of the rows at most
 _MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
 _MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
 _PCA_VARIANCE = 0.90
+_CENTRE_ROWS = 1000  # settle the middle of the sample
+_FAR = 16.0  # times the median squared distance from there is far out
 _CHUNK = 4096
 _LANES = 32
 
@@ -62,6 +64,7 @@ def sample_rows(total) -> np.ndarray:
 def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
     """Fit on `sample` float32[m, d], spread over the `total` rows (unit vectors with COSINE)."""
     dim = sample.shape[1]
+    sample = _typical(sample)
     kind, basis = SQ8, np.zeros((0, 0), np.float32)
     mean = np.zeros(dim, np.float32) if metric == IP else sample.mean(axis=0)
     projected = quantize == PCA or (quantize == "auto" and _MIN_DIM_PCA <= dim <= _MAX_DIM_PCA_AUTO)
@@ -70,20 +73,25 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
         if quantize == PCA or 2 * found.shape[1] <= dim:
             kind, basis = PCA, found
     few = sample[:: max(1, len(sample) * dim // _FIT_VALUES)]
-    values = (few - mean) @ basis if basis.size else few
+    values = (few - mean) @ basis if basis.size else few - mean
     # Extremes by row, so that a few far rows cannot stretch the scale for all others.
     tail = min(_TAIL * values.shape[1], _ROW_TAIL)
-    low = float(np.quantile(values.min(axis=1), tail))
-    high = float(np.quantile(values.max(axis=1), 1 - tail))
+    low = float(np.quantile(values.min(axis=1), tail, method="higher"))
+    high = float(np.quantile(values.max(axis=1), 1 - tail, method="lower"))
     if metric == IP:
         step = max(-low, high) / 127
         offset = np.full(values.shape[1], -128 * _positive(step), np.float32)
     else:
         step = (high - low) / 255
-        offset = np.full(values.shape[1], low, np.float32)
-        if basis.size:
-            offset += mean @ basis
+        offset = (mean @ basis if basis.size else mean) + np.float32(low)
     return Coding(kind, basis, offset, _positive(step), total)
+
+
+def _typical(sample) -> np.ndarray:
+    """The rows of `sample` but for those far out, which would settle its mean and directions."""
+    centre = np.median(sample[:: max(1, len(sample) // _CENTRE_ROWS)], axis=0)
+    squares = np.einsum("ij,ij->i", sample - centre, sample - centre, dtype=np.float64)
+    return sample[squares <= _FAR * np.median(squares)]
 
 
 def _positive(step) -> float:

@@ -58,6 +58,21 @@ class VectorForm:
             coding, rows = self._coded(base, units)
         return {"vectors": kept, "rows": rows, "factors": factors, "coding": coding}
 
+    def refitted(self, empty, fields) -> dict:
+        """`fields` with all their vectors, under codes fitted to these alone.
+
+        Codes stay where the vectors themselves are no longer kept.
+        """
+        if self.codes_only or fields["coding"].kind == codes.NONE:
+            return fields
+        units = fields["vectors"]
+        if self.store == "float16":
+            units = units.view(np.float16).astype(np.float32)
+        if self.metric == COSINE:
+            units = units * fields["factors"][:, None]
+        coding, rows = self._coded(empty, units)
+        return {**fields, "coding": coding, "rows": rows}
+
     def queries(self, values) -> tuple[np.ndarray, bool]:
         """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
         array = np.asarray(values)

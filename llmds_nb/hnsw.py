@@ -206,7 +206,7 @@ class HNSW(Stored):
         ids = snapshot.ids[base.n : snapshot.n]
         table = self._table
         if base is not self._snapshot or 2 * snapshot.n_live > len(table):
-            table = hashtable.empty_table(max(snapshot.n_live, 2 * (base.n_live + n_new)))
+            table = hashtable.empty_table(base.n_live + n_new)
             if base is self._snapshot:
                 hashtable.table_rehash(self._table, table)
         with self._lock:
@@ -269,8 +269,8 @@ class HNSW(Stored):
             slots = np.flatnonzero(base.live[: base.n])
             if len(slots) == base.n:
                 return
-            fields = only(base, slots)
             empty = self._form.empty(self._M)
+            fields = self._form.refitted(empty, only(base, slots))
             self._insert(empty, self._new_writer(empty), fields, len(slots), threads, False)
 
     def _rebuild_if_sparse(self, threads):

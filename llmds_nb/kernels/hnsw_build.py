@@ -323,18 +323,29 @@ def _attach(slot, entry, n, links, blocks, owned, spare, parent):
 
 
 @kernel(internal=True)
-def _tree_grow(queue, head, tail, links, blocks, parent):
-    """Give parents to all that is newly reachable from queue[head:tail]; return the new tail."""
+def _tree_grow(queue, head, tail, most, links, blocks, parent):
+    """Give parents to all that is newly reachable from queue[head:tail]; return the new tail.
+
+    No slot of it gets more than `most` children.
+    """
     while head < tail:
         at = np.int64(queue[head])
         head += 1
         row = links_row(links, blocks, at)
+        n_children = 0
         for j in range(1, row[0] + 1):
-            if parent[row[j]] == ABSENT:
+            if parent[row[j]] == ABSENT and n_children < most:
                 parent[row[j]] = at
+                n_children += 1
                 queue[tail] = row[j]
                 tail += 1
     return tail
+
+
+@kernel(internal=True)
+def _few_children(links):
+    """As many as a slot should have: children are never cut, so they crowd its row. O(1)."""
+    return links.shape[1] // 4
 
 
 @kernel
@@ -345,27 +356,35 @@ def tree_count(entry, links, blocks, parent):
     parent[entry] = entry
     queue = np.empty(parent.size, np.int32)
     queue[0] = entry
-    return _tree_grow(queue, 0, 1, links, blocks, parent)
+    tail = _tree_grow(queue, 0, 1, _few_children(links), links, blocks, parent)
+    return _tree_grow(queue, 0, tail, parent.size, links, blocks, parent)  # reaches the others
 
 
 @kernel
 def tree_extend(first, stop, forward, links, blocks, parent):
     """A parent for each slot of the batch that stands in the row of one of its links.
 
-    Returns how many do not. Slots link to earlier ones only. O(M^2) each.
+    The nearest such link with few children, else the one with the fewest. Returns how many slots
+    have none. Slots link to earlier ones only. O(M^2) each.
     """
-    missing = 0
+    missing, enough = 0, _few_children(links)
     for slot in range(first, stop):
         near = forward[slot - first]
+        fewest = np.int64(links.shape[1])
         for j in range(1, near[0] + 1):
             at = np.int64(near[j])
-            row = links_row(links, blocks, at)
-            if parent[at] != ABSENT:
-                for t in range(1, row[0] + 1):
-                    if row[t] == slot:
-                        parent[slot] = at
-            if parent[slot] != ABSENT:
+            if fewest < enough:
                 break
+            if parent[at] == ABSENT:
+                continue
+            row = links_row(links, blocks, at)
+            n_children, stands = np.int64(0), False
+            for t in range(1, row[0] + 1):
+                stands |= row[t] == slot
+                n_children += parent[row[t]] == at
+            if stands and n_children < fewest:
+                parent[slot] = at
+                fewest = n_children
         missing += parent[slot] == ABSENT
     return missing
 
@@ -383,5 +402,5 @@ def tree_force(start, stop, entry, links, blocks, owned, spare, parent):
             if _attach(slot, entry, stop, links, blocks, owned, spare, parent) < 0:
                 return slot
             queue[0] = slot
-            _tree_grow(queue, 0, 1, links, blocks, parent)
+            _tree_grow(queue, 0, 1, stop, links, blocks, parent)
     return stop
