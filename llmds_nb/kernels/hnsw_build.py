@@ -267,9 +267,14 @@ def _attach_at(slot, at, links, blocks, owned, spare, parent):
     """Make `at` the parent of `slot`: by a link it has, a free place, or that of its last link
     that is no child.
 
-    Return 1, 0 if its row is full of children, -1 if no block is spare. O(M).
+    Return 1, 0 if it has children enough, -1 if no block is spare. O(M).
     """
     row = links_row(links, blocks, at)
+    n_children = 0
+    for j in range(1, row[0] + 1):
+        n_children += parent[row[j]] == at
+    if n_children >= _few_children(links):
+        return 0
     for j in range(1, row[0] + 1):
         if row[j] == slot:
             parent[slot] = at
@@ -277,10 +282,8 @@ def _attach_at(slot, at, links, blocks, owned, spare, parent):
     place = np.int64(row[0]) + 1
     if place == row.size:
         place -= 1
-        while place > 0 and parent[row[place]] == at:
+        while parent[row[place]] == at:
             place -= 1
-        if place == 0:
-            return 0
     if not row_own(links, blocks, owned, spare, at):
         return -1
     row = links_row(links, blocks, at)
@@ -291,18 +294,17 @@ def _attach_at(slot, at, links, blocks, owned, spare, parent):
 
 
 @kernel(internal=True)
-def _attach(slot, entry, n, links, blocks, owned, spare, parent):
+def _attach(slot, entry, queue, seen, links, blocks, owned, spare, parent):
     """Give `slot` a parent: one of its links, else the first with room, breadth-first from there.
 
-    Return 1, or -1 if no block is spare.
+    Return 1, or -1 if no block is spare. Scratch: queue and seen int32[n], where `slot` marks.
     """
-    queue, seen = np.empty(n, np.int32), np.zeros(n, np.bool_)
     near = links_row(links, blocks, slot)
     tail = 0
     for j in range(near[0] + 1):
         at = np.int64(near[j]) if j > 0 else entry
-        if parent[at] != ABSENT and not seen[at]:
-            seen[at] = True
+        if parent[at] != ABSENT and seen[at] != slot:
+            seen[at] = slot
             queue[tail] = at
             tail += 1
     # The entry stands first; it is tried last of these.
@@ -315,8 +317,8 @@ def _attach(slot, entry, n, links, blocks, owned, spare, parent):
         done = _attach_at(slot, at, links, blocks, owned, spare, parent)
         row = links_row(links, blocks, at)
         for j in range(1, row[0] + 1):
-            if not seen[row[j]] and parent[row[j]] != ABSENT:
-                seen[row[j]] = True
+            if seen[row[j]] != slot and parent[row[j]] != ABSENT:
+                seen[row[j]] = slot
                 queue[tail] = row[j]
                 tail += 1
     return done
@@ -344,7 +346,10 @@ def _tree_grow(queue, head, tail, most, links, blocks, parent):
 
 @kernel(internal=True)
 def _few_children(links):
-    """As many as a slot should have: children are never cut, so they crowd its row. O(1)."""
+    """As many as a slot should have: children are never cut, so they crowd its row. O(1).
+
+    Without a limit the long vectors of inner products have no room left for one another.
+    """
     return links.shape[1] // 4
 
 
@@ -364,27 +369,22 @@ def tree_count(entry, links, blocks, parent):
 def tree_extend(first, stop, forward, links, blocks, parent):
     """A parent for each slot of the batch that stands in the row of one of its links.
 
-    The nearest such link with few children, else the one with the fewest. Returns how many slots
-    have none. Slots link to earlier ones only. O(M^2) each.
+    The nearest such link that has few children. Returns how many slots have none. Slots link to
+    earlier ones only. O(M^2) each.
     """
     missing, enough = 0, _few_children(links)
     for slot in range(first, stop):
         near = forward[slot - first]
-        fewest = np.int64(links.shape[1])
         for j in range(1, near[0] + 1):
             at = np.int64(near[j])
-            if fewest < enough:
-                break
-            if parent[at] == ABSENT:
-                continue
             row = links_row(links, blocks, at)
-            n_children, stands = np.int64(0), False
+            n_children, stands = 0, False
             for t in range(1, row[0] + 1):
                 stands |= row[t] == slot
                 n_children += parent[row[t]] == at
-            if stands and n_children < fewest:
+            if stands and n_children < enough and parent[at] != ABSENT:
                 parent[slot] = at
-                fewest = n_children
+                break
         missing += parent[slot] == ABSENT
     return missing
 
@@ -394,12 +394,12 @@ def tree_force(start, stop, entry, links, blocks, owned, spare, parent):
     """Link by force, in order, those of slots [start, stop) that have no parent.
 
     Return where it ended for want of a spare block, or `stop`. What a forced link makes reachable
-    gets its parents on the way. O(1) for a slot with a parent; mostly O(n) bytes and O(M) else.
+    gets its parents on the way. O(n) bytes; O(1) for a slot with a parent, mostly O(M) else.
     """
-    queue = np.empty(stop, np.int32)
+    queue, seen = np.empty(stop, np.int32), np.full(stop, ABSENT, np.int32)
     for slot in range(start, stop):
         if parent[slot] == ABSENT:
-            if _attach(slot, entry, stop, links, blocks, owned, spare, parent) < 0:
+            if _attach(slot, entry, queue, seen, links, blocks, owned, spare, parent) < 0:
                 return slot
             queue[0] = slot
             _tree_grow(queue, 0, 1, stop, links, blocks, parent)
