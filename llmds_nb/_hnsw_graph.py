@@ -9,6 +9,7 @@ import numpy as np
 
 from ._hnsw_codes import Coding
 from .kernels import hnsw_build as k
+from .kernels.distance import IP
 from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
 from .kernels.lines import aligned_empty
 from .kernels.status import ABSENT
@@ -245,6 +246,15 @@ class _GraphDraft:
         return self.metric, self.fields["rows"], self.fields["factors"]
 
     @property
+    def _most(self):
+        """Children that a slot may have in the spanning tree: they are never cut from its row.
+
+        Under IP the long vectors are everyone's nearest, and need room for one another.
+        """
+        width = self.links0.links.shape[1] - 1
+        return width // 4 if self.metric == IP else width
+
+    @property
     def _graph(self):
         return self.links0.links, self.links0.blocks, self.links1.links, self.links1.blocks
 
@@ -295,14 +305,18 @@ class _GraphDraft:
         if self.levels[highest] > self.top:
             self.entry, self.top = highest, int(self.levels[highest])
             self.parent = self.parent.copy()
-            found = k.tree_count(self.entry, links.links, links.blocks, self.parent[:stop])
+            found = k.tree_count(
+                self.entry, self._most, links.links, links.blocks, self.parent[:stop]
+            )
             start, missing = 0, stop - found
         else:
-            missing = k.tree_extend(first, stop, forward, links.links, links.blocks, self.parent)
+            missing = k.tree_extend(
+                first, stop, self._most, forward, links.links, links.blocks, self.parent
+            )
         while missing and start < stop:
             start = k.tree_force(
-                start, stop, self.entry, links.links, links.blocks, links.owned, links.spare,
-                self.parent,
+                start, stop, self.entry, self._most, links.links, links.blocks, links.owned,
+                links.spare, self.parent,
             )  # fmt: skip
             links.reserve(_SPARE)
 

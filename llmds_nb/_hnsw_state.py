@@ -50,7 +50,7 @@ def stats(snapshot, ef_search, rerank, total_bytes) -> HNSWStats:
     reached = n
     if n:
         parent = np.empty(n, np.int32)
-        reached = k.tree_count(snapshot.entry, snapshot.links0, snapshot.blocks0, parent)
+        reached = k.tree_count(snapshot.entry, n, snapshot.links0, snapshot.blocks0, parent)
     coding = snapshot.coding
     coded = coding is not None and coding.kind != NONE
     return HNSWStats(
@@ -108,7 +108,7 @@ def check(snapshot, writer, table, M, next_id) -> None:
     at = 1 + np.arange(s.n_upper) - upper[owners]
     _check_links(_rows(s.links1, s.blocks1, s.n_upper), owners, at, levels, M)
     parent = np.empty(n, np.int32)
-    assert k.tree_count(s.entry, s.links0, s.blocks0, parent) == n, "unreachable slots"
+    assert k.tree_count(s.entry, n, s.links0, s.blocks0, parent) == n, "unreachable slots"
     _check_tree(_rows(s.links0, s.blocks0, n), writer.parent[:n], s.entry)
 
 

@@ -59,7 +59,9 @@ class HNSW(Stored):
         How vectors are kept. "float16": distances are those of the vectors rounded to float16.
         None keeps the codes alone (a quarter of the memory): distances are those of what the codes
         stand for, within half a code step per component but for the 0.04 % farthest out, which are
-        clipped; with "cosine" the lengths are lost.
+        clipped. Codes fitted anew, as they are when the index has grown fourfold (up to 20,000) or
+        1 % would be clipped, are made of the old ones, and half a step more off each time. With
+        "cosine" the lengths are lost.
     seed : int
         Of the random levels. The same seed and calls give the same graph for any `threads`.
 

@@ -303,3 +303,10 @@ def test_a_mapped_index_searches_the_file_itself(tmp_path, quantize, store, grap
                 mapped.search(given, 7, **options).distances,
                 index.search(given, 7, **options).distances,
             )
+
+
+def test_an_id_beyond_int64_beside_others_in_a_filter_is_a_bad_value():
+    index = HNSW(3)
+    index.add([[1, 2, 3]])
+    with pytest.raises(ValueError, match=str(2**63)):
+        index.search([1, 2, 3], filter=[0, 2**63])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from llmds_nb._jit import code_dot, code_l2, kernel, shift_up
+from llmds_nb._jit import code_dot, code_l2, kernel
 from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
 from llmds_nb.kernels.distance import COSINE, IP, L2, rows_keys, widen
+from llmds_nb.kernels.hnsw import pool_insert
 
 
 @kernel
@@ -35,8 +36,8 @@ def keys_of(query, rows, factors, metric, slots, keys):
 
 
 @kernel
-def shifted(array, start, stop):
-    shift_up(array, start, stop)
+def inserted(pool, count, entry):
+    return pool_insert(pool, count, entry)
 
 
 @pytest.mark.parametrize("width", [32, 64, 192, 4096])
@@ -142,10 +143,11 @@ def test_keys_of_floats_order_rows_as_the_distance_does(metric, dtype):
     assert gaps.min() > -1e-5 * np.abs(true).max()
 
 
-def test_shift_up_moves_what_lies_between_and_nothing_else():
-    for start, stop in ((0, 9), (3, 3), (4, 8), (8, 9)):
-        array = np.arange(10)
-        expected = array.copy()
-        expected[start + 1 : stop + 1] = array[start:stop]
-        shifted(array, start, stop)
-        np.testing.assert_array_equal(array, expected)
+def test_a_pool_stays_ascending_and_names_the_place():
+    rng = np.random.default_rng(0)
+    entries, pool = rng.permutation(50), np.full(60, -1)
+    for count, entry in enumerate(entries.tolist()):
+        place = inserted(pool, count, entry)
+        assert pool[place] == entry
+        np.testing.assert_array_equal(pool[: count + 1], np.sort(entries[: count + 1]))
+    assert (pool[50:] == -1).all()

@@ -246,8 +246,8 @@ def graph_explore(
                 continue
             place = pool_insert(pool, count, entry)
             count += 1
-            if place < lowest:  # perhaps the next to be expanded
-                lowest = place
+            lowest = min(lowest, place)
+            if place < count >> 1:  # likely to be expanded
                 links_prefetch(links, blocks, level_row(upper, slot, level))
             if passes:
                 if passing < ef:

@@ -263,17 +263,17 @@ def hnsw_backlink(
 
 
 @kernel(internal=True)
-def _attach_at(slot, at, links, blocks, owned, spare, parent):
+def _attach_at(slot, at, most, links, blocks, owned, spare, parent):
     """Make `at` the parent of `slot`: by a link it has, a free place, or that of its last link
     that is no child.
 
-    Return 1, 0 if it has children enough, -1 if no block is spare. O(M).
+    Return 1, 0 if it has `most` children, -1 if no block is spare. O(M).
     """
     row = links_row(links, blocks, at)
     n_children = 0
     for j in range(1, row[0] + 1):
         n_children += parent[row[j]] == at
-    if n_children >= _few_children(links):
+    if n_children >= most:
         return 0
     for j in range(1, row[0] + 1):
         if row[j] == slot:
@@ -294,7 +294,7 @@ def _attach_at(slot, at, links, blocks, owned, spare, parent):
 
 
 @kernel(internal=True)
-def _attach(slot, entry, queue, seen, links, blocks, owned, spare, parent):
+def _attach(slot, entry, most, queue, seen, links, blocks, owned, spare, parent):
     """Give `slot` a parent: one of its links, else the first with room, breadth-first from there.
 
     Return 1, or -1 if no block is spare. Scratch: queue and seen int32[n], where `slot` marks.
@@ -314,7 +314,7 @@ def _attach(slot, entry, queue, seen, links, blocks, owned, spare, parent):
     while done == 0 and head < tail:
         at = np.int64(queue[head])
         head += 1
-        done = _attach_at(slot, at, links, blocks, owned, spare, parent)
+        done = _attach_at(slot, at, most, links, blocks, owned, spare, parent)
         row = links_row(links, blocks, at)
         for j in range(1, row[0] + 1):
             if seen[row[j]] != slot and parent[row[j]] != ABSENT:
@@ -344,35 +344,29 @@ def _tree_grow(queue, head, tail, most, links, blocks, parent):
     return tail
 
 
-@kernel(internal=True)
-def _few_children(links):
-    """As many as a slot should have: children are never cut, so they crowd its row. O(1).
-
-    Without a limit the long vectors of inner products have no room left for one another.
-    """
-    return links.shape[1] // 4
-
-
 @kernel
-def tree_count(entry, links, blocks, parent):
-    """Fill parent int32[n] breadth-first from the entry; return how many are reached. O(n M)."""
+def tree_count(entry, most, links, blocks, parent):
+    """Fill parent int32[n] breadth-first from the entry; return how many are reached. O(n M).
+
+    A slot gets more than `most` children only where the others cannot be reached otherwise.
+    """
     for slot in range(parent.size):
         parent[slot] = ABSENT
     parent[entry] = entry
     queue = np.empty(parent.size, np.int32)
     queue[0] = entry
-    tail = _tree_grow(queue, 0, 1, _few_children(links), links, blocks, parent)
-    return _tree_grow(queue, 0, tail, parent.size, links, blocks, parent)  # reaches the others
+    tail = _tree_grow(queue, 0, 1, most, links, blocks, parent)
+    return _tree_grow(queue, 0, tail, parent.size, links, blocks, parent)
 
 
 @kernel
-def tree_extend(first, stop, forward, links, blocks, parent):
+def tree_extend(first, stop, most, forward, links, blocks, parent):
     """A parent for each slot of the batch that stands in the row of one of its links.
 
-    The nearest such link that has few children. Returns how many slots have none. Slots link to
-    earlier ones only. O(M^2) each.
+    The nearest such link that has fewer than `most` children. Returns how many slots have none.
+    Slots link to earlier ones only. O(M^2) each.
     """
-    missing, enough = 0, _few_children(links)
+    missing = 0
     for slot in range(first, stop):
         near = forward[slot - first]
         for j in range(1, near[0] + 1):
@@ -382,7 +376,7 @@ def tree_extend(first, stop, forward, links, blocks, parent):
             for t in range(1, row[0] + 1):
                 stands |= row[t] == slot
                 n_children += parent[row[t]] == at
-            if stands and n_children < enough and parent[at] != ABSENT:
+            if stands and n_children < most and parent[at] != ABSENT:
                 parent[slot] = at
                 break
         missing += parent[slot] == ABSENT
@@ -390,7 +384,7 @@ def tree_extend(first, stop, forward, links, blocks, parent):
 
 
 @kernel
-def tree_force(start, stop, entry, links, blocks, owned, spare, parent):
+def tree_force(start, stop, entry, most, links, blocks, owned, spare, parent):
     """Link by force, in order, those of slots [start, stop) that have no parent.
 
     Return where it ended for want of a spare block, or `stop`. What a forced link makes reachable
@@ -399,7 +393,7 @@ def tree_force(start, stop, entry, links, blocks, owned, spare, parent):
     queue, seen = np.empty(stop, np.int32), np.full(stop, ABSENT, np.int32)
     for slot in range(start, stop):
         if parent[slot] == ABSENT:
-            if _attach(slot, entry, queue, seen, links, blocks, owned, spare, parent) < 0:
+            if _attach(slot, entry, most, queue, seen, links, blocks, owned, spare, parent) < 0:
                 return slot
             queue[0] = slot
             _tree_grow(queue, 0, 1, stop, links, blocks, parent)
