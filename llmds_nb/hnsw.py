@@ -58,10 +58,8 @@ class HNSW(Stored):
     store : {"float32", "float16", None}
         How vectors are kept. "float16": distances are those of the vectors rounded to float16.
         None keeps the codes alone (a quarter of the memory): distances are those of what the codes
-        stand for, within half a code step per component but for the 0.04 % farthest out, which are
-        clipped. Codes fitted anew, as they are when the index has grown fourfold (up to 20,000) or
-        1 % would be clipped, are made of the old ones, and half a step more off each time. With
-        "cosine" the lengths are lost.
+        stand for, within half a code step per component but for the 0.04 % clipped as farthest out,
+        and half a step more for each new fit as it grows; with "cosine" the lengths are lost.
     seed : int
         Of the random levels. The same seed and calls give the same graph for any `threads`.
 
