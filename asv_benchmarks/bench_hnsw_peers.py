@@ -1,4 +1,4 @@
-"""HNSW against hnswlib, faiss and usearch: every figure that issue 5 asks for.
+"""HNSW against hnswlib, faiss and usearch: speed, recall and bytes; bench_cold has compile times.
 
 `asv run -b bench_hnsw_peers` measures all; `-b bench_hnsw_peers.Msdocs` one set. A set is measured
 once, by its `setup_cache`, with both sides in one process (see `hnsw_peers`); the benchmarks only

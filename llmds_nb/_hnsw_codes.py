@@ -90,7 +90,8 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
 def _typical(sample) -> np.ndarray:
     """The rows of `sample` but for those far out, which would settle its mean and directions."""
     centre = np.median(sample[:: max(1, len(sample) // _CENTRE_ROWS)], axis=0)
-    squares = np.einsum("ij,ij->i", sample - centre, sample - centre, dtype=np.float64)
+    apart = sample - centre
+    squares = np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
     spread = squares[squares > 0]  # copies of one vector would make all others far out
     return sample[squares <= _FAR * np.median(spread)] if len(spread) else sample
 

@@ -141,24 +141,29 @@ def _ignore_literals(dispatcher) -> None:
 REFUSALS = (TypeError, ValueError, OverflowError)
 
 
-def _accept_only(dispatcher, accepts) -> None:
-    """Refuse what `accepts`, a tuple of Numba types as text, does not name, with a TypeError.
+def _accept_only(dispatcher, accepts):
+    """The dispatcher, refusing with a TypeError what `accepts`, Numba types as text, does not name.
 
-    The dispatcher tells types apart at no cost; only what it has no machine code for comes here.
+    It tells types apart at no cost; only what it has no machine code for is looked at here. With a
+    Numba that compiles in another way, every call is.
     """
-    compile_for = dispatcher._compile_for_args
+    hook = "_compile_for_args"
+    proceed = getattr(dispatcher, hook, dispatcher)
 
-    def compile_for_accepted(*args):
+    def check(*args):
         wanted, _ = sigutils.normalize_signature(f"({accepts})")
         try:
             given = tuple(numba.typeof(arg) for arg in args)
         except (numba.errors.NumbaError, ValueError):  # it knows no type for one of them
             given = tuple(type(arg).__name__ for arg in args)
         if given != wanted:
-            raise TypeError(f"{dispatcher.__name__}({accepts}) does not take {given}")
-        return compile_for(*args)
+            raise TypeError(f"a kernel of ({accepts}) does not take {given}")
+        return proceed(*args)
 
-    dispatcher._compile_for_args = compile_for_accepted
+    if proceed is dispatcher:
+        return check
+    setattr(dispatcher, hook, check)
+    return dispatcher
 
 
 def kernel(
@@ -208,9 +213,9 @@ def kernel(
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)
         _attach_cache(dispatcher, func)
-        if accepts is not None:
-            _accept_only(dispatcher, accepts)
         KERNELS.append(dispatcher)
+        if accepts is not None:
+            return _accept_only(dispatcher, accepts)
     return dispatcher
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import llmds_nb
 from llmds_nb import _jit
-from llmds_nb._jit import kernel, mul_hi
+from llmds_nb._jit import REFUSALS, entry_of, kernel, mul_hi, words_at
 from llmds_nb._warmup import STRUCTURES
 
 ROOT = Path(llmds_nb.__file__).parent
@@ -193,3 +193,59 @@ def test_warmup_names_what_it_does_not_know(bad):
 def test_the_library_is_silent_by_default():
     handlers = logging.getLogger("llmds_nb").handlers
     assert handlers and all(isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+def _first(handle, tokens):
+    return handle + tokens[0]
+
+
+TYPES = "int64, int32[::1]"
+TOKENS = np.arange(3, dtype=np.int32)
+OTHERS = [
+    TOKENS.astype(np.int64), TOKENS.astype(np.float32), TOKENS[None], TOKENS[::2],
+    [1, 2], [], None, "12", 2**70,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kernel_takes_only_the_types_that_it_accepts(first):
+    taking = kernel(_first, accepts=TYPES)
+    if not first:
+        assert taking(2, TOKENS) == 2
+    read_only = TOKENS.copy()
+    read_only.flags.writeable = False
+    for other in [*OTHERS, read_only]:
+        with pytest.raises(REFUSALS):
+            taking(2, other)
+    for handle in (1.5, True, "1", 2**70):
+        with pytest.raises(REFUSALS):
+            taking(handle, TOKENS)
+    assert taking(2, TOKENS) == 2
+    assert len(taking.signatures) == 1
+
+
+def test_types_are_looked_at_in_every_call_where_numba_compiles_in_another_way():
+    calls = []
+    taking = _jit._accept_only(lambda *args: calls.append(args), TYPES)
+    taking(2, TOKENS)
+    for other in OTHERS:
+        with pytest.raises(TypeError, match="does not take"):
+            taking(2, other)
+    assert len(calls) == 1
+
+
+def test_the_machine_code_of_a_kernel_can_be_called_by_itself():
+    entry = entry_of(kernel(_first), 2, TOKENS)
+    assert entry(5, TOKENS + 1) == 6
+
+
+def test_words_at_an_address_are_those_of_the_array():
+    array = np.arange(10)
+
+    @kernel(borrow=True)
+    def total(address, n):
+        words = words_at(address, n)
+        words[0] = 7
+        return words.sum()
+
+    assert total(array.ctypes.data, 10) == array.sum() == 52

@@ -109,12 +109,6 @@ def handle_numbers(handle):
 
 
 @kernel(internal=True)
-def words_at(address, n):
-    """int64[n] scratch at an address. O(1)."""
-    return carray(pointer_at(address), (n,), np.int64)
-
-
-@kernel(internal=True)
 def ints_at(address, n):
     """int32[n] scratch at an address. O(1)."""
     return carray(pointer_at(address), (n,), np.int32)

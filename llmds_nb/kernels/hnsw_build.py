@@ -18,7 +18,7 @@ two reads nothing that another thread writes. Then `tree_extend` gives every new
 
 import numpy as np
 
-from .._jit import borrowed, kernel
+from .._jit import borrowed, kernel, words_at
 from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
@@ -31,7 +31,6 @@ from .hnsw import (
     pool_key,
     pool_room,
     pool_slot,
-    words_at,
 )
 from .status import ABSENT
 

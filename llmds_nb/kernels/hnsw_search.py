@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._jit import borrowed, kernel
+from .._jit import borrowed, kernel, words_at
 from .codes import codes_query
 from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, row_value
 from .hnsw import (
@@ -14,7 +14,6 @@ from .hnsw import (
     pool_room,
     pool_slot,
     state_at,
-    words_at,
 )
 from .status import ABSENT
 from .topk import topk_push, topk_sort
