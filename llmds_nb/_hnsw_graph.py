@@ -1,7 +1,9 @@
 """The writer's side of an HNSW graph: snapshots, copy-on-write links, insertion by batches."""
 
+import contextlib
 import weakref
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from ._hnsw_codes import Coding
 from .kernels import hnsw_build as k
+from .kernels import hnsw_mend
 from .kernels.distance import IP
 from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
 from .kernels.lines import aligned_empty
@@ -20,6 +23,7 @@ _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
 # Slots of a batch are scanned by each other: more make that dear, fewer make the threads wait.
 _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
+_MEND_BATCH = 1 << 14  # slots whose new links are answered at once
 _CHUNKS_PER_THREAD = 4
 _MIN_CHUNK = 8
 
@@ -58,6 +62,10 @@ class Snapshot:
             handle = handle_of(state, coding.step, self.n, self.entry, self.top)
         object.__setattr__(self, "handle", handle)
 
+    def live_slots(self) -> np.ndarray:
+        """The slots that hold a vector of the index, ascending."""
+        return np.flatnonzero(self.live[: self.n])
+
     @property
     def graph(self) -> tuple:
         """The links, in the order in which kernels take them."""
@@ -87,7 +95,11 @@ def drawn_levels(base, n, M, seed, drawn) -> dict:
     """
     bits = np.random.PCG64(seed).advance(drawn).random_raw(n)
     uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-    levels = np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8)
+    return _with_levels(base, np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8))
+
+
+def _with_levels(base, levels) -> dict:
+    """Slots of these levels after base.n, as fields of a snapshot."""
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
     return {
@@ -192,30 +204,50 @@ class _LinksDraft:
 
 
 class GraphWriter:
-    """Inserts slots into snapshots; one thread at a time. Holds what only a writer needs."""
+    """Inserts slots into snapshots; one thread at a time. Holds what only a writer needs.
 
-    def __init__(self, snapshot, parent, metric, ef_construction):
+    `coarsest` is the largest step of the codes by which any of the links was chosen, and `mended`
+    whether the graph is other than one built of its slots.
+    """
+
+    def __init__(
+        self, snapshot, metric, ef_construction, *, parent=None, coarsest=0.0, mended=False
+    ):
         self._metric, self._ef = metric, ef_construction
+        self.coarsest, self.mended = coarsest, mended
         self.links0 = _Links(snapshot.blocks0, len(snapshot.links0) // _BLOCK)
         self.links1 = _Links(snapshot.blocks1, len(snapshot.links1) // _BLOCK)
         self.parent = np.zeros(0, np.int32) if parent is None else parent
         self._pending = None
 
-    def insert(self, base, fields, n_new, executor, threads, advance) -> Snapshot:
+    def insert(self, base, fields, n_new, threads, advance) -> Snapshot:
         """Link `n_new` slots after base.n, whose other arrays are in `fields`.
 
         Nothing of this object or of `base` changes until `commit`.
         """
         draft = _GraphDraft(self, base, fields, n_new)
-        for first in draft.batches():
-            advance(draft.insert_batch(first, executor, threads))
+        with _executor(threads) as executor:
+            for first in draft.batches():
+                advance(draft.insert_batch(first, executor, threads))
+        self._pending = draft
+        return draft.snapshot()
+
+    def mend(self, base, fields, old, slots, threads) -> Snapshot:
+        """Fill the empty `base` with the `slots` of `old`, and the graph that they had there.
+
+        The links of slots that are left out go to slots near them. As `insert`, in all else.
+        """
+        draft = _GraphDraft(self, base, fields | _with_levels(base, old.levels[slots]), len(slots))
+        with _executor(threads) as executor:
+            draft.mend(old, slots, executor, threads)
         self._pending = draft
         return draft.snapshot()
 
     def commit(self, base) -> None:
-        """The snapshot of the last `insert` is published in place of `base`."""
+        """The snapshot of the last `insert` or `mend` is published in place of `base`."""
         draft, self._pending = self._pending, None
         self.parent = draft.parent
+        self.coarsest = max(self.coarsest, draft.fields["coding"].step)
         draft.links0.commit(base)
         draft.links1.commit(base)
 
@@ -274,29 +306,58 @@ class _GraphDraft:
                 *self._graph, self.entry, self.top, self.parent, forward,
             )  # fmt: skip
 
-        edges = np.empty(int((self.levels[first:stop].astype(np.int64) + 1).sum()) * M, np.int64)
-
-        def backlink(start, end):
-            k.hnsw_backlink(
-                edges[start:end], first, *self._space, self.upper, *self._graph, self.parent
-            )
-
         _run(connect, np.linspace(first, stop, _parts(stop - first, threads) + 1), executor)
         zero, one = self.links0, self.links1
+        edges = np.empty(int((self.levels[first:stop].astype(np.int64) + 1).sum()) * M, np.int64)
         zero.reserve_for((stop - first) * M)
         one.reserve_for(len(edges) - (stop - first) * M)
         n_edges = k.hnsw_edges(
             first, stop, self.levels, self.upper, zero.links, zero.blocks, zero.owned, zero.spare,
             one.links, one.blocks, one.owned, one.spare, edges,
         )  # fmt: skip
-        edges = np.sort(edges[:n_edges])
-        targets = edges >> k.TARGET_SHIFT
-        cuts = np.linspace(0, n_edges, _parts(n_edges, threads) + 1).astype(np.int64)
-        cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]])  # keep each target whole
-        _run(backlink, cuts, executor)
+        self._link_back(edges[:n_edges], first, executor, threads)
         self._span(first, stop, forward)
         self.n = stop
         return stop - first
+
+    def _link_back(self, edges, first, executor, threads):
+        """Add the links against the `edges`, whose sources count from `first`."""
+        edges = np.sort(edges)
+        targets = edges >> k.TARGET_SHIFT
+        cuts = np.linspace(0, len(edges), _parts(len(edges), threads) + 1).astype(np.int64)
+        cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]])  # keep each target whole
+
+        def backlink(start, end):
+            k.hnsw_backlink(
+                edges[start:end], first, *self._space, self.upper, *self._graph, self.parent
+            )
+
+        _run(backlink, cuts, executor)
+
+    def mend(self, old, slots, executor, threads):
+        """Take over the rows of these slots of the snapshot `old`."""
+        renamed = np.full(old.n, ABSENT, np.int32)
+        renamed[slots] = np.arange(len(slots), dtype=np.int32)
+
+        def mend(start, end):
+            hnsw_mend.hnsw_mend(
+                start, end, *self._space, self.levels, self.upper, slots, renamed, old.upper,
+                *old.graph, *self._graph,
+            )  # fmt: skip
+
+        _run(mend, np.linspace(0, self.stop, _parts(self.stop, threads) + 1), executor)
+        M = self.links1.links.shape[1] - 1
+        for first in range(0, self.stop, _MEND_BATCH):
+            stop = min(first + _MEND_BATCH, self.stop)
+            edges = np.empty(
+                int((self.levels[first:stop].astype(np.int64) + 2).sum()) * M, np.int64
+            )
+            n_edges = hnsw_mend.mend_edges(
+                first, stop, self.levels, self.upper, slots, old.upper, *old.graph, *self._graph,
+                edges,
+            )  # fmt: skip
+            self._link_back(edges[:n_edges], first, executor, threads)
+        self._span(0, self.stop, None)
 
     def _span(self, first, stop, forward):
         """Extend the spanning tree to the batch; from a new entry it is grown anew."""
@@ -330,6 +391,10 @@ class _GraphDraft:
 
 def _parts(n, threads) -> int:
     return 1 if threads == 1 else max(1, min(n // _MIN_CHUNK, threads * _CHUNKS_PER_THREAD))
+
+
+def _executor(threads):
+    return ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext()
 
 
 def _run(function, cuts, executor) -> None:

@@ -148,7 +148,10 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
         n_blocks = -(-n_rows // _BLOCK)
         links, blocks = getattr(s, "links" + name), getattr(s, "blocks" + name)
         arrays["links" + name] = _rows(links, blocks[:n_blocks], n_blocks * _BLOCK)
-    header = {"n": n, "n_upper": s.n_upper, "entry": s.entry, "top": s.top, "coding": None}
+    header = {
+        "n": n, "n_upper": s.n_upper, "entry": s.entry, "top": s.top, "coding": None,
+        "coarsest": writer.coarsest, "mended": writer.mended,
+    }  # fmt: skip
     if s.coding is not None:
         c = s.coding
         header["coding"] = [c.kind, c.step, c.fitted_on, c.clipped, c.coded]
@@ -158,8 +161,11 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
     return arrays, header
 
 
-def unpack(arrays, header, empty) -> Snapshot:
-    """The snapshot that `pack` took apart; `empty` has the dtypes and widths it must have."""
+def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
+    """The snapshot that `pack` took apart, and the `history` that its writer needs.
+
+    `empty` has the dtypes and widths that the arrays must have.
+    """
     n, n_upper, entry, top = (header[name] for name in ("n", "n_upper", "entry", "top"))
     coding = None
     if header["coding"] is not None:
@@ -202,12 +208,13 @@ def unpack(arrays, header, empty) -> Snapshot:
         raise CorruptFileError("levels and upper rows disagree")
     if n and not (0 <= entry < n and levels[entry] == top == levels.max()):
         raise CorruptFileError(f"entry {entry} of level {top} is not the top of {n} slots")
+    history = {name: header[name] for name in ("coarsest", "mended")} | {"parent": arrays["parent"]}
     return Snapshot(
         vectors=arrays["vectors"], rows=rows, factors=factors, ids=arrays["ids"],
         live=arrays["live"], levels=levels, upper=arrays["upper"], links0=arrays["links0"],
         blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1], coding=coding, n=n,
         n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
-    )  # fmt: skip
+    ), history  # fmt: skip
 
 
 def _is_mapped(array):

@@ -1,10 +1,8 @@
 """HNSW: approximate nearest neighbours of dense vectors, exact where it is asked to be."""
 
-import contextlib
 import dataclasses
 import numbers
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
 from ._hnsw_state import HNSWStats
 from ._hnsw_tune import tuned
 from ._hnsw_vectors import METRICS, STORES, VectorForm
+from ._progress import progress_bar
 from ._store import Stored
 from .errors import CapacityError
 from .kernels import hashtable
@@ -22,7 +21,8 @@ from .kernels.status import ABSENT
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
-_MIN_DEAD = 64  # removed slots that are never worth a rebuild
+_MIN_DEAD, _DEAD_SHARE = 64, 0.2  # slots, and the share of them, that may stay dead
+_COARSE = 2  # times as coarse as today's, codes chose links that are not worth keeping
 
 
 class Neighbors(NamedTuple):
@@ -111,9 +111,9 @@ class HNSW(Stored):
         self._write_lock = threading.RLock()  # one writer
         self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
 
-    def _new_writer(self, snapshot, parent=None):
+    def _new_writer(self, snapshot, **history):
         ef = max(self._ef_construction, self._M)
-        return GraphWriter(snapshot, parent, self._form.kernel_metric, ef)
+        return GraphWriter(snapshot, self._form.kernel_metric, ef, **history)
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -149,8 +149,7 @@ class HNSW(Stored):
 
         Notes
         -----
-        About ef_construction * M distances each. A replaced vector stays as a dead waypoint; once
-        more are dead than live, the index is rebuilt from the live ones (see `compact`).
+        About ef_construction * M distances each. A replaced vector is taken out as `remove` does.
         """
         given, vectors = vectors, _checks.vectors(vectors, self._dim)
         if not copy and (vectors is not given or self._store != "float32"):
@@ -186,27 +185,25 @@ class HNSW(Stored):
                 "n_live": base.n_live - len(old) + len(ids),
             }
             self._insert(base, writer, fields, len(ids), threads, progress)
-            self._rebuild_if_sparse(threads)
+            self._mend_if_sparse(threads)
         return ids
 
     def _insert(self, base, writer, fields, n_new, threads, progress):
         """Link the slots after base.n and publish; the table follows from `fields`."""
         drawn = self._drawn if base.n else 0  # a rebuilt graph is that of a fresh index
         fields |= drawn_levels(base, n_new, self._M, self._seed, drawn)
-        with contextlib.ExitStack() as stack:
-            executor = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-            advance = _no_progress
-            if progress:
-                from tqdm import tqdm
+        with progress_bar(progress, n_new, "HNSW", "vector") as advance:
+            snapshot = writer.insert(base, fields, n_new, threads, advance)
+        self._publish(base, writer, snapshot)
+        self._drawn = drawn + n_new
 
-                bar = tqdm(total=n_new, desc="HNSW", unit="vector", delay=1.0)
-                advance = stack.enter_context(bar).update
-            snapshot = writer.insert(base, fields, n_new, executor, threads, advance)
+    def _publish(self, base, writer, snapshot):
+        """Let searches see the snapshot that `writer` made of `base`."""
         slots = np.arange(base.n, snapshot.n)
         ids = snapshot.ids[base.n : snapshot.n]
         table = self._table
         if base is not self._snapshot or 2 * snapshot.n_live > len(table):
-            table = hashtable.empty_table(base.n_live + n_new)
+            table = hashtable.empty_table(base.n_live + len(ids))
             if base is self._snapshot:
                 hashtable.table_rehash(self._table, table)
         with self._lock:
@@ -214,10 +211,12 @@ class HNSW(Stored):
             self._table, self._snapshot, self._writer = table, snapshot, writer
         writer.commit(base)
         self._next_id = max(self._next_id, int(ids.max()) + 1)
-        self._drawn = drawn + n_new
 
     def remove(self, ids) -> None:
-        """Take vectors out. O(n) bytes copied; they stay as dead waypoints, see `compact`.
+        """Take vectors out. O(n) bytes copied.
+
+        Their slots stay in the graph as dead waypoints. Once these are a fifth of all, new vectors
+        get their places and the graph is mended around them, in a small part of a rebuild's time.
 
         Parameters
         ----------
@@ -250,7 +249,7 @@ class HNSW(Stored):
                 hashtable.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
             writer.retire(base)
-            self._rebuild_if_sparse(1)
+            self._mend_if_sparse(1)
 
     def _slots_of(self, ids):
         slots = np.empty(len(ids), np.int64)
@@ -261,22 +260,28 @@ class HNSW(Stored):
     def compact(self, *, threads=1) -> None:
         """Rebuild the graph from the live vectors alone; the same as a fresh build of them.
 
-        Removal and replacement call this by themselves once more slots are dead than live.
+        Seldom needed: `remove` mends the graph by itself.
         """
         threads = _checks.integer(threads, "threads", low=1)
         with self._write_lock:
-            base = self._snapshot
-            slots = np.flatnonzero(base.live[: base.n])
-            if len(slots) == base.n:
+            base, slots = self._snapshot, self._snapshot.live_slots()
+            if len(slots) == base.n and not self._writer.mended:
                 return
             empty = self._form.empty(self._M)
             fields = self._form.refitted(empty, only(base, slots))
             self._insert(empty, self._new_writer(empty), fields, len(slots), threads, False)
 
-    def _rebuild_if_sparse(self, threads):
-        snapshot = self._snapshot
-        if snapshot.n - snapshot.n_live > max(snapshot.n_live, _MIN_DEAD):
-            self.compact(threads=threads)
+    def _mend_if_sparse(self, threads):
+        """Drop the dead slots, if there are many."""
+        base = self._snapshot
+        if base.n - base.n_live <= max(_DEAD_SHARE * base.n, _MIN_DEAD):
+            return
+        empty, slots, coarsest = self._form.empty(self._M), base.live_slots(), self._writer.coarsest
+        fields = self._form.refitted(empty, only(base, slots))
+        if fields["coding"].step * _COARSE < coarsest:  # the links are too bad to be kept
+            return self.compact(threads=threads)
+        writer = self._new_writer(empty, coarsest=coarsest, mended=True)
+        self._publish(empty, writer, writer.mend(empty, fields, base, slots, threads))
 
     # ---- reading ----------------------------------------------------------------------------
 
@@ -464,15 +469,14 @@ class HNSW(Stored):
     @classmethod
     def _from_state(cls, arrays, header):
         index = cls(**header["settings"])
-        snapshot = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
-        index._snapshot = snapshot
-        index._writer = index._new_writer(snapshot, arrays["parent"])
+        snapshot, history = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
+        index._snapshot, index._writer = snapshot, index._new_writer(snapshot, **history)
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
         index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
-        for number in header["counters"].get("depth") or ():
+        index._depth = header["counters"]["depth"]
+        for number in index._depth or ():
             _checks.integer(number, "depth", low=1, high=MAX_SLOTS)
-        index._depth = header["counters"].get("depth")
-        slots = np.flatnonzero(snapshot.live[: snapshot.n])
+        slots = snapshot.live_slots()
         index._table = hashtable.empty_table(max(1, len(slots)))
         hashtable.table_set_many(index._table, snapshot.ids[slots], slots)
         return index
@@ -494,7 +498,3 @@ class HNSW(Stored):
             index.search(vectors[0], 3, filter=[3, 4])
             index.compact()
             _ = index.get(2), 3 in index, index.stats()
-
-
-def _no_progress(n) -> None:
-    pass

@@ -1,6 +1,5 @@
 """InvertedIndex: exact BM25 over texts that come and go."""
 
-import contextlib
 import threading
 from collections import deque
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _bm25_search, _checks, _segments
+from ._progress import progress_bar
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
 from .kernels import bm25 as _k
@@ -200,7 +200,7 @@ class InvertedIndex(Stored):
             ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
             if not texts:
                 return ids
-            with _bar(progress, len(texts)) as report:
+            with progress_bar(progress, len(texts), "index", "text") as report:
                 tokens = self.tokenizer._encode(texts, grow=True, report=report)
             new = _segments.build(ids, tokens, len(self.tokenizer))
             kept, _ = _segments.without_ids(self._snapshot.segments, ids)
@@ -390,15 +390,3 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
-
-
-@contextlib.contextmanager
-def _bar(progress, total):
-    """A function to report progress to, or None."""
-    if not progress:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc="index", unit="text") as bar:
-        yield bar.update

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from samples_hnsw import FORMS, METRICS, SHAPES, data, logical_state, shape
 
-from llmds_nb import HNSW
+from llmds_nb import HNSW, load
 from llmds_nb._hnsw_graph import block_rows
 
 
@@ -40,10 +40,14 @@ def test_one_two_and_four_threads_make_one_index_through_all_changes(quantize, s
         states[-1].append(logical_state(index))
         index.add(vectors[400:600] + 0.5, np.arange(600, 800), threads=threads)
         states[-1].append(logical_state(index))
+        assert index.stats().deleted == 0  # 301 of 1,400 were dead: mended
+        index.add(vectors[300:350] + 0.5, np.arange(300, 350), threads=threads)
+        states[-1].append(logical_state(index))
+        assert index.stats().deleted == 50
         index.compact(threads=threads)
         states[-1].append(logical_state(index))
     assert states[0] == states[1] == states[2]
-    assert len({str(state) for state in states[0]}) == 4
+    assert len({str(state) for state in states[0]}) == 5
 
 
 @pytest.mark.parametrize(("quantize", "store"), FORMS)
@@ -66,15 +70,21 @@ def test_an_emptied_index_starts_again_like_a_new_one(quantize, store, graph_onl
     assert index.stats().deleted == 0
 
 
-def test_compacting_without_codes_is_a_fresh_build_bit_for_bit():
+def test_compacting_without_codes_is_a_fresh_build_bit_for_bit(tmp_path):
     vectors = shape("in order", 900, 24)
     index, fresh = (HNSW(24, M=5, ef_construction=25, quantize=None) for _ in range(2))
     index.add(vectors)
     index.remove(np.arange(0, 900, 3))
-    index.compact()
     kept = np.flatnonzero(np.arange(900) % 3)
     fresh.add(vectors[kept], kept)
-    assert logical_state(index) == logical_state(fresh)
+    assert index.stats().deleted == 0 and logical_state(index) != logical_state(fresh)  # mended
+    index.save(tmp_path / "mended")
+    for one in (index, load(tmp_path / "mended")):
+        one.compact()
+        assert logical_state(one) == logical_state(fresh)
+        before = one._snapshot
+        one.compact()
+        assert one._snapshot is before  # nothing is left to do
 
 
 def test_writers_wait_for_each_other():
@@ -118,7 +128,8 @@ def test_all_are_reachable_after_every_change(name, metric, graph_only):
     index.add(vectors[600:800], np.arange(100, 300))
     assert all_found(index, query)
     index.add(vectors[800:])
-    assert index.stats().deleted > 0 and all_found(index, query)
+    index.remove(np.arange(600, 640))
+    assert index.stats().deleted >= 40 and all_found(index, query)
     index.compact()
     assert index.stats().deleted == 0 and all_found(index, query)
     index.check()

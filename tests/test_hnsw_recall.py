@@ -91,7 +91,8 @@ def test_half_of_a_text_turned_over_in_file_order_is_found_as_in_a_fresh_index(s
         index.remove(np.arange(start, start + 200))
         index.add(vectors[4000 + start : 4200 + start])
     fresh.add(vectors[2000:])
-    assert len(index) == len(fresh) == 4000 and index.stats().deleted_share > 0.3
+    assert len(index) == len(fresh) == 4000 and index.stats().n < 6000  # mended on the way
+    index.check()
     assert recall(index, queries, ef=50) > recall(fresh, queries, ef=50) - 0.003
 
 

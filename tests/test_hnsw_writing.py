@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from samples_hnsw import data, graph, recall
+from samples_hnsw import FORMS, METRICS, data, graph, recall, shape
 
 import llmds_nb._hnsw_graph
 from llmds_nb import HNSW
@@ -78,6 +78,42 @@ def test_remove_excludes_and_compact_is_a_fresh_build(graph_only):
     fresh.add(vectors[np.arange(500) % 5 != 0], np.flatnonzero(np.arange(500) % 5))
     assert index.search(vectors, 8).ids.shape == (500, 8)
     assert fresh._snapshot.entry == index._snapshot.entry
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("quantize", "store"), FORMS)
+def test_slots_of_the_removed_are_used_again(quantize, store, metric, graph_only):
+    """After three whole turnovers the index has no more slots than a quarter above its vectors."""
+    vectors = shape("clustered", 2600, 40)
+    queries = vectors[::6] + data(434, 40) * 0.5
+    form = {"quantize": quantize, "store": store, "metric": metric}
+    index = HNSW(40, M=8, ef_construction=40, **form)
+    index.add(vectors[:650])
+    rng, live = np.random.default_rng(4), np.arange(650)
+    for start in range(650, 2600, 50):
+        gone = rng.choice(len(live), 50, replace=False)
+        index.remove(live[gone])
+        live = np.concatenate([np.delete(live, gone), np.arange(start, start + 50)])
+        index.add(vectors[start : start + 50])
+        index.check()
+        assert index.stats().n <= 1.25 * len(live) + 50 and len(index) == len(live)
+    fresh = HNSW(40, M=8, ef_construction=40, **form)
+    fresh.add(vectors[live], live)
+    if store is not None:  # else the codes, too, are others
+        np.testing.assert_array_equal(index.get(live), fresh.get(live))
+    assert recall(index, queries, ef=40) > recall(fresh, queries, ef=40) - 0.01
+
+
+def test_a_graph_whose_slots_were_almost_all_removed_at_once_is_mended():
+    """Most rows lose every link, and so do all the rows around them."""
+    vectors = shape("in order", 3000, 16)
+    index = HNSW(16, M=3, ef_construction=10, quantize=None)
+    index.add(vectors)
+    kept = np.sort(np.random.default_rng(1).permutation(3000)[:40])
+    index.remove(np.setdiff1d(np.arange(3000), kept))
+    index.check()
+    assert index.stats().n == 40 and index.stats().reachable_share == 1
+    assert sorted(index.search(vectors[0], 40, ef=40).ids) == kept.tolist()
 
 
 def test_many_removals_rebuild_by_themselves():
