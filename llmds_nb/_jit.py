@@ -323,6 +323,33 @@ def prefetch(typingctx, rows, row, byte):
     return types.void(rows, types.intp, types.intp), codegen
 
 
+def _plain_half(builder, bits):
+    """float32 of the float16 in an int16, from its bits: for what is finite."""
+    wide, single = ir.IntType(32), ir.FloatType()
+    bits = builder.zext(bits, wide)
+    size = builder.shl(builder.and_(bits, wide(0x7FFF)), wide(13))
+    # Moves the exponent's bias; subnormal numbers come out right as well.
+    size = builder.fmul(builder.bitcast(size, single), single(2.0**112))
+    sign = builder.shl(builder.and_(bits, wide(0x8000)), wide(16))
+    return builder.bitcast(builder.or_(builder.bitcast(size, wide), sign), single)
+
+
+@intrinsic
+def half_value(typingctx, bits):
+    """The float32 that uint16 bits of a finite float16 stand for.
+
+    One instruction where the compiler's target has it (x86 F16C), a few that vectorise elsewhere:
+    LLVM's own replacement would be a call for each value.
+    """
+
+    def codegen(context, builder, signature, args):
+        if "+f16c" not in getattr(context.codegen(), "_tm_features", ""):
+            return _plain_half(builder, args[0])
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
 CODE_LANES = 32  # codes are padded to whole vectors of this many
 CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
 

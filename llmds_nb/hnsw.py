@@ -484,15 +484,15 @@ class HNSW(Stored):
     @staticmethod
     def _warmup() -> None:
         vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-        mask = np.ones(200, np.bool_)
         for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
             index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
             index.add(vectors)
-            index.add(vectors[:40], np.arange(40))
+            for start in (0, 24):  # the second time, the graph is mended
+                index.add(vectors[start : start + 40], np.arange(start, start + 40))
             index.add(np.ones((40, 32), np.float32))  # equal vectors are linked by force
             index.remove([1])
             index.search(vectors[0], 1, ef=1)
-            index.search(vectors[:2], 1, ef=1, filter=mask)
+            index.search(vectors[:2], 1, ef=1, filter=np.ones(200, np.bool_))
             index.search(vectors[0], 3, exact=True)
             index.search(vectors[:16], 3, exact=True)
             index.search(vectors[0], 3, filter=[3, 4])

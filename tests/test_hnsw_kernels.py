@@ -1,7 +1,9 @@
 """HNSW's arithmetic below the graph: codes, float16, keys, each against NumPy."""
 
+import numba
 import numpy as np
 import pytest
+from llvmlite.binding import get_host_cpu_features
 
 from llmds_nb._jit import code_dot, code_l2, kernel
 from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
@@ -72,6 +74,15 @@ def test_every_finite_float16_is_widened_as_numpy_does():
     widened(bits, out)
     assert len(bits) == 63488
     np.testing.assert_array_equal(out.view(np.int32), true.view(np.int32))  # signs of zero too
+
+
+def test_float16_is_widened_by_one_instruction_where_the_target_has_it():
+    """`test_jit` runs this file for a plain target, too."""
+    compiled = numba.njit(widened.py_func)
+    compiled(np.zeros(1, np.uint16), np.zeros(1, np.float32))
+    (assembly,) = compiled.inspect_asm().values()
+    has_it = numba.config.CPU_NAME is None and get_host_cpu_features().get("f16c", False)
+    assert ("vcvtph2ps" in assembly) == has_it
 
 
 def test_quantizing_clips_at_both_ends_and_counts_what_it_clipped():

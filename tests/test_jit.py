@@ -249,3 +249,15 @@ def test_words_at_an_address_are_those_of_the_array():
         return words.sum()
 
     assert total(array.ctypes.data, 10) == array.sum() == 52
+
+
+def test_kernels_are_right_for_a_target_without_the_hosts_features():
+    tests = str(Path(__file__).with_name("test_hnsw_kernels.py"))
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NUMBA_CPU_NAME": "generic"},
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout and "skipped" not in result.stdout

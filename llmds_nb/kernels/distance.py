@@ -22,6 +22,7 @@ from .._jit import (
     carray,
     code_dot,
     code_l2,
+    half_value,
     kernel,
     kernel_by_type,
     pointer_at,
@@ -34,10 +35,6 @@ L2, IP, COSINE = 0, 1, 2
 _LINES = 16  # per row; the hardware streams what lies beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
 _SIGN = np.int32(0x7FFFFFFF)
-_HALF_MAGNITUDE = np.uint32(0x7FFF)
-_HALF_SIGN = np.uint32(0x8000)
-_HALF_SHIFT = np.uint32(13)
-_HALF_SCALE = np.float32(2.0**112)  # moves the exponent bias of float16 to that of float32
 
 
 def widen(x):
@@ -50,9 +47,7 @@ def _widen(x):
     if x == types.uint16:
 
         def impl(x):
-            bits = np.uint32(x)
-            size = np.uint32((bits & _HALF_MAGNITUDE) << _HALF_SHIFT).view(np.float32) * _HALF_SCALE
-            return size if bits < _HALF_SIGN else -size
+            return half_value(x)
 
     else:
 
