@@ -11,6 +11,17 @@ from . import ours
 FIRST_CALLS = {
     "IndexedHeap": "from llmds_nb import IndexedHeap; IndexedHeap(4).push_many([1], [1.0])",
     "KVCache": "from llmds_nb import KVCache; KVCache(4, 2).attach(0, [1, 2, 3])",
+    "HNSW add": """
+import numpy as np
+from llmds_nb import HNSW
+HNSW(32).add(np.random.default_rng(0).standard_normal((300, 32), np.float32))
+""",
+    "HNSW search": """
+import os
+import numpy as np
+from llmds_nb import load
+load(os.environ["SAVED_HNSW"]).search(np.ones(32, np.float32))
+""",
 }
 EMPTY_CACHE = """
 import os, tempfile
@@ -56,9 +67,23 @@ class FirstCall:
     rounds, repeat, warmup_time = 1, (1, 3, 60.0), 0
 
     def setup(self, structure, kernels):
-        ours(structure)
+        ours(structure.partition(" ")[0])
+        if structure == "HNSW search":
+            self._save_index()
         if kernels == "warm":
             subprocess.run([sys.executable, "-c", FIRST_CALLS[structure]], check=True)
+
+    def _save_index(self):
+        """An index large enough that a search walks its graph."""
+        import numpy as np
+
+        from llmds_nb import HNSW
+
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["SAVED_HNSW"] = os.path.join(self._folder.name, "index")
+        index = HNSW(32)
+        index.add(np.random.default_rng(0).standard_normal((5000, 32), np.float32))
+        index.save(os.environ["SAVED_HNSW"])
 
     def timeraw_first_call(self, structure, kernels):
         return (EMPTY_CACHE if kernels == "cold" else "") + FIRST_CALLS[structure]

@@ -105,7 +105,8 @@ def state_at(handle, rows, vectors):
 @kernel(internal=True)
 def handle_numbers(handle):
     """(step, n, entry, top) of a handle. O(1)."""
-    return handle[_STEP : _STEP + 1].view(np.float64)[0], handle[_N], handle[_ENTRY], handle[_TOP]
+    step = np.int64(handle[_STEP]).view(np.float64)
+    return step, handle[_N], handle[_ENTRY], handle[_TOP]
 
 
 @kernel(internal=True)
@@ -118,6 +119,12 @@ def ints_at(address, n):
 def floats_at(address, n):
     """float32[n] scratch at an address. O(1)."""
     return carray(pointer_at(address), (n,), np.float32)
+
+
+@kernel(internal=True)
+def doubles_at(address, n):
+    """float64[n] scratch at an address. O(1)."""
+    return carray(pointer_at(address), (n,), np.float64)
 
 
 @kernel(internal=True)

@@ -7,6 +7,7 @@ from .codes import codes_query
 from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, row_value
 from .hnsw import (
     PASSES,
+    doubles_at,
     floats_at,
     graph_explore,
     handle_numbers,
@@ -83,7 +84,7 @@ def hnsw_search_many(
     at += 8 * n_visited
     pool = words_at(at, n_pool)
     at += 8 * n_pool
-    scores, found = words_at(at, k).view(np.float64), words_at(at + 8 * k, k)
+    scores, found = doubles_at(at, k), words_at(at + 8 * k, k)
     at += 16 * k
     fresh, keys = ints_at(at, stride), ints_at(at + 4 * stride, stride)
     at += 8 * stride
