@@ -23,6 +23,7 @@ _SPARE = 8  # blocks beyond the sure need, for links by force
 _SLACK_SHARE = 8  # of the blocks are spare after the array has grown
 # Slots of a batch are scanned by each other: more make that dear, fewer make the threads wait.
 _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
+_MIN_DEAD, _DEAD_SHARE = 64, 0.2  # slots, and the share of them, that may stay dead
 _MEND_BATCH = 1 << 14  # slots whose new links are answered at once
 _CHUNKS_PER_THREAD = 4
 _MIN_CHUNK = 8
@@ -47,6 +48,7 @@ class Snapshot:
     n: int = 0
     n_live: int = 0
     n_upper: int = 0
+    drawn: int = 0  # levels drawn for this graph
     entry: int = ABSENT
     top: int = -1
     handle: np.ndarray | None = field(init=False, compare=False)  # None if empty
@@ -61,6 +63,11 @@ class Snapshot:
             )  # fmt: skip
             handle = handle_of(state, coding.step, self.n, self.entry, self.top)
         object.__setattr__(self, "handle", handle)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether so many slots are dead that the graph had better be mended."""
+        return self.n - self.n_live > max(_DEAD_SHARE * self.n, _MIN_DEAD)
 
     def live_slots(self) -> np.ndarray:
         """The slots that hold a vector of the index, ascending."""
@@ -88,17 +95,18 @@ def taken(array, slots) -> np.ndarray:
     return np.take(array, slots, axis=0, out=out)
 
 
-def drawn_levels(base, n, M, seed, drawn) -> dict:
+def drawn_levels(base, n, M, seed) -> dict:
     """The levels of `n` slots after base.n and their upper rows, as fields of a snapshot.
 
     The level is floor(-ln(U) / ln(M)), each U from the seed and the count of those drawn before.
     """
-    bits = np.random.PCG64(seed).advance(drawn).random_raw(n)
+    bits = np.random.PCG64(seed).advance(base.drawn).random_raw(n)
     uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-    return _with_levels(base, np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8))
+    levels = np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8)
+    return _with_levels(base, levels, base.drawn + n)
 
 
-def _with_levels(base, levels) -> dict:
+def _with_levels(base, levels, drawn) -> dict:
     """Slots of these levels after base.n, as fields of a snapshot."""
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
@@ -106,6 +114,7 @@ def _with_levels(base, levels) -> dict:
         "levels": appended(base.levels, base.n, levels),
         "upper": appended(base.upper, base.n, upper),
         "n_upper": base.n_upper + int(heights[-1]),
+        "drawn": drawn,
     }
 
 
@@ -237,7 +246,8 @@ class GraphWriter:
 
         The links of slots that are left out go to slots near them. As `insert`, in all else.
         """
-        draft = _GraphDraft(self, base, fields | _with_levels(base, old.levels[slots]), len(slots))
+        fields |= _with_levels(base, old.levels[slots], old.drawn)
+        draft = _GraphDraft(self, base, fields, len(slots))
         with _executor(threads) as executor:
             draft.mend(old, slots, executor, threads)
         self._pending = draft

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import _checks
 from ._hnsw_codes import NONE, PCA, SQ8, Coding
 from ._hnsw_graph import Snapshot, block_rows, taken
 from .errors import CorruptFileError
@@ -150,7 +151,7 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
         arrays["links" + name] = _rows(links, blocks[:n_blocks], n_blocks * _BLOCK)
     header = {
         "n": n, "n_upper": s.n_upper, "entry": s.entry, "top": s.top, "coding": None,
-        "coarsest": writer.coarsest, "mended": writer.mended,
+        "drawn": s.drawn, "coarsest": writer.coarsest, "mended": writer.mended,
     }  # fmt: skip
     if s.coding is not None:
         c = s.coding
@@ -214,6 +215,7 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         live=arrays["live"], levels=levels, upper=arrays["upper"], links0=arrays["links0"],
         blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1], coding=coding, n=n,
         n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
+        drawn=_checks.integer(header["drawn"], "drawn", low=0),
     ), history  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from .kernels.status import ABSENT
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
-_MIN_DEAD, _DEAD_SHARE = 64, 0.2  # slots, and the share of them, that may stay dead
 _COARSE = 2  # times as coarse as today's, codes chose links that are not worth keeping
 
 
@@ -104,7 +103,6 @@ class HNSW(Stored):
         self._seed = _checks.natural(seed, "seed")
         self._depth = None  # (candidates measured, for k answers), once tuned
         self._next_id = 0  # one more than the largest id ever used
-        self._drawn = 0  # levels drawn
         self._table = hashtable.empty_table(0)
         self._snapshot = self._form.empty(self._M)
         self._writer = self._new_writer(self._snapshot)
@@ -184,21 +182,36 @@ class HNSW(Stored):
                 "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
                 "n_live": base.n_live - len(old) + len(ids),
             }
-            self._insert(base, writer, fields, len(ids), threads, progress)
-            self._mend_if_sparse(threads)
+            snapshot = self._linked(base, writer, fields, len(ids), threads, progress)
+            if snapshot.is_sparse:
+                base, writer, snapshot = self._mended(writer, snapshot, threads)
+            self._publish(base, writer, snapshot)
         return ids
 
-    def _insert(self, base, writer, fields, n_new, threads, progress):
-        """Link the slots after base.n and publish; the table follows from `fields`."""
-        drawn = self._drawn if base.n else 0  # a rebuilt graph is that of a fresh index
-        fields |= drawn_levels(base, n_new, self._M, self._seed, drawn)
+    def _linked(self, base, writer, fields, n_new, threads, progress=False):
+        """The snapshot that has `n_new` slots after base.n in the graph, too."""
+        fields |= drawn_levels(base, n_new, self._M, self._seed)
         with progress_bar(progress, n_new, "HNSW", "vector") as advance:
-            snapshot = writer.insert(base, fields, n_new, threads, advance)
-        self._publish(base, writer, snapshot)
-        self._drawn = drawn + n_new
+            return writer.insert(base, fields, n_new, threads, advance)
+
+    def _mended(self, writer, snapshot, threads):
+        """(base, writer, snapshot) with what is alive in `snapshot`, of `writer`, and no more."""
+        empty, slots = self._form.empty(self._M), snapshot.live_slots()
+        fields = self._form.refitted(empty, only(snapshot, slots))
+        coarsest = max(writer.coarsest, snapshot.coding.step)
+        if fields["coding"].step * _COARSE < coarsest:  # the links are too bad to be kept
+            return self._fresh(fields, threads)
+        writer = self._new_writer(empty, coarsest=coarsest, mended=True)
+        return empty, writer, writer.mend(empty, fields, snapshot, slots, threads)
+
+    def _fresh(self, fields, threads):
+        """(base, writer, snapshot) of a graph that is built of `fields` alone."""
+        empty = self._form.empty(self._M)
+        writer = self._new_writer(empty)
+        return empty, writer, self._linked(empty, writer, fields, fields["n_live"], threads)
 
     def _publish(self, base, writer, snapshot):
-        """Let searches see the snapshot that `writer` made of `base`."""
+        """Let searches see the last snapshot that `writer` made of `base`."""
         slots = np.arange(base.n, snapshot.n)
         ids = snapshot.ids[base.n : snapshot.n]
         table = self._table
@@ -245,11 +258,12 @@ class HNSW(Stored):
             live = base.live.copy()
             live[slots] = False
             snapshot = dataclasses.replace(base, live=live, n_live=base.n_live - len(slots))
+            if snapshot.is_sparse:
+                return self._publish(*self._mended(writer, snapshot, 1))
             with self._lock:
                 hashtable.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
             writer.retire(base)
-            self._mend_if_sparse(1)
 
     def _slots_of(self, ids):
         slots = np.empty(len(ids), np.int64)
@@ -267,21 +281,8 @@ class HNSW(Stored):
             base, slots = self._snapshot, self._snapshot.live_slots()
             if len(slots) == base.n and not self._writer.mended:
                 return
-            empty = self._form.empty(self._M)
-            fields = self._form.refitted(empty, only(base, slots))
-            self._insert(empty, self._new_writer(empty), fields, len(slots), threads, False)
-
-    def _mend_if_sparse(self, threads):
-        """Drop the dead slots, if there are many."""
-        base = self._snapshot
-        if base.n - base.n_live <= max(_DEAD_SHARE * base.n, _MIN_DEAD):
-            return
-        empty, slots, coarsest = self._form.empty(self._M), base.live_slots(), self._writer.coarsest
-        fields = self._form.refitted(empty, only(base, slots))
-        if fields["coding"].step * _COARSE < coarsest:  # the links are too bad to be kept
-            return self.compact(threads=threads)
-        writer = self._new_writer(empty, coarsest=coarsest, mended=True)
-        self._publish(empty, writer, writer.mend(empty, fields, base, slots, threads))
+            fields = self._form.refitted(self._form.empty(self._M), only(base, slots))
+            self._publish(*self._fresh(fields, threads))
 
     # ---- reading ----------------------------------------------------------------------------
 
@@ -463,7 +464,7 @@ class HNSW(Stored):
                 "ef_construction": self._ef_construction, "ef_search": self._ef_search,
                 "quantize": self._quantize, "store": self._store, "seed": self._seed,
             }  # fmt: skip
-            counters = {"next_id": self._next_id, "drawn": self._drawn, "depth": self._depth}
+            counters = {"next_id": self._next_id, "depth": self._depth}
         return arrays, {"settings": settings, "counters": counters, "graph": header}
 
     @classmethod
@@ -472,7 +473,6 @@ class HNSW(Stored):
         snapshot, history = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
         index._snapshot, index._writer = snapshot, index._new_writer(snapshot, **history)
         index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
-        index._drawn = _checks.integer(header["counters"]["drawn"], "drawn", low=0)
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
             _checks.integer(number, "depth", low=1, high=MAX_SLOTS)

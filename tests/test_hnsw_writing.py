@@ -187,6 +187,31 @@ def test_a_failed_add_changes_nothing(monkeypatch):
     index.check()
 
 
+def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
+    vectors = data(300, 32)
+    index = HNSW(32, M=4, ef_construction=20)
+    index.add(vectors[:200])
+    before, found = graph(index), index.search(vectors, 5).ids
+
+    def fail(*args):
+        raise MemoryError
+
+    for change in (lambda: index.add(vectors[200:], np.arange(100)),
+                   lambda: index.remove(np.arange(100))):  # fmt: skip
+        for kernel in ("hnsw_mend", "mend_edges"):
+            with monkeypatch.context() as patch:
+                patch.setattr(llmds_nb._hnsw_graph.hnsw_mend, kernel, fail)
+                with pytest.raises(MemoryError):
+                    change()
+            assert graph(index) == before and len(index) == 200
+            np.testing.assert_array_equal(index.search(vectors, 5).ids, found)
+            index.check()
+        change()
+        index.check()
+        before, found = graph(index), index.search(vectors, 5).ids
+        assert index.stats().deleted == 0
+
+
 # ---- threads --------------------------------------------------------------------------------
 
 
