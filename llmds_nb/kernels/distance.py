@@ -17,17 +17,8 @@ A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 1
 import numpy as np
 from numba import types
 
-from .._jit import (
-    CODE_ZERO,
-    carray,
-    code_dot,
-    code_l2,
-    half_value,
-    kernel,
-    kernel_by_type,
-    pointer_at,
-    prefetch,
-)
+from .._jit import carray, half_value, kernel, kernel_by_type, pointer_at, prefetch
+from .._products import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 from .lines import LINE
 
 L2, IP, COSINE = 0, 1, 2
@@ -132,6 +123,33 @@ def _key_by_type(query, rows, factors, row, metric):
     return impl
 
 
+def _codes_keys(query, rows, metric, slots, begin, end, ahead, keys):
+    """As `rows_keys` for as many rows as are done side by side; return where these end."""
+    raise NotImplementedError
+
+
+@kernel_by_type(_codes_keys)
+def _codes_keys_by_type(query, rows, metric, slots, begin, end, ahead, keys):
+    if rows.dtype != types.uint8:
+        return lambda query, rows, metric, slots, begin, end, ahead, keys: begin
+
+    def impl(query, rows, metric, slots, begin, end, ahead, keys):
+        i = begin
+        while i + CODE_ROWS <= end:
+            for j in range(i + ahead, min(i + ahead + CODE_ROWS, end)):
+                prefetch_row(rows, np.int64(slots[j]))
+            if metric == IP:
+                code_dot_rows(query, rows, slots, i, keys, i - begin)
+                for j in range(i - begin, i - begin + CODE_ROWS):
+                    keys[j] = -keys[j]
+            else:
+                code_l2_rows(query, rows, slots, i, keys, i - begin)
+            i += CODE_ROWS
+        return i
+
+    return impl
+
+
 @kernel(fastmath=True, internal=True)
 def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
     """keys[i] = key of the row slots[begin + i], an int32 that orders as the distance does.
@@ -142,7 +160,8 @@ def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
     ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
     for i in range(begin, min(begin + ahead, end)):
         prefetch_row(rows, np.int64(slots[i]))
-    for i in range(begin, end):
+    first = _codes_keys(query, rows, metric, slots, begin, end, ahead, keys)
+    for i in range(first, end):
         if i + ahead < end:
             prefetch_row(rows, np.int64(slots[i + ahead]))
         keys[i - begin] = _key(query, rows, factors, np.int64(slots[i]), metric)

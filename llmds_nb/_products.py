@@ -1,0 +1,160 @@
+"""Exact products of a query with uint8 codes, spelled out as vector code in portable LLVM IR."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+CODE_LANES = 32  # codes are padded to whole vectors of this many
+CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
+CODE_ROWS = 4  # rows whose products are formed side by side
+
+
+def _ints(bits, lanes):
+    return ir.VectorType(ir.IntType(bits), lanes)
+
+
+def _pick(builder, one, other, lanes):
+    """The vector of these lanes of `one`, and, counted on, of `other`."""
+    return builder.shuffle_vector(one, other, ir.Constant(_ints(32, len(lanes)), lanes))
+
+
+def _halved(builder, value):
+    """The lower half of the int32 lanes plus the upper half."""
+    lanes = list(range(value.type.count))
+    half = len(lanes) // 2
+    return builder.add(
+        _pick(builder, value, value, lanes[:half]), _pick(builder, value, value, lanes[half:])
+    )
+
+
+def _pair_sums(builder, factors, query, codes):
+    """The products of CODE_LANES components, added in pairs: int32 lanes, half as many.
+
+    LLVM does not find the multiply-add of adjacent int16 pairs (x86 pmaddwd, a quarter of the time
+    of the plain loop at p = 128) in a loop, so its shape is spelled out, in portable IR.
+    """
+    q, c = (
+        builder.load(builder.bitcast(at, _ints(bits, CODE_LANES).as_pointer()), align=1)
+        for at, bits in ((query, 16), (codes, 8))
+    )
+    a, b = factors(builder, q, builder.zext(c, _ints(16, CODE_LANES)))
+    wide = _ints(32, CODE_LANES)
+    product = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
+    even, odd = (list(range(start, CODE_LANES, 2)) for start in (0, 1))
+    return builder.add(
+        _pick(builder, product, product, even), _pick(builder, product, product, odd)
+    )
+
+
+def _sum_products(factors):
+    """The code of int32(query int16[p], codes uint8[p]): the sum of factors(query, code), exact."""
+
+    def codegen(context, builder, signature, args):
+        query, codes = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, args, strict=True)
+        )
+        size = cgutils.unpack_tuple(builder, codes.shape)[0]
+        half = CODE_LANES // 2
+        total = cgutils.alloca_once_value(builder, ir.Constant(_ints(32, half), [0] * half))
+        step = size.type(CODE_LANES)
+        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
+            places = (builder.gep(data, [at]) for data in (query.data, codes.data))
+            sums = _pair_sums(builder, factors, *places)
+            builder.store(builder.add(builder.load(total), sums), total)
+        value = builder.load(total)
+        while value.type.count > 1:
+            value = _halved(builder, value)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return codegen
+
+
+def _sum_products_rows(factors):
+    """The code of void(query, rows uint8[n, p], slots int32[m], at, keys int32[m], to).
+
+    keys[to + r] is what `_sum_products` has for rows[slots[at + r]], r < CODE_ROWS: a load of the
+    query serves all, and so does adding the lanes up.
+    """
+
+    def codegen(context, builder, signature, args):
+        query, rows, slots, keys = (
+            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1, 2, 4)
+        )
+        at, to = args[3], args[5]
+        size = cgutils.unpack_tuple(builder, rows.shape)[1]
+        stride = cgutils.unpack_tuple(builder, rows.strides)[0]
+        quarter = CODE_LANES // 4
+        starts, totals = [], []
+        for r in range(CODE_ROWS):
+            slot = builder.load(builder.gep(slots.data, [builder.add(at, at.type(r))]))
+            slot = builder.zext(slot, stride.type)
+            starts.append(builder.gep(rows.data, [builder.mul(slot, stride)]))
+            zero = ir.Constant(_ints(32, quarter), [0] * quarter)
+            totals.append(cgutils.alloca_once_value(builder, zero))
+        step = size.type(CODE_LANES)
+        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (j, _):
+            place = builder.gep(query.data, [j])
+            for start, total in zip(starts, totals, strict=True):
+                sums = _pair_sums(builder, factors, place, builder.gep(start, [j]))
+                sums = _halved(builder, sums)
+                builder.store(builder.add(builder.load(total), sums), total)
+        values = [builder.load(total) for total in totals]
+        while len(values) > 1:  # neighbours added in pairs within each four lanes: x86 phaddd
+            values = [
+                _neighbours_added(builder, *pair)
+                for pair in zip(values[::2], values[1::2], strict=True)
+            ]
+        place = builder.bitcast(builder.gep(keys.data, [to]), _ints(32, CODE_ROWS).as_pointer())
+        builder.store(_halved(builder, values[0]), place, align=4)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _neighbours_added(builder, one, other):
+    """Lanes 0 + 1 and 2 + 3 of the first four of `one`, of `other`; then of the second four."""
+    lanes = [base + i for half in (0, 4) for base in (half, 8 + half) for i in (0, 2)]
+    return builder.add(
+        _pick(builder, one, other, lanes), _pick(builder, one, other, [i + 1 for i in lanes])
+    )
+
+
+def _l2_factors(builder, q, c):
+    difference = builder.sub(q, c)
+    return difference, difference
+
+
+def _dot_factors(builder, q, c):
+    return q, builder.sub(c, ir.Constant(c.type, [CODE_ZERO] * CODE_LANES))
+
+
+@intrinsic
+def code_l2(typingctx, query, codes):
+    """Sum of (query - code)^2 as int32; query int16[p], codes uint8[p], p a multiple of 32."""
+    return types.int32(query, codes), _sum_products(_l2_factors)
+
+
+@intrinsic
+def code_dot(typingctx, query, codes):
+    """Sum of query * (code - 128) as int32; query int16[p], codes uint8[p], p a multiple of 32."""
+    return types.int32(query, codes), _sum_products(_dot_factors)
+
+
+@intrinsic
+def code_l2_rows(typingctx, query, rows, slots, at, keys, to):
+    """keys[to + r] = code_l2(query, rows[slots[at + r]]) for r < CODE_ROWS; slots, keys int32."""
+    return _rows_signature(query, rows, slots, keys), _sum_products_rows(_l2_factors)
+
+
+@intrinsic
+def code_dot_rows(typingctx, query, rows, slots, at, keys, to):
+    """keys[to + r] = code_dot(query, rows[slots[at + r]]) for r < CODE_ROWS; slots, keys int32."""
+    return _rows_signature(query, rows, slots, keys), _sum_products_rows(_dot_factors)
+
+
+def _rows_signature(query, rows, slots, keys):
+    if slots.dtype != types.int32 or keys.dtype != types.int32:
+        raise TypeError(f"slots and keys must be int32, not {slots.dtype} and {keys.dtype}")
+    return types.void(query, rows, slots, types.intp, keys, types.intp)
