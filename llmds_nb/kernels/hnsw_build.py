@@ -360,13 +360,15 @@ def tree_count(entry, most, links, blocks, parent):
 
 @kernel
 def tree_extend(first, stop, most, forward, links, blocks, parent):
-    """A parent for each slot of the batch that stands in the row of one of its links.
+    """A parent for each slot of the batch that has none and stands in the row of one of its links.
 
     The nearest such link that has fewer than `most` children. Returns how many slots have none.
     Slots link to earlier ones only. O(M^2) each.
     """
     missing = 0
     for slot in range(first, stop):
+        if parent[slot] != ABSENT:
+            continue
         near = forward[slot - first]
         for j in range(1, near[0] + 1):
             at = np.int64(near[j])
