@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from oracles_sketch import TwinSketch
 
 from llmds_nb import CorruptFileError, CountMinSketch, load
+from llmds_nb._items import hash_items
 
 INTS = st.integers(-(2**63), 2**63 - 1)
 ITEMS = st.integers(-3, 12) | INTS | st.text(max_size=3) | st.binary(max_size=3)
@@ -311,3 +312,13 @@ def test_bad_input(call, error, message):
         call(sketch)
     sketch.check()
     assert sketch.total == 3 == sketch.estimate("a")
+
+
+@given(
+    st.lists(st.text(max_size=9) | st.sampled_from(["", "\0", "a\0b", "\0\0", "\ud800", "\udc00é"]))
+    | st.lists(st.binary(max_size=9) | st.sampled_from([b"", b"\0", b"a\0b", b"\0\0"]))
+)
+def test_a_batch_of_strings_hashes_as_its_items_do(items):
+    _, hashes, single = hash_items(items, 7)
+    assert not single and hashes.tolist() == [int(hash_items(item, 7)[1][0]) for item in items]
+    assert len(set(hashes.tolist())) == len(set(items))

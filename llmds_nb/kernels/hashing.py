@@ -52,10 +52,13 @@ def hash_bytes(data, start, stop, seed):
 
 
 @kernel
-def hash_many(data, indptr, seed, out):
-    """out[i] = hash_bytes(data[indptr[i]:indptr[i + 1]]); out uint64[n], indptr int64[n + 1]."""
+def hash_many(data, indptr, gap, seed, out):
+    """out[i] = hash_bytes(data[indptr[i] : indptr[i + 1] - gap]).
+
+    out uint64[n], indptr int64[n + 1]; `gap` bytes follow each string, perhaps not the last.
+    """
     for i in range(out.size):
-        out[i] = hash_bytes(data, indptr[i], indptr[i + 1], seed)
+        out[i] = hash_bytes(data, indptr[i], indptr[i + 1] - gap, seed)
 
 
 @kernel
