@@ -150,7 +150,7 @@ class CountMinSketch(Stored):
         Parameters
         ----------
         items : int, str, bytes, int array or list of these
-            Arrays of integers are the fastest (30 ns an item), then lists of strings (200 ns).
+            Arrays of integers are the fastest (30 ns an item), then lists of strings (100 ns).
         counts : int or int array
             How often, >= 0; one for all or one for each. More than 2**32 - 1 counts as that.
 
