@@ -93,7 +93,7 @@ def test_uniform_vectors_are_found_as_well_as_by_hnswlib():
     peer.init_index(len(vectors), M=16, ef_construction=200)
     peer.add_items(vectors, num_threads=1)
     true = index.search(queries, 10, exact=True).distances[:, 9:] * (1 + 1e-6)
-    for ef, less in ((50, 0.02), (200, 0.003)):  # at ef 50 its graph is better by .016 there
+    for ef, less in ((50, 0.008), (200, 0.003)):  # at ef 50 its graph is better by .005 there
         peer.set_ef(ef)
         distances = peer.knn_query(queries, 10, num_threads=1)[1]
         own = (index.search(queries, 10, ef=ef).distances <= true).mean()
