@@ -20,7 +20,7 @@ LEVELS = [
     "lines",
     "status hashing topk varint distance lsa rowheap bitmap kv_state admission",
     "hashtable queue_state rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
-    "heap tenants fusion kv_history kv_tables hnsw_build hnsw_search",
+    "heap tenants fusion routing kv_history kv_tables hnsw_build hnsw_search",
     "waiting eviction",
     "batching kv_leaves",
     "kv_pages kv_compact",
