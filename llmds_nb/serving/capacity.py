@@ -85,6 +85,19 @@ def curve(trace, page_size, policies, capacities, done=lambda n: None) -> dict:
     return result
 
 
+def around(trace, options, progress) -> dict:
+    """The curves of LRU, of path-LRFU and of the policy asked about, around the pages asked about.
+
+    The lists stand under "capacity", "belady" and the policies' names.
+    """
+    capacities = sorted({max(1, round(options.pages * step)) for step in STEPS})
+    policies = list(dict.fromkeys([options.eviction, "lru", "path-lrfu"]))
+    total = 2 + len(policies) * len(capacities)
+    with progress.stage("hit ratios", total, "runs") as done:
+        curves = curve(trace, options.page_size, policies, capacities, done)
+    return {"capacity": capacities, **curves}
+
+
 def _hits(numbers, indptr, trace, page_size, policy, capacity):
     """Pages found in a cache of one token a page; a partial page is a token that comes once."""
     cache = KVCache(capacity, 1, eviction=policy, key=HASH_KEY)
