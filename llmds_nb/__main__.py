@@ -1,6 +1,6 @@
 """The command line: `llmds-nb`, `python -m llmds_nb`.
 
-Exit codes: 0 done; 1 a check of the demo failed; 2 bad input, with one line on stderr.
+Exit codes: 0 done; 1 a check of the demo or a claim failed; 2 bad input, with one line on stderr.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def _parser():
     parser = _Parser(
         prog="llmds-nb",
         description="Data structures under LLM inference and retrieval.",
-        epilog="Exit codes: 0 done, 1 a check failed, 2 bad input.",
+        epilog="Exit codes: 0 done, 1 a check or a claim failed, 2 bad input.",
     )
     parser.add_argument("--version", action="version", version=f"llmds-nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -108,6 +108,20 @@ def _parser():
     ):
         workload.add_argument(f"--{name}", type=kind, default=default, metavar="N",
                               help=f"{text}, default {default}")  # fmt: skip
+
+    claims = commands.add_parser(
+        "claims", help="measure here and now what the design promises; exit code 1 if one fails"
+    )
+    claims.set_defaults(run=_claims)
+    claims.add_argument("--seed", type=_natural, default=0, metavar="N", help="default 0")
+    claims.add_argument(
+        "--quick", action="store_true", help="sizes divided by 10: a look, not the claims"
+    )
+    claims.add_argument("--json", type=_output, metavar="FILE", help="write every figure to FILE")
+    claims.add_argument(
+        "--report", type=_output, metavar="FILE.md|.html|.docx",
+        help="write a report with figures (needs llmds_nb[report])",
+    )  # fmt: skip
 
     warmup = commands.add_parser("warmup", help="compile all kernels into the disk cache")
     warmup.set_defaults(run=_warmup)
@@ -372,6 +386,28 @@ def _workload(arguments):
         raise BadInput(f"{arguments.out}: {error.strerror}") from None
     print(f"{arguments.out}: {options.requests:,} requests, {n_tokens:,} prompt tokens")
     return 0
+
+
+def _claims(arguments):
+    from .serving import claims
+    from .serving.progress import Progress
+
+    if arguments.report:
+        from .serving import claims_report, paper, plots
+
+        paper.require(arguments.report)
+        plots.require_matplotlib("--report", "report")
+    smaller = 10 if arguments.quick else 1
+    result = claims.run(Progress.on_stderr(), seed=arguments.seed, smaller=smaller)
+    if arguments.json:
+        _write(arguments.json, json.dumps(result, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    if arguments.report:
+        paper.write(claims_report.paper(result), arguments.report)
+    print(claims.table(result))
+    failed = [claim["name"] for claim in result["claims"] if not claim["passed"]]
+    for name in failed:
+        print(f"llmds-nb: claim failed: {name}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _write(path, content):

@@ -6,8 +6,8 @@ INK, GRID = "#222222", "#dddddd"
 COLOURS = ("#1f6f8b", "#e07a1f", "#7a9e3b", "#8e5ea2", "#c2a83e", "#3f3f8f")
 
 
-def require_matplotlib():
-    """Import matplotlib, or say what to install.
+def require_matplotlib(option="--plot", extra="plot"):
+    """Import matplotlib, or say what to install for the option that needs it.
 
     Raises
     ------
@@ -17,7 +17,7 @@ def require_matplotlib():
     try:
         import matplotlib
     except ImportError:
-        raise BadInput("--plot needs matplotlib: pip install 'llmds_nb[plot]'") from None
+        raise BadInput(f"{option} needs matplotlib: pip install 'llmds_nb[{extra}]'") from None
     return matplotlib
 
 
