@@ -1,6 +1,7 @@
 """`llmds-nb workload`, `replay` and its sweep: what they print, write and draw."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +124,19 @@ def test_an_unknown_suffix_is_one_line(capsys, workload, tmp_path):
         main(["replay", workload, *SMALL, "--cache-only", "--plot", str(tmp_path / "x.nope")]) == 2
     )
     assert "x.nope" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mark", ["replay", "sweep"])
+def test_the_readme_shows_what_the_commands_print(capsys, monkeypatch, tmp_path, mark):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    before, _, after = readme.partition(f"<!-- {mark} -->\n```text\n")
+    shown = after.partition("\n```\n")[0]
+    commands = before.rpartition("```bash\n")[2].partition("```")[0].splitlines()
+    monkeypatch.chdir(tmp_path)
+    if mark == "sweep":
+        run(capsys, "workload", "--out", "chat.jsonl")
+    for command in commands:
+        words = command.partition("#")[0].split()
+        assert words[0] == "llmds-nb"
+        out = run(capsys, *words[1:])
+    assert out.rstrip() == shown
