@@ -29,6 +29,7 @@ LEVELS = [
     "kv_append",
     "kv",
     "continuous",
+    "stepping",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 

@@ -5,22 +5,23 @@ and ends. A replica is a KVCache and what forms its steps: a ContinuousBatcher, 
 batches a Scheduler. One step takes ``a + b * prefill tokens + c * decoding + d * KV tokens read``.
 Sampled tokens are drawn from the seed, so a generated answer is never what a later prompt holds.
 
-One event at a time: the next arrival or the step that ends first. Memory: a few numbers per
+One arrival at a time; between arrivals each engine runs on by itself, many steps in one call where
+nothing is to be admitted (kernels/stepping.py). Memory: a few numbers per
 request, the texts of those that wait (`max_waiting` at most), and the caches.
 """
 
 from collections import deque
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from llmds_nb import AdmissionController, ContinuousBatcher, PrefixRouter, Scheduler
+from llmds_nb._stepping import SimulatedEngine
 
 from .engine import NEVER, VirtualClock
 
 NONE, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
-_TAPE = 2**18  # sampled tokens, read round and round
+_TAPE = 2**18  # sampled tokens at least, read round and round
 _SAMPLES = 1024  # at most twice as many points of the timeline
 
 
@@ -64,7 +65,8 @@ class Replicas:
         )  # fmt: skip
         self._clock = VirtualClock()
         self._admission = AdmissionController(options.qps, options.token_rate, clock=self._clock)
-        tape = np.random.default_rng(options.seed).integers(0, 2**31, _TAPE, np.int32)
+        size = max(_TAPE, options.max_running)
+        tape = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
         engine = {"continuous": _Continuous, "static": _Static}[options.batching]
         self.engines = [
             engine(cache, options, self._clock, self.records, tape, i)
@@ -82,28 +84,28 @@ class Replicas:
         too_large = pages > self.engines[0].cache.n_pages
         self.records.refused[too_large] = TOO_LARGE
         too_large, prompts = too_large.tolist(), self._trace.prompts()
-        clock, engines, ends = self._clock, self.engines, attrgetter("end_ns")
+        clock, engines = self._clock, self.engines
         coming = 0
         while True:
-            first = min(engines, key=ends)
+            # Engines touch only at arrivals, so each may run on by itself until the next one.
             when = arrivals[coming] if coming < n else NEVER
-            if when <= first.end_ns:
-                if when == NEVER:
-                    return
-                self._sample_until(when)
-                clock.now = when
-                while coming < n and arrivals[coming] == when:
-                    request, tokens = next(prompts)
-                    done(too_large[coming] or not self._arrive(request, tokens))
-                    coming += 1
-                for engine in engines:
-                    if engine.end_ns == NEVER and len(engine):
-                        engine.start()
-            else:
-                self._sample_until(first.end_ns)
-                clock.now = first.end_ns
-                done(first.finish())
-                first.start()
+            until = min(when, self._due)
+            for engine in engines:
+                if engine.end_ns < until:
+                    done(engine.run(until))
+            if when == NEVER and all(engine.end_ns == NEVER for engine in engines):
+                return
+            if self._due <= when:
+                self._sample()
+                continue
+            clock.now = when
+            while coming < n and arrivals[coming] == when:
+                request, tokens = next(prompts)
+                done(too_large[coming] or not self._arrive(request, tokens))
+                coming += 1
+            for engine in engines:
+                if engine.end_ns == NEVER and len(engine):
+                    engine.start()
 
     def _arrive(self, request, tokens):
         """Take one request in; False if it is refused."""
@@ -120,11 +122,9 @@ class Replicas:
         engine.submit(request, tokens, int(trace.output[request]), int(trace.tenant[request]))
         return True
 
-    def _sample_until(self, now):
-        """Note how full the caches are, if it is time to."""
-        if now < self._due:
-            return
-        line = self.timeline
+    def _sample(self):
+        """Note how full the caches are at the time that is due."""
+        line, now = self.timeline, self._due
         stats = [engine.cache.stats() for engine in self.engines]
         line["time_s"].append(now / 1e9)
         line["held"].append(sum(s.n_used for s in stats))
@@ -134,71 +134,28 @@ class Replicas:
             for values in line.values():
                 del values[1::2]
             self._every *= 2
-        self._due = now - now % self._every + self._every
+        self._due += self._every
 
 
-class _Engine:
-    """What the two kinds of replica have in common.
+class _Continuous:
+    """Iteration-level batches.
 
     Ids of the batcher count up from 0, so what is known of a request lies in arrays under its id.
     """
 
     def __init__(self, cache, options, clock, records, tape, number):
-        self.cache, self._options, self._clock = cache, options, clock
-        self._records, self._tape = records, tape
-        self._read = (number * 7919) % tape.size
-        n = records.end_ns.size
-        self._request_of = np.zeros(n, np.int64)
-        self._length = np.zeros(n, np.int64)  # tokens known, those sampled included
-        self._waits = np.zeros(n, np.bool_)  # for its first token
-        self._new = np.zeros(n, np.bool_)  # never in a step
-        self.end_ns = NEVER  # of the step under way
-        self._counts = dict.fromkeys(("steps", "busy_ns", "tokens", "running", "preempted"), 0)
-
-    def _enter(self, id_, request, n_tokens):
-        self._request_of[id_], self._length[id_] = request, n_tokens
-        self._waits[id_] = self._new[id_] = True
-
-    def _begin(self, ids, stops, prefill, decoding):
-        """A step of these sequences starts now; they reach to `stops`."""
-        took = self._options.cost.step_ns(prefill, decoding, int(stops.sum()))
-        self.end_ns = self._clock.now + took
-        counts = self._counts
-        counts["steps"] += 1
-        counts["busy_ns"] += took
-        counts["tokens"] += prefill + decoding
-        counts["running"] += ids.size
-
-    def _sampled(self, ids):
-        """A token was sampled for each of these."""
-        self._length[ids] += 1
-        first = ids[self._waits[ids]]
-        if first.size:
-            self._waits[first] = False
-            self._records.first_ns[self._request_of[first]] = self._clock.now
-
-    def _ended(self, ids):
-        if ids.size:
-            self._records.end_ns[self._request_of[ids]] = self._clock.now
-        return ids.size
-
-    def _draw(self, n):
-        if self._read + n > self._tape.size:
-            self._read = 0
-        self._read += n
-        return self._tape[self._read - n : self._read]
-
-
-class _Continuous(_Engine):
-    """Iteration-level batches."""
-
-    def __init__(self, cache, options, clock, records, tape, number):
-        super().__init__(cache, options, clock, records, tape, number)
+        self.cache = cache
         self._batcher = ContinuousBatcher(
             cache, max_running=options.max_running, max_step_tokens=options.max_step_tokens,
             policy=options.policy, clock=clock,
         )  # fmt: skip
-        self._plan = self._stops = None
+        n = records.end_ns.size
+        self._request_of, self._length = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._waits, self._new = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        self._engine = SimulatedEngine(
+            self._batcher, clock, options.cost, tape, number * 7919 % tape.size,
+            self._request_of, self._length, self._waits, records.first_ns, records.end_ns,
+        )  # fmt: skip
         self._hits = 0  # tokens found cached at the first admission of each request
 
     def __len__(self):
@@ -208,42 +165,44 @@ class _Continuous(_Engine):
     def n_waiting(self):
         return self._batcher.n_waiting
 
+    @property
+    def end_ns(self):
+        return self._engine.end_ns
+
     def submit(self, request, tokens, output, tenant):
+        """Let a request wait."""
         id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
-        self._enter(id_, request, tokens.size)
+        self._request_of[id_], self._length[id_] = request, tokens.size
+        self._waits[id_] = self._new[id_] = True
+        self._engine.arrived()
 
     def start(self):
-        """Begin the next step, if there is anything to do."""
-        self.end_ns = NEVER
-        plan = self._plan = self._batcher.step()
-        self._counts["preempted"] += plan.preempted.size
-        if plan:
-            self._stops = plan.starts + plan.n_tokens
-            prefill = int(plan.n_tokens[plan.is_prefill].sum())
-            decoding = plan.slots.size - prefill
-            self._begin(plan.seq_ids, self._stops, prefill, decoding)
-            new = self._new[plan.seq_ids]
-            if new.any():
-                self._new[plan.seq_ids[new]] = False
-                # Where all was cached, the last token is computed all the same: a page begun.
-                size = self.cache.page_size
-                self._hits += int((-(-plan.starts[new] // size)).sum()) * size
+        """Begin a step now."""
+        self._planned(*self._engine.start())
 
-    def finish(self):
-        """End the step; return how many requests ended with it."""
-        ids = self._plan.seq_ids
-        self._sampled(ids[self._stops == self._length[ids]])
-        return self._ended(self._batcher.advance(ids, self._draw(ids.size)))
+    def run(self, until):
+        """Run all steps that end before `until`; return how many requests ended."""
+        return self._engine.run(until, self._planned)
+
+    def _planned(self, ids, starts):
+        new = self._new[ids]
+        if new.any():
+            self._new[ids[new]] = False
+            # Where all was cached, the last token is computed all the same: a page begun.
+            size = self.cache.page_size
+            self._hits += int((-(-starts[new] // size)).sum()) * size
 
     def counts(self):
+        """Sums over the steps and requests so far."""
         stats = self._batcher.stats()
-        return self._counts | {
+        return self._engine.counts | {
             "cached_tokens": self._hits,
+            "preempted": stats.preempted,
             "recomputed_tokens": stats.recomputed_tokens,
         }
 
 
-class _Static(_Engine):
+class _Static:
     """Batches that run to their end before the next begins, as servers did before Orca.
 
     Prompts are computed in the first step; each further step gives a token to every member that has
@@ -251,13 +210,19 @@ class _Static(_Engine):
     """
 
     def __init__(self, cache, options, clock, records, tape, number):
-        super().__init__(cache, options, clock, records, tape, number)
+        self.cache, self._cost, self._clock = cache, options.cost, clock
+        self._records, self._tape = records, tape
+        self._read = number * 7919 % tape.size
         self._scheduler = Scheduler(options.max_running, 0.0, policy=options.policy, clock=clock)
         self._waiting = {}  # id -> (tokens, output)
-        self._last = np.zeros(records.end_ns.size, np.int64)  # length at which a request ends
+        n = records.end_ns.size
+        self._request_of = np.zeros(n, np.int64)
+        self._length, self._last = np.zeros(n, np.int64), np.zeros(n, np.int64)  # now, at the end
         self._ids = np.zeros(0, np.int64)  # members that have not ended
         self._prefill = False
-        self._cached_tokens = 0
+        self.end_ns = NEVER  # of the step under way
+        names = ("steps", "busy_ns", "tokens", "running", "cached_tokens")
+        self._counts = dict.fromkeys((*names, "preempted", "recomputed_tokens"), 0)
 
     def __len__(self):
         return len(self._scheduler) + self._ids.size
@@ -267,21 +232,27 @@ class _Static(_Engine):
         return len(self._scheduler)
 
     def submit(self, request, tokens, output, tenant):
+        """Let a request wait."""
         id_ = self._scheduler.submit(tokens.size, tenant=tenant)
-        self._enter(id_, request, tokens.size)
         self._waiting[id_] = tokens, output
+        self._request_of[id_], self._length[id_] = request, tokens.size
         self._last[id_] = tokens.size + output
 
     def start(self):
-        """Begin the next step, if there is anything to do."""
+        """Begin a step now, if there is anything to do."""
         self.end_ns = NEVER
         self._prefill = not self._ids.size
-        if self._prefill:
-            prefill = self._form()
-            if self._ids.size:
-                self._begin(self._ids, self._length[self._ids], prefill, 0)
-        else:
-            self._begin(self._ids, self._length[self._ids], 0, self._ids.size)
+        prefill = self._form() if self._prefill else 0
+        n = self._ids.size
+        if n:
+            decoding = 0 if self._prefill else n
+            took = self._cost.step_ns(prefill, decoding, int(self._length[self._ids].sum()))
+            self.end_ns = self._clock.now + took
+            counts = self._counts
+            counts["steps"] += 1
+            counts["busy_ns"] += took
+            counts["tokens"] += prefill + decoding
+            counts["running"] += n
 
     def _form(self):
         """Attach the next batch; return the tokens to compute."""
@@ -294,28 +265,46 @@ class _Static(_Engine):
                 break
             hits = self.cache.attach(id_, tokens)
             del self._waiting[id_]
-            self._cached_tokens += hits
+            self._counts["cached_tokens"] += hits
             prefill += max(tokens.size - hits, 1)  # the last token is computed for its logits
             taken += 1
         self._ids = ids[:taken]
         self._scheduler.requeue(ids[taken:])
         return prefill
 
-    def finish(self):
+    def run(self, until):
+        """Run all steps that end before `until`; return how many requests ended."""
+        n_ended = 0
+        while self.end_ns < until:
+            self._clock.now = self.end_ns
+            n_ended += self._finish()
+            self.start()
+        return n_ended
+
+    def _finish(self):
         """End the step; return how many requests ended with it."""
-        ids = self._ids
+        ids, now = self._ids, self._clock.now
         if self._prefill:
             for id_ in ids.tolist():
                 self.cache.commit(id_, int(self._length[id_]))
-        self._sampled(ids)
+            self._records.first_ns[self._request_of[ids]] = now
+        self._length[ids] += 1
         over = self._length[ids] == self._last[ids]
         ended, self._ids = ids[over], ids[~over]
         if ended.size:
             self.cache.detach(ended)
             self._scheduler.complete(ended)
+            self._records.end_ns[self._request_of[ended]] = now
         if self._ids.size:
             self.cache.append_many(self._ids, self._draw(self._ids.size))
-        return self._ended(ended)
+        return ended.size
+
+    def _draw(self, n):
+        if self._read + n > self._tape.size:
+            self._read = 0
+        self._read += n
+        return self._tape[self._read - n : self._read]
 
     def counts(self):
-        return self._counts | {"cached_tokens": self._cached_tokens, "recomputed_tokens": 0}
+        """Sums over the steps and requests so far."""
+        return dict(self._counts)

@@ -1,0 +1,156 @@
+"""A simulated engine that runs its steps one after the other while nobody new is to be admitted.
+
+What `ContinuousBatcher.step` and `advance` do in turns, with the same kernels in the same order,
+for an engine whose steps take the time of a cost model and whose tokens come from a tape. A replay
+makes hundreds of thousands of steps, and in most of them nothing happens that Python must decide.
+
+State beside that of the batcher (kernels/continuous.py), R the most requests that run:
+
+    plan        int64[3, R]  the step under way, as `step_plan` writes it
+    is_prefill  bool[R]
+    growing, tokens, committed, done   what `step_advance` fills
+    run         int64[.]     the names below: what the step under way, and the run, are at
+    cost        float64[4]   ms: of a step, of a prefill token, of a decoding request, of a KV token
+    tape        int32[.]     sampled tokens, read from run[READ] on; back to 0 where it ends
+    ended       int64[.]     ids that ended since the call, run[N_ENDED] of them
+
+and, under the ids of the requests, length (tokens known), waits (for its first token), request_of
+(its place in first_ns and end_ns, where times are written).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._jit import kernel
+from .continuous import step_advance, step_end, step_form, step_plan
+from .kv_append import kv_append_many, kv_commit
+from .kv_attach import kv_detach_many
+from .kv_state import state_at
+from .status import OK
+
+(END_NS, N_PLANNED, READ, N_ENDED, N_GROWING, BUDGET, BLOCKED, STEPS, BUSY_NS, TOKENS, RAN,
+ PREFILL, N_RUN) = range(13)  # fmt: skip
+UNDER_WAY, IDLE, TO_ADMIT, TO_APPEND = range(4)
+_MS = 1_000_000
+
+
+class Run(NamedTuple):
+    """The arrays of the module docstring."""
+
+    plan: np.ndarray
+    is_prefill: np.ndarray
+    growing: np.ndarray
+    tokens: np.ndarray
+    committed: np.ndarray
+    done: np.ndarray
+    run: np.ndarray
+    cost: np.ndarray
+    tape: np.ndarray
+    ended: np.ndarray
+    length: np.ndarray
+    waits: np.ndarray
+    request_of: np.ndarray
+    first_ns: np.ndarray
+    end_ns: np.ndarray
+
+
+@kernel
+def step_begin(r, now):
+    """Begin the step of run[N_PLANNED] requests that was planned; work out when it ends. O(n)."""
+    run, cost = r.run, r.cost
+    prefill, decoding, read = 0, 0, 0
+    for j in range(run[N_PLANNED]):
+        read += r.plan[1, j] + r.plan[2, j]
+        if r.is_prefill[j]:
+            prefill += r.plan[2, j]
+        else:
+            decoding += 1
+    took = np.int64(
+        np.rint((cost[0] + cost[1] * prefill + cost[2] * decoding + cost[3] * read) * _MS)
+    )
+    run[END_NS] = now + took
+    run[PREFILL] = prefill
+    run[STEPS] += 1
+    run[BUSY_NS] += took
+    run[TOKENS] += prefill + decoding
+    run[RAN] += run[N_PLANNED]
+
+
+@kernel(internal=True)
+def _tokens_sampled(r, now):
+    """Count the token that comes to each request whose last known one was computed. O(n)."""
+    for j in range(r.run[N_PLANNED]):
+        id_ = r.plan[0, j]
+        if r.plan[1, j] + r.plan[2, j] == r.length[id_]:
+            r.length[id_] += 1
+            if r.waits[id_]:
+                r.waits[id_] = False
+                r.first_ns[r.request_of[id_]] = now
+
+
+@kernel(internal=True)
+def _step_finish(queue, running, handle, r, none):
+    """End the step under way; whether the cache took the tokens sampled. O(n)."""
+    run = r.run
+    now, n = run[END_NS], run[N_PLANNED]
+    _tokens_sampled(r, now)
+    if run[READ] + n > r.tape.size:
+        run[READ] = 0
+    sampled = r.tape[run[READ] : run[READ] + n]
+    run[READ] += n
+    n_growing, n_committed, n_done = step_advance(
+        queue.meta, queue.request, queue.table, queue.tenants, now, r.plan[0, :n], sampled, none,
+        r.growing, r.tokens, r.committed, r.done,
+    )  # fmt: skip
+    for j in range(n_committed):
+        kv_commit(handle, r.committed[j, 0], r.committed[j, 1])
+    if run[PREFILL] > 0 or n_done > 0:
+        run[BLOCKED] = 0
+    if n_done > 0:
+        done = r.done[:n_done]
+        kv_detach_many(handle, done)
+        step_end(queue.meta, queue.request, queue.line, queue.table, queue.tenants, running, done)
+        for j in range(n_done):
+            r.end_ns[r.request_of[done[j]]] = now
+            r.ended[run[N_ENDED]] = done[j]
+            run[N_ENDED] += 1
+    if n_growing == 0:
+        return True
+    run[N_GROWING] = n_growing
+    status = kv_append_many(handle, r.growing[:n_growing], r.tokens[:n_growing], r.done[:n_growing])
+    return status == OK
+
+
+@kernel
+def steps_run(queue, running, slots, handle, r, none, page_size, budget, until):
+    """Finish steps, and begin others, while they end before `until`; from a step under way on.
+
+    UNDER_WAY: the step under way ends later, or `ended` is nearly full. IDLE: nothing runs.
+    TO_ADMIT: requests wait, the running ones have had their shares, and run[BUDGET] is left for
+    others, unless run[BLOCKED] said that none would be admitted; it says so until a prompt was
+    computed or a request ended. TO_APPEND: the cache must grow, or a request be preempted, before
+    `growing` get `tokens`. The step just finished ended at run[END_NS]. O(R) for each step.
+    """
+    run = r.run
+    while run[END_NS] < until and run[N_ENDED] + running.size <= r.ended.size:
+        if not _step_finish(queue, running, handle, r, none):
+            return TO_APPEND
+        cache = state_at(handle)
+        n, left = step_form(
+            queue.meta, queue.request, running, cache.ids, cache.hot, cache.pool, page_size,
+            budget, r.plan, r.is_prefill, slots,
+        )  # fmt: skip
+        if n < 0:
+            if run[BLOCKED] == 0:
+                run[BUDGET] = left
+                return TO_ADMIT
+            n, left = step_plan(
+                queue.meta, queue.request, running, cache.ids, cache.hot, cache.pool, page_size,
+                r.plan, r.is_prefill, slots,
+            )  # fmt: skip
+        run[N_PLANNED] = n
+        if n == 0:
+            return IDLE
+        step_begin(r, run[END_NS])
+    return UNDER_WAY
