@@ -23,17 +23,14 @@ class SimulatedEngine:
     cost_ms : float64[4]
         What a step takes: as a whole, for each prefill token, decoding request, and token of K/V.
     tape : int32[n]
-        Sampled tokens, read round and round from `place` on; at least `batcher.max_running`.
-    request_of, length, waits
-        int64[n], int64[n], bool[n], under a request's id in the batcher: its place in the times,
-        its tokens so far, whether its first token is to come. The last two are kept up to date.
-    first_ns, end_ns : int64[requests]
-        Where the times of a request's first and last token are written.
+        Sampled tokens, read round and round from `start` on; at least `batcher.max_running`.
+    n_requests : int
+        How many requests will be submitted in all.
+    first_ns, end_ns : int64[.]
+        Where the times of a request's first and last token are written, at its `place`.
     """
 
-    def __init__(
-        self, batcher, clock, cost_ms, tape, place, request_of, length, waits, first_ns, end_ns
-    ):
+    def __init__(self, batcher, clock, cost_ms, tape, start, n_requests, first_ns, end_ns):
         self._batcher, self._clock = batcher, clock
         self._fair = batcher.policy == "fair"
         most = batcher.max_running
@@ -48,28 +45,31 @@ class SimulatedEngine:
             cost=np.array(cost_ms, np.float64),
             tape=tape,
             ended=np.zeros(max(_ENDED, 2 * most), np.int64),
-            length=length,
-            waits=waits,
-            request_of=request_of,
+            length=np.zeros(n_requests, np.int64),
+            new=np.ones(n_requests, np.bool_),
+            waits=np.ones(n_requests, np.bool_),
+            request_of=np.zeros(n_requests, np.int64),
             first_ns=first_ns,
             end_ns=end_ns,
         )
-        self._r.run[k.READ] = place
+        self._r.run[k.READ], self._r.run[k.PAGE_SIZE] = start, batcher.cache.page_size
         self._none = np.zeros(0, np.bool_)
         self.end_ns = NEVER  # of the step under way
 
-    def arrived(self) -> None:
-        """A request was submitted: it may be admitted where others were not."""
-        self._r.run[k.BLOCKED] = 0
+    def submit(self, place, tokens, output, tenant) -> None:
+        """Let a request wait: int32[n] tokens, so many to generate."""
+        id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
+        self._r.request_of[id_], self._r.length[id_] = place, tokens.size
+        self._r.run[k.BLOCKED] = 0  # it may be admitted where others were not
 
-    def start(self) -> tuple[np.ndarray, np.ndarray]:
-        """Begin a step now; the ids int64[n] and first tokens int64[n] that it computes."""
+    def start(self) -> None:
+        """Begin a step now, if there is anything to do."""
         batcher = self._batcher
         plan = batcher.step()
         n = plan.seq_ids.size
         self._r.plan[0, :n], self._r.plan[1, :n] = plan.seq_ids, plan.starts
         self._r.plan[2, :n], self._r.is_prefill[:n] = plan.n_tokens, plan.is_prefill
-        return self._begin(n, plan.slots.size)
+        self._begin(n, plan.slots.size)
 
     def _begin(self, n, n_tokens):
         run = self._r.run
@@ -83,20 +83,16 @@ class SimulatedEngine:
             run[k.BLOCKED] = asked and self._batcher.n_waiting > 0 and not self._fair
             k.step_begin(self._r, self._clock.now)
             self.end_ns = int(run[k.END_NS])
-        return self._r.plan[0, :n], self._r.plan[1, :n]
 
-    def run(self, until, planned) -> int:
-        """Run all steps that end before `until`; return how many requests ended.
-
-        ``planned(ids, starts)`` is told of each step in which requests may have been admitted.
-        """
+    def run(self, until) -> int:
+        """Run all steps that end before `until`; return how many requests ended."""
         batcher, r, n_ended = self._batcher, self._r, 0
         cache, run = batcher.cache, r.run
         while self.end_ns < until:
             run[k.N_ENDED] = 0
             code = k.steps_run(
                 batcher._queue, batcher._running, batcher._slots, cache._handle, r, self._none,
-                cache.page_size, batcher.max_step_tokens, until,
+                batcher.max_step_tokens, until,
             )  # fmt: skip
             n = int(run[k.N_ENDED])
             n_ended += n
@@ -111,9 +107,9 @@ class SimulatedEngine:
                 if code == k.TO_APPEND:
                     n = int(run[k.N_GROWING])
                     batcher._append(r.growing[:n].copy(), r.tokens[:n].copy())
-                    planned(*self.start())
+                    self.start()
                 else:
-                    planned(*self._admit(int(run[k.BUDGET])))
+                    self._admit(int(run[k.BUDGET]))
         return n_ended
 
     def _admit(self, budget):
@@ -123,7 +119,7 @@ class SimulatedEngine:
         n, end = step_plan(
             meta, request, *batcher._cached(), r.plan, r.is_prefill, batcher._slots
         )  # fmt: skip
-        return self._begin(n, end)
+        self._begin(n, end)
 
     @property
     def counts(self) -> dict:
@@ -134,4 +130,5 @@ class SimulatedEngine:
             "busy_ns": run[k.BUSY_NS],
             "tokens": run[k.TOKENS],
             "running": run[k.RAN],
+            "cached_tokens": run[k.HIT_TOKENS],  # at the first admission of each request
         }

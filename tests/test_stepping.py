@@ -32,14 +32,14 @@ class Load:
 
 
 def step_by_step(load, batcher, clock, tape):
-    """Times of first and last tokens, by the batcher's public methods alone."""
-    n, read, coming = len(load.prompts), 0, 0
+    """Times of first and last tokens and tokens found cached, by the batcher's public methods."""
+    n, read, coming, hits = len(load.prompts), 0, 0, {}
     first, end = np.full((2, n), -1)
     length = np.array([prompt.size for prompt in load.prompts])
     while True:
         plan = batcher.step() if len(batcher) else None
         if not plan and coming == n:
-            return first, end, read
+            return first, end, sum(hits.values())
         over = NEVER
         if plan:
             stops = plan.starts + plan.n_tokens
@@ -55,7 +55,9 @@ def step_by_step(load, batcher, clock, tape):
         if not plan:
             continue
         clock.now = over
-        ids = plan.seq_ids
+        ids, size = plan.seq_ids, batcher.cache.page_size
+        for id_, start in zip(ids.tolist(), plan.starts.tolist(), strict=True):
+            hits.setdefault(id_, -(-start // size) * size)
         sampled = ids[stops == length[ids]]
         length[sampled] += 1
         first[sampled[first[sampled] < 0]] = over
@@ -67,14 +69,11 @@ def step_by_step(load, batcher, clock, tape):
 def in_one_call(load, batcher, clock, tape, pause):
     n, coming = len(load.prompts), 0
     first, end = np.full((2, n), -1)
-    length = np.array([prompt.size for prompt in load.prompts])
-    engine = SimulatedEngine(
-        batcher, clock, COST, tape, 0, np.arange(n), length, np.ones(n, np.bool_), first, end
-    )
-    seen, n_ended, due = set(), 0, pause
+    engine = SimulatedEngine(batcher, clock, COST, tape, 0, n, first, end)
+    n_ended, due = 0, pause
     while True:
         when = load.arrival[coming] if coming < n else NEVER
-        n_ended += engine.run(min(when, due), lambda ids, starts: seen.update(ids.tolist()))
+        n_ended += engine.run(min(when, due))
         if when == NEVER and engine.end_ns == NEVER:
             break
         if due <= when:
@@ -83,13 +82,12 @@ def in_one_call(load, batcher, clock, tape, pause):
             due += pause
             continue
         clock.now = when
-        load.submit(batcher, coming)
-        engine.arrived()
-        coming += 1
+        i, coming = coming, coming + 1
+        engine.submit(i, load.prompts[i], load.new[i], load.tenant[i])
         if engine.end_ns == NEVER:
-            seen.update(engine.start()[0].tolist())
-    assert n_ended == n and seen == set(range(n))
-    return first, end, engine
+            engine.start()
+    assert n_ended == n
+    return first, end, engine.counts["cached_tokens"]
 
 
 def compare(seed, n, gap_ms, pages, policy, eviction, running, budget, longest=40, most_new=12):
@@ -103,15 +101,15 @@ def compare(seed, n, gap_ms, pages, policy, eviction, running, budget, longest=4
             cache, policy=policy, max_running=running, max_step_tokens=budget, clock=clock
         )
         more = () if way is step_by_step else (300 * MS,)
-        first, end, _ = way(load, batcher, clock, tape, *more)
+        first, end, hits = way(load, batcher, clock, tape, *more)
         batcher.check()
         cache.check()
         assert len(batcher) == 0 == len(cache) and (end >= first).all() and (first > 0).all()
-        results.append((first, end, batcher.stats(), cache.stats()))
-    (first, end, stats, kept), (same_first, same_end, same_stats, same_kept) = results
+        results.append((first, end, (hits, batcher.stats(), cache.stats())))
+    (first, end, counts), (same_first, same_end, same_counts) = results
     assert np.array_equal(first, same_first) and np.array_equal(end, same_end)
-    assert stats == same_stats and kept == same_kept
-    return stats
+    assert counts == same_counts
+    return counts[1]
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "shortest", "slo", "aging", "fair"])
@@ -146,5 +144,5 @@ def test_more_requests_end_in_one_call_than_there_is_room_for():
     load = Load(np.random.default_rng(3), 5_000, 1e-6, 4, 1)
     clock = VirtualClock()
     batcher = ContinuousBatcher(KVCache(64, 4), max_running=4, clock=clock)
-    first, end, engine = in_one_call(load, batcher, clock, np.zeros(9, np.int32), NEVER // 2)
-    assert (first == end).all() and engine.counts["steps"] >= 1250
+    first, end, _ = in_one_call(load, batcher, clock, np.zeros(9, np.int32), NEVER // 2)
+    assert (first == end).all() and batcher.stats().steps >= 1250

@@ -14,8 +14,8 @@ State beside that of the batcher (kernels/continuous.py), R the most requests th
     tape        int32[.]     sampled tokens, read from run[READ] on; back to 0 where it ends
     ended       int64[.]     ids that ended since the call, run[N_ENDED] of them
 
-and, under the ids of the requests, length (tokens known), waits (for its first token), request_of
-(its place in first_ns and end_ns, where times are written).
+and, under the ids of the requests, length (tokens known), new (never in a step), waits (for its
+first token), request_of (its place in first_ns and end_ns, where times are written).
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from .kv_state import state_at
 from .status import OK
 
 (END_NS, N_PLANNED, READ, N_ENDED, N_GROWING, BUDGET, BLOCKED, STEPS, BUSY_NS, TOKENS, RAN,
- PREFILL, N_RUN) = range(13)  # fmt: skip
+ PREFILL, PAGE_SIZE, HIT_TOKENS, N_RUN) = range(15)  # fmt: skip
 UNDER_WAY, IDLE, TO_ADMIT, TO_APPEND = range(4)
 _MS = 1_000_000
 
@@ -49,6 +49,7 @@ class Run(NamedTuple):
     tape: np.ndarray
     ended: np.ndarray
     length: np.ndarray
+    new: np.ndarray
     waits: np.ndarray
     request_of: np.ndarray
     first_ns: np.ndarray
@@ -62,6 +63,10 @@ def step_begin(r, now):
     prefill, decoding, read = 0, 0, 0
     for j in range(run[N_PLANNED]):
         read += r.plan[1, j] + r.plan[2, j]
+        if r.new[r.plan[0, j]]:
+            r.new[r.plan[0, j]] = False
+            # Where all was cached, the last token is computed all the same: a page begun.
+            run[HIT_TOKENS] += -(-r.plan[1, j] // run[PAGE_SIZE]) * run[PAGE_SIZE]
         if r.is_prefill[j]:
             prefill += r.plan[2, j]
         else:
@@ -123,7 +128,7 @@ def _step_finish(queue, running, handle, r, none):
 
 
 @kernel
-def steps_run(queue, running, slots, handle, r, none, page_size, budget, until):
+def steps_run(queue, running, slots, handle, r, none, budget, until):
     """Finish steps, and begin others, while they end before `until`; from a step under way on.
 
     UNDER_WAY: the step under way ends later, or `ended` is nearly full. IDLE: nothing runs.
@@ -132,7 +137,7 @@ def steps_run(queue, running, slots, handle, r, none, page_size, budget, until):
     computed or a request ended. TO_APPEND: the cache must grow, or a request be preempted, before
     `growing` get `tokens`. The step just finished ended at run[END_NS]. O(R) for each step.
     """
-    run = r.run
+    run, page_size = r.run, r.run[PAGE_SIZE]
     while run[END_NS] < until and run[N_ENDED] + running.size <= r.ended.size:
         if not _step_finish(queue, running, handle, r, none):
             return TO_APPEND

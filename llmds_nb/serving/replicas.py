@@ -138,10 +138,7 @@ class Replicas:
 
 
 class _Continuous:
-    """Iteration-level batches.
-
-    Ids of the batcher count up from 0, so what is known of a request lies in arrays under its id.
-    """
+    """Iteration-level batches."""
 
     def __init__(self, cache, options, clock, records, tape, number):
         self.cache = cache
@@ -149,14 +146,13 @@ class _Continuous:
             cache, max_running=options.max_running, max_step_tokens=options.max_step_tokens,
             policy=options.policy, clock=clock,
         )  # fmt: skip
-        n = records.end_ns.size
-        self._request_of, self._length = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self._waits, self._new = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         self._engine = SimulatedEngine(
             self._batcher, clock, options.cost, tape, number * 7919 % tape.size,
-            self._request_of, self._length, self._waits, records.first_ns, records.end_ns,
+            records.end_ns.size, records.first_ns, records.end_ns,
         )  # fmt: skip
-        self._hits = 0  # tokens found cached at the first admission of each request
+        self.submit, self.start, self.run = (
+            self._engine.submit, self._engine.start, self._engine.run,
+        )  # fmt: skip
 
     def __len__(self):
         return len(self._batcher)
@@ -169,34 +165,10 @@ class _Continuous:
     def end_ns(self):
         return self._engine.end_ns
 
-    def submit(self, request, tokens, output, tenant):
-        """Let a request wait."""
-        id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
-        self._request_of[id_], self._length[id_] = request, tokens.size
-        self._waits[id_] = self._new[id_] = True
-        self._engine.arrived()
-
-    def start(self):
-        """Begin a step now."""
-        self._planned(*self._engine.start())
-
-    def run(self, until):
-        """Run all steps that end before `until`; return how many requests ended."""
-        return self._engine.run(until, self._planned)
-
-    def _planned(self, ids, starts):
-        new = self._new[ids]
-        if new.any():
-            self._new[ids[new]] = False
-            # Where all was cached, the last token is computed all the same: a page begun.
-            size = self.cache.page_size
-            self._hits += int((-(-starts[new] // size)).sum()) * size
-
     def counts(self):
         """Sums over the steps and requests so far."""
         stats = self._batcher.stats()
         return self._engine.counts | {
-            "cached_tokens": self._hits,
             "preempted": stats.preempted,
             "recomputed_tokens": stats.recomputed_tokens,
         }
