@@ -32,7 +32,6 @@ class SimulatedEngine:
 
     def __init__(self, batcher, clock, cost_ms, tape, start, n_requests, first_ns, end_ns):
         self._batcher, self._clock = batcher, clock
-        self._fair = batcher.policy == "fair"
         most = batcher.max_running
         self._r = k.Run(
             plan=np.zeros((3, most), np.int64),
@@ -45,14 +44,19 @@ class SimulatedEngine:
             cost=np.array(cost_ms, np.float64),
             tape=tape,
             ended=np.zeros(max(_ENDED, 2 * most), np.int64),
+            admitted=np.zeros(max(_ENDED, 2 * most), np.int64),
+            one=np.zeros(6, np.int64),
             length=np.zeros(n_requests, np.int64),
             new=np.ones(n_requests, np.bool_),
             waits=np.ones(n_requests, np.bool_),
             request_of=np.zeros(n_requests, np.int64),
+            address=np.zeros(n_requests, np.int64),
             first_ns=first_ns,
             end_ns=end_ns,
         )
-        self._r.run[k.READ], self._r.run[k.PAGE_SIZE] = start, batcher.cache.page_size
+        run = self._r.run
+        run[k.READ], run[k.PAGE_SIZE] = start, batcher.cache.page_size
+        run[k.DOMAIN], run[k.FAIR] = batcher.cache._domain(0), batcher.policy == "fair"
         self._none = np.zeros(0, np.bool_)
         self.end_ns = NEVER  # of the step under way
 
@@ -60,6 +64,7 @@ class SimulatedEngine:
         """Let a request wait: int32[n] tokens, so many to generate."""
         id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
         self._r.request_of[id_], self._r.length[id_] = place, tokens.size
+        self._r.address[id_] = self._batcher._tokens[id_].ctypes.data
         self._r.run[k.BLOCKED] = 0  # it may be admitted where others were not
 
     def start(self) -> None:
@@ -80,7 +85,7 @@ class SimulatedEngine:
             # With tokens of the step left over, those that wait were asked, and found no room.
             # Under "fair" another may be the next before anything else changes.
             asked = n_tokens < self._batcher.max_step_tokens
-            run[k.BLOCKED] = asked and self._batcher.n_waiting > 0 and not self._fair
+            run[k.BLOCKED] = asked and self._batcher.n_waiting > 0 and not run[k.FAIR]
             k.step_begin(self._r, self._clock.now)
             self.end_ns = int(run[k.END_NS])
 
@@ -89,13 +94,15 @@ class SimulatedEngine:
         batcher, r, n_ended = self._batcher, self._r, 0
         cache, run = batcher.cache, r.run
         while self.end_ns < until:
-            run[k.N_ENDED] = 0
+            run[k.N_ENDED] = run[k.N_ADMITTED] = 0
             code = k.steps_run(
                 batcher._queue, batcher._running, batcher._slots, cache._handle, r, self._none,
                 batcher.max_step_tokens, until,
             )  # fmt: skip
             n = int(run[k.N_ENDED])
             n_ended += n
+            for id_ in r.admitted[: run[k.N_ADMITTED]].tolist():
+                del batcher._tokens[id_]
             for id_ in r.ended[:n].tolist():
                 del batcher._salts[id_]
             if code == k.UNDER_WAY:
@@ -107,6 +114,8 @@ class SimulatedEngine:
                 if code == k.TO_APPEND:
                     n = int(run[k.N_GROWING])
                     batcher._append(r.growing[:n].copy(), r.tokens[:n].copy())
+                    for id_ in batcher._preempted:  # they wait with what they have generated, too
+                        r.address[id_] = batcher._tokens[id_].ctypes.data
                     self.start()
                 else:
                     self._admit(int(run[k.BUDGET]))

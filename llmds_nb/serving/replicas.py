@@ -64,7 +64,11 @@ class Replicas:
             np.full(n, -1, np.int64), np.full(n, -1, np.int64),
         )  # fmt: skip
         self._clock = VirtualClock()
-        self._admission = AdmissionController(options.qps, options.token_rate, clock=self._clock)
+        self._admission = None
+        if options.qps is not None or options.token_rate is not None:
+            self._admission = AdmissionController(
+                options.qps, options.token_rate, clock=self._clock
+            )
         size = max(_TAPE, options.max_running)
         tape = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
         engine = {"continuous": _Continuous, "static": _Static}[options.batching]
@@ -109,7 +113,7 @@ class Replicas:
 
     def _arrive(self, request, tokens):
         """Take one request in; False if it is refused."""
-        if not self._admission.admit(tokens.size).admitted:
+        if self._admission and not self._admission.admit(tokens.size).admitted:
             self.records.refused[request] = RATE
             return False
         number = self._route(tokens)

@@ -265,8 +265,13 @@ def _read_ours(path, lines, columns, limit):
             for part in parts:
                 if type(part) is not list or len(part) != 2:
                     raise _Wrong(f'"parts" must hold pairs [id, tokens], not {part!r:.60}')
-                columns.part.append(_in_range(part[0], "the id of a part", 0, 2**63 - 1))
-                columns.length.append(_in_range(part[1], "tokens of a part", 1, _MOST_TOKENS))
+                id_, n = part
+                if type(id_) is not int or not 0 <= id_ < 2**63:
+                    _in_range(id_, "the id of a part", 0, 2**63 - 1)
+                if type(n) is not int or not 1 <= n <= _MOST_TOKENS:
+                    _in_range(n, "tokens of a part", 1, _MOST_TOKENS)
+                columns.part.append(id_)
+                columns.length.append(n)
         columns.end_request(arrival, output, tenant)
 
     _requests(path, lines, columns, limit, fill)
