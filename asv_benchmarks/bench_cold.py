@@ -25,6 +25,7 @@ STRUCTURES = [
     "Scheduler",
     "ContinuousBatcher",
     "AdmissionController",
+    "PrefixRouter",
     "CountMinSketch",
     "HNSW",
     "InvertedIndex",

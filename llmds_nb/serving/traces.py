@@ -103,7 +103,7 @@ class _Columns:
 
     def __init__(self):
         self.arrival_ns, self.output, self.tenant = array("q"), array("q"), array("q")
-        self.indptr, self.part, self.length = array("q", [0]), array("q"), array("q")
+        self.indptr, self.part, self.length = array("q", [0]), array("q"), array("i")
 
     def end_request(self, arrival_ns, output, tenant=0):
         """The parts are there already."""
@@ -318,8 +318,7 @@ def _read_azure(path, lines, columns, limit):
 def _finish(path, kind, columns) -> Trace:
     """Arrays in the order of arrival, with a range of token ids for every text."""
     arrival, output, tenant, indptr, part, length = (
-        np.array(column, np.int64)
-        for column in (
+        np.frombuffer(column, column.typecode) for column in (
             columns.arrival_ns, columns.output, columns.tenant,
             columns.indptr, columns.part, columns.length,
         )
@@ -343,7 +342,9 @@ def _finish(path, kind, columns) -> Trace:
 def from_parts(
     kind, arrival_ns, output, tenant, indptr, part, length, notes=(), name="trace"
 ) -> Trace:
-    """A Trace of requests whose prompts are parts (id, length), int64 arrays. O(parts log parts).
+    """A Trace of requests whose prompts are parts (id, length), int64 and int32 arrays.
+
+    O(parts log parts).
 
     Raises
     ------
@@ -354,12 +355,12 @@ def from_parts(
     longest = np.zeros(ids.size, np.int64)
     np.maximum.at(longest, text, length)
     ends = np.cumsum(longest)
-    prompt = np.add.reduceat(length, indptr[:-1])
+    prompt = np.add.reduceat(length, indptr[:-1], dtype=np.int64)
     for what, tokens in (("all distinct texts", ends[-1]), ("a prompt", prompt.max())):
         if tokens > _MOST_TOKENS:
             raise BadInput(f"{name}: {what}: {tokens:,} tokens are more than {_MOST_TOKENS:,}")
-    start = (ends - longest)[text].astype(np.int32)
+    start = (ends - longest).astype(np.int32)[text]
     return Trace(
-        kind, arrival_ns, prompt, output, tenant, indptr, start, length.astype(np.int32),
-        list(notes),
+        kind, arrival_ns, prompt, output, tenant, indptr, start,
+        length.astype(np.int32, copy=False), list(notes),
     )  # fmt: skip
