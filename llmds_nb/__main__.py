@@ -95,16 +95,16 @@ def _parser():
     workload.set_defaults(run=_workload)
     workload.add_argument("--out", type=_output, required=True, metavar="FILE.jsonl")
     for name, kind, default, text in (
-        ("requests", _positive, 2000, "requests"),
-        ("rate", _above_zero, 8.0, "requests per second on average"),
+        ("requests", _limited(10**7), 2000, "requests"),
+        ("rate", _within(0.01, 1e6), 8.0, "requests per second on average"),
         ("seed", _natural, 0, "of everything that is drawn"),
-        ("turns", _turns, 3.0, "turns of a conversation on average, 1 to 6"),
-        ("pause-s", _above_zero, 20.0, "seconds before the next turn on average"),
-        ("systems", _positive, 20, "system prompts"),
-        ("rag-share", _share, 0.5, "conversations that retrieve chunks"),
-        ("chunks", _positive, 1000, "chunks there are"),
-        ("chunks-per-turn", _positive, 3, "chunks that a turn brings"),
-        ("zipf", _above_zero, 1.0, "exponent of all popularities"),
+        ("turns", _within(1, 6), 3.0, "turns of a conversation on average, 1 to 6"),
+        ("pause-s", _within(0, 1e6), 20.0, "seconds before the next turn on average"),
+        ("systems", _limited(10**6), 20, "system prompts"),
+        ("rag-share", _within(0, 1), 0.5, "conversations that retrieve chunks"),
+        ("chunks", _limited(10**6), 1000, "chunks there are"),
+        ("chunks-per-turn", _limited(100), 3, "chunks that a turn brings"),
+        ("zipf", _within(0, 10), 1.0, "exponent of all popularities"),
     ):
         workload.add_argument(f"--{name}", type=kind, default=default, metavar="N",
                               help=f"{text}, default {default}")  # fmt: skip
@@ -202,32 +202,14 @@ def _real(text):
     return value
 
 
-def _above_zero(text):
-    value = _real(text)
-    if not 1e-9 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"must be in [1e-9, 1e9], not {text}")
-    return value
+def _within(low, high):
+    def convert(text):
+        value = _real(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be in [{low:g}, {high:g}], not {text}")
+        return value
 
-
-def _zero_or_above(text):
-    value = _real(text)
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1e9], not {text}")
-    return value
-
-
-def _share(text):
-    value = _real(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1], not {text}")
-    return value
-
-
-def _turns(text):
-    value = _real(text)
-    if not 1 <= value <= 6:
-        raise argparse.ArgumentTypeError(f"must be in [1, 6], not {text}")
-    return value
+    return convert
 
 
 def _limited(most):
@@ -252,14 +234,14 @@ _REPLAY = {
     "max-running": (_limited(2**20), 256, "requests of a batch"),
     "max-step-tokens": (_limited(2**26), 2048, "tokens of a step, continuous batches only"),
     "max-waiting": (_positive, 10_000, "requests that may wait; others are refused"),
-    "qps": (_above_zero, None, "limit on admitted requests per second"),
-    "token-rate": (_above_zero, None, "limit on admitted prompt tokens per second"),
-    "speed": (_above_zero, 1.0, "play the trace so many times faster"),
+    "qps": (_within(1e-6, 1e9), None, "limit on admitted requests per second"),
+    "token-rate": (_within(1e-6, 1e9), None, "limit on admitted prompt tokens per second"),
+    "speed": (_within(1e-6, 1e6), 1.0, "play the trace so many times faster"),
     "seed": (_natural, 0, "of the sampled tokens"),
-    "step-ms": (_zero_or_above, 8.0, "a, ms of each step"),
-    "prefill-ms": (_zero_or_above, 0.02, "b, ms of each prefill token"),
-    "decode-ms": (_zero_or_above, 0.03, "c, ms of each decoding request"),
-    "kv-ms": (_zero_or_above, 2e-5, "d, ms of each token of K/V read"),
+    "step-ms": (_within(0, 1e6), 8.0, "a, ms of each step"),
+    "prefill-ms": (_within(0, 1000), 0.02, "b, ms of each prefill token"),
+    "decode-ms": (_within(0, 1000), 0.03, "c, ms of each decoding request"),
+    "kv-ms": (_within(0, 1), 2e-5, "d, ms of each token of K/V read"),
 }
 _COSTS = {"step_ms": "base", "prefill_ms": "prefill_token", "decode_ms": "decoding",
           "kv_ms": "kv_token"}  # fmt: skip

@@ -119,6 +119,18 @@ def test_a_sweep_with_fewer_pages_than_replicas_is_refused(capsys, workload):
     assert "--pages 2 are fewer than --replicas 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--step-ms", "1e6"], ["--speed", "1e-6"]])
+def test_a_clock_that_passes_its_integers_is_refused(capsys, monkeypatch, tmp_path, options):
+    monkeypatch.setattr("llmds_nb.serving.replicas._LAST_NS", 10**17)
+    path = tmp_path / "t.jsonl"
+    request = {"prompt": 0, "prompt_tokens": 9, "output_tokens": 200_000}
+    times = (0, 1e6)
+    path.write_text("".join(json.dumps({"arrival_ms": t, **request}) + "\n" for t in times))
+    assert main(["replay", str(path), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[1:]
+    assert "the virtual clock passes 73 years" in line
+
+
 def test_an_unknown_suffix_is_one_line(capsys, workload, tmp_path):
     assert (
         main(["replay", workload, *SMALL, "--cache-only", "--plot", str(tmp_path / "x.nope")]) == 2

@@ -5,9 +5,9 @@ and ends. A replica is a KVCache and what forms its steps: a ContinuousBatcher, 
 batches a Scheduler. One step takes ``a + b * prefill tokens + c * decoding + d * KV tokens read``.
 Sampled tokens are drawn from the seed, so a generated answer is never what a later prompt holds.
 
-One arrival at a time; between arrivals each engine runs on by itself, many steps in one call where
-nothing is to be admitted (kernels/stepping.py). Memory: a few numbers per
-request, the texts of those that wait (`max_waiting` at most), and the caches.
+One arrival at a time; between arrivals each engine runs on by itself, many steps in one call
+(kernels/stepping.py). Memory: a few numbers per request, the texts of those that wait
+(`max_waiting` at most), and the caches.
 """
 
 from collections import deque
@@ -19,10 +19,13 @@ from llmds_nb import AdmissionController, ContinuousBatcher, PrefixRouter, Sched
 from llmds_nb._stepping import SimulatedEngine
 
 from .engine import NEVER, VirtualClock
+from .errors import BadInput
 
 NONE, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
 _TAPE = 2**18  # sampled tokens at least, read round and round
 _SAMPLES = 1024  # at most twice as many points of the timeline
+_LEAST_NS = 10_000_000  # between two of them
+_LAST_NS = 2**61  # 73 years: a clock that goes on could pass what int64 holds
 
 
 class Records(NamedTuple):
@@ -52,13 +55,20 @@ def make_router(options, loads):
     return next_in_turn
 
 
+def _require_time(ns):
+    if ns > _LAST_NS:
+        raise BadInput("the virtual clock passes 73 years: raise --speed or lower the step costs")
+
+
 class Replicas:
     """All replicas and the loop that drives them; see `replay.run`."""
 
     def __init__(self, trace, options, caches):
         self._trace, self._options = trace, options
         n = len(trace)
-        self.arrival_ns = np.rint(trace.arrival_ns / options.speed).astype(np.int64)
+        arrival = np.rint(trace.arrival_ns / options.speed)
+        _require_time(arrival[-1])
+        self.arrival_ns = arrival.astype(np.int64)
         self.records = Records(
             np.zeros(n, np.int8), np.full(n, -1, np.int32),
             np.full(n, -1, np.int64), np.full(n, -1, np.int64),
@@ -66,9 +76,12 @@ class Replicas:
         self._clock = VirtualClock()
         self._admission = None
         if options.qps is not None or options.token_rate is not None:
-            self._admission = AdmissionController(
-                options.qps, options.token_rate, clock=self._clock
-            )
+            try:
+                self._admission = AdmissionController(
+                    options.qps, options.token_rate, clock=self._clock
+                )
+            except ValueError as error:
+                raise BadInput(f"--qps, --token-rate: {error}") from None
         size = max(_TAPE, options.max_running)
         tape = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
         engine = {"continuous": _Continuous, "static": _Static}[options.batching]
@@ -78,7 +91,7 @@ class Replicas:
         ]
         self._route = make_router(options, lambda: [len(engine) for engine in self.engines])
         span = int(self.arrival_ns[-1] - self.arrival_ns[0])
-        self._every, self._due = max(span // _SAMPLES, 1), int(self.arrival_ns[0])
+        self._every, self._due = max(span // _SAMPLES, _LEAST_NS), int(self.arrival_ns[0])
         self.timeline = {"time_s": [], "held": [], "cached": [], "waiting": []}
 
     def run(self, done) -> None:
@@ -97,6 +110,8 @@ class Replicas:
             for engine in engines:
                 if engine.end_ns < until:
                     done(engine.run(until))
+                    if engine.end_ns != NEVER:
+                        _require_time(engine.end_ns)
             if when == NEVER and all(engine.end_ns == NEVER for engine in engines):
                 return
             if self._due <= when:
