@@ -439,6 +439,10 @@ def _warmup(arguments):
     start = time.perf_counter()
     try:
         names = warmup(arguments.structures or None, progress=sys.stderr.isatty())
+        if not arguments.structures:
+            from .serving import replay
+
+            replay.warmup()
     except ValueError as error:
         raise BadInput(str(error)) from None
     print(f"{len(names)} structures compiled in {time.perf_counter() - start:.1f} s")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -296,3 +298,16 @@ def test_every_eviction_policy_and_order_runs(conversations):
         for batching in ("continuous", "static"):
             options = replay.Options(pages=300, page_size=64, policy=policy, batching=batching)
             assert replay.run(head, options)["serving"]["finished"] == 60
+
+
+def test_warmup_compiles_what_a_replay_needs():
+    code = """
+from llmds_nb._jit import KERNELS
+from llmds_nb.serving import replay
+replay.warmup()
+own = [k for k in KERNELS if k.py_func.__module__.endswith(("stepping", "lookahead"))]
+doors = [k for k in own if not k.targetoptions.get("no_cpython_wrapper")]
+print(sorted(k.__name__ for k in doors), [len(k.signatures) for k in doors])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "['lookahead_hits', 'step_begin', 'steps_run'] [1, 1, 1]"

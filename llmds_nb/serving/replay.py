@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from llmds_nb import KVCache
+from llmds_nb._lookahead import belady_hits
 
 from .engine import StepCost
 from .errors import BadInput
 from .replicas import NONE, TOO_LARGE, Replicas, make_router
 from .report import percentiles
+from .traces import from_parts
 
 HASH_KEY = b"llmds-nb replay"  # of the prefix hash: random by default, here the same in every run
 REFUSALS = ("too_large", "rate", "queue_full")
@@ -86,6 +88,15 @@ def run(trace, options, done=lambda n: None) -> dict:
         one = _cache_only(trace, alone, lambda n: None)
         result["cache"]["one_cache"] = one["cache"]["hit_ratio"]
     return result
+
+
+def warmup() -> None:
+    """Compile what a replay needs beyond the structures themselves."""
+    n = 4
+    ones, indptr = np.ones(n, np.int64), np.arange(n + 1)
+    trace = from_parts("llmds", 0 * ones, 4 * ones, 0 * ones, indptr, 0 * ones, 8 * ones)
+    _engine(trace, Options(pages=8, page_size=4, replicas=1), lambda n: None)
+    belady_hits([0, 1, 0], [1])
 
 
 def _conditions(trace, options):
