@@ -36,6 +36,7 @@ STRUCTURES = [
     "Scheduler",
     "ContinuousBatcher",
     "AdmissionController",
+    "PrefixRouter",
     "CountMinSketch",
     "HNSW",
     "InvertedIndex",

@@ -16,6 +16,7 @@ _HOMES = {
     "LlmdsError": "errors",
     "LsaEncoder": "encoders",
     "PagedAllocator": "allocator",
+    "PrefixRouter": "router",
     "RetrievalPipeline": "pipeline",
     "Scheduler": "scheduler",
     "TokenLRU": "lru",

@@ -146,7 +146,10 @@ def new_ids(values, n, name, next_id) -> np.ndarray:
 
 def token_ids(values, name="tokens") -> np.ndarray:
     """Token ids as int32[n], each in [0, 2**31 - 1]; int32 arrays pass without a copy."""
-    return integers(values, name, dtype=np.int32, high=INT32_MAX)
+    array = for_kernel(values, name, INT32)
+    if array is values and array.size and array.min() < 0:
+        raise ValueError(f"{name} must be in [0, {INT32_MAX}], not {array.min()}")
+    return array
 
 
 def indptr(values, n_items, name="indptr") -> np.ndarray:

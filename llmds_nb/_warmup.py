@@ -15,6 +15,7 @@ STRUCTURES = (
     "Scheduler",
     "ContinuousBatcher",
     "AdmissionController",
+    "PrefixRouter",
     "CountMinSketch",
     "HNSW",
     "InvertedIndex",

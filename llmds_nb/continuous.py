@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
+from ._kv_base import check_salt
 from ._waiting import (
     Percentiles,
     WaitingRequests,
@@ -182,7 +183,8 @@ class ContinuousBatcher(WaitingRequests):
             raise ValueError("prompt_tokens must hold at least one token")
         new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
         terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
-        self.cache.match(tokens[:0], salt=salt)  # refuses a bad salt now
+        if type(salt) is not int:  # the usual kind
+            check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
         if n_pages > self.cache.n_pages:
             raise ValueError(

@@ -1,8 +1,6 @@
 """Serving on a virtual clock, over the real Scheduler and ContinuousBatcher: models T1 and T2.
 
-T1  One server takes micro-batches of at most 32; a batch of n takes a + b n ms with a = S(32) / 2.
-    Poisson arrivals at a share `load` of 32 / S(32); latency is wait + service, the first 2,000
-    requests are dropped.
+T1  Micro-batches: `llmds_nb.serving.microbatches`.
 T2  An engine step takes 8 ms + 0.02 per token of prefill + 0.03 per decoding sequence + 2e-5 per
     token of K/V read; at most 256 run, on 400,000 tokens of pages of 16, 2,048 tokens to a step.
     Reservation is the ContinuousBatcher's own: pages for the whole prompt and one for each request
@@ -12,80 +10,23 @@ T2  An engine step takes 8 ms + 0.02 per token of prefill + 0.03 per decoding se
 No wall time enters, so a run repeats exactly.
 """
 
-import csv
-from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
 
-from llmds_nb import ContinuousBatcher, KVCache, Scheduler
+from llmds_nb import KVCache
+from llmds_nb.serving.microbatches import BATCH, largest_load, micro_batches, percentile
+from llmds_nb.serving.replay import Options
+from llmds_nb.serving.replicas import Replicas
+from llmds_nb.serving.traces import from_parts, read
+
+__all__ = [
+    "BATCH", "Load", "Served", "code_load", "conversation_load", "largest_load", "micro_batches",
+    "percentile", "serve",
+]  # fmt: skip
 
 MS = 1_000_000
-BATCH, DROPPED = 32, 2_000
 PREFILL_MS, SLO_MS = 0.02, 500.0
-
-
-class Clock:
-    """Nanoseconds that pass when the simulation says so."""
-
-    now = 0
-
-    def __call__(self):
-        return self.now
-
-
-def micro_batches(load, service_ms, seed, *, n=200_000, max_wait_ms=50.0, idle=False):
-    """Model T1: latencies float64[n - 2,000] in ms; `idle`: dispatch when the server is idle."""
-    fixed = per_request = service_ms / 2
-    per_request /= BATCH
-    gaps = np.random.default_rng(seed).exponential(service_ms / BATCH / load, n)
-    arrivals = (np.cumsum(gaps) * MS).astype(np.int64)
-    times, clock, ends = arrivals.tolist(), Clock(), np.zeros(n, np.int64)
-    scheduler = Scheduler(BATCH, max_wait_ms, policy="fcfs", clock=clock)
-    submit, get_batch = scheduler.submit, scheduler.get_batch
-    coming = 0
-    while True:
-        batch = get_batch(idle=idle)
-        if batch:
-            end = clock.now + round((fixed + per_request * batch.ids.size) * MS)
-            while coming < n and times[coming] <= end:
-                clock.now = times[coming]
-                submit(1)
-                coming += 1
-            clock.now = end
-            ends[batch.ids] = end
-            scheduler.complete(batch.ids)
-            continue
-        due = scheduler.next_due_ms()  # the server is idle: wait for a request, or for the time
-        if coming == n and due == np.inf:
-            break
-        when = clock.now + round(due * MS) if due != np.inf else np.inf
-        if coming < n and times[coming] <= when:
-            clock.now = times[coming]
-            submit(1)
-            coming += 1
-        else:
-            clock.now = when
-    scheduler.check()
-    assert scheduler.stats().completed == n
-    return ((ends - arrivals) / MS)[DROPPED:]
-
-
-def percentile(values, share):
-    """Nearest rank of sorted samples."""
-    return float(np.sort(values)[int(np.ceil(share * len(values))) - 1])
-
-
-def largest_load(service_ms, seed, *, limit_ms=100.0, **how):
-    """The largest load, in steps of .01 up to .99, whose p95 is below the limit; by bisection."""
-    fits, fails = 50, 100
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        if percentile(micro_batches(middle / 100, service_ms, seed, **how), 0.95) < limit_ms:
-            fits = middle
-        else:
-            fails = middle
-    return fits / 100
 
 
 class Load(NamedTuple):
@@ -99,12 +40,9 @@ class Load(NamedTuple):
 
 def code_load(folder, speed=0.5):
     """The Azure code trace of 2023, slowed down."""
-    with open(folder / "traces" / "AzureLLMInferenceTrace_code.csv", newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    when = [datetime.fromisoformat(row[0][:26]).timestamp() for row in rows]
-    arrival = ((np.array(when) - when[0]) * 1e9 / speed).astype(np.int64)
-    prompt, output = (np.array([int(row[c]) for row in rows]) for c in (1, 2))
-    return Load(np.maximum.accumulate(arrival), prompt, np.maximum(output, 1), prompt * 0)
+    trace = read(folder / "traces" / "AzureLLMInferenceTrace_code.csv")
+    arrival = (trace.arrival_ns / speed).astype(np.int64)
+    return Load(arrival, trace.prompt, trace.output, trace.tenant)
 
 
 # The conversation load. The rate that T2 sustains was measured by sending 4,000 at once.
@@ -162,42 +100,18 @@ class Served(NamedTuple):
     end_ns: int
 
 
-def serve(load, policy, **options):
+def serve(load, policy):
     """Model T2."""
-    clock, n = Clock(), load.prompt.size
-    cache = KVCache(25_000, 16, prefix_sharing=False)
-    batcher = ContinuousBatcher(cache, policy=policy, clock=clock, **options)
-    times, tenants = load.arrival_ns.tolist(), load.tenant.tolist()
-    text = np.zeros(int(load.prompt.max()), np.int32)
-    known = load.prompt.copy()  # tokens of each request, those generated included
-    first = np.full(n, -1, np.int64)
-    coming = ended = 0
-    while ended < n:
-        if len(batcher) == 0:
-            clock.now = max(clock.now, times[coming])
-        now = clock.now
-        while coming < n and times[coming] <= now:
-            clock.now = times[coming]
-            batcher.submit(
-                text[: load.prompt[coming]],
-                max_new_tokens=int(load.output[coming]),
-                tenant=tenants[coming],
-            )
-            coming += 1
-        clock.now = now
-        plan = batcher.step()
-        ids, stops = plan.seq_ids, plan.starts + plan.n_tokens
-        prefill = int(plan.n_tokens[plan.is_prefill].sum())
-        decoding = ids.size - int(plan.is_prefill.sum())
-        ms = 8 + PREFILL_MS * prefill + 0.03 * decoding + 2e-5 * int(stops.sum())
-        clock.now = now + round(ms * MS)
-        sampled = ids[stops == known[ids]]
-        first[sampled[first[sampled] < 0]] = clock.now
-        known[sampled] += 1
-        ended += batcher.advance(ids, np.zeros(ids.size, np.int32)).size
-    batcher.check()
-    stats = batcher.stats()
-    assert stats.finished == n and (known == load.prompt + load.output).all()
-    ttft = (first - load.arrival_ns) / MS
+    n = load.prompt.size
+    zeros, one_text = np.zeros(n, np.int64), np.arange(n + 1)
+    trace = from_parts(
+        "llmds", load.arrival_ns, load.output, load.tenant, one_text, zeros, load.prompt
+    )
+    chosen = Options(policy=policy, page_size=16, pages=25_000, max_waiting=n)
+    replicas = Replicas(trace, chosen, [KVCache(25_000, 16, prefix_sharing=False)])
+    replicas.run(lambda n: None)
+    records, counts = replicas.records, replicas.engines[0].counts()
+    assert (records.refused == 0).all() and (records.end_ns > records.first_ns - 1).all()
+    ttft = (records.first_ns - load.arrival_ns) / MS
     slo = ttft <= SLO_MS + PREFILL_MS * load.prompt
-    return Served(ttft, slo, stats.preempted, stats.steps, clock.now)
+    return Served(ttft, slo, counts["preempted"], counts["steps"], int(records.end_ns.max()))

@@ -18,9 +18,9 @@ PRIVATE_LEAVES = {"_jit", "_checks", "_store", "errors"}
 # A kernel module imports only modules of a lower level, and of ours nothing else but _jit.
 LEVELS = [
     "lines",
-    "status hashing topk varint distance lsa rowheap bitmap kv_state admission",
+    "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead",
     "hashtable queue_state rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
-    "heap tenants fusion kv_history kv_tables hnsw_build hnsw_search",
+    "heap tenants fusion routing kv_history kv_tables hnsw_build hnsw_search",
     "hnsw_mend waiting eviction",
     "batching kv_leaves",
     "kv_pages kv_compact",
@@ -29,6 +29,7 @@ LEVELS = [
     "kv_append",
     "kv",
     "continuous",
+    "stepping",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 

@@ -25,7 +25,31 @@ def bad(capsys, *arguments):
     [
         ([], "required: COMMAND"),
         (["serve"], "invalid choice: 'serve'"),
-        (["replay", "trace.jsonl"], "invalid choice: 'replay'"),
+        (["replay", "/no/such/trace"], "/no/such/trace: No such file or directory"),
+        (["replay", "/"], "/: Is a directory"),
+        (["replay", "t", "--eviction", "mru"], "'mru' (choose from"),
+        (["replay", "t", "--eviction", "mru"], "path-lrfu"),
+        (["replay", "t", "--policy", "best"], "'best' (choose from"),
+        (["replay", "t", "--router", "random"], "'random' (choose from"),
+        (["replay", "t", "--pages", "0"], "--pages: must be at least 1, not 0"),
+        (["replay", "t", "--pages", "999999999"], "--pages: must be at most 134217728"),
+        (["replay", "t", "--speed", "0"], "--speed: must be in [1e-06, 1e+06], not 0"),
+        (["replay", "t", "--speed", "nan"], "--speed: must be a finite number, not nan"),
+        (["replay", "t", "--step-ms", "-1"], "--step-ms: must be in [0, 1e+06], not -1"),
+        (["replay", "t", "--qps", "few"], "--qps: must be a number, not 'few'"),
+        (["replay", "t", "--kv-ms", "2"], "--kv-ms: must be in [0, 1], not 2"),
+        (["replay", "t", "--limit", "0"], "--limit: must be at least 1, not 0"),
+        (["replay", "t", "--jobs", "0"], "--jobs: must be at least 1, not 0"),
+        (["replay", "t", "--sweep", "pages"], "--sweep pages: must be OPTION=VALUE,VALUE"),
+        (["replay", "t", "--sweep", "size=1"], "with OPTION of pages, page-size, eviction"),
+        (["replay", "t", "--sweep", "pages=1,x"], "--sweep pages: must be an integer, not 'x'"),
+        (["replay", "t", "--sweep", "pages=1", "pages=2"], "--sweep: pages stands twice"),
+        (["replay", "t", "--sweep", "eviction=lru,mru"], "'mru' is none of lru, fifo, lfu"),
+        (["workload"], "required: --out"),
+        (["workload", "--out", "/no/such/folder/x"], "there is no folder /no/such/folder"),
+        (["workload", "--out", "/tmp/x", "--rate", "0"], "--rate: must be in [0.01, 1e+06], not 0"),
+        (["workload", "--out", "/tmp/x", "--turns", "7"], "--turns: must be in [1, 6], not 7"),
+        (["workload", "--out", "/tmp/x", "--rag-share", "2"], "must be in [0, 1], not 2"),
         (["demo", "--requests", "0"], "--requests: must be at least 1, not 0"),
         (["demo", "--requests", "many"], "--requests: must be an integer, not 'many'"),
         (["demo", "--seed", "-1"], "--seed: must be in [0, 2**63 - 1], not -1"),
@@ -79,9 +103,10 @@ def test_demo_needs_text_to_ask_about(capsys, tmp_path):
     assert "nothing to ask about" in bad(capsys, "demo", "--corpus", tmp_path)[-1]
 
 
-def test_plot_without_matplotlib_is_refused_at_once(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("command", [["demo"], ["replay", "no trace"]])
+def test_plot_without_matplotlib_is_refused_at_once(capsys, monkeypatch, tmp_path, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    (line,) = bad(capsys, "demo", "--plot", tmp_path / "x.png")
+    (line,) = bad(capsys, *command, "--plot", tmp_path / "x.png")
     assert "pip install 'llmds_nb[plot]'" in line
 
 

@@ -1,13 +1,13 @@
-"""The demo's figure: latency percentiles, pages over time, batch fill. Needs the extra `plot`."""
+"""The demo's figure, and what all figures have in common. Needs the extra `plot`."""
 
 from .errors import BadInput
 
-_INK, _GRID = "#222222", "#dddddd"
-_COLOURS = ("#1f6f8b", "#e07a1f", "#7a9e3b")
+INK, GRID = "#222222", "#dddddd"
+COLOURS = ("#1f6f8b", "#e07a1f", "#7a9e3b", "#8e5ea2", "#c2a83e", "#3f3f8f")
 
 
-def require_matplotlib():
-    """Import matplotlib, or say what to install.
+def require_matplotlib(option="--plot", extra="plot"):
+    """Import matplotlib, or say what to install for the option that needs it.
 
     Raises
     ------
@@ -17,8 +17,39 @@ def require_matplotlib():
     try:
         import matplotlib
     except ImportError:
-        raise BadInput("--plot needs matplotlib: pip install 'llmds_nb[plot]'") from None
+        raise BadInput(f"{option} needs matplotlib: pip install 'llmds_nb[{extra}]'") from None
     return matplotlib
+
+
+def new_figure(rows, columns, size):
+    """An empty figure of size (width, height) in inches, and its axes [rows, columns].
+
+    Raises
+    ------
+    BadInput
+        matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure, path) -> None:
+    """Write a figure to a file; its suffix chooses the format.
+
+    Raises
+    ------
+    BadInput
+        matplotlib does not know the format or cannot write the file.
+    """
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that it cannot draw
+        raise BadInput(f"{path}: {error}") from None
 
 
 def draw(report, path) -> None:
@@ -29,27 +60,18 @@ def draw(report, path) -> None:
     BadInput
         matplotlib is missing, does not know the format, or cannot write the file.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2)
-    figure.suptitle(_title(report), color=_INK)
+    figure, axes = new_figure(2, 2, (12, 8))
+    figure.suptitle(_title(report), color=INK)
     _latency(axes[0, 0], report)
     _pages(axes[0, 1], report)
     _batches(axes[1, 0], report)
     _steps(axes[1, 1], report)
     for ax in axes.flat:
         ax.set_axisbelow(True)
-        ax.grid(axis="y", color=_GRID)
+        ax.grid(axis="y", color=GRID)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that it cannot draw
-        raise BadInput(f"{path}: {error}") from None
+    save(figure, path)
 
 
 def _title(report):
@@ -66,8 +88,8 @@ def _latency(ax, report):
     for place, percentile in enumerate(("p50", "p95", "p99")):
         values = [samples[percentile] for _, samples in groups]
         positions = [group + 0.27 * (place - 1) for group in range(len(groups))]
-        bars = ax.bar(positions, values, 0.25, color=_COLOURS[place], label=percentile)
-        ax.bar_label(bars, fmt="{:,.0f}", padding=2, color=_INK)
+        bars = ax.bar(positions, values, 0.25, color=COLOURS[place], label=percentile)
+        ax.bar_label(bars, fmt="{:,.0f}", padding=2, color=INK)
     ax.set_xticks(range(len(groups)), [name for name, _ in groups])
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:,.0f}")
@@ -82,12 +104,12 @@ def _pages(ax, report):
     time = timeline["time_s"]
     ax.fill_between(
         time, timeline["pages_used"], timeline["pages_needed"],
-        color=_COLOURS[1], alpha=0.35, linewidth=0, label="saved by sharing",
+        color=COLOURS[1], alpha=0.35, linewidth=0, label="saved by sharing",
     )  # fmt: skip
     ax.fill_between(
-        time, timeline["pages_used"], color=_COLOURS[0], alpha=0.8, linewidth=0, label="used"
+        time, timeline["pages_used"], color=COLOURS[0], alpha=0.8, linewidth=0, label="used"
     )
-    ax.axhline(kv["pages"], color=_INK, linestyle="--", linewidth=1, label="pages there are")
+    ax.axhline(kv["pages"], color=INK, linestyle="--", linewidth=1, label="pages there are")
     ax.set_ylim(0, 1.25 * max(kv["pages"], kv["pages_needed_peak"]))  # room for the legend
     ax.set_xlabel("s (virtual clock)")
     ax.set_ylabel("pages of running sequences")
@@ -98,7 +120,7 @@ def _pages(ax, report):
 def _batches(ax, report):
     counts = report["timeline"]["retrieval_batch_sizes"]
     sizes = range(1, len(counts))
-    ax.bar(sizes, counts[1:], color=_COLOURS[0])
+    ax.bar(sizes, counts[1:], color=COLOURS[0])
     ax.set_xticks(sizes)
     ax.set_xlabel("requests in a retrieval batch")
     ax.set_ylabel("batches")
@@ -109,8 +131,8 @@ def _batches(ax, report):
 def _steps(ax, report):
     timeline, serving = report["timeline"], report["serving"]
     time = timeline["time_s"]
-    ax.plot(time, timeline["step_tokens"], color=_COLOURS[2], linewidth=0.8, label="tokens")
-    ax.plot(time, timeline["running"], color=_COLOURS[0], linewidth=1.2, label="running sequences")
+    ax.plot(time, timeline["step_tokens"], color=COLOURS[2], linewidth=0.8, label="tokens")
+    ax.plot(time, timeline["running"], color=COLOURS[0], linewidth=1.2, label="running sequences")
     ax.set_yscale("log")
     ax.set_ylim(0.8, 4 * serving["step_tokens_limit"])  # room for the legend
     ax.yaxis.set_major_formatter("{x:,.0f}")

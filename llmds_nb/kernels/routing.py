@@ -1,0 +1,149 @@
+"""Which replica gets a prompt: the one that was sent its longest prefix, loads permitting.
+
+State (N replicas, S slots):
+
+    prefix   uint64[S, 3]  rows (HASH, OWNER, STAMP) of prefixes of whole pages: the chained hash,
+                           one more than the replica it was last sent to, the route that did so;
+                           a bucket is WAYS rows, and there is a power of two of them, B
+    replica  int64[N, 2]   rows (ID, LOAD), ids rising; ids are never used again
+    meta     int64[5]      ROUTES so far; LOADED, the sum of all loads; SINCE, routes since loads
+                           were last halved; FOLLOWED, routes that went where a prefix was; SPILLED,
+                           routes whose longest known prefix lay on a replica that had too much
+
+Invariants: a row with OWNER 0 is empty; a hash stands in the bucket `hash & (B - 1)` only, and at
+most once; STAMP <= ROUTES; ids are distinct; loads are >= 0 and add up to LOADED; FOLLOWED and
+SINCE are at most ROUTES.
+
+A load counts prompt tokens, one more per request, halved every HALVING routes per replica, so it is
+about what was sent lately. A replica *has too much* when its load is above `imbalance` times the
+mean of all, counted as if each had been sent PRIOR prompts like the one to route besides, or the
+second prompt ever would not follow the first. The one with least never has, since imbalance >= 1.
+
+Where no prefix is known, or all that know one have too much, rendezvous hashing on the first page
+chooses: each replica has a score for it, and the highest wins. A replica that is removed thus
+leaves every other choice as it was. A row that names a removed replica is passed over.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+from .hashing import mix64
+from .prefix import prefix_hash
+from .status import ABSENT, INVALID
+
+HASH, OWNER, STAMP = range(3)
+ID, LOAD = range(2)
+ROUTES, LOADED, SINCE, FOLLOWED, SPILLED = range(5)
+N_META = 5
+WAYS = 8
+HALVING = 256
+PRIOR = 8
+_ONE = np.uint64(1)
+
+
+@kernel(internal=True)
+def _bucket(prefix, h):
+    """First row of the bucket of a hash. O(1)."""
+    return np.int64(h & np.uint64(prefix.shape[0] // WAYS - 1)) * WAYS
+
+
+@kernel(internal=True)
+def _owner(prefix, h):
+    """The replica a prefix was last sent to, or ABSENT. O(WAYS)."""
+    first = _bucket(prefix, h)
+    for i in range(first, first + WAYS):
+        if prefix[i, HASH] == h and prefix[i, OWNER] != 0:
+            return np.int64(prefix[i, OWNER] - _ONE)
+    return ABSENT
+
+
+@kernel(internal=True)
+def _record(prefix, h, owner, stamp):
+    """Note where a prefix was sent, in place of the oldest of its bucket if need be. O(WAYS)."""
+    first = _bucket(prefix, h)
+    place = first
+    for i in range(first, first + WAYS):
+        if prefix[i, HASH] == h and prefix[i, OWNER] != 0:
+            place = i
+            break
+        if prefix[i, STAMP] < prefix[place, STAMP]:  # 0 where empty
+            place = i
+    prefix[place, HASH] = h
+    prefix[place, OWNER] = np.uint64(owner) + _ONE
+    prefix[place, STAMP] = np.uint64(stamp)
+
+
+@kernel
+def replica_row(replica, id_):
+    """Row of a replica, or ABSENT. O(log N)."""
+    row = np.searchsorted(replica[:, ID], id_)
+    return row if row < replica.shape[0] and replica[row, ID] == id_ else ABSENT
+
+
+@kernel(internal=True)
+def _rendezvous(replica, h, most):
+    """Row of the highest score for a hash among those that have not too much. O(N)."""
+    best, highest = ABSENT, np.uint64(0)
+    for row in range(replica.shape[0]):
+        score = mix64(h ^ mix64(np.uint64(replica[row, ID]) + _ONE))
+        if replica[row, LOAD] <= most and (best == ABSENT or score > highest):
+            best, highest = row, score
+    return best
+
+
+@kernel(internal=True)
+def _charge(replica, meta, row, load):
+    """Add to a load, and halve all of them when it is time. O(N / HALVING) on average."""
+    replica[row, LOAD] += load
+    meta[LOADED] += load
+    meta[SINCE] += 1
+    if meta[SINCE] < HALVING * replica.shape[0]:
+        return
+    meta[SINCE] = 0
+    meta[LOADED] = 0
+    for i in range(replica.shape[0]):
+        replica[i, LOAD] >>= 1
+        meta[LOADED] += replica[i, LOAD]
+
+
+@kernel
+def route_one(prefix, replica, meta, root, tokens, size, imbalance):
+    """The id of the replica that gets a prompt, or INVALID for a negative token.
+
+    root uint64[2] is where the chain of hashes starts. O(tokens + pages + N).
+    """
+    signs = np.int32(0)
+    for i in range(tokens.size):
+        signs |= tokens[i]
+    if signs < 0:
+        return INVALID
+    n = tokens.size // size
+    hashes = np.empty(max(n, 1), np.uint64)
+    h0, h1 = root[0], root[1]
+    for j in range(n):
+        h0, h1 = prefix_hash(h0, h1, tokens[j * size : (j + 1) * size])
+        hashes[j] = h0
+    if n == 0:
+        hashes[0] = prefix_hash(h0, h1, tokens)[0]
+    load = np.int64(tokens.size + 1)
+    most = imbalance * (meta[LOADED] / replica.shape[0] + PRIOR * load) - PRIOR * load
+    chosen, spilled = ABSENT, False
+    for j in range(n - 1, -1, -1):
+        owner = _owner(prefix, hashes[j])
+        row = replica_row(replica, owner) if owner != ABSENT else ABSENT
+        if row == ABSENT:
+            continue
+        if replica[row, LOAD] <= most:
+            chosen = row
+            meta[FOLLOWED] += 1
+            break
+        spilled = True
+    meta[SPILLED] += spilled
+    if chosen == ABSENT:
+        chosen = _rendezvous(replica, hashes[0], most)
+    meta[ROUTES] += 1
+    for j in range(n):
+        _record(prefix, hashes[j], replica[chosen, ID], meta[ROUTES])
+    id_ = replica[chosen, ID]
+    _charge(replica, meta, chosen, load)
+    return id_

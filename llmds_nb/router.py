@@ -1,0 +1,227 @@
+"""PrefixRouter: which of several caches a prompt goes to, so that it finds its prefix there."""
+
+import hashlib
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+from ._checks import INT32, INT32_MAX
+from ._kv_base import check_salt, salt_bytes
+from .kernels import routing as k
+from .kernels.status import ABSENT, INVALID
+
+_MOST_REPLICAS = 4096
+_LARGEST = np.finfo(np.float64).max  # infinity times no load would not be a number
+
+
+class RouterStats(NamedTuple):
+    """Counts since the start, and what is known now."""
+
+    replicas: int
+    routed: int
+    followed: int  # went where a prefix of theirs had gone
+    spilled: int  # did not go where the longest known prefix was: too much was sent there already
+    prefixes: int  # whole-page prefixes remembered
+    imbalance: float  # load of the replica that has most / mean load; 1.0 at the start
+
+
+def _root(salt) -> np.ndarray:
+    """Where the hash chain of a tenant starts, uint64[2]."""
+    digest = hashlib.blake2b(salt_bytes(salt), digest_size=16, person=b"llmds_nb route")
+    return np.frombuffer(digest.digest(), "<u8").astype(np.uint64)
+
+
+_ROOT_0 = _root(0)
+
+
+class PrefixRouter:
+    """Sends each prompt to the replica that was sent its longest prefix, within a bound on load.
+
+    It remembers, for every prefix of whole pages that it has seen, the replica it was last sent to,
+    in a table of fixed size that forgets the oldest. A prompt goes to the replica of its longest
+    known prefix, unless that one has too much: a load above `max_imbalance` times the mean (counted
+    as if each had been sent eight prompts like this one besides). Then the next shorter prefixes
+    are asked, and at last rendezvous hashing on the first page decides among those that have not
+    too much. Load is prompt tokens sent (and one per request), halved every 256 routes per replica.
+
+    Parameters
+    ----------
+    n_replicas : int
+        They are numbered 0 .. n_replicas - 1; at most 4,096.
+    page_size : int
+        Tokens per page, a power of two from 1 to 4096: that of the caches.
+    max_imbalance : float
+        At least 1; infinity always follows the prefix.
+    max_prefixes : int
+        Prefixes remembered, rounded up to a power of two; 24 bytes each.
+
+    Notes
+    -----
+    The hash has no key, so routers on several machines agree on what they have not seen. Only the
+    hit ratio depends on it: two prefixes that collide go to the same replica, no more. A route is
+    O(tokens + pages + replicas). Thread-safe by one lock per object; a call that raises has changed
+    nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans. Networking 1998; bounded
+    loads: Mirrokni et al., SODA 2018.
+
+    >>> import numpy as np
+    >>> router = PrefixRouter(3, page_size=4)
+    >>> prompt = np.arange(10, dtype=np.int32)
+    >>> first = router.route(prompt)
+    >>> router.route(np.arange(16)) == first          # it begins with the same two pages
+    True
+    >>> router.add()
+    3
+    >>> router.remove(first)
+    >>> first in router.replicas, router.route(prompt) in router.replicas
+    (False, True)
+    """
+
+    def __init__(self, n_replicas, *, page_size=512, max_imbalance=1.25, max_prefixes=2**18):
+        n = _checks.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
+        self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
+        self.max_imbalance = _checks.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
+        slots = _checks.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
+        slots = max(k.WAYS, 1 << (slots - 1).bit_length())
+        self._prefix = np.zeros((slots, 3), np.uint64)
+        self._replica = np.zeros((n, 2), np.int64)
+        self._replica[:, k.ID] = np.arange(n)
+        self._meta = np.zeros(k.N_META, np.int64)
+        self._next_id = n
+        self._lock = threading.Lock()
+
+    def route(self, tokens, *, salt=0) -> int:
+        """Choose a replica for a prompt and remember that it has it. O(tokens + replicas).
+
+        Parameters
+        ----------
+        tokens : int32[n]
+            The prompt; may be empty. An array is read without a copy.
+        salt : int, bytes or str
+            Tenant: equal tokens of two salts have nothing in common, as in a KVCache.
+
+        Returns
+        -------
+        int
+            The number of a replica.
+
+        Raises
+        ------
+        ValueError
+            A token is negative or above 2**31 - 1.
+        """
+        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        root = _ROOT_0 if type(salt) is int and salt == 0 else _root(check_salt(salt))
+        with self._lock:
+            id_ = k.route_one(
+                self._prefix, self._replica, self._meta, root, tokens, self.page_size,
+                min(self.max_imbalance, _LARGEST),
+            )  # fmt: skip
+        if id_ == INVALID:
+            raise ValueError(f"tokens must be in [0, {INT32_MAX}], not {tokens.min()}")
+        return id_
+
+    def add(self) -> int:
+        """Add a replica and return its number, which was never used before. O(replicas).
+
+        It gets its share of prefixes that are new; known ones stay where they are cached. It starts
+        with the mean load, so that not everything goes to it at first.
+
+        Raises
+        ------
+        ValueError
+            There are 4,096 already.
+        """
+        with self._lock:
+            n = len(self._replica)
+            if n == _MOST_REPLICAS:
+                raise ValueError(f"there are {n} replicas already, the most there may be")
+            id_, load = self._next_id, int(self._meta[k.LOADED]) // n
+            self._replica = np.concatenate([self._replica, [[id_, load]]])
+            self._meta[k.LOADED] += load
+            self._next_id += 1
+        return id_
+
+    def remove(self, replica) -> None:
+        """Take a replica away: what went there goes elsewhere, all else stays. O(replicas).
+
+        Raises
+        ------
+        KeyError
+            There is no such replica.
+        ValueError
+            It is the last one.
+        """
+        id_ = _checks.natural(replica, "replica")
+        with self._lock:
+            row = k.replica_row(self._replica, id_)
+            if row == ABSENT:
+                raise KeyError(f"no replica has number {id_}")
+            if len(self._replica) == 1:
+                raise ValueError(f"replica {id_} is the last one")
+            self._meta[k.LOADED] -= self._replica[row, k.LOAD]
+            self._replica = np.delete(self._replica, row, axis=0)
+
+    @property
+    def replicas(self) -> list[int]:
+        """The numbers of the replicas there are, rising."""
+        with self._lock:
+            return self._replica[:, k.ID].tolist()
+
+    @property
+    def loads(self) -> dict[int, int]:
+        """The load of each replica, by its number."""
+        with self._lock:
+            return dict(self._replica.tolist())
+
+    def __len__(self) -> int:
+        """Return how many replicas there are."""
+        return len(self._replica)
+
+    def __repr__(self) -> str:
+        return (
+            f"<PrefixRouter: {len(self)} replicas, pages of {self.page_size} tokens, "
+            f"max_imbalance={self.max_imbalance:g}>"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self._prefix.nbytes + self._replica.nbytes + self._meta.nbytes
+
+    def stats(self) -> RouterStats:
+        """Return counts and loads. O(slots of the table)."""
+        with self._lock:
+            meta, n = self._meta.tolist(), len(self._replica)
+            most = int(self._replica[:, k.LOAD].max())
+            return RouterStats(
+                replicas=n,
+                routed=meta[k.ROUTES],
+                followed=meta[k.FOLLOWED],
+                spilled=meta[k.SPILLED],
+                prefixes=int((self._prefix[:, k.OWNER] != 0).sum()),
+                imbalance=most * n / meta[k.LOADED] if meta[k.LOADED] else 1.0,
+            )
+
+    def check(self) -> None:
+        """Assert every invariant written in kernels/routing.py. O(slots of the table)."""
+        with self._lock:
+            meta, replica = self._meta, self._replica
+            used = self._prefix[:, k.OWNER] != 0
+            buckets = np.flatnonzero(used) // k.WAYS
+            hashes = self._prefix[used, k.HASH]
+            assert (hashes & np.uint64(len(used) // k.WAYS - 1) == buckets.astype(np.uint64)).all()
+            assert np.unique(hashes).size == hashes.size
+            assert (self._prefix[used, k.OWNER] <= self._next_id).all()
+            assert (self._prefix[used, k.STAMP] >= 1).all() and not self._prefix[~used].any()
+            assert (self._prefix[used, k.STAMP] <= meta[k.ROUTES]).all()
+            assert (np.diff(replica[:, k.ID]) > 0).all() and replica[-1, k.ID] < self._next_id
+            assert (replica >= 0).all() and replica[:, k.LOAD].sum() == meta[k.LOADED]
+            assert 0 <= meta[k.SINCE] <= meta[k.ROUTES] >= meta[k.FOLLOWED] >= 0
+
+    @staticmethod
+    def _warmup() -> None:
+        router = PrefixRouter(2, page_size=2, max_prefixes=8)
+        router.route(np.arange(5, dtype=np.int32))
+        router.remove(router.add())

@@ -1,0 +1,113 @@
+"""Hit ratio against capacity: the trace as numbered pages, the policy's curve, Belady's bound."""
+
+import numpy as np
+
+from llmds_nb import KVCache
+from llmds_nb._lookahead import belady_hits
+
+from .replay import HASH_KEY
+
+STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the capacity asked about
+
+
+def number_pages(trace, page_size):
+    """Every full page as the number of the prefix that ends with it.
+
+    Two pages have the same number exactly if all tokens up to their ends are equal, so a cache with
+    a page per number hits what a cache with the tokens would.
+
+    Returns
+    -------
+    int32[total], int64[n + 1]
+        Request i has ``numbers[indptr[i]:indptr[i + 1]]``. O(parts + pages).
+    """
+    counts = trace.prompt // page_size
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    numbers, known = np.empty(indptr[-1], np.int32), {}
+    for first, stop in trace.chunks():
+        keys, bounds = _keys(trace, page_size, first, stop, counts[first:stop])
+        place = int(indptr[first])
+        at = 0
+        for n in counts[first:stop].tolist():
+            parent = -1
+            for _ in range(n):
+                key = parent, keys[bounds[at] : bounds[at + 1]]
+                parent = numbers[place] = known.setdefault(key, len(known))
+                place += 1
+                at += 1
+            at += 1  # what is behind the last full page
+    return numbers, indptr
+
+
+def _keys(trace, page_size, first, stop, counts):
+    """The ranges of token ids that each page is made of, as bytes, and where each page starts.
+
+    The cuts of a request are where its parts begin, and where its pages and its rest do. Every
+    request has a rest, perhaps an empty one, without any range.
+    """
+    a, b = trace.indptr[first], trace.indptr[stop]
+    ends = np.cumsum(trace.length[a:b], dtype=np.int64)
+    begins = ends - trace.length[a:b]
+    requests = np.concatenate([[0], np.cumsum(trace.prompt[first:stop])])
+    n = counts + 1
+    of = np.repeat(np.arange(counts.size), n)
+    nth = np.arange(of.size) - np.repeat(np.cumsum(n) - n, n)
+    pages = requests[of] + nth * page_size
+    cuts = np.union1d(begins, pages)
+    cuts = cuts[cuts < requests[-1]]
+    part = np.searchsorted(begins, cuts, "right") - 1
+    ranges = np.empty((cuts.size, 2), np.int32)
+    ranges[:, 0] = trace.start[a:b][part] + (cuts - begins[part])
+    ranges[:, 1] = np.diff(np.concatenate([cuts, requests[-1:]]))
+    places = np.searchsorted(cuts, np.concatenate([pages, requests[-1:]]))
+    return ranges.tobytes(), (places * 8).tolist()
+
+
+def curve(trace, page_size, policies, capacities, done=lambda n: None) -> dict:
+    """Hit ratios of a cache alone: a list for each policy, and one for "belady".
+
+    A capacity that cannot hold the longest request has no ratio: NaN, but for Belady's.
+    """
+    numbers, indptr = number_pages(trace, page_size)
+    begun = int((-(-trace.prompt // page_size)).sum())
+    largest = int((-(-trace.prompt // page_size)).max())
+    done(1)
+    result = {"belady": [hits / begun for hits in belady_hits(numbers, capacities)]}
+    done(1)
+    for policy in policies:
+        result[policy] = []
+        for capacity in capacities:
+            ratio = float("nan")
+            if capacity >= largest:
+                ratio = _hits(numbers, indptr, trace, page_size, policy, capacity) / begun
+            result[policy].append(ratio)
+            done(1)
+    return result
+
+
+def around(trace, options, progress) -> dict:
+    """The curves of LRU, of path-LRFU and of the policy asked about, around the pages asked about.
+
+    The lists stand under "capacity", "belady" and the policies' names.
+    """
+    capacities = sorted({max(1, round(options.pages * step)) for step in STEPS})
+    policies = list(dict.fromkeys([options.eviction, "lru", "path-lrfu"]))
+    total = 2 + len(policies) * len(capacities)
+    with progress.stage("hit ratios", total, "runs") as done:
+        curves = curve(trace, options.page_size, policies, capacities, done)
+    return {"capacity": capacities, **curves}
+
+
+def _hits(numbers, indptr, trace, page_size, policy, capacity):
+    """Pages found in a cache of one token a page; a partial page is a token that comes once."""
+    cache = KVCache(capacity, 1, eviction=policy, key=HASH_KEY)
+    partial = (trace.prompt % page_size > 0).tolist()
+    bounds, hits = indptr.tolist(), 0
+    for i in range(len(trace)):
+        pages = numbers[bounds[i] : bounds[i + 1]]
+        if partial[i]:  # held while the request is, never committed
+            pages = np.append(pages, np.int32(2**31 - 1))
+        hits += cache.attach(i, pages)
+        cache.commit(i, bounds[i + 1] - bounds[i])
+        cache.detach(i)
+    return hits

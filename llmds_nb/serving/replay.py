@@ -1,0 +1,212 @@
+"""Replay of a request trace: what a cache of a given size, policy and number of replicas does.
+
+Two ways. *Cache only*: each prompt is looked up, computed at once and let go, one after the other,
+so the hit ratio is that of the trace's order alone. *Engine*: a discrete-event replay on a virtual
+clock (`serving/replicas.py`), where requests wait, run side by side and hold their pages meanwhile.
+Both run over the real KVCache. No wall time enters, so a replay repeats exactly.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llmds_nb import KVCache
+from llmds_nb._lookahead import belady_hits
+
+from .engine import StepCost
+from .errors import BadInput
+from .replicas import NONE, TOO_LARGE, Replicas, make_router
+from .report import percentiles
+from .traces import from_parts
+
+HASH_KEY = b"llmds-nb replay"  # of the prefix hash: random by default, here the same in every run
+REFUSALS = ("too_large", "rate", "queue_full")
+
+DEFINITIONS = {
+    "hit_ratio": "prompt pages found cached / prompt pages begun, the last and partial one counted",
+    "hit_ratio_tokens": "prompt tokens found cached / prompt tokens, of the same requests",
+    "one_cache": "the same trace, cache only, on one cache of all the pages",
+    "imbalance": "prompt tokens of the replica that got most / mean over the replicas",
+    "ttft_ms": "end of the step that finished the prompt - arrival, of finished requests",
+    "latency_ms": "end of the last token - arrival, of finished requests",
+    "requests_per_s": "finished requests / virtual seconds from the first arrival to the last end",
+    "tokens_per_s": "generated tokens / the same seconds",
+    "too_large": "refused: prompt and answer need more pages than one replica has",
+    "rate": "refused by admission, by the limits on requests and prompt tokens per second",
+    "queue_full": "refused: --max-waiting requests waited already",
+    "percentiles": "nearest rank over the sorted samples: the ceil(p * n)-th smallest of n",
+}
+
+
+class Options(NamedTuple):
+    """What the user can choose."""
+
+    cache_only: bool = False
+    pages: int = 10_000  # in all, shared out evenly among the replicas
+    page_size: int = 512
+    eviction: str = "lru"
+    replicas: int = 1
+    router: str = "prefix"
+    batching: str = "continuous"
+    policy: str = "aging"
+    max_running: int = 256
+    max_step_tokens: int = 2048
+    max_waiting: int = 10_000
+    qps: float | None = None
+    token_rate: float | None = None
+    speed: float = 1.0
+    seed: int = 0
+    cost: StepCost = StepCost()
+
+
+def run(trace, options, done=lambda n: None) -> dict:
+    """Replay a trace.
+
+    Parameters
+    ----------
+    trace : Trace
+    options : Options
+    done : callable
+        Told how many more requests have ended.
+
+    Returns
+    -------
+    dict
+        Figures as `DEFINITIONS` says; arrays for the plots are under "samples".
+
+    Raises
+    ------
+    BadInput
+        There are fewer pages than replicas.
+    """
+    if options.pages < options.replicas:
+        raise BadInput(f"--pages {options.pages} are fewer than --replicas {options.replicas}")
+    result = {"conditions": _conditions(trace, options)}
+    result |= (_cache_only if options.cache_only else _engine)(trace, options, done)
+    if options.replicas > 1:
+        alone = options._replace(replicas=1, pages=options.pages)
+        one = _cache_only(trace, alone, lambda n: None)
+        result["cache"]["one_cache"] = one["cache"]["hit_ratio"]
+    return result
+
+
+def warmup() -> None:
+    """Compile what a replay needs beyond the structures themselves."""
+    n = 4
+    ones, indptr = np.ones(n, np.int64), np.arange(n + 1)
+    trace = from_parts("llmds", 0 * ones, 4 * ones, 0 * ones, indptr, 0 * ones, 8 * ones)
+    _engine(trace, Options(pages=8, page_size=4, replicas=1), lambda n: None)
+    belady_hits([0, 1, 0], [1])
+
+
+def _conditions(trace, options):
+    chosen = options._asdict()
+    chosen["cost"] = options.cost._asdict()
+    return {
+        "kind": trace.kind,
+        "requests": len(trace),
+        "prompt_tokens": int(trace.prompt.sum()),
+        "output_tokens": int(trace.output.sum()),
+        "notes": trace.notes,
+        **chosen,
+    }
+
+
+def new_cache(options) -> KVCache:
+    """The cache of one replica."""
+    return KVCache(
+        options.pages // options.replicas, options.page_size, eviction=options.eviction,
+        key=HASH_KEY,
+    )  # fmt: skip
+
+
+# ---- cache only ---------------------------------------------------------------------------------
+
+
+def _cache_only(trace, options, done):
+    caches = [new_cache(options) for _ in range(options.replicas)]
+    loads = np.zeros(options.replicas, np.int64)
+    route = make_router(options, lambda: loads)
+    fits = -(-trace.prompt // options.page_size) <= caches[0].n_pages
+    served, hits = np.zeros(options.replicas, np.int64), np.zeros(options.replicas, np.int64)
+    for request, tokens in trace.prompts():
+        if fits[request]:
+            replica = route(tokens)
+            cache = caches[replica]
+            hits[replica] += cache.attach(request, tokens)
+            cache.commit(request, tokens.size)
+            cache.detach(request)
+            loads[replica] += tokens.size
+            served[replica] += 1
+        if request % 1000 == 999:
+            done(1000)
+    done(len(trace) % 1000)
+    return {
+        "refused": dict.fromkeys(REFUSALS, 0) | {"too_large": int((~fits).sum())},
+        "cache": _cache_figures(trace, fits, options, caches, hits, loads, served),
+    }
+
+
+def _cache_figures(trace, looked_up, options, caches, hits, loads, served):
+    pages = int((-(-trace.prompt[looked_up] // options.page_size)).sum())
+    tokens = int(trace.prompt[looked_up].sum())
+    hit_tokens = int(hits.sum())
+    hit_pages = hit_tokens // options.page_size
+    return {
+        "hit_ratio": hit_pages / pages if pages else 0.0,
+        "hit_ratio_tokens": hit_tokens / tokens if tokens else 0.0,
+        "hit_pages": hit_pages,
+        "prompt_pages": pages,
+        "evictions": sum(cache.stats().evictions for cache in caches),
+        "imbalance": float(loads.max() / loads.mean()) if tokens else 1.0,
+        "replicas": [
+            {"requests": int(n), "prompt_tokens": int(load), "hit_tokens": int(hit)}
+            for n, load, hit in zip(served, loads, hits, strict=True)
+        ],
+    }
+
+
+# ---- engine -------------------------------------------------------------------------------------
+
+
+def _engine(trace, options, done):
+    caches = [new_cache(options) for _ in range(options.replicas)]
+    replicas = Replicas(trace, options, caches)
+    replicas.run(done)
+    records = replicas.records
+    finished = records.end_ns >= 0
+    arrival = replicas.arrival_ns
+    ttft = (records.first_ns - arrival)[finished] / 1e6
+    latency = (records.end_ns - arrival)[finished] / 1e6
+    seconds = (int(records.end_ns.max()) - int(arrival[0])) / 1e9 if finished.any() else 0.0
+    looked_up = records.refused == NONE
+    stats = [engine.counts() for engine in replicas.engines]
+    steps = sum(count["steps"] for count in stats)
+    hits = np.array([count["cached_tokens"] for count in stats])
+    loads = np.array([int(trace.prompt[records.replica == r].sum()) for r in range(len(stats))])
+    served = np.array([int((records.replica == r).sum()) for r in range(len(stats))])
+    return {
+        "refused": {
+            name: int((records.refused == i).sum()) for i, name in enumerate(REFUSALS, TOO_LARGE)
+        },
+        "cache": _cache_figures(trace, looked_up, options, caches, hits, loads, served)
+        | {"pages_held_peak": max(replicas.timeline["held"], default=0)},
+        "serving": {
+            "finished": int(finished.sum()),
+            "virtual_seconds": seconds,
+            "requests_per_s": int(finished.sum()) / seconds if seconds else 0.0,
+            "tokens_per_s": int(trace.output[finished].sum()) / seconds if seconds else 0.0,
+            "ttft_ms": percentiles(ttft),
+            "latency_ms": percentiles(latency),
+            "steps": steps,
+            "busy": sum(count["busy_ns"] for count in stats)
+            / 1e9
+            / max(seconds, 1e-9)
+            / len(stats),
+            "step_tokens_mean": sum(count["tokens"] for count in stats) / max(steps, 1),
+            "running_mean": sum(count["running"] for count in stats) / max(steps, 1),
+            "preempted": sum(count["preempted"] for count in stats),
+            "recomputed_tokens": sum(count["recomputed_tokens"] for count in stats),
+        },
+        "samples": {"ttft_ms": np.sort(ttft), "timeline": replicas.timeline},
+    }

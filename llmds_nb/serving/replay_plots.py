@@ -1,0 +1,176 @@
+"""Figures of a replay and of a sweep. Need the extra `plot`."""
+
+import itertools
+
+import numpy as np
+
+from .plots import COLOURS, GRID, INK, new_figure, save
+from .replay_report import cost_line
+
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def draw_replay(result, path) -> None:
+    """TTFT, pages over time and the hit ratio against capacity, as far as there are any.
+
+    Raises
+    ------
+    BadInput
+        matplotlib is missing, does not know the format, or cannot write the file.
+    """
+    panels = [_capacity]
+    if "serving" in result:
+        panels = [_ttft, _pages, _capacity]
+    figure, axes = new_figure(1, len(panels), (5.6 * len(panels), 4.8))
+    c = result["conditions"]
+    over = f", {c['replicas']} replicas ({c['router']})" if c["replicas"] > 1 else ""
+    title = [
+        f"{c['trace']}: {c['requests']:,} requests",
+        f"{c['pages']:,} pages of {c['page_size']} tokens, {c['eviction']}{over}",
+    ]
+    if "serving" in result:
+        title = [f"{title[0]}, {title[1]}, {c['batching']} batches, {c['policy']}"]
+        title.append(cost_line(c["cost"]))
+    title = "\n".join(title)
+    figure.suptitle(title, color=INK, fontsize=11)
+    for panel, ax in zip(panels, axes.flat, strict=True):
+        panel(ax, result)
+        _plain(ax)
+    save(figure, path)
+
+
+def _plain(ax):
+    ax.set_axisbelow(True)
+    ax.grid(color=GRID)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def _ttft(ax, result):
+    ttft = result["samples"]["ttft_ms"]
+    ax.set_title("Time to first token")
+    ax.set_xlabel("ms (virtual clock)")
+    ax.set_ylabel("share of finished requests")
+    if not ttft.size:
+        return
+    shares = np.arange(1, ttft.size + 1) / ttft.size
+    thin = np.unique(np.linspace(0, ttft.size - 1, 2000).astype(int))
+    ax.plot(ttft[thin], shares[thin], color=COLOURS[0], linewidth=1.8)
+    for name, share, colour in (("p50", 0.5, COLOURS[2]), ("p95", 0.95, COLOURS[1])):
+        value = result["serving"]["ttft_ms"][name]
+        ax.plot([value], [share], "o", color=colour, label=f"{name}: {value:,.0f} ms")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_ylim(0, 1.02)
+    ax.legend(frameon=False, loc="lower right")
+
+
+def _pages(ax, result):
+    line, c = result["samples"]["timeline"], result["conditions"]
+    time, held = np.array(line["time_s"]), np.array(line["held"])
+    cached = held + np.array(line["cached"])
+    unit, per = ("h", 3600) if time.size and time[-1] > 7200 else ("s", 1)
+    ax.fill_between(time / per, held, cached, color=COLOURS[0], alpha=0.3, linewidth=0,
+                    label="cached, evictable")  # fmt: skip
+    ax.fill_between(time / per, held, color=COLOURS[1], linewidth=0, label="held by requests")
+    total = c["pages"] // c["replicas"] * c["replicas"]
+    ax.axhline(total, color=INK, linestyle="--", linewidth=1, label="pages there are")
+    ax.set_ylim(0, 1.3 * total)
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.set_xlabel(f"{unit} (virtual clock)")
+    ax.set_ylabel("pages")
+    ax.set_title("Pages over time")
+    ax.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)
+
+
+def _capacity(ax, result):
+    curve, c = result["curve"], result["conditions"]
+    ax.plot(curve["capacity"], curve["belady"], color=INK, linestyle="--", label="Belady's bound")
+    names = [name for name in curve if name not in ("capacity", "belady")]
+    for name, colour, mark in zip(names, itertools.cycle(COLOURS), _MARKS, strict=False):
+        ax.plot(curve["capacity"], curve[name], color=colour, marker=mark, markersize=5, label=name)
+    ratio = result["cache"]["hit_ratio"]
+    label = "this run" if c["replicas"] == 1 else f"this run, {c['replicas']} replicas"
+    ax.plot([c["pages"]], [ratio], "*", color="#b00020", markersize=13, zorder=5,
+            label=f"{label}: {ratio:.3f}")  # fmt: skip
+    _capacity_axis(ax, curve["capacity"])
+    ax.set_ylim(0, 1.12 * max(curve["belady"][-1], ratio, 0.01))
+    ax.set_ylabel("prefix hit ratio")
+    ax.set_title("Hit ratio against capacity (curves: cache only)")
+    ax.legend(frameon=False, loc="best", fontsize=9)
+
+
+def _capacity_axis(ax, capacities):
+    ax.set_xscale("log", base=2)
+    ticks = sorted(set(capacities))
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=30)
+    ax.minorticks_off()
+    ax.set_xlabel("pages")
+
+
+def draw_sweep(sweep, path) -> None:
+    """One panel for the hit ratio and, after engine runs, one for the p95 of TTFT.
+
+    The first axis of the grid that holds more than one number is the horizontal one, and each
+    combination of the others is a line; without such an axis there is a bar for each point.
+
+    Raises
+    ------
+    BadInput
+        As for `draw_replay`.
+    """
+    points, keys = sweep["points"], sweep["keys"]
+    numeric = [
+        key for key in keys if len({p["values"][key] for p in points}) > 1
+        and not isinstance(points[0]["values"][key], str)
+    ]  # fmt: skip
+    measures = [("prefix hit ratio", lambda p: p["cache"]["hit_ratio"])]
+    if not sweep["conditions"]["cache_only"]:
+        measures.append(("TTFT p95, ms", lambda p: p["serving"]["ttft_ms"]["p95"]))
+    figure, axes = new_figure(1, len(measures), (6.4 * len(measures), 5.0))
+    c = sweep["conditions"]
+    title = f"Sweep over {c['trace']}: {c['requests']:,} requests"
+    if not c["cache_only"]:
+        title += f"\n{cost_line(c['cost'])}"
+    figure.suptitle(title, color=INK, fontsize=11)
+    for ax, (label, measure) in zip(axes.flat, measures, strict=True):
+        if numeric:
+            _lines(ax, points, "pages" if "pages" in numeric else numeric[0], measure)
+        else:
+            names = [_name(p["values"], keys) for p in points]
+            ax.barh(names, [measure(p) for p in points], color=COLOURS[0])
+            ax.invert_yaxis()
+        axis = ax.yaxis if numeric else ax.xaxis
+        axis.set_label_text(label)
+        values = [measure(p) for p in points]
+        if min(values) > 0 and max(values) > 20 * min(values):
+            (ax.set_yscale if numeric else ax.set_xscale)("log")
+        else:
+            (ax.set_ylim if numeric else ax.set_xlim)(0, 1.08 * max(values) or 1)
+        if max(values) > 10:
+            axis.set_major_formatter("{x:,.0f}")
+        _plain(ax)
+    save(figure, path)
+
+
+def _lines(ax, points, key, measure):
+    lines = {}
+    for point in points:
+        rest = {k: v for k, v in point["values"].items() if k != key}
+        lines.setdefault(_name(rest, rest), []).append((point["values"][key], measure(point)))
+    styles = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKS), strict=False)
+    for (name, line), (colour, mark) in zip(lines.items(), styles, strict=False):
+        line = sorted(line)
+        ax.plot(*zip(*line, strict=True), color=colour, marker=mark, markersize=6, label=name)
+    values = sorted({point["values"][key] for point in points})
+    if min(values) > 0 and max(values) / min(values) > 4:
+        ax.set_xscale("log")
+    ax.set_xticks(values, [f"{v:,}" for v in values], rotation=30 if len(values) > 5 else 0)
+    ax.minorticks_off()
+    ax.set_xlabel(key.replace("_", "-"))
+    if any(lines):
+        ax.legend(frameon=False, loc="best")
+
+
+def _name(values, keys):
+    return ", ".join(f"{key.replace('_', '-')}={values[key]}" for key in keys)

@@ -1,0 +1,301 @@
+"""Engines on a virtual clock, over the real structures, behind a router.
+
+A request arrives, is admitted (AdmissionController), sent to a replica (`make_router`), waits, runs
+and ends. A replica is a KVCache and what forms its steps: a ContinuousBatcher, or for static
+batches a Scheduler. One step takes ``a + b * prefill tokens + c * decoding + d * KV tokens read``.
+Sampled tokens are drawn from the seed, so a generated answer is never what a later prompt holds.
+
+One arrival at a time; between arrivals each engine runs on by itself, many steps in one call
+(kernels/stepping.py). Memory: a few numbers per request, the texts of those that wait
+(`max_waiting` at most), and the caches.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from llmds_nb import AdmissionController, ContinuousBatcher, PrefixRouter, Scheduler
+from llmds_nb._stepping import SimulatedEngine
+
+from .engine import NEVER, VirtualClock
+from .errors import BadInput
+
+NONE, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
+_TAPE = 2**18  # sampled tokens at least, read round and round
+_SAMPLES = 1024  # at most twice as many points of the timeline
+_LEAST_NS = 10_000_000  # between two of them
+_LAST_NS = 2**61  # 73 years: a clock that goes on could pass what int64 holds
+
+
+class Records(NamedTuple):
+    """What happened to each request; -1 where it did not."""
+
+    refused: np.ndarray  # int8[n]
+    replica: np.ndarray  # int32[n]
+    first_ns: np.ndarray  # int64[n], the end of the step that computed the prompt
+    end_ns: np.ndarray  # int64[n]
+
+
+def make_router(options, loads):
+    """A function of a prompt's tokens that names a replica; `loads()` gives their loads."""
+    n = options.replicas
+    if n == 1:
+        return lambda tokens: 0
+    if options.router == "prefix":
+        return PrefixRouter(n, page_size=options.page_size).route
+    if options.router == "least-loaded":
+        return lambda tokens: int(np.argmin(loads()))
+    turns = deque(range(n))
+
+    def next_in_turn(tokens):
+        turns.rotate(-1)
+        return turns[-1]
+
+    return next_in_turn
+
+
+def _require_time(ns):
+    if ns > _LAST_NS:
+        raise BadInput("the virtual clock passes 73 years: raise --speed or lower the step costs")
+
+
+class Replicas:
+    """All replicas and the loop that drives them; see `replay.run`."""
+
+    def __init__(self, trace, options, caches):
+        self._trace, self._options = trace, options
+        n = len(trace)
+        arrival = np.rint(trace.arrival_ns / options.speed)
+        _require_time(arrival[-1])
+        self.arrival_ns = arrival.astype(np.int64)
+        self.records = Records(
+            np.zeros(n, np.int8), np.full(n, -1, np.int32),
+            np.full(n, -1, np.int64), np.full(n, -1, np.int64),
+        )  # fmt: skip
+        self._clock = VirtualClock()
+        self._admission = None
+        if options.qps is not None or options.token_rate is not None:
+            try:
+                self._admission = AdmissionController(
+                    options.qps, options.token_rate, clock=self._clock
+                )
+            except ValueError as error:
+                raise BadInput(f"--qps, --token-rate: {error}") from None
+        size = max(_TAPE, options.max_running)
+        tape = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
+        engine = {"continuous": _Continuous, "static": _Static}[options.batching]
+        self.engines = [
+            engine(cache, options, self._clock, self.records, tape, i)
+            for i, cache in enumerate(caches)
+        ]
+        self._route = make_router(options, lambda: [len(engine) for engine in self.engines])
+        span = int(self.arrival_ns[-1] - self.arrival_ns[0])
+        self._every, self._due = max(span // _SAMPLES, _LEAST_NS), int(self.arrival_ns[0])
+        self.timeline = {"time_s": [], "held": [], "cached": [], "waiting": []}
+
+    def run(self, done) -> None:
+        """Replay to the end; `done` is told how many more requests have ended."""
+        arrivals, n = self.arrival_ns.tolist(), len(self._trace)
+        pages = -(-(self._trace.prompt + self._trace.output - 1) // self._options.page_size)
+        too_large = pages > self.engines[0].cache.n_pages
+        self.records.refused[too_large] = TOO_LARGE
+        too_large, prompts = too_large.tolist(), self._trace.prompts()
+        clock, engines = self._clock, self.engines
+        coming = 0
+        while True:
+            # Engines touch only at arrivals, so each may run on by itself until the next one.
+            when = arrivals[coming] if coming < n else NEVER
+            until = min(when, self._due)
+            for engine in engines:
+                if engine.end_ns < until:
+                    done(engine.run(until))
+                    if engine.end_ns != NEVER:
+                        _require_time(engine.end_ns)
+            if when == NEVER and all(engine.end_ns == NEVER for engine in engines):
+                return
+            if self._due <= when:
+                self._sample()
+                continue
+            clock.now = when
+            while coming < n and arrivals[coming] == when:
+                request, tokens = next(prompts)
+                done(too_large[coming] or not self._arrive(request, tokens))
+                coming += 1
+            for engine in engines:
+                if engine.end_ns == NEVER and len(engine):
+                    engine.start()
+
+    def _arrive(self, request, tokens):
+        """Take one request in; False if it is refused."""
+        if self._admission and not self._admission.admit(tokens.size).admitted:
+            self.records.refused[request] = RATE
+            return False
+        number = self._route(tokens)
+        engine = self.engines[number]
+        if engine.n_waiting >= self._options.max_waiting:
+            self.records.refused[request] = QUEUE_FULL
+            return False
+        self.records.replica[request] = number
+        trace = self._trace
+        engine.submit(request, tokens, int(trace.output[request]), int(trace.tenant[request]))
+        return True
+
+    def _sample(self):
+        """Note how full the caches are at the time that is due."""
+        line, now = self.timeline, self._due
+        stats = [engine.cache.stats() for engine in self.engines]
+        line["time_s"].append(now / 1e9)
+        line["held"].append(sum(s.n_used for s in stats))
+        line["cached"].append(sum(s.n_pages - s.n_free - s.n_used for s in stats))
+        line["waiting"].append(sum(engine.n_waiting for engine in self.engines))
+        if len(line["time_s"]) == 2 * _SAMPLES:  # a long tail: half as fine from now on
+            for values in line.values():
+                del values[1::2]
+            self._every *= 2
+        self._due += self._every
+
+
+class _Continuous:
+    """Iteration-level batches."""
+
+    def __init__(self, cache, options, clock, records, tape, number):
+        self.cache = cache
+        self._batcher = ContinuousBatcher(
+            cache, max_running=options.max_running, max_step_tokens=options.max_step_tokens,
+            policy=options.policy, clock=clock,
+        )  # fmt: skip
+        self._engine = SimulatedEngine(
+            self._batcher, clock, options.cost, tape, number * 7919 % tape.size,
+            records.end_ns.size, records.first_ns, records.end_ns,
+        )  # fmt: skip
+        self.submit, self.start, self.run = (
+            self._engine.submit, self._engine.start, self._engine.run,
+        )  # fmt: skip
+
+    def __len__(self):
+        return len(self._batcher)
+
+    @property
+    def n_waiting(self):
+        return self._batcher.n_waiting
+
+    @property
+    def end_ns(self):
+        return self._engine.end_ns
+
+    def counts(self):
+        """Sums over the steps and requests so far."""
+        stats = self._batcher.stats()
+        return self._engine.counts | {
+            "preempted": stats.preempted,
+            "recomputed_tokens": stats.recomputed_tokens,
+        }
+
+
+class _Static:
+    """Batches that run to their end before the next begins, as servers did before Orca.
+
+    Prompts are computed in the first step; each further step gives a token to every member that has
+    not ended. A batch takes those that fit with their whole answers; the others keep their places.
+    """
+
+    def __init__(self, cache, options, clock, records, tape, number):
+        self.cache, self._cost, self._clock = cache, options.cost, clock
+        self._records, self._tape = records, tape
+        self._read = number * 7919 % tape.size
+        self._scheduler = Scheduler(options.max_running, 0.0, policy=options.policy, clock=clock)
+        self._waiting = {}  # id -> (tokens, output)
+        n = records.end_ns.size
+        self._request_of = np.zeros(n, np.int64)
+        self._length, self._last = np.zeros(n, np.int64), np.zeros(n, np.int64)  # now, at the end
+        self._ids = np.zeros(0, np.int64)  # members that have not ended
+        self._prefill = False
+        self.end_ns = NEVER  # of the step under way
+        names = ("steps", "busy_ns", "tokens", "running", "cached_tokens")
+        self._counts = dict.fromkeys((*names, "preempted", "recomputed_tokens"), 0)
+
+    def __len__(self):
+        return len(self._scheduler) + self._ids.size
+
+    @property
+    def n_waiting(self):
+        return len(self._scheduler)
+
+    def submit(self, request, tokens, output, tenant):
+        """Let a request wait."""
+        id_ = self._scheduler.submit(tokens.size, tenant=tenant)
+        self._waiting[id_] = tokens, output
+        self._request_of[id_], self._length[id_] = request, tokens.size
+        self._last[id_] = tokens.size + output
+
+    def start(self):
+        """Begin a step now, if there is anything to do."""
+        self.end_ns = NEVER
+        self._prefill = not self._ids.size
+        prefill = self._form() if self._prefill else 0
+        n = self._ids.size
+        if n:
+            decoding = 0 if self._prefill else n
+            took = self._cost.step_ns(prefill, decoding, int(self._length[self._ids].sum()))
+            self.end_ns = self._clock.now + took
+            counts = self._counts
+            counts["steps"] += 1
+            counts["busy_ns"] += took
+            counts["tokens"] += prefill + decoding
+            counts["running"] += n
+
+    def _form(self):
+        """Attach the next batch; return the tokens to compute."""
+        ids = self._scheduler.get_batch(idle=True).ids
+        room, size, taken, prefill = self.cache.n_pages, self.cache.page_size, 0, 0
+        for id_ in ids.tolist():
+            tokens, output = self._waiting[id_]
+            room -= -(-(tokens.size + output - 1) // size)
+            if room < 0:
+                break
+            hits = self.cache.attach(id_, tokens)
+            del self._waiting[id_]
+            self._counts["cached_tokens"] += hits
+            prefill += max(tokens.size - hits, 1)  # the last token is computed for its logits
+            taken += 1
+        self._ids = ids[:taken]
+        self._scheduler.requeue(ids[taken:])
+        return prefill
+
+    def run(self, until):
+        """Run all steps that end before `until`; return how many requests ended."""
+        n_ended = 0
+        while self.end_ns < until:
+            self._clock.now = self.end_ns
+            n_ended += self._finish()
+            self.start()
+        return n_ended
+
+    def _finish(self):
+        """End the step; return how many requests ended with it."""
+        ids, now = self._ids, self._clock.now
+        if self._prefill:
+            for id_ in ids.tolist():
+                self.cache.commit(id_, int(self._length[id_]))
+            self._records.first_ns[self._request_of[ids]] = now
+        self._length[ids] += 1
+        over = self._length[ids] == self._last[ids]
+        ended, self._ids = ids[over], ids[~over]
+        if ended.size:
+            self.cache.detach(ended)
+            self._scheduler.complete(ended)
+            self._records.end_ns[self._request_of[ended]] = now
+        if self._ids.size:
+            self.cache.append_many(self._ids, self._draw(self._ids.size))
+        return ended.size
+
+    def _draw(self, n):
+        if self._read + n > self._tape.size:
+            self._read = 0
+        self._read += n
+        return self._tape[self._read - n : self._read]
+
+    def counts(self):
+        """Sums over the steps and requests so far."""
+        return dict(self._counts)

@@ -1,0 +1,366 @@
+"""Request traces: Mooncake JSONL, Azure LLM inference CSV, and our own JSONL, as flat arrays.
+
+Each may be gzipped. Files are read line by line; what is kept are the arrays of `Trace`.
+
+Mooncake   {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]},
+           one hash id for every 512 tokens begun; equal ids mean equal text up to there.
+Azure      TIMESTAMP,ContextTokens,GeneratedTokens; nothing is known of the text, so no two requests
+           share any.
+ours       {"arrival_ms": ms, "output_tokens": n, "tenant": 0} and one of
+             "tokens": [...]                     the token ids themselves,
+             "prompt": id, "prompt_tokens": n    the first n tokens of the text called `id`,
+             "parts": [[id, n], ...]             such texts one after the other.
+           `tenant` may be left out. Token ids and text ids are two worlds; both are >= 0.
+"""
+
+import csv
+import gzip
+import json
+import math
+from array import array
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import BadInput
+
+MOONCAKE_BLOCK = 512
+AZURE_HEADER = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
+EXPECTED = (
+    'a JSONL line with "hash_ids" (Mooncake) or "arrival_ms" (llmds-nb), or the CSV header '
+    + ",".join(AZURE_HEADER)
+)
+_MOST_TOKENS = 2**31 - 1  # of one request, and of all distinct text together
+_MOST_MS = 2**62 / 1e6
+
+
+class Trace(NamedTuple):
+    """Requests in the order of arrival.
+
+    The prompt of request i is the ranges of token ids ``start[j] .. start[j] + length[j]`` for j in
+    ``indptr[i] .. indptr[i + 1]``. Different texts have ranges that do not overlap.
+    """
+
+    kind: str  # "mooncake", "azure" or "llmds"
+    arrival_ns: np.ndarray  # int64[n], never falling
+    prompt: np.ndarray  # int64[n], tokens
+    output: np.ndarray  # int64[n], tokens
+    tenant: np.ndarray  # int64[n]
+    indptr: np.ndarray  # int64[n + 1]
+    start: np.ndarray  # int32[parts]
+    length: np.ndarray  # int32[parts]
+    notes: list  # one line for everything the reader changed
+
+    def __len__(self):
+        return self.arrival_ns.size
+
+    def tokens(self, first, stop):
+        """Prompts of requests first .. stop, as (int32[total], offsets int64[stop - first + 1])."""
+        a, b = self.indptr[first], self.indptr[stop]
+        lengths = self.length[a:b]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(self.prompt[first:stop])])
+        base = self.start[a:b] - (ends - lengths)  # may be below 0, and is above -2**31
+        tokens = np.repeat(base.astype(np.int32), lengths)
+        tokens += np.arange(tokens.size, dtype=np.int32)
+        return tokens, offsets
+
+    def prompts(self, most_tokens=2**21):
+        """Yield (request, tokens int32[n]) for all, expanding about `most_tokens` at a time."""
+        for first, stop in self.chunks(most_tokens):
+            tokens, offsets = self.tokens(first, stop)
+            bounds = offsets.tolist()
+            for i in range(stop - first):
+                yield first + i, tokens[bounds[i] : bounds[i + 1]]
+
+    def chunks(self, most_tokens=2**21):
+        """Ranges (first, stop) of requests of at most so many tokens, or of one request."""
+        ends, first = np.cumsum(self.prompt), 0
+        while first < len(self):
+            before = int(ends[first - 1]) if first else 0
+            stop = int(np.searchsorted(ends, before + most_tokens, "right"))
+            yield first, max(stop, first + 1)
+            first = max(stop, first + 1)
+
+    def head(self, n):
+        """The first n requests."""
+        n = min(n, len(self))
+        parts = int(self.indptr[n])
+        columns = (self.arrival_ns, self.prompt, self.output, self.tenant)
+        return Trace(
+            self.kind,
+            *(column[:n] for column in columns),
+            self.indptr[: n + 1],
+            self.start[:parts],
+            self.length[:parts],
+            self.notes,
+        )
+
+
+class _Columns:
+    """What a reader fills, request by request."""
+
+    def __init__(self):
+        self.arrival_ns, self.output, self.tenant = array("q"), array("q"), array("q")
+        self.indptr, self.part, self.length = array("q", [0]), array("q"), array("i")
+
+    def end_request(self, arrival_ns, output, tenant=0):
+        """The parts are there already."""
+        self.arrival_ns.append(arrival_ns)
+        self.output.append(output)
+        self.tenant.append(tenant)
+        self.indptr.append(len(self.part))
+
+
+def read(path, *, limit=None) -> Trace:
+    """Read a trace; its first line says which format it is.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    limit : int, optional
+        Read only so many requests.
+
+    Raises
+    ------
+    BadInput
+        The file cannot be read or is in no known format, or a line is broken: with its number.
+    """
+    columns = _Columns()
+    try:
+        with _open(path) as lines:
+            first = next((line for line in lines if line.strip()), None)
+            if first is None:
+                raise BadInput(f"{path}: empty; expected {EXPECTED}")
+            lines.seek(0)
+            kind, fill = _format(path, first)
+            fill(path, lines, columns, math.inf if limit is None else limit)
+    except OSError as error:  # also what is not really gzip
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+    except (EOFError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    if not columns.arrival_ns:
+        raise BadInput(f"{path}: no requests in it")
+    return _finish(path, kind, columns)
+
+
+def _open(path):
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    return (gzip.open if packed else open)(path, "rt", encoding="utf-8", newline="")
+
+
+def _format(path, line):
+    if [name.strip() for name in line.lstrip("\ufeff").split(",")] == AZURE_HEADER:
+        return "azure", _read_azure
+    try:
+        request = json.loads(line)
+    except ValueError:
+        request = None
+    if isinstance(request, dict) and "hash_ids" in request:
+        return "mooncake", _read_mooncake
+    if isinstance(request, dict) and "arrival_ms" in request:
+        return "llmds", _read_ours
+    raise BadInput(f"{path}: unknown format: expected {EXPECTED}")
+
+
+class _Wrong(Exception):
+    """What is wrong with a line; the caller knows its number."""
+
+
+def _requests(path, lines, columns, limit, fill):
+    """Give each JSON line to `fill`."""
+    for number, line in enumerate(lines, 1):
+        if len(columns.arrival_ns) >= limit:
+            return
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            if type(request) is not dict:
+                raise _Wrong("not a JSON object")
+            fill(request, columns)
+        except _Wrong as wrong:
+            raise BadInput(f"{path}:{number}: {wrong}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _natural(request, name, low=0, high=2**63 - 1):
+    if name not in request:
+        raise _Wrong(f'"{name}" is missing')
+    return _in_range(request[name], f'"{name}"', low, high)
+
+
+def _in_range(value, name, low, high):
+    if type(value) is not int:
+        raise _Wrong(f"{name} must be an integer, not {value!r:.60}")
+    if not low <= value <= high:
+        raise _Wrong(f"{name} must be in [{low}, {high}], not {value}")
+    return value
+
+
+def _time_ns(request, name):
+    if name not in request:
+        raise _Wrong(f'"{name}" is missing')
+    value = request[name]
+    if type(value) not in (int, float) or not 0 <= value <= _MOST_MS:  # NaN fails as well
+        raise _Wrong(f'"{name}" must be milliseconds >= 0, not {value!r:.60}')
+    return round(value * 1_000_000)
+
+
+def _extend(columns, ids, name):
+    """Add ids as parts; their lengths are for the caller."""
+    if type(ids) is not list or not ids:
+        raise _Wrong(f'"{name}" must be a list that is not empty, not {ids!r:.60}')
+    try:
+        columns.part.extend(ids)
+    except (TypeError, OverflowError):
+        raise _Wrong(f'"{name}" must hold integers in [0, 2**63 - 1]') from None
+    if min(ids) < 0:
+        raise _Wrong(f'"{name}" must hold integers >= 0, not {min(ids)}')
+
+
+def _read_mooncake(path, lines, columns, limit):
+    def fill(request, columns):
+        arrival = _time_ns(request, "timestamp")
+        n = _natural(request, "input_length", 1, _MOST_TOKENS)
+        output = _natural(request, "output_length", 1, _MOST_TOKENS)
+        ids = request.get("hash_ids")
+        _extend(columns, ids, "hash_ids")
+        blocks = -(-n // MOONCAKE_BLOCK)
+        if len(ids) != blocks:
+            raise _Wrong(f"{n} tokens are {blocks} blocks of {MOONCAKE_BLOCK}, not {len(ids)}")
+        columns.length.extend([MOONCAKE_BLOCK] * (blocks - 1))
+        columns.length.append(n - MOONCAKE_BLOCK * (blocks - 1))
+        columns.end_request(arrival, output)
+
+    _requests(path, lines, columns, limit, fill)
+
+
+def _read_ours(path, lines, columns, limit):
+    def fill(request, columns):
+        arrival = _time_ns(request, "arrival_ms")
+        output = _natural(request, "output_tokens", 1, _MOST_TOKENS)
+        tenant = _natural(request, "tenant") if "tenant" in request else 0
+        given = [name for name in ("tokens", "prompt", "parts") if name in request]
+        if len(given) != 1:
+            raise _Wrong(f'one of "tokens", "prompt" and "parts" is wanted, not {len(given)}')
+        if given == ["tokens"]:
+            before = len(columns.part)
+            _extend(columns, request["tokens"], "tokens")
+            if max(request["tokens"]) > _MOST_TOKENS:
+                raise _Wrong(f'"tokens" must be at most {_MOST_TOKENS}')
+            for j in range(before, len(columns.part)):
+                columns.part[j] = -1 - columns.part[j]  # apart from the ids of texts
+            columns.length.extend([1] * (len(columns.part) - before))
+        elif given == ["prompt"]:
+            columns.part.append(_natural(request, "prompt"))
+            columns.length.append(_natural(request, "prompt_tokens", 1, _MOST_TOKENS))
+        else:
+            parts = request["parts"]
+            if type(parts) is not list or not parts:
+                raise _Wrong(f'"parts" must be a list of [id, tokens], not {parts!r:.60}')
+            for part in parts:
+                if type(part) is not list or len(part) != 2:
+                    raise _Wrong(f'"parts" must hold pairs [id, tokens], not {part!r:.60}')
+                id_, n = part
+                if type(id_) is not int or not 0 <= id_ < 2**63:
+                    _in_range(id_, "the id of a part", 0, 2**63 - 1)
+                if type(n) is not int or not 1 <= n <= _MOST_TOKENS:
+                    _in_range(n, "tokens of a part", 1, _MOST_TOKENS)
+                columns.part.append(id_)
+                columns.length.append(n)
+        columns.end_request(arrival, output, tenant)
+
+    _requests(path, lines, columns, limit, fill)
+
+
+def _read_azure(path, lines, columns, limit):
+    begun = None
+    epoch = datetime(1970, 1, 1)
+    rows = csv.reader(lines, strict=True)
+    try:
+        for row in rows:
+            if not row or (begun is None and row[0].lstrip("\ufeff") == AZURE_HEADER[0]):
+                continue
+            if len(columns.arrival_ns) >= limit:
+                break
+            where = f"{path}:{rows.line_num}"
+            if len(row) != len(AZURE_HEADER):
+                raise BadInput(f"{where}: {len(AZURE_HEADER)} columns are wanted, not {len(row)}")
+            try:
+                # Python knows microseconds; the trace has one digit more.
+                passed = datetime.fromisoformat(row[0].strip()[:26]).replace(tzinfo=None) - epoch
+            except ValueError:
+                raise BadInput(f"{where}: not a time: {row[0]!r:.60}") from None
+            begun = 0 if begun is None else begun
+            lengths = []
+            for name, text in zip(AZURE_HEADER[1:], row[1:], strict=True):
+                if not text.strip().isascii() or not text.strip().isdigit():
+                    raise BadInput(f"{where}: {name} must be an integer >= 1, not {text!r:.60}")
+                if not 1 <= int(text) <= _MOST_TOKENS:
+                    raise BadInput(f"{where}: {name} must be in [1, {_MOST_TOKENS}], not {text}")
+                lengths.append(int(text))
+            # A first token of its own makes all pages of the request its own.
+            columns.part.append(len(columns.arrival_ns) + 1)
+            columns.length.append(1)
+            if lengths[0] > 1:
+                columns.part.append(0)
+                columns.length.append(lengths[0] - 1)
+            micros = (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+            columns.end_request(micros * 1000, lengths[1])
+    except csv.Error as error:
+        raise BadInput(f"{path}:{rows.line_num}: {error}") from None
+
+
+def _finish(path, kind, columns) -> Trace:
+    """Arrays in the order of arrival, with a range of token ids for every text."""
+    arrival, output, tenant, indptr, part, length = (
+        np.frombuffer(column, column.typecode) for column in (
+            columns.arrival_ns, columns.output, columns.tenant,
+            columns.indptr, columns.part, columns.length,
+        )
+    )  # fmt: skip
+    if kind == "azure":
+        arrival -= arrival.min()
+    notes = []
+    early = int((arrival[1:] < np.maximum.accumulate(arrival)[:-1]).sum())
+    if early:
+        notes.append(f"{early:,} requests stood after a later one: sorted by arrival")
+        order = np.argsort(arrival, kind="stable")
+        counts = np.diff(indptr)[order]
+        ends = np.cumsum(counts)
+        take = np.repeat(indptr[:-1][order] - (ends - counts), counts) + np.arange(part.size)
+        part, length = part[take], length[take]
+        arrival, output, tenant = arrival[order], output[order], tenant[order]
+        indptr = np.concatenate([[0], ends])
+    return from_parts(kind, arrival, output, tenant, indptr, part, length, notes, path)
+
+
+def from_parts(
+    kind, arrival_ns, output, tenant, indptr, part, length, notes=(), name="trace"
+) -> Trace:
+    """A Trace of requests whose prompts are parts (id, length), int64 and int32 arrays.
+
+    O(parts log parts).
+
+    Raises
+    ------
+    BadInput
+        A prompt, or all distinct texts together, have more than 2**31 - 1 tokens.
+    """
+    ids, text = np.unique(part, return_inverse=True)
+    longest = np.zeros(ids.size, np.int64)
+    np.maximum.at(longest, text, length)
+    ends = np.cumsum(longest)
+    prompt = np.add.reduceat(length, indptr[:-1], dtype=np.int64)
+    for what, tokens in (("all distinct texts", ends[-1]), ("a prompt", prompt.max())):
+        if tokens > _MOST_TOKENS:
+            raise BadInput(f"{name}: {what}: {tokens:,} tokens are more than {_MOST_TOKENS:,}")
+    start = (ends - longest).astype(np.int32)[text]
+    return Trace(
+        kind, arrival_ns, prompt, output, tenant, indptr, start,
+        length.astype(np.int32, copy=False), list(notes),
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""Traces: three formats become the same arrays, and what is broken is named with its line."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmds_nb.serving import traces
+from llmds_nb.serving.errors import BadInput
+
+MOONCAKE = {"timestamp": 5, "input_length": 600, "output_length": 7, "hash_ids": [4, 9]}
+OURS = {"arrival_ms": 1.5, "prompt": 3, "prompt_tokens": 4, "output_tokens": 2}
+HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
+
+
+def write(path, *requests):
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in requests]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def prompts(trace):
+    return [tokens.tolist() for _, tokens in trace.prompts()]
+
+
+def shape(sequences):
+    """Token ids renamed in the order in which they first come: what is equal stays equal."""
+    names = {}
+    return [[names.setdefault(token, len(names)) for token in tokens] for tokens in sequences]
+
+
+def test_mooncake_blocks_are_512_tokens(tmp_path):
+    later = {"timestamp": 9, "input_length": 1024, "output_length": 1, "hash_ids": [4, 8]}
+    trace = traces.read(write(tmp_path / "t", MOONCAKE, "", later))
+    assert trace.kind == "mooncake" and len(trace) == 2
+    assert trace.arrival_ns.tolist() == [5_000_000, 9_000_000]
+    assert trace.prompt.tolist() == [600, 1024] and trace.output.tolist() == [7, 1]
+    first, second = prompts(trace)
+    assert first[:512] == second[:512] and not set(first[512:]) & set(second[512:])
+    assert len(set(first)) == 600 and trace.notes == []
+
+
+def test_azure_requests_share_nothing(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "2023-11-16 18:17:04.0319600,3,8\r\n2023-11-16 18:17:03.9799600,1,9")
+    trace = traces.read(path)
+    assert trace.kind == "azure"
+    assert trace.arrival_ns.tolist() == [0, 52_000_000]
+    assert trace.prompt.tolist() == [1, 3] and trace.output.tolist() == [9, 8]
+    one, three = prompts(trace)
+    assert one[0] != three[0]
+    assert trace.notes == ["1 requests stood after a later one: sorted by arrival"]
+
+
+def test_the_three_ways_to_give_a_prompt(tmp_path):
+    path = write(
+        tmp_path / "t",
+        {"arrival_ms": 0, "tokens": [7, 7, 5], "output_tokens": 1, "tenant": 6},
+        {"arrival_ms": 0, "prompt": 7, "prompt_tokens": 2, "output_tokens": 1},
+        {"arrival_ms": 2.25, "parts": [[7, 3], [8, 2]], "output_tokens": 1},
+        {"arrival_ms": 2.25, "tokens": [5], "output_tokens": 1},
+    )
+    trace = traces.read(path)
+    assert shape(prompts(trace)) == shape([[7, 7, 5], [100, 101], [100, 101, 102, 200, 201], [5]])
+    assert trace.arrival_ns.tolist() == [0, 0, 2_250_000, 2_250_000]
+    assert trace.tenant.tolist() == [6, 0, 0, 0]
+
+
+def test_gzip_a_limit_and_a_head(tmp_path):
+    path = tmp_path / "t"
+    lines = "".join(json.dumps({**OURS, "prompt": i}) + "\n" for i in range(5))
+    path.write_bytes(gzip.compress(lines.encode()))
+    whole, part = traces.read(path), traces.read(path, limit=3)
+    assert len(whole) == 5 and len(part) == 3
+    assert prompts(whole.head(3)) == prompts(part) == prompts(whole)[:3]
+    assert len(whole.head(9)) == 5
+
+
+def test_late_lines_are_sorted_and_ties_keep_their_order(tmp_path):
+    times = [30, 10, 20, 10, 40]
+    path = write(
+        tmp_path / "t", *({**OURS, "arrival_ms": t, "output_tokens": i + 1, "prompt": 9 - i,
+        "prompt_tokens": i + 1} for i, t in enumerate(times))
+    )  # fmt: skip
+    trace = traces.read(path)
+    assert trace.output.tolist() == [2, 4, 3, 1, 5]
+    assert trace.prompt.tolist() == [2, 4, 3, 1, 5]
+    assert len({tokens[0] for tokens in prompts(trace)}) == 5
+    assert "3 requests" in trace.notes[0]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1), min_size=1))
+def test_expanding_equals_the_obvious(requests):
+    part, length = np.array([p for r in requests for p in r], np.int64).T
+    indptr = np.cumsum([0, *map(len, requests)])
+    n = len(requests)
+    zeros, ones = np.zeros(n, np.int64), np.ones(n, np.int64)
+    trace = traces.from_parts("llmds", zeros, ones, zeros, indptr, part, length)
+    plain = [[100 * p + j for p, size in request for j in range(size)] for request in requests]
+    assert shape(prompts(trace)) == shape(plain)
+    assert trace.prompt.tolist() == [len(tokens) for tokens in plain]
+    for most in (1, 10):
+        assert [t.tolist() for _, t in trace.prompts(most)] == prompts(trace)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "2: not JSON"),
+        ("[1]", "2: not a JSON object"),
+        ("[" * 100_000, "2: not JSON"),
+        ({**OURS, "arrival_ms": -1}, '2: "arrival_ms" must be milliseconds >= 0, not -1'),
+        ({**OURS, "arrival_ms": "soon"}, "not 'soon'"),
+        ({**OURS, "arrival_ms": True}, "not True"),
+        ({**OURS, "arrival_ms": float("nan")}, "not nan"),
+        ({**OURS, "arrival_ms": 1e300}, "not 1e+300"),
+        ({**OURS, "prompt_tokens": 0}, '2: "prompt_tokens" must be in [1, 2147483647], not 0'),
+        ({**OURS, "output_tokens": 0}, '"output_tokens" must be in [1, 2147483647], not 0'),
+        ({**OURS, "output_tokens": 1.5}, "must be an integer, not 1.5"),
+        ({**OURS, "prompt": -1}, "not -1"),
+        ({**OURS, "tenant": -1}, "not -1"),
+        ({**OURS, "prompt": 2**63}, f"not {2**63}"),
+        ({**OURS, "tokens": [1]}, 'one of "tokens", "prompt" and "parts" is wanted, not 2'),
+        ({"arrival_ms": 1, "output_tokens": 1}, "is wanted, not 0"),
+        ({"arrival_ms": 1, "output_tokens": 1, "tokens": []}, '"tokens" must be a list'),
+        ({"arrival_ms": 1, "output_tokens": 1, "tokens": [1.5]}, "must hold integers"),
+        ({"arrival_ms": 1, "output_tokens": 1, "tokens": [-2]}, "not -2"),
+        ({"arrival_ms": 1, "output_tokens": 1, "tokens": [2**31]}, "at most"),
+        ({"arrival_ms": 1, "output_tokens": 1, "parts": []}, "list of [id, tokens]"),
+        ({"arrival_ms": 1, "output_tokens": 1, "parts": [[1]]}, "pairs [id, tokens], not [1]"),
+        ({"arrival_ms": 1, "output_tokens": 1, "parts": [[1, 0]]}, "not 0"),
+        ({"arrival_ms": 1, "prompt": 1, "prompt_tokens": 2}, '"output_tokens" is missing'),
+        ({"output_tokens": 1, "prompt": 1, "prompt_tokens": 2}, '"arrival_ms" is missing'),
+    ],
+)  # fmt: skip
+def test_broken_lines_are_named(tmp_path, line, message):
+    path = write(tmp_path / "t.jsonl", OURS, line)
+    with pytest.raises(BadInput, match=":2: ") as error:
+        traces.read(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestamp": -3}, "not -3"),
+        ({"input_length": 0}, "not 0"),
+        ({"output_length": 0}, "not 0"),
+        ({"input_length": 513, "hash_ids": [1]}, "513 tokens are 2 blocks of 512, not 1"),
+        ({"hash_ids": []}, "not empty"),
+        ({"hash_ids": None}, "not None"),
+        ({"hash_ids": [1, -4]}, "not -4"),
+        ({"hash_ids": [1, "x"]}, "integers"),
+    ],
+)
+def test_broken_mooncake_lines_are_named(tmp_path, change, message):
+    path = write(tmp_path / "t", MOONCAKE, {**MOONCAKE, **change})
+    with pytest.raises(BadInput, match=":2: ") as error:
+        traces.read(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("yesterday,3,4", "not a time: 'yesterday'"),
+        ("2023-11-16 18:17:03,3", "3 columns are wanted, not 2"),
+        ("2023-11-16 18:17:03,0,4", "ContextTokens must be in [1, 2147483647], not 0"),
+        ("2023-11-16 18:17:03,3,0", "GeneratedTokens must be in"),
+        ("2023-11-16 18:17:03,-3,4", "must be an integer >= 1, not '-3'"),
+        ("2023-11-16 18:17:03,3.5,4", "must be an integer >= 1, not '3.5'"),
+        ('"2023-11-16 18:17:03,3,4', "unexpected end of data"),
+    ],
+)
+def test_broken_azure_rows_are_named(tmp_path, row, message):
+    path = tmp_path / "t"
+    path.write_text(HEADER + row)
+    with pytest.raises(BadInput, match=":2: ") as error:
+        traces.read(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"a,b,c\n1,2,3\n", b'{"x": 1}\n', b"\xff\xfe\n",
+                                     b"\x1f\x8bnot gzip", b"3\n", HEADER.encode()])  # fmt: skip
+def test_unknown_formats_are_refused_saying_what_was_expected(tmp_path, content):
+    path = tmp_path / "t"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=str(path)) as error:
+        traces.read(path)
+    if content in (b"", b"a,b,c\n1,2,3\n", b'{"x": 1}\n', b"3\n"):
+        for word in ("Mooncake", "arrival_ms", "TIMESTAMP"):
+            assert word in str(error.value)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(BadInput, match=str(path)):
+            traces.read(path)
+
+
+def test_too_much_text_is_refused(tmp_path):
+    half = {**OURS, "prompt_tokens": 2**30 + 9}
+    path = write(tmp_path / "t", half, {**half, "prompt": 8})
+    with pytest.raises(BadInput, match="all distinct texts"):
+        traces.read(path)
+
+
+def test_the_shared_traces(shared_data):
+    conversation = traces.read(shared_data / "traces" / "mooncake_conversation_trace.jsonl.gz")
+    assert len(conversation) == 12_031 and conversation.start.size == 288_500
+    code = traces.read(shared_data / "traces" / "AzureLLMInferenceTrace_code.csv")
+    assert len(code) == 8_819 and round(code.prompt.mean()) == 2_048
