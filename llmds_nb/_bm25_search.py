@@ -27,6 +27,25 @@ class Formula(NamedTuple):
         return delta, self.k1 + delta, 1.0 - self.b, slope
 
 
+class Prepared(NamedTuple):
+    """What all searches of one snapshot with one formula share."""
+
+    snapshot: object
+    formula: Formula
+    tables: list[np.ndarray]  # for each segment, as in kernels/bm25.py
+
+
+def prepared(snapshot, formula, before) -> Prepared:
+    """The tables of a snapshot: `before`, if it is of these, or new ones."""
+    if before is not None and before.snapshot is snapshot and before.formula == formula:
+        return before
+    tables = []
+    for segment in snapshot.segments:
+        tables.append(np.empty(k.TABLE_TFS * k.TABLE_CLASSES))
+        k.bm25_table_fill(tables[-1], segment.common, *formula.shape(snapshot))
+    return Prepared(snapshot, formula, tables)
+
+
 class Weighed(NamedTuple):
     """The known terms of some queries, e in all, and what each can add to a score."""
 
@@ -58,29 +77,33 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
-def search(snapshot, formula, tokenizer, texts, depth, filters, threads, scratch):
+def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
     `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
     of accumulators that no search is using.
     """
-    query = weighed(snapshot, formula, tokenizer, texts)
-    shape = formula.shape(snapshot)
+    snapshot = ready.snapshot
+    query = weighed(snapshot, ready.formula, tokenizer, texts)
+    shape = ready.formula.shape(snapshot)
     n = len(texts)
-    scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
-    kept = np.zeros(n, np.int64)
+    room = depth if depth <= k.HEAP else 2 * depth
+    scores, ids = np.empty((n, room)), np.empty((n, room), np.int64)
+    kept, least = np.zeros(n, np.int64), np.full(n, -np.inf)
 
     def run(start, stop, one_filter):
         kind, mask, listed = _filter_arrays(one_filter)
         here = query.term_ptr[start : stop + 1]
-        heaps = scores[start:stop], ids[start:stop], kept[start:stop]
-        acc, touched = _borrow(scratch, snapshot)
-        for segment, place in zip(snapshot.segments, query.places, strict=True):
+        best = scores[start:stop], ids[start:stop], kept[start:stop]
+        acc, touched = _borrow(scratch)
+        for segment, table, place in zip(
+            snapshot.segments, ready.tables, query.places, strict=True
+        ):
             k.bm25_search_many(
-                segment, place, here, query.gain, query.bonus, shape, kind, mask, listed,
-                acc, touched, *heaps,
+                segment, table, place, here, query.gain, query.bonus, shape, kind, mask, listed,
+                acc, touched, *best, least[start:stop],
             )  # fmt: skip
-        k.bm25_finish_many(*heaps)
+        k.bm25_finish_many(*best, depth)
         scratch.append((acc, touched))
 
     if len(filters) > 1:
@@ -96,20 +119,15 @@ def search(snapshot, formula, tokenizer, texts, depth, filters, threads, scratch
         with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
             for done in [pool.submit(run, *job) for job in jobs]:
                 done.result()
-    return ids, scores
+    return ids[:, :depth], scores[:, :depth]
 
 
-def _borrow(scratch, snapshot):
-    """Accumulators for one thread, all zero, large enough for every segment."""
-    n = max(len(segment.ids) for segment in snapshot.segments)
-    while scratch:
-        try:
-            acc, touched = scratch.pop()
-        except IndexError:  # another thread was faster
-            break
-        if len(acc) >= n:
-            return acc, touched
-    return np.zeros(n), np.empty(n + 1, np.int32)
+def _borrow(scratch):
+    """Accumulators for one thread, all zero."""
+    try:
+        return scratch.pop()
+    except IndexError:
+        return np.zeros(k.WINDOW), np.empty(k.WINDOW + 1, np.int32)
 
 
 def _filter_arrays(one_filter):

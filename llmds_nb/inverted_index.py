@@ -112,6 +112,7 @@ class InvertedIndex(Stored):
         self._snapshot = _segments.snapshot([])
         self._next_id = 0
         self._lock = threading.RLock()
+        self._prepared = None  # of the latest search
         self._scratch = deque()  # (acc, touched) pairs that no search is using
 
     @property
@@ -158,7 +159,9 @@ class InvertedIndex(Stored):
     def nbytes(self) -> int:
         """Bytes of all arrays, the vocabulary included."""
         segments = self._snapshot.segments
-        return self.tokenizer.nbytes + sum(array.nbytes for s in segments for array in s)
+        return self.tokenizer.nbytes + sum(
+            array.nbytes for s in segments for array in {id(a): a for a in s}.values()
+        )
 
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
@@ -170,7 +173,7 @@ class InvertedIndex(Stored):
             n_tokens / n_docs if n_docs else 0.0,
             sum(int(s.dead.sum()) for s in segments),
             len(segments),
-            sum(s.data.nbytes for s in segments),
+            sum(len(s.data) - 1 for s in segments),
             self.nbytes,
         )
 
@@ -255,10 +258,11 @@ class InvertedIndex(Stored):
         snapshot = self._snapshot  # before the terms, so that every term of it is known
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
+            ready = _bm25_search.prepared(snapshot, self._formula, self._prepared)
+            self._prepared = ready
             ids, scores = _bm25_search.search(
-                snapshot, self._formula, self.tokenizer, texts, depth, filters, threads,
-                self._scratch,
-            )  # fmt: skip
+                ready, self.tokenizer, texts, depth, filters, threads, self._scratch
+            )
         else:
             ids, scores = np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0))
         if depth < k:
@@ -282,7 +286,7 @@ class InvertedIndex(Stored):
             place, df = np.empty(1, np.int32), np.zeros(1, np.int64)
             postings_df_add(segment, wanted, place, df)
             if df[0]:
-                rows, here = np.empty((2, df[0]), np.int32)
+                rows, here = np.empty((2, segment.entries[place[0]]), np.int32)
                 n = postings_read(segment, int(place[0]), rows, here)
                 ids.append(segment.ids[rows[:n]])
                 tfs.append(here[:n])
@@ -361,6 +365,7 @@ class InvertedIndex(Stored):
         header |= {
             "k1": self._k1, "b": self._b, "variant": self._variant, "next_id": next_id,
             "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
+            "n_lists": len(segments[0].terms) if segments else 0,
         }  # fmt: skip
         return arrays, header
 
@@ -372,7 +377,8 @@ class InvertedIndex(Stored):
         n_tokens = _checks.integer(header["n_tokens"], "n_tokens", low=0)
         index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
         if n_docs:
-            segment = _segments.from_arrays(arrays, n_docs, n_tokens, len(tokenizer))
+            n_lists = _checks.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
+            segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
             if segment.ids[-1] >= index._next_id:
                 raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
             index._snapshot = _segments.snapshot([segment])

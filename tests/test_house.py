@@ -19,8 +19,8 @@ PRIVATE_LEAVES = {"_jit", "_checks", "_store", "errors"}
 LEVELS = [
     "lines",
     "status hashing topk varint distance lsa rowheap bitmap kv_state admission",
-    "hashtable queue_state rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
-    "heap tenants fusion kv_history kv_tables hnsw_build hnsw_search",
+    "hashtable queue_state rng sketch tokenize blocks paging prefix hnsw codes kv_chunks",
+    "postings bm25 heap tenants fusion kv_history kv_tables hnsw_build hnsw_search",
     "waiting eviction",
     "batching kv_leaves",
     "kv_pages kv_compact",

@@ -15,13 +15,20 @@ formula. With B = 1 - b + b * length / mean length, a posting adds
 and gain and bonus are multiplied by the times the term stands in the query. Only terms that the
 document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
 
-State of a search, one per thread:
+Documents are searched in windows of WINDOW rows, whose scores stay in the processor's cache. State
+of a search, one per thread:
 
-    acc      float64[>= n]    all 0 between calls
-    touched  int32[> n]       rows whose acc is not 0
-    scores   float64[q, k]    a heap per query (`topk`), shared by all segments
-    ids      int64[q, k]
-    kept     int64[q]         entries in each heap
+    acc      float64[WINDOW]    all 0 between calls; the scores of the window's rows
+    touched  int32[WINDOW + 1]  rows, from the window's first, whose acc is not 0
+    scores   float64[q, room]   the best so far of each query, shared by all segments: a heap, or
+    ids      int64[q, room]     unordered entries if room > HEAP (`topk`; room = 2 k)
+    kept     int64[q]           how many there are
+    least    float64[q]         with unordered entries: only a score so high can be among the best
+
+and for each segment and formula
+
+    table    float64[8 * 256]   what tf t < 8 in a document of class c adds before gain and bonus,
+                                at t * 256 + c; 0 = to be computed
 
 A query's terms are added in ascending order of their text, so a score depends on nothing but the
 documents, the query and the parameters; equal scores rank by smaller id.
@@ -31,18 +38,21 @@ import math
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import borrowed, kernel
+from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_last, table_span
 from .status import ABSENT
-from .topk import topk_push, topk_sort
-from .varint import varint_read
+from .topk import topk_order, topk_push, topk_select, topk_sort
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
 DELTA_PLUS = 1.0
 DELTA_L = 0.5
 
-_1 = np.uint64(1)
-_N_ONES = 512  # documents longer than this are scored by the formula itself
+WINDOW = 1 << 15
+HEAP = 64  # for more hits than this, a heap is slower than selecting from twice as many
+TABLE_TFS, TABLE_CLASSES = 8, 256
+
+_0, _1 = np.uint64(0), np.uint64(1)
 
 NO_FILTER, MASK, LISTED = range(3)
 
@@ -94,85 +104,172 @@ def _passes(kind, mask, listed, id_):
 
 
 @kernel
-def _ones_fill(ones, p, q, base, slope):
-    """ones[length] = what tf 1 adds before gain and bonus: most postings need no division. O(n)."""
-    for length in range(ones.size):
-        ones[length] = bm25_contribution(1, length, 1.0, 0.0, p, q, base, slope)
+def bm25_table_fill(table, common, p, q, base, slope):
+    """Fill the table of a segment, whose frequent lengths are `common`. O(table)."""
+    table[:] = 0.0
+    for tf in range(1, TABLE_TFS):
+        for c in range(common.size):
+            value = bm25_contribution(tf, common[c], 1.0, 0.0, p, q, base, slope)
+            table[tf * TABLE_CLASSES + c] = value
 
 
-@kernel
-def _list_add(segment, place, gain, bonus, p, q, base, slope, ones, acc, touched, n_touched):
-    """Add one list to acc; return the rows touched so far. O(length of the list).
+@kernel(internal=True)
+def _added(tf, row, classes, lengths, gain, bonus, shape, table):
+    """What tf in document `row` adds. O(1)."""
+    column = np.uint64(classes[row])
+    line = np.uint64(tf) if tf < TABLE_TFS else _0
+    ratio = table[line * np.uint64(TABLE_CLASSES) + column]
+    if ratio == 0.0:
+        p, q, base, slope = shape
+        ratio = bm25_contribution(np.float64(tf), lengths[row], 1.0, 0.0, p, q, base, slope)
+    return gain * ratio + bonus
 
-    Unsigned positions and rows, since a signed one is tested for being negative at every access.
-    Every contribution is positive, so a row is touched exactly once: at acc 0.
+
+@kernel(internal=True)
+def _row_add(acc, touched, n_touched, place, added):
+    """Add to one row of the window. Every addend is positive, so a row is touched once, at 0."""
+    before = acc[place]
+    touched[n_touched] = place
+    acc[place] = before + added
+    return n_touched + (before == 0.0)
+
+
+@kernel(internal=True)
+def _list_add(
+    data, start, end, size, cursor, classes, lengths, low, high, gain, bonus, shape, table,
+    acc, touched, n_touched, rows, tfs,
+):  # fmt: skip
+    """Add the rows low..high - 1 of one list to acc; return the rows touched so far.
+
+    cursor uint64[3] holds the next block, and the next varint entry with one more than the row
+    before it. Unsigned rows, since signed ones are tested for being negative at every access.
+    O(entries of these rows + 128).
     """
-    data, lengths = segment.data, segment.lengths
-    position, end = np.uint64(segment.starts[place]), np.uint64(segment.starts[place + 1])
-    n_rows, n_ones = np.uint64(lengths.size), np.uint64(ones.size)
-    row = np.uint64(0)
-    while position < end:
-        value, position = varint_read(data, position)
-        row += value >> _1
-        if row >= n_rows:
-            break
-        length = np.uint64(lengths[row])
-        if value & _1 and length < n_ones:
-            added = gain * ones[length] + bonus
+    n_docs = np.uint64(classes.size)
+    n_blocks = np.uint64(size // BLOCK)
+    if start + n_blocks * np.uint64(ENTRY) > end:
+        return n_touched
+    while cursor[0] < n_blocks:
+        block = cursor[0]
+        row = table_last(data, start, block - _1) + _1 if block > _0 else _0
+        if row >= high:
+            return n_touched
+        position, stop = table_span(data, start, block, n_blocks, end)
+        after = block_unpack(data, position, stop, row, rows, tfs)
+        if after > n_docs:
+            return n_touched
+        if row >= low and after <= high:
+            for i in range(BLOCK):
+                row = np.uint64(rows[i])
+                added = _added(tfs[i], row, classes, lengths, gain, bonus, shape, table)
+                n_touched = _row_add(acc, touched, n_touched, row - low, added)
         else:
-            tf = 1.0
-            if not value & _1:
-                more, position = varint_read(data, position)
-                tf = 2.0 + np.float64(more)
-            added = bm25_contribution(tf, lengths[row], gain, bonus, p, q, base, slope)
-        before = acc[row]
-        touched[n_touched] = row
-        n_touched += before == 0.0
-        acc[row] = before + added
-        row += _1
+            for i in range(BLOCK):
+                row = np.uint64(rows[i])
+                if low <= row < high:
+                    added = _added(tfs[i], row, classes, lengths, gain, bonus, shape, table)
+                    n_touched = _row_add(acc, touched, n_touched, row - low, added)
+            if after > high:
+                return n_touched
+        cursor[0] += _1
+        cursor[1], cursor[2] = stop, after
+    while cursor[1] < end:
+        row, tf, position = entry_read(data, cursor[1], cursor[2])
+        if row >= high:
+            return n_touched
+        if row >= low:
+            added = _added(tf, row, classes, lengths, gain, bonus, shape, table)
+            n_touched = _row_add(acc, touched, n_touched, row - low, added)
+        cursor[1], cursor[2] = position, row + _1
     return n_touched
+
+
+@kernel(internal=True)
+def _offer(scores, ids, n, least, score, id_):
+    """Offer one document; return the entries kept and the least score that still counts."""
+    if scores.size <= HEAP:
+        n = topk_push(scores, ids, n, score, id_)
+        return n, (scores[0] if n == scores.size else least)
+    scores[n], ids[n] = score, id_
+    n += 1
+    if n == scores.size:
+        n >>= 1
+        topk_select(scores, ids, scores.size, n)
+        least = scores[0]
+        for j in range(1, n):
+            least = min(least, scores[j])
+    return n, least
 
 
 @kernel(nogil=True)
 def bm25_search_many(
-    segment, places, term_ptr, gain, bonus, shape, kind, mask, listed, acc, touched,
-    scores, ids, kept
+    segment, table, places, term_ptr, gain, bonus, shape, kind, mask, listed, acc, touched,
+    scores, ids, kept, least
 ):  # fmt: skip
-    """Offer the documents of one segment to the heaps of q queries.
+    """Offer the documents of one segment to what q queries keep.
 
     Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
     float64[e]; shape = (p, q, base, slope). O(postings of its terms + candidates * log k) each.
     """
-    p, q, base, slope = shape
-    ones = np.empty(_N_ONES)
-    _ones_fill(ones, p, q, base, slope)
+    data, lengths, classes = borrowed(segment.data), segment.lengths, borrowed(segment.classes)
+    lengths, table = borrowed(lengths), borrowed(table)
+    acc, touched = borrowed(acc), borrowed(touched)
+    rows, tfs = np.empty((2, BLOCK), np.uint32)
+    rows, tfs = borrowed(rows), borrowed(tfs)
+    widest = 0
     for query in range(term_ptr.size - 1):
-        n_touched = 0
-        for e in range(term_ptr[query], term_ptr[query + 1]):
-            if places[e] != ABSENT and gain[e] > 0.0:
-                n_touched = _list_add(
-                    segment, places[e], gain[e], bonus[e], p, q, base, slope,
-                    ones, acc, touched, n_touched,
-                )  # fmt: skip
-        heap, heap_ids, n = scores[query], ids[query], kept[query]
-        for j in range(n_touched):
-            row = touched[j]
-            score = acc[row]
-            acc[row] = 0.0
-            if n == heap.size and score < heap[0]:
-                continue
-            id_ = segment.ids[row]
-            if not segment.dead[row] and _passes(kind, mask, listed, id_):
-                n = topk_push(heap, heap_ids, n, score, id_)
-        kept[query] = n
+        widest = max(widest, term_ptr[query + 1] - term_ptr[query])
+    cursors = np.empty((widest, 3), np.uint64)
+    n_docs = classes.size
+    for query in range(term_ptr.size - 1):
+        begin, end = term_ptr[query], term_ptr[query + 1]
+        best, best_ids, n, bar = scores[query], ids[query], kept[query], least[query]
+        some = False
+        for e in range(begin, end):
+            if places[e] != ABSENT:
+                cursors[e - begin, 0] = 0
+                cursors[e - begin, 1] = segment.starts[places[e]]
+                cursors[e - begin, 2] = 0
+                some |= gain[e] > 0.0
+        low = 0
+        while some and low < n_docs:
+            high = min(low + WINDOW, n_docs)
+            n_touched = 0
+            for e in range(begin, end):
+                place = places[e]
+                if place != ABSENT and gain[e] > 0.0:
+                    n_touched = _list_add(
+                        data, np.uint64(segment.starts[place]),
+                        np.uint64(segment.starts[place + 1]), np.int64(segment.entries[place]),
+                        cursors[e - begin], classes, lengths, np.uint64(low), np.uint64(high),
+                        gain[e], bonus[e], shape, table, acc, touched, n_touched, rows, tfs,
+                    )  # fmt: skip
+            for j in range(n_touched):
+                place = touched[j]
+                score = acc[place]
+                acc[place] = 0.0
+                if score >= bar:
+                    row = low + place
+                    id_ = segment.ids[row]
+                    if not segment.dead[row] and _passes(kind, mask, listed, id_):
+                        n, bar = _offer(best, best_ids, n, bar, score, id_)
+            low = high
+        kept[query], least[query] = n, bar
 
 
 @kernel(nogil=True)
-def bm25_finish_many(scores, ids, kept):
-    """Sort every heap, best first, and pad it with (-inf, -1). O(q k log k)."""
+def bm25_finish_many(scores, ids, kept, k):
+    """Sort the k best of every query to the front, padded with (-inf, -1). O(q k log k)."""
     for query in range(kept.size):
         n = kept[query]
-        topk_sort(scores[query], ids[query], n)
-        for j in range(n, scores.shape[1]):
-            scores[query, j] = -np.inf
-            ids[query, j] = ABSENT
+        best, best_ids = scores[query], ids[query]
+        if best.size <= HEAP:
+            topk_sort(best, best_ids, n)
+        else:
+            if n > k:
+                topk_select(best, best_ids, n, k)
+                n = k
+            topk_order(best, best_ids, n)
+        for j in range(n, k):
+            best[j] = -np.inf
+            best_ids[j] = ABSENT
