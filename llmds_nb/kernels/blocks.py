@@ -433,8 +433,8 @@ def _block_write(data, position, row, rows, tfs, counts, measure):
 def list_pack(rows, tfs, n, lengths, counts, data, position, measure):
     """Write n entries, rows int32 ascending and tfs int32 >= 1, at data[position:].
 
-    lengths int32 are the tokens of each document; counts int64[33] is room. Return the position after the list; with
-    `measure` that is all that happens. O(n).
+    lengths int32 are the tokens of each document; counts int64[33] is room. Return the position
+    after the list; with `measure` that is all that happens. O(n).
     """
     start = position
     n_blocks = n // BLOCK

@@ -214,8 +214,8 @@ def bm25_search_many(
     data, lengths, classes = borrowed(segment.data), segment.lengths, borrowed(segment.classes)
     lengths, table = borrowed(lengths), borrowed(table)
     acc, touched = borrowed(acc), borrowed(touched)
-    rows, tfs = np.empty((2, BLOCK), np.uint32)
-    rows, tfs = borrowed(rows), borrowed(tfs)
+    room = np.empty((2, BLOCK), np.uint32)
+    rows, tfs = room
     widest = 0
     for query in range(term_ptr.size - 1):
         widest = max(widest, term_ptr[query + 1] - term_ptr[query])
