@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
 from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
@@ -32,18 +33,28 @@ class Prepared(NamedTuple):
 
     snapshot: object
     formula: Formula
+    unpacked: list[Unpacked]  # for each segment
     tables: list[np.ndarray]  # for each segment, as in kernels/bm25.py
 
 
 def prepared(snapshot, formula, before) -> Prepared:
-    """The tables of a snapshot: `before`, if it is of these, or new ones."""
+    """`before`, if it is of this snapshot and formula, or a new one with what of it still holds."""
     if before is not None and before.snapshot is snapshot and before.formula == formula:
         return before
-    tables = []
+    known = {}
+    if before is not None:
+        for segment, lists in zip(before.snapshot.segments, before.unpacked, strict=True):
+            known[id(segment.data)] = lists  # dead documents change a segment, not its lists
+    shape = formula.shape(snapshot)
+    all_lists, tables = [], []
     for segment in snapshot.segments:
-        tables.append(np.empty(k.TABLE_TFS * k.TABLE_CLASSES))
-        k.bm25_table_fill(tables[-1], segment.common, *formula.shape(snapshot))
-    return Prepared(snapshot, formula, tables)
+        lists = known.get(id(segment.data))
+        if lists is None:
+            lists = unpacked(segment)
+        all_lists.append(lists)
+        tables.append(np.empty(len(lists.tfs)))
+        k.bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
+    return Prepared(snapshot, formula, all_lists, tables)
 
 
 class Weighed(NamedTuple):
@@ -96,12 +107,12 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch):
         here = query.term_ptr[start : stop + 1]
         best = scores[start:stop], ids[start:stop], kept[start:stop]
         acc, touched = _borrow(scratch)
-        for segment, table, place in zip(
-            snapshot.segments, ready.tables, query.places, strict=True
+        for segment, lists, table, place in zip(
+            snapshot.segments, ready.unpacked, ready.tables, query.places, strict=True
         ):
             k.bm25_search_many(
-                segment, table, place, here, query.gain, query.bonus, shape, kind, mask, listed,
-                acc, touched, *best, least[start:stop],
+                segment, lists, table, place, here, query.gain, query.bonus, shape, kind, mask,
+                listed, k.DENSE, acc, touched, *best, least[start:stop],
             )  # fmt: skip
         k.bm25_finish_many(*best, depth)
         scratch.append((acc, touched))

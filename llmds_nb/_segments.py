@@ -11,7 +11,6 @@ from .kernels import varint
 from .kernels.status import ABSENT
 
 _FANOUT = 8  # so many segments of one size class become one
-_CLASSES = 255  # lengths that get a class of their own
 
 
 class Segment(NamedTuple):
@@ -19,8 +18,6 @@ class Segment(NamedTuple):
 
     ids: np.ndarray  # int64[n]
     lengths: np.ndarray  # int32[n]
-    classes: np.ndarray  # uint8[n]
-    common: np.ndarray  # int32[C]
     dead: np.ndarray  # bool[n]
     terms: np.ndarray  # int32[U]
     starts: np.ndarray  # int64[U + 1]
@@ -75,20 +72,8 @@ def build(ids, tokens, n_terms) -> Segment:
 
 def _made(ids, lengths, terms, starts, entries, data) -> Segment:
     """A segment without dead documents."""
-    if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
-        counts = np.bincount(lengths)
-        common = np.flatnonzero(counts).astype(np.int32)
-        counts = counts[common]
-    else:
-        common, counts = np.unique(lengths, return_counts=True)
-    if len(common) > _CLASSES:
-        common = np.sort(common[np.argsort(-counts, kind="stable")[:_CLASSES]])
-    classes = np.minimum(np.searchsorted(common, lengths), max(len(common) - 1, 0))
-    if len(common) == _CLASSES:
-        classes[common[classes] != lengths] = _CLASSES
     dead = np.zeros(len(ids), np.bool_)
-    classes = classes.astype(np.uint8)
-    return Segment(ids, lengths, classes, common, dead, terms, starts, entries, entries, data)
+    return Segment(ids, lengths, dead, terms, starts, entries, entries, data)
 
 
 def _measured(pack, n_terms):
@@ -263,14 +248,10 @@ def _unpacked(data, n, name) -> np.ndarray:
 def check(segment) -> None:
     """Assert the invariants of kernels/postings.py."""
     n, n_terms = len(segment.ids), len(segment.terms)
-    assert len(segment.lengths) == len(segment.classes) == len(segment.dead) == n
+    assert len(segment.lengths) == len(segment.dead) == n
     assert len(segment.entries) == len(segment.live) == n_terms == len(segment.starts) - 1
     assert (segment.ids[1:] > segment.ids[:-1]).all() and (segment.ids[:1] >= 0).all()
     assert (segment.terms[1:] > segment.terms[:-1]).all()
-    assert len(segment.common) <= _CLASSES and (np.diff(segment.common) > 0).all()
-    known = segment.classes < _CLASSES
-    assert (segment.common[segment.classes[known]] == segment.lengths[known]).all()
-    assert not np.isin(segment.lengths[~known], segment.common).any()
     assert segment.starts[0] == 0 and segment.starts[-1] == len(segment.data) - 1
     assert (segment.starts[1:] > segment.starts[:-1]).all(), "a list is empty"
     assert segment.data[-1] == 0

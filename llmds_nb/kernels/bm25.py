@@ -15,8 +15,10 @@ formula. With B = 1 - b + b * length / mean length, a posting adds
 and gain and bonus are multiplied by the times the term stands in the query. Only terms that the
 document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
 
-Documents are searched in windows of WINDOW rows, whose scores stay in the processor's cache. State
-of a search, one per thread:
+Documents are searched in windows of WINDOW rows, whose scores stay in the processor's cache. Of the
+lists that `unpacked` holds, what a posting adds is looked up; of the others it is computed, block
+by block. A window in which many rows have a posting is scanned; of another only the rows that were
+touched. None of this changes any answer. State of a search, one per thread:
 
     acc      float64[WINDOW]    all 0 between calls; the scores of the window's rows
     touched  int32[WINDOW + 1]  rows, from the window's first, whose acc is not 0
@@ -27,8 +29,7 @@ of a search, one per thread:
 
 and for each segment and formula
 
-    table    float64[8 * 256]   what tf t < 8 in a document of class c adds before gain and bonus,
-                                at t * 256 + c; 0 = to be computed
+    table    float64[P]         what the pair of each code adds before gain and bonus
 
 A query's terms are added in ascending order of their text, so a score depends on nothing but the
 documents, the query and the parameters; equal scores rank by smaller id.
@@ -39,20 +40,25 @@ import math
 import numpy as np
 
 from .._jit import borrowed, kernel
-from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_last, table_span
+from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_span
+from .postings import term_place
 from .status import ABSENT
 from .topk import topk_order, topk_push, topk_select, topk_sort
+from .unpacked import WINDOW
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
 DELTA_PLUS = 1.0
 DELTA_L = 0.5
 
-WINDOW = 1 << 15
 HEAP = 64  # for more hits than this, a heap is slower than selecting from twice as many
-TABLE_TFS, TABLE_CLASSES = 8, 256
+DENSE = 8  # a window is scanned if at least one in so many of its rows has a posting
+_CHUNK = 64
+_TINY = np.nextafter(0.0, 1.0)
 
 _0, _1 = np.uint64(0), np.uint64(1)
+_BLOCK = np.uint64(BLOCK)
+_PLACE, _CODE = np.uint32(0xFFFF), np.uint32(16)
 
 NO_FILTER, MASK, LISTED = range(3)
 
@@ -104,25 +110,17 @@ def _passes(kind, mask, listed, id_):
 
 
 @kernel
-def bm25_table_fill(table, common, p, q, base, slope):
-    """Fill the table of a segment, whose frequent lengths are `common`. O(table)."""
-    table[:] = 0.0
-    for tf in range(1, TABLE_TFS):
-        for c in range(common.size):
-            value = bm25_contribution(tf, common[c], 1.0, 0.0, p, q, base, slope)
-            table[tf * TABLE_CLASSES + c] = value
+def bm25_table_fill(table, tfs, lengths, p, q, base, slope):
+    """Fill float64[P] table for pairs of int32[P] tfs and lengths. O(P)."""
+    for i in range(table.size):
+        table[i] = bm25_contribution(tfs[i], lengths[i], 1.0, 0.0, p, q, base, slope)
 
 
 @kernel(internal=True)
-def _added(tf, row, classes, lengths, gain, bonus, shape, table):
+def _added(tf, row, lengths, gain, bonus, shape):
     """What tf in document `row` adds. O(1)."""
-    column = np.uint64(classes[row])
-    line = np.uint64(tf) if tf < TABLE_TFS else _0
-    ratio = table[line * np.uint64(TABLE_CLASSES) + column]
-    if ratio == 0.0:
-        p, q, base, slope = shape
-        ratio = bm25_contribution(np.float64(tf), lengths[row], 1.0, 0.0, p, q, base, slope)
-    return gain * ratio + bonus
+    p, q, base, slope = shape
+    return bm25_contribution(np.float64(tf), lengths[row], gain, bonus, p, q, base, slope)
 
 
 @kernel(internal=True)
@@ -135,53 +133,83 @@ def _row_add(acc, touched, n_touched, place, added):
 
 
 @kernel(internal=True)
-def _list_add(
-    data, start, end, size, cursor, classes, lengths, low, high, gain, bonus, shape, table,
-    acc, touched, n_touched, rows, tfs,
+def _packed_add(
+    data, end, n_blocks, start, cursor, lengths, low, high, gain, bonus, shape, acc, touched,
+    n_touched, rows, tfs,
 ):  # fmt: skip
-    """Add the rows low..high - 1 of one list to acc; return the rows touched so far.
+    """Add the rows low..high - 1 of one packed list to acc; return the rows touched so far.
 
-    cursor uint64[3] holds the next block, and the next varint entry with one more than the row
-    before it. Unsigned rows, since signed ones are tested for being negative at every access.
-    O(entries of these rows + 128).
+    cursor uint64[4] holds the next block to unpack, the next varint entry, one more than the last
+    row before either, and how much of the block in rows and tfs uint32[128] is done. Unsigned rows,
+    since signed ones are tested for being negative at every access. O(entries of these rows + 128).
     """
-    n_docs = np.uint64(classes.size)
-    n_blocks = np.uint64(size // BLOCK)
-    if start + n_blocks * np.uint64(ENTRY) > end:
-        return n_touched
-    while cursor[0] < n_blocks:
-        block = cursor[0]
-        row = table_last(data, start, block - _1) + _1 if block > _0 else _0
-        if row >= high:
-            return n_touched
-        position, stop = table_span(data, start, block, n_blocks, end)
-        after = block_unpack(data, position, stop, row, rows, tfs)
-        if after > n_docs:
-            return n_touched
-        if row >= low and after <= high:
-            for i in range(BLOCK):
-                row = np.uint64(rows[i])
-                added = _added(tfs[i], row, classes, lengths, gain, bonus, shape, table)
-                n_touched = _row_add(acc, touched, n_touched, row - low, added)
-        else:
-            for i in range(BLOCK):
-                row = np.uint64(rows[i])
-                if low <= row < high:
-                    added = _added(tfs[i], row, classes, lengths, gain, bonus, shape, table)
-                    n_touched = _row_add(acc, touched, n_touched, row - low, added)
-            if after > high:
+    n_docs = np.uint64(lengths.size)
+    while True:
+        done = cursor[3]
+        if done == _BLOCK:
+            if cursor[0] == n_blocks:
+                break
+            if cursor[2] >= high:
                 return n_touched
-        cursor[0] += _1
-        cursor[1], cursor[2] = stop, after
+            position, stop = table_span(data, start, cursor[0], n_blocks, end)
+            after = block_unpack(data, position, stop, cursor[2], rows, tfs)
+            if after > n_docs:  # a damaged file
+                cursor[0], cursor[1] = n_blocks, end
+                break
+            cursor[0] += _1
+            cursor[1], cursor[2] = stop, after
+            done = _0
+        last = _BLOCK
+        if cursor[2] > high:
+            last = done
+            while last < _BLOCK and np.uint64(rows[last]) < high:
+                last += _1
+        for i in range(done, last):
+            row = np.uint64(rows[i])
+            added = _added(tfs[i], row, lengths, gain, bonus, shape)
+            n_touched = _row_add(acc, touched, n_touched, row - low, added)
+        cursor[3] = last
+        if last < _BLOCK:
+            return n_touched
     while cursor[1] < end:
         row, tf, position = entry_read(data, cursor[1], cursor[2])
         if row >= high:
             return n_touched
-        if row >= low:
-            added = _added(tf, row, classes, lengths, gain, bonus, shape, table)
-            n_touched = _row_add(acc, touched, n_touched, row - low, added)
+        added = _added(tf, row, lengths, gain, bonus, shape)
+        n_touched = _row_add(acc, touched, n_touched, row - low, added)
         cursor[1], cursor[2] = position, row + _1
     return n_touched
+
+
+@kernel(internal=True)
+def _unpacked_add(postings, table, gain, bonus, acc):
+    """Add the postings of one list in one window. O(postings)."""
+    for i in range(postings.size):
+        posting = postings[i]
+        place = np.uint64(posting & _PLACE)
+        acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
+
+
+@kernel(internal=True)
+def _unpacked_touch(postings, table, gain, bonus, acc, touched, n_touched):
+    """`_unpacked_add` that notes the rows; return the rows touched so far. O(postings)."""
+    for i in range(postings.size):
+        posting = postings[i]
+        added = gain * table[np.uint64(posting >> _CODE)] + bonus
+        place = np.uint64(posting & _PLACE)
+        n_touched = _row_add(acc, touched, n_touched, place, added)
+    return n_touched
+
+
+@kernel(internal=True)
+def _odd_add(rows, tfs, first, last, lengths, low, high, gain, bonus, shape, acc, touched, n):
+    """Add the entries of one list without a code that are in the window, as `_unpacked_touch`."""
+    for j in range(first, last):
+        row = np.uint64(rows[j])
+        if low <= row < high:
+            added = _added(tfs[j], row, lengths, gain, bonus, shape)
+            n = _row_add(acc, touched, n, row - low, added)
+    return n
 
 
 @kernel(internal=True)
@@ -201,59 +229,123 @@ def _offer(scores, ids, n, least, score, id_):
     return n, least
 
 
+@kernel(internal=True)
+def _at_least(scores, bar):
+    """How many of a chunk of scores are no less than bar. O(64)."""
+    n = 0
+    for i in range(_CHUNK):
+        n += scores[i] >= bar
+    return n
+
+
+@kernel(internal=True)
+def _row_offer(segment, row, score, kind, mask, listed, best, best_ids, n, bar):
+    """Offer a row that reached the bar; return as `_offer`."""
+    id_ = segment.ids[row]
+    if not segment.dead[row] and _passes(kind, mask, listed, id_):
+        n, bar = _offer(best, best_ids, n, bar, score, id_)
+    return n, bar
+
+
 @kernel(nogil=True)
 def bm25_search_many(
-    segment, table, places, term_ptr, gain, bonus, shape, kind, mask, listed, acc, touched,
-    scores, ids, kept, least
+    segment, unpacked, table, places, term_ptr, gain, bonus, shape, kind, mask, listed, dense, acc,
+    touched, scores, ids, kept, least
 ):  # fmt: skip
     """Offer the documents of one segment to what q queries keep.
 
     Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
-    float64[e]; shape = (p, q, base, slope). O(postings of its terms + candidates * log k) each.
+    float64[e]; shape = (p, q, base, slope); windows with a posting for one in `dense` rows are
+    scanned. O(postings of its terms + candidates * log k) each.
     """
-    data, lengths, classes = borrowed(segment.data), segment.lengths, borrowed(segment.classes)
-    lengths, table = borrowed(lengths), borrowed(table)
+    data, lengths, table = borrowed(segment.data), borrowed(segment.lengths), borrowed(table)
+    postings, steps = borrowed(unpacked.postings), borrowed(unpacked.steps)
     acc, touched = borrowed(acc), borrowed(touched)
-    room = np.empty((2, BLOCK), np.uint32)
-    rows, tfs = room
     widest = 0
     for query in range(term_ptr.size - 1):
         widest = max(widest, term_ptr[query + 1] - term_ptr[query])
-    cursors = np.empty((widest, 3), np.uint64)
-    n_docs = classes.size
+    cursors = np.empty((widest, 4), np.uint64)
+    slots = np.empty(widest, np.int64)
+    room = np.empty((2, widest, BLOCK), np.uint32)
+    n_docs = lengths.size
     for query in range(term_ptr.size - 1):
         begin, end = term_ptr[query], term_ptr[query + 1]
         best, best_ids, n, bar = scores[query], ids[query], kept[query], least[query]
         some = False
+        packed = 0  # postings of the lists that are not unpacked
         for e in range(begin, end):
-            if places[e] != ABSENT:
-                cursors[e - begin, 0] = 0
-                cursors[e - begin, 1] = segment.starts[places[e]]
-                cursors[e - begin, 2] = 0
-                some |= gain[e] > 0.0
+            place = places[e]
+            if place == ABSENT or gain[e] <= 0.0:
+                continue
+            some = True
+            slots[e - begin] = slot = term_place(unpacked.places, place)
+            if slot == ABSENT:
+                n_blocks = np.uint64(segment.entries[place] // BLOCK)
+                start = np.uint64(segment.starts[place])
+                cursor = cursors[e - begin]
+                cursor[0], cursor[1], cursor[2], cursor[3] = _0, start, _0, _BLOCK
+                if start + n_blocks * np.uint64(ENTRY) > np.uint64(segment.starts[place + 1]):
+                    cursor[0], cursor[1] = n_blocks, segment.starts[place + 1]  # a damaged file
+                packed += segment.entries[place]
+        window = 0
         low = 0
         while some and low < n_docs:
             high = min(low + WINDOW, n_docs)
+            expected = packed * (high - low) // n_docs
+            for e in range(begin, end):
+                if places[e] != ABSENT and gain[e] > 0.0 and slots[e - begin] != ABSENT:
+                    slot = slots[e - begin]
+                    expected += steps[slot, window + 1] - steps[slot, window]
+            scan = expected * dense >= high - low
             n_touched = 0
             for e in range(begin, end):
                 place = places[e]
-                if place != ABSENT and gain[e] > 0.0:
-                    n_touched = _list_add(
-                        data, np.uint64(segment.starts[place]),
-                        np.uint64(segment.starts[place + 1]), np.int64(segment.entries[place]),
-                        cursors[e - begin], classes, lengths, np.uint64(low), np.uint64(high),
-                        gain[e], bonus[e], shape, table, acc, touched, n_touched, rows, tfs,
+                if place == ABSENT or gain[e] <= 0.0:
+                    continue
+                slot = slots[e - begin]
+                if slot == ABSENT:
+                    n_touched = _packed_add(
+                        data, np.uint64(segment.starts[place + 1]),
+                        np.uint64(segment.entries[place] // BLOCK),
+                        np.uint64(segment.starts[place]), cursors[e - begin], lengths,
+                        np.uint64(low), np.uint64(high), gain[e], bonus[e], shape, acc, touched,
+                        n_touched, room[0, e - begin], room[1, e - begin],
                     )  # fmt: skip
-            for j in range(n_touched):
-                place = touched[j]
-                score = acc[place]
-                acc[place] = 0.0
-                if score >= bar:
-                    row = low + place
-                    id_ = segment.ids[row]
-                    if not segment.dead[row] and _passes(kind, mask, listed, id_):
-                        n, bar = _offer(best, best_ids, n, bar, score, id_)
+                    continue
+                here = postings[steps[slot, window] : steps[slot, window + 1]]
+                if scan:
+                    _unpacked_add(here, table, gain[e], bonus[e], acc)
+                else:
+                    n_touched = _unpacked_touch(
+                        here, table, gain[e], bonus[e], acc, touched, n_touched
+                    )
+                n_touched = _odd_add(
+                    unpacked.odd_rows, unpacked.odd_tfs, unpacked.odd_ptr[slot],
+                    unpacked.odd_ptr[slot + 1], lengths, np.uint64(low), np.uint64(high), gain[e],
+                    bonus[e], shape, acc, touched, n_touched,
+                )  # fmt: skip
+            if scan:
+                for first in range(0, high - low, _CHUNK):
+                    chunk = acc[first : first + _CHUNK]
+                    if _at_least(chunk, max(bar, _TINY)):
+                        for j in range(_CHUNK):
+                            if chunk[j] > 0.0 and chunk[j] >= bar:
+                                n, bar = _row_offer(
+                                    segment, low + first + j, chunk[j], kind, mask, listed, best,
+                                    best_ids, n, bar,
+                                )  # fmt: skip
+                    chunk[:] = 0.0
+            else:
+                for j in range(n_touched):
+                    place = touched[j]
+                    score = acc[place]
+                    acc[place] = 0.0
+                    if score >= bar:
+                        n, bar = _row_offer(
+                            segment, low + place, score, kind, mask, listed, best, best_ids, n, bar
+                        )
             low = high
+            window += 1
         kept[query], least[query] = n, bar
 
 

@@ -4,8 +4,6 @@ State of a segment with n documents and U terms that occur in it (`Segment` in _
 
     ids      int64[n]      external ids, strictly ascending; the position is the document's row
     lengths  int32[n]      tokens per document, stop words excluded
-    classes  uint8[n]      which of `common` the length is, or 255 for another
-    common   int32[C]      the lengths of most documents, ascending; C <= 255
     dead     bool[n]       removed or replaced since the segment was made
     terms    int32[U]      term ids, strictly ascending
     starts   int64[U + 1]  the list of term u is data[starts[u]:starts[u + 1]]
@@ -123,8 +121,10 @@ def postings_merge(
 
 @kernel
 def term_place(terms, term):
-    """Position of `term` in ascending int32[U] terms, or ABSENT. O(log U)."""
-    low, high = 0, terms.size
+    """Position of `term` in ascending int32[U] terms, or ABSENT. O(log U), O(1) if none lacks."""
+    low, high = 0, min(terms.size, term + 1)
+    if 0 < high and terms[high - 1] == term:
+        return high - 1
     while low < high:
         middle = (low + high) >> 1
         if terms[middle] < term:
