@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
     formula: Formula
     unpacked: list[Unpacked]  # for each segment
     tables: list[np.ndarray]  # for each segment, as in kernels/bm25.py
+    plain: list[bool]  # for each segment, whether all its documents are alive
 
 
 def prepared(snapshot, formula, before) -> Prepared:
@@ -54,7 +55,18 @@ def prepared(snapshot, formula, before) -> Prepared:
         all_lists.append(lists)
         tables.append(np.empty(len(lists.tfs)))
         k.bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
-    return Prepared(snapshot, formula, all_lists, tables)
+    plain = [not segment.dead.any() for segment in snapshot.segments]
+    return Prepared(snapshot, formula, all_lists, tables, plain)
+
+
+class Accumulator(NamedTuple):
+    """Room for one thread's searches; the arrays are described in kernels/bm25.py."""
+
+    acc: np.ndarray  # float64[WINDOW]
+    touched: np.ndarray  # int32[WINDOW + 1]
+    values: np.ndarray  # float64[WINDOW]
+    bins: np.ndarray  # int32[BINS]
+    lanes: np.ndarray  # float64[LANES]
 
 
 class Weighed(NamedTuple):
@@ -88,7 +100,7 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
-def search(ready, tokenizer, texts, depth, filters, threads, scratch):
+def search(ready, tokenizer, texts, depth, filters, threads, scratch, dense=k.DENSE):
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
     `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
@@ -106,16 +118,16 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch):
         kind, mask, listed = _filter_arrays(one_filter)
         here = query.term_ptr[start : stop + 1]
         best = scores[start:stop], ids[start:stop], kept[start:stop]
-        acc, touched = _borrow(scratch)
-        for segment, lists, table, place in zip(
-            snapshot.segments, ready.unpacked, ready.tables, query.places, strict=True
+        room = _borrow(scratch)
+        for segment, lists, table, plain, place in zip(
+            snapshot.segments, ready.unpacked, ready.tables, ready.plain, query.places, strict=True
         ):
             k.bm25_search_many(
-                segment, lists, table, place, here, query.gain, query.bonus, shape, kind, mask,
-                listed, k.DENSE, acc, touched, *best, least[start:stop],
+                segment, lists, table, plain, place, here, query.gain, query.bonus, shape, kind, mask,
+                listed, depth, dense, room, *best, least[start:stop],
             )  # fmt: skip
         k.bm25_finish_many(*best, depth)
-        scratch.append((acc, touched))
+        scratch.append(room)
 
     if len(filters) > 1:
         jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
@@ -138,7 +150,10 @@ def _borrow(scratch):
     try:
         return scratch.pop()
     except IndexError:
-        return np.zeros(k.WINDOW), np.empty(k.WINDOW + 1, np.int32)
+        return Accumulator(
+            np.zeros(k.WINDOW), np.empty(k.WINDOW + 1, np.int32), np.empty(k.WINDOW),
+            np.zeros(k.BINS, np.int32), np.empty(k.LANES),
+        )  # fmt: skip
 
 
 def _filter_arrays(one_filter):

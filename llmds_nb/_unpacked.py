@@ -16,7 +16,7 @@ _PAIRS = 1 << 21  # of tf and length that are looked at
 class Unpacked(NamedTuple):
     """Lists with four bytes a posting; the arrays are described in kernels/unpacked.py."""
 
-    places: np.ndarray  # int32[H]
+    slots: np.ndarray  # int32[U]
     steps: np.ndarray  # int32[H, W + 1]
     postings: np.ndarray  # uint32[E]
     odd_ptr: np.ndarray  # int32[H + 1]
@@ -63,8 +63,10 @@ def unpacked(segment, budget=None) -> Unpacked:
         segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
     )
     tf_of, class_of = np.divmod(pairs, max(1, len(distinct)))
+    slots = np.full(len(entries), ABSENT, np.int32)
+    slots[places] = np.arange(len(places), dtype=np.int32)
     return Unpacked(
-        places, steps, postings, odd_ptr, odd_rows, odd_tfs,
+        slots, steps, postings, odd_ptr, odd_rows, odd_tfs,
         tf_of.astype(np.int32), distinct[class_of].astype(np.int32),
     )  # fmt: skip
 

@@ -113,7 +113,7 @@ class InvertedIndex(Stored):
         self._next_id = 0
         self._lock = threading.RLock()
         self._prepared = None  # of the latest search
-        self._scratch = deque()  # (acc, touched) pairs that no search is using
+        self._scratch = deque()  # accumulators that no search is using
 
     @property
     def k1(self) -> float:
@@ -351,7 +351,7 @@ class InvertedIndex(Stored):
         assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
         assert not len(alive) or alive.max() < self._next_id
         assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
-        assert all(not acc.any() for acc, _ in self._scratch)
+        assert all(not room.acc.any() for room in self._scratch)
 
     def _state(self):
         with self._lock:

@@ -22,10 +22,13 @@ touched. None of this changes any answer. State of a search, one per thread:
 
     acc      float64[WINDOW]    all 0 between calls; the scores of the window's rows
     touched  int32[WINDOW + 1]  rows, from the window's first, whose acc is not 0
+    values   float64[WINDOW]    their scores
+    bins     int32[BINS]        how many scores of a query there were in each of these ranges
+    lanes    float64[LANES]     the largest of each LANES-th score
     scores   float64[q, room]   the best so far of each query, shared by all segments: a heap, or
-    ids      int64[q, room]     unordered entries if room > HEAP (`topk`; room = 2 k)
+    ids      int64[q, room]     unordered entries if k > HEAP (`topk`; room = 2 k)
     kept     int64[q]           how many there are
-    least    float64[q]         with unordered entries: only a score so high can be among the best
+    least    float64[q]         only a score so high can be among the best
 
 and for each segment and formula
 
@@ -41,7 +44,6 @@ import numpy as np
 
 from .._jit import borrowed, kernel
 from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_span
-from .postings import term_place
 from .status import ABSENT
 from .topk import topk_order, topk_push, topk_select, topk_sort
 from .unpacked import WINDOW
@@ -51,10 +53,12 @@ VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": P
 DELTA_PLUS = 1.0
 DELTA_L = 0.5
 
-HEAP = 64  # for more hits than this, a heap is slower than selecting from twice as many
+HEAP = 16  # for more hits than this, a heap is slower than selecting from twice as many
+BINS = 1 << 11
+_BIN_SHIFT = 45  # of a float64's bits: 128 bins for each power of two
 DENSE = 8  # a window is scanned if at least one in so many of its rows has a posting
 _CHUNK = 64
-_TINY = np.nextafter(0.0, 1.0)
+LANES = 32
 
 _0, _1 = np.uint64(0), np.uint64(1)
 _BLOCK = np.uint64(BLOCK)
@@ -213,72 +217,126 @@ def _odd_add(rows, tfs, first, last, lengths, low, high, gain, bonus, shape, acc
 
 
 @kernel(internal=True)
-def _offer(scores, ids, n, least, score, id_):
+def _offer(scores, ids, k, n, least, score, id_):
     """Offer one document; return the entries kept and the least score that still counts."""
-    if scores.size <= HEAP:
+    if k <= HEAP:
         n = topk_push(scores, ids, n, score, id_)
-        return n, (scores[0] if n == scores.size else least)
+        return n, (max(least, scores[0]) if n == k else least)
     scores[n], ids[n] = score, id_
     n += 1
     if n == scores.size:
-        n >>= 1
-        topk_select(scores, ids, scores.size, n)
-        least = scores[0]
+        topk_select(scores, ids, n, k)
+        n = k
+        score = scores[0]
         for j in range(1, n):
-            least = min(least, scores[j])
+            score = min(score, scores[j])
+        least = max(least, score)
     return n, least
 
 
 @kernel(internal=True)
-def _at_least(scores, bar):
-    """How many of a chunk of scores are no less than bar. O(64)."""
-    n = 0
-    for i in range(_CHUNK):
-        n += scores[i] >= bar
-    return n
+def _kth_bound(values, n, k, lanes):
+    """A number that at least k <= 16 of the first n values >= 0 reach, or 0. O(n) without branches.
+
+    Each of the lanes float64[32] takes the largest of the values that fall to it; k lanes reach the
+    k-th of those.
+    """
+    lanes[:] = 0.0
+    first = 0
+    while first + LANES <= n:
+        part = values[first : first + LANES]
+        for i in range(LANES):
+            lanes[i] = part[i] if part[i] > lanes[i] else lanes[i]
+        first += LANES
+    for i in range(n - first):
+        lanes[i] = max(lanes[i], values[first + i])
+    bound = np.inf
+    for i in range(LANES):
+        value = lanes[i]
+        greater = 0
+        for j in range(LANES):
+            greater += lanes[j] > value
+        if greater < k and value < bound:
+            bound = value
+    return bound
 
 
 @kernel(internal=True)
-def _row_offer(segment, row, score, kind, mask, listed, best, best_ids, n, bar):
+def _bins_bound(values, n, k, bins, top):
+    """Count n scores into the bins; return a number that at least k of all counted reach, or 0.
+
+    `top` is the bin that no score exceeds, in bits of a float64. O(n + bins).
+    """
+    bits = values.view(np.int64)
+    for i in range(n):
+        bins[max(0, min(BINS - 1, (bits[i] >> _BIN_SHIFT) - top + BINS - 1))] += 1
+    count = 0
+    for i in range(BINS - 1, 0, -1):
+        count += bins[i]
+        if count >= k:
+            room = np.empty(1, np.int64)
+            room[0] = (i + top - BINS + 1) << _BIN_SHIFT
+            return room.view(np.float64)[0]
+    return 0.0
+
+
+@kernel(internal=True)
+def _chunks_largest(acc, n_chunks, largest):
+    """The largest score >= 0 of each chunk; as integers, which vectorise. O(rows)."""
+    bits, out = acc.view(np.int64), largest.view(np.int64)
+    for c in range(n_chunks):
+        chunk = bits[c * _CHUNK : c * _CHUNK + _CHUNK]
+        most = np.int64(0)
+        for i in range(_CHUNK):
+            most = max(most, chunk[i])
+        out[c] = most
+
+
+@kernel(internal=True)
+def _row_offer(segment, row, score, kind, mask, listed, best, best_ids, k, n, bar):
     """Offer a row that reached the bar; return as `_offer`."""
     id_ = segment.ids[row]
     if not segment.dead[row] and _passes(kind, mask, listed, id_):
-        n, bar = _offer(best, best_ids, n, bar, score, id_)
+        n, bar = _offer(best, best_ids, k, n, bar, score, id_)
     return n, bar
 
 
 @kernel(nogil=True)
 def bm25_search_many(
-    segment, unpacked, table, places, term_ptr, gain, bonus, shape, kind, mask, listed, dense, acc,
-    touched, scores, ids, kept, least
+    segment, unpacked, table, plain, places, term_ptr, gain, bonus, shape, kind, mask, listed, k,
+    dense, room, scores, ids, kept, least
 ):  # fmt: skip
     """Offer the documents of one segment to what q queries keep.
 
     Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
-    float64[e]; shape = (p, q, base, slope); windows with a posting for one in `dense` rows are
-    scanned. O(postings of its terms + candidates * log k) each.
+    float64[e]; shape = (p, q, base, slope); `plain` says that no document is dead; windows with a
+    posting for one in `dense` rows are scanned; room is an `Accumulator` of _bm25_search. O(postings of its terms + candidates * log k) each.
     """
     data, lengths, table = borrowed(segment.data), borrowed(segment.lengths), borrowed(table)
     postings, steps = borrowed(unpacked.postings), borrowed(unpacked.steps)
-    acc, touched = borrowed(acc), borrowed(touched)
+    acc, touched, values = borrowed(room.acc), borrowed(room.touched), borrowed(room.values)
+    bins, lanes, edge = room.bins, borrowed(room.lanes), np.empty(1)
+    plain = plain and kind == NO_FILTER
     widest = 0
     for query in range(term_ptr.size - 1):
         widest = max(widest, term_ptr[query + 1] - term_ptr[query])
     cursors = np.empty((widest, 4), np.uint64)
     slots = np.empty(widest, np.int64)
-    room = np.empty((2, widest, BLOCK), np.uint32)
+    blocks = np.empty((2, widest, BLOCK), np.uint32)
     n_docs = lengths.size
     for query in range(term_ptr.size - 1):
         begin, end = term_ptr[query], term_ptr[query + 1]
         best, best_ids, n, bar = scores[query], ids[query], kept[query], least[query]
         some = False
+        most = 0.0  # no score is larger
         packed = 0  # postings of the lists that are not unpacked
         for e in range(begin, end):
             place = places[e]
             if place == ABSENT or gain[e] <= 0.0:
                 continue
             some = True
-            slots[e - begin] = slot = term_place(unpacked.places, place)
+            most += gain[e] + bonus[e]
+            slots[e - begin] = slot = unpacked.slots[place]
             if slot == ABSENT:
                 n_blocks = np.uint64(segment.entries[place] // BLOCK)
                 start = np.uint64(segment.starts[place])
@@ -287,6 +345,10 @@ def bm25_search_many(
                 if start + n_blocks * np.uint64(ENTRY) > np.uint64(segment.starts[place + 1]):
                     cursor[0], cursor[1] = n_blocks, segment.starts[place + 1]  # a damaged file
                 packed += segment.entries[place]
+        edge[0] = most * (1.0 + 1e-9)
+        top = edge.view(np.int64)[0] >> _BIN_SHIFT
+        if k > HEAP:
+            bins[:] = 0
         window = 0
         low = 0
         while some and low < n_docs:
@@ -296,7 +358,7 @@ def bm25_search_many(
                 if places[e] != ABSENT and gain[e] > 0.0 and slots[e - begin] != ABSENT:
                     slot = slots[e - begin]
                     expected += steps[slot, window + 1] - steps[slot, window]
-            scan = expected * dense >= high - low
+            scan = k <= HEAP and expected * dense >= high - low
             n_touched = 0
             for e in range(begin, end):
                 place = places[e]
@@ -309,7 +371,7 @@ def bm25_search_many(
                         np.uint64(segment.entries[place] // BLOCK),
                         np.uint64(segment.starts[place]), cursors[e - begin], lengths,
                         np.uint64(low), np.uint64(high), gain[e], bonus[e], shape, acc, touched,
-                        n_touched, room[0, e - begin], room[1, e - begin],
+                        n_touched, blocks[0, e - begin], blocks[1, e - begin],
                     )  # fmt: skip
                     continue
                 here = postings[steps[slot, window] : steps[slot, window + 1]]
@@ -325,25 +387,36 @@ def bm25_search_many(
                     bonus[e], shape, acc, touched, n_touched,
                 )  # fmt: skip
             if scan:
-                for first in range(0, high - low, _CHUNK):
-                    chunk = acc[first : first + _CHUNK]
-                    if _at_least(chunk, max(bar, _TINY)):
+                n_chunks = (high - low + _CHUNK - 1) // _CHUNK
+                _chunks_largest(acc, n_chunks, values)
+                if plain:
+                    bar = max(bar, _kth_bound(values, n_chunks, k, lanes))
+                for c in range(n_chunks):
+                    chunk = acc[c * _CHUNK : (c + 1) * _CHUNK]
+                    if values[c] >= bar and values[c] > 0.0:
                         for j in range(_CHUNK):
                             if chunk[j] > 0.0 and chunk[j] >= bar:
                                 n, bar = _row_offer(
-                                    segment, low + first + j, chunk[j], kind, mask, listed, best,
-                                    best_ids, n, bar,
+                                    segment, low + c * _CHUNK + j, chunk[j], kind, mask, listed,
+                                    best, best_ids, k, n, bar,
                                 )  # fmt: skip
                     chunk[:] = 0.0
             else:
                 for j in range(n_touched):
-                    place = touched[j]
-                    score = acc[place]
+                    place = np.uint64(touched[j])
+                    values[j] = acc[place]
                     acc[place] = 0.0
-                    if score >= bar:
+                if plain and n_touched > 0:
+                    if k > HEAP:
+                        bar = max(bar, _bins_bound(values, n_touched, k, bins, top))
+                    elif n_touched > k:
+                        bar = max(bar, _kth_bound(values, n_touched, k, lanes))
+                for j in range(n_touched):
+                    if values[j] >= bar:
                         n, bar = _row_offer(
-                            segment, low + place, score, kind, mask, listed, best, best_ids, n, bar
-                        )
+                            segment, low + touched[j], values[j], kind, mask, listed, best,
+                            best_ids, k, n, bar,
+                        )  # fmt: skip
             low = high
             window += 1
         kept[query], least[query] = n, bar
@@ -355,7 +428,7 @@ def bm25_finish_many(scores, ids, kept, k):
     for query in range(kept.size):
         n = kept[query]
         best, best_ids = scores[query], ids[query]
-        if best.size <= HEAP:
+        if k <= HEAP:
             topk_sort(best, best_ids, n)
         else:
             if n > k:

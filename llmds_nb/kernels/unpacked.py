@@ -4,7 +4,7 @@ A posting is a row and a code. The code stands for a tf and a document length to
 collection has few pairs, so what a posting adds is one look-up whatever the formula, and unpacked
 lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of H lists:
 
-    places   int32[H]        which lists, ascending
+    slots    int32[U]        the number h of each list, ascending, or ABSENT
     steps    int32[H, W + 1] postings[steps[h, w]:steps[h, w + 1]] are those of list h in window w
     postings uint32[E]       row - w * WINDOW | code << 16
     odd_ptr  int32[H + 1]    what has no code, because the pair is rare or the tf large, is kept
