@@ -8,6 +8,7 @@ import numpy as np
 
 from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
+from .kernels.blocks import BLOCK
 from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
@@ -62,11 +63,16 @@ def prepared(snapshot, formula, before) -> Prepared:
 class Accumulator(NamedTuple):
     """Room for one thread's searches; the arrays are described in kernels/bm25.py."""
 
-    acc: np.ndarray  # float64[WINDOW]
-    touched: np.ndarray  # int32[WINDOW + 1]
-    values: np.ndarray  # float64[WINDOW]
+    acc: np.ndarray  # float64[TILE]
+    touched: np.ndarray  # int32[TILE + 1]
+    values: np.ndarray  # float64[TILE]
     bins: np.ndarray  # int32[BINS]
     lanes: np.ndarray  # float64[LANES]
+    edge: np.ndarray  # float64[1]
+    cursors: np.ndarray  # int64[m, 7]
+    used: np.ndarray  # int64[m]
+    blocks: np.ndarray  # uint32[2, m, 128]
+    adds: np.ndarray  # float64[m, 128]
 
 
 class Weighed(NamedTuple):
@@ -118,13 +124,13 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch, dense=k.DE
         kind, mask, listed = _filter_arrays(one_filter)
         here = query.term_ptr[start : stop + 1]
         best = scores[start:stop], ids[start:stop], kept[start:stop]
-        room = _borrow(scratch)
+        room = _borrow(scratch, np.diff(here).max(initial=1))
         for segment, lists, table, plain, place in zip(
             snapshot.segments, ready.unpacked, ready.tables, ready.plain, query.places, strict=True
         ):
             k.bm25_search_many(
-                segment, lists, table, plain, place, here, query.gain, query.bonus, shape, kind, mask,
-                listed, depth, dense, room, *best, least[start:stop],
+                segment, lists, table, plain, place, here, query.gain, query.bonus, shape, kind,
+                mask, listed, depth, dense, room, *best, least[start:stop],
             )  # fmt: skip
         k.bm25_finish_many(*best, depth)
         scratch.append(room)
@@ -145,15 +151,20 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch, dense=k.DE
     return ids[:, :depth], scores[:, :depth]
 
 
-def _borrow(scratch):
-    """Accumulators for one thread, all zero."""
+def _borrow(scratch, widest):
+    """An accumulator for one thread and queries of up to `widest` terms, all zero."""
     try:
-        return scratch.pop()
+        room = scratch.pop()
+        if len(room.used) >= widest:
+            return room
     except IndexError:
-        return Accumulator(
-            np.zeros(k.WINDOW), np.empty(k.WINDOW + 1, np.int32), np.empty(k.WINDOW),
-            np.zeros(k.BINS, np.int32), np.empty(k.LANES),
-        )  # fmt: skip
+        pass
+    m = 1 << max(4, int(widest - 1).bit_length())
+    return Accumulator(
+        np.zeros(k.TILE), np.empty(k.TILE + 1, np.int32), np.empty(k.TILE),
+        np.zeros(k.BINS, np.int32), np.empty(k.LANES), np.empty(1), np.empty((m, 7), np.int64),
+        np.empty(m, np.int64), np.empty((2, m, BLOCK), np.uint32), np.empty((m, BLOCK)),
+    )  # fmt: skip
 
 
 def _filter_arrays(one_filter):

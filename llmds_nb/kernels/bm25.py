@@ -15,16 +15,22 @@ formula. With B = 1 - b + b * length / mean length, a posting adds
 and gain and bonus are multiplied by the times the term stands in the query. Only terms that the
 document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
 
-Documents are searched in windows of WINDOW rows, whose scores stay in the processor's cache. Of the
-lists that `unpacked` holds, what a posting adds is looked up; of the others it is computed, block
-by block. A window in which many rows have a posting is scanned; of another only the rows that were
-touched. None of this changes any answer. State of a search, one per thread:
+Documents are searched in tiles of TILE rows, whose scores stay in the first level of the
+processor's cache; tiles without a posting are skipped. Of the lists that `unpacked` holds, what a
+posting adds is looked up; of the others it is computed, for 128 at a time. If many rows have a
+posting, a tile is scanned; else only the rows that were touched. None of this changes any answer.
+State of a search, one per thread (`Accumulator` in _bm25_search.py):
 
-    acc      float64[WINDOW]    all 0 between calls; the scores of the window's rows
-    touched  int32[WINDOW + 1]  rows, from the window's first, whose acc is not 0
-    values   float64[WINDOW]    their scores
+    acc      float64[TILE]      all 0 between calls; the scores of the tile's rows
+    touched  int32[TILE + 1]    rows, from the tile's first, whose acc is not 0
+    values   float64[TILE]      their scores
     bins     int32[BINS]        how many scores of a query there were in each of these ranges
     lanes    float64[LANES]     the largest of each LANES-th score
+    edge     float64[1]
+    cursors  int64[m, 7]        where a query of up to m terms stands in each of its lists
+    used     int64[m]           which of its terms those are
+    blocks   uint32[2, m, 128]  of packed lists, the rows and tfs that are unpacked
+    adds     float64[m, 128]    and what they add
     scores   float64[q, room]   the best so far of each query, shared by all segments: a heap, or
     ids      int64[q, room]     unordered entries if k > HEAP (`topk`; room = 2 k)
     kept     int64[q]           how many there are
@@ -45,7 +51,7 @@ import numpy as np
 from .._jit import borrowed, kernel
 from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_span
 from .status import ABSENT
-from .topk import topk_order, topk_push, topk_select, topk_sort
+from .topk import topk_push, topk_select, topk_sort, topk_spread
 from .unpacked import WINDOW
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
@@ -56,13 +62,19 @@ DELTA_L = 0.5
 HEAP = 16  # for more hits than this, a heap is slower than selecting from twice as many
 BINS = 1 << 11
 _BIN_SHIFT = 45  # of a float64's bits: 128 bins for each power of two
-DENSE = 8  # a window is scanned if at least one in so many of its rows has a posting
+TILE = 1 << 14
+DENSE = 8  # tiles are scanned if there is a posting for one in so many documents
 _CHUNK = 64
 LANES = 32
 
 _0, _1 = np.uint64(0), np.uint64(1)
 _BLOCK = np.uint64(BLOCK)
-_PLACE, _CODE = np.uint32(0xFFFF), np.uint32(16)
+_PLACE, _IN_TILE, _CODE = np.uint32(WINDOW - 1), np.uint32(TILE - 1), np.uint32(16)
+_NEVER = np.int64(1 << 40)  # a row beyond all
+
+# Columns of the cursor of a list, and of one of packed lists alone.
+_NEXT, _AT, _STOP, _SLOT, _WINDOW, _ODD, _ODD_STOP = range(7)
+_LEFT, _BYTE, _AFTER, _BLOCKS_LEFT = _SLOT, _WINDOW, _ODD, _ODD_STOP
 
 NO_FILTER, MASK, LISTED = range(3)
 
@@ -121,99 +133,124 @@ def bm25_table_fill(table, tfs, lengths, p, q, base, slope):
 
 
 @kernel(internal=True)
-def _added(tf, row, lengths, gain, bonus, shape):
-    """What tf in document `row` adds. O(1)."""
-    p, q, base, slope = shape
-    return bm25_contribution(np.float64(tf), lengths[row], gain, bonus, p, q, base, slope)
-
-
-@kernel(internal=True)
 def _row_add(acc, touched, n_touched, place, added):
-    """Add to one row of the window. Every addend is positive, so a row is touched once, at 0."""
+    """Add to one row of the tile. Every addend is positive, so a row is touched once, at 0."""
     before = acc[place]
     touched[n_touched] = place
     acc[place] = before + added
     return n_touched + (before == 0.0)
 
 
-@kernel(internal=True)
-def _packed_add(
-    data, end, n_blocks, start, cursor, lengths, low, high, gain, bonus, shape, acc, touched,
-    n_touched, rows, tfs,
-):  # fmt: skip
-    """Add the rows low..high - 1 of one packed list to acc; return the rows touched so far.
+@kernel(borrow=True)
+def _packed_fill(data, start, end, n_blocks, lengths, gain, bonus, shape, cursor, rows, tfs, adds):
+    """Unpack the next 128 entries of a list, or what is left, and what they add.
 
-    cursor uint64[4] holds the next block to unpack, the next varint entry, one more than the last
-    row before either, and how much of the block in rows and tfs uint32[128] is done. Unsigned rows,
-    since signed ones are tested for being negative at every access. O(entries of these rows + 128).
+    cursor int64[7]: the next row, the places of the entries that are ready, the entries and blocks
+    that are not, the next byte, and one more than the last row. O(128).
     """
     n_docs = np.uint64(lengths.size)
-    while True:
-        done = cursor[3]
-        if done == _BLOCK:
-            if cursor[0] == n_blocks:
+    after = np.uint64(cursor[_AFTER])
+    n = 0
+    if cursor[_BLOCKS_LEFT] > 0:
+        block = n_blocks - np.uint64(cursor[_BLOCKS_LEFT])
+        position, stop = table_span(data, start, block, n_blocks, end)
+        after = block_unpack(data, position, stop, after, rows, tfs)
+        if after <= n_docs:  # or else a damaged file
+            n = BLOCK
+        cursor[_BLOCKS_LEFT] -= 1
+        cursor[_BYTE] = stop
+    else:
+        position = np.uint64(cursor[_BYTE])
+        while n < min(BLOCK, cursor[_LEFT]) and position < end:
+            row, tf, position = entry_read(data, position, after)
+            if row >= n_docs:
                 break
-            if cursor[2] >= high:
-                return n_touched
-            position, stop = table_span(data, start, cursor[0], n_blocks, end)
-            after = block_unpack(data, position, stop, cursor[2], rows, tfs)
-            if after > n_docs:  # a damaged file
-                cursor[0], cursor[1] = n_blocks, end
-                break
-            cursor[0] += _1
-            cursor[1], cursor[2] = stop, after
-            done = _0
-        last = _BLOCK
-        if cursor[2] > high:
-            last = done
-            while last < _BLOCK and np.uint64(rows[last]) < high:
-                last += _1
-        for i in range(done, last):
-            row = np.uint64(rows[i])
-            added = _added(tfs[i], row, lengths, gain, bonus, shape)
-            n_touched = _row_add(acc, touched, n_touched, row - low, added)
-        cursor[3] = last
-        if last < _BLOCK:
-            return n_touched
-    while cursor[1] < end:
-        row, tf, position = entry_read(data, cursor[1], cursor[2])
-        if row >= high:
-            return n_touched
-        added = _added(tf, row, lengths, gain, bonus, shape)
-        n_touched = _row_add(acc, touched, n_touched, row - low, added)
-        cursor[1], cursor[2] = position, row + _1
+            rows[n], tfs[n] = row, tf
+            after = row + _1
+            n += 1
+        cursor[_BYTE] = position
+    cursor[_LEFT] = cursor[_LEFT] - n if n > 0 else 0
+    cursor[_AFTER] = after
+    p, q, base, slope = shape
+    for i in range(n):
+        length = lengths[np.uint64(rows[i])]
+        adds[i] = bm25_contribution(np.float64(tfs[i]), length, gain, bonus, p, q, base, slope)
+    cursor[_AT], cursor[_STOP] = 0, n
+    cursor[_NEXT] = rows[0] if n > 0 else _NEVER
+
+
+@kernel(internal=True)
+def _packed_add(high, cursor, rows, adds, acc, touched, n_touched):
+    """Add the entries that are ready before row `high`; return the rows touched. O(entries)."""
+    at, stop = np.uint64(cursor[_AT]), np.uint64(cursor[_STOP])
+    high = np.uint32(high)
+    while at < stop and rows[at] < high:
+        place = np.uint64(rows[at] & _IN_TILE)
+        n_touched = _row_add(acc, touched, n_touched, place, adds[at])
+        at += _1
+    cursor[_AT] = at
+    if at < stop:
+        cursor[_NEXT] = rows[at]
     return n_touched
 
 
 @kernel(internal=True)
-def _unpacked_add(postings, table, gain, bonus, acc):
-    """Add the postings of one list in one window. O(postings)."""
-    for i in range(postings.size):
-        posting = postings[i]
-        place = np.uint64(posting & _PLACE)
+def _window_open(steps, postings, odd_rows, cursor):
+    """Go to the next window of an unpacked list that has a posting. O(windows)."""
+    slot, window = cursor[_SLOT], cursor[_WINDOW] + 1
+    while window < steps.shape[1] - 1 and steps[slot, window] == steps[slot, window + 1]:
+        window += 1
+    cursor[_WINDOW] = window
+    cursor[_NEXT] = _NEVER
+    if window < steps.shape[1] - 1:
+        cursor[_AT], cursor[_STOP] = steps[slot, window], steps[slot, window + 1]
+        first = np.int64(postings[cursor[_AT]] & _PLACE)
+        cursor[_NEXT] = window * WINDOW + first
+    if cursor[_ODD] < cursor[_ODD_STOP]:
+        cursor[_NEXT] = min(cursor[_NEXT], np.int64(odd_rows[cursor[_ODD]]))
+
+
+@kernel(borrow=True)
+def _unpacked_add(postings, table, gain, bonus, acc, at, stop, limit):
+    """Add postings from `at` on that are below `limit` of the window; return where it ends."""
+    while at < stop:
+        posting = postings[at]
+        if posting & _PLACE >= limit:
+            break
+        place = np.uint64(posting & _IN_TILE)
         acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
+        at += _1
+    return at
 
 
-@kernel(internal=True)
-def _unpacked_touch(postings, table, gain, bonus, acc, touched, n_touched):
-    """`_unpacked_add` that notes the rows; return the rows touched so far. O(postings)."""
-    for i in range(postings.size):
-        posting = postings[i]
+@kernel(borrow=True)
+def _unpacked_touch(postings, table, gain, bonus, acc, at, stop, limit, touched, n_touched):
+    """`_unpacked_add` that notes the rows; return also the rows touched. O(postings)."""
+    while at < stop:
+        posting = postings[at]
+        if posting & _PLACE >= limit:
+            break
+        place = np.uint64(posting & _IN_TILE)
         added = gain * table[np.uint64(posting >> _CODE)] + bonus
-        place = np.uint64(posting & _PLACE)
         n_touched = _row_add(acc, touched, n_touched, place, added)
-    return n_touched
+        at += _1
+    return at, n_touched
 
 
 @kernel(internal=True)
-def _odd_add(rows, tfs, first, last, lengths, low, high, gain, bonus, shape, acc, touched, n):
-    """Add the entries of one list without a code that are in the window, as `_unpacked_touch`."""
-    for j in range(first, last):
-        row = np.uint64(rows[j])
-        if low <= row < high:
-            added = _added(tfs[j], row, lengths, gain, bonus, shape)
-            n = _row_add(acc, touched, n, row - low, added)
-    return n
+def _odd_add(odd_rows, odd_tfs, lengths, high, gain, bonus, shape, cursor, acc, touched, n_touched):
+    """Add the entries without a code before row `high`; return the rows touched. O(entries)."""
+    p, q, base, slope = shape
+    odd = cursor[_ODD]
+    while odd < cursor[_ODD_STOP] and odd_rows[odd] < high:
+        row, tf = odd_rows[odd], np.float64(odd_tfs[odd])
+        added = bm25_contribution(tf, lengths[row], gain, bonus, p, q, base, slope)
+        n_touched = _row_add(acc, touched, n_touched, row % TILE, added)
+        odd += 1
+    cursor[_ODD] = odd
+    if odd < cursor[_ODD_STOP]:
+        cursor[_NEXT] = min(cursor[_NEXT], np.int64(odd_rows[odd]))
+    return n_touched
 
 
 @kernel(internal=True)
@@ -234,7 +271,7 @@ def _offer(scores, ids, k, n, least, score, id_):
     return n, least
 
 
-@kernel(internal=True)
+@kernel(borrow=True)
 def _kth_bound(values, n, k, lanes):
     """A number that at least k <= 16 of the first n values >= 0 reach, or 0. O(n) without branches.
 
@@ -261,42 +298,59 @@ def _kth_bound(values, n, k, lanes):
     return bound
 
 
-@kernel(internal=True)
-def _bins_bound(values, n, k, bins, top):
-    """Count n scores into the bins; return a number that at least k of all counted reach, or 0.
+@kernel(borrow=True)
+def _bins_count(values, n, bar, bins, top):
+    """Count those of n scores that reach the bar into the bins; return how many. O(n).
 
-    `top` is the bin that no score exceeds, in bits of a float64. O(n + bins).
+    `top` is the bin that no score exceeds, in bits of a float64.
     """
     bits = values.view(np.int64)
+    counted = 0
     for i in range(n):
-        bins[max(0, min(BINS - 1, (bits[i] >> _BIN_SHIFT) - top + BINS - 1))] += 1
+        if values[i] >= bar:
+            bins[max(0, min(BINS - 1, (bits[i] >> _BIN_SHIFT) - top + BINS - 1))] += 1
+            counted += 1
+    return counted
+
+
+@kernel(internal=True)
+def _bins_bound(bins, k, top, edge):
+    """A number that at least k of all counted scores reach, or 0; edge float64[1]. O(bins)."""
     count = 0
     for i in range(BINS - 1, 0, -1):
         count += bins[i]
         if count >= k:
-            room = np.empty(1, np.int64)
-            room[0] = (i + top - BINS + 1) << _BIN_SHIFT
-            return room.view(np.float64)[0]
+            edge.view(np.int64)[0] = (i + top - BINS + 1) << _BIN_SHIFT
+            return edge[0]
     return 0.0
 
 
-@kernel(internal=True)
+@kernel(borrow=True)
+def _reaching(values, n, bar):
+    """How many of n values reach the bar. O(n)."""
+    count = 0
+    for i in range(n):
+        count += values[i] >= bar
+    return count
+
+
+@kernel(borrow=True)
 def _chunks_largest(acc, n_chunks, largest):
     """The largest score >= 0 of each chunk; as integers, which vectorise. O(rows)."""
     bits, out = acc.view(np.int64), largest.view(np.int64)
     for c in range(n_chunks):
         chunk = bits[c * _CHUNK : c * _CHUNK + _CHUNK]
         most = np.int64(0)
-        for i in range(_CHUNK):
+        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
             most = max(most, chunk[i])
         out[c] = most
 
 
 @kernel(internal=True)
-def _row_offer(segment, row, score, kind, mask, listed, best, best_ids, k, n, bar):
+def _row_offer(doc_ids, dead, row, score, kind, mask, listed, best, best_ids, k, n, bar):
     """Offer a row that reached the bar; return as `_offer`."""
-    id_ = segment.ids[row]
-    if not segment.dead[row] and _passes(kind, mask, listed, id_):
+    id_ = doc_ids[row]
+    if not dead[row] and _passes(kind, mask, listed, id_):
         n, bar = _offer(best, best_ids, k, n, bar, score, id_)
     return n, bar
 
@@ -309,116 +363,149 @@ def bm25_search_many(
     """Offer the documents of one segment to what q queries keep.
 
     Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
-    float64[e]; shape = (p, q, base, slope); `plain` says that no document is dead; windows with a
-    posting for one in `dense` rows are scanned; room is an `Accumulator` of _bm25_search. O(postings of its terms + candidates * log k) each.
+    float64[e]; shape = (p, q, base, slope); `plain` says that no document is dead; with a
+    posting for one in `dense` documents tiles are scanned; room is an `Accumulator` of _bm25_search.
+    O(postings of its terms + candidates * log k) each.
     """
     data, lengths, table = borrowed(segment.data), borrowed(segment.lengths), borrowed(table)
-    postings, steps = borrowed(unpacked.postings), borrowed(unpacked.steps)
+    postings = borrowed(unpacked.postings)
     acc, touched, values = borrowed(room.acc), borrowed(room.touched), borrowed(room.values)
-    bins, lanes, edge = room.bins, borrowed(room.lanes), np.empty(1)
+    bins, lanes, edge = borrowed(room.bins), borrowed(room.lanes), borrowed(room.edge)
+    cursors, used = borrowed(room.cursors), borrowed(room.used)
+    blocks, adds = borrowed(room.blocks), borrowed(room.adds)
+    slots, steps, starts = borrowed(unpacked.slots), borrowed(unpacked.steps), segment.starts
+    odd_ptr, odd_rows = borrowed(unpacked.odd_ptr), borrowed(unpacked.odd_rows)
+    odd_tfs, entries, starts = borrowed(unpacked.odd_tfs), segment.entries, borrowed(starts)
+    entries, dead, doc_ids = borrowed(entries), borrowed(segment.dead), borrowed(segment.ids)
+    scores, ids, mask, listed = borrowed(scores), borrowed(ids), borrowed(mask), borrowed(listed)
     plain = plain and kind == NO_FILTER
-    widest = 0
-    for query in range(term_ptr.size - 1):
-        widest = max(widest, term_ptr[query + 1] - term_ptr[query])
-    cursors = np.empty((widest, 4), np.uint64)
-    slots = np.empty(widest, np.int64)
-    blocks = np.empty((2, widest, BLOCK), np.uint32)
     n_docs = lengths.size
     for query in range(term_ptr.size - 1):
-        begin, end = term_ptr[query], term_ptr[query + 1]
         best, best_ids, n, bar = scores[query], ids[query], kept[query], least[query]
-        some = False
+        n_used = 0
         most = 0.0  # no score is larger
-        packed = 0  # postings of the lists that are not unpacked
-        for e in range(begin, end):
+        expected = 0
+        for e in range(term_ptr[query], term_ptr[query + 1]):
             place = places[e]
             if place == ABSENT or gain[e] <= 0.0:
                 continue
-            some = True
             most += gain[e] + bonus[e]
-            slots[e - begin] = slot = unpacked.slots[place]
-            if slot == ABSENT:
-                n_blocks = np.uint64(segment.entries[place] // BLOCK)
-                start = np.uint64(segment.starts[place])
-                cursor = cursors[e - begin]
-                cursor[0], cursor[1], cursor[2], cursor[3] = _0, start, _0, _BLOCK
-                if start + n_blocks * np.uint64(ENTRY) > np.uint64(segment.starts[place + 1]):
-                    cursor[0], cursor[1] = n_blocks, segment.starts[place + 1]  # a damaged file
-                packed += segment.entries[place]
+            expected += entries[place]
+            cursor = cursors[n_used]
+            slot = slots[place]
+            if slot != ABSENT:
+                cursor[_SLOT], cursor[_WINDOW] = slot, -1
+                cursor[_ODD], cursor[_ODD_STOP] = odd_ptr[slot], odd_ptr[slot + 1]
+                _window_open(steps, postings, odd_rows, cursor)
+            else:
+                start, end = np.uint64(starts[place]), np.uint64(starts[place + 1])
+                n_blocks = np.uint64(entries[place] // BLOCK)
+                cursor[_LEFT], cursor[_AFTER] = entries[place], 0
+                cursor[_BLOCKS_LEFT], cursor[_BYTE] = n_blocks, start
+                if start + n_blocks * np.uint64(ENTRY) > end:  # a damaged file
+                    cursor[_LEFT] = cursor[_BLOCKS_LEFT] = 0
+                _packed_fill(
+                    data, start, end, n_blocks, lengths, gain[e], bonus[e], shape, cursor,
+                    blocks[0, n_used], blocks[1, n_used], adds[n_used],
+                )  # fmt: skip
+            used[n_used] = e
+            n_used += 1
+        scan = k <= HEAP and expected * dense >= n_docs
         edge[0] = most * (1.0 + 1e-9)
         top = edge.view(np.int64)[0] >> _BIN_SHIFT
+        fresh = 0
         if k > HEAP:
             bins[:] = 0
-        window = 0
-        low = 0
-        while some and low < n_docs:
-            high = min(low + WINDOW, n_docs)
-            expected = packed * (high - low) // n_docs
-            for e in range(begin, end):
-                if places[e] != ABSENT and gain[e] > 0.0 and slots[e - begin] != ABSENT:
-                    slot = slots[e - begin]
-                    expected += steps[slot, window + 1] - steps[slot, window]
-            scan = k <= HEAP and expected * dense >= high - low
+        while True:
+            low = _NEVER
+            for u in range(n_used):
+                low = min(low, cursors[u, _NEXT])
+            if low == _NEVER:
+                break
+            low = low // TILE * TILE
+            high = low + TILE
             n_touched = 0
-            for e in range(begin, end):
+            for u in range(n_used):
+                cursor = cursors[u]
+                if cursor[_NEXT] >= high:
+                    continue
+                e = used[u]
                 place = places[e]
-                if place == ABSENT or gain[e] <= 0.0:
-                    continue
-                slot = slots[e - begin]
+                slot = slots[place]
                 if slot == ABSENT:
-                    n_touched = _packed_add(
-                        data, np.uint64(segment.starts[place + 1]),
-                        np.uint64(segment.entries[place] // BLOCK),
-                        np.uint64(segment.starts[place]), cursors[e - begin], lengths,
-                        np.uint64(low), np.uint64(high), gain[e], bonus[e], shape, acc, touched,
-                        n_touched, blocks[0, e - begin], blocks[1, e - begin],
-                    )  # fmt: skip
-                    continue
-                here = postings[steps[slot, window] : steps[slot, window + 1]]
-                if scan:
-                    _unpacked_add(here, table, gain[e], bonus[e], acc)
-                else:
-                    n_touched = _unpacked_touch(
-                        here, table, gain[e], bonus[e], acc, touched, n_touched
+                    start, end = (
+                        np.uint64(starts[place]),
+                        np.uint64(starts[place + 1]),
                     )
-                n_touched = _odd_add(
-                    unpacked.odd_rows, unpacked.odd_tfs, unpacked.odd_ptr[slot],
-                    unpacked.odd_ptr[slot + 1], lengths, np.uint64(low), np.uint64(high), gain[e],
-                    bonus[e], shape, acc, touched, n_touched,
-                )  # fmt: skip
+                    while cursor[_NEXT] < high:
+                        n_touched = _packed_add(
+                            high, cursor, blocks[0, u], adds[u], acc, touched, n_touched
+                        )
+                        if cursor[_AT] == cursor[_STOP]:
+                            _packed_fill(
+                                data, start, end, np.uint64(entries[place] // BLOCK),
+                                lengths, gain[e], bonus[e], shape, cursor, blocks[0, u],
+                                blocks[1, u], adds[u],
+                            )  # fmt: skip
+                    continue
+                window = low // WINDOW
+                if window == cursor[_WINDOW]:
+                    at, stop = np.uint64(cursor[_AT]), np.uint64(cursor[_STOP])
+                    limit = np.uint32(high - window * WINDOW)
+                    if scan:
+                        at = _unpacked_add(postings, table, gain[e], bonus[e], acc, at, stop, limit)
+                    else:
+                        at, n_touched = _unpacked_touch(
+                            postings, table, gain[e], bonus[e], acc, at, stop, limit, touched,
+                            n_touched,
+                        )  # fmt: skip
+                    cursor[_AT] = at
+                    if at < stop:
+                        cursor[_NEXT] = window * WINDOW + np.int64(postings[at] & _PLACE)
+                    else:
+                        _window_open(steps, postings, odd_rows, cursor)
+                elif cursor[_WINDOW] < steps.shape[1] - 1:
+                    first = np.int64(postings[cursor[_AT]] & _PLACE)
+                    cursor[_NEXT] = cursor[_WINDOW] * WINDOW + first
+                else:
+                    cursor[_NEXT] = _NEVER
+                if cursor[_ODD] < cursor[_ODD_STOP]:
+                    n_touched = _odd_add(
+                        odd_rows, odd_tfs, lengths, high, gain[e], bonus[e], shape, cursor, acc, touched,
+                        n_touched,
+                    )  # fmt: skip
             if scan:
-                n_chunks = (high - low + _CHUNK - 1) // _CHUNK
+                n_chunks = (min(high, n_docs) - low + _CHUNK - 1) // _CHUNK
                 _chunks_largest(acc, n_chunks, values)
-                if plain:
+                if plain and _reaching(values, n_chunks, bar) > k:
                     bar = max(bar, _kth_bound(values, n_chunks, k, lanes))
                 for c in range(n_chunks):
-                    chunk = acc[c * _CHUNK : (c + 1) * _CHUNK]
                     if values[c] >= bar and values[c] > 0.0:
-                        for j in range(_CHUNK):
-                            if chunk[j] > 0.0 and chunk[j] >= bar:
+                        for j in range(c * _CHUNK, (c + 1) * _CHUNK):
+                            if acc[j] > 0.0 and acc[j] >= bar:
                                 n, bar = _row_offer(
-                                    segment, low + c * _CHUNK + j, chunk[j], kind, mask, listed,
-                                    best, best_ids, k, n, bar,
+                                    doc_ids, dead, low + j, acc[j], kind, mask, listed, best, best_ids,
+                                    k, n, bar,
                                 )  # fmt: skip
-                    chunk[:] = 0.0
-            else:
-                for j in range(n_touched):
-                    place = np.uint64(touched[j])
-                    values[j] = acc[place]
-                    acc[place] = 0.0
-                if plain and n_touched > 0:
-                    if k > HEAP:
-                        bar = max(bar, _bins_bound(values, n_touched, k, bins, top))
-                    elif n_touched > k:
-                        bar = max(bar, _kth_bound(values, n_touched, k, lanes))
-                for j in range(n_touched):
-                    if values[j] >= bar:
-                        n, bar = _row_offer(
-                            segment, low + touched[j], values[j], kind, mask, listed, best,
-                            best_ids, k, n, bar,
-                        )  # fmt: skip
-            low = high
-            window += 1
+                acc[:] = 0.0
+                continue
+            for j in range(n_touched):
+                place = np.uint64(touched[j])
+                values[j] = acc[place]
+                acc[place] = 0.0
+            if plain and k > HEAP:
+                fresh += _bins_count(values, n_touched, bar, bins, top)
+                if fresh >= k:
+                    bar = max(bar, _bins_bound(bins, k, top, edge))
+                    fresh = k - max(k >> 3, 1)
+            elif plain and n_touched > k and _reaching(values, n_touched, bar) > k:
+                bar = max(bar, _kth_bound(values, n_touched, k, lanes))
+            for j in range(n_touched):
+                if values[j] >= bar:
+                    n, bar = _row_offer(
+                        doc_ids, dead, low + touched[j], values[j], kind, mask, listed, best, best_ids, k,
+                        n, bar,
+                    )  # fmt: skip
         kept[query], least[query] = n, bar
 
 
@@ -431,10 +518,7 @@ def bm25_finish_many(scores, ids, kept, k):
         if k <= HEAP:
             topk_sort(best, best_ids, n)
         else:
-            if n > k:
-                topk_select(best, best_ids, n, k)
-                n = k
-            topk_order(best, best_ids, n)
+            topk_spread(best, best_ids, n)
         for j in range(n, k):
             best[j] = -np.inf
             best_ids[j] = ABSENT

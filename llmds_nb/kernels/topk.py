@@ -127,3 +127,33 @@ def topk_order(scores, ids, n):
                 scores[j], ids[j] = scores[j - 1], ids[j - 1]
                 j -= 1
             scores[j], ids[j] = score, id_
+
+
+@kernel
+def topk_spread(scores, ids, n):
+    """`topk_order` by way of n ranges of equal width, for finite scores. O(n) if they spread."""
+    low = high = scores[0] if n > 0 else 0.0
+    for i in range(n):
+        low, high = min(low, scores[i]), max(high, scores[i])
+    if n < 32 or low == high:
+        topk_order(scores, ids, n)
+        return
+    scale = (n - 1) / (high - low)
+    starts = np.zeros(n + 1, np.int64)
+    bins = np.empty(n, np.int64)
+    for i in range(n):
+        bins[i] = min(n - 1, np.int64((high - scores[i]) * scale))
+        starts[bins[i] + 1] += 1
+    for i in range(n):
+        starts[i + 1] += starts[i]
+    old_scores, old_ids = scores[:n].copy(), ids[:n].copy()
+    for i in range(n):
+        place = starts[bins[i]]
+        starts[bins[i]] += 1  # at last the end of the range, where the next begins
+        scores[place], ids[place] = old_scores[i], old_ids[i]
+    begin = 0
+    for i in range(n):
+        end = starts[i]
+        if end - begin > 1:
+            topk_order(scores[begin:end], ids[begin:end], end - begin)
+        begin = end

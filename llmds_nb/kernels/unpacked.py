@@ -22,7 +22,7 @@ from .._jit import kernel
 from .blocks import BLOCK, list_unpack
 from .status import ABSENT
 
-WINDOW = 1 << 15
+WINDOW = 1 << 16
 CODES = 1 << 16
 _SHIFT = 16
 
