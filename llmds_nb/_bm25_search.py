@@ -106,7 +106,7 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
-def search(ready, tokenizer, texts, depth, filters, threads, scratch, dense=k.DENSE):
+def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
     `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
@@ -130,7 +130,7 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch, dense=k.DE
         ):
             k.bm25_search_many(
                 segment, lists, table, plain, place, here, query.gain, query.bonus, shape, kind,
-                mask, listed, depth, dense, room, *best, least[start:stop],
+                mask, listed, depth, k.DENSE, room, *best, least[start:stop],
             )  # fmt: skip
         k.bm25_finish_many(*best, depth)
         scratch.append(room)

@@ -7,11 +7,6 @@ import numpy as np
 from .kernels import unpacked as k
 from .kernels.status import ABSENT
 
-_LEAST = 16  # shorter lists are read as fast as they lie
-_FLOOR = 1 << 24  # bytes that are given in any case
-_SHARE = 1.2  # bytes for each posting of the segment
-_PAIRS = 1 << 21  # of tf and length that are looked at
-
 
 class Unpacked(NamedTuple):
     """Lists with four bytes a posting; the arrays are described in kernels/unpacked.py."""
@@ -30,21 +25,19 @@ class Unpacked(NamedTuple):
         return sum(array.nbytes for array in self)
 
 
-def unpacked(segment, budget=None) -> Unpacked:
-    """The longest lists of a segment, at most `budget` bytes (by default 1.2 a posting, or 16 MB
-    where that is more)."""
+def unpacked(segment) -> Unpacked:
+    """The longest lists of a segment, in 1.2 bytes a posting of it, or 16 MB if that is more."""
     entries = segment.entries
-    if budget is None:
-        budget = max(_FLOOR, int(_SHARE * entries.sum(dtype=np.int64)))
+    budget = max(k.FLOOR, int(k.SHARE * entries.sum(dtype=np.int64)))
     n_windows = -(-len(segment.ids) // k.WINDOW)
-    candidates = np.flatnonzero(entries >= _LEAST)
+    candidates = np.flatnonzero(entries >= k.LEAST)
     candidates = candidates[np.argsort(-entries[candidates], kind="stable")]
     costs = 4 * entries[candidates].astype(np.int64) + 4 * n_windows + 12
     places = np.sort(candidates[np.cumsum(costs) <= min(budget, 2**31)]).astype(np.int32)
 
     rows, tfs = np.empty((2, entries[places].max(initial=0)), np.int32)
     distinct, classes = _numbered(segment.lengths)
-    counts = np.zeros((max(2, min(256, _PAIRS // max(1, len(distinct)))), len(distinct)), np.int32)
+    counts = np.zeros((max(2, min(256, k.PAIRS // max(1, len(distinct)))), len(distinct)), np.int32)
     n_odd = k.unpacked_count(segment, places, classes, counts, rows, tfs)
     flat = counts.ravel()
     pairs = np.flatnonzero(flat)

@@ -363,8 +363,8 @@ def bm25_search_many(
     """Offer the documents of one segment to what q queries keep.
 
     Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
-    float64[e]; shape = (p, q, base, slope); `plain` says that no document is dead; with a
-    posting for one in `dense` documents tiles are scanned; room is an `Accumulator` of _bm25_search.
+    float64[e]; shape = (p, q, base, slope); `plain` says that no document is dead; tiles
+    are scanned if there is a posting for one in `dense` documents; room is an `Accumulator`.
     O(postings of its terms + candidates * log k) each.
     """
     data, lengths, table = borrowed(segment.data), borrowed(segment.lengths), borrowed(table)
@@ -471,8 +471,8 @@ def bm25_search_many(
                     cursor[_NEXT] = _NEVER
                 if cursor[_ODD] < cursor[_ODD_STOP]:
                     n_touched = _odd_add(
-                        odd_rows, odd_tfs, lengths, high, gain[e], bonus[e], shape, cursor, acc, touched,
-                        n_touched,
+                        odd_rows, odd_tfs, lengths, high, gain[e], bonus[e], shape, cursor, acc,
+                        touched, n_touched,
                     )  # fmt: skip
             if scan:
                 n_chunks = (min(high, n_docs) - low + _CHUNK - 1) // _CHUNK
@@ -484,8 +484,8 @@ def bm25_search_many(
                         for j in range(c * _CHUNK, (c + 1) * _CHUNK):
                             if acc[j] > 0.0 and acc[j] >= bar:
                                 n, bar = _row_offer(
-                                    doc_ids, dead, low + j, acc[j], kind, mask, listed, best, best_ids,
-                                    k, n, bar,
+                                    doc_ids, dead, low + j, acc[j], kind, mask, listed, best,
+                                    best_ids, k, n, bar,
                                 )  # fmt: skip
                 acc[:] = 0.0
                 continue
@@ -503,8 +503,8 @@ def bm25_search_many(
             for j in range(n_touched):
                 if values[j] >= bar:
                     n, bar = _row_offer(
-                        doc_ids, dead, low + touched[j], values[j], kind, mask, listed, best, best_ids, k,
-                        n, bar,
+                        doc_ids, dead, low + touched[j], values[j], kind, mask, listed, best,
+                        best_ids, k, n, bar,
                     )  # fmt: skip
         kept[query], least[query] = n, bar
 
