@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
     unpacked: list[Unpacked]  # for each segment
     tables: list[np.ndarray]  # for each segment, as in kernels/bm25.py
     plain: list[bool]  # for each segment, whether all its documents are alive
+    shape: tuple[float, float, float, float]  # of the formula
 
 
 def prepared(snapshot, formula, before) -> Prepared:
@@ -57,7 +58,7 @@ def prepared(snapshot, formula, before) -> Prepared:
         tables.append(np.empty(len(lists.tfs)))
         k.bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
     plain = [not segment.dead.any() for segment in snapshot.segments]
-    return Prepared(snapshot, formula, all_lists, tables, plain)
+    return Prepared(snapshot, formula, all_lists, tables, plain, shape)
 
 
 class Accumulator(NamedTuple):
@@ -114,7 +115,7 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     """
     snapshot = ready.snapshot
     query = weighed(snapshot, ready.formula, tokenizer, texts)
-    shape = ready.formula.shape(snapshot)
+    shape = ready.shape
     n = len(texts)
     room = depth if depth <= k.HEAP else 2 * depth
     scores, ids = np.empty((n, room)), np.empty((n, room), np.int64)
@@ -151,6 +152,22 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     return ids[:, :depth], scores[:, :depth]
 
 
+def search_one(ready, tokenizer, text, depth, scratch):
+    """`search` for one query over the only segment and without a filter: (ids, scores) [depth]."""
+    snapshot, formula = ready.snapshot, ready.formula
+    tokens = np.array(tokenizer._encode_one(text), np.int32)
+    table = tokenizer._table
+    scores, ids = np.empty(depth), np.empty(depth, np.int64)
+    room = _borrow(scratch, len(tokens))
+    k.bm25_search_one(
+        snapshot.segments[0], ready.unpacked[0], ready.tables[0], ready.plain[0], table.blob,
+        table.ptr, tokens, snapshot.n_docs, k.VARIANTS[formula.variant], formula.k1, ready.shape,
+        depth, k.DENSE, room, scores, ids,
+    )  # fmt: skip
+    scratch.append(room)
+    return ids, scores
+
+
 def _borrow(scratch, widest):
     """An accumulator for one thread and queries of up to `widest` terms, all zero."""
     try:
@@ -159,7 +176,7 @@ def _borrow(scratch, widest):
             return room
     except IndexError:
         pass
-    m = 1 << max(4, int(widest - 1).bit_length())
+    m = 1 << max(4, (int(widest) - 1).bit_length())
     return Accumulator(
         np.zeros(k.TILE), np.empty(k.TILE + 1, np.int32), np.empty(k.TILE),
         np.zeros(k.BINS, np.int32), np.empty(k.LANES), np.empty(1), np.empty((m, 7), np.int64),

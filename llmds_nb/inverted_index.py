@@ -253,9 +253,18 @@ class InvertedIndex(Stored):
             ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
+        snapshot = self._snapshot  # before the terms, so that every term of it is known
+        if isinstance(queries, str) and filter is None and len(snapshot.segments) == 1:
+            k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
+            if k <= snapshot.n_docs and snapshot.n_tokens:
+                self._prepared = ready = _bm25_search.prepared(
+                    snapshot, self._formula, self._prepared
+                )
+                return Hits(
+                    *_bm25_search.search_one(ready, self.tokenizer, queries, k, self._scratch)
+                )
         texts = _checks.texts(queries, "queries")
         k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
-        snapshot = self._snapshot  # before the terms, so that every term of it is known
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             ready = _bm25_search.prepared(snapshot, self._formula, self._prepared)

@@ -50,7 +50,9 @@ import numpy as np
 
 from .._jit import borrowed, kernel
 from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_span
+from .postings import postings_df_add
 from .status import ABSENT
+from .tokenize import queries_group
 from .topk import topk_push, topk_select, topk_sort, topk_spread
 from .unpacked import WINDOW
 
@@ -522,3 +524,33 @@ def bm25_finish_many(scores, ids, kept, k):
         for j in range(n, k):
             best[j] = -np.inf
             best_ids[j] = ABSENT
+
+
+@kernel(nogil=True)
+def bm25_search_one(
+    segment, unpacked, table, plain, blob, ptr, tokens, n_docs, variant, k1, shape, k, dense, room,
+    scores, ids
+):  # fmt: skip
+    """The k best for one query over the only segment, in scores float64[k] and ids int64[k].
+
+    tokens int32[t] are its term ids, ABSENT = unknown; blob and ptr are the vocabulary; n_docs are
+    alive. One call does all, since arrays cost 0.1 us each at the door. Cost as bm25_search_many.
+    """
+    m = tokens.size
+    terms, counts, places = np.empty(m, np.int32), np.empty(m, np.int32), np.empty(m, np.int32)
+    query_ptr, term_ptr, df = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(m, np.int64)
+    gain, bonus = np.empty(m), np.empty(m)
+    query_ptr[1] = m
+    m = queries_group(blob, ptr, tokens, query_ptr, terms, counts, term_ptr)
+    postings_df_add(segment, terms[:m], places[:m], df[:m])
+    bm25_weights(variant, k1, n_docs, df[:m], counts[:m], gain[:m], bonus[:m])
+    size = k if k <= HEAP else 2 * k
+    best, best_ids = np.empty((1, size)), np.empty((1, size), np.int64)
+    kept, least = np.zeros(1, np.int64), np.full(1, -np.inf)
+    bm25_search_many(
+        segment, unpacked, table, plain, places, term_ptr, gain, bonus, shape, NO_FILTER,
+        np.empty(0, np.bool_), np.empty(0, np.int64), k, dense, room, best, best_ids, kept, least,
+    )  # fmt: skip
+    bm25_finish_many(best, best_ids, kept, k)
+    for j in range(k):
+        scores[j], ids[j] = best[0, j], best_ids[0, j]
