@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._jit import entry_of
 from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
 from .kernels.blocks import BLOCK
@@ -152,6 +153,17 @@ def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     return ids[:, :depth], scores[:, :depth]
 
 
+_entries = []  # the machine code of bm25_search_one
+
+
+def _one(args):
+    """bm25_search_one without the dispatcher, which looks at the types of 40 arrays: they differ
+    between no two calls."""
+    if not _entries:
+        _entries.append(entry_of(k.bm25_search_one, *args))
+    return _entries[0]
+
+
 def search_one(ready, tokenizer, text, depth, scratch):
     """`search` for one query over the only segment and without a filter: (ids, scores) [depth]."""
     snapshot, formula = ready.snapshot, ready.formula
@@ -159,11 +171,12 @@ def search_one(ready, tokenizer, text, depth, scratch):
     table = tokenizer._table
     scores, ids = np.empty(depth), np.empty(depth, np.int64)
     room = _borrow(scratch, len(tokens))
-    k.bm25_search_one(
+    args = (
         snapshot.segments[0], ready.unpacked[0], ready.tables[0], ready.plain[0], table.blob,
         table.ptr, tokens, snapshot.n_docs, k.VARIANTS[formula.variant], formula.k1, ready.shape,
         depth, k.DENSE, room, scores, ids,
     )  # fmt: skip
+    _one(args)(*args)
     scratch.append(room)
     return ids, scores
 

@@ -87,7 +87,7 @@ class Tokenizer:
         self._table = StringTable()
         self._lock = threading.RLock()
         self._missing = ()  # callables that a file could not hold
-        self._known = {}  # words of queries: the id of the term, or DROPPED; never unknown ones
+        self._known = {}  # words of queries: what `_table.find` gives for their terms
         self._model = None  # the text of a tokenizer.json
         self._set_stemmer(stemmer)
         self._set_pattern(pattern)
@@ -261,8 +261,9 @@ class Tokenizer:
                         report(len(parts[-1].indptr) - 1)
             except BaseException:
                 self._table.truncate(before)
-                self._known = {}
                 raise
+            finally:
+                self._known = {}
         return _joined(parts)
 
     def _encode_few(self, texts) -> TokenBatch:
@@ -278,7 +279,7 @@ class Tokenizer:
     def _encode_one(self, text) -> list[int]:
         """The ids of one query as a list."""
         self._check_whole()
-        known = self._known  # one whose ids are taken back is replaced, not emptied
+        known = self._known  # replaced, not emptied, when the vocabulary changes
         words = self._words(text)
         try:
             ids = [known[word] for word in words]
@@ -288,7 +289,7 @@ class Tokenizer:
             fresh = dict(zip(new, found, strict=True))
             ids = [fresh[word] if word in fresh else known[word] for word in words]
             if len(known) < _KNOWN_WORDS:
-                known.update((word, id_) for word, id_ in fresh.items() if id_ != ABSENT)
+                known.update(fresh)
         return [id_ for id_ in ids if id_ != DROPPED]
 
     def _check_whole(self):
