@@ -42,9 +42,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(snapshot, formula, before) -> Prepared:
-    """`before`, if it is of this snapshot and formula, or a new one with what of it still holds."""
-    if before is not None and before.snapshot is snapshot and before.formula == formula:
-        return before
+    """That of a snapshot and a formula, with what of the one `before` still holds."""
     known = {}
     if before is not None:
         for segment, lists in zip(before.snapshot.segments, before.unpacked, strict=True):

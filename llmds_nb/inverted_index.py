@@ -18,6 +18,9 @@ from .tokenizer import Tokenizer
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
 
+_FEW = 4  # up to so many queries, one kernel call for each is faster than several for all
+
+
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf."""
 
@@ -70,6 +73,9 @@ class InvertedIndex(Stored):
     after any adds and removes ranks exactly as one built anew from the same documents. Stored are
     counts and lengths, not scores: `k1`, `b` and `variant` are attributes that may be changed at
     any time. A document of score 0, or that holds no term of the query, is never a hit.
+
+    The first search after a write unpacks the longest lists of a new segment, 1.2 bytes a posting
+    (or up to 16 MB, if that is more), which makes later ones faster and changes no answer.
 
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
@@ -157,11 +163,12 @@ class InvertedIndex(Stored):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, the vocabulary included."""
-        segments = self._snapshot.segments
-        return self.tokenizer.nbytes + sum(
-            array.nbytes for s in segments for array in {id(a): a for a in s}.values()
-        )
+        """Bytes of all arrays, the vocabulary and what searches keep unpacked included."""
+        segments, ready = self._snapshot.segments, self._prepared
+        arrays = {id(a): a for s in segments for a in s}
+        if ready is not None:
+            arrays |= {id(a): a for parts in (*ready.unpacked, ready.tables) for a in parts}
+        return self.tokenizer.nbytes + sum(array.nbytes for array in arrays.values())
 
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
@@ -254,23 +261,24 @@ class InvertedIndex(Stored):
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         snapshot = self._snapshot  # before the terms, so that every term of it is known
-        if isinstance(queries, str) and filter is None and len(snapshot.segments) == 1:
+        texts = _checks.texts(queries, "queries")
+        if filter is None and len(snapshot.segments) == 1 and 0 < len(texts) <= _FEW:
             k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
             if k <= snapshot.n_docs and snapshot.n_tokens:
-                self._prepared = ready = _bm25_search.prepared(
-                    snapshot, self._formula, self._prepared
-                )
-                return Hits(
-                    *_bm25_search.search_one(ready, self.tokenizer, queries, k, self._scratch)
-                )
-        texts = _checks.texts(queries, "queries")
+                ready = self._ready(snapshot)
+                scratch, tokenizer = self._scratch, self.tokenizer
+                found = [
+                    _bm25_search.search_one(ready, tokenizer, text, k, scratch) for text in texts
+                ]
+                if isinstance(queries, str):
+                    return Hits(*found[0])
+                ids, scores = zip(*found, strict=True)
+                return Hits(np.stack(ids), np.stack(scores))
         k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
-            ready = _bm25_search.prepared(snapshot, self._formula, self._prepared)
-            self._prepared = ready
             ids, scores = _bm25_search.search(
-                ready, self.tokenizer, texts, depth, filters, threads, self._scratch
+                self._ready(snapshot), self.tokenizer, texts, depth, filters, threads, self._scratch
             )
         else:
             ids, scores = np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0))
@@ -281,6 +289,13 @@ class InvertedIndex(Stored):
         if isinstance(queries, str):
             return Hits(ids[0], scores[0])
         return Hits(ids, scores)
+
+    def _ready(self, snapshot):
+        """What searches of the snapshot with the present formula share."""
+        ready, formula = self._prepared, self._formula
+        if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
+            self._prepared = ready = _bm25_search.prepared(snapshot, formula, ready)
+        return ready
 
     def postings(self, term) -> Postings:
         """The documents that hold a term.
