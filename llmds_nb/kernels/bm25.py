@@ -174,9 +174,10 @@ def _packed_fill(data, start, end, n_blocks, lengths, gain, bonus, shape, cursor
     cursor[_LEFT] = cursor[_LEFT] - n if n > 0 else 0
     cursor[_AFTER] = after
     p, q, base, slope = shape
+    for i in range(n):  # a loop of its own: more of its cache misses are under way at once
+        adds[i] = lengths[np.uint64(rows[i])]
     for i in range(n):
-        length = lengths[np.uint64(rows[i])]
-        adds[i] = bm25_contribution(np.float64(tfs[i]), length, gain, bonus, p, q, base, slope)
+        adds[i] = bm25_contribution(np.float64(tfs[i]), adds[i], gain, bonus, p, q, base, slope)
     cursor[_AT], cursor[_STOP] = 0, n
     cursor[_NEXT] = rows[0] if n > 0 else _NEVER
 
