@@ -64,7 +64,7 @@ def build(ids, tokens, n_terms) -> Segment:
     lengths = np.diff(tokens.indptr)[order].astype(np.int32)
 
     def pack(data, starts, entries, measure):
-        return k.postings_pack(first, rows, lengths, data, starts, entries, measure)
+        return k.postings_pack(first, rows, len(ids), data, starts, entries, measure)
 
     starts, entries, data = _measured(pack, len(terms))
     return _made(ids[order], lengths, terms.astype(np.int32), starts, entries, data)
@@ -112,7 +112,7 @@ def merge(segments) -> Segment:
 
     def pack(out, starts, entries, measure):
         return k.postings_merge(
-            data, begins, ends, sizes, bases, group, row_of, lengths, out, starts, entries, measure
+            data, begins, ends, sizes, bases, group, row_of, out, starts, entries, measure
         )
 
     starts, entries, data = _measured(pack, len(group) - 1)

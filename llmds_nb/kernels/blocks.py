@@ -4,16 +4,13 @@ A list of fewer than 128 entries is varints end to end, one or two for each entr
 varint(gap << 1 | (tf == 1)), gap being the rows between this and the last one, and for tf >= 2 then
 varint(tf - 2). Nothing in it is ever negative, so nothing is zigzag.
 
-A longer list is a table, blocks of 128 entries each, and the rest as varints. The table has ten
+A longer list is a table, blocks of 128 entries each, and the rest as varints. The table has eight
 bytes for each block, little-endian:
 
     last      4   the last row of the block
     end       4   where the block ends, counted from the start of the list
-    most      1   the largest tf, at most 255, which stands for any that is larger
-    shortest  1   tokens of the shortest document, at most 255
 
-from which a query derives the most that any posting of the block can add, whatever the formula's
-parameters. A block is
+A block is
 
     header    3   how many `rows`, how many `more`, and the planes: 1 for tfs + 2 for pairs
                   + 4 for nibbles + 8 for each byte plane
@@ -37,11 +34,10 @@ from .._jit import borrowed, kernel
 from .varint import varint_read, varint_size, varint_write
 
 BLOCK = 128
-ENTRY = 10  # bytes in the table for each block
+ENTRY = 8  # bytes in the table for each block
 HEADER = 3
 _TFS = 1
 _PAIRS, _NIBBLES = np.uint64(2), np.uint64(4)
-_CAP = 255
 
 _0, _1, _2, _3 = (np.uint64(n) for n in range(4))
 _BLOCK = np.uint64(BLOCK)
@@ -74,13 +70,6 @@ def table_span(data, start, block, n_blocks, end):
         begin = _word(data, start + (block - _1) * _ENTRY + np.uint64(4))
     stop = min(start + _word(data, start + block * _ENTRY + np.uint64(4)), end)
     return min(start + begin, stop), stop
-
-
-@kernel(internal=True)
-def table_most(data, start, block):
-    """(largest tf, 255 standing for more; fewest tokens) of a block. O(1)."""
-    at = start + block * _ENTRY
-    return np.int64(data[at + np.uint64(8)]), np.int64(data[at + np.uint64(9)])
 
 
 @kernel(internal=True)
@@ -430,11 +419,11 @@ def _block_write(data, position, row, rows, tfs, counts, measure):
 
 
 @kernel(internal=True)
-def list_pack(rows, tfs, n, lengths, counts, data, position, measure):
+def list_pack(rows, tfs, n, counts, data, position, measure):
     """Write n entries, rows int32 ascending and tfs int32 >= 1, at data[position:].
 
-    lengths int32 are the tokens of each document; counts int64[33] is room. Return the position
-    after the list; with `measure` that is all that happens. O(n).
+    counts int64[33] is room. Return the position after the list; with `measure` that is all that
+    happens. O(n).
     """
     start = position
     n_blocks = n // BLOCK
@@ -445,15 +434,9 @@ def list_pack(rows, tfs, n, lengths, counts, data, position, measure):
         position = _block_write(data, position, row, part, many, counts, measure)
         row = np.int64(part[BLOCK - 1]) + 1
         if not measure:
-            most, shortest = 0, _CAP
-            for i in range(BLOCK):
-                most = max(most, many[i])
-                shortest = min(shortest, lengths[part[i]])
             at = start + block * ENTRY
             _word_write(data, at, row - 1)
             _word_write(data, at + 4, position - start)
-            data[at + 8] = min(most, _CAP)
-            data[at + 9] = shortest
     for i in range(n_blocks * BLOCK, n):
         position = _entry_write(data, position, rows[i] - row, tfs[i], measure)
         row = np.int64(rows[i]) + 1

@@ -44,12 +44,12 @@ def postings_group(local, doc_ptr, order, first, rows):
 
 
 @kernel(nogil=True)
-def postings_pack(first, rows, lengths, data, starts, entries, measure):
+def postings_pack(first, rows, most, data, starts, entries, measure):
     """Pack what `postings_group` made into data, starts and entries; return the bytes. O(t).
 
-    With `measure` nothing but the return value is made.
+    No list has more than `most` entries. With `measure` only the return value is made.
     """
-    some, tfs = np.empty((2, lengths.size), np.int32)
+    some, tfs = np.empty((2, most), np.int32)
     counts = np.empty(33, np.int64)
     position = np.int64(0)
     for u in range(first.size - 1):
@@ -65,7 +65,7 @@ def postings_pack(first, rows, lengths, data, starts, entries, measure):
                 j += 1
             some[n], tfs[n] = row, tf
             n += 1
-        position = list_pack(some, tfs, n, lengths, counts, data, position, measure)
+        position = list_pack(some, tfs, n, counts, data, position, measure)
         if not measure:
             entries[u] = n
     if not measure:
@@ -74,15 +74,13 @@ def postings_pack(first, rows, lengths, data, starts, entries, measure):
 
 
 @kernel(nogil=True)
-def postings_merge(
-    data, begins, ends, sizes, bases, group, row_of, lengths, out, starts, entries, measure
-):
+def postings_merge(data, begins, ends, sizes, bases, group, row_of, out, starts, entries, measure):
     """Merge lists of several segments into one list per group; return the bytes.
 
     data uint8 holds all segments; list l is the sizes[l] entries in data[begins[l]:ends[l]], and
     the rows of its segment are bases[l, 0] to bases[l, 1] of row_of int32, which gives the new row
     or ABSENT for a dead one. Group g merges lists group[g]..group[g + 1] - 1, ascending in the new
-    row; lengths int32 are by new rows. Writes out, starts int64[G + 1] and entries int32[G] (0
+    row. Writes out, starts int64[G + 1] and entries int32[G] (0
     where all are dead), nothing with `measure`. O(entries log(lists per group)).
     """
     rows, tfs = np.empty((2, row_of.size), np.int32)
@@ -113,7 +111,7 @@ def postings_merge(
         if not measure:
             starts[g] = position
             entries[g] = kept
-        position = list_pack(rows, tfs, kept, lengths, counts, out, position, measure)
+        position = list_pack(rows, tfs, kept, counts, out, position, measure)
     if not measure:
         starts[group.size - 1] = position
     return position
@@ -214,9 +212,9 @@ def postings_sums(segment, sums):
             sums[rows[j]] += tfs[j]
         n += m
         start, end = segment.starts[u], segment.starts[u + 1]
-        if list_pack(rows, tfs, m, segment.lengths, counts, again, start, True) != end:
+        if list_pack(rows, tfs, m, counts, again, start, True) != end:
             return -1 - u
-        list_pack(rows, tfs, m, segment.lengths, counts, again, start, False)
+        list_pack(rows, tfs, m, counts, again, start, False)
     for i in range(again.size):
         if again[i] != segment.data[i]:
             return -1
