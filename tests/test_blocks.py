@@ -1,24 +1,23 @@
 """Packed postings lists beside a plain reading of the bytes that kernels/blocks.py describes."""
 
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmds_nb import InvertedIndex
 from llmds_nb.kernels.blocks import BLOCK, ENTRY
 from llmds_nb.kernels.postings import posting_find, postings_pack, postings_read
 
 
-class Lists(NamedTuple):
-    """What the kernels read of a segment."""
-
-    ids: np.ndarray
-    dead: np.ndarray
-    starts: np.ndarray
-    entries: np.ndarray
-    data: np.ndarray
+@cache
+def some_segment():
+    """The kernels' own type: one of a test would be named in their cache on disk."""
+    index = InvertedIndex()
+    index.add(0, "word")
+    return index._snapshot.segments[0]
 
 
 def packed(rows, tfs, n_docs):
@@ -37,7 +36,10 @@ def packed(rows, tfs, n_docs):
 def lists_of(data, n, n_docs):
     starts = np.array([0, len(data) - 1], np.int64)
     entries = np.array([n], np.int32)
-    return Lists(np.arange(n_docs), np.zeros(n_docs, np.bool_), starts, entries, data)
+    return some_segment()._replace(
+        ids=np.arange(n_docs), dead=np.zeros(n_docs, np.bool_), starts=starts, entries=entries,
+        data=data,
+    )  # fmt: skip
 
 
 def read(lists):
