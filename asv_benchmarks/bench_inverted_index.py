@@ -1,11 +1,12 @@
 """InvertedIndex beside bm25s (its Numba backend) and rank_bm25, on the same tokens."""
 
+import os
 from functools import cache
 
 import numpy as np
 
 from . import ours, peer
-from .corpora import msdocs, ndcg10, vaswani
+from .corpora import msdocs, msdocs_set, ndcg10, vaswani
 
 
 @cache
@@ -42,30 +43,35 @@ def build(impl, texts):
 
 
 @cache
-def built(impl):
-    return build(impl, msdocs(step=10)[0])
+def built(impl, size="5k"):
+    return build(impl, msdocs_set(size)[0])
 
 
 class Search:
-    """100 queries, tokenising included, over every tenth passage of msdocs (5,016)."""
+    """100 queries, tokenising included; the sets are those of `corpora.msdocs_set`."""
 
-    params = (["llmds_nb", "bm25s", "rank_bm25"], ["short", "long"], [10, 1000])
-    param_names = ("impl", "queries", "k")
-    version = "1"
+    params = (
+        ["llmds_nb", "bm25s", "rank_bm25"], ["short", "long"], [10, 1000], ["5k", "100k", "1M"],
+    )  # fmt: skip
+    param_names = ("impl", "queries", "k", "size")
+    version = "2"
+    timeout = 900
 
-    def setup(self, impl, queries, k):
-        _, short, long = msdocs(step=10)
-        if impl == "rank_bm25" and k > 10:
+    def setup(self, impl, queries, k, size):
+        if impl == "rank_bm25" and (k > 10 or size != "5k"):
             raise NotImplementedError
+        if size == "1M" and "BM25_1M" not in os.environ:  # minutes, and gigabytes for bm25s
+            raise NotImplementedError
+        _, short, long = msdocs_set(size)
         n = 10 if impl == "rank_bm25" else 100  # it needs milliseconds for each
         self.queries = (short if queries == "short" else long)[:n]
-        self.search = built(impl)
+        self.search = built(impl, size)
         self.search(self.queries, k)
 
-    def time_batch(self, impl, queries, k):
+    def time_batch(self, impl, queries, k, size):
         self.search(self.queries, k)
 
-    def time_one_by_one(self, impl, queries, k):
+    def time_one_by_one(self, impl, queries, k, size):
         for query in self.queries:
             self.search([query], k)
 
@@ -104,17 +110,35 @@ class Change:
 
 
 class Size:
-    version = "1"
+    """Bytes a posting: packed lists; all that a file holds but the vocabulary; in memory."""
 
-    def setup(self):
+    params = (["5k", "100k", "1M"],)
+    param_names = ("size",)
+    version = "2"
+    timeout = 900
+
+    def setup(self, size):
+        if size == "1M" and "BM25_1M" not in os.environ:
+            raise NotImplementedError
         self.index = ours("InvertedIndex")()
-        self.index.add(None, msdocs(step=10)[0])
-
-    def track_bytes_per_posting(self):
+        self.index.add(None, msdocs_set(size)[0])
+        self.index.compact()
+        self.index.search("any", 1)  # unpacks the longest lists
         (segment,) = self.index._snapshot.segments
-        return self.index.stats().postings_bytes / int(segment.live.sum())
+        self.postings = int(segment.entries.sum(dtype=np.int64))
 
-    track_bytes_per_posting.unit = "B"
+    def track_payload(self, size):
+        return self.index.stats().postings_bytes / self.postings
+
+    def track_file(self, size):
+        arrays, _ = self.index._state()
+        kept = [a.nbytes for name, a in arrays.items() if not name.startswith("tokenizer")]
+        return sum(kept) / self.postings
+
+    def track_memory(self, size):
+        return (self.index.nbytes - self.index.tokenizer.nbytes) / self.postings
+
+    track_payload.unit = track_file.unit = track_memory.unit = "B"
 
 
 class Quality:

@@ -7,6 +7,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 
@@ -23,6 +25,26 @@ def msdocs(step=1):
     passages = [line["text"] for line in _lines(DATA / "msdocs/corpus.jsonl.gz")[::step]]
     queries = [line["text"] for line in _lines(DATA / "msdocs/queries.jsonl")]
     return passages, queries[:1000], queries[1000:]
+
+
+@cache
+def msdocs_set(size):
+    """msdocs(step=10) for "5k"; "100k", each passage cut in two; "1M", ten copies of that, each
+    without a fifth of its words under its own seed."""
+    if size == "5k":
+        return msdocs(step=10)
+    passages, short, long = msdocs()
+    words = [text.split(" ") for text in passages]
+    halves = [part for w in words for part in (w[: len(w) // 2], w[len(w) // 2 :])]
+    if size == "100k":
+        return [" ".join(half) for half in halves], short, long
+    texts = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        for half in halves:
+            keep = rng.random(len(half)) >= 0.2
+            texts.append(" ".join([word for word, kept in zip(half, keep, strict=True) if kept]))
+    return texts, short, long
 
 
 @cache

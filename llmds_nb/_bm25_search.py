@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._jit import entry_of
+from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
+from .kernels.blocks import BLOCK
 from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
@@ -25,6 +28,51 @@ class Formula(NamedTuple):
         delta = k.DELTA_L if self.variant == "bm25l" else 0.0
         slope = self.b * snapshot.n_docs / snapshot.n_tokens
         return delta, self.k1 + delta, 1.0 - self.b, slope
+
+
+class Prepared(NamedTuple):
+    """What all searches of one snapshot with one formula share."""
+
+    snapshot: object
+    formula: Formula
+    unpacked: list[Unpacked]  # for each segment
+    tables: list[np.ndarray]  # for each segment, as in kernels/bm25.py
+    plain: list[bool]  # for each segment, whether all its documents are alive
+    shape: tuple[float, float, float, float]  # of the formula
+
+
+def prepared(snapshot, formula, before) -> Prepared:
+    """That of a snapshot and a formula, with what of the one `before` still holds."""
+    known = {}
+    if before is not None:
+        for segment, lists in zip(before.snapshot.segments, before.unpacked, strict=True):
+            known[id(segment.data)] = lists  # dead documents change a segment, not its lists
+    shape = formula.shape(snapshot)
+    all_lists, tables = [], []
+    for segment in snapshot.segments:
+        lists = known.get(id(segment.data))
+        if lists is None:
+            lists = unpacked(segment)
+        all_lists.append(lists)
+        tables.append(np.empty(len(lists.tfs)))
+        k.bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
+    plain = [not segment.dead.any() for segment in snapshot.segments]
+    return Prepared(snapshot, formula, all_lists, tables, plain, shape)
+
+
+class Accumulator(NamedTuple):
+    """Room for one thread's searches; the arrays are described in kernels/bm25.py."""
+
+    acc: np.ndarray  # float64[TILE]
+    touched: np.ndarray  # int32[TILE + 1]
+    values: np.ndarray  # float64[TILE]
+    bins: np.ndarray  # int32[BINS]
+    lanes: np.ndarray  # float64[LANES]
+    edge: np.ndarray  # float64[1]
+    cursors: np.ndarray  # int64[m, 7]
+    used: np.ndarray  # int64[m]
+    blocks: np.ndarray  # uint32[2, m, 128]
+    adds: np.ndarray  # float64[m, 128]
 
 
 class Weighed(NamedTuple):
@@ -58,30 +106,34 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
-def search(snapshot, formula, tokenizer, texts, depth, filters, threads, scratch):
+def search(ready, tokenizer, texts, depth, filters, threads, scratch):
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
     `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
     of accumulators that no search is using.
     """
-    query = weighed(snapshot, formula, tokenizer, texts)
-    shape = formula.shape(snapshot)
+    snapshot = ready.snapshot
+    query = weighed(snapshot, ready.formula, tokenizer, texts)
+    shape = ready.shape
     n = len(texts)
-    scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
-    kept = np.zeros(n, np.int64)
+    room = depth if depth <= k.HEAP else 2 * depth
+    scores, ids = np.empty((n, room)), np.empty((n, room), np.int64)
+    kept, least = np.zeros(n, np.int64), np.full(n, -np.inf)
 
     def run(start, stop, one_filter):
         kind, mask, listed = _filter_arrays(one_filter)
         here = query.term_ptr[start : stop + 1]
-        heaps = scores[start:stop], ids[start:stop], kept[start:stop]
-        acc, touched = _borrow(scratch, snapshot)
-        for segment, place in zip(snapshot.segments, query.places, strict=True):
+        best = scores[start:stop], ids[start:stop], kept[start:stop]
+        room = _borrow(scratch, np.diff(here).max(initial=1))
+        for segment, lists, table, plain, place in zip(
+            snapshot.segments, ready.unpacked, ready.tables, ready.plain, query.places, strict=True
+        ):
             k.bm25_search_many(
-                segment, place, here, query.gain, query.bonus, shape, kind, mask, listed,
-                acc, touched, *heaps,
+                segment, lists, table, plain, place, here, query.gain, query.bonus, shape, kind,
+                mask, listed, depth, k.DENSE, room, *best, least[start:stop],
             )  # fmt: skip
-        k.bm25_finish_many(*heaps)
-        scratch.append((acc, touched))
+        k.bm25_finish_many(*best, depth)
+        scratch.append(room)
 
     if len(filters) > 1:
         jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
@@ -96,20 +148,51 @@ def search(snapshot, formula, tokenizer, texts, depth, filters, threads, scratch
         with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
             for done in [pool.submit(run, *job) for job in jobs]:
                 done.result()
+    return ids[:, :depth], scores[:, :depth]
+
+
+_entries = []  # the machine code of bm25_search_one
+
+
+def _one(args):
+    """bm25_search_one without the dispatcher, which looks at the types of 40 arrays: they differ
+    between no two calls."""
+    if not _entries:
+        _entries.append(entry_of(k.bm25_search_one, *args))
+    return _entries[0]
+
+
+def search_one(ready, tokenizer, text, depth, scratch):
+    """`search` for one query over the only segment and without a filter: (ids, scores) [depth]."""
+    snapshot, formula = ready.snapshot, ready.formula
+    tokens = np.array(tokenizer._encode_one(text), np.int32)
+    table = tokenizer._table
+    scores, ids = np.empty(depth), np.empty(depth, np.int64)
+    room = _borrow(scratch, len(tokens))
+    args = (
+        snapshot.segments[0], ready.unpacked[0], ready.tables[0], ready.plain[0], table.blob,
+        table.ptr, tokens, snapshot.n_docs, k.VARIANTS[formula.variant], formula.k1, ready.shape,
+        depth, k.DENSE, room, scores, ids,
+    )  # fmt: skip
+    _one(args)(*args)
+    scratch.append(room)
     return ids, scores
 
 
-def _borrow(scratch, snapshot):
-    """Accumulators for one thread, all zero, large enough for every segment."""
-    n = max(len(segment.ids) for segment in snapshot.segments)
-    while scratch:
-        try:
-            acc, touched = scratch.pop()
-        except IndexError:  # another thread was faster
-            break
-        if len(acc) >= n:
-            return acc, touched
-    return np.zeros(n), np.empty(n + 1, np.int32)
+def _borrow(scratch, widest):
+    """An accumulator for one thread and queries of up to `widest` terms, all zero."""
+    try:
+        room = scratch.pop()
+        if len(room.used) >= widest:
+            return room
+    except IndexError:
+        pass
+    m = 1 << max(4, (int(widest) - 1).bit_length())
+    return Accumulator(
+        np.zeros(k.TILE), np.empty(k.TILE + 1, np.int32), np.empty(k.TILE),
+        np.zeros(k.BINS, np.int32), np.empty(k.LANES), np.empty(1), np.empty((m, 7), np.int64),
+        np.empty(m, np.int64), np.empty((2, m, BLOCK), np.uint32), np.empty((m, BLOCK)),
+    )  # fmt: skip
 
 
 def _filter_arrays(one_filter):

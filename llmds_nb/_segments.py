@@ -21,8 +21,9 @@ class Segment(NamedTuple):
     dead: np.ndarray  # bool[n]
     terms: np.ndarray  # int32[U]
     starts: np.ndarray  # int64[U + 1]
+    entries: np.ndarray  # int32[U]
     live: np.ndarray  # int32[U]
-    data: np.ndarray  # uint8[B]
+    data: np.ndarray  # uint8[B + 1]
 
 
 class Snapshot(NamedTuple):
@@ -60,25 +61,28 @@ def build(ids, tokens, n_terms) -> Segment:
     rows = np.empty(len(local), np.int32)
     k.postings_group(local, tokens.indptr, order, first, rows)
 
-    def pack(data, starts, live, measure):
-        return k.postings_pack(first, rows, data, starts, live, measure)
+    lengths = np.diff(tokens.indptr)[order].astype(np.int32)
 
-    return Segment(
-        ids[order],
-        np.diff(tokens.indptr)[order].astype(np.int32),
-        np.zeros(len(ids), np.bool_),
-        terms.astype(np.int32),
-        *_measured(pack, len(terms)),
-    )
+    def pack(data, starts, entries, measure):
+        return k.postings_pack(first, rows, len(ids), data, starts, entries, measure)
+
+    starts, entries, data = _measured(pack, len(terms))
+    return _made(ids[order], lengths, terms.astype(np.int32), starts, entries, data)
+
+
+def _made(ids, lengths, terms, starts, entries, data) -> Segment:
+    """A segment without dead documents."""
+    dead = np.zeros(len(ids), np.bool_)
+    return Segment(ids, lengths, dead, terms, starts, entries, entries, data)
 
 
 def _measured(pack, n_terms):
-    """(starts, live, data) of a kernel that first counts its bytes and then writes them."""
-    starts, live = np.zeros(n_terms + 1, np.int64), np.zeros(n_terms, np.int32)
-    size = pack(np.zeros(0, np.uint8), starts, live, True)
-    data = np.empty(size, np.uint8)
-    pack(data, starts, live, False)
-    return starts, live, data
+    """(starts, entries, data) of a kernel that first counts its bytes and then writes them."""
+    starts, entries = np.zeros(n_terms + 1, np.int64), np.zeros(n_terms, np.int32)
+    size = pack(np.zeros(0, np.uint8), starts, entries, True)
+    data = np.zeros(size + 1, np.uint8)
+    pack(data, starts, entries, False)
+    return starts, entries, data
 
 
 def merge(segments) -> Segment:
@@ -90,33 +94,35 @@ def merge(segments) -> Segment:
     row_of = np.full(len(all_ids), ABSENT, np.int32)
     row_of[alive] = np.arange(len(alive), dtype=np.int32)
 
+    lengths = lengths[alive]
     terms = np.concatenate([s.terms for s in segments])
     order = np.argsort(terms, kind="stable")  # by term, then by segment
     n_lists = [len(s.terms) for s in segments]
-    data_base = np.repeat(_bases([len(s.data) for s in segments]), n_lists)
-    row_base = np.repeat(_bases([len(s.ids) for s in segments]), n_lists)
-    begins = np.concatenate([s.starts[:-1] for s in segments]) + data_base
-    ends = np.concatenate([s.starts[1:] for s in segments]) + data_base
-    begins, ends, row_base, terms = begins[order], ends[order], row_base[order], terms[order]
+    edges = np.cumsum([0, *(len(s.ids) for s in segments)])
+    bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)[order]
+    data_base = np.repeat(np.cumsum([0, *(len(s.data) for s in segments)])[:-1], n_lists)
+    begins = (np.concatenate([s.starts[:-1] for s in segments]) + data_base)[order]
+    ends = (np.concatenate([s.starts[1:] for s in segments]) + data_base)[order]
+    sizes = np.concatenate([s.entries for s in segments])[order]
+    terms = terms[order]
     group = np.flatnonzero(np.concatenate([[True], terms[1:] != terms[:-1], [True]]))
     if not len(terms):
         group = group[:1]
     data = np.concatenate([s.data for s in segments])
 
-    def pack(out, starts, live, measure):
+    def pack(out, starts, entries, measure):
         return k.postings_merge(
-            data, begins, ends, row_base, group, row_of, out, starts, live, measure
+            data, begins, ends, sizes, bases, group, row_of, out, starts, entries, measure
         )
 
-    starts, live, data = _measured(pack, len(group) - 1)
-    some = live > 0
-    return Segment(
+    starts, entries, data = _measured(pack, len(group) - 1)
+    some = entries > 0
+    return _made(
         all_ids[alive],
-        lengths[alive],
-        np.zeros(len(alive), np.bool_),
+        lengths,
         terms[group[:-1]][some],
         np.append(starts[:-1][some], starts[-1]),
-        live[some],
+        entries[some],
         data,
     )
 
@@ -142,10 +148,6 @@ def tidy(segments) -> list[Segment]:
         merged = merge([segment for size, segment in classed if size == full[0]])
         classed = [pair for pair in classed if pair[0] != full[0]]
         classed.append((len(merged.ids).bit_length() // 3, merged))
-
-
-def _bases(sizes) -> np.ndarray:
-    return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
 
 
 def rows_of(segment, ids) -> tuple[np.ndarray, np.ndarray]:
@@ -183,53 +185,47 @@ def without_ids(segments, ids) -> tuple[list[Segment], np.ndarray]:
 
 
 def to_arrays(segment) -> dict:
-    """What a file keeps of a segment without dead documents."""
+    """What a file keeps of a segment without dead documents: differences, as zigzag varints."""
     mean = _mean(segment.lengths.sum(dtype=np.int64), len(segment.ids))
     return {
         "ids": _packed(np.diff(segment.ids, prepend=np.int64(0))),
         "lengths": _packed(segment.lengths.astype(np.int64) - mean),
-        "terms": segment.terms,
-        "starts": segment.starts,
-        "live": segment.live,
+        "terms": _packed(np.diff(segment.terms.astype(np.int64), prepend=np.int64(0))),
+        "sizes": _packed(np.diff(segment.starts)),
+        "entries": _packed(segment.entries.astype(np.int64)),
         "data": segment.data,
     }
 
 
-def from_arrays(arrays, n_docs, n_tokens, n_terms) -> Segment:
+def from_arrays(arrays, n_docs, n_tokens, n_lists, n_terms) -> Segment:
     """The segment that `to_arrays` described; CorruptFileError if it cannot be one."""
-    kinds = {
-        "ids": "u1",
-        "lengths": "u1",
-        "terms": "i4",
-        "starts": "i8",
-        "live": "i4",
-        "data": "u1",
-    }
-    for name, kind in kinds.items():
-        if arrays[name].dtype != np.dtype(kind) or arrays[name].ndim != 1:
+    for name in ("ids", "lengths", "terms", "sizes", "entries", "data"):
+        if arrays[name].dtype != np.uint8 or arrays[name].ndim != 1:
             raise CorruptFileError(f"array {name!r} is of the wrong kind")
     ids = np.cumsum(_unpacked(arrays["ids"], n_docs, "ids"))
     lengths = _unpacked(arrays["lengths"], n_docs, "lengths") + _mean(n_tokens, n_docs)
-    terms, starts, live = arrays["terms"], arrays["starts"], arrays["live"]
+    terms = np.cumsum(_unpacked(arrays["terms"], n_lists, "terms"))
+    sizes = _unpacked(arrays["sizes"], n_lists, "sizes")
+    entries = _unpacked(arrays["entries"], n_lists, "entries")
     data = arrays["data"]
-    _checks.indptr(starts, len(data), "starts")
     sound = {
         "ids": (ids[:1] >= 0).all() and (ids[1:] > ids[:-1]).all(),
         "lengths": (lengths >= 0).all()
         and (lengths <= _checks.INT32_MAX).all()
         and lengths.sum() == n_tokens,
-        "terms": len(starts) == len(live) + 1 == len(terms) + 1
-        and (terms[1:] > terms[:-1]).all()
+        "terms": (terms[1:] > terms[:-1]).all()
         and (not len(terms) or (terms[0] >= 0 and terms[-1] < n_terms)),
-        "starts": (starts[1:] > starts[:-1]).all(),
-        "live": (live > 0).all() and (live <= n_docs).all(),
-        "data": not len(data) or data[-1] < 128,
+        "sizes": (sizes > 0).all() and (sizes < len(data)).all() and sizes.sum() == len(data) - 1,
+        "entries": (entries > 0).all() and (entries <= n_docs).all(),
+        "data": len(data) and data[-1] == 0,
     }
     for name, fine in sound.items():
         if not fine:
             raise CorruptFileError(f"array {name!r} holds impossible values")
-    dead = np.zeros(n_docs, np.bool_)
-    return Segment(ids, lengths.astype(np.int32), dead, terms, starts, live, data)
+    starts = np.zeros(n_lists + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    int32 = (lengths.astype(np.int32), terms.astype(np.int32), entries.astype(np.int32))
+    return _made(ids, int32[0], int32[1], starts, int32[2], data)
 
 
 def _mean(total, n) -> int:
@@ -253,15 +249,15 @@ def check(segment) -> None:
     """Assert the invariants of kernels/postings.py."""
     n, n_terms = len(segment.ids), len(segment.terms)
     assert len(segment.lengths) == len(segment.dead) == n
-    assert len(segment.live) == n_terms == len(segment.starts) - 1
+    assert len(segment.entries) == len(segment.live) == n_terms == len(segment.starts) - 1
     assert (segment.ids[1:] > segment.ids[:-1]).all() and (segment.ids[:1] >= 0).all()
     assert (segment.terms[1:] > segment.terms[:-1]).all()
-    assert segment.starts[0] == 0 and segment.starts[-1] == len(segment.data)
+    assert segment.starts[0] == 0 and segment.starts[-1] == len(segment.data) - 1
     assert (segment.starts[1:] > segment.starts[:-1]).all(), "a list is empty"
-    assert not len(segment.data) or segment.data[-1] < 128
+    assert segment.data[-1] == 0
     sums = np.zeros(n, np.int64)
     entries = k.postings_sums(segment, sums)
-    assert entries >= 0, f"list {-1 - entries} is out of order"
+    assert entries >= 0, f"list {-1 - entries} is not as it should be"
     assert (sums == segment.lengths).all(), "the tfs of a document do not sum to its length"
     rows, tfs = np.empty(n, np.int32), np.empty(n, np.int32)
     for place, live in enumerate(segment.live):

@@ -18,6 +18,9 @@ from .tokenizer import Tokenizer
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
 
+_FEW = 4  # up to so many queries, one kernel call for each is faster than several for all
+
+
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf."""
 
@@ -71,6 +74,9 @@ class InvertedIndex(Stored):
     counts and lengths, not scores: `k1`, `b` and `variant` are attributes that may be changed at
     any time. A document of score 0, or that holds no term of the query, is never a hit.
 
+    The first search after a write unpacks the longest lists of a new segment, 1.2 bytes a posting
+    (or up to 16 MB, if that is more), which makes later ones faster and changes no answer.
+
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
 
@@ -112,7 +118,8 @@ class InvertedIndex(Stored):
         self._snapshot = _segments.snapshot([])
         self._next_id = 0
         self._lock = threading.RLock()
-        self._scratch = deque()  # (acc, touched) pairs that no search is using
+        self._prepared = None  # of the latest search
+        self._scratch = deque()  # accumulators that no search is using
 
     @property
     def k1(self) -> float:
@@ -156,9 +163,12 @@ class InvertedIndex(Stored):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, the vocabulary included."""
-        segments = self._snapshot.segments
-        return self.tokenizer.nbytes + sum(array.nbytes for s in segments for array in s)
+        """Bytes of all arrays, the vocabulary and what searches keep unpacked included."""
+        segments, ready = self._snapshot.segments, self._prepared
+        arrays = {id(a): a for s in segments for a in s}
+        if ready is not None:
+            arrays |= {id(a): a for parts in (*ready.unpacked, ready.tables) for a in parts}
+        return self.tokenizer.nbytes + sum(array.nbytes for array in arrays.values())
 
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
@@ -170,7 +180,7 @@ class InvertedIndex(Stored):
             n_tokens / n_docs if n_docs else 0.0,
             sum(int(s.dead.sum()) for s in segments),
             len(segments),
-            sum(s.data.nbytes for s in segments),
+            sum(len(s.data) - 1 for s in segments),
             self.nbytes,
         )
 
@@ -250,15 +260,26 @@ class InvertedIndex(Stored):
             ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
-        texts = _checks.texts(queries, "queries")
-        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         snapshot = self._snapshot  # before the terms, so that every term of it is known
+        texts = _checks.texts(queries, "queries")
+        if filter is None and len(snapshot.segments) == 1 and 0 < len(texts) <= _FEW:
+            k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
+            if k <= snapshot.n_docs and snapshot.n_tokens:
+                ready = self._ready(snapshot)
+                scratch, tokenizer = self._scratch, self.tokenizer
+                found = [
+                    _bm25_search.search_one(ready, tokenizer, text, k, scratch) for text in texts
+                ]
+                if isinstance(queries, str):
+                    return Hits(*found[0])
+                ids, scores = zip(*found, strict=True)
+                return Hits(np.stack(ids), np.stack(scores))
+        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             ids, scores = _bm25_search.search(
-                snapshot, self._formula, self.tokenizer, texts, depth, filters, threads,
-                self._scratch,
-            )  # fmt: skip
+                self._ready(snapshot), self.tokenizer, texts, depth, filters, threads, self._scratch
+            )
         else:
             ids, scores = np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0))
         if depth < k:
@@ -268,6 +289,13 @@ class InvertedIndex(Stored):
         if isinstance(queries, str):
             return Hits(ids[0], scores[0])
         return Hits(ids, scores)
+
+    def _ready(self, snapshot):
+        """What searches of the snapshot with the present formula share."""
+        ready, formula = self._prepared, self._formula
+        if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
+            self._prepared = ready = _bm25_search.prepared(snapshot, formula, ready)
+        return ready
 
     def postings(self, term) -> Postings:
         """The documents that hold a term.
@@ -282,7 +310,7 @@ class InvertedIndex(Stored):
             place, df = np.empty(1, np.int32), np.zeros(1, np.int64)
             postings_df_add(segment, wanted, place, df)
             if df[0]:
-                rows, here = np.empty((2, df[0]), np.int32)
+                rows, here = np.empty((2, segment.entries[place[0]]), np.int32)
                 n = postings_read(segment, int(place[0]), rows, here)
                 ids.append(segment.ids[rows[:n]])
                 tfs.append(here[:n])
@@ -347,7 +375,7 @@ class InvertedIndex(Stored):
         assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
         assert not len(alive) or alive.max() < self._next_id
         assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
-        assert all(not acc.any() for acc, _ in self._scratch)
+        assert all(not room.acc.any() for room in self._scratch)
 
     def _state(self):
         with self._lock:
@@ -361,6 +389,7 @@ class InvertedIndex(Stored):
         header |= {
             "k1": self._k1, "b": self._b, "variant": self._variant, "next_id": next_id,
             "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
+            "n_lists": len(segments[0].terms) if segments else 0,
         }  # fmt: skip
         return arrays, header
 
@@ -372,7 +401,8 @@ class InvertedIndex(Stored):
         n_tokens = _checks.integer(header["n_tokens"], "n_tokens", low=0)
         index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
         if n_docs:
-            segment = _segments.from_arrays(arrays, n_docs, n_tokens, len(tokenizer))
+            n_lists = _checks.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
+            segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
             if segment.ids[-1] >= index._next_id:
                 raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
             index._snapshot = _segments.snapshot([segment])

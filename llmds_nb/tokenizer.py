@@ -33,6 +33,7 @@ PATTERN = r"\b\w\w+\b"
 # splits ASCII text exactly as `re` would.
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
 _CHUNK_CHARS = 1 << 20  # a chunk's words stay in the cache
+_KNOWN_WORDS = 1 << 16
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 
 
@@ -86,6 +87,7 @@ class Tokenizer:
         self._table = StringTable()
         self._lock = threading.RLock()
         self._missing = ()  # callables that a file could not hold
+        self._known = {}  # words of queries: what `_table.find` gives for their terms
         self._model = None  # the text of a tokenizer.json
         self._set_stemmer(stemmer)
         self._set_pattern(pattern)
@@ -126,6 +128,7 @@ class Tokenizer:
 
     def _set_stemmer(self, stemmer):
         self.stemmer = stemmer
+        self._known = {}
         if stemmer is None or callable(stemmer):
             self._stem = stemmer and (lambda words: [stemmer(word) for word in words])
             return
@@ -259,6 +262,8 @@ class Tokenizer:
             except BaseException:
                 self._table.truncate(before)
                 raise
+            finally:
+                self._known = {}
         return _joined(parts)
 
     def _encode_few(self, texts) -> TokenBatch:
@@ -270,6 +275,22 @@ class Tokenizer:
             terms += found
             counts.append(len(found))
         return TokenBatch(self._table.find(terms), offsets(counts))
+
+    def _encode_one(self, text) -> list[int]:
+        """The ids of one query as a list."""
+        self._check_whole()
+        known = self._known  # replaced, not emptied, when the vocabulary changes
+        words = self._words(text)
+        try:
+            ids = [known[word] for word in words]
+        except KeyError:
+            new = list({word: None for word in words if word not in known})
+            found = self._table.find(self._terms_of(new)).tolist()
+            fresh = dict(zip(new, found, strict=True))
+            ids = [fresh[word] if word in fresh else known[word] for word in words]
+            if len(known) < _KNOWN_WORDS:
+                known.update(fresh)
+        return [id_ for id_ in ids if id_ != DROPPED]
 
     def _check_whole(self):
         if self._missing:

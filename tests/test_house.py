@@ -19,9 +19,9 @@ PRIVATE_LEAVES = {"_jit", "_checks", "_store", "errors"}
 LEVELS = [
     "lines",
     "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead",
-    "hashtable queue_state rng sketch tokenize postings bm25 paging prefix hnsw codes kv_chunks",
-    "heap tenants fusion routing kv_history kv_tables hnsw_build hnsw_search",
-    "hnsw_mend waiting eviction",
+    "hashtable queue_state rng sketch tokenize blocks paging prefix hnsw codes kv_chunks",
+    "postings unpacked heap tenants fusion routing kv_history kv_tables hnsw_build hnsw_search",
+    "hnsw_mend waiting eviction bm25",
     "batching kv_leaves",
     "kv_pages kv_compact",
     "kv_rows",

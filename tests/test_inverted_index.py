@@ -230,6 +230,6 @@ def test_sizes():
     index.add(range(1000), ["common words of every document"] * 1000)
     stats = index.stats()
     assert (stats.n_docs, stats.n_terms, stats.n_tokens, stats.n_segments) == (1000, 4, 4000, 1)
-    assert stats.postings_bytes == 4000 and stats.mean_length == 4.0
+    assert 400 < stats.postings_bytes < 1000 and stats.mean_length == 4.0
     assert index.nbytes == stats.nbytes > 0
     assert "1,000 documents, 4 terms, 1 segments" in repr(index)

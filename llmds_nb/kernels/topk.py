@@ -6,7 +6,12 @@ State, owned by the caller (distances are pushed as their negatives):
     ids    int64[k]
 
 The first `n` entries are in use; kernels take `n` and return the new one.
+
+For a large k a heap is slow: instead, entries are collected unordered in arrays of 2 k, and when
+those are full, `topk_select` keeps the best k: O(1) for each entry.
 """
+
+import numpy as np
 
 from .._jit import kernel
 
@@ -63,3 +68,92 @@ def topk_sort(scores, ids, n):
         worst_score, worst_id = scores[0], ids[0]
         _sift_down(scores, ids, last, score, id_)
         scores[last], ids[last] = worst_score, worst_id
+
+
+@kernel
+def _partition(scores, ids, low, high):
+    """Split [low, high], at least two, around a middle entry: all up to the returned place are no
+    worse than all after it, and both parts are shorter than before."""
+    middle = (low + high) >> 1
+    score, id_ = scores[middle], ids[middle]
+    i, j = low - 1, high + 1
+    while True:
+        i += 1
+        while _worse(score, id_, scores[i], ids[i]):
+            i += 1
+        j -= 1
+        while _worse(scores[j], ids[j], score, id_):
+            j -= 1
+        if i >= j:
+            return j
+        scores[i], scores[j] = scores[j], scores[i]
+        ids[i], ids[j] = ids[j], ids[i]
+
+
+@kernel
+def topk_select(scores, ids, n, k):
+    """Move the best k of n > k entries to the front, in no order. O(n) expected."""
+    low, high = 0, n - 1
+    while low < high:
+        place = _partition(scores, ids, low, high)
+        if k - 1 <= place:
+            high = place
+        else:
+            low = place + 1
+
+
+@kernel
+def topk_order(scores, ids, n):
+    """Sort n entries, best first, in place. O(n log n) expected."""
+    lows, highs = np.empty((2, 64), np.int64)
+    depth = 1
+    lows[0], highs[0] = 0, n - 1
+    while depth > 0:
+        depth -= 1
+        low, high = lows[depth], highs[depth]
+        while high - low > 12:
+            place = _partition(scores, ids, low, high)
+            if place - low < high - place - 1:  # the longer part waits: 64 of them always suffice
+                lows[depth], highs[depth] = place + 1, high
+                high = place
+            else:
+                lows[depth], highs[depth] = low, place
+                low = place + 1
+            depth += 1
+        for i in range(low + 1, high + 1):
+            score, id_ = scores[i], ids[i]
+            j = i
+            while j > low and _worse(scores[j - 1], ids[j - 1], score, id_):
+                scores[j], ids[j] = scores[j - 1], ids[j - 1]
+                j -= 1
+            scores[j], ids[j] = score, id_
+
+
+@kernel
+def topk_spread(scores, ids, n):
+    """`topk_order` by way of n ranges of equal width, for finite scores. O(n) if they spread."""
+    low = high = scores[0] if n > 0 else 0.0
+    for i in range(n):
+        low, high = min(low, scores[i]), max(high, scores[i])
+    if n < 32 or low == high:
+        topk_order(scores, ids, n)
+        return
+    scale = (n - 1) / (high - low)
+    starts = np.zeros(n + 1, np.int64)
+    bins = np.empty(n, np.int64)
+    for i in range(n):
+        bins[i] = min(n - 1, np.int64((high - scores[i]) * scale))
+        starts[bins[i] + 1] += 1
+    for i in range(n):
+        starts[i + 1] += starts[i]
+    old_scores, old_ids = scores[:n].copy(), ids[:n].copy()
+    for i in range(n):
+        place = starts[bins[i]]
+        starts[bins[i]] += 1  # at last the end of the range, where the next begins
+        scores[place], ids[place] = old_scores[i], old_ids[i]
+    begin = 0
+    for i in range(n):
+        end = starts[i]
+        if end - begin > 1:
+            topk_order(scores[begin:end], ids[begin:end], end - begin)
+        begin = end

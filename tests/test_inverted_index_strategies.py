@@ -1,0 +1,131 @@
+"""InvertedIndex: whichever way a query is searched, the answer is the same, bit for bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_inverted_index import VARIANTS, PlainBm25
+
+from llmds_nb import InvertedIndex
+from llmds_nb.kernels import bm25, topk, unpacked
+
+N_DOCS = 70_000  # more than a window of unpacked lists and several tiles
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """(texts, tf of each of 40 terms in each document, ids)."""
+    rng = np.random.default_rng(3)
+    tfs = np.zeros((40, N_DOCS), np.int64)
+    for term in range(40):  # from every second document down to a few
+        n = max(3, int(N_DOCS / 2 / 1.35**term))
+        tfs[term, rng.choice(N_DOCS, n, replace=False)] = rng.geometric(0.6, n)
+    tfs[5, rng.choice(N_DOCS, 40)] = rng.integers(200, 400, 40)
+    names = np.array([f"w{term:02}" for term in range(40)])
+    texts = [" ".join(np.repeat(names, column)) for column in tfs.T]
+    return texts, tfs, 3 * np.arange(N_DOCS)
+
+
+def indexed(corpus, monkeypatch, floor, share, least):
+    monkeypatch.setattr(unpacked, "FLOOR", floor)
+    monkeypatch.setattr(unpacked, "SHARE", share)
+    monkeypatch.setattr(unpacked, "LEAST", least)
+    texts, _, ids = corpus
+    index = InvertedIndex()
+    index.add(ids, texts)
+    return index
+
+
+QUERIES = [
+    "w00", "w39", "w05", "w01 w17", "w30 w31 w38", "w05 w05 w20 w25 w02",
+    " ".join(f"w{term:02}" for term in range(40)), "w20 w22 w24", "none", "w36 none w37",
+]  # fmt: skip
+
+
+def plain_scores(corpus, index, query):
+    _, tfs, _ = corpus
+    plain = PlainBm25(index.variant, index.k1, index.b)
+    words = query.split()
+    lengths = tfs.sum(axis=0)
+    norm = 1 - plain.b + plain.b * lengths / lengths.mean()
+    scores = np.zeros(N_DOCS)
+    plain.docs = range(N_DOCS)
+    for word in sorted(set(words) - {"none"}):
+        tf = tfs[int(word[1:])]
+        part = tf / (tf + plain.k1 * norm)
+        scores += words.count(word) * plain.idf(np.count_nonzero(tf)) * part
+    return scores
+
+
+def test_every_strategy_gives_the_same_answer(corpus, monkeypatch):
+    mask = np.zeros(3 * N_DOCS, np.bool_)
+    mask[: 3 * N_DOCS : 6] = True
+    answers = []
+    for budget in [(1 << 24, 1.2, 16), (0, 0.0, 16), (0, 0.7, 16), (1 << 24, 0.0, 1)]:
+        index = indexed(corpus, monkeypatch, *budget)
+        for dense in (0, 8, 1 << 40):
+            monkeypatch.setattr(bm25, "DENSE", dense)
+            hits = [index.search(QUERIES, k, filter=f) for k in (1, 10, 16, 17, 300, N_DOCS)
+                    for f in (None, mask)]  # fmt: skip
+            answers.append(hits)
+        index.check()
+    for hits in answers[1:]:
+        for one, other in zip(answers[0], hits, strict=True):
+            assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+    everything = answers[0][-2]
+    for row, query in enumerate(QUERIES):
+        scores = plain_scores(corpus, index, query)
+        order = np.lexsort((np.arange(N_DOCS), -scores))
+        order = order[scores[order] > 0]
+        got = everything.ids[row][: len(order)]
+        assert (everything.ids[row][len(order) :] == -1).all()
+        np.testing.assert_allclose(everything.scores[row][: len(order)], scores[order], rtol=1e-9)
+        same = got == 3 * order  # sums that differ in their last bit may change places
+        np.testing.assert_allclose(scores[got[~same] // 3], scores[order[~same]], rtol=1e-12)
+        for place, k in enumerate((1, 10, 16, 17, 300)):
+            assert (answers[0][2 * place].ids[row] == everything.ids[row][:k]).all()
+
+
+def test_removed_documents_are_never_hits_in_any_strategy(corpus, monkeypatch):
+    texts, _, ids = corpus
+    index = indexed(corpus, monkeypatch, 1 << 24, 1.2, 16)
+    index.search("w00", 1)
+    index.remove(ids[::3])
+    fresh = InvertedIndex()
+    keep = np.arange(N_DOCS) % 3 != 0
+    fresh.add(ids[keep], [text for text, kept in zip(texts, keep, strict=True) if kept])
+    for dense in (0, 8, 1 << 40):
+        monkeypatch.setattr(bm25, "DENSE", dense)
+        for k in (5, 100):
+            one, other = index.search(QUERIES, k), fresh.search(QUERIES, k)
+            assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_large_tfs_and_many_lengths_have_no_code(monkeypatch, variant):
+    rng = np.random.default_rng(4)
+    counts = rng.integers(1, 700, 300)
+    texts = [f"{'aa ' * int(n)} bb {'cc ' * (i % 2)}" for i, n in enumerate(counts)]
+    monkeypatch.setattr(unpacked, "PAIRS", 600)
+    index = InvertedIndex(variant=variant)
+    index.add(None, texts)
+    index.search("aa", 1)
+    monkeypatch.setattr(unpacked, "FLOOR", 0)
+    monkeypatch.setattr(unpacked, "SHARE", 0.0)
+    packed = InvertedIndex(variant=variant)
+    packed.add(None, texts)
+    for k1 in (1.2, 0.0, 3.0):
+        index.k1 = packed.k1 = k1
+        one, other = (i.search(["aa", "aa bb cc", "cc"], 300) for i in (index, packed))
+        assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 10**6)), max_size=300))
+def test_topk_spread_sorts(values):
+    scores = np.array(values, np.float64)
+    ids = np.random.default_rng(len(values)).permutation(len(values)).astype(np.int64)
+    order = np.lexsort((ids, -scores))
+    expected = ids[order]
+    topk.topk_spread(scores, ids, len(values))
+    assert (ids == expected).all() and (np.diff(scores) <= 0).all()
