@@ -135,17 +135,21 @@ def test_searches_see_before_or_after():
             count += 1
         searches.append(count)
 
+    def write(turn):
+        pipeline.add([turn % 2, 1 - turn % 2], texts, vectors)
+        if turn % 7 == 0:
+            pipeline.add(99, "filler", [[-1, -1]])
+            pipeline.remove(99)
+
+    for turn in range(70):  # compiles all, also a mending: beside eight readers that takes minutes
+        write(turn)
     workers = [threading.Thread(target=search, args=(number,)) for number in range(8)]
     for worker in workers:
         worker.start()
     deadline, turn = time.monotonic() + 3, 0
     while time.monotonic() < deadline and not wrong:
         turn += 1
-        order = [turn % 2, 1 - turn % 2]
-        pipeline.add(order, texts, vectors)
-        if turn % 7 == 0:
-            pipeline.add(99, "filler", [[-1, -1]])
-            pipeline.remove(99)
+        write(turn)
     stop.set()
     for worker in workers:
         worker.join()
