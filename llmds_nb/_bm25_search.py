@@ -10,6 +10,7 @@ from ._jit import entry_of
 from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
 from .kernels.blocks import BLOCK
+from .kernels.bm25_formula import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
 from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
@@ -24,8 +25,8 @@ class Formula(NamedTuple):
     b: float
 
     def shape(self, snapshot) -> tuple[float, float, float, float]:
-        """(p, q, base, slope) of the formula in kernels/bm25.py."""
-        delta = k.DELTA_L if self.variant == "bm25l" else 0.0
+        """(p, q, base, slope) of the formula in kernels/bm25_formula.py."""
+        delta = DELTA_L if self.variant == "bm25l" else 0.0
         slope = self.b * snapshot.n_docs / snapshot.n_tokens
         return delta, self.k1 + delta, 1.0 - self.b, slope
 
@@ -55,7 +56,7 @@ def prepared(snapshot, formula, before) -> Prepared:
             lists = unpacked(segment)
         all_lists.append(lists)
         tables.append(np.empty(len(lists.tfs)))
-        k.bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
+        bm25_table_fill(tables[-1], lists.tfs, lists.lengths, *shape)
     plain = [not segment.dead.any() for segment in snapshot.segments]
     return Prepared(snapshot, formula, all_lists, tables, plain, shape)
 
@@ -101,8 +102,8 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
         places.append(np.empty(n, np.int32))
         postings_df_add(segment, terms, places[-1], df)
     gain, bonus = np.empty((2, n))
-    variant = k.VARIANTS[formula.variant]
-    k.bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
+    variant = VARIANTS[formula.variant]
+    bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
@@ -171,7 +172,7 @@ def search_one(ready, tokenizer, text, depth, scratch):
     room = _borrow(scratch, len(tokens))
     args = (
         snapshot.segments[0], ready.unpacked[0], ready.tables[0], ready.plain[0], table.blob,
-        table.ptr, tokens, snapshot.n_docs, k.VARIANTS[formula.variant], formula.k1, ready.shape,
+        table.ptr, tokens, snapshot.n_docs, VARIANTS[formula.variant], formula.k1, ready.shape,
         depth, k.DENSE, room, scores, ids,
     )  # fmt: skip
     _one(args)(*args)

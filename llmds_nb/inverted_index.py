@@ -10,7 +10,7 @@ from . import _bm25_search, _checks, _segments
 from ._progress import progress_bar
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
-from .kernels import bm25 as _k
+from .kernels.bm25_formula import VARIANTS, bm25_contribution, bm25_idf
 from .kernels.postings import posting_find, postings_df_add, postings_read
 from .kernels.status import ABSENT
 from .tokenizer import Tokenizer
@@ -143,7 +143,7 @@ class InvertedIndex(Stored):
 
     @variant.setter
     def variant(self, value):
-        self._variant = _checks.choice(value, "variant", tuple(_k.VARIANTS))
+        self._variant = _checks.choice(value, "variant", tuple(VARIANTS))
 
     @property
     def _formula(self):
@@ -347,7 +347,7 @@ class InvertedIndex(Stored):
             snapshot, formula, self.tokenizer, [query]
         )
         length = segment.lengths[row]
-        variant = _k.VARIANTS[formula.variant]
+        variant = VARIANTS[formula.variant]
         total, rows_out = 0.0, []
         for e, term in enumerate(self.tokenizer._table.texts(terms)):
             if not df[e]:
@@ -357,9 +357,9 @@ class InvertedIndex(Stored):
             score = 0.0
             if tf and gain[e] > 0:
                 shape = formula.shape(snapshot)
-                score = _k.bm25_contribution(tf, length, gain[e], bonus[e], *shape)
+                score = bm25_contribution(tf, length, gain[e], bonus[e], *shape)
             total += score
-            idf = _k.bm25_idf(variant, snapshot.n_docs, df[e])
+            idf = bm25_idf(variant, snapshot.n_docs, df[e])
             rows_out.append(TermScore(term, int(counts[e]), int(tf), int(df[e]), idf, score))
         return Explanation(total, rows_out)
 
