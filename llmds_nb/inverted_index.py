@@ -413,6 +413,7 @@ class InvertedIndex(Stored):
         Tokenizer._warmup()
         index = InvertedIndex()
         index.add([0, 1], ["warm up", "the kernels up"])
+        index.search("warm up", 1)  # one query over one segment has a kernel of its own
         index.add([2, 1], ["warm", "up up up"])
         for filter in (None, np.ones(3, bool), [0, 1]):
             index.search(["warm up", "kernels"], 1, filter=filter)
