@@ -187,11 +187,15 @@ class HybridIndex:
             useful = np.zeros(0, np.int64)
             if state.dense is not None:
                 useful = np.flatnonzero(_has_direction(state.dense, vectors))
+            ef = max(settings.ef, depth + depth // 2)  # .99 of the true `depth` on text
+            if useful.size == len(texts) == 1 and filters[0] is None:  # HNSW's short way
+                ids, distances = state.dense.search(vectors[0], depth, ef=ef)
+                return ids[None], distances[None].astype(np.float64)
             if useful.size:
                 found = state.dense.search(
                     vectors if useful.size == len(texts) else vectors[useful],
                     depth,
-                    ef=max(settings.ef, depth + depth // 2),  # .99 of the true `depth` on text
+                    ef=ef,
                     filter=_one_or_each([filters[i] for i in useful]),
                     threads=threads,
                 )
@@ -204,8 +208,10 @@ class HybridIndex:
             return ids, distances
 
         def search_sparse():
-            found = sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
-            return found.ids, np.ascontiguousarray(found.scores, np.float64)
+            asked = texts[0] if len(texts) == 1 else texts
+            found = sparse.search(asked, depth, filter=_one_or_each(filters), threads=threads)
+            ids, scores = (part.reshape(len(texts), depth) for part in found)
+            return np.ascontiguousarray(ids), np.ascontiguousarray(scores)
 
         if threads >= 2 and len(texts) == 1:
             other_half = self._executor().submit(search_dense)
