@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmds_nb import InvertedIndex
@@ -154,6 +154,7 @@ def test_plain_blocks_take_few_bytes():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 400), st.integers(0, 900), st.booleans())
+@example(817, 1, 0, True)  # an entry that ends with the array, before its tf
 def test_damaged_lists_give_no_row_beyond_the_documents(seed, n, size, flip):
     rng = np.random.default_rng(seed)
     if flip:

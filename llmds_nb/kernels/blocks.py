@@ -76,14 +76,17 @@ def table_span(data, start, block, n_blocks, end):
 def entry_read(data, position, row):
     """The varint entry at data[position:], `row` being one more than the row before it.
 
-    Return (row, tf, position after it), all uint64. O(1).
+    Return (row, tf, position after it), all uint64. A damaged entry may end with the array, before
+    its tf: then that is 2. O(1).
     """
     value, position = varint_read(data, position)
     row += value >> _1
     tf = _1
     if value & _1 == _0:
-        more, position = varint_read(data, position)
-        tf = _2 + more
+        tf = _2
+        if position < np.uint64(data.size):
+            more, position = varint_read(data, position)
+            tf += more
     return row, tf, position
 
 
