@@ -209,7 +209,11 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         raise CorruptFileError("levels and upper rows disagree")
     if n and not (0 <= entry < n and levels[entry] == top == levels.max()):
         raise CorruptFileError(f"entry {entry} of level {top} is not the top of {n} slots")
-    history = {name: header[name] for name in ("coarsest", "mended")} | {"parent": arrays["parent"]}
+    history = {
+        "parent": arrays["parent"],
+        "coarsest": _checks.real(header["coarsest"], "coarsest", low=0),
+        "mended": _checks.choice(header["mended"], "mended", (True, False)),
+    }
     return Snapshot(
         vectors=arrays["vectors"], rows=rows, factors=factors, ids=arrays["ids"],
         live=arrays["live"], levels=levels, upper=arrays["upper"], links0=arrays["links0"],

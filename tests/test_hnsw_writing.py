@@ -166,14 +166,15 @@ def test_pca_codes_wait_for_enough_vectors():
     assert recall(index, vectors[::20] + 0.1, 5) > 0.95
 
 
+def fail(*args):
+    raise MemoryError
+
+
 def test_a_failed_add_changes_nothing(monkeypatch):
     vectors = data(300, 32)
     index = HNSW(32, M=4, ef_construction=20)
     index.add(vectors[:200])
     before, found = graph(index), index.search(vectors, 5).ids
-
-    def fail(*args):
-        raise MemoryError
 
     with monkeypatch.context() as patch:
         patch.setattr(llmds_nb._hnsw_graph.k, "hnsw_edges", fail)
@@ -192,9 +193,6 @@ def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
     index = HNSW(32, M=4, ef_construction=20)
     index.add(vectors[:200])
     before, found = graph(index), index.search(vectors, 5).ids
-
-    def fail(*args):
-        raise MemoryError
 
     for change in (lambda: index.add(vectors[200:], np.arange(100)),
                    lambda: index.remove(np.arange(100))):  # fmt: skip
