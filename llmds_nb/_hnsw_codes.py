@@ -1,11 +1,14 @@
-"""What an HNSW graph is walked on: the vectors, their uint8 codes, or codes of a projection."""
+"""What an HNSW graph is walked on: the vectors, their uint8 codes, or codes of a projection.
+
+Codes also help a walk on the vectors: see `kernels.sieve`.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from .kernels import codes as k
-from .kernels.distance import IP
+from .kernels.distance import IP, rounding
 
 NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
 
@@ -16,6 +19,8 @@ _CLIPPED_SHARE = 0.01
 _TAIL = 0.0002  # of the values lie beyond each end of the codes,
 _ROW_TAIL = 0.05  # in this share of the rows at most
 _MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
+_MIN_DIM_SIEVE = 64
+_ABOUT = 1.001  # what the arithmetic of codes may add to half a step
 _MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
 _PCA_VARIANCE = 0.90
 _CENTRE_ROWS = 1000  # settle the middle of the sample
@@ -25,7 +30,10 @@ _LANES = 32
 
 
 class Coding(NamedTuple):
-    """How vectors become codes; arrays as in `kernels.codes`."""
+    """How vectors become codes; arrays as in `kernels.codes`.
+
+    `strict`: the codes are a sieve, or there are none, and the walk compares the vectors.
+    """
 
     kind: str
     basis: np.ndarray
@@ -34,6 +42,23 @@ class Coding(NamedTuple):
     fitted_on: int  # rows in the index when it was fitted
     clipped: int = 0  # components beyond the codes' range, and all, since then
     coded: int = 0
+    strict: bool = False
+    longest: float = 0.0  # as in `kernels.sieve`
+
+    @property
+    def link_step(self) -> float:
+        """The step of the codes by which links are chosen; 0 if the vectors are compared."""
+        return 0.0 if self.strict else self.step
+
+    def error(self, lengths):
+        """How far the codes of a sieve may be off, of vectors of these lengths."""
+        dim = len(self.offset)
+        return 0.5 * _ABOUT * self.step * np.sqrt(dim) + rounding.py_func(dim) * lengths
+
+    @property
+    def sieve_numbers(self) -> tuple[float, float, float]:
+        """The step, and the error and longest of `kernels.sieve`."""
+        return self.step, float(self.error(self.longest)), self.longest
 
     @property
     def width(self) -> int:
@@ -48,12 +73,18 @@ class Coding(NamedTuple):
 
 def uncoded() -> Coding:
     """No codes: the walk reads the vectors."""
-    return Coding(NONE, np.zeros((0, 0), np.float32), np.zeros(0, np.float32), 1.0, FIT_ROWS)
+    none = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+    return Coding(NONE, *none, 1.0, FIT_ROWS, strict=True)
 
 
 def wants_codes(quantize, dim) -> bool:
     """Whether an index with this setting has codes at all."""
     return quantize in (SQ8, PCA) or (quantize == "auto" and dim >= _MIN_DIM_AUTO)
+
+
+def wants_sieve(quantize, store, dim) -> bool:
+    """Whether an index with this setting walks on the vectors with the help of codes."""
+    return quantize is None and store == "float32" and dim >= _MIN_DIM_SIEVE
 
 
 def sample_rows(total) -> np.ndarray:
@@ -62,7 +93,10 @@ def sample_rows(total) -> np.ndarray:
 
 
 def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
-    """Fit on `sample` float32[m, d], spread over the `total` rows (unit vectors with COSINE)."""
+    """Fit on `sample` float32[m, d], spread over the `total` rows (unit vectors with COSINE).
+
+    For quantize=None it is a sieve, of plain codes: a projection rules out no more in less time.
+    """
     dim = sample.shape[1]
     sample = _typical(sample)
     kind, basis = SQ8, np.zeros((0, 0), np.float32)
@@ -84,7 +118,7 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
     else:
         step = (high - low) / 255
         offset = (mean @ basis if basis.size else mean) + np.float32(low)
-    return Coding(kind, basis, offset, _positive(step), total)
+    return Coding(kind, basis, offset, _positive(step), total, strict=quantize is None)
 
 
 def _typical(sample) -> np.ndarray:
@@ -110,18 +144,28 @@ def _principal(sample, mean) -> np.ndarray:
     return np.ascontiguousarray(vectors[:, ::-1][:, :count], np.float32)
 
 
-def encode(coding, vectors, out) -> Coding:
-    """Write the codes of float32[n, d] vectors to `out`; return the coding with its counts."""
-    clipped = 0
+def encode(coding, vectors, out) -> tuple[Coding, np.ndarray]:
+    """Write the codes of float32[n, d] vectors to `out`; return the coding with its counts, and
+    float32[n], how far the codes are off."""
+    clipped, errors = 0, np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _CHUNK):
         part = vectors[start : start + _CHUNK]
         if coding.basis.size:
             part = part @ coding.basis
         clipped += k.codes_quantize(
-            np.ascontiguousarray(part), coding.offset, coding.step, out[start : start + _CHUNK]
-        )
+            np.ascontiguousarray(part), coding.offset, coding.step, out[start : start + _CHUNK],
+            errors[start : start + _CHUNK],
+        )  # fmt: skip
     coded = coding.coded + len(vectors) * len(coding.offset)
-    return coding._replace(clipped=coding.clipped + clipped, coded=coded)
+    return coding._replace(clipped=coding.clipped + clipped, coded=coded), errors
+
+
+def find_wild(coding, vectors, errors) -> tuple[Coding, np.ndarray]:
+    """(coding, bool[n]): which vectors are wild, as `kernels.sieve` has it; the others count."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    wild = ~(errors <= coding.error(lengths))
+    longest = float(lengths[~wild].max(initial=coding.longest))
+    return coding._replace(longest=longest), wild
 
 
 def restore(coding, codes) -> np.ndarray:

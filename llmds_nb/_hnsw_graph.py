@@ -39,6 +39,8 @@ class Snapshot:
 
     vectors: np.ndarray
     rows: np.ndarray
+    sieve: np.ndarray
+    wild: np.ndarray
     factors: np.ndarray
     ids: np.ndarray
     live: np.ndarray
@@ -65,7 +67,7 @@ class Snapshot:
                 *(getattr(self, name) for name in HNSWState._fields[:-2]),
                 coding.basis, coding.offset,
             )  # fmt: skip
-            handle = handle_of(state, coding.step, self.n, self.entry, self.top)
+            handle = handle_of(state, coding.sieve_numbers, self.n, self.entry, self.top)
         object.__setattr__(self, "handle", handle)
 
     @property
@@ -128,6 +130,8 @@ def only(base, slots) -> dict:
     return {
         "vectors": rows if base.rows is base.vectors else taken(base.vectors, slots),
         "rows": rows,
+        "sieve": taken(base.sieve, slots) if len(base.sieve) else base.sieve,
+        "wild": base.wild[slots] if len(base.wild) else base.wild,
         "factors": base.factors[slots] if len(base.factors) else base.factors,
         "ids": base.ids[slots],
         "live": np.ones(len(slots), np.bool_),
@@ -261,7 +265,7 @@ class GraphWriter:
         """The snapshot of the last `insert` or `mend` is published in place of `base`."""
         draft, self._pending = self._pending, None
         self.parent = draft.parent
-        self.coarsest = max(self.coarsest, draft.fields["coding"].step)
+        self.coarsest = max(self.coarsest, draft.fields["coding"].link_step)
         draft.links0.commit(base)
         draft.links1.commit(base)
 
@@ -292,6 +296,11 @@ class _GraphDraft:
         return self.metric, self.fields["rows"], self.fields["factors"]
 
     @property
+    def _sieve(self):
+        sieve, wild, coding = (self.fields[name] for name in ("sieve", "wild", "coding"))
+        return sieve, wild, coding.basis, coding.offset, *coding.sieve_numbers
+
+    @property
     def _graph(self):
         return self.links0.links, self.links0.blocks, self.links1.links, self.links1.blocks
 
@@ -307,8 +316,8 @@ class _GraphDraft:
 
         def connect(start, end):
             k.hnsw_connect(
-                first, start, end, self.ef, *self._space, self.levels, self.upper, self.allowed,
-                *self._graph, self.entry, self.top, self.parent, forward,
+                first, start, end, self.ef, *self._space, self._sieve, self.levels, self.upper,
+                self.allowed, *self._graph, self.entry, self.top, self.parent, forward,
             )  # fmt: skip
 
         _run(connect, np.linspace(first, stop, _parts(stop - first, threads) + 1), executor)

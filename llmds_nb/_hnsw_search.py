@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ._hnsw_codes import NONE, PCA
+from ._hnsw_codes import PCA
 from .kernels import hnsw_search as k
 from .kernels.distance import COSINE, IP, L2
 from .kernels.status import ABSENT
@@ -147,7 +147,7 @@ def rerank_depth(coding, count, tuned) -> int:
     `tuned` is (depth, k) of `HNSW.tune`, or None: then what restored float32's recall on text and
     images.
     """
-    if coding is None or coding.kind == NONE:
+    if coding is None or coding.strict:
         return count
     if tuned is not None:
         depth, k = tuned

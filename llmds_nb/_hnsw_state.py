@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._hnsw_codes import NONE, PCA, SQ8, Coding
+from ._hnsw_codes import NONE, PCA, SQ8, Coding, restore
 from ._hnsw_graph import Snapshot, block_rows, taken
 from .errors import CorruptFileError
 from .kernels import hashtable
@@ -29,7 +29,7 @@ class HNSWStats(NamedTuple):
     max_degree: int
     reachable_share: float  # of the slots, from the entry on level 0
     coding: str
-    code_bytes: int  # per vector
+    code_bytes: int  # per vector; with quantize=None only used to rule vectors out
     ef_search: int
     rerank: int  # candidates that a search for 10 measures on the stored vectors
     n_bytes: int
@@ -53,6 +53,7 @@ def stats(snapshot, ef_search, rerank, total_bytes) -> HNSWStats:
         parent = np.empty(n, np.int32)
         reached = k.tree_count(snapshot.entry, n, snapshot.links0, snapshot.blocks0, parent)
     coding = snapshot.coding
+    walked = NONE if coding is None or coding.strict else coding.kind
     coded = coding is not None and coding.kind != NONE
     return HNSWStats(
         n=snapshot.n_live,
@@ -62,7 +63,7 @@ def stats(snapshot, ef_search, rerank, total_bytes) -> HNSWStats:
         mean_degree=float(degrees.mean()) if n else 0.0,
         max_degree=int(degrees.max(initial=0)),
         reachable_share=reached / max(1, n),
-        coding=coding.kind if coding is not None else NONE,
+        coding=walked,
         code_bytes=coding.width if coded else 0,
         ef_search=ef_search,
         rerank=rerank,
@@ -86,7 +87,14 @@ def check(snapshot, writer, table, M, next_id) -> None:
     assert (found == np.flatnonzero(live)).all()
     assert (table[:, 1] != ABSENT).sum() == s.n_live
     if s.coding is not None and s.coding.kind != NONE:
-        assert s.rows.shape[1] == s.coding.width and len(s.rows) >= n
+        coded = s.sieve if s.coding.strict else s.rows
+        assert coded.shape[1] == s.coding.width and len(coded) >= n
+        assert len(s.wild) == 0 or len(s.wild) >= n
+        if s.coding.strict:
+            units = s.vectors[:n] * s.factors[:n, None] if len(s.factors) else s.vectors[:n]
+            off = np.linalg.norm(restore(s.coding, s.sieve[:n]) - units.astype(np.float64), axis=1)
+            tame = ~s.wild[:n] if len(s.wild) else np.ones(n, np.bool_)
+            assert (off <= (1 + 1e-5) * s.coding.error(s.coding.longest))[tame].all()
     for links, blocks, n_rows, home in (
         (s.links0, s.blocks0, n, writer.links0),
         (s.links1, s.blocks1, s.n_upper, writer.links1),
@@ -155,10 +163,12 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
     }  # fmt: skip
     if s.coding is not None:
         c = s.coding
-        header["coding"] = [c.kind, c.step, c.fitted_on, c.clipped, c.coded]
+        header["coding"] = [c.kind, c.step, c.fitted_on, c.clipped, c.coded, c.strict, c.longest]
         arrays["basis"], arrays["offset"] = c.basis, c.offset
         if s.rows is not s.vectors:
             arrays["rows"] = s.rows[:n]
+        if c.strict and c.kind != NONE:
+            arrays["sieve"], arrays["wild"] = s.sieve[:n], s.wild[: min(n, len(s.wild))]
     return arrays, header
 
 
@@ -170,19 +180,26 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     n, n_upper, entry, top = (header[name] for name in ("n", "n_upper", "entry", "top"))
     coding = None
     if header["coding"] is not None:
-        kind, step, *counts = header["coding"]
-        coding = Coding(kind, arrays["basis"], arrays["offset"], float(step), *counts)
-        if kind not in (NONE, SQ8, PCA) or (kind == NONE) != (empty.rows is empty.vectors):
+        kind, step, fitted_on, clipped, coded, strict, longest = header["coding"]
+        coding = Coding(
+            kind, arrays["basis"], arrays["offset"], _checks.real(step, "step", above=0),
+            fitted_on, clipped, coded, strict, _checks.real(longest, "longest", low=0),
+        )  # fmt: skip
+        fits = NONE if empty.coding is not None else (SQ8, PCA)
+        if kind not in fits or strict != (empty.rows is empty.vectors):
             raise CorruptFileError(f"codes of kind {kind!r} do not fit the settings")
     codes_only = empty.vectors.dtype == np.uint8
     rows = arrays.get("rows", arrays["vectors"])
+    sieve, wild = arrays.get("sieve", empty.sieve), arrays.get("wild", empty.wild)
     width = empty.vectors.shape[1]
     if n and coding is not None and kind != NONE:
         if codes_only:
             width = coding.width
         _expect("basis", coding.basis, np.float32, _basis_shape(coding, empty.vectors.shape[1]))
         _expect("offset", coding.offset, np.float32, (len(coding.offset),))
-        _expect("rows", rows, np.uint8, (n, coding.width))
+        name, codes = ("sieve", sieve) if coding.strict else ("rows", rows)
+        _expect(name, codes, np.uint8, (n, coding.width))
+        _expect("wild", wild, np.bool_, (n if len(wild) else 0,))
     elif n and coding is None:
         raise CorruptFileError("there are vectors but no codes")
     _expect("vectors", arrays["vectors"], empty.vectors.dtype, (n, width))
@@ -196,6 +213,7 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         rows = taken(rows, np.arange(n))
         if same:
             arrays["vectors"] = rows
+        sieve = taken(sieve, np.arange(len(sieve)))
     blocks = []
     for name, n_rows in (("links0", n), ("links1", n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -215,10 +233,10 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         "mended": _checks.choice(header["mended"], "mended", (True, False)),
     }
     return Snapshot(
-        vectors=arrays["vectors"], rows=rows, factors=factors, ids=arrays["ids"],
-        live=arrays["live"], levels=levels, upper=arrays["upper"], links0=arrays["links0"],
-        blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1], coding=coding, n=n,
-        n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
+        vectors=arrays["vectors"], rows=rows, sieve=sieve, wild=wild, factors=factors,
+        ids=arrays["ids"], live=arrays["live"], levels=levels, upper=arrays["upper"],
+        links0=arrays["links0"], blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1],
+        coding=coding, n=n, n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
         drawn=_checks.integer(header["drawn"], "drawn", low=0),
     ), history  # fmt: skip
 

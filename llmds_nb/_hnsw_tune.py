@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from ._hnsw_codes import NONE
-
 _ROWS_PER_EF = 18  # that a walk compares
 _EF_SHARES = (1.0, 1.1, 1.25)
 
@@ -31,7 +29,7 @@ def tuned(snapshot, truth, target, distances) -> tuple[int, int | None]:
     while high - low > max(1, low // 20):
         middle = (low + high) // 2
         low, high = (middle, high) if recall(middle, middle) < target else (low, middle)
-    if not snapshot.n or snapshot.coding.kind == NONE:
+    if not snapshot.n or snapshot.coding.strict:
         return high, None
     return _cheapest(snapshot, k, high, recall, target)
 

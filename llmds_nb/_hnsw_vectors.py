@@ -20,6 +20,7 @@ class VectorForm:
         self.dim, self.quantize, self.store = dim, quantize, store
         self.metric = METRICS[metric]
         self.codes_only = store is None
+        self.sieved = codes.wants_sieve(quantize, store, dim)
         # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
         self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
 
@@ -29,11 +30,12 @@ class VectorForm:
         vectors = np.zeros((0, self.dim), STORES[self.store])
         return Snapshot(
             vectors=vectors, rows=np.zeros((0, 0), np.uint8) if coded else vectors,
+            sieve=np.zeros((0, 0), np.uint8), wild=np.zeros(0, np.bool_),
             factors=np.zeros(0, np.float32), ids=np.zeros(0, np.int64),
             live=np.zeros(0, np.bool_), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
             links0=np.zeros((0, 1 + 2 * M), np.int32), blocks0=np.zeros(0, np.int32),
             links1=np.zeros((0, 1 + M), np.int32), blocks1=np.zeros(0, np.int32),
-            coding=None if coded else codes.uncoded(),
+            coding=None if coded or self.sieved else codes.uncoded(),
         )  # fmt: skip
 
     def added(self, base, vectors, lengths, copy=True) -> dict:
@@ -50,13 +52,10 @@ class VectorForm:
             if not self.codes_only:
                 factors = appended(factors, base.n, (1 / lengths).astype(np.float32))
         if self.codes_only:
-            coding, rows = self._coded(base, units)
-            return {"vectors": rows, "rows": rows, "factors": factors, "coding": coding}
+            fields = self._walked(base, units, None)
+            return {**fields, "vectors": fields["rows"], "factors": factors}
         kept = appended(base.vectors, base.n, stored) if copy else vectors
-        coding, rows = base.coding, kept
-        if coding is None or coding.kind != codes.NONE:
-            coding, rows = self._coded(base, units)
-        return {"vectors": kept, "rows": rows, "factors": factors, "coding": coding}
+        return {**self._walked(base, units, kept), "vectors": kept, "factors": factors}
 
     def refitted(self, empty, fields) -> dict:
         """`fields` with all their vectors, under codes fitted to these alone.
@@ -70,8 +69,7 @@ class VectorForm:
             units = units.view(np.float16).astype(np.float32)
         if self.metric == COSINE:
             units = units * fields["factors"][:, None]
-        coding, rows = self._coded(empty, units)
-        return {**fields, "coding": coding, "rows": rows}
+        return {**fields, **self._walked(empty, units, fields["vectors"])}
 
     def queries(self, values) -> tuple[np.ndarray, bool]:
         """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
@@ -108,23 +106,44 @@ class VectorForm:
             )
         return half.view(np.uint16)
 
+    def _walked(self, base, units, kept) -> dict:
+        """What the graph is walked on with `units` after base; `kept` are all the vectors."""
+        coding, sieve, wild = base.coding, base.sieve, base.wild
+        if coding is not None and coding.kind == codes.NONE:
+            return {"coding": coding, "rows": kept, "sieve": sieve, "wild": wild}
+        coding, coded, now_wild = self._coded(base, units)
+        if self.sieved:
+            return {"coding": coding, "rows": kept, "sieve": coded, "wild": now_wild}
+        return {"coding": coding, "rows": coded, "sieve": sieve, "wild": wild}
+
     def _coded(self, base, units):
-        """(coding, rows): the codes of base and `units`, under a new coding if one is due."""
+        """(coding, codes, wild) of base and `units`, under a new coding if one is due."""
         coding, total = base.coding, base.n + len(units)
         if coding is not None and not coding.is_due(total):
-            rows = np.zeros((len(units), coding.width), np.uint8)
-            coding = codes.encode(coding, units, rows)
+            coded = np.zeros((len(units), coding.width), np.uint8)
+            coding, wild = self._encoded(coding, units, coded)
             if not coding.is_due(total):
-                return coding, appended(base.rows, base.n, rows)
+                old = base.sieve if self.sieved else base.rows
+                return coding, appended(old, base.n, coded), _marked(base.wild, base.n, wild)
         sample = codes.sample_rows(total)
         old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
         sample = np.concatenate([self._units(base, old), units[new]])
         coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
-        rows = aligned_empty((total, coding.width), np.uint8)
+        coded = aligned_empty((total, coding.width), np.uint8)
+        wild = []
         for start in range(0, base.n, codes.FIT_ROWS):
             slots = np.arange(start, min(start + codes.FIT_ROWS, base.n))
-            coding = codes.encode(coding, self._units(base, slots), rows[start:])
-        return codes.encode(coding, units, rows[base.n :]), rows
+            coding, some = self._encoded(coding, self._units(base, slots), coded[start:])
+            wild.append(some)
+        coding, some = self._encoded(coding, units, coded[base.n :])
+        return coding, coded, _marked(np.zeros(0, np.bool_), 0, np.concatenate([*wild, some]))
+
+    def _encoded(self, coding, units, out):
+        """`codes.encode`, and which are wild; where there is no sieve none is."""
+        coding, errors = codes.encode(coding, units, out)
+        if not self.sieved:
+            return coding, np.zeros(0, np.bool_)
+        return codes.find_wild(coding, units, errors)
 
     def _units(self, base, slots):
         """The stored vectors as coding sees them, float32: of length 1 with COSINE."""
@@ -141,3 +160,12 @@ class VectorForm:
             return self._units(base, slots)
         vectors = base.vectors[slots]
         return vectors.view(np.float16).astype(np.float32) if self.store == "float16" else vectors
+
+
+def _marked(wild, n, new) -> np.ndarray:
+    """wild[:n] followed by `new`; empty while none is."""
+    if not len(wild):
+        if not new.any():
+            return wild
+        wild = np.zeros(n, np.bool_)
+    return appended(wild, n, new)

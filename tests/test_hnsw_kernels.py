@@ -90,7 +90,9 @@ def test_quantizing_clips_at_both_ends_and_counts_what_it_clipped():
     offset = np.array([-1, 0, 5], np.float32)
     values = np.array([[-1, 127.5, 260], [-1.6, 128, 4.4], [1e30, -1e30, 5.4]], np.float32)
     codes = np.full((3, 32), 9, np.uint8)
-    assert codes_quantize(values, offset, 1.0, codes) == 4
+    errors = np.empty(3, np.float32)
+    assert codes_quantize(values, offset, 1.0, codes, errors) == 4
+    np.testing.assert_allclose(errors[:2], np.hypot([0.5, 0.6], [0, 0.6]), rtol=1e-6)
     assert codes[:, :3].tolist() == [[0, 128, 255], [0, 128, 0], [255, 0, 0]]
     assert (codes[:, 3:] == 0).all()
 
@@ -101,9 +103,11 @@ def test_codes_stand_for_what_they_encode_within_half_a_step(step):
     values = np.random.default_rng(0).uniform(-100, 155, (500, 40)) * step
     values = values.astype(np.float32)
     codes, out = np.empty((500, 64), np.uint8), np.empty((500, 40), np.float32)
-    assert codes_quantize(values, offset, step, codes) == 0
+    errors = np.empty(500, np.float32)
+    assert codes_quantize(values, offset, step, codes, errors) == 0
     codes_restore(codes, offset, step, out)
     assert np.abs(out - values).max() <= 0.5001 * step
+    np.testing.assert_allclose(errors, np.linalg.norm(out - values, axis=1), rtol=1e-3)
 
 
 @pytest.mark.parametrize("metric", [L2, IP, COSINE])

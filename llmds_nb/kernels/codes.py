@@ -19,21 +19,28 @@ from .distance import IP
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
 _QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
-_QUERY_DOT = np.float32(2047)
+QUERY_DOT = np.float32(2047)
 
 
 @kernel
-def codes_quantize(transformed, offset, step, codes):
-    """codes[i, :p] of transformed float32[n, p]; return how many were clipped. O(n p)."""
+def codes_quantize(transformed, offset, step, codes, errors):
+    """codes[i, :p] of transformed float32[n, p]; return how many were clipped. O(n p).
+
+    errors float32[n] are the distances from what the codes stand for.
+    """
     clipped = 0
     inverse = np.float32(1) / np.float32(step)
     for i in range(transformed.shape[0]):
         source, target = transformed[i], codes[i]
+        square = np.float32(0)
         for j in range(source.size):
-            code = np.rint((source[j] - offset[j]) * inverse)
+            place = (source[j] - offset[j]) * inverse
+            code = np.rint(place)
             kept = min(max(code, np.float32(0)), np.float32(255))
             clipped += code != kept
+            square += (place - kept) * (place - kept)
             target[j] = np.uint8(kept)
+        errors[i] = np.float32(step) * np.sqrt(square)
         for j in range(source.size, target.size):
             target[j] = 0
     return clipped
@@ -72,7 +79,7 @@ def _codes_query(query, rows, basis, offset, step, metric, room, projected):
             largest = np.float32(0)
             for j in range(work.size):
                 largest = max(largest, abs(work[j]))
-            gain = _QUERY_DOT / largest if largest > 0 else np.float32(0)
+            gain = QUERY_DOT / largest if largest > 0 else np.float32(0)
             for j in range(work.size):
                 room[j] = np.int16(np.rint(work[j] * gain))
         else:

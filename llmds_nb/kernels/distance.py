@@ -26,6 +26,7 @@ L2, IP, COSINE = 0, 1, 2
 _LINES = 16  # per row; the hardware streams what lies beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
 _SIGN = np.int32(0x7FFFFFFF)
+_ROUNDING = 2.0**-24  # relative, of one float32 operation
 
 
 def widen(x):
@@ -82,6 +83,18 @@ def row_value(query, rows, factors, row, metric):
 def _ordered_bits(x):
     bits = np.float32(x).view(np.int32)
     return bits if bits >= 0 else bits ^ _SIGN
+
+
+@kernel(inline=True)
+def key_value(key):
+    """The float32 whose key it is; of COSINE and IP less 1. O(1)."""
+    return np.int32(key if key >= 0 else key ^ _SIGN).view(np.float32)
+
+
+@kernel(internal=True)
+def rounding(d):
+    """What a sum of d products of float32 may be off by, relative to the lengths' product. O(1)."""
+    return 4.0 * d * _ROUNDING
 
 
 @kernel(inline=True)

@@ -5,6 +5,7 @@ its place in `live`. State, for n slots in arrays of capacity C >= n:
 
     rows      [C, p]          what traversal compares (`distance`): codes, or the vectors themselves
     vectors   [C, d]          what answers are measured on
+    sieve     uint8[C, P], wild bool[C]   what rules rows out before they are read (`sieve`)
     factors   float32[C]      1 / |vector| with COSINE, else float32[0]
     ids       int64[C]        the user's id
     live      bool[C]         False once removed or replaced
@@ -30,8 +31,8 @@ insertion, not on the number of threads.
 
 A pool is int64, ascending: key << 32 | slot << 2 | passes << 1 | expanded.
 
-A search takes the state as one *handle*, int64[37]: the address of each array it reads, the rows
-and columns of each, and four numbers. Passed by itself an array costs 100 ns at Numba's door, and
+A search takes the state as one *handle*, int64[45]: the address of each array it reads, the rows
+and columns of each, and six numbers. Passed by itself an array costs 100 ns at Numba's door, and
 one made from an address, like one that `borrowed` made, counts no references. Who calls keeps the
 snapshot alive. Scratch is one allocation, cut up by address.
 """
@@ -43,6 +44,7 @@ import numpy as np
 from .._jit import carray, kernel, pointer_at, prefetch
 from .distance import rows_keys
 from .lines import LINE
+from .sieve import slots_sieved
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
@@ -56,6 +58,8 @@ class HNSWState(NamedTuple):
 
     rows: object
     vectors: object
+    sieve: object
+    wild: object
     factors: object
     ids: object
     upper: object
@@ -68,15 +72,18 @@ class HNSWState(NamedTuple):
 
 
 _N_ARRAYS = len(HNSWState._fields)
-_STEP, _N, _ENTRY, _TOP = range(3 * _N_ARRAYS, 3 * _N_ARRAYS + 4)
+_STEP, _ERROR, _LONGEST, _N, _ENTRY, _TOP = range(3 * _N_ARRAYS, 3 * _N_ARRAYS + 6)
 
 
-def handle_of(state, step, n, entry, top):
-    """The handle of an HNSWState of NumPy arrays, int64[37] (plain Python: describes state)."""
+def handle_of(state, numbers, n, entry, top):
+    """The handle of an HNSWState of NumPy arrays, int64[45] (plain Python: describes state).
+
+    numbers: the step of the codes, and the error and longest of `sieve`.
+    """
     addresses = [array.__array_interface__["data"][0] for array in state]
     columns = [array.shape[1] if array.ndim == 2 else 1 for array in state]
-    bits = int(np.float64(step).view(np.int64))
-    return np.array([*addresses, *map(len, state), *columns, bits, n, entry, top], np.int64)
+    bits = np.array(numbers, np.float64).view(np.int64)
+    return np.array([*addresses, *map(len, state), *columns, *bits, n, entry, top], np.int64)
 
 
 @kernel(internal=True)
@@ -90,23 +97,31 @@ def state_at(handle, rows, vectors):
     return HNSWState(
         carray(pointer_at(handle[0]), _shape(handle, 0), rows.dtype),
         carray(pointer_at(handle[1]), _shape(handle, 1), vectors.dtype),
-        carray(pointer_at(handle[2]), (handle[_N_ARRAYS + 2],), np.float32),
-        carray(pointer_at(handle[3]), (handle[_N_ARRAYS + 3],), np.int64),
-        carray(pointer_at(handle[4]), (handle[_N_ARRAYS + 4],), np.int32),
-        carray(pointer_at(handle[5]), _shape(handle, 5), np.int32),
+        carray(pointer_at(handle[2]), _shape(handle, 2), np.uint8),
+        carray(pointer_at(handle[3]), (handle[_N_ARRAYS + 3],), np.bool_),
+        carray(pointer_at(handle[4]), (handle[_N_ARRAYS + 4],), np.float32),
+        carray(pointer_at(handle[5]), (handle[_N_ARRAYS + 5],), np.int64),
         carray(pointer_at(handle[6]), (handle[_N_ARRAYS + 6],), np.int32),
         carray(pointer_at(handle[7]), _shape(handle, 7), np.int32),
         carray(pointer_at(handle[8]), (handle[_N_ARRAYS + 8],), np.int32),
-        carray(pointer_at(handle[9]), _shape(handle, 9), np.float32),
-        carray(pointer_at(handle[10]), (handle[_N_ARRAYS + 10],), np.float32),
+        carray(pointer_at(handle[9]), _shape(handle, 9), np.int32),
+        carray(pointer_at(handle[10]), (handle[_N_ARRAYS + 10],), np.int32),
+        carray(pointer_at(handle[11]), _shape(handle, 11), np.float32),
+        carray(pointer_at(handle[12]), (handle[_N_ARRAYS + 12],), np.float32),
     )
 
 
 @kernel(internal=True)
 def handle_numbers(handle):
-    """(step, n, entry, top) of a handle. O(1)."""
-    step = np.int64(handle[_STEP]).view(np.float64)
-    return step, handle[_N], handle[_ENTRY], handle[_TOP]
+    """(step, error, longest, n, entry, top) of a handle. O(1)."""
+    return (
+        np.int64(handle[_STEP]).view(np.float64),
+        np.int64(handle[_ERROR]).view(np.float64),
+        np.int64(handle[_LONGEST]).view(np.float64),
+        handle[_N],
+        handle[_ENTRY],
+        handle[_TOP],
+    )
 
 
 @kernel(internal=True)
@@ -181,10 +196,12 @@ def pool_insert(pool, count, entry):
 
 @kernel(internal=True)
 def graph_explore(
-    query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, start, top, level, ef,
-    allowed, visited, pool, fresh, keys,
+    query, rows, factors, metric, coded, sieve, wild, reach, links0, blocks0, links1, blocks1,
+    upper, start, top, level, ef, allowed, visited, pool, fresh, keys,
 ):  # fmt: skip
     """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
+
+    coded and reach are those of `sieve_query`, if there is a sieve.
 
     Returns how many are in the pool. Stops when no unexpanded candidate is closer than the ef-th
     that passes. Candidates that do not pass `allowed` (bool[n], or bool[0] for all) are walked
@@ -200,9 +217,15 @@ def graph_explore(
         while at != best:
             at = best
             row = links_row(links1, blocks1, level_row(upper, pool_slot(best), above))
-            rows_keys(query, rows, factors, metric, row, 1, np.int64(row[0]) + 1, keys)
-            for j in range(row[0]):
-                best = min(best, pool_key(keys[j], np.int64(row[j + 1]), True))
+            n_fresh = np.int64(row[0])
+            for j in range(n_fresh):
+                fresh[j] = row[j + 1]
+            n_fresh = slots_sieved(
+                rows, coded, sieve, wild, factors, metric, reach, best >> 32, fresh, n_fresh, keys
+            )
+            rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
+            for j in range(n_fresh):
+                best = min(best, pool_key(keys[j], np.int64(fresh[j]), True))
     links, blocks = links0, blocks0
     if level > 0:
         links, blocks = links1, blocks1
@@ -237,6 +260,11 @@ def graph_explore(
             visited[word] = seen | bit
             fresh[n_fresh] = slot
             n_fresh += seen & bit == 0
+        if passing == ef:
+            n_fresh = slots_sieved(
+                rows, coded, sieve, wild, factors, metric, reach, pool[count - 1] >> 32, fresh,
+                n_fresh, keys,
+            )  # fmt: skip
         rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
         lowest = count
         for j in range(n_fresh):

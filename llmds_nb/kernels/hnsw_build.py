@@ -23,6 +23,7 @@ from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
     PASSES,
+    doubles_at,
     graph_explore,
     ints_at,
     level_row,
@@ -32,6 +33,7 @@ from .hnsw import (
     pool_room,
     pool_slot,
 )
+from .sieve import sieve_query
 from .status import ABSENT
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
@@ -76,14 +78,18 @@ def links_select(pool, count, limit, base, parent, rows, factors, metric, room, 
 
 @kernel(nogil=True)
 def hnsw_connect(
-    first, start, stop, ef, metric, rows, factors, levels, upper, allowed,
+    first, start, stop, ef, metric, rows, factors, sieve_parts, levels, upper, allowed,
     links0, blocks0, links1, blocks1, entry, top, parent, forward,
 ):  # fmt: skip
     """Choose the links of slots [start, stop) of the batch that begins at `first`; see above.
 
     The graph holds the slots below `first`; top is -1 when there are none. Writes only rows of
     these slots. O(ef M) distances each, and one to each earlier slot of the batch.
+
+    sieve_parts = (sieve, wild, basis, offset, step, error, longest) of `sieve`.
     """
+    sieve, wild, basis, offset, step, error, longest = sieve_parts
+    sieve, wild = borrowed(sieve), borrowed(wild)
     rows, factors, levels, upper = (
         borrowed(rows), borrowed(factors), borrowed(levels), borrowed(upper)
     )  # fmt: skip
@@ -95,8 +101,11 @@ def hnsw_connect(
     n_visited, n_pool = (first + 64) >> 6, pool_room(ef, stop, allowed)
     stride, n_codes = links0.shape[1], rows.shape[1]
     width = max(stride, stop - first)
-    memory = np.empty(n_visited + n_pool + stride + width + n_codes, np.int64)
+    words = n_visited + n_pool + stride + width + n_codes + sieve.shape[1] + 2
+    memory = np.empty(words, np.int64)
     at = np.int64(memory.ctypes.data)
+    reach = doubles_at(at, 2)
+    at += 16
     visited = words_at(at, n_visited)
     at += 8 * n_visited
     pool = words_at(at, n_pool)
@@ -106,16 +115,19 @@ def hnsw_connect(
     keys = ints_at(at, width)
     at += 4 * width
     base_room, room = query_room(rows, at), query_room(rows, at + 4 * n_codes)
+    coded = query_room(sieve, at + 8 * n_codes)
     for slot in range(start, stop):
         query = row_query(rows, factors, slot, metric, base_room)
+        sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach)
         level = np.int64(levels[slot])
         near, above = np.int64(entry), np.int64(top)
         for height in range(level, -1, -1):
             count = 0
             if height <= top:
                 count = graph_explore(
-                    query, rows, factors, metric, links0, blocks0, links1, blocks1, upper, near,
-                    above, height, ef, allowed, visited, pool, fresh, keys,
+                    query, rows, factors, metric, coded, sieve, wild, reach, links0, blocks0,
+                    links1, blocks1, upper, near, above, height, ef, allowed, visited, pool, fresh,
+                    keys,
                 )  # fmt: skip
                 near, above = pool_slot(pool[0]), height
             n_near = 0

@@ -4,7 +4,7 @@ import numpy as np
 
 from .._jit import borrowed, kernel, words_at
 from .codes import codes_query
-from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, row_value
+from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, rounding, row_value
 from .hnsw import (
     PASSES,
     doubles_at,
@@ -16,12 +16,12 @@ from .hnsw import (
     pool_slot,
     state_at,
 )
+from .sieve import sieve_query
 from .status import ABSENT
 from .topk import topk_push, topk_sort
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _SCAN_ROWS = 64  # rows that stay in the cache while every query passes over them
-_ROUNDING = 2.0**-24  # relative, of one float32 operation
 _AHEAD = 3  # vectors that are fetched while one is measured
 
 
@@ -69,15 +69,15 @@ def hnsw_search_many(
     a query of extreme length, NaN included, and returns its number, else -1. O(m ef M) distances.
     """
     s = state_at(borrowed(handle), rows, vectors)
-    step, n, entry, top = handle_numbers(borrowed(handle))
+    step, error, longest, n, entry, top = handle_numbers(borrowed(handle))
     queries, finals, allowed = borrowed(queries), borrowed(finals), borrowed(allowed)
     out_ids, out_distances = borrowed(out_ids), borrowed(out_distances)
     m = out_ids.size // k
     d, d_final = queries.size // m, finals.size // m
     n_visited, n_pool = (n + 63) >> 6, pool_room(ef, n, allowed)
     stride = max(s.links0.shape[1], s.links1.shape[1])
-    n_codes = max(s.rows.shape[1], s.basis.shape[1])
-    words = n_visited + n_pool + 2 * k + stride + n_codes + d // 2 + 1
+    n_codes = max(s.rows.shape[1], s.sieve.shape[1], s.basis.shape[1])
+    words = n_visited + n_pool + 2 * k + 2 + stride + 2 * n_codes + d // 2 + 1
     memory = np.empty(words, np.int64)
     at = np.int64(memory.ctypes.data)
     visited = words_at(at, n_visited)
@@ -86,10 +86,12 @@ def hnsw_search_many(
     at += 8 * n_pool
     scores, found = doubles_at(at, k), words_at(at + 8 * k, k)
     at += 16 * k
+    reach = doubles_at(at, 2)
+    at += 16
     fresh, keys = ints_at(at, stride), ints_at(at + 4 * stride, stride)
     at += 8 * stride
     room, projected = query_room(s.rows, at), floats_at(at + 4 * n_codes, s.basis.shape[1])
-    unit = floats_at(at + 8 * n_codes, d)
+    coded, unit = query_room(s.sieve, at + 8 * n_codes), floats_at(at + 16 * n_codes, d)
     bad = np.int64(-1)
     for i in range(m):
         given = queries[i * d : (i + 1) * d]
@@ -100,9 +102,12 @@ def hnsw_search_many(
         given = _unit_query(given, square, metric, unit)
         final = given if metric == COSINE else finals[i * d_final : (i + 1) * d_final]
         query = codes_query(given, s.rows, s.basis, s.offset, step, metric, room, projected)
+        sieve_query(
+            s.rows, given, s.sieve, s.basis, s.offset, step, error, longest, metric, coded, reach
+        )
         count = graph_explore(
-            query, s.rows, s.factors, metric, s.links0, s.blocks0, s.links1, s.blocks1, s.upper,
-            entry, top, 0, ef, allowed, visited, pool, fresh, keys,
+            query, s.rows, s.factors, metric, coded, s.sieve, s.wild, reach, s.links0, s.blocks0,
+            s.links1, s.blocks1, s.upper, entry, top, 0, ef, allowed, visited, pool, fresh, keys,
         )  # fmt: skip
         measured = 0
         last = np.int64(0)
@@ -185,7 +190,7 @@ def hnsw_scan_block(
             unit = _unit_query(queries[i], _square(queries[i]), metric, units[i])
             for j in range(unit.size):
                 units[i, j] = unit[j]
-    doubt = 4.0 * vectors.shape[1] * _ROUNDING
+    doubt = rounding(vectors.shape[1])
     for slot in range(start, start + dots.shape[0]):
         if allowed.size and not allowed[slot]:
             continue

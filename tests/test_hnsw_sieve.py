@@ -1,0 +1,168 @@
+"""A sieve of codes changes no graph and no answer: it only spares the reading of vectors."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+from samples_hnsw import METRICS, SHAPES, data, logical_state, shape
+
+import llmds_nb._hnsw_codes
+from llmds_nb import HNSW
+from llmds_nb._hnsw_vectors import METRICS as METRIC_NUMBERS
+from llmds_nb.kernels.distance import rows_keys
+from llmds_nb.kernels.sieve import sieve_query, slots_sieved
+
+
+@pytest.fixture
+def sieve_from(monkeypatch):
+    """Set the least dimension that has a sieve."""
+    return lambda dim: monkeypatch.setattr(llmds_nb._hnsw_codes, "_MIN_DIM_SIEVE", dim)
+
+
+def twins(sieve_from, dim, work, **settings):
+    """What `work` returns for an index with a sieve, and for one without."""
+    found = []
+    for least in (1, 1 << 20):
+        sieve_from(least)
+        index = HNSW(dim, M=4, ef_construction=20, quantize=None, **settings)
+        found.append(work(index))
+        index.check()
+        assert bool(len(index._snapshot.sieve)) == (least == 1)
+    return found
+
+
+def same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.ids, b.ids)
+        np.testing.assert_array_equal(a.distances, b.distances)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dim", [3, 70])
+def test_graph_and_answers_are_those_of_the_vectors_alone(sieve_from, metric, name, dim):
+    vectors, queries = shape(name, 1500, dim) + 0.5, shape(name, 40, dim, 9) + 0.5
+    mask = np.arange(2000) % 3 > 0
+
+    def work(index):
+        index.add(vectors[:100])
+        index.add(vectors[100:])  # the codes are fitted again
+        index.add(vectors[:200] * 3, np.arange(100, 300))  # they may not reach so far
+        before = [index.search(queries, 5, ef=ef) for ef in (5, 20, 80)]
+        index.remove(np.arange(0, 1500, 3))  # the graph is mended
+        index.add(vectors[:50])
+        after = [index.search(queries, 5, ef=ef, filter=mask) for ef in (5, 20)]
+        return logical_state(index), before + after
+
+    (state, answers), (plain_state, plain_answers) = twins(sieve_from, dim, work, metric=metric)
+    assert state == plain_state
+    same(answers, plain_answers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    metric=st.sampled_from(METRICS), dim=st.integers(1, 40), seed=st.integers(0, 10**6),
+    spread=st.sampled_from([0, 1, 3]), shift=st.sampled_from([0, 1, 1000]),
+    whole=st.booleans(),
+)  # fmt: skip
+def test_no_row_is_ruled_out_that_counts(metric, dim, seed, spread, shift, whole):
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((300, dim)) * 10.0 ** rng.uniform(-spread, spread, (300, 1))
+    vectors = (np.rint(2 * vectors) if whole else vectors) + shift
+    if metric == "cosine":
+        vectors[~vectors.any(axis=1)] = 1
+    least, llmds_nb._hnsw_codes._MIN_DIM_SIEVE = llmds_nb._hnsw_codes._MIN_DIM_SIEVE, 1
+    try:
+        index = HNSW(dim, M=2, ef_construction=2, quantize=None, metric=metric)
+        index.add(vectors)
+    finally:
+        llmds_nb._hnsw_codes._MIN_DIM_SIEVE = least
+    snapshot = index._snapshot
+    query = index._form.queries(vectors[0] + rng.standard_normal(dim) * 10.0**-spread)[0][0]
+    if metric == "cosine":
+        query = query / np.float32(np.linalg.norm(query.astype(np.float64)))
+    keys, kept = sieved(snapshot, query, METRIC_NUMBERS[metric])
+    for key, slots in kept.items():
+        assert set(np.flatnonzero(keys <= key)) <= set(slots)
+
+
+def test_most_rows_that_do_not_count_are_ruled_out():
+    for metric in METRICS:
+        index = HNSW(128, M=2, ef_construction=2, quantize=None, metric=metric)
+        index.add(data(300, 128))
+        query = data(1, 128, 5)[0]
+        if metric == "cosine":
+            query /= np.linalg.norm(query)
+        keys, kept = sieved(index._snapshot, query, METRIC_NUMBERS[metric])
+        for key, slots in kept.items():
+            assert len(slots) <= (keys <= key).sum() + 90
+
+
+def sieved(snapshot, query, metric):
+    """Keys of all rows, and for some of these the slots that the sieve leaves."""
+    n = snapshot.n
+    keys, scratch = np.empty(n, np.int32), np.empty(n, np.int32)
+    coded, reach = np.zeros(snapshot.sieve.shape[1], np.int16), np.empty(2)
+    parts = snapshot.coding.basis, snapshot.coding.offset, *snapshot.coding.sieve_numbers
+    _prepare(
+        snapshot.rows, snapshot.factors, query, snapshot.sieve, parts, metric, coded, reach, keys
+    )
+    kept = {}
+    for key in np.sort(keys)[[0, 5, 30, n // 2]]:
+        slots = np.arange(n, dtype=np.int32)
+        left = _sift(
+            snapshot.rows, coded, snapshot.sieve, snapshot.wild, snapshot.factors, metric, reach,
+            key, slots, scratch,
+        )  # fmt: skip
+        kept[int(key)] = slots[:left].tolist()
+    return keys, kept
+
+
+@njit
+def _prepare(rows, factors, query, sieve, parts, metric, coded, reach, keys):
+    basis, offset, step, error, longest = parts
+    sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach)
+    slots = np.arange(keys.size).astype(np.int32)
+    rows_keys(query, rows, factors, metric, slots, 0, slots.size, keys)
+
+
+@njit
+def _sift(rows, coded, sieve, wild, factors, metric, reach, key, slots, scratch):
+    return slots_sieved(
+        rows, coded, sieve, wild, factors, metric, reach, key, slots, slots.size, scratch
+    )
+
+
+def test_a_far_outlier_is_wild_and_leaves_the_sieve_useful(sieve_from):
+    sieve_from(1)
+    index = HNSW(16, quantize=None)
+    index.add(shape("outlier", 1000, 16))
+    snapshot = index._snapshot
+    assert snapshot.wild[500] and snapshot.wild[:1000].sum() < 100
+    assert snapshot.coding.error(snapshot.coding.longest) < 0.1
+
+
+def test_a_file_keeps_the_sieve(sieve_from, tmp_path):
+    sieve_from(1)
+    index = HNSW(16, quantize=None)
+    index.add(shape("outlier", 1000, 16))
+    index.save(tmp_path / "index")
+    for mmap in (False, True):
+        loaded = HNSW.load(tmp_path / "index", mmap=mmap)
+        loaded.check()
+        for name in ("sieve", "wild"):
+            np.testing.assert_array_equal(
+                getattr(loaded._snapshot, name)[:1000], getattr(index._snapshot, name)[:1000]
+            )
+        queries = data(20, 16, 1)
+        same([loaded.search(queries, 5)], [index.search(queries, 5)])
+        loaded.add(queries)
+        loaded.check()
+
+
+def test_stats_say_that_the_walk_compares_vectors():
+    index = HNSW(64, quantize=None)
+    index.add(data(200, 64))
+    stats = index.stats()
+    assert (stats.coding, stats.code_bytes, stats.rerank) == ("none", 64, 10)
