@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from ._hnsw_codes import PCA
+from ._jit import entry_of
 from .kernels import hnsw_search as k
 from .kernels.distance import COSINE, IP, L2
 from .kernels.status import ABSENT
@@ -35,23 +36,24 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
 
 
 def search_one(snapshot, form, query, count, ef, depth):
-    """(ids, distances) of one float32[dim] query, unchecked, among all that live.
+    """(ids, distances) of one float32[dim] query, of unchecked values, where no slot is dead.
 
     Or None: where the graph is not the way, or the query deserves a closer look.
     """
-    n_live, n = snapshot.n_live, snapshot.n
-    if count > n_live or form.codes_only:
+    n = snapshot.n
+    if count > n or snapshot.n_live < n or form.codes_only:
         return None
     ef = min(max(ef, count), n)
-    if n_live * n_live <= SCAN_FACTOR * ef * n:
+    if n <= SCAN_FACTOR * ef:
         return None
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
-    bad = k.hnsw_search_many(
-        snapshot.handle, snapshot.rows, snapshot.vectors, form.kernel_metric, query, query, ef,
-        depth, _ALL if n_live == n else snapshot.live, True,
+    args = (
+        snapshot.handle, *form.samples, form.kernel_metric, query, query, ef, depth, _ALL, True,
         count, ids, distances,
     )  # fmt: skip
-    return (ids, distances) if bad < 0 else None
+    if form.search_entry is None:
+        form.search_entry = entry_of(k.hnsw_search_many, *args)
+    return (ids, distances) if form.search_entry(*args) < 0 else None
 
 
 def padded_search(snapshot, form, queries, k, ef, tuned, masks, exact, threads):
@@ -99,7 +101,7 @@ def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
             )  # fmt: skip
         else:
             k.hnsw_search_many(
-                snapshot.handle, snapshot.rows, snapshot.vectors, metric, queries[part].ravel(),
+                snapshot.handle, *form.samples, metric, queries[part].ravel(),
                 finals[part].ravel(), ef, depth, mask, False, count,
                 ids[part].ravel(), distances[part].ravel(),
             )  # fmt: skip

@@ -23,11 +23,19 @@ class VectorForm:
         self.sieved = codes.wants_sieve(quantize, store, dim)
         # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
         self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
+        # Arrays of the types of rows and vectors, and the machine code for searches of them.
+        self.samples = tuple(np.zeros((0, 0), dtype) for dtype in self._dtypes())
+        self.search_entry = None
+
+    def _dtypes(self):
+        """Of rows and vectors."""
+        dtype = STORES[self.store]
+        return np.uint8 if codes.wants_codes(self.quantize, self.dim) else dtype, dtype
 
     def empty(self, M) -> Snapshot:
         """The snapshot of an index without vectors."""
-        coded = self.codes_only or codes.wants_codes(self.quantize, self.dim)
-        vectors = np.zeros((0, self.dim), STORES[self.store])
+        row_dtype, dtype = self._dtypes()
+        vectors, coded = np.zeros((0, self.dim), dtype), row_dtype == np.uint8
         return Snapshot(
             vectors=vectors, rows=np.zeros((0, 0), np.uint8) if coded else vectors,
             sieve=np.zeros((0, 0), np.uint8), wild=np.zeros(0, np.bool_),

@@ -182,6 +182,7 @@ def ways(monkeypatch):
             return kernel(*args)
 
         monkeypatch.setattr(kernels, name, call)
+    monkeypatch.setattr(llmds_nb._hnsw_search, "search_one", lambda *args: None)
     return taken
 
 

@@ -139,7 +139,10 @@ def paper(result) -> Paper:
                 f"S({BATCH}) is what a full batch takes.",
             ),
             Heading("Conditions", 2),
-            *(Paragraph(f"{c['name'][0].upper()}{c['name'][1:]}: {c['conditions']}.") for c in claims),
+            *(
+                Paragraph(f"{c['name'][0].upper()}{c['name'][1:]}: {c['conditions']}.")
+                for c in claims
+            ),
             Heading("Discussion"),
             Paragraph(
                 "The figures are of generated workloads and of one machine; other texts, vectors "
