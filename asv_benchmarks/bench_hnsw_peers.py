@@ -15,6 +15,11 @@ _WITH_CODES = MODES[:2]
 _SIDES = (*_WITH_CODES, "hnswlib")
 
 
+FITS = [
+    f"growth {what} {fit}" for what in ("us", "met") for fit in ("per doubling", "r2", "exponent")
+]
+
+
 def _over(labels, unit):
     """A benchmark of its own for each of the labels."""
 
@@ -170,10 +175,14 @@ class Growth(_Figures):
     def track_time(self, figures, figure):
         return figures[figure]
 
+    @_over([f"growth met, n {n}" for n in SIZES], "vectors per query")
+    def track_met(self, figures, figure):
+        return figures[figure]
+
     @_over([f"growth recall, n {n}" for n in SIZES], "recall@10")
     def track_recall(self, figures, figure):
         return figures[figure]
 
-    @_over(["growth us per doubling", "growth r2", "growth exponent"], "see hnsw_peers.growth")
+    @_over(FITS, "see hnsw_peers.growth")
     def track_fit(self, figures, figure):
         return figures[figure]

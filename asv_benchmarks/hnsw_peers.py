@@ -39,12 +39,16 @@ _CALLS = 500
 
 
 class Side(NamedTuple):
-    """An empty index: add(vectors, threads), search(queries, ef, threads) -> ids, save(path)."""
+    """An empty index: add(vectors, threads), search(queries, ef, threads) -> ids, save(path).
+
+    Ours also has nbytes() in memory, and met(queries, ef), the vectors met on level 0 by a query.
+    """
 
     add: object
     search: object
     save: object
-    nbytes: object = None  # () -> bytes in memory; None: it does not say
+    nbytes: object = None
+    met: object = None
 
 
 def made(impl, dim, n):
@@ -61,7 +65,56 @@ def _ours(impl, dim):
         lambda queries, ef, threads=1: index.search(queries, K, ef=ef, threads=threads).ids,
         index.save,
         lambda: index.nbytes,
+        lambda queries, ef: _met(index, queries, ef),
     )
+
+
+def _met(index, queries, ef):
+    """How many vectors a walk on level 0 compares with a query, on average."""
+    snapshot, metric = index._snapshot, index._form.kernel_metric
+    walk = _counting_walk()
+    return walk(snapshot.handle, *index._form.samples, metric, queries, ef) / len(queries)
+
+
+@cache
+def _counting_walk():
+    """The walk of a search, which counts what it has visited."""
+    from numba import njit
+
+    try:
+        from llmds_nb.kernels.codes import codes_query
+        from llmds_nb.kernels.distance import query_room
+        from llmds_nb.kernels.hnsw import graph_explore, handle_numbers, state_at
+    except ImportError:
+        raise NotImplementedError("this commit walks otherwise") from None
+
+    @njit
+    def walk(handle, rows, vectors, metric, queries, ef):
+        s = state_at(handle, rows, vectors)
+        step, _, _, n, entry, top = handle_numbers(handle)
+        visited, pool = np.empty((n + 63) >> 6, np.int64), np.empty(ef + 1, np.int64)
+        fresh, keys = np.empty((2, s.links0.shape[1]), np.int32)
+        memory = np.empty(2 * s.rows.shape[1] + s.basis.shape[1], np.float32)
+        projected, room = memory[: s.basis.shape[1]], query_room(s.rows, memory.ctypes.data)
+        allowed, coded, reach = np.empty(0, np.bool_), np.empty(0, np.int16), np.empty(2)
+        met = 0
+        for i in range(len(queries)):
+            query = codes_query(
+                queries[i], s.rows, s.basis, s.offset, step, metric, room, projected
+            )
+            graph_explore(
+                query, s.rows, s.factors, metric, coded, s.sieve, s.wild, reach, s.links0,
+                s.blocks0, s.links1, s.blocks1, s.upper, entry, top, 0, ef, allowed, visited, pool,
+                fresh, keys,
+            )  # fmt: skip
+            for word in visited:
+                while word:
+                    word &= word - 1
+                    met += 1
+        memory[0] = 0  # it had to live up to here
+        return met
+
+    return walk
 
 
 def _hnswlib(impl, dim, n):
@@ -357,19 +410,21 @@ def measured(name, rows=ROWS, n=None):
 
 
 def growth(name="clustered", largest=None, rounds=5):
-    """CPU time per query and recall@10 with ef = 50, by the number of vectors.
+    """CPU time per query, vectors met by it and recall@10 with ef = 50, by the number of vectors.
 
-    Each size is a set of its own with the same structure. The times are fitted as a + b log2 n
-    (b: us per doubling; r2: share of their variance explained), and as c n ** exponent. `largest`
+    Each size is a set of its own with the same structure. Times and vectors met are fitted as
+    a + b log2 n (b: per doubling; r2: share of their variance explained), and as c n ** exponent.
+    `largest`
     is LLMDS_DENSE_GROWTH by default, or 31,623; 1,000,000 takes ten minutes.
     """
     largest = largest or int(os.environ.get("LLMDS_DENSE_GROWTH", 31_623))
     sizes = [n for n in SIZES if n <= largest]
-    figures, times = {}, []
+    figures, times, met = {}, [], []
     for n in sizes:
         one = Contest(name, n)
         figures[f"growth recall, n {n}"] = one.recall("auto", EF)
         search = one.built("auto").side.search
+        met.append(one.built("auto").side.met(one.set.queries, EF))
         taken = []
         for _ in range(rounds):
             start = time.process_time()
@@ -377,9 +432,12 @@ def growth(name="clustered", largest=None, rounds=5):
             taken.append(time.process_time() - start)
         times.append(statistics.median(taken) / len(one.set.queries) * 1e6)
         figures[f"growth us, n {n}"] = times[-1]
-    slope, offset = np.polyfit(np.log2(sizes), times, 1)
-    rest = np.var(times - slope * np.log2(sizes) - offset) / np.var(times)
-    figures["growth us per doubling"] = float(slope)
-    figures["growth r2"] = float(1 - rest)
-    figures["growth exponent"] = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+        figures[f"growth met, n {n}"] = met[-1]
+    for what, values in (("us", times), ("met", met)):
+        slope, offset = np.polyfit(np.log2(sizes), values, 1)
+        rest = np.var(values - slope * np.log2(sizes) - offset) / np.var(values)
+        figures[f"growth {what} per doubling"] = float(slope)
+        figures[f"growth {what} r2"] = float(1 - rest)
+        exponent = np.polyfit(np.log(sizes), np.log(values), 1)[0]
+        figures[f"growth {what} exponent"] = float(exponent)
     return figures
