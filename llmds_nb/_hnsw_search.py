@@ -41,10 +41,9 @@ def search_one(snapshot, form, query, count, ef, depth):
     Or None: where the graph is not the way, or the query deserves a closer look.
     """
     n = snapshot.n
-    if count > n or snapshot.n_live < n or form.codes_only:
-        return None
-    ef = min(max(ef, count), n)
-    if n <= SCAN_FACTOR * ef:
+    if ef < count:
+        ef = count
+    if n <= SCAN_FACTOR * ef or n < ef or snapshot.n_live < n or form.codes_only:
         return None
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
     args = (
