@@ -11,6 +11,7 @@ from .kernels import varint
 from .kernels.status import ABSENT
 
 _FANOUT = 8  # so many segments of one size class become one
+_SLICE_LISTS, _SLICE_BYTES = 1 << 16, 1 << 22  # merged at a time, or one term's lists
 
 
 class Segment(NamedTuple):
@@ -62,11 +63,13 @@ def build(ids, tokens, n_terms) -> Segment:
     k.postings_group(local, tokens.indptr, order, first, rows)
 
     lengths = np.diff(tokens.indptr)[order].astype(np.int32)
+    starts, entries = np.empty(len(terms) + 1, np.int64), np.empty(len(terms), np.int32)
+    data = np.empty(2 * len(rows) + 1, np.uint8)
 
-    def pack(data, starts, entries, measure):
-        return k.postings_pack(first, rows, len(ids), data, starts, entries, measure)
+    def pack(u, position):
+        return k.postings_pack(first, rows, len(ids), data, starts, entries, u, position)
 
-    starts, entries, data = _measured(pack, len(terms))
+    _cut(data, _written(pack, len(terms), data, 0))
     return _made(ids[order], lengths, terms.astype(np.int32), starts, entries, data)
 
 
@@ -76,55 +79,95 @@ def _made(ids, lengths, terms, starts, entries, data) -> Segment:
     return Segment(ids, lengths, dead, terms, starts, entries, entries, data)
 
 
-def _measured(pack, n_terms):
-    """(starts, entries, data) of a kernel that first counts its bytes and then writes them."""
-    starts, entries = np.zeros(n_terms + 1, np.int64), np.zeros(n_terms, np.int32)
-    size = pack(np.zeros(0, np.uint8), starts, entries, True)
-    data = np.zeros(size + 1, np.uint8)
-    pack(data, starts, entries, False)
-    return starts, entries, data
+def _written(pack, n_lists, data, position) -> int:
+    """Write lists at data[position:], which grows in place as needed; return where they end."""
+    u, position, needed = pack(0, position)
+    while u < n_lists:
+        data.resize(max(needed, len(data) + len(data) // 8), refcheck=False)
+        u, position, needed = pack(u, position)
+    return position
+
+
+def _cut(data, end) -> None:
+    """Leave of the array, in place, what is in use and the byte 0 behind it."""
+    data.resize(end + 1, refcheck=False)
+    data[end] = 0
 
 
 def merge(segments) -> Segment:
-    """One segment with the live documents of all; live ids must differ between them."""
-    all_ids = np.concatenate([s.ids for s in segments])
-    lengths = np.concatenate([s.lengths for s in segments])
+    """One segment with the live documents of all; live ids must differ between them.
+
+    Some terms at a time: beside the segments and the new one there are 40 bytes a document and
+    a few MB.
+    """
+    ids = np.concatenate([s.ids[~s.dead] for s in segments])
+    lengths = np.concatenate([s.lengths[~s.dead] for s in segments])
     alive = np.flatnonzero(~np.concatenate([s.dead for s in segments]))
-    alive = alive[np.argsort(all_ids[alive], kind="stable")]
-    row_of = np.full(len(all_ids), ABSENT, np.int32)
-    row_of[alive] = np.arange(len(alive), dtype=np.int32)
-
-    lengths = lengths[alive]
-    terms = np.concatenate([s.terms for s in segments])
-    order = np.argsort(terms, kind="stable")  # by term, then by segment
-    n_lists = [len(s.terms) for s in segments]
+    if (ids[1:] <= ids[:-1]).any():
+        order = np.argsort(ids, kind="stable")
+        ids, lengths, alive = ids[order], lengths[order], alive[order]
+        del order
     edges = np.cumsum([0, *(len(s.ids) for s in segments)])
-    bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)[order]
-    data_base = np.repeat(np.cumsum([0, *(len(s.data) for s in segments)])[:-1], n_lists)
-    begins = (np.concatenate([s.starts[:-1] for s in segments]) + data_base)[order]
-    ends = (np.concatenate([s.starts[1:] for s in segments]) + data_base)[order]
-    sizes = np.concatenate([s.entries for s in segments])[order]
+    row_of = np.full(edges[-1], ABSENT, np.int32)
+    row_of[alive] = np.arange(len(alive), dtype=np.int32)
+    del alive
+
+    data = np.empty(sum(len(s.data) for s in segments), np.uint8)
+    end = 0
+    parts = []
+    for places in _slices(segments):
+        lists, group = _lists(segments, places, edges)
+        starts, entries = np.empty(len(group), np.int64), np.empty(len(group) - 1, np.int32)
+
+        def pack(g, position, lists=lists, group=group, starts=starts, entries=entries):
+            return k.postings_merge(*lists[1:], group, row_of, data, starts, entries, g, position)
+
+        end = _written(pack, len(entries), data, end)
+        some = entries > 0
+        parts.append((lists[0][group[:-1]][some], starts[:-1][some], entries[some]))
+    _cut(data, end)
+    parts.append((np.zeros(0, np.int32), np.array([end]), np.zeros(0, np.int32)))
+    terms, starts, entries = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _made(ids, lengths, terms, starts, entries, data)
+
+
+def _slices(segments):
+    """Cut the terms into ranges of bounded size: yield [(first, last + 1 list of each segment)]."""
+    lists, size = _SLICE_LISTS // len(segments) + 1, _SLICE_BYTES // len(segments) + 1
+    lows = [0] * len(segments)
+    while any(low < len(s.terms) for low, s in zip(lows, segments, strict=True)):
+        last = _checks.INT32_MAX
+        for low, s in zip(lows, segments, strict=True):
+            if low < len(s.terms):
+                far = int(np.searchsorted(s.starts, s.starts[low] + size))
+                last = min(last, s.terms[min(low + lists, max(far, low + 1), len(s.terms)) - 1])
+        highs = [int(np.searchsorted(s.terms, last, side="right")) for s in segments]
+        yield list(zip(lows, highs, strict=True))
+        lows = highs
+
+
+def _lists(segments, places, edges):
+    """The lists of a range of terms, by term and then by segment, as `postings_merge` takes them.
+
+    Return (terms, data, begins, ends, sizes, bases) and the offsets of each term's lists.
+    """
+    parts = [
+        (s.terms[low:high], s.starts[low : high + 1], s.entries[low:high])
+        for s, (low, high) in zip(segments, places, strict=True)
+    ]
+    terms = np.concatenate([terms for terms, _, _ in parts])
+    order = np.argsort(terms, kind="stable")
     terms = terms[order]
+    data = [s.data[p[0] : p[-1]] for s, (_, p, _) in zip(segments, parts, strict=True)]
+    moved = np.cumsum([0, *map(len, data)])[:-1] - [p[0] for _, p, _ in parts]
+    begins = np.concatenate([p[:-1] + m for (_, p, _), m in zip(parts, moved, strict=True)])
+    ends = np.concatenate([p[1:] + m for (_, p, _), m in zip(parts, moved, strict=True)])
+    sizes = np.concatenate([entries for _, _, entries in parts])
+    n_lists = [high - low for low, high in places]
+    bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)
     group = np.flatnonzero(np.concatenate([[True], terms[1:] != terms[:-1], [True]]))
-    if not len(terms):
-        group = group[:1]
-    data = np.concatenate([s.data for s in segments])
-
-    def pack(out, starts, entries, measure):
-        return k.postings_merge(
-            data, begins, ends, sizes, bases, group, row_of, out, starts, entries, measure
-        )
-
-    starts, entries, data = _measured(pack, len(group) - 1)
-    some = entries > 0
-    return _made(
-        all_ids[alive],
-        lengths,
-        terms[group[:-1]][some],
-        np.append(starts[:-1][some], starts[-1]),
-        entries[some],
-        data,
-    )
+    data = np.concatenate([*data, np.zeros(1, np.uint8)])
+    return (terms, data, begins[order], ends[order], sizes[order], bases[order]), group
 
 
 def tidy(segments) -> list[Segment]:

@@ -25,9 +25,13 @@ def packed(rows, tfs, n_docs):
     tokens = np.repeat(np.array(rows, np.int32), tfs)
     first = np.array([0, len(tokens)], np.int64)
     starts, entries = np.zeros(2, np.int64), np.zeros(1, np.int32)
-    size = postings_pack(first, tokens, len(rows), np.zeros(0, np.uint8), starts, entries, True)
+    made = (first, tokens, len(rows))
+    short = np.full(11, 255, np.uint8)  # too short for any list, or so it seems before measuring
+    done, start, size = postings_pack(*made, short, starts, entries, 0, 0)
+    assert (done, start) == ((1, size) if size <= len(short) else (0, 0))
+    assert (short[size if done else 0 :] == 255).all()
     data = np.full(size + 1, 255, np.uint8)
-    assert postings_pack(first, tokens, len(rows), data, starts, entries, False) == size
+    assert postings_pack(*made, data, starts, entries, 0, 0) == (1, size, size)
     assert data[size] == 255 and starts.tolist() == [0, size] and entries[0] == len(rows)
     data[size] = 0
     return lists_of(data, len(rows), n_docs)

@@ -22,6 +22,8 @@ from .._jit import kernel
 from .blocks import BLOCK, list_find, list_pack, list_unpack
 from .status import ABSENT
 
+_ENTRY_MOST = 12  # bytes: 8 / 128 of the table, 11.2 in a block, 10 as varints
+
 
 @kernel(nogil=True)
 def postings_group(local, doc_ptr, order, first, rows):
@@ -43,20 +45,31 @@ def postings_group(local, doc_ptr, order, first, rows):
             cursor[u] += 1
 
 
-@kernel(nogil=True)
-def postings_pack(first, rows, most, data, starts, entries, measure):
-    """Pack what `postings_group` made into data, starts and entries; return the bytes. O(t).
+@kernel(internal=True)
+def _list_end(rows, tfs, n, counts, data, position):
+    """Where the list of n entries would end at data[position:], at most data.size if it has room.
 
-    No list has more than `most` entries. With `measure` only the return value is made.
+    It is measured only where room for the longest list of so many entries lacks. O(n).
+    """
+    if position + _ENTRY_MOST * n <= data.size:
+        return position
+    return list_pack(rows, tfs, n, counts, data, position, True)
+
+
+@kernel(nogil=True)
+def postings_pack(first, rows, most, data, starts, entries, u, position):
+    """Pack what `postings_group` made, lists u and later at data[position:], while there is room.
+
+    No list has more than `most` entries. Fills starts int64[U + 1] and entries int32[U]. Return
+    (the first list that has no room, where it would begin, where it would end); that is U, the end
+    and the end when all are packed. O(t).
     """
     some, tfs = np.empty((2, most), np.int32)
     counts = np.empty(33, np.int64)
-    position = np.int64(0)
-    for u in range(first.size - 1):
+    position = np.int64(position)
+    while u < first.size - 1:
         n = 0
         j, end = first[u], first[u + 1]
-        if not measure:
-            starts[u] = position
         while j < end:
             row = rows[j]
             tf = 0
@@ -65,56 +78,86 @@ def postings_pack(first, rows, most, data, starts, entries, measure):
                 j += 1
             some[n], tfs[n] = row, tf
             n += 1
-        position = list_pack(some, tfs, n, counts, data, position, measure)
-        if not measure:
-            entries[u] = n
-    if not measure:
-        starts[first.size - 1] = position
-    return position
+        needed = _list_end(some, tfs, n, counts, data, position)
+        if needed > data.size:
+            return u, position, needed
+        starts[u] = position
+        entries[u] = n
+        position = list_pack(some, tfs, n, counts, data, position, False)
+        u += 1
+    starts[u] = position
+    return u, position, position
+
+
+@kernel(internal=True)
+def _entries_sort(rows, tfs, n, keys):
+    """Sort n entries by row and leave out repeated rows, which only a damaged file has.
+
+    keys int64[>= n] is room. Return how many are left. O(n log n).
+    """
+    for j in range(n):
+        keys[j] = np.int64(rows[j]) << 32 | tfs[j]
+    keys[:n].sort()
+    kept = 0
+    for j in range(n):
+        row = np.int32(keys[j] >> 32)
+        if kept == 0 or row > rows[kept - 1]:
+            rows[kept], tfs[kept] = row, np.int32(keys[j] & 0x7FFFFFFF)
+            kept += 1
+    return kept
 
 
 @kernel(nogil=True)
-def postings_merge(data, begins, ends, sizes, bases, group, row_of, out, starts, entries, measure):
-    """Merge lists of several segments into one list per group; return the bytes.
+def postings_merge(
+    data, begins, ends, sizes, bases, group, row_of, out, starts, entries, g, position
+):
+    """Merge lists of several segments into one list per group, from group g on at out[position:].
 
-    data uint8 holds all segments; list l is the sizes[l] entries in data[begins[l]:ends[l]], and
-    the rows of its segment are bases[l, 0] to bases[l, 1] of row_of int32, which gives the new row
-    or ABSENT for a dead one. Group g merges lists group[g]..group[g + 1] - 1, ascending in the new
-    row. Writes out, starts int64[G + 1] and entries int32[G] (0
-    where all are dead), nothing with `measure`. O(entries log(lists per group)).
+    List l is the sizes[l] entries in data[begins[l]:ends[l]], and the rows of its segment are
+    bases[l, 0] to bases[l, 1] of row_of int32, which gives the new row or ABSENT for a dead one.
+    Group g merges lists group[g]..group[g + 1] - 1, ascending in the new row. Fills starts
+    int64[G + 1] and entries int32[G] (0 where all are dead). Return as `postings_pack` does.
+    O(entries log(lists per group)), without the logarithm where the rows follow one another.
     """
-    rows, tfs = np.empty((2, row_of.size), np.int32)
-    keys = np.empty(row_of.size, np.int64)
+    most = np.int64(0)
+    for i in range(group.size - 1):
+        n = np.int64(0)
+        for j in range(group[i], group[i + 1]):
+            n += sizes[j]
+        most = max(most, n)
+    rows, tfs = np.empty((2, most), np.int32)
+    keys = np.empty(0, np.int64)
     counts = np.empty(33, np.int64)
     some, many = np.empty((2, BLOCK), np.uint32)
-    position = np.int64(0)
-    for g in range(group.size - 1):
+    position = np.int64(position)
+    while g < group.size - 1:
         n = 0
         ordered = True
         for i in range(group[g], group[g + 1]):
             base, n_docs = bases[i, 0], bases[i, 1] - bases[i, 0]
-            m = list_unpack(data, begins[i], ends[i], sizes[i], n_docs, rows, tfs, some, many)
+            new_rows, new_tfs = rows[n:], tfs[n:]
+            m = list_unpack(
+                data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs, some, many
+            )
             for j in range(m):
-                new = np.int64(row_of[base + rows[j]])
-                if new != ABSENT and n < keys.size:
-                    keys[n] = new << 32 | tfs[j]
-                    ordered &= n == 0 or keys[n - 1] < keys[n]
+                row, tf = row_of[base + new_rows[j]], new_tfs[j]
+                if row != ABSENT:
+                    ordered &= n == 0 or rows[n - 1] < row
+                    rows[n], tfs[n] = row, tf
                     n += 1
         if not ordered:
-            keys[:n].sort()
-        kept = 0
-        for j in range(n):
-            row = np.int32(keys[j] >> 32)
-            if kept == 0 or row > rows[kept - 1]:  # twice only in a damaged file
-                rows[kept], tfs[kept] = row, np.int32(keys[j] & 0x7FFFFFFF)
-                kept += 1
-        if not measure:
-            starts[g] = position
-            entries[g] = kept
-        position = list_pack(rows, tfs, kept, counts, out, position, measure)
-    if not measure:
-        starts[group.size - 1] = position
-    return position
+            if keys.size == 0:
+                keys = np.empty(most, np.int64)
+            n = _entries_sort(rows, tfs, n, keys)
+        needed = _list_end(rows, tfs, n, counts, out, position)
+        if needed > out.size:
+            return g, position, needed
+        starts[g] = position
+        entries[g] = n
+        position = list_pack(rows, tfs, n, counts, out, position, False)
+        g += 1
+    starts[g] = position
+    return g, position, position
 
 
 @kernel
