@@ -117,11 +117,15 @@ def ids(values, name="ids", *, unique=True) -> np.ndarray:
     """Identifiers as int64[n], each >= 0; twice the same is a ValueError if `unique`."""
     array = integers(values, name)
     if unique and array.size > 1:
-        ordered = np.sort(array)
-        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if twice.size:
-            raise ValueError(f"{name} must be distinct, but {ordered[twice[0]]} stands twice")
+        distinct(np.sort(array), name)
     return array
+
+
+def distinct(ordered, name) -> None:
+    """Refuse ascending values of which two are the same."""
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if twice.size:
+        raise ValueError(f"{name} must be distinct, but {ordered[twice[0]]} stands twice")
 
 
 def one_id(value) -> np.ndarray:
@@ -206,13 +210,43 @@ def texts(values, name="texts") -> list[str]:
     """A list of str; one str counts as a list of one."""
     if isinstance(values, str):
         return [values]
-    if isinstance(values, bytes) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} must be a str or an iterable of str, not {type(values).__name__}")
+    _check_iterable(values, name)
     values = list(values)
     for position, value in enumerate(values):
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be str, not {type(value).__name__} (position {position})")
+            _refuse_text(value, name, position)
     return values
+
+
+def text_stream(values, name="texts"):
+    """An iterator over what `texts` lists, and their number, or None where they do not tell.
+
+    A value that is no str is refused when its turn comes.
+    """
+    if isinstance(values, str):
+        values = [values]
+    _check_iterable(values, name)
+    try:
+        n = len(values)
+    except TypeError:  # a generator, or one of those whose length depends
+        n = None
+    return _checked_texts(values, name), n
+
+
+def _checked_texts(values, name):
+    for position, value in enumerate(values):
+        if not isinstance(value, str):
+            _refuse_text(value, name, position)
+        yield value
+
+
+def _check_iterable(values, name):
+    if isinstance(values, bytes) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a str or an iterable of str, not {type(values).__name__}")
+
+
+def _refuse_text(value, name, position):
+    raise TypeError(f"{name} must be str, not {type(value).__name__} (position {position})")
 
 
 def search_options(k, filter, threads, n_queries) -> tuple[int, list, int]:

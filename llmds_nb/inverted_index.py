@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _bm25_search, _checks, _segments
+from . import _bm25_search, _building, _checks, _segments
 from ._progress import progress_bar
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
@@ -205,18 +205,22 @@ class InvertedIndex(Stored):
         O(characters). Every call makes a segment; segments of like size are merged by eights, so
         each posting is rewritten O(log n) times and one large call is faster than many small ones.
         """
-        texts = _checks.texts(texts)
+        stream, n_texts = _checks.text_stream(texts)
+        tokenizer = self.tokenizer
         with self._lock:
-            ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
-            if not texts:
-                return ids
-            with progress_bar(progress, len(texts), "index", "text") as report:
-                tokens = self.tokenizer._encode(texts, grow=True, report=report)
-            new = _segments.build(ids, tokens, len(self.tokenizer))
-            kept, _ = _segments.without_ids(self._snapshot.segments, ids)
-            self._snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
-            self._next_id = max(self._next_id, int(ids.max()) + 1)
-        return ids.copy()
+            ids = _building.Ids(ids, n_texts, self._next_id)
+            with (
+                progress_bar(progress, ids.total, "index", "text") as report,
+                tokenizer._growing(),
+            ):
+                new = _building.segment_of(ids, tokenizer, stream, report)
+                if new is not None:
+                    kept, _ = _segments.without_ids(self._snapshot.segments, new.ids)
+                    snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
+            if new is not None:  # only now do searches know all terms
+                self._next_id = max(self._next_id, int(new.ids[-1]) + 1)
+                self._snapshot = snapshot
+        return ids.taken()
 
     def remove(self, ids) -> None:
         """Take documents out, at once and for every later search.

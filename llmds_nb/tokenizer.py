@@ -2,6 +2,7 @@
 
 import re
 import threading
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,8 @@ class Tokenizer:
         self.lowercase = lowercase
         self.stopwords = _stopwords(stopwords)
         self._table = StringTable()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of writers
+        self._is_growing = False
         self._missing = ()  # callables that a file could not hold
         self._known = {}  # words of queries: what `_table.find` gives for their terms
         self._model = None  # the text of a tokenizer.json
@@ -216,8 +218,14 @@ class Tokenizer:
         return isinstance(term, str) and self._table.find([term])[0] != ABSENT
 
     def fit(self, texts) -> "Tokenizer":
-        """Add every term of `texts` to the vocabulary; return self."""
-        self._encode(_checks.texts(texts), grow=True)
+        """Add every term of `texts` to the vocabulary, or none if it fails; return self.
+
+        `texts` is a str or any iterable of str, of which about a million characters are held.
+        """
+        stream, _ = _checks.text_stream(texts)
+        with self._growing():
+            for _ in self._grown(stream):
+                pass
         return self
 
     def encode(self, texts) -> TokenBatch:
@@ -239,32 +247,42 @@ class Tokenizer:
         """Tokens that `encode` would return: an int for one text, int64[n] for a list of texts."""
         texts = _checks.texts(text, "text")
         parts = [_mapped(*chunk, _kept_or_dropped) for chunk in self._chunks(texts)]
-        counts = np.diff(_joined(parts).indptr)
+        counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
 
-    def _encode(self, texts, grow=False, report=None) -> TokenBatch:
-        """`encode` of a checked list; with `grow`, unknown terms are added (all or none).
+    def _encode(self, texts, grow=False) -> TokenBatch:
+        """`encode` of a checked list; with `grow`, unknown terms are added (all or none)."""
+        if grow:
+            with self._growing():
+                return joined(list(self._grown(texts)))
+        if sum(map(len, texts)) < _KERNEL_CHARS:
+            return self._encode_few(texts)
+        return joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
 
-        `report(n)` is told of every n texts done.
+    @contextmanager
+    def _growing(self):
+        """Let the vocabulary grow: what failed has added nothing. Other writers wait.
+
+        Texts may come from code of the caller's, which could write here itself: it is refused.
         """
-        if not grow:
-            if sum(map(len, texts)) < _KERNEL_CHARS:
-                return self._encode_few(texts)
-            return _joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
-        parts = []
         with self._lock:
+            if self._is_growing:
+                raise RuntimeError("the vocabulary cannot grow while texts are being added to it")
+            self._is_growing = True
             before = len(self._table)
             try:
-                for chunk in self._chunks(texts):
-                    parts.append(_mapped(*chunk, self._table.add))
-                    if report is not None:
-                        report(len(parts[-1].indptr) - 1)
+                yield
             except BaseException:
                 self._table.truncate(before)
                 raise
             finally:
                 self._known = {}
-        return _joined(parts)
+                self._is_growing = False
+
+    def _grown(self, texts):
+        """Yield the tokens of some texts at a time, unknown terms being added: in `_growing`."""
+        for chunk in self._chunks(texts):
+            yield _mapped(*chunk, self._table.add)
 
     def _encode_few(self, texts) -> TokenBatch:
         """`_encode` of a query or a few: without numbering the words first."""
@@ -302,15 +320,19 @@ class Tokenizer:
     def _chunks(self, texts):
         """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
         self._check_whole()
-        first = 0
-        while first < len(texts):
-            last, size = first, 0
-            while last < len(texts) and (last == first or size < _CHUNK_CHARS):
-                size += len(texts[last])
-                last += 1
-            numbers, word_ptr, words = self._number(texts[first:last], size)
-            yield numbers, word_ptr, self._terms_of(words)
-            first = last
+        some, size = [], 0
+        for text in texts:
+            some.append(text)
+            size += len(text)
+            if size + len(some) >= _CHUNK_CHARS:  # empty texts take room as well
+                yield self._chunk(some, size)
+                some, size = [], 0
+        if some:
+            yield self._chunk(some, size)
+
+    def _chunk(self, texts, size):
+        numbers, word_ptr, words = self._number(texts, size)
+        return numbers, word_ptr, self._terms_of(words)
 
     def _number(self, texts, size):
         """Number the words of some texts: (numbers int32[w], word_ptr int64[n + 1], words)."""
@@ -422,7 +444,7 @@ class Tokenizer:
         StringTable.from_arrays(tokenizer._table.arrays())
 
 
-def _joined(parts) -> TokenBatch:
+def joined(parts) -> TokenBatch:
     """Several token batches as one."""
     if len(parts) == 1:
         return parts[0]
