@@ -21,11 +21,10 @@ class Ids:
 
     def __init__(self, values, n_texts, next_id):
         self.total = n_texts
-        self._next_id = None  # of the three ways one is used
-        self._given = None
-        self._stream = None
+        self._next_id = next_id
+        self._given = self._stream = None  # of the three ways one is used
         if values is None:
-            self._next_id = next_id
+            pass
         elif _comes_one_by_one(values):
             self._stream = iter(values)
         else:
@@ -34,21 +33,21 @@ class Ids:
                 self.total = len(self._given)
             else:
                 _checks.same_length("ids", self._given, "texts", range(n_texts))
-        self._parts = [np.zeros(0, np.int64)]
+        self._parts = [np.zeros(0, np.int64)]  # what the stream gave
         self._n = 0
 
     def take(self, n) -> np.ndarray:
         """The ids of the next n texts as int64[n]; those of a stream may stand twice in all."""
-        if self._next_id is not None:
-            part = _checks.new_ids(None, n, "texts", self._next_id + self._n)
-        elif self._stream is not None:
+        if self._stream is not None:
             part = _checks.integers(list(itertools.islice(self._stream, n)), "ids")
-        else:
+            self._parts.append(part)
+        elif self._given is not None:
             part = self._given[self._n : self._n + n]
+        else:
+            part = _checks.new_ids(None, n, "texts", self._next_id + self._n)
         self._n += len(part)
         if len(part) < n:
             raise ValueError(f"ids has {self._n} entries but texts has more")
-        self._parts.append(part)
         return part
 
     def end(self) -> None:
@@ -62,7 +61,11 @@ class Ids:
 
     def taken(self) -> np.ndarray:
         """All that were taken, as an int64[n] that the caller owns."""
-        return np.concatenate(self._parts)
+        if self._stream is not None:
+            return np.concatenate(self._parts)
+        if self._given is not None:
+            return self._given.copy()
+        return _checks.new_ids(None, self._n, "texts", self._next_id)
 
 
 def _comes_one_by_one(values) -> bool:

@@ -11,7 +11,8 @@ from .kernels import varint
 from .kernels.status import ABSENT
 
 _FANOUT = 8  # so many segments of one size class become one
-_SLICE_LISTS, _SLICE_BYTES = 1 << 16, 1 << 22  # merged at a time, or one term's lists
+# Merged at a time: so much of all segments together, but one term's lists at least.
+_SLICE_DOCS, _SLICE_LISTS, _SLICE_BYTES = 1 << 18, 1 << 16, 1 << 22
 
 
 class Segment(NamedTuple):
@@ -97,30 +98,27 @@ def _cut(data, end) -> None:
 def merge(segments) -> Segment:
     """One segment with the live documents of all; live ids must differ between them.
 
-    Some terms at a time: beside the segments and the new one there are 40 bytes a document and
-    a few MB.
+    Some documents and some terms at a time: beside the segments and the new one there are 4 bytes
+    a document and a few MB.
     """
-    ids = np.concatenate([s.ids[~s.dead] for s in segments])
-    lengths = np.concatenate([s.lengths[~s.dead] for s in segments])
-    alive = np.flatnonzero(~np.concatenate([s.dead for s in segments]))
-    if (ids[1:] <= ids[:-1]).any():
-        order = np.argsort(ids, kind="stable")
-        ids, lengths, alive = ids[order], lengths[order], alive[order]
-        del order
     edges = np.cumsum([0, *(len(s.ids) for s in segments)])
-    row_of = np.full(edges[-1], ABSENT, np.int32)
-    row_of[alive] = np.arange(len(alive), dtype=np.int32)
-    del alive
-
+    ids, lengths, row_of = _documents(segments, edges)
     data = np.empty(sum(len(s.data) for s in segments), np.uint8)
     end = 0
     parts = []
-    for places in _slices(segments):
+    n_lists, n_bytes = _share(_SLICE_LISTS, segments), _share(_SLICE_BYTES, segments)
+
+    def far(s, low):
+        near = int(np.searchsorted(s.starts, s.starts[low] + n_bytes))
+        return min(low + n_lists, max(near, low + 1))
+
+    for places in _ranges(segments, [s.terms for s in segments], far):
         lists, group = _lists(segments, places, edges)
         starts, entries = np.empty(len(group), np.int64), np.empty(len(group) - 1, np.int32)
+        made = (group, row_of, data, starts, entries)
 
-        def pack(g, position, lists=lists, group=group, starts=starts, entries=entries):
-            return k.postings_merge(*lists[1:], group, row_of, data, starts, entries, g, position)
+        def pack(g, position, given=(*lists[1:], *made)):
+            return k.postings_merge(*given, g, position)
 
         end = _written(pack, len(entries), data, end)
         some = entries > 0
@@ -131,17 +129,53 @@ def merge(segments) -> Segment:
     return _made(ids, lengths, terms, starts, entries, data)
 
 
-def _slices(segments):
-    """Cut the terms into ranges of bounded size: yield [(first, last + 1 list of each segment)]."""
-    lists, size = _SLICE_LISTS // len(segments) + 1, _SLICE_BYTES // len(segments) + 1
+def _documents(segments, edges):
+    """The live documents of all as (ids, lengths), and the new row of each, ABSENT for the dead."""
+    n = sum(_n_live(s) for s in segments)
+    ids, lengths = np.empty(n, np.int64), np.empty(n, np.int32)
+    row_of = np.full(edges[-1], ABSENT, np.int32)
+    n_docs = _share(_SLICE_DOCS, segments)
+    start = 0
+    for places in _ranges(segments, [s.ids for s in segments], lambda s, low: low + n_docs):
+        rows, some, many = [], [], []
+        for s, edge, (low, high) in zip(segments, edges, places, strict=False):
+            alive = low + np.flatnonzero(~s.dead[low:high])
+            rows.append(alive + edge)
+            some.append(s.ids[alive])
+            many.append(s.lengths[alive])
+        some = np.concatenate(some)
+        order = np.argsort(some, kind="stable")
+        stop = start + len(order)
+        ids[start:stop] = some[order]
+        lengths[start:stop] = np.concatenate(many)[order]
+        row_of[np.concatenate(rows)[order]] = np.arange(start, stop, dtype=np.int32)
+        start = stop
+    return ids, lengths, row_of
+
+
+def _share(total, segments) -> int:
+    return total // len(segments) + 1
+
+
+def _ranges(segments, keys, far):
+    """Cut ascending keys of each segment into ranges: yield its (first, last + 1) of each.
+
+    far(segment, first) > first is where it should end at the latest.
+    """
     lows = [0] * len(segments)
-    while any(low < len(s.terms) for low, s in zip(lows, segments, strict=True)):
-        last = _checks.INT32_MAX
-        for low, s in zip(lows, segments, strict=True):
-            if low < len(s.terms):
-                far = int(np.searchsorted(s.starts, s.starts[low] + size))
-                last = min(last, s.terms[min(low + lists, max(far, low + 1), len(s.terms)) - 1])
-        highs = [int(np.searchsorted(s.terms, last, side="right")) for s in segments]
+    while True:
+        lasts = [
+            own[min(far(s, low), len(own)) - 1]
+            for s, own, low in zip(segments, keys, lows, strict=True)
+            if low < len(own)
+        ]
+        if not lasts:
+            return
+        last = min(lasts)
+        highs = [
+            low + int(np.searchsorted(own[low:], last, side="right"))
+            for own, low in zip(keys, lows, strict=True)
+        ]
         yield list(zip(lows, highs, strict=True))
         lows = highs
 

@@ -22,9 +22,10 @@ small_texts = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
 def small_parts(monkeypatch):
     """Parts and segments of a few texts each, and merges of a few lists at a time."""
 
-    def limit(chars=20, tokens=20, lists=2, size=5):
+    def limit(chars=20, tokens=20, docs=3, lists=2, size=5):
         monkeypatch.setattr(tokenizing, "_CHUNK_CHARS", chars)
         monkeypatch.setattr(building, "_SEGMENT_TOKENS", tokens)
+        monkeypatch.setattr(segments, "_SLICE_DOCS", docs)
         monkeypatch.setattr(segments, "_SLICE_LISTS", lists)
         monkeypatch.setattr(segments, "_SLICE_BYTES", size)
 
@@ -62,12 +63,15 @@ def texts_of(n, seed=0):
     texts=st.lists(small_texts, max_size=40),
     chars=st.integers(1, 200),
     tokens=st.integers(1, 60),
+    docs=st.integers(1, 20),
     lists=st.integers(1, 8),
     size=st.integers(1, 40),
     data=st.data(),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_stream_makes_the_index_that_one_call_makes(texts, chars, tokens, lists, size, data):
+def test_a_stream_makes_the_index_that_one_call_makes(
+    texts, chars, tokens, docs, lists, size, data
+):
     n = len(texts)
     ids = data.draw(st.lists(st.integers(0, 60), min_size=n, max_size=n, unique=True))
     whole, streamed = InvertedIndex(), InvertedIndex()
@@ -78,6 +82,7 @@ def test_a_stream_makes_the_index_that_one_call_makes(texts, chars, tokens, list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizing, "_CHUNK_CHARS", chars)
         patch.setattr(building, "_SEGMENT_TOKENS", tokens)
+        patch.setattr(segments, "_SLICE_DOCS", docs)
         patch.setattr(segments, "_SLICE_LISTS", lists)
         patch.setattr(segments, "_SLICE_BYTES", size)
         how = data.draw(st.sampled_from([iter, list, np.array]))
@@ -89,15 +94,15 @@ def test_a_stream_makes_the_index_that_one_call_makes(texts, chars, tokens, list
 
 
 def test_long_lists_in_many_segments(small_parts):
-    small_parts(chars=400, tokens=300, lists=3, size=200)
+    small_parts(chars=400, tokens=300, docs=90, lists=3, size=200)
     texts = texts_of(4000)
     ids = np.random.default_rng(1).permutation(10_000)[:4000]
     for order in (ids, np.sort(ids)):
         streamed, whole = InvertedIndex(), InvertedIndex()
         streamed.add(iter(order.tolist()), iter(texts))
-        small_parts(1 << 20, 1 << 22, 1 << 16, 1 << 22)
+        small_parts(1 << 20, 1 << 22, 1 << 20, 1 << 16, 1 << 22)
         whole.add(order, texts)
-        small_parts(chars=400, tokens=300, lists=3, size=200)
+        small_parts(chars=400, tokens=300, docs=90, lists=3, size=200)
         streamed.check()
         assert_same(streamed, whole)
 
