@@ -159,3 +159,37 @@ class Quality:
         return ndcg10(self.index.search(self.queries, 10).ids, self.gains)
 
     track_ndcg10.unit = "nDCG@10"
+
+
+class Stream:
+    """Indexing passages that a generator makes, four million tokens (42 MB) to 100,000 texts.
+
+    None at all is the process by itself; the rest is to stay below three times the index + 200 MB.
+    """
+
+    params = ([0, 100_000, 400_000, 1_600_000],)
+    param_names = ("texts",)
+    version = "1"
+    timeout = 600
+
+    def setup(self, n):
+        if n > 400_000 and "BM25_1M" not in os.environ:  # a minute
+            raise NotImplementedError
+        self.passages, _, _ = msdocs(step=10)
+        self.add(20_000)  # compiled, packed and merged
+        self.index.add(None, "another segment")
+        self.index.compact()
+
+    def add(self, n):
+        passages = self.passages
+        self.index = ours("InvertedIndex")()
+        self.index.add(None, (f"page{i % 1000} {passages[i % len(passages)]}" for i in range(n)))
+
+    def peakmem_add(self, n):
+        self.add(n)
+
+    def track_index(self, n):
+        self.add(n)
+        return self.index.nbytes
+
+    track_index.unit = "B"

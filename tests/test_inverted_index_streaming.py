@@ -1,8 +1,7 @@
 """InvertedIndex.add of generators: the same index as at once, all or nothing, bounded memory."""
 
-import subprocess
-import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -339,39 +338,29 @@ def test_progress(ids, texts, total, small_parts, monkeypatch):
     assert bar.total == total and bar.n == len(added) == len(index)
 
 
-PEAK = """
-import sys
-from llmds_nb import InvertedIndex
+def test_memory_is_bounded_however_long_the_stream(monkeypatch):
+    monkeypatch.setattr(building, "_SEGMENT_TOKENS", 1 << 18)
+    words = [f"w{i}" for i in np.random.default_rng(2).zipf(1.3, 20_000) % 30_000]
+    passages = [" ".join(words[i : i + 100]) for i in range(0, len(words), 100)]
 
-def peak():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    def texts(n):
+        for i in range(n):
+            yield f"page{i % 1000} {passages[i % len(passages)]}"
 
-def texts(n):
-    word = [f"w{i}" for i in range(50_000)]
-    x = 1
-    for _ in range(n):
-        picked = []
-        for _ in range(20):
-            x = x * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
-            picked.append(word[(x >> 33) * (x >> 48) % (1 << 16) * 50_000 >> 16])
-        yield " ".join(picked)
-
-warm = InvertedIndex()
-warm.add(None, texts(2000))
-warm.add(None, ["warm up"])
-warm.compact()
-before = peak()
-index = InvertedIndex()
-index.add(None, STREAM)
-print(peak() - before, index.nbytes, len(index))
-"""
-
-
-def peak_of(how, n):
-    code = PEAK.replace("STREAM", how.format(n=n))
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    peak, nbytes, n_docs = map(int, result.stdout.split())
-    assert n_docs == n
-    return peak, nbytes
+    InvertedIndex().add(None, texts(10_000))  # compiled
+    peaks, sizes, index = [], [], None
+    for n in (10_000, 40_000):
+        del index
+        index = InvertedIndex()
+        tracemalloc.start()
+        try:
+            index.add(None, texts(n))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        sizes.append(index.nbytes)
+    index.check()
+    characters = sum(map(len, passages)) * 200
+    assert characters > 15e6 and index.stats().n_tokens > 4e6
+    assert max(peaks) < 3 * max(sizes) + 14e6
+    assert peaks[1] - peaks[0] < 3 * (sizes[1] - sizes[0])
