@@ -54,8 +54,7 @@ class HNSW(Stored):
         scale ("sq8"), or the codes of their principal components that keep .90 of the variance
         ("pca-sq8"; plain codes until 4 * dim vectors are there to fit them). "auto": None below
         32 dimensions; "pca-sq8" from 256 to 2048 where half the components suffice; else "sq8".
-        With None, store="float32" and 64 dimensions or more, codes are kept as well: they prove
-        which vectors need not be read, in a quarter of the time, and change no answer.
+        With None, float32 and 64 dimensions or more, codes prove which vectors need not be read.
     store : {"float32", "float16", None}
         How vectors are kept. "float16": distances are those of the vectors rounded to float16.
         None keeps the codes alone (a quarter of the memory): distances are those of what the codes
