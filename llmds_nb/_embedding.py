@@ -65,3 +65,21 @@ def checked_vectors(vectors, dim, texts, name="vectors") -> np.ndarray:
     vectors = _checks.vectors(vectors, dim, name)
     _checks.same_length(name, vectors, "texts", texts)
     return vectors
+
+
+def checked_vector(vector, dim, text) -> np.ndarray:
+    """The vector of one query as float32[dim]; the usual kind costs a microsecond."""
+    if (
+        type(vector) is np.ndarray
+        and vector.dtype is _checks.FLOAT32
+        and vector.shape == (dim,)
+        and vector.flags.carray
+        and is_usual(vector)
+    ):
+        return vector
+    return checked_vectors(vector, dim, [text])[0]
+
+
+def is_usual(vector) -> bool:
+    """Whether a vector is finite and has a direction, beyond any doubt. O(d)."""
+    return 1e-30 < np.vdot(vector, vector) < 1e30

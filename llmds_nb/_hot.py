@@ -11,7 +11,7 @@ from .inverted_index import Hits
 from .lru import TokenLRU
 from .sketch import CountMinSketch
 
-_PENDING = 256  # queries counted in one batch: a tenth of the cost of one at a time
+_PENDING = 256  # texts counted in one batch: a tenth of the cost of one at a time
 
 
 class Request(NamedTuple):
@@ -48,7 +48,7 @@ class HotQueries:
         self.threshold = threshold
         self.cache = TokenLRU(cache_tokens) if cache_tokens else None
         self._sketch = sketch
-        self._pending: list[str] = []
+        self._pending: dict[str, int] = {}  # texts not yet in the sketch: how often each
         self._lock = threading.Lock()
 
     @staticmethod
@@ -60,24 +60,31 @@ class HotQueries:
     def sketch(self) -> CountMinSketch:
         """The sketch, with every query counted."""
         with self._lock:
-            pending, self._pending = self._pending, []
-            if pending:
-                self._sketch.add(pending)
+            self._count_pending()
         return self._sketch
+
+    def _count_pending(self):
+        pending = self._pending
+        if pending:
+            self._sketch.add(list(pending), np.array(list(pending.values())))
+            pending.clear()
 
     def _seen(self, texts):
         with self._lock:
-            self._pending.extend(texts)
-            if len(self._pending) >= _PENDING:
-                pending, self._pending = self._pending, []
-                self._sketch.add(pending)
+            pending = self._pending
+            for text in texts:
+                pending[text] = pending.get(text, 0) + 1
+            if len(pending) >= _PENDING:
+                self._count_pending()
 
     def _counts(self, texts) -> list[int]:
         """How often each was seen, at least its true count."""
+        pending = self._pending
         with self._lock:
-            pending = list(self._pending)
+            if len(texts) == 1:
+                return [self._sketch.estimate(texts[0]) + pending.get(texts[0], 0)]
             counts = self._sketch.estimate(texts).tolist()
-        return [count + pending.count(text) for count, text in zip(counts, texts, strict=True)]
+            return [n + pending.get(text, 0) for n, text in zip(counts, texts, strict=True)]
 
     def kept_answer(self, text, k, fusion, weight, version, settings) -> Hits | None:
         """The answer kept for a query without vector or filter, which counts as asked again."""
@@ -89,6 +96,25 @@ class HotQueries:
         self._seen((text,))
         ids, scores = entry[0]
         return Hits(ids.copy(), scores.copy())
+
+    def answer_one(self, request, version, settings, compute) -> Hits:
+        """The answer [k] to a request that `kept_answer` has none for: `answer` of it alone."""
+        text = request.text
+        if self.cache is None:
+            hits = compute(request)
+            self._seen((text,))
+            return hits
+        count = self._counts([text])[0]
+        if request.vector is not None and count >= self.threshold:
+            entry = self.cache.get(key_of(request, version, settings))
+            if entry is not None:
+                self._seen((text,))
+                return Hits(*(part.copy() for part in entry[0]))
+        hits = compute(request)
+        self._seen((text,))
+        if count + 1 >= self.threshold:
+            self._keep(key_of(request, version, settings), request, *hits)
+        return hits
 
     def answer(self, requests, version, settings, compute) -> Hits:
         """Answers [n, k]: from the cache or computed, counted, and kept if hot."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._embedding import Embedder, checked_vectors
+from ._embedding import Embedder, checked_vectors, is_usual
 from ._store import nest, unnest
 from ._texts import TextStore
 from .encoders import LsaEncoder
@@ -21,6 +21,7 @@ from .kernels.status import ABSENT
 FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 DEPTH = 100  # candidates that each half contributes, or k if that is more
 _NO_LENGTH = 1e-18  # HNSW refuses shorter vectors where directions are compared
+_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
 
 
@@ -30,15 +31,6 @@ class State(NamedTuple):
     dense: HNSW | None
     sparse: InvertedIndex
     version: int
-
-
-class Settings(NamedTuple):
-    """Settings of the halves that may change at any time and that answers depend on."""
-
-    ef: int
-    k1: float
-    b: float
-    variant: str
 
 
 class HybridIndex:
@@ -71,11 +63,10 @@ class HybridIndex:
         self.now = State(dense, copy.copy(self.sparse), version)
 
     @property
-    def settings(self) -> Settings:
-        """The settings of the halves at this moment."""
-        sparse = self.sparse
-        ef = 0 if self.dense is None else self.dense.ef_search
-        return Settings(ef, sparse.k1, sparse.b, sparse.variant)
+    def settings(self) -> tuple:
+        """(ef, k1, b, variant): what may change in the halves at any time and answers depend on."""
+        sparse, dense = self.sparse, self.dense
+        return 0 if dense is None else dense.ef_search, sparse.k1, sparse.b, sparse.variant
 
     @property
     def nbytes(self) -> int:
@@ -162,62 +153,84 @@ class HybridIndex:
             rows, view = self._rows(ids), self._texts.view()
         return TextStore.read(view, rows)
 
+    def search_one(self, state, settings, request) -> Hits:
+        """`search` for one request without a filter, in this thread: ids and scores [k]."""
+        text, k, fusion, weight, vector, _ = request
+        if vector is None:
+            vector = self._encoded(state, [text])[0]
+        dense, depth = state.dense, max(DEPTH, k)
+        near = _NOTHING
+        if dense is not None and (is_usual(vector) or _has_direction(dense, vector[None])[0]):
+            near = dense.search(vector, depth, ef=_ef(settings, depth))
+        words = self._ready(state, settings).sparse.search(text, depth)
+        answer = Hits(np.empty(k, np.int64), np.empty(k))
+        fusion_combine_many(*near, *words, FUSIONS[fusion], weight, 1, *answer)
+        return answer
+
     def search(self, state, settings, threads, requests) -> Hits:
         """Answers [n, k] to requests of one k, fusion and weight."""
         _, k, fusion, weight, _, _ = requests[0]
         return fused(self.candidates(state, settings, threads, requests), fusion, weight, k)
 
     def candidates(self, state, settings, threads, requests) -> tuple:
-        """The best of each half for each request, as `kernels.fusion` takes them."""
+        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them."""
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         depth = max(DEPTH, requests[0].k)
         if requests[0].vector is not None:  # then all have one, checked
             vectors = np.array([request.vector for request in requests])
-        elif state.dense is not None or self.embedder.encoder is None:
-            vectors = self.embedder.encode(texts)
-        if state.dense is not None and requests[0].vector is None:
-            vectors = checked_vectors(vectors, state.dense.dim, texts, "query vectors")
-        sparse = state.sparse
-        if settings[1:] != (sparse.k1, sparse.b, sparse.variant):
-            sparse = copy.copy(sparse)
-            _, sparse.k1, sparse.b, sparse.variant = settings
+        else:
+            vectors = self._encoded(state, texts)
+        sparse = self._ready(state, settings).sparse
 
         def search_dense():
             useful = np.zeros(0, np.int64)
             if state.dense is not None:
                 useful = np.flatnonzero(_has_direction(state.dense, vectors))
-            ef = max(settings.ef, depth + depth // 2)  # .99 of the true `depth` on text
-            if useful.size == len(texts) == 1 and filters[0] is None:  # HNSW's short way
-                ids, distances = state.dense.search(vectors[0], depth, ef=ef)
-                return ids[None], distances[None].astype(np.float64)
             if useful.size:
                 found = state.dense.search(
                     vectors if useful.size == len(texts) else vectors[useful],
                     depth,
-                    ef=ef,
+                    ef=_ef(settings, depth),
                     filter=_one_or_each([filters[i] for i in useful]),
                     threads=threads,
                 )
             if useful.size == len(texts):
-                return found.ids, found.distances.astype(np.float64)
+                return found
             ids = np.full((len(texts), depth), ABSENT)
-            distances = np.full((len(texts), depth), np.inf)
+            distances = np.full((len(texts), depth), np.inf, np.float32)
             if useful.size:
                 ids[useful], distances[useful] = found
             return ids, distances
 
         def search_sparse():
-            asked = texts[0] if len(texts) == 1 else texts
-            found = sparse.search(asked, depth, filter=_one_or_each(filters), threads=threads)
-            ids, scores = (part.reshape(len(texts), depth) for part in found)
-            return np.ascontiguousarray(ids), np.ascontiguousarray(scores)
+            return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
 
         if threads >= 2 and len(texts) == 1:
             other_half = self._executor().submit(search_dense)
             words = search_sparse()
             return *other_half.result(), *words
         return *search_dense(), *search_sparse()
+
+    def _encoded(self, state, texts):
+        """Vectors float32[n, d] of queries from the encoder; d is 0 where no search needs them."""
+        if state.dense is None and self.embedder.encoder is not None:
+            return np.empty((len(texts), 0), np.float32)
+        vectors = self.embedder.encode(texts)
+        return checked_vectors(vectors, self.dim, texts, "query vectors")
+
+    def _ready(self, state, settings) -> State:
+        """The state, under these settings of the sparse half."""
+        sparse = state.sparse
+        if settings[1:] == (sparse.k1, sparse.b, sparse.variant):
+            return state
+        sparse = copy.copy(sparse)
+        _, sparse.k1, sparse.b, sparse.variant = settings
+        ready = state._replace(sparse=sparse)
+        with self._swap_lock:
+            if self.now is state:  # so that later searches share what is computed for the formula
+                self.now = ready
+        return ready
 
     def _executor(self):
         with self._swap_lock:
@@ -278,9 +291,15 @@ class HybridIndex:
 
 def fused(found, fusion, weight, k) -> Hits:
     """The k best of `candidates`: ids int64[n, k] and scores float64[n, k]."""
-    answer = Hits(np.empty((len(found[0]), k), np.int64), np.empty((len(found[0]), k)))
-    fusion_combine_many(*found, FUSIONS[fusion], weight, *answer)
+    n = len(found[0])
+    answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
+    flat = [part.reshape(-1) for part in (*found, *answer)]
+    fusion_combine_many(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
     return answer
+
+
+def _ef(settings, depth) -> int:
+    return max(settings[0], depth + depth // 2)  # .99 of the true `depth` on text
 
 
 def _has_direction(dense, vectors) -> np.ndarray:

@@ -84,8 +84,8 @@ def _hashes(items, kind, seed) -> np.ndarray:
 def _joined(strings, kind):
     """All str or all bytes as (uint8 data, indptr, gap) of `hash_many`."""
     if len(strings) == 1:
-        data, indptr = _blob([_encoded(strings[0]) if kind == STR else strings[0]])
-        return _writable(data), indptr, 0
+        data = _writable(_encoded(strings[0]) if kind == STR else strings[0])
+        return data, np.array([0, len(data)]), 0
     # Telling strings apart by zeros between them takes half the time of asking for their lengths,
     # and no character but NUL has a zero byte in UTF-8.
     data = _writable(_encoded("\0".join(strings)) if kind == STR else b"\0".join(strings))

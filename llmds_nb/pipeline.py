@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._embedding import Embedder, checked_vectors
+from ._embedding import Embedder, checked_vector, checked_vectors
 from ._hot import HotQueries, Request
 from ._hybrid import FUSIONS, HybridIndex, fused
 from ._store import Stored, nest, unnest
@@ -241,17 +241,18 @@ class RetrievalPipeline(Stored):
             by smaller id, missing places -1 and -inf.
         """
         state, settings = self._index.now, self._index.settings
-        if (  # the whole way of a hot query
+        if (  # the usual call
             type(queries) is str
-            and vectors is fusion is weight is filter is None
+            and filter is None
             and type(k) is type(threads) is int
-            and threads > 0
+            and k > 0
+            and threads == 1
         ):
-            hits = self._hot.kept_answer(
-                queries, k, self._fusion, self._weight, state.version, settings
-            )
-            if hits is not None:
-                return hits
+            if fusion is weight is None:
+                fusion, weight = self._fusion, self._weight
+            else:
+                fusion, weight = self._checked_fusion(fusion, weight)
+            return self._search_one(queries, k, vectors, fusion, weight, state, settings)
         texts = _checks.texts(queries, "queries")
         k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
@@ -268,6 +269,17 @@ class RetrievalPipeline(Stored):
             compute = partial(self._index.search, state, settings, threads)
             hits = self._hot.answer(requests, state.version, settings, compute)
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
+
+    def _search_one(self, text, k, vector, fusion, weight, state, settings) -> Hits:
+        if vector is None:
+            hits = self._hot.kept_answer(text, k, fusion, weight, state.version, settings)
+            if hits is not None:
+                return hits
+        else:
+            vector = checked_vector(vector, self._index.dim, text)
+        request = Request(text, k, fusion, weight, vector)
+        compute = partial(self._index.search_one, state, settings)
+        return self._hot.answer_one(request, state.version, settings, compute)
 
     def _request(self, text, k) -> Request:
         return Request(text, k, self._fusion, self._weight)

@@ -14,25 +14,22 @@ DENSE = st.dictionaries(st.integers(0, 30), st.integers(0, 16).map(lambda n: n /
 SPARSE = st.dictionaries(st.integers(0, 30), st.integers(1, 40).map(lambda n: n / 4), max_size=12)
 
 
-def ranked(scores, width, sign, missing):
+def ranked(scores, width, sign, missing, dtype):
     """A list as the searches give it: best first, ties by smaller id, padded."""
     order = sorted(scores, key=lambda i: (sign * scores[i], i))
     pad = width - len(order)
-    ids = np.array([order + [-1] * pad], np.int64)
-    return ids, np.array([[scores[i] for i in order] + [missing] * pad], np.float64)
+    ids = np.array(order + [-1] * pad, np.int64)
+    return ids, np.array([scores[i] for i in order] + [missing] * pad, dtype)
+
+
+def lists(dense, sparse, width=12):
+    return *ranked(dense, width, 1, np.inf, np.float32), *ranked(sparse, width, -1, -np.inf, float)
 
 
 def combine(dense, sparse, method, weight, k, width=12):
-    out_ids, out_scores = np.empty((1, k), np.int64), np.empty((1, k))
-    fusion_combine_many(
-        *ranked(dense, width, 1, np.inf),
-        *ranked(sparse, width, -1, -np.inf),
-        METHODS[method],
-        weight,
-        out_ids,
-        out_scores,
-    )
-    return out_ids[0], out_scores[0]
+    out = np.empty(k, np.int64), np.empty(k)
+    fusion_combine_many(*lists(dense, sparse, width), METHODS[method], weight, 1, *out)
+    return out
 
 
 @settings(max_examples=300, deadline=None)
@@ -62,6 +59,10 @@ def test_one_side_empty_keeps_the_other_order():
     for method in METHODS:
         ids, _ = combine(dense, {}, method, 0.7, 3)
         assert ids.tolist() == [2, 4, 9]
+        out = np.empty(3, np.int64), np.empty(3)
+        none = np.zeros(0, np.int64), np.zeros(0)  # what a half that was not asked gives
+        fusion_combine_many(*lists(dense, {})[:2], *none, METHODS[method], 0.7, 1, *out)
+        assert out[0].tolist() == [2, 4, 9]
         ids, scores = combine({}, {}, method, 0.7, 2)
         assert ids.tolist() == [-1, -1] and (scores == -np.inf).all()
 
@@ -88,10 +89,9 @@ def test_many_rows_share_nothing():
         )
         for _ in range(6)
     ]
-    rows = [(*ranked(d, 12, 1, np.inf), *ranked(s, 12, -1, -np.inf)) for d, s in cases]
-    stacked = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    joined = [np.concatenate(part) for part in zip(*(lists(*c) for c in cases), strict=True)]
     ids, scores = np.empty((6, 5), np.int64), np.empty((6, 5))
-    fusion_combine_many(*stacked, CONVEX, 0.5, ids, scores)
+    fusion_combine_many(*joined, CONVEX, 0.5, 6, ids.reshape(-1), scores.reshape(-1))
     for row, (dense, sparse) in enumerate(cases):
         alone = combine(dense, sparse, "convex", 0.5, 5)
         assert ids[row].tolist() == alone[0].tolist()

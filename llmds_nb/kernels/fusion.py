@@ -1,13 +1,14 @@
 """Fusion of a dense and a sparse ranking of one query into one.
 
-Input, rows of n queries, each sorted best first, missing places at the end:
+Input, the lists of n queries one after the other, each sorted best first, missing places at its
+end; a or b may be 0:
 
-    dense_ids       int64[n, a]     distinct in a row; -1 marks a missing place
-    dense_distances float64[n, a]   lower is better; the score is the negative
-    sparse_ids      int64[n, b]     likewise
-    sparse_scores   float64[n, b]   higher is better
+    dense_ids       int64[n * a]     distinct in a list; -1 marks a missing place
+    dense_distances float32[n * a]   lower is better; the score is the negative
+    sparse_ids      int64[n * b]     likewise
+    sparse_scores   float64[n * b]   higher is better
 
-Output: ids int64[n, k] and scores float64[n, k], best first, equal scores by smaller id, missing
+Output: ids int64[n * k] and scores float64[n * k], best first, equal scores by smaller id, missing
 places -1 and -inf.
 
 A candidate's fused score is `weight * f(dense) + (1 - weight) * f(sparse)`; a side that did not
@@ -23,8 +24,8 @@ return the candidate contributes 0, which is what f gives to that side's floor:
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find, table_set
+from .._jit import borrowed, kernel
+from .hashing import mix64
 from .status import ABSENT
 from .topk import topk_push, topk_sort
 
@@ -34,7 +35,7 @@ DENSE_FLOOR = -2.0
 SPARSE_FLOOR = 0.0
 
 
-@kernel
+@kernel(internal=True)
 def _normalise(scores, n, method, floor):
     """Replace scores[:n], best first, by f of each. O(n)."""
     if n == 0:
@@ -66,53 +67,70 @@ def _normalise(scores, n, method, floor):
         scores[i] = (scores[i] - low) / span if span > 0.0 else equal
 
 
-@kernel
+@kernel(internal=True)
 def _count(ids):
-    """Places taken at the start of a row. O(n)."""
+    """Places taken at the start of a list. O(n)."""
     n = 0
     while n < ids.size and ids[n] >= 0:
         n += 1
     return n
 
 
+@kernel(internal=True)
+def _row_of(table, ids, id_):
+    """The row of `table` that holds the place of id_ in `ids`, or the empty one where it would be.
+
+    table int32[C], C a power of two and at least twice the ids in it. O(1) expected.
+    """
+    mask = np.uint64(table.size - 1)
+    row = mix64(id_) & mask
+    while table[row] != ABSENT and ids[table[row]] != id_:
+        row = (row + np.uint64(1)) & mask
+    return row
+
+
 @kernel(nogil=True)
 def fusion_combine_many(
-    dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, out_ids, out_scores
+    dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, n, out_ids, out_scores
 ):
-    """Fuse each row as the module's docstring says. O((a + b) log k) per query."""
-    a, b = dense_ids.shape[1], sparse_ids.shape[1]
+    """Fuse the lists of n > 0 queries as the module says. O((a + b) log k) per query."""
+    dense_ids, dense_distances = borrowed(dense_ids), borrowed(dense_distances)
+    sparse_ids, sparse_scores = borrowed(sparse_ids), borrowed(sparse_scores)
+    out_ids, out_scores = borrowed(out_ids), borrowed(out_scores)
+    a, b, k = dense_ids.size // n, sparse_ids.size // n, out_ids.size // n
     capacity = 8
-    while capacity < 2 * b:
+    while capacity < 4 * b:
         capacity *= 2
-    table = np.empty((capacity, 2), np.int64)
-    dense, sparse = np.empty(a, np.float64), np.empty(b, np.float64)
+    table = np.empty(capacity, np.int32)
+    dense, sparse = np.empty(a), np.empty(b)
     matched = np.empty(b, np.bool_)
-    for query in range(dense_ids.shape[0]):
-        n_dense, n_sparse = _count(dense_ids[query]), _count(sparse_ids[query])
+    for query in range(n):
+        of_dense, of_sparse = dense_ids[query * a :][:a], sparse_ids[query * b :][:b]
+        n_dense, n_sparse = _count(of_dense), _count(of_sparse)
         for i in range(n_dense):
-            dense[i] = -dense_distances[query, i]
+            dense[i] = -np.float64(dense_distances[query * a + i])
         for i in range(n_sparse):
-            sparse[i] = sparse_scores[query, i]
+            sparse[i] = sparse_scores[query * b + i]
         _normalise(dense, n_dense, method, DENSE_FLOOR)
         _normalise(sparse, n_sparse, method, SPARSE_FLOOR)
-        table[:, 1] = ABSENT
+        table[:] = ABSENT
         for i in range(n_sparse):
-            table_set(table, sparse_ids[query, i], i)
+            table[_row_of(table, of_sparse, of_sparse[i])] = i
             matched[i] = False
-        ids, scores = out_ids[query], out_scores[query]
-        n = 0
+        ids, scores = out_ids[query * k :][:k], out_scores[query * k :][:k]
+        kept = 0
         for i in range(n_dense):
-            id_ = dense_ids[query, i]
+            id_ = of_dense[i]
             score = weight * dense[i]
-            place = table_find(table, id_)
+            place = table[_row_of(table, of_sparse, id_)]
             if place != ABSENT:
                 matched[place] = True
                 score += (1.0 - weight) * sparse[place]
-            n = topk_push(scores, ids, n, score, id_)
+            kept = topk_push(scores, ids, kept, score, id_)
         for i in range(n_sparse):
             if not matched[i]:
                 score = (1.0 - weight) * sparse[i]
-                n = topk_push(scores, ids, n, score, sparse_ids[query, i])
-        topk_sort(scores, ids, n)
-        ids[n:] = ABSENT
-        scores[n:] = -np.inf
+                kept = topk_push(scores, ids, kept, score, of_sparse[i])
+        topk_sort(scores, ids, kept)
+        ids[kept:] = ABSENT
+        scores[kept:] = -np.inf
