@@ -177,10 +177,7 @@ class HybridIndex:
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         depth = max(DEPTH, requests[0].k)
-        if requests[0].vector is not None:  # then all have one, checked
-            vectors = np.array([request.vector for request in requests])
-        else:
-            vectors = self._encoded(state, texts)
+        vectors = self.vectors_of(requests, state)
         sparse = self._ready(state, settings).sparse
 
         def search_dense():
@@ -211,6 +208,23 @@ class HybridIndex:
             words = search_sparse()
             return *other_half.result(), *words
         return *search_dense(), *search_sparse()
+
+    def vectors_of(self, requests, state=None) -> np.ndarray:
+        """The vectors float32[n, d] of n requests, their own or the encoder's."""
+        if requests and requests[0].vector is not None:  # then all have one, checked
+            return np.array([request.vector for request in requests])
+        return self._encoded(state or self.now, [request.text for request in requests])
+
+    def tune(self, vectors, target_recall) -> int:
+        """Set and return the dense half's ef for its share of answers to query vectors."""
+        with self._write_lock:
+            if self.dense is None:
+                raise ValueError("there are no documents to tune on")
+            useful = vectors[_has_direction(self.dense, vectors)]
+            ef = self.dense.tune(useful, k=DEPTH, target_recall=target_recall)
+            with self._swap_lock:
+                self._publish(self.now.version + 1)
+        return ef
 
     def _encoded(self, state, texts):
         """Vectors float32[n, d] of queries from the encoder; d is 0 where no search needs them."""
@@ -299,7 +313,8 @@ def fused(found, fusion, weight, k) -> Hits:
 
 
 def _ef(settings, depth) -> int:
-    return max(settings[0], depth + depth // 2)  # .99 of the true `depth` on text
+    ef = settings[0]
+    return ef if ef >= depth else depth + depth // 2  # .99 of the true `depth` on text
 
 
 def _has_direction(dense, vectors) -> np.ndarray:

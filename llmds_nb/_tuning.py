@@ -25,9 +25,14 @@ class Tuning(NamedTuple):
     dense_alone: float
     sparse_alone: float
 
+    @property
+    def fusion_hurt(self) -> bool:
+        """Whether, at the weight from before, the better half alone ranked better than both."""
+        return self.before < max(self.dense_alone, self.sparse_alone)
+
 
 def gains_of(relevant, n_queries) -> list[dict[int, float]]:
-    """`relevant` of `tune_weight` as {id: gain} per query."""
+    """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
     if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):
         raise TypeError(f"relevant must hold ids for each query, not {relevant!r}")
     _checks.same_length("relevant", relevant, "queries", range(n_queries))
@@ -43,7 +48,15 @@ def gains_of(relevant, n_queries) -> list[dict[int, float]]:
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")
         gains.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
+    if len(_judged(gains)) < 2:
+        raise ValueError(
+            f"at least 2 queries must have relevant documents, not {len(_judged(gains))}"
+        )
     return gains
+
+
+def _judged(gains) -> list[int]:
+    return [i for i, of_query in enumerate(gains) if any(of_query.values())]
 
 
 def ndcg(ids, gains) -> float:
@@ -56,9 +69,7 @@ def ndcg(ids, gains) -> float:
 
 def tune(rank, gains, present) -> Tuning:
     """The best weight for queries with `gains`; `rank(weight)` gives int64[n, DEPTH]."""
-    judged = [i for i, of_query in enumerate(gains) if any(of_query.values())]
-    if len(judged) < 2:
-        raise ValueError(f"at least 2 queries must have relevant documents, not {len(judged)}")
+    judged = _judged(gains)
 
     def scores_at(weight):
         ranked = rank(float(weight))

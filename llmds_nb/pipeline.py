@@ -41,6 +41,13 @@ class PipelineStats(NamedTuple):
     nbytes: int
 
 
+class Tuned(NamedTuple):
+    """What `tune` chose: candidates that the dense half keeps, and its share."""
+
+    ef: int
+    weight: float
+
+
 class RetrievalPipeline(Stored):
     """Hybrid retrieval: HNSW over vectors and BM25 over words, fused into one ranking.
 
@@ -57,7 +64,8 @@ class RetrievalPipeline(Stored):
         Dimension of the vectors. Default: that of the first.
     dense, sparse : HNSW, InvertedIndex, optional
         Configured empty halves; from then on only the pipeline adds and removes. Their settings
-        (`ef_search`, `k1`, `b`, `variant`) may be changed at any time. Default: cosine HNSW, BM25.
+        (`ef_search`, `k1`, `b`, `variant`) may be changed at any time; an `ef_search` below the
+        max(100, k) documents asked for counts as 1.5 times these. Default: cosine HNSW, BM25.
     fusion : "convex", "minmax", "rrf" or "dbsf"
         How the halves' scores are made comparable (see `kernels.fusion`). "convex" is TM2C2 of
         Bruch, Gai and Ingber (TOIS 2023) and needs bounded distances: with a metric other than
@@ -76,6 +84,9 @@ class RetrievalPipeline(Stored):
     A document or query whose vector is zero (no word that LSA knows) has no direction to compare:
     it is found, or answered, by its words alone. A query without known words is answered by its
     vector alone.
+
+    `save` writes the whole file anew, however little has changed, and puts it in the place of the
+    old one in a single step: parts added to an old file would leave it half-written in a crash.
 
     >>> pipeline = RetrievalPipeline(dim=2)
     >>> texts = ["red fox", "blue sky", "red sky at night"]
@@ -320,18 +331,8 @@ class RetrievalPipeline(Stored):
         ValueError
             Fewer than 2 queries have a relevant document.
         """
-        texts = _checks.texts(queries, "queries")
-        gains = gains_of(relevant, len(texts))
-        if vectors is None:
-            vectors = [None] * len(texts)
-        else:
-            vectors = checked_vectors(vectors, self._index.dim, texts)
-        if not texts:
-            raise ValueError("at least 2 queries must have relevant documents, not 0")
-        requests = [
-            self._request(text, DEPTH)._replace(vector=vector)
-            for text, vector in zip(texts, vectors, strict=True)
-        ]
+        requests = self._asked(queries, vectors)
+        gains = gains_of(relevant, len(requests))
         index = self._index
         found = index.candidates(index.now, index.settings, 1, requests)
 
@@ -340,8 +341,59 @@ class RetrievalPipeline(Stored):
 
         self._tuning = tune(rank, gains, self._weight)
         logger.info("tuned the fusion weight: %s", self._tuning)
+        if self._tuning.fusion_hurt:
+            logger.warning(
+                "fusion hurt: nDCG@10 %.3f at weight %g, dense alone %.3f, sparse alone %.3f",
+                self._tuning.before,
+                self._weight,
+                self._tuning.dense_alone,
+                self._tuning.sparse_alone,
+            )
         self._weight = self._tuning.weight
         return self._weight
+
+    def tune(self, queries, relevant=None, *, vectors=None, target_recall=0.99) -> Tuned:
+        """Choose the dense half's `ef_search`, and its share as `tune_weight` does, in one call.
+
+        Parameters
+        ----------
+        queries, relevant, vectors
+            As for `tune_weight`. Without `relevant` the weight stays.
+        target_recall : float
+            Share of the exact max(100, k) nearest that the dense half is to contribute: the
+            smallest ef that does on these queries becomes `dense.ef_search`.
+
+        Returns
+        -------
+        Tuned
+            ef and weight from now on.
+
+        Raises
+        ------
+        ValueError
+            As `tune_weight` and `HNSW.tune`; then nothing has changed.
+        """
+        requests = self._asked(queries, vectors)
+        if not requests:
+            raise ValueError("tune needs at least one query")
+        if relevant is not None:
+            gains_of(relevant, len(requests))
+        vectors = self._index.vectors_of(requests)
+        ef = self._index.tune(vectors, target_recall)
+        if relevant is not None:
+            self.tune_weight([request.text for request in requests], relevant, vectors=vectors)
+        return Tuned(ef, self._weight)
+
+    def _asked(self, queries, vectors) -> list[Request]:
+        texts = _checks.texts(queries, "queries")
+        if vectors is None:
+            vectors = [None] * len(texts)
+        else:
+            vectors = checked_vectors(vectors, self._index.dim, texts)
+        return [
+            self._request(text, DEPTH)._replace(vector=vector)
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
 
     # ---- hot queries --------------------------------------------------------------------------
 

@@ -23,6 +23,12 @@ def many():
 
 
 @pytest.fixture(scope="session")
+def seconds():
+    """How long threads work against one another: a minute nightly, moments in CI."""
+    return 60 if settings().max_examples > 1000 else 3
+
+
+@pytest.fixture(scope="session")
 def shared_data():
     """The shared data: LLMDS_DATA, or ../shared/data beside the repository; else the test skips."""
     default = Path(__file__).parents[2] / "shared" / "data"

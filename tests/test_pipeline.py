@@ -109,7 +109,7 @@ def test_replaced_texts_are_given_back():
 # ---- threads ----------------------------------------------------------------------------------
 
 
-def test_searches_see_before_or_after():
+def test_searches_see_before_or_after(seconds):
     """Two documents swap text and vector in one write: every search must see them agree."""
     pipeline = RetrievalPipeline(hot_threshold=1)
     texts, vectors = ["even words", "odd words"], np.eye(2, dtype=np.float32)
@@ -146,7 +146,7 @@ def test_searches_see_before_or_after():
     workers = [threading.Thread(target=search, args=(number,)) for number in range(8)]
     for worker in workers:
         worker.start()
-    deadline, turn = time.monotonic() + 3, 0
+    deadline, turn = time.monotonic() + seconds, 0
     while time.monotonic() < deadline and not wrong:
         turn += 1
         write(turn)
