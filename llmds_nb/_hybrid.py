@@ -33,6 +33,32 @@ class State(NamedTuple):
     version: int
 
 
+class Moment(NamedTuple):
+    """An index as one search sees it, from its first look to its answer."""
+
+    index: "HybridIndex"
+    state: State
+    settings: tuple
+    threads: int = 1
+
+    @property
+    def version(self) -> int:
+        """That of the documents."""
+        return self.state.version
+
+    def encoded(self, requests) -> list:
+        """See HybridIndex.encoded."""
+        return self.index.encoded(self.state, requests)
+
+    def search(self, requests) -> Hits:
+        """See HybridIndex.search."""
+        return self.index.search(self.state, self.settings, self.threads, requests)
+
+    def search_one(self, request) -> Hits:
+        """See HybridIndex.search_one."""
+        return self.index.search_one(self.state, self.settings, request)
+
+
 class HybridIndex:
     """HNSW, InvertedIndex and TextStore over the same ids.
 
@@ -155,9 +181,7 @@ class HybridIndex:
 
     def search_one(self, state, settings, request) -> Hits:
         """`search` for one request without a filter, in this thread: ids and scores [k]."""
-        text, k, fusion, weight, vector, _ = request
-        if vector is None:
-            vector = self._encoded(state, [text])[0]
+        text, k, fusion, weight, vector, _, _ = request
         dense, depth = state.dense, max(DEPTH, k)
         near = _NOTHING
         if dense is not None and (is_usual(vector) or _has_direction(dense, vector[None])[0]):
@@ -169,7 +193,7 @@ class HybridIndex:
 
     def search(self, state, settings, threads, requests) -> Hits:
         """Answers [n, k] to requests of one k, fusion and weight."""
-        _, k, fusion, weight, _, _ = requests[0]
+        _, k, fusion, weight, *_ = requests[0]
         return fused(self.candidates(state, settings, threads, requests), fusion, weight, k)
 
     def candidates(self, state, settings, threads, requests) -> tuple:
@@ -177,12 +201,12 @@ class HybridIndex:
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         depth = max(DEPTH, requests[0].k)
-        vectors = self.vectors_of(requests, state)
         sparse = self._ready(state, settings).sparse
 
         def search_dense():
             useful = np.zeros(0, np.int64)
             if state.dense is not None:
+                vectors = np.array([request.vector for request in requests])
                 useful = np.flatnonzero(_has_direction(state.dense, vectors))
             if useful.size:
                 found = state.dense.search(
@@ -209,29 +233,33 @@ class HybridIndex:
             return *other_half.result(), *words
         return *search_dense(), *search_sparse()
 
-    def vectors_of(self, requests, state=None) -> np.ndarray:
-        """The vectors float32[n, d] of n requests, their own or the encoder's."""
-        if requests and requests[0].vector is not None:  # then all have one, checked
-            return np.array([request.vector for request in requests])
-        return self._encoded(state or self.now, [request.text for request in requests])
+    def encoded(self, state, requests) -> list:
+        """The requests of one call, with vectors; without, where no search of `state` needs them.
+
+        Either all had vectors, checked, or none had.
+        """
+        if not requests or all(request.vector is not None for request in requests):
+            return requests
+        if state.dense is None and self.embedder.encoder is not None:
+            return requests
+        texts = [request.text for request in requests]
+        vectors = checked_vectors(self.embedder.encode(texts), self.dim, texts, "query vectors")
+        return [
+            request._replace(vector=vector, encoded=True)
+            for request, vector in zip(requests, vectors, strict=True)
+        ]
 
     def tune(self, vectors, target_recall) -> int:
         """Set and return the dense half's ef for its share of answers to query vectors."""
         with self._write_lock:
             if self.dense is None:
                 raise ValueError("there are no documents to tune on")
+            vectors = np.array(vectors)
             useful = vectors[_has_direction(self.dense, vectors)]
             ef = self.dense.tune(useful, k=DEPTH, target_recall=target_recall)
             with self._swap_lock:
                 self._publish(self.now.version + 1)
         return ef
-
-    def _encoded(self, state, texts):
-        """Vectors float32[n, d] of queries from the encoder; d is 0 where no search needs them."""
-        if state.dense is None and self.embedder.encoder is not None:
-            return np.empty((len(texts), 0), np.float32)
-        vectors = self.embedder.encode(texts)
-        return checked_vectors(vectors, self.dim, texts, "query vectors")
 
     def _ready(self, state, settings) -> State:
         """The state, under these settings of the sparse half."""

@@ -69,6 +69,11 @@ def plain(item):
     return (int, str, bytes)[kind_of(item)](item)
 
 
+def string_to_hash(item, seed):
+    """(uint8[n], uint64): bytes whose `hash_bytes` under that seed is the hash of a str."""
+    return _writable(_encoded(item)), np.uint64(seed ^ _KIND_SEEDS[STR])
+
+
 def _hashes(items, kind, seed) -> np.ndarray:
     """Hashes uint64[n] of items of one kind."""
     seed = np.uint64(seed ^ _KIND_SEEDS[kind])

@@ -31,6 +31,13 @@ class Tuning(NamedTuple):
         return self.before < max(self.dense_alone, self.sparse_alone)
 
 
+class Tuned(NamedTuple):
+    """What `tune` chose: candidates that the dense half keeps, and its share."""
+
+    ef: int
+    weight: float
+
+
 def gains_of(relevant, n_queries) -> list[dict[int, float]]:
     """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
     if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):

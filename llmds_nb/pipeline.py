@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from . import _checks
 from ._embedding import Embedder, checked_vector, checked_vectors
 from ._hot import HotQueries, Request
-from ._hybrid import FUSIONS, HybridIndex, fused
+from ._hybrid import FUSIONS, HybridIndex, Moment, fused
 from ._store import Stored, nest, unnest
-from ._tuning import DEPTH, Tuning, gains_of, tune
+from ._tuning import DEPTH, Tuned, Tuning, gains_of, tune
 from .encoders import LsaEncoder
 from .hnsw import HNSW
 from .inverted_index import Hits, InvertedIndex
@@ -39,13 +38,6 @@ class PipelineStats(NamedTuple):
     cache_hits: int
     cache_misses: int
     nbytes: int
-
-
-class Tuned(NamedTuple):
-    """What `tune` chose: candidates that the dense half keeps, and its share."""
-
-    ef: int
-    weight: float
 
 
 class RetrievalPipeline(Stored):
@@ -267,18 +259,11 @@ class RetrievalPipeline(Stored):
         texts = _checks.texts(queries, "queries")
         k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
-        if vectors is None:
-            vectors = [None] * len(texts)
-        else:
-            vectors = checked_vectors(vectors, self._index.dim, texts)
-        requests = [
-            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
-            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
-        ]
+        requests = self._requests(texts, vectors, k, fusion, weight, filters)
         hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
         if requests:
-            compute = partial(self._index.search, state, settings, threads)
-            hits = self._hot.answer(requests, state.version, settings, compute)
+            moment = Moment(self._index, state, settings, threads)
+            hits = self._hot.answer(requests, moment)
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
 
     def _search_one(self, text, k, vector, fusion, weight, state, settings) -> Hits:
@@ -289,11 +274,17 @@ class RetrievalPipeline(Stored):
         else:
             vector = checked_vector(vector, self._index.dim, text)
         request = Request(text, k, fusion, weight, vector)
-        compute = partial(self._index.search_one, state, settings)
-        return self._hot.answer_one(request, state.version, settings, compute)
+        return self._hot.answer_one(request, Moment(self._index, state, settings))
 
-    def _request(self, text, k) -> Request:
-        return Request(text, k, self._fusion, self._weight)
+    def _requests(self, texts, vectors, k, fusion, weight, filters=(None,)) -> list[Request]:
+        if vectors is None:
+            vectors = [None] * len(texts)
+        else:
+            vectors = checked_vectors(vectors, self._index.dim, texts)
+        return [
+            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
+            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
+        ]
 
     def _checked_fusion(self, fusion, weight):
         if fusion is None:
@@ -334,7 +325,9 @@ class RetrievalPipeline(Stored):
         requests = self._asked(queries, vectors)
         gains = gains_of(relevant, len(requests))
         index = self._index
-        found = index.candidates(index.now, index.settings, 1, requests)
+        state = index.now
+        requests = index.encoded(state, requests)
+        found = index.candidates(state, index.settings, 1, requests)
 
         def rank(weight):
             return fused(found, self._fusion, weight, DEPTH).ids
@@ -342,13 +335,7 @@ class RetrievalPipeline(Stored):
         self._tuning = tune(rank, gains, self._weight)
         logger.info("tuned the fusion weight: %s", self._tuning)
         if self._tuning.fusion_hurt:
-            logger.warning(
-                "fusion hurt: nDCG@10 %.3f at weight %g, dense alone %.3f, sparse alone %.3f",
-                self._tuning.before,
-                self._weight,
-                self._tuning.dense_alone,
-                self._tuning.sparse_alone,
-            )
+            logger.warning("fusion hurt at weight %g: %s", self._weight, self._tuning)
         self._weight = self._tuning.weight
         return self._weight
 
@@ -378,22 +365,17 @@ class RetrievalPipeline(Stored):
             raise ValueError("tune needs at least one query")
         if relevant is not None:
             gains_of(relevant, len(requests))
-        vectors = self._index.vectors_of(requests)
-        ef = self._index.tune(vectors, target_recall)
+        index = self._index
+        requests = index.encoded(index.now, requests)
+        vectors = [request.vector for request in requests]
+        ef = index.tune(vectors, target_recall)
         if relevant is not None:
             self.tune_weight([request.text for request in requests], relevant, vectors=vectors)
         return Tuned(ef, self._weight)
 
     def _asked(self, queries, vectors) -> list[Request]:
         texts = _checks.texts(queries, "queries")
-        if vectors is None:
-            vectors = [None] * len(texts)
-        else:
-            vectors = checked_vectors(vectors, self._index.dim, texts)
-        return [
-            self._request(text, DEPTH)._replace(vector=vector)
-            for text, vector in zip(texts, vectors, strict=True)
-        ]
+        return self._requests(texts, vectors, DEPTH, self._fusion, self._weight)
 
     # ---- hot queries --------------------------------------------------------------------------
 
@@ -404,26 +386,52 @@ class RetrievalPipeline(Stored):
     def prime(self, k: int = 100) -> int:
         """Answer the k hottest queries anew, so that their next search after a change is quick.
 
-        Each is answered as it was last asked (vectors, filter and all) when its answer was kept;
-        one without a kept answer as a plain `search(query)`, if there is an encoder.
+        Each is answered as it was last asked (vectors, filter and all) when its answer was kept,
+        and not encoded again; one without a kept answer as a plain `search(query)`, if there is an
+        encoder.
 
         Returns
         -------
         int
             How many of the k hottest are now answered from the cache.
         """
-        state, settings = self._index.now, self._index.settings
+        moment = Moment(self._index, self._index.now, self._index.settings)
 
         def plain(text):
-            return None if self.encoder is None else self._request(text, 10)
+            if self.encoder is None:
+                return None
+            return Request(text, 10, self._fusion, self._weight)
 
-        compute = partial(self._index.search, state, settings, 1)
-        return self._hot.prime(k, plain, state.version, settings, compute)
+        return self._hot.prime(k, plain, moment)
+
+    def watch_hot(self, on_hot: Callable | None, on_cold: Callable | None = None) -> None:
+        """Tell a serving layer which queries are hot, so that it keeps more than their answers.
+
+        Parameters
+        ----------
+        on_hot : callable, or None for no more calls
+            `on_hot(query, hits)`: an answer is about to be kept, because the query has become hot
+            or has a new answer after a change. What it returns is the answer's lease.
+        on_cold : callable, optional
+            `on_cold(lease)`, unless that is None: the answer has left the cache or been replaced.
+
+        Notes
+        -----
+        Both are called in the thread that searches or primes, without a lock. If `on_hot` raises,
+        so does that call, and the answer is not kept. Pipelines are saved without them.
+
+        So that prompts of hot queries stay in a KVCache `cache`, with a `prompt` of your own:
+        `pipeline.watch_hot(lambda query, hits: cache.pin(prompt(query, hits)), cache.unpin)`.
+        """
+        for name, function in (("on_hot", on_hot), ("on_cold", on_cold)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be callable, not {function!r}")
+        self._hot.on_hot, self._hot.on_cold = on_hot, on_cold
 
     def stats(self) -> PipelineStats:
         """Sizes and counters."""
         cache = self._hot.cache
-        cached = (0, 0, 0, 0, 0, 0) if cache is None else cache.stats()
+        cached = (0, 0) if cache is None else cache.stats()
         return PipelineStats(
             documents=len(self),
             vectors=0 if self.dense is None else len(self.dense),
@@ -432,8 +440,8 @@ class RetrievalPipeline(Stored):
             queries=self._hot.sketch.total,
             cached=cached[0],
             cached_tokens=cached[1],
-            cache_hits=cached[3],
-            cache_misses=cached[4],
+            cache_hits=self._hot.hits,
+            cache_misses=self._hot.misses,
             nbytes=self.nbytes,
         )
 

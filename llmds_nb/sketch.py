@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._items import hash_items, kind_of, pack, plain, unpack
+from ._items import hash_items, kind_of, pack, plain, string_to_hash, unpack
 from ._store import Stored
 from .errors import CorruptFileError
 from .kernels.sketch import (
@@ -16,6 +16,7 @@ from .kernels.sketch import (
     UNMOVED,
     sketch_add_many,
     sketch_estimate_many,
+    sketch_estimate_string,
 )
 
 
@@ -192,6 +193,12 @@ class CountMinSketch(Stored):
 
     def estimate(self, items):
         """Upper bound on the count of each item: int for one, int64[n] for many."""
+        if type(items) is str:  # in one kernel call
+            data, seed = string_to_hash(items, self._seed)
+            with self._lock:
+                return sketch_estimate_string(
+                    self._counters, data, seed, self._slot_hash, self._slot_count
+                )
         _, hashes, single = self._hashed(items)
         with self._lock:
             counts = self._estimates(hashes)
@@ -401,3 +408,4 @@ class CountMinSketch(Stored):
             sketch.add([1, 2, 1])
             sketch.add(["a", "b"], [1, 2])
             sketch.estimate("a")
+            sketch.estimate(["a", "b"])

@@ -1,7 +1,10 @@
 """RetrievalPipeline: answers kept for hot queries are those a cold pipeline would give."""
 
 import numpy as np
+import pytest
 from samples_pipeline import letters, small
+
+from llmds_nb import KVCache, RetrievalPipeline
 
 
 class Counting:
@@ -112,9 +115,108 @@ def test_prime_answers_as_it_was_asked():
     )
     assert filtered.ids.tolist() == [1, 0] or set(filtered.ids.tolist()) <= {0, 1, 4}
     assert encoder.calls == 0 and pipeline.stats().cache_hits == hits + 2
+    pipeline.add(8, "red fox red")
+    encoder.calls = 0
+    assert pipeline.prime(2) == 2 and encoder.calls == 0  # the vectors were kept
     assert pipeline.prime(3) == 3  # "rare" too, as a plain search
     encoder.calls = 0
     pipeline.search("rare")
     assert encoder.calls == 0
     assert small(encoder=letters, cache_tokens=0).prime() == 0
     assert pipeline.hot_queries(1)[0] == ("red fox", 4)  # priming asks nothing
+
+
+def test_vectors_are_kept_only_once_there_are_any():
+    """A query that is hot before the first document has no vector that could be kept."""
+    pipeline = RetrievalPipeline(encoder=letters, hot_threshold=1)
+    assert pipeline.search("red fox", k=2).ids.tolist() == [-1, -1]
+    pipeline.add([0, 1], ["red fox", "sky"])
+    assert pipeline.prime(1) == 1
+    assert pipeline.search("red fox", k=2).ids.tolist() == [0, 1]
+
+
+class Leases:
+    """A serving layer: counts what it holds."""
+
+    def __init__(self):
+        self.held, self.asked = {}, []
+
+    def take(self, query, hits):
+        self.asked.append(query)
+        lease = len(self.asked)
+        self.held[lease] = query, hits.ids.tolist()
+        hits.ids[:] = -7  # its own copy
+        return lease
+
+    def give_back(self, lease):
+        del self.held[lease]
+
+
+def test_leases_follow_the_answers_kept():
+    pipeline = small(encoder=letters, hot_threshold=2, cache_tokens=8)
+    leases = Leases()
+    pipeline.watch_hot(leases.take, leases.give_back)
+    for _ in range(3):
+        answer = pipeline.search("red fox", k=2)
+    pipeline.search(["sky", "sky"], k=2)
+    assert leases.asked == ["red fox", "sky", "sky"]  # a batch keeps each of its equal queries
+    assert sorted(leases.held.values()) == [
+        ("red fox", answer.ids.tolist()),
+        ("sky", pipeline.search("sky", k=2).ids.tolist()),
+    ]
+    pipeline.add(9, "red red fox")
+    assert len(leases.held) == 2 and pipeline.prime(2) == 2
+    ids = dict(leases.held.values())
+    assert ids["red fox"] == pipeline.search("red fox", k=2).ids.tolist() != answer.ids.tolist()
+    for _ in range(2):
+        pipeline.search("grey night", k=2)  # 4 tokens: the budget of 8 has room for no third
+    assert set(dict(leases.held.values())) < {"red fox", "sky", "grey night"}
+    assert len(leases.held) == pipeline.stats().cached == 2
+    for _ in range(2):
+        pipeline.search("sea", k=50)  # larger than the budget: not kept, no lease
+    assert len(leases.held) == 2 and "sea" not in leases.asked
+    pipeline.watch_hot(None)
+    with pytest.raises(TypeError, match="on_cold"):
+        pipeline.watch_hot(None, 3)
+
+
+def test_a_hook_that_fails_keeps_nothing():
+    pipeline = small(encoder=letters, hot_threshold=1)
+    pipeline.watch_hot(lambda query, hits: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            pipeline.search("red fox")
+    assert pipeline.stats().cached == 0
+    pipeline.watch_hot(None)
+    assert pipeline.search("red fox", k=1).ids.tolist() == [0]
+
+
+def test_prompts_of_hot_queries_stay_in_the_kv_cache():
+    """End to end: a hot prompt survives a flood that evicts a cold one, until it is hot no more."""
+    pipeline, cache = small(encoder=letters, hot_threshold=3), KVCache(16, 4)
+
+    def prompt(query, hits):
+        text = query + pipeline.get(hits.ids[0])[0] + "." * 32
+        return np.frombuffer(text.encode()[:32], np.uint8).astype(np.int32)
+
+    def serve(sequence, tokens):
+        cache.attach(sequence, tokens)
+        cache.commit(sequence, len(tokens))
+        cache.detach(sequence)
+
+    pipeline.watch_hot(lambda query, hits: cache.pin(prompt(query, hits)), cache.unpin)
+    for turn in range(3):
+        for query in ("red fox",) if turn else ("red fox", "sky"):
+            hits = pipeline.search(query, k=1)
+            serve(turn, prompt(query, hits))
+    pipeline.prime(1)  # nothing has changed: the pin of the third search stays
+    for turn in range(10):
+        serve(10 + turn, np.arange(32, dtype=np.int32) + 1000 * (turn + 1))
+    hot, cold = (prompt(q, pipeline.search(q, k=1)) for q in ("red fox", "sky"))
+    assert (cache.match(hot), cache.match(cold)) == (32, 0)
+    pipeline.add(0, "a red red fox")
+    pipeline.prime(1)
+    for turn in range(10):
+        serve(20 + turn, np.arange(32, dtype=np.int32) + 1000 * (turn + 20))
+    assert cache.match(hot) <= 4  # another text now: only the page both begin with is pinned still
+    cache.check()

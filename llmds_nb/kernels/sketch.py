@@ -27,6 +27,7 @@ is the estimate (Roy et al., Augmented Sketch, SIGMOD 2016).
 import numpy as np
 
 from .._jit import kernel
+from .hashing import hash_bytes
 from .status import ABSENT
 
 SLOTS = 8
@@ -125,16 +126,26 @@ def sketch_add_many(counters, hashes, counts, conservative, slot_hash, slot_coun
 
 
 @kernel
+def _estimate(counters, h, shift, slot_hash, slot_count):
+    """Upper bound on the count of the item whose hash is h. O(depth)."""
+    if slot_hash.shape[0]:
+        bucket = h & np.uint64(slot_hash.shape[0] - 1)
+        slot = _slot_find(slot_hash[bucket], slot_count[bucket], h)
+        if slot != ABSENT:
+            return np.int64(slot_count[bucket, slot])
+    return _least_cell(counters, h, shift)
+
+
+@kernel
 def sketch_estimate_many(counters, hashes, slot_hash, slot_count, out):
     """out int64[n] = upper bounds on the counts of hashes uint64[n]. O(depth) per item."""
     shift = _shift(counters.shape[1])
-    n_buckets = slot_hash.shape[0]
-    bucket_mask = np.uint64(max(n_buckets - 1, 0))
     for i in range(hashes.size):
-        h = hashes[i]
-        out[i] = _least_cell(counters, h, shift)
-        if n_buckets:
-            bucket = h & bucket_mask
-            slot = _slot_find(slot_hash[bucket], slot_count[bucket], h)
-            if slot != ABSENT:
-                out[i] = slot_count[bucket, slot]
+        out[i] = _estimate(counters, hashes[i], shift, slot_hash, slot_count)
+
+
+@kernel
+def sketch_estimate_string(counters, data, seed, slot_hash, slot_count):
+    """The same for the one item whose hash is that of data uint8[n] under `seed`. O(depth + n)."""
+    h = hash_bytes(data, 0, data.size, seed)
+    return _estimate(counters, h, _shift(counters.shape[1]), slot_hash, slot_count)
