@@ -96,8 +96,6 @@ class HotQueries:
         """How often each was seen, at least its true count."""
         pending = self._pending
         with self._lock:
-            if len(texts) == 1:
-                return [self._sketch.estimate(texts[0]) + pending.get(texts[0], 0)]
             counts = self._sketch.estimate(texts).tolist()
             return [n + pending.get(text, 0) for n, text in zip(counts, texts, strict=True)]
 
@@ -126,7 +124,8 @@ class HotQueries:
         text = request.text
         count = 0
         if self.cache is not None:
-            count = self._counts([text])[0]
+            with self._lock:
+                count = self._sketch.estimate(text) + self._pending.get(text, 0)
             if request.vector is not None and count >= self.threshold:
                 hits = self._find(key_of(request), moment.version, moment.settings)
                 if hits is not None:

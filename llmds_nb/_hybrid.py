@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _checks
 from ._embedding import Embedder, checked_vectors, is_usual
+from ._jit import entry_of
 from ._store import nest, unnest
 from ._texts import TextStore
 from .encoders import LsaEncoder
@@ -30,6 +31,7 @@ class State(NamedTuple):
 
     dense: HNSW | None
     sparse: InvertedIndex
+    formula: tuple  # (k1, b, variant) of `sparse`
     version: int
 
 
@@ -86,13 +88,14 @@ class HybridIndex:
         if dense is not None:
             dense = copy.copy(dense)
             dense._table = dense._table.copy()
-        self.now = State(dense, copy.copy(self.sparse), version)
+        sparse = copy.copy(self.sparse)
+        self.now = State(dense, sparse, _formula(sparse), version)
 
     @property
     def settings(self) -> tuple:
-        """(ef, k1, b, variant): what may change in the halves at any time and answers depend on."""
-        sparse, dense = self.sparse, self.dense
-        return 0 if dense is None else dense.ef_search, sparse.k1, sparse.b, sparse.variant
+        """(ef, (k1, b, variant)): what may change in the halves at any time and changes answers."""
+        dense = self.dense
+        return 0 if dense is None else dense.ef_search, _formula(self.sparse)
 
     @property
     def nbytes(self) -> int:
@@ -184,11 +187,15 @@ class HybridIndex:
         text, k, fusion, weight, vector, _, _ = request
         dense, depth = state.dense, max(DEPTH, k)
         near = _NOTHING
-        if dense is not None and (is_usual(vector) or _has_direction(dense, vector[None])[0]):
+        if vector is not None and not is_usual(vector):
+            vector = checked_vectors(vector, self.dim, [text])[0]
+            if dense is not None and not _has_direction(dense, vector[None])[0]:
+                dense = None
+        if dense is not None:
             near = dense.search(vector, depth, ef=_ef(settings, depth))
         words = self._ready(state, settings).sparse.search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        fusion_combine_many(*near, *words, FUSIONS[fusion], weight, 1, *answer)
+        _fuse((*near, *words, FUSIONS[fusion], weight, 1, *answer))
         return answer
 
     def search(self, state, settings, threads, requests) -> Hits:
@@ -263,12 +270,12 @@ class HybridIndex:
 
     def _ready(self, state, settings) -> State:
         """The state, under these settings of the sparse half."""
-        sparse = state.sparse
-        if settings[1:] == (sparse.k1, sparse.b, sparse.variant):
+        formula = settings[1]
+        if formula == state.formula:
             return state
-        sparse = copy.copy(sparse)
-        _, sparse.k1, sparse.b, sparse.variant = settings
-        ready = state._replace(sparse=sparse)
+        sparse = copy.copy(state.sparse)
+        sparse.k1, sparse.b, sparse.variant = formula
+        ready = state._replace(sparse=sparse, formula=formula)
         with self._swap_lock:
             if self.now is state:  # so that later searches share what is computed for the formula
                 self.now = ready
@@ -336,8 +343,22 @@ def fused(found, fusion, weight, k) -> Hits:
     n = len(found[0])
     answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
     flat = [part.reshape(-1) for part in (*found, *answer)]
-    fusion_combine_many(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
+    _fuse((*flat[:4], FUSIONS[fusion], weight, n, *flat[4:]))
     return answer
+
+
+_entries = []  # the machine code of fusion_combine_many
+
+
+def _fuse(args):
+    """fusion_combine_many without the dispatcher: the types differ between no two calls."""
+    if not _entries:
+        _entries.append(entry_of(fusion_combine_many, *args))
+    _entries[0](*args)
+
+
+def _formula(sparse) -> tuple:
+    return sparse.k1, sparse.b, sparse.variant
 
 
 def _ef(settings, depth) -> int:

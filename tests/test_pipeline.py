@@ -24,6 +24,23 @@ def test_unknown_words_are_answered_by_the_vector():
     assert small().search("", k=1, vectors=[0, 1]).ids.tolist() == [1]
 
 
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_vectors_of_any_length_in_one_way_and_the_other(metric):
+    pipeline = small(dense=HNSW(2, metric=metric))
+    for length in (0, 1e-25, 1e-17, 1, 1e17):
+        vector = np.array([length, 0.1 * length], np.float32)
+        one = pipeline.search("night", k=3, vectors=vector)
+        many = pipeline.search(["night"], k=3, vectors=vector)
+        np.testing.assert_array_equal(one.ids, many.ids[0])
+        np.testing.assert_array_equal(one.scores, many.scores[0])
+    for bad in ([np.nan, 0], [0, np.inf], [1e30, 1e30]):
+        for any_documents in (pipeline, RetrievalPipeline(dim=2)):
+            if bad == [1e30, 1e30] and any_documents is not pipeline:
+                continue  # no half looks at it
+            with pytest.raises(ValueError, match=r"finite|lengths <= 1e\+18"):
+                any_documents.search("night", vectors=np.array(bad, np.float32))
+
+
 def test_neither_half_knows_the_query():
     hits = small().search(["zebra", "fox"], k=2, vectors=[[0, 0], [0, 0]])
     assert hits.ids[0].tolist() == [-1, -1] and (hits.scores[0] == -np.inf).all()
