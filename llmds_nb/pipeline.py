@@ -150,6 +150,11 @@ class RetrievalPipeline(Stored):
         return self._weight
 
     @property
+    def hot_threshold(self) -> int:
+        """Times a query must have been asked before its answer is kept."""
+        return self._hot.threshold
+
+    @property
     def tuning(self) -> Tuning | None:
         """What the last `tune_weight` found."""
         return self._tuning
@@ -244,13 +249,8 @@ class RetrievalPipeline(Stored):
             by smaller id, missing places -1 and -inf.
         """
         state, settings = self._index.now, self._index.settings
-        if (  # the usual call
-            type(queries) is str
-            and filter is None
-            and type(k) is type(threads) is int
-            and k > 0
-            and threads == 1
-        ):
+        usual = type(queries) is str and filter is None and type(k) is type(threads) is int
+        if usual and k > 0 and threads == 1:
             if fusion is weight is None:
                 fusion, weight = self._fusion, self._weight
             else:

@@ -78,6 +78,11 @@ def test_figures_are_plausible(run):
     assert kv["pages_used_peak"] <= kv["pages"]
     assert 0 < kv["saved_percent_mean"] <= kv["saved_percent_possible"] + 5
     assert result["audit"]["pages_saved"] > 0
+    hot, wall = result["hot"], result["wall_clock"]["hot_search_ms"]
+    assert 0 < hot["queries"] <= 20 and 0 < hot["pages_pinned"] <= kv["pages"] / 2
+    assert wall["primed"]["n"] == wall["unprepared"]["n"] == hot["queries"]
+    assert hot["reused_percent"]["unprepared"] < hot["reused_percent"]["primed"] <= 100
+    assert hot["ttft_ms"]["primed"]["p50"] <= hot["ttft_ms"]["unprepared"]["p50"]
 
 
 def test_the_seed_repeats_everything_but_the_wall_clock(small_corpus, run, tmp_path):

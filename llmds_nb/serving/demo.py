@@ -14,7 +14,7 @@ import llmds_nb
 from llmds_nb import RetrievalPipeline
 from llmds_nb.hnsw import Neighbors
 
-from . import checks, corpus, index, questions, rag
+from . import checks, corpus, index, priming, questions, rag
 from .errors import BadInput
 from .info import kernel_cache
 from .questions import DEPTH
@@ -84,17 +84,20 @@ def run(options, progress) -> dict:
         compilation.wait_for_serving()  # before latencies are measured
         quality, latency_ms, verdicts = _ask(retrieval, progress)
         served = rag.run(options, retrieval, rng, progress)
+        hot, hot_ms = priming.run(options, retrieval.reloaded, asked.test, progress)
     seconds = dict(progress.seconds)
     indexing = sum(seconds[name] for name in ("fit LSA", "encode", "index"))
     return {
         "conditions": _conditions(options, texts, retrieval),
         "quality": quality,
         **served.figures,
+        "hot": hot,
         "checks": [check._asdict() for check in verdicts + served.checks],
         "definitions": DEFINITIONS,
         "wall_clock": {
             "documents_per_s": len(asked.documents) / indexing,
             "search_ms": latency_ms,
+            "hot_search_ms": hot_ms,
             "stages_s": {name: round(value, 3) for name, value in seconds.items()},
             "total_s": round(perf_counter() - start, 3),
         },

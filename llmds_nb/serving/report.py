@@ -30,6 +30,10 @@ DEFINITIONS = {
     "kv.saved_percent_mean": "100 * (1 - pages used / pages needed), both summed over the steps, "
     "each weighted by its duration",
     "kv.evictions": "cached pages given up to make room",
+    "hot.queries": "the most frequent queries, asked until hot; then documents are added",
+    "hot.reused_percent": "100 * tokens of their prompts still cached after other prompts of twice "
+    "the pool / tokens of their prompts",
+    "hot.ttft_ms": "one engine step over the tokens that are not cached any more",
     "audit": "the prompts of the run held at once in a cache without eviction, one after the other",
 }
 
@@ -50,7 +54,7 @@ def percentiles(samples) -> dict:
 def table(report) -> str:
     """The report as text of less than 100 columns."""
     lines = [*_corpus_lines(report), "", *_retrieval_lines(report), "", *_serving_lines(report)]
-    lines += ["", *_kv_lines(report), "", "Checks"]
+    lines += ["", *_kv_lines(report), "", *_hot_lines(report), "", "Checks"]
     for check in report["checks"]:
         lines.append(f"  {'ok    ' if check['passed'] else 'FAILED'}  {check['name']}")
         lines.append(f"          {check['detail']}")
@@ -153,6 +157,23 @@ def _kv_lines(report):
             f"{kv['prefix_hit_tokens']:,} of {kv['prefix_lookup_tokens']:,} prompt tokens",
         ),
         _row("evictions", f"{kv['evictions']:,}", "pages"),
+    ]
+
+
+def _hot_lines(report):
+    hot, wall = report["hot"], report["wall_clock"]["hot_search_ms"]
+    reused, ttft = hot["reused_percent"], hot["ttft_ms"]
+    return [
+        f"Hot queries: {hot['queries']} after a change, {hot['pages_pinned']:,} pages pinned",
+        f"  {'':<24}{'primed':>16}{'unprepared':>16}",
+        *(
+            f"  {label:<24}{a:>16}{b:>16}"
+            for label, a, b in (
+                ("search p50 ms", *(f"{wall[way]['p50']:.4f}" for way in wall)),
+                ("prompt cached %", *(f"{reused[way]:.1f}" for way in reused)),
+                ("TTFT p50 ms", *(f"{ttft[way]['p50']:.1f}" for way in ttft)),
+            )
+        ),
     ]
 
 
