@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,26 +21,41 @@ def split(text):
     return [word for word in tokenizer._split(text.lower()) if word not in tokenizer.stopwords]
 
 
+class Built(NamedTuple):
+    """An index, and what it needs to search for texts."""
+
+    split: object  # from texts to what `search` takes, within the clock
+    number: object  # the same as term ids, in the form that is fastest, outside it
+    search: object  # from that and k to scores [n, k]
+
+
 def build(impl, texts):
-    """A function from (list of queries, k) to scores [n, k]."""
+    """The index of an implementation over `texts`."""
     if impl == "llmds_nb":
         index = ours("InvertedIndex")()
         index.add(None, texts)
-        return lambda queries, k: index.search(queries, k).scores
-    tokens = [split(text) for text in texts]
+        return Built(list, index.tokenizer.encode, lambda q, k: index.search(q, k).scores)
+
+    def words(queries):
+        return [split(query) for query in queries]
+
+    tokens = words(texts)
     if impl == "bm25s":
         bm25s = peer("bm25s").BM25(k1=1.2, b=0.75, method="lucene", backend="numba")
         bm25s.index(tokens, show_progress=False)
-        return lambda queries, k: (
-            bm25s.retrieve([split(query) for query in queries], k=k, show_progress=False).scores
-        )
+
+        def number(queries):
+            known = bm25s.vocab_dict  # it has no id for what is unknown
+            return [[known[word] for word in query if word in known] for query in words(queries)]
+
+        return Built(words, number, lambda q, k: bm25s.retrieve(q, k=k, show_progress=False).scores)
     okapi = peer("rank_bm25").BM25Okapi(tokens, k1=1.2, b=0.75)
 
     def search(queries, k):
-        scores = [okapi.get_scores(split(query)) for query in queries]
+        scores = [okapi.get_scores(query) for query in queries]
         return np.stack([-np.sort(-s)[:k] for s in scores])
 
-    return search
+    return Built(words, words, search)
 
 
 @cache
@@ -48,32 +64,39 @@ def built(impl, size="5k"):
 
 
 class Search:
-    """100 queries, tokenising included; the sets are those of `corpora.msdocs_set`."""
+    """100 queries, as texts, tokenising included, or as term ids; sets of `corpora.msdocs_set`."""
 
     params = (
         ["llmds_nb", "bm25s", "rank_bm25"], ["short", "long"], [10, 1000], ["5k", "100k", "1M"],
+        ["texts", "ids"],
     )  # fmt: skip
-    param_names = ("impl", "queries", "k", "size")
-    version = "2"
+    param_names = ("impl", "queries", "k", "size", "form")
+    version = "3"
     timeout = 900
 
-    def setup(self, impl, queries, k, size):
-        if impl == "rank_bm25" and (k > 10 or size != "5k"):
+    def setup(self, impl, queries, k, size, form):
+        if impl == "rank_bm25" and (k > 10 or size != "5k" or form != "texts"):
             raise NotImplementedError
         if size == "1M" and "BM25_1M" not in os.environ:  # minutes, and gigabytes for bm25s
             raise NotImplementedError
         _, short, long = msdocs_set(size)
         n = 10 if impl == "rank_bm25" else 100  # it needs milliseconds for each
-        self.queries = (short if queries == "short" else long)[:n]
-        self.search = built(impl, size)
-        self.search(self.queries, k)
+        queries = (short if queries == "short" else long)[:n]
+        index = built(impl, size)
+        self.search = index.search
+        self.split = index.split if form == "texts" else lambda queries: queries
+        self.queries = queries if form == "texts" else index.number(queries)
+        self.one_by_one = [
+            [query] if form == "texts" else index.number([query]) for query in queries
+        ]
+        self.search(self.split(self.queries), k)
 
-    def time_batch(self, impl, queries, k, size):
-        self.search(self.queries, k)
+    def time_batch(self, impl, queries, k, size, form):
+        self.search(self.split(self.queries), k)
 
-    def time_one_by_one(self, impl, queries, k, size):
-        for query in self.queries:
-            self.search([query], k)
+    def time_one_by_one(self, impl, queries, k, size, form):
+        for query in self.one_by_one:
+            self.search(self.split(query), k)
 
 
 class Build:

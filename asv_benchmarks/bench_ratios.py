@@ -68,17 +68,18 @@ PAIRS = {
     "batcher step, 256 running": Pair("bench_continuous", "Decode", "time_step", _PLAIN, {}),
     "batcher advance, 256 running": Pair("bench_continuous", "Advance", "time_step", _PLAIN, {}),
     **{
-        f"bm25 {size} {queries} k={k} / bm25s{suffix}": Pair(
+        f"bm25 {size} {queries} k={k} {form} / bm25s{suffix}": Pair(
             "bench_inverted_index",
             "Search",
             call,
             "bm25s",
-            {"queries": queries, "k": k, "size": size},
+            {"queries": queries, "k": k, "size": size, "form": form},
             repeat=7,
         )
         for size in ("5k", "100k", "1M")
         for queries in ("short", "long")
         for k in (10, 1000)
+        for form in ("texts", "ids")
         for call, suffix in (("time_batch", ""), ("time_one_by_one", ", single"))
     },
     "admit_many": Pair("bench_admission", "Admit", "time_admit", _PLAIN, {"outcome": "admitted"}),

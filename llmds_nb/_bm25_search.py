@@ -88,12 +88,11 @@ class Weighed(NamedTuple):
     df: np.ndarray  # int64[e]
 
 
-def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
-    """The terms of queries `texts` by their weights in `snapshot`."""
-    tokens = tokenizer._encode(texts)
+def weighed(snapshot, formula, tokenizer, tokens) -> Weighed:
+    """The terms of queries, a TokenBatch, by their weights in `snapshot`."""
     table = tokenizer._table
     terms, counts = np.empty((2, len(tokens.ids)), np.int32)
-    term_ptr = np.empty(len(texts) + 1, np.int64)
+    term_ptr = np.empty(len(tokens.indptr), np.int64)
     n = queries_group(table.blob, table.ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
     terms, counts = terms[:n], counts[:n]
     df = np.zeros(n, np.int64)
@@ -107,16 +106,16 @@ def weighed(snapshot, formula, tokenizer, texts) -> Weighed:
     return Weighed(terms, counts, term_ptr, places, gain, bonus, df)
 
 
-def search(ready, tokenizer, texts, depth, filters, threads, scratch):
+def search(ready, tokenizer, tokens, depth, filters, threads, scratch):
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
-    `filters` holds one filter of `_checks.id_filters`, or one for each query; `scratch` is a deque
-    of accumulators that no search is using.
+    `tokens` are the terms of q queries; `filters` holds one filter of `_checks.id_filters`, or one
+    for each query; `scratch` is a deque of accumulators that no search is using.
     """
     snapshot = ready.snapshot
-    query = weighed(snapshot, ready.formula, tokenizer, texts)
+    query = weighed(snapshot, ready.formula, tokenizer, tokens)
     shape = ready.shape
-    n = len(texts)
+    n = len(tokens.indptr) - 1
     room = depth if depth <= k.HEAP else 2 * depth
     scores, ids = np.empty((n, room)), np.empty((n, room), np.int64)
     kept, least = np.zeros(n, np.int64), np.full(n, -np.inf)

@@ -13,7 +13,7 @@ from .errors import CorruptFileError
 from .kernels.bm25_formula import VARIANTS, bm25_contribution, bm25_idf
 from .kernels.postings import posting_find, postings_df_add, postings_read
 from .kernels.status import ABSENT
-from .tokenizer import Tokenizer
+from .tokenizer import TokenBatch, Tokenizer
 
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
@@ -273,8 +273,9 @@ class InvertedIndex(Stored):
 
         Parameters
         ----------
-        queries : str or list of str
-            Terms that stand more than once weigh by their count; unknown terms add nothing.
+        queries : str, list of str, or TokenBatch
+            Terms that stand more than once weigh by their count; unknown terms add nothing. A
+            TokenBatch is what ``tokenizer.encode(texts)`` gives, one row for each query.
         k : int >= 1
         filter : bool mask by id, ids, or a list of either (one per query), optional
             Only these documents may be hits; df and lengths stay those of all documents.
@@ -284,11 +285,16 @@ class InvertedIndex(Stored):
         Returns
         -------
         Hits
-            ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
+            ids int64 and scores float64, ``[k]`` for a str and otherwise ``[n, k]``; equal scores
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         snapshot = self._snapshot  # before the terms, so that every term of it is known
-        texts = _checks.texts(queries, "queries")
+        if isinstance(queries, TokenBatch):
+            texts, tokens = (), _checked(queries, len(self.tokenizer))
+            n = len(tokens.indptr) - 1
+        else:
+            texts, tokens = _checks.texts(queries, "queries"), None
+            n = len(texts)
         if filter is None and len(snapshot.segments) == 1 and 0 < len(texts) <= _FEW:
             k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
             if k <= snapshot.n_docs and snapshot.n_tokens:
@@ -301,14 +307,17 @@ class InvertedIndex(Stored):
                     return Hits(*found[0])
                 ids, scores = zip(*found, strict=True)
                 return Hits(np.stack(ids), np.stack(scores))
-        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
+        k, filters, threads = _checks.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
+            if tokens is None:
+                tokens = self.tokenizer._encode(texts)
+            ready, scratch = self._ready(snapshot), self._scratch
             ids, scores = _bm25_search.search(
-                self._ready(snapshot), self.tokenizer, texts, depth, filters, threads, self._scratch
+                ready, self.tokenizer, tokens, depth, filters, threads, scratch
             )
         else:
-            ids, scores = np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0))
+            ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
         if depth < k:
             missing = ((0, 0), (0, k - depth))
             ids = np.pad(ids, missing, constant_values=ABSENT)
@@ -371,7 +380,7 @@ class InvertedIndex(Stored):
         segment = snapshot.segments[number]
         formula = self._formula
         terms, counts, _, places, gain, bonus, df = _bm25_search.weighed(
-            snapshot, formula, self.tokenizer, [query]
+            snapshot, formula, self.tokenizer, self.tokenizer._encode([query])
         )
         length = segment.lengths[row]
         variant = VARIANTS[formula.variant]
@@ -448,3 +457,9 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
+
+
+def _checked(tokens, n_terms) -> TokenBatch:
+    """The terms of queries as kernels take them, or a clear error."""
+    ids = _checks.integers(tokens.ids, "queries.ids", dtype=np.int32, low=ABSENT, high=n_terms - 1)
+    return TokenBatch(ids, _checks.indptr(tokens.indptr, len(ids), "queries.indptr"))

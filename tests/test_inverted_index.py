@@ -7,6 +7,7 @@ import pytest
 from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex, Tokenizer
+from llmds_nb.tokenizer import TokenBatch
 
 TEXTS = [
     "a red fox and a red car",
@@ -106,6 +107,30 @@ def test_large_tf_long_lists_and_many_lengths():
     plain.add(ids, texts)
     index.check()
     assert_hits(index.search("bb aa", 700), plain.search("bb aa", 700), 700)
+
+
+def test_queries_may_come_as_term_ids():
+    index = InvertedIndex()
+    index.add(range(len(TEXTS)), TEXTS)
+    queries = ["red fox", "", "sea unknown sea", "the", "quick over red red"]
+    mask = np.arange(len(TEXTS)) % 2 == 0
+    tokens = index.tokenizer.encode(queries)
+    wide = TokenBatch(tokens.ids.astype(np.int64), tokens.indptr.astype(np.int32).tolist())
+    frozen = TokenBatch(*(array.copy() for array in tokens))
+    for array in frozen:
+        array.flags.writeable = False
+    for given in (tokens, wide, frozen):
+        for k in (1, 3, 20):
+            for options in ({}, {"filter": mask}, {"filter": [mask, None] * 2 + [[1]]}):
+                one, other = index.search(given, k, **options), index.search(queries, k, **options)
+                assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+    one, other = (index.search(batch, 4, threads=2) for batch in (tokens, queries))
+    assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+    assert index.search(index.tokenizer.encode("sea"), 2).ids.shape == (1, 2)
+    assert index.search(index.tokenizer.encode([]), 2).ids.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"queries\.ids"):
+        InvertedIndex().search(tokens)
+    assert len(index.tokenizer) == len(set(index.tokenizer.terms))
 
 
 def test_threads_give_the_same_answer():

@@ -3,6 +3,7 @@
 import pytest
 
 from llmds_nb import InvertedIndex
+from llmds_nb.tokenizer import TokenBatch
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,17 @@ from llmds_nb import InvertedIndex
         (lambda i: i.search("a", threads=0), ValueError, "threads must be >= 1"),
         (lambda i: i.search("a", filter=[-1]), ValueError, "filter"),
         (lambda i: i.search("a", filter=1.5), TypeError, "filter"),
+        (lambda i: i.search(TokenBatch([0], [0, 1]), 0), ValueError, "k must be >= 1, not 0"),
+        (lambda i: i.search(TokenBatch([0, 2], [0, 2])), ValueError, r"ids must be in \[-1, 1\]"),
+        (lambda i: i.search(TokenBatch([-2], [0, 1])), ValueError, r"in \[-1, 1\], not -2"),
+        (lambda i: i.search(TokenBatch([0.5], [0, 1])), TypeError, "queries.ids must be integers"),
+        (lambda i: i.search(TokenBatch([[0]], [0, 1])), ValueError, "ids must be one-dimensional"),
+        (lambda i: i.search(TokenBatch(None, [0, 1])), TypeError, "queries.ids"),
+        (lambda i: i.search(TokenBatch([0], [0, 2])), ValueError, "indptr must run from 0 to 1"),
+        (lambda i: i.search(TokenBatch([0], [1, 1])), ValueError, "indptr must run from 0 to 1"),
+        (lambda i: i.search(TokenBatch([0], [])), ValueError, "indptr must run from 0 to 1"),
+        (lambda i: i.search(TokenBatch([0, 1], [0, 2, 1, 2])), ValueError, "must never fall"),
+        (lambda i: i.search(TokenBatch([0], [0.0, 1.0])), TypeError, "indptr must be integers"),
         (lambda i: i.postings(5), TypeError, "term"),
         (lambda i: i.doc_freq(None), TypeError, "term"),
         (lambda i: i.explain("fox", 99), KeyError, "99"),
