@@ -34,6 +34,12 @@ class StringTable:
     def nbytes(self):
         return sum(a.nbytes for a in (self.blob, self.ptr, *self._lookup))
 
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """(blob, ptr) of the strings there are; what is added later changes nothing in them."""
+        n = self._n  # before the arrays, which hold them all
+        ptr = self.ptr
+        return self.blob, ptr[: n + 1]
+
     def find(self, strings) -> np.ndarray:
         """int32[len(strings)]: the number of each, ABSENT if unknown, DROPPED for ""."""
         data, data_ptr = _packed(strings)

@@ -19,6 +19,8 @@ class Unpacked(NamedTuple):
     odd_tfs: np.ndarray  # int32[O]
     tfs: np.ndarray  # int32[P]
     lengths: np.ndarray  # int32[P]
+    classes: np.ndarray  # uint16[n]
+    codes: np.ndarray  # int32[T, C]
 
     @property
     def nbytes(self) -> int:
@@ -39,6 +41,7 @@ def unpacked(segment) -> Unpacked:
     distinct, classes = _numbered(segment.lengths)
     counts = np.zeros((max(2, min(256, k.PAIRS // max(1, len(distinct)))), len(distinct)), np.int32)
     n_odd = k.unpacked_count(segment, places, classes, counts, rows, tfs)
+    counts = counts[: int(np.flatnonzero(counts.any(axis=1)).max(initial=0)) + 1]
     flat = counts.ravel()
     pairs = np.flatnonzero(flat)
     pairs = pairs[np.argsort(-flat[pairs], kind="stable")]  # the frequent ones share cache lines
@@ -60,16 +63,17 @@ def unpacked(segment) -> Unpacked:
     slots[places] = np.arange(len(places), dtype=np.int32)
     return Unpacked(
         slots, steps, postings, odd_ptr, odd_rows, odd_tfs,
-        tf_of.astype(np.int32), distinct[class_of].astype(np.int32),
+        tf_of.astype(np.int32), distinct[class_of].astype(np.int32), classes, codes,
     )  # fmt: skip
 
 
 def _numbered(lengths) -> tuple[np.ndarray, np.ndarray]:
-    """(the distinct lengths ascending, int32[n] which of them each is)."""
+    """(the shortest NO_CLASS distinct lengths, ascending; uint16[n] which of them each is)."""
     if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
         present = np.zeros(int(lengths.max(initial=0)) + 1, np.bool_)
         present[lengths] = True
-        number = np.cumsum(present, dtype=np.int32) - np.int32(1)
-        return np.flatnonzero(present), number[lengths]
+        distinct = np.flatnonzero(present)
+        numbers = np.minimum(np.cumsum(present) - 1, k.NO_CLASS).astype(np.uint16)
+        return distinct[: k.NO_CLASS], numbers[lengths]
     distinct, classes = np.unique(lengths, return_inverse=True)
-    return distinct, classes.astype(np.int32)
+    return distinct[: k.NO_CLASS], np.minimum(classes, k.NO_CLASS).astype(np.uint16)

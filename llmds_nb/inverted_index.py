@@ -75,7 +75,8 @@ class InvertedIndex(Stored):
     any time. A document of score 0, or that holds no term of the query, is never a hit.
 
     The first search after a write unpacks the longest lists of a new segment, 1.2 bytes a posting
-    (or up to 16 MB, if that is more), which makes later ones faster and changes no answer.
+    (or up to 16 MB, if that is more) and 2 a document, which makes later ones faster and changes no
+    answer.
 
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
@@ -167,7 +168,7 @@ class InvertedIndex(Stored):
         segments, ready = self._snapshot.segments, self._prepared
         arrays = {id(a): a for s in segments for a in s}
         if ready is not None:
-            arrays |= {id(a): a for parts in (*ready.unpacked, ready.tables) for a in parts}
+            arrays |= {id(a): a for parts in (*ready.unpacked, *ready.arrays) for a in parts}
         return self.tokenizer.nbytes + sum(array.nbytes for array in arrays.values())
 
     def stats(self) -> InvertedIndexStats:
@@ -290,31 +291,18 @@ class InvertedIndex(Stored):
         """
         snapshot = self._snapshot  # before the terms, so that every term of it is known
         if isinstance(queries, TokenBatch):
-            texts, tokens = (), _checked(queries, len(self.tokenizer))
+            tokens = _checked(queries, len(self.tokenizer))
             n = len(tokens.indptr) - 1
         else:
             texts, tokens = _checks.texts(queries, "queries"), None
             n = len(texts)
-        if filter is None and len(snapshot.segments) == 1 and 0 < len(texts) <= _FEW:
-            k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
-            if k <= snapshot.n_docs and snapshot.n_tokens:
-                ready = self._ready(snapshot)
-                scratch, tokenizer = self._scratch, self.tokenizer
-                found = [
-                    _bm25_search.search_one(ready, tokenizer, text, k, scratch) for text in texts
-                ]
-                if isinstance(queries, str):
-                    return Hits(*found[0])
-                ids, scores = zip(*found, strict=True)
-                return Hits(np.stack(ids), np.stack(scores))
         k, filters, threads = _checks.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             if tokens is None:
                 tokens = self.tokenizer._encode(texts)
-            ready, scratch = self._ready(snapshot), self._scratch
             ids, scores = _bm25_search.search(
-                ready, self.tokenizer, tokens, depth, filters, threads, scratch
+                self._ready(snapshot), tokens, depth, filters, threads, self._scratch
             )
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
@@ -330,7 +318,8 @@ class InvertedIndex(Stored):
         """What searches of the snapshot with the present formula share."""
         ready, formula = self._prepared, self._formula
         if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
-            self._prepared = ready = _bm25_search.prepared(snapshot, formula, ready)
+            table = self.tokenizer._table
+            self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
         return ready
 
     def postings(self, term) -> Postings:
@@ -379,13 +368,14 @@ class InvertedIndex(Stored):
             raise KeyError(f"id {id} is not in the index")
         segment = snapshot.segments[number]
         formula = self._formula
-        terms, counts, _, places, gain, bonus, df = _bm25_search.weighed(
-            snapshot, formula, self.tokenizer, self.tokenizer._encode([query])
+        tokens, table = self.tokenizer._encode([query]), self.tokenizer._table
+        terms, counts, places, gain, bonus, df = _bm25_search.weighed(
+            snapshot, formula, table, tokens
         )
         length = segment.lengths[row]
         variant = VARIANTS[formula.variant]
         total, rows_out = 0.0, []
-        for e, term in enumerate(self.tokenizer._table.texts(terms)):
+        for e, term in enumerate(table.texts(terms)):
             if not df[e]:
                 continue
             place = places[number][e]
@@ -411,7 +401,7 @@ class InvertedIndex(Stored):
         assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
         assert not len(alive) or alive.max() < self._next_id
         assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
-        assert all(not room.acc.any() for room in self._scratch)
+        assert all(not (r.arrays.acc.any() or r.arrays.marks.any()) for r in self._scratch)
 
     def _state(self):
         with self._lock:

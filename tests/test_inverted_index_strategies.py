@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_inverted_index import VARIANTS, PlainBm25
+from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex
+from llmds_nb.inverted_index import Hits
 from llmds_nb.kernels import bm25, topk, unpacked
 
-N_DOCS = 70_000  # more than a window of unpacked lists and several tiles
+N_DOCS = 70_000  # more than a window
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,9 @@ def test_every_strategy_gives_the_same_answer(corpus, monkeypatch):
     answers = []
     for budget in [(1 << 24, 1.2, 16), (0, 0.0, 16), (0, 0.7, 16), (1 << 24, 0.0, 1)]:
         index = indexed(corpus, monkeypatch, *budget)
-        for dense in (0, 8, 1 << 40):
+        for dense, lookup in ((0, 16), (32, 0), (1 << 40, 1 << 40), (0, 0), (1 << 40, 16)):
             monkeypatch.setattr(bm25, "DENSE", dense)
+            monkeypatch.setattr(bm25, "LOOKUP", lookup)
             hits = [index.search(QUERIES, k, filter=f) for k in (1, 10, 16, 17, 300, N_DOCS)
                     for f in (None, mask)]  # fmt: skip
             answers.append(hits)
@@ -94,8 +96,9 @@ def test_removed_documents_are_never_hits_in_any_strategy(corpus, monkeypatch):
     fresh = InvertedIndex()
     keep = np.arange(N_DOCS) % 3 != 0
     fresh.add(ids[keep], [text for text, kept in zip(texts, keep, strict=True) if kept])
-    for dense in (0, 8, 1 << 40):
+    for dense, lookup in ((0, 0), (32, 16), (1 << 40, 1 << 40)):
         monkeypatch.setattr(bm25, "DENSE", dense)
+        monkeypatch.setattr(bm25, "LOOKUP", lookup)
         for k in (5, 100):
             one, other = index.search(QUERIES, k), fresh.search(QUERIES, k)
             assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
@@ -118,6 +121,43 @@ def test_large_tfs_and_many_lengths_have_no_code(monkeypatch, variant):
         index.k1 = packed.k1 = k1
         one, other = (i.search(["aa", "aa bb cc", "cc"], 300) for i in (index, packed))
         assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
+
+
+def test_more_terms_than_marks_can_tell_apart():
+    names = [f"t{i:05}" for i in range(bm25.TERMS + 100)]
+    texts = [" ".join(names), " ".join(names[:9]), "other", " ".join(names[::50]), " ".join(names)]
+    index = InvertedIndex()
+    index.add([5, 3, 2, 4, 1], texts)
+    plain = PlainBm25()
+    plain.add([5, 3, 2, 4, 1], texts)
+    expected = plain.search(texts[0], 5)
+    for k in (2, 5, 20):
+        assert_hits(index.search(texts[0], k), expected[:k], k)
+    assert index.search(texts[0], 5, filter=[3, 2]).ids.tolist() == [3, -1, -1, -1, -1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_hits_are_those_of_the_reference_whatever_the_documents(data):
+    """Many equal scores, several segments, removed documents, filters, any k and variant."""
+    text = st.lists(st.sampled_from(["aa", "bb", "cc", "dd"]), max_size=5).map(" ".join)
+    index = InvertedIndex(variant=data.draw(st.sampled_from(VARIANTS)))
+    plain = PlainBm25(index.variant)
+    for _ in range(data.draw(st.integers(1, 3))):
+        texts = data.draw(st.lists(text, min_size=1, max_size=40))
+        ids = data.draw(st.permutations(range(60)))[: len(texts)]
+        index.add(ids, texts)
+        plain.add(ids, texts)
+    gone = data.draw(st.lists(st.sampled_from(sorted(plain.docs)), unique=True, max_size=10))
+    index.remove(gone)
+    plain.remove(gone)
+    allowed = data.draw(st.none() | st.lists(st.integers(0, 70), unique=True, max_size=30))
+    k = data.draw(st.integers(1, 70))
+    queries = data.draw(st.lists(text, min_size=1, max_size=4))
+    hits = index.search(queries, k, filter=allowed)
+    for row, query in enumerate(queries):
+        expected = plain.search(query, k, lambda id_: allowed is None or id_ in allowed)
+        assert_hits(Hits(hits.ids[row], hits.scores[row]), expected, k)
 
 
 @settings(max_examples=100, deadline=None)

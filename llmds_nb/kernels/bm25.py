@@ -1,61 +1,60 @@
-"""BM25 over the packed postings of a segment: exact scores in float64, term after term.
+"""BM25 over the postings of segments: exact scores in float64, term after term.
 
-Documents are searched in tiles of TILE rows, whose scores stay in the first level of the
-processor's cache; tiles without a posting are skipped. Of the lists that `unpacked` holds, what a
-posting adds is looked up; of the others it is computed, for 128 at a time. If many rows have a
-posting, a tile is scanned; else only the rows that were touched. None of this changes any answer.
-State of a search, one per thread (`Accumulator` in _bm25_search.py):
-
-    acc      float64[TILE]      all 0 between calls; the scores of the tile's rows
-    touched  int32[TILE + 1]    rows, from the tile's first, whose acc is not 0
-    values   float64[TILE]      their scores
-    bins     int32[BINS]        how many scores of a query there were in each of these ranges
-    lanes    float64[LANES]     the largest of each LANES-th score
-    edge     float64[1]
-    cursors  int64[m, 7]        where a query of up to m terms stands in each of its lists
-    used     int64[m]           which of its terms those are
-    blocks   uint32[2, m, 128]  of packed lists, the rows and tfs that are unpacked
-    adds     float64[m, 128]    and what they add
-    scores   float64[q, room]   the best so far of each query, shared by all segments: a heap, or
-    ids      int64[q, room]     unordered entries if k > HEAP (`topk`; room = 2 k)
-    kept     int64[q]           how many there are
-    least    float64[q]         only a score so high can be among the best
-
-and for each segment and formula
-
-    table    float64[P]         what the pair of each code adds before gain and bonus
-
-A query's terms are added in ascending order of their text, so a score depends on nothing but the
+Documents are searched in windows of WINDOW rows. First every posting of the query adds to the mark
+of its row, which is no less than the row's score (`bm25_window`); then the scores of the rows whose
+mark reaches the bar, so that they may be among the best, are added up in float64. Lists that are
+not unpacked are unpacked for the query, in the same form. If many rows have a posting, all marks
+of a window are scanned; else only those that were touched. None of this changes any answer: a
+query's terms are added in ascending order of their text, so a score depends on nothing but the
 documents, the query and the parameters; equal scores rank by smaller id.
+
+The best so far are kept in scores float64[room] and ids int64[room], in order or, if k > FEW, as
+unordered entries (`topk`; room = 2 k). Of a query's lists there are
+
+    lists    int64[m, 7]   columns below
+    used     int64[m]      the entry of gain and bonus of each
 """
 
 import numpy as np
 
-from .._jit import borrowed, kernel
-from .blocks import BLOCK, ENTRY, block_unpack, entry_read, table_span
+from .._jit import carray, kernel, pointer_at
+from . import bm25_state as at
 from .bm25_formula import bm25_contribution, bm25_weights
+from .bm25_state import is_plain, real_at, room_at, segment_at, vocabulary_at
+from .bm25_window import (
+    CHUNK,
+    MOST,
+    ROUND_UP,
+    SLACK,
+    bins_bound,
+    bins_count,
+    bounds_add,
+    bounds_touch,
+    chunks_largest,
+    chunks_reach,
+    code_find,
+    kth_mark,
+    odd_find,
+    odd_mark,
+    rows_reach,
+    scores_add,
+    values_pad,
+    values_reach,
+)
 from .postings import postings_df_add
 from .status import ABSENT
 from .tokenize import queries_group
-from .topk import topk_push, topk_select, topk_sort, topk_spread
-from .unpacked import WINDOW
+from .topk import topk_select, topk_spread
+from .unpacked import WINDOW, list_code, list_rows
 
-HEAP = 16  # for more hits than this, a heap is slower than selecting from twice as many
-BINS = 1 << 11
-_BIN_SHIFT = 45  # of a float64's bits: 128 bins for each power of two
-TILE = 1 << 14
-DENSE = 8  # tiles are scanned if there is a posting for one in so many documents
-_CHUNK = 64
-LANES = 32
+FEW = 16  # more hits than this are selected from twice as many
+DENSE = 32  # windows are scanned if there is a posting for one in so many documents
+TERMS = 1 << 14  # with more, marks could not tell scores apart
+LOOKUP = 16  # postings are passed in the time that one is found
 
-_0, _1 = np.uint64(0), np.uint64(1)
-_BLOCK = np.uint64(BLOCK)
-_PLACE, _IN_TILE, _CODE = np.uint32(WINDOW - 1), np.uint32(TILE - 1), np.uint32(16)
-_NEVER = np.int64(1 << 40)  # a row beyond all
-
-# Columns of the cursor of a list, and of one of packed lists alone.
-_NEXT, _AT, _STOP, _SLOT, _WINDOW, _ODD, _ODD_STOP = range(7)
-_LEFT, _BYTE, _AFTER, _BLOCKS_LEFT = _SLOT, _WINDOW, _ODD, _ODD_STOP
+# Columns of `lists`: the addresses of its postings and of its steps; the addresses of the rows and
+# tfs that have no code, where those of the window begin and end, and where all end.
+_POSTINGS, _STEPS, _ODD_ROWS, _ODD_TFS, _ODD, _ODD_STOP, _ODD_END = range(7)
 
 NO_FILTER, MASK, LISTED = range(3)
 
@@ -77,136 +76,26 @@ def _passes(kind, mask, listed, id_):
 
 
 @kernel(internal=True)
-def _row_add(acc, touched, n_touched, place, added):
-    """Add to one row of the tile. Every addend is positive, so a row is touched once, at 0."""
-    before = acc[place]
-    touched[n_touched] = place
-    acc[place] = before + added
-    return n_touched + (before == 0.0)
-
-
-@kernel(borrow=True)
-def _packed_fill(data, start, end, n_blocks, lengths, gain, bonus, shape, cursor, rows, tfs, adds):
-    """Unpack the next 128 entries of a list, or what is left, and what they add.
-
-    cursor int64[7]: the next row, the places of the entries that are ready, the entries and blocks
-    that are not, the next byte, and one more than the last row. O(128).
-    """
-    n_docs = np.uint64(lengths.size)
-    after = np.uint64(cursor[_AFTER])
-    n = 0
-    if cursor[_BLOCKS_LEFT] > 0:
-        block = n_blocks - np.uint64(cursor[_BLOCKS_LEFT])
-        position, stop = table_span(data, start, block, n_blocks, end)
-        after = block_unpack(data, position, stop, after, rows, tfs)
-        if after <= n_docs:  # or else a damaged file
-            n = BLOCK
-        cursor[_BLOCKS_LEFT] -= 1
-        cursor[_BYTE] = stop
-    else:
-        position = np.uint64(cursor[_BYTE])
-        while n < min(BLOCK, cursor[_LEFT]) and position < end:
-            row, tf, position = entry_read(data, position, after)
-            if row >= n_docs:
-                break
-            rows[n], tfs[n] = row, tf
-            after = row + _1
-            n += 1
-        cursor[_BYTE] = position
-    cursor[_LEFT] = cursor[_LEFT] - n if n > 0 else 0
-    cursor[_AFTER] = after
-    p, q, base, slope = shape
-    for i in range(n):  # a loop of its own: more of its cache misses are under way at once
-        adds[i] = lengths[np.uint64(rows[i])]
-    for i in range(n):
-        adds[i] = bm25_contribution(np.float64(tfs[i]), adds[i], gain, bonus, p, q, base, slope)
-    cursor[_AT], cursor[_STOP] = 0, n
-    cursor[_NEXT] = rows[0] if n > 0 else _NEVER
-
-
-@kernel(internal=True)
-def _packed_add(high, cursor, rows, adds, acc, touched, n_touched):
-    """Add the entries that are ready before row `high`; return the rows touched. O(entries)."""
-    at, stop = np.uint64(cursor[_AT]), np.uint64(cursor[_STOP])
-    high = np.uint32(high)
-    while at < stop and rows[at] < high:
-        place = np.uint64(rows[at] & _IN_TILE)
-        n_touched = _row_add(acc, touched, n_touched, place, adds[at])
-        at += _1
-    cursor[_AT] = at
-    if at < stop:
-        cursor[_NEXT] = rows[at]
-    return n_touched
-
-
-@kernel(internal=True)
-def _window_open(steps, postings, odd_rows, cursor):
-    """Go to the next window of an unpacked list that has a posting. O(windows)."""
-    slot, window = cursor[_SLOT], cursor[_WINDOW] + 1
-    while window < steps.shape[1] - 1 and steps[slot, window] == steps[slot, window + 1]:
-        window += 1
-    cursor[_WINDOW] = window
-    cursor[_NEXT] = _NEVER
-    if window < steps.shape[1] - 1:
-        cursor[_AT], cursor[_STOP] = steps[slot, window], steps[slot, window + 1]
-        first = np.int64(postings[cursor[_AT]] & _PLACE)
-        cursor[_NEXT] = window * WINDOW + first
-    if cursor[_ODD] < cursor[_ODD_STOP]:
-        cursor[_NEXT] = min(cursor[_NEXT], np.int64(odd_rows[cursor[_ODD]]))
-
-
-@kernel(borrow=True)
-def _unpacked_add(postings, table, gain, bonus, acc, at, stop, limit):
-    """Add postings from `at` on that are below `limit` of the window; return where it ends."""
-    while at < stop:
-        posting = postings[at]
-        if posting & _PLACE >= limit:
-            break
-        place = np.uint64(posting & _IN_TILE)
-        acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
-        at += _1
-    return at
-
-
-@kernel(borrow=True)
-def _unpacked_touch(postings, table, gain, bonus, acc, at, stop, limit, touched, n_touched):
-    """`_unpacked_add` that notes the rows; return also the rows touched. O(postings)."""
-    while at < stop:
-        posting = postings[at]
-        if posting & _PLACE >= limit:
-            break
-        place = np.uint64(posting & _IN_TILE)
-        added = gain * table[np.uint64(posting >> _CODE)] + bonus
-        n_touched = _row_add(acc, touched, n_touched, place, added)
-        at += _1
-    return at, n_touched
-
-
-@kernel(internal=True)
-def _odd_add(odd_rows, odd_tfs, lengths, high, gain, bonus, shape, cursor, acc, touched, n_touched):
-    """Add the entries without a code before row `high`; return the rows touched. O(entries)."""
-    p, q, base, slope = shape
-    odd = cursor[_ODD]
-    while odd < cursor[_ODD_STOP] and odd_rows[odd] < high:
-        row, tf = odd_rows[odd], np.float64(odd_tfs[odd])
-        added = bm25_contribution(tf, lengths[row], gain, bonus, p, q, base, slope)
-        n_touched = _row_add(acc, touched, n_touched, row % TILE, added)
-        odd += 1
-    cursor[_ODD] = odd
-    if odd < cursor[_ODD_STOP]:
-        cursor[_NEXT] = min(cursor[_NEXT], np.int64(odd_rows[odd]))
-    return n_touched
+def _is_better(score_a, id_a, score_b, id_b):
+    return score_a > score_b or (score_a == score_b and id_a < id_b)
 
 
 @kernel(internal=True)
 def _offer(scores, ids, k, n, least, score, id_):
     """Offer one document; return the entries kept and the least score that still counts."""
-    if k <= HEAP:
-        n = topk_push(scores, ids, n, score, id_)
-        return n, (max(least, scores[0]) if n == k else least)
+    if k <= FEW:
+        place = min(n, k - 1)
+        if n == k and not _is_better(score, id_, scores[place], ids[place]):
+            return n, least
+        while place > 0 and _is_better(score, id_, scores[place - 1], ids[place - 1]):
+            scores[place], ids[place] = scores[place - 1], ids[place - 1]
+            place -= 1
+        scores[place], ids[place] = score, id_
+        n = min(n + 1, k)
+        return n, (scores[k - 1] if n == k else least)
     scores[n], ids[n] = score, id_
     n += 1
-    if n == scores.size:
+    if n == 2 * k:
         topk_select(scores, ids, n, k)
         n = k
         score = scores[0]
@@ -216,285 +105,325 @@ def _offer(scores, ids, k, n, least, score, id_):
     return n, least
 
 
-@kernel(borrow=True)
-def _kth_bound(values, n, k, lanes):
-    """A number that at least k <= 16 of the first n values >= 0 reach, or 0. O(n) without branches.
-
-    Each of the lanes float64[32] takes the largest of the values that fall to it; k lanes reach the
-    k-th of those.
-    """
-    lanes[:] = 0.0
-    first = 0
-    while first + LANES <= n:
-        part = values[first : first + LANES]
-        for i in range(LANES):
-            lanes[i] = part[i] if part[i] > lanes[i] else lanes[i]
-        first += LANES
-    for i in range(n - first):
-        lanes[i] = max(lanes[i], values[first + i])
-    bound = np.inf
-    for i in range(LANES):
-        value = lanes[i]
-        greater = 0
-        for j in range(LANES):
-            greater += lanes[j] > value
-        if greater < k and value < bound:
-            bound = value
-    return bound
-
-
-@kernel(borrow=True)
-def _bins_count(values, n, bar, bins, top):
-    """Count those of n scores that reach the bar into the bins; return how many. O(n).
-
-    `top` is the bin that no score exceeds, in bits of a float64.
-    """
-    bits = values.view(np.int64)
-    counted = 0
-    for i in range(n):
-        if values[i] >= bar:
-            bins[max(0, min(BINS - 1, (bits[i] >> _BIN_SHIFT) - top + BINS - 1))] += 1
-            counted += 1
-    return counted
+@kernel(internal=True)
+def _ints(address, n):
+    return carray(pointer_at(address), (n,), np.int32)
 
 
 @kernel(internal=True)
-def _bins_bound(bins, k, top, edge):
-    """A number that at least k of all counted scores reach, or 0; edge float64[1]. O(bins)."""
-    count = 0
-    for i in range(BINS - 1, 0, -1):
-        count += bins[i]
-        if count >= k:
-            edge.view(np.int64)[0] = (i + top - BINS + 1) << _BIN_SHIFT
-            return edge[0]
-    return 0.0
-
-
-@kernel(borrow=True)
-def _reaching(values, n, bar):
-    """How many of n values reach the bar. O(n)."""
-    count = 0
-    for i in range(n):
-        count += values[i] >= bar
-    return count
-
-
-@kernel(borrow=True)
-def _chunks_largest(acc, n_chunks, largest):
-    """The largest score >= 0 of each chunk; as integers, which vectorise. O(rows)."""
-    bits, out = acc.view(np.int64), largest.view(np.int64)
-    for c in range(n_chunks):
-        chunk = bits[c * _CHUNK : c * _CHUNK + _CHUNK]
-        most = np.int64(0)
-        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
-            most = max(most, chunk[i])
-        out[c] = most
+def _window_of(row, window, n_windows):
+    """(postings, where those of the window begin, where they end) of a list. O(1)."""
+    steps = _ints(row[_STEPS], n_windows + 1)
+    postings = carray(pointer_at(row[_POSTINGS]), (np.int64(steps[n_windows]),), np.uint32)
+    return postings, np.int64(steps[window]), np.int64(steps[window + 1])
 
 
 @kernel(internal=True)
-def _row_offer(doc_ids, dead, row, score, kind, mask, listed, best, best_ids, k, n, bar):
-    """Offer a row that reached the bar; return as `_offer`."""
-    id_ = doc_ids[row]
-    if not dead[row] and _passes(kind, mask, listed, id_):
-        n, bar = _offer(best, best_ids, k, n, bar, score, id_)
-    return n, bar
+def _lists_choose(segment, places, gain, bonus, used):
+    """Choose the lists that add to scores.
+
+    Return (how many, no score is larger, their postings, int32 of room to unpack them). O(terms).
+    """
+    n_used, most, postings, packed, longest, n_packed = 0, 0.0, 0, 0, 0, 0
+    for e in range(places.size):
+        if places[e] == ABSENT or gain[e] <= 0.0:
+            continue
+        size = np.int64(segment.entries[places[e]])
+        most += gain[e] + bonus[e]
+        postings += size
+        if segment.slots[places[e]] == ABSENT:
+            packed += size
+            longest = max(longest, size)
+            n_packed += 1
+        used[n_used] = e
+        n_used += 1
+    n_windows = segment.steps.shape[1] - 1
+    return n_used, most, postings, 3 * packed + 3 * longest + n_packed * (n_windows + 1)
+
+
+@kernel(internal=True)
+def _address(array):
+    return np.int64(array.ctypes.data)
+
+
+@kernel(borrow=True)
+def _lists_open(index, number, room, places, used, n_used, spare, lists):
+    """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
+    segment, blocks = segment_at(index, number), room_at(room).blocks
+    n_windows = segment.steps.shape[1] - 1
+    packed, longest = 0, 0
+    for u in range(n_used):
+        place = places[used[u]]
+        if segment.slots[place] == ABSENT:
+            packed += segment.entries[place]
+            longest = max(longest, segment.entries[place])
+    postings, odd_rows = spare[:packed].view(np.uint32), spare[packed : 2 * packed]
+    odd_tfs, free = spare[2 * packed : 3 * packed], 3 * packed + 3 * longest
+    rows, tfs = spare[3 * packed : 3 * packed + longest], spare[free - longest : free]
+    some = spare[3 * packed + longest : free - longest]
+    n, odd = 0, 0
+    for u in range(n_used):
+        row = lists[u]
+        place = places[used[u]]
+        slot = segment.slots[place]
+        if slot != ABSENT:
+            row[_POSTINGS], row[_STEPS] = _address(segment.postings), _address(segment.steps[slot])
+            row[_ODD_ROWS], row[_ODD_TFS] = _address(segment.odd_rows), _address(segment.odd_tfs)
+            row[_ODD], row[_ODD_END] = segment.odd_ptr[slot], segment.odd_ptr[slot + 1]
+            continue
+        steps = spare[free : free + n_windows + 1]
+        free += n_windows + 1
+        row[_POSTINGS], row[_STEPS] = _address(postings), _address(steps)
+        row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = _address(odd_rows), _address(odd_tfs), odd
+        size = list_rows(segment, place, rows, tfs, blocks[0], blocks[1])
+        n, odd = list_code(
+            rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
+            odd_tfs, odd,
+        )  # fmt: skip
+        row[_ODD_END] = odd
+
+
+@kernel(borrow=True)
+def _window_mark(
+    index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
+):  # fmt: skip
+    """Add the lists to the marks of a window; without `scan` note the rows touched.
+
+    Return (postings, rows touched) and set where the odd rows of the window stop. O(postings).
+    """
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, touched = scratch.marks, scratch.touched
+    n_windows = segment.steps.shape[1] - 1
+    total, n_touched = 0, 0
+    for u in range(n_used):
+        row, e = lists[u], used[u]
+        postings, begin, stop = _window_of(row, window, n_windows)
+        total += stop - begin
+        if scale > 0.0 and begin < stop:
+            factor = np.float32(gain[e] * scale)
+            extra = np.float32(bonus[e] * scale + ROUND_UP)
+            if scan:
+                bounds_add(postings, begin, stop, segment.bounds, factor, extra, marks)
+            else:
+                n_touched = bounds_touch(
+                    postings, begin, stop, segment.bounds, factor, extra, marks, touched, n_touched
+                )
+        row[_ODD_STOP] = row[_ODD]
+        if row[_ODD] < row[_ODD_END]:
+            odd_rows = _ints(row[_ODD_ROWS], row[_ODD_END])
+            odd_tfs = _ints(row[_ODD_TFS], row[_ODD_END])
+            low, end = window * WINDOW, row[_ODD]
+            while end < row[_ODD_END] and odd_rows[end] < low + WINDOW:
+                end += 1
+            row[_ODD_STOP] = end
+            total += end - row[_ODD]
+            if scale > 0.0:
+                n_touched = odd_mark(
+                    odd_rows, odd_tfs, row[_ODD], end, low, segment.lengths, gain[e], bonus[e],
+                    shape, scale, marks, touched, n_touched,
+                )  # fmt: skip
+    return total, n_touched
+
+
+@kernel(borrow=True)
+def _window_score(
+    index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, find
+):  # fmt: skip
+    """Add up the scores of the rows that reach the bar: found[:n_found], which may be looked up.
+
+    O(n_found * lists * log postings) if `find`, else O(postings).
+    """
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, acc, found = scratch.marks, scratch.acc, scratch.found
+    n_windows = segment.steps.shape[1] - 1
+    low = window * WINDOW
+    p, q, base, slope = shape
+    for u in range(n_used):
+        row, e = lists[u], used[u]
+        postings, begin, stop = _window_of(row, window, n_windows)
+        odd_rows = _ints(row[_ODD_ROWS], row[_ODD_STOP])
+        odd_tfs = _ints(row[_ODD_TFS], row[_ODD_STOP])
+        if not find:
+            scores_add(postings, begin, stop, segment.table, gain[e], bonus[e], marks, bar, acc)
+            for i in range(row[_ODD], row[_ODD_STOP]):
+                place = odd_rows[i] - low
+                if marks[place] >= bar:
+                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    acc[place] += bm25_contribution(
+                        tf, length, gain[e], bonus[e], p, q, base, slope
+                    )
+            continue
+        for j in range(n_found):
+            place = found[j]
+            code = code_find(postings, begin, stop, place)
+            if code >= 0:
+                acc[place] += gain[e] * segment.table[code] + bonus[e]
+            elif row[_ODD] < row[_ODD_STOP]:
+                i = odd_find(odd_rows, row[_ODD], row[_ODD_STOP], place + low)
+                if i >= 0:
+                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    acc[place] += bm25_contribution(
+                        tf, length, gain[e], bonus[e], p, q, base, slope
+                    )
+
+
+@kernel(borrow=True)
+def _segment_search(
+    index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup, kind, mask,
+    listed, k, best, best_ids, n, least
+):  # fmt: skip
+    """Offer the documents of a segment to the best of a query; return as `_offer`."""
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
+    values, bins = scratch.values, scratch.bins
+    n_docs = segment.lengths.size
+    plain = kind == NO_FILTER and is_plain(index, number)
+    scale = 0.0
+    if n_used <= TERMS:
+        scale = (MOST - 2 - SLACK * n_used) / most
+    slack = np.int64(SLACK * n_used) + 1
+    bar = 1 if least <= 0.0 else np.int64(least * scale) + 1  # of marks
+    fresh = 0
+    if k > FEW:
+        bins[:] = 0
+    for window in range(segment.steps.shape[1] - 1):
+        if bar > MOST:
+            break
+        low = window * WINDOW
+        rows = min(WINDOW, n_docs - low)
+        total, n_touched = _window_mark(
+            index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
+        )
+        if total == 0:
+            continue
+        if scale == 0.0:
+            marks[:rows] = 1
+        if scan:
+            n_chunks = (rows + CHUNK - 1) // CHUNK
+            chunks_largest(marks, n_chunks, values)
+            if plain and k <= FEW:
+                values_pad(values, n_chunks)
+                if values_reach(values, n_chunks, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, n_chunks, k) - slack)
+            n_found = chunks_reach(marks, n_chunks, values, np.uint16(bar), found)
+        else:
+            if plain and k <= FEW and k < n_touched <= MOST:
+                for j in range(n_touched):
+                    values[j] = marks[np.uint64(touched[j])]
+                values_pad(values, n_touched)
+                if values_reach(values, n_touched, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, n_touched, k) - slack)
+            n_found = rows_reach(marks, touched, n_touched, np.uint16(bar), found)
+        if not plain:
+            passing = 0
+            for j in range(n_found):
+                place = found[j]
+                if segment.dead[low + place] or not _passes(
+                    kind, mask, listed, segment.ids[low + place]
+                ):
+                    marks[place] = 0
+                    continue
+                found[passing] = place
+                passing += 1
+            n_found = passing
+        if k > FEW:
+            bins_count(marks, found, n_found, bins)
+            fresh += n_found
+            if fresh >= k:
+                higher = bins_bound(bins, k) - slack
+                if higher > bar:
+                    bar = higher
+                    n_found = rows_reach(marks, found, n_found, np.uint16(bar), found)
+        if n_found > 0:
+            find = n_found * n_used * lookup < total
+            _window_score(
+                index, number, room, lists, used, n_used, gain, bonus, shape, window,
+                np.uint16(bar), n_found, find,
+            )  # fmt: skip
+        for j in range(n_found):
+            place = found[j]
+            score = acc[place]
+            acc[place] = 0.0
+            if score > 0.0 and score >= least:
+                n, least = _offer(best, best_ids, k, n, least, score, segment.ids[low + place])
+        if least > 0.0:
+            bar = max(bar, np.int64(least * scale) + 1)
+        for u in range(n_used):
+            lists[u, _ODD] = lists[u, _ODD_STOP]
+        if scan:
+            marks[:rows] = 0
+        else:
+            for j in range(n_touched):
+                marks[np.uint64(touched[j])] = 0
+    return n, least
 
 
 @kernel(nogil=True)
 def bm25_search_many(
-    segment, unpacked, table, plain, places, term_ptr, gain, bonus, shape, kind, mask, listed, k,
-    dense, room, scores, ids, kept, least
-):  # fmt: skip
-    """Offer the documents of one segment to what q queries keep.
+    index, room, tokens, query_ptr, kind, mask, listed, k, dense, lookup, scores, ids
+):
+    """The k best documents of every segment for q queries, padded with (-inf, -1).
 
-    Query i has the entries term_ptr[i]..term_ptr[i + 1] - 1 of places int32[e], gain and bonus
-    float64[e]; shape = (p, q, base, slope) of `bm25_formula`; `plain` says that no document is
-    dead; tiles are scanned if there is a posting for one in `dense` documents; room is an
-    `Accumulator`.
+    index and room int64 are as in `bm25_state`; query i has the term ids
+    tokens[query_ptr[i]:query_ptr[i + 1]] int32, ABSENT = unknown; windows are scanned if there is a
+    posting for one in `dense` documents, and the postings of a few rows looked up if `lookup` for
+    each are less than all; scores float64[q, k], ids int64[q, k].
     O(postings of its terms + candidates * log k) each.
     """
-    data, lengths, table = borrowed(segment.data), borrowed(segment.lengths), borrowed(table)
-    postings = borrowed(unpacked.postings)
-    acc, touched, values = borrowed(room.acc), borrowed(room.touched), borrowed(room.values)
-    bins, lanes, edge = borrowed(room.bins), borrowed(room.lanes), borrowed(room.edge)
-    cursors, used = borrowed(room.cursors), borrowed(room.used)
-    blocks, adds = borrowed(room.blocks), borrowed(room.adds)
-    slots, steps, starts = borrowed(unpacked.slots), borrowed(unpacked.steps), segment.starts
-    odd_ptr, odd_rows = borrowed(unpacked.odd_ptr), borrowed(unpacked.odd_rows)
-    odd_tfs, entries, starts = borrowed(unpacked.odd_tfs), segment.entries, borrowed(starts)
-    entries, dead, doc_ids = borrowed(entries), borrowed(segment.dead), borrowed(segment.ids)
-    scores, ids, mask, listed = borrowed(scores), borrowed(ids), borrowed(mask), borrowed(listed)
-    plain = plain and kind == NO_FILTER
-    n_docs = lengths.size
-    for query in range(term_ptr.size - 1):
-        best, best_ids, n, bar = scores[query], ids[query], kept[query], least[query]
-        n_used = 0
-        most = 0.0  # no score is larger
-        expected = 0
-        for e in range(term_ptr[query], term_ptr[query + 1]):
-            place = places[e]
-            if place == ABSENT or gain[e] <= 0.0:
+    blob, ptr = vocabulary_at(index)
+    shape = (
+        real_at(index, at.P),
+        real_at(index, at.Q),
+        real_at(index, at.BASE),
+        real_at(index, at.SLOPE),
+    )
+    n_segments = index[at.N_SEGMENTS]
+    m = 1
+    for query in range(query_ptr.size - 1):
+        m = max(m, query_ptr[query + 1] - query_ptr[query])
+    terms, counts = np.empty((2, m), np.int32)
+    places, df, used = (
+        np.empty((n_segments, m), np.int32),
+        np.empty(m, np.int64),
+        np.empty(m, np.int64),
+    )
+    gain, bonus = np.empty((2, m))
+    lists = np.empty((m, 7), np.int64)
+    term_ptr = np.empty(2, np.int64)
+    size = k if k <= FEW else 2 * k
+    best, best_ids = np.empty(size), np.empty(size, np.int64)
+    spare = room_at(room).spare
+    for query in range(query_ptr.size - 1):
+        e = queries_group(blob, ptr, tokens, query_ptr[query : query + 2], terms, counts, term_ptr)
+        df[:e] = 0
+        for number in range(n_segments):
+            postings_df_add(segment_at(index, number), terms[:e], places[number, :e], df[:e])
+        bm25_weights(
+            index[at.VARIANT], real_at(index, at.K1), index[at.N_DOCS], df[:e], counts[:e],
+            gain[:e], bonus[:e],
+        )  # fmt: skip
+        n, least = 0, -np.inf
+        for number in range(n_segments):
+            segment = segment_at(index, number)
+            n_used, most, postings, need = _lists_choose(
+                segment, places[number, :e], gain, bonus, used
+            )
+            if n_used == 0:
                 continue
-            most += gain[e] + bonus[e]
-            expected += entries[place]
-            cursor = cursors[n_used]
-            slot = slots[place]
-            if slot != ABSENT:
-                cursor[_SLOT], cursor[_WINDOW] = slot, -1
-                cursor[_ODD], cursor[_ODD_STOP] = odd_ptr[slot], odd_ptr[slot + 1]
-                _window_open(steps, postings, odd_rows, cursor)
-            else:
-                start, end = np.uint64(starts[place]), np.uint64(starts[place + 1])
-                n_blocks = np.uint64(entries[place] // BLOCK)
-                cursor[_LEFT], cursor[_AFTER] = entries[place], 0
-                cursor[_BLOCKS_LEFT], cursor[_BYTE] = n_blocks, start
-                if start + n_blocks * np.uint64(ENTRY) > end:  # a damaged file
-                    cursor[_LEFT] = cursor[_BLOCKS_LEFT] = 0
-                _packed_fill(
-                    data, start, end, n_blocks, lengths, gain[e], bonus[e], shape, cursor,
-                    blocks[0, n_used], blocks[1, n_used], adds[n_used],
-                )  # fmt: skip
-            used[n_used] = e
-            n_used += 1
-        scan = k <= HEAP and expected * dense >= n_docs
-        edge[0] = most * (1.0 + 1e-9)
-        top = edge.view(np.int64)[0] >> _BIN_SHIFT
-        fresh = 0
-        if k > HEAP:
-            bins[:] = 0
-        while True:
-            low = _NEVER
-            for u in range(n_used):
-                low = min(low, cursors[u, _NEXT])
-            if low == _NEVER:
-                break
-            low = low // TILE * TILE
-            high = low + TILE
-            n_touched = 0
-            for u in range(n_used):
-                cursor = cursors[u]
-                if cursor[_NEXT] >= high:
-                    continue
-                e = used[u]
-                place = places[e]
-                slot = slots[place]
-                if slot == ABSENT:
-                    start, end = (
-                        np.uint64(starts[place]),
-                        np.uint64(starts[place + 1]),
-                    )
-                    while cursor[_NEXT] < high:
-                        n_touched = _packed_add(
-                            high, cursor, blocks[0, u], adds[u], acc, touched, n_touched
-                        )
-                        if cursor[_AT] == cursor[_STOP]:
-                            _packed_fill(
-                                data, start, end, np.uint64(entries[place] // BLOCK),
-                                lengths, gain[e], bonus[e], shape, cursor, blocks[0, u],
-                                blocks[1, u], adds[u],
-                            )  # fmt: skip
-                    continue
-                window = low // WINDOW
-                if window == cursor[_WINDOW]:
-                    at, stop = np.uint64(cursor[_AT]), np.uint64(cursor[_STOP])
-                    limit = np.uint32(high - window * WINDOW)
-                    if scan:
-                        at = _unpacked_add(postings, table, gain[e], bonus[e], acc, at, stop, limit)
-                    else:
-                        at, n_touched = _unpacked_touch(
-                            postings, table, gain[e], bonus[e], acc, at, stop, limit, touched,
-                            n_touched,
-                        )  # fmt: skip
-                    cursor[_AT] = at
-                    if at < stop:
-                        cursor[_NEXT] = window * WINDOW + np.int64(postings[at] & _PLACE)
-                    else:
-                        _window_open(steps, postings, odd_rows, cursor)
-                elif cursor[_WINDOW] < steps.shape[1] - 1:
-                    first = np.int64(postings[cursor[_AT]] & _PLACE)
-                    cursor[_NEXT] = cursor[_WINDOW] * WINDOW + first
-                else:
-                    cursor[_NEXT] = _NEVER
-                if cursor[_ODD] < cursor[_ODD_STOP]:
-                    n_touched = _odd_add(
-                        odd_rows, odd_tfs, lengths, high, gain[e], bonus[e], shape, cursor, acc,
-                        touched, n_touched,
-                    )  # fmt: skip
-            if scan:
-                n_chunks = (min(high, n_docs) - low + _CHUNK - 1) // _CHUNK
-                _chunks_largest(acc, n_chunks, values)
-                if plain and _reaching(values, n_chunks, bar) > k:
-                    bar = max(bar, _kth_bound(values, n_chunks, k, lanes))
-                for c in range(n_chunks):
-                    if values[c] >= bar and values[c] > 0.0:
-                        for j in range(c * _CHUNK, (c + 1) * _CHUNK):
-                            if acc[j] > 0.0 and acc[j] >= bar:
-                                n, bar = _row_offer(
-                                    doc_ids, dead, low + j, acc[j], kind, mask, listed, best,
-                                    best_ids, k, n, bar,
-                                )  # fmt: skip
-                acc[:] = 0.0
-                continue
-            for j in range(n_touched):
-                place = np.uint64(touched[j])
-                values[j] = acc[place]
-                acc[place] = 0.0
-            if plain and k > HEAP:
-                fresh += _bins_count(values, n_touched, bar, bins, top)
-                if fresh >= k:
-                    bar = max(bar, _bins_bound(bins, k, top, edge))
-                    fresh = k - max(k >> 3, 1)
-            elif plain and n_touched > k and _reaching(values, n_touched, bar) > k:
-                bar = max(bar, _kth_bound(values, n_touched, k, lanes))
-            for j in range(n_touched):
-                if values[j] >= bar:
-                    n, bar = _row_offer(
-                        doc_ids, dead, low + touched[j], values[j], kind, mask, listed, best,
-                        best_ids, k, n, bar,
-                    )  # fmt: skip
-        kept[query], least[query] = n, bar
-
-
-@kernel(nogil=True)
-def bm25_finish_many(scores, ids, kept, k):
-    """Sort the k best of every query to the front, padded with (-inf, -1). O(q k log k)."""
-    for query in range(kept.size):
-        n = kept[query]
-        best, best_ids = scores[query], ids[query]
-        if k <= HEAP:
-            topk_sort(best, best_ids, n)
-        else:
+            if need > spare.size:
+                spare = np.empty(need, np.int32)
+            _lists_open(index, number, room, places[number], used, n_used, spare, lists)
+            scan = n_used > TERMS or postings * dense >= segment.lengths.size
+            n, least = _segment_search(
+                index, number, room, lists, used, n_used, gain, bonus, shape, most, scan,
+                lookup, kind, mask, listed, k, best, best_ids, n, least,
+            )  # fmt: skip
+        if k > FEW:
+            if n > k:
+                topk_select(best, best_ids, n, k)
+                n = k
             topk_spread(best, best_ids, n)
+        for j in range(n):
+            scores[query, j], ids[query, j] = best[j], best_ids[j]
         for j in range(n, k):
-            best[j] = -np.inf
-            best_ids[j] = ABSENT
-
-
-@kernel(nogil=True)
-def bm25_search_one(
-    segment, unpacked, table, plain, blob, ptr, tokens, n_docs, variant, k1, shape, k, dense, room,
-    scores, ids
-):  # fmt: skip
-    """The k best for one query over the only segment, in scores float64[k] and ids int64[k].
-
-    tokens int32[t] are its term ids, ABSENT = unknown; blob and ptr are the vocabulary; n_docs are
-    alive. One call does all, since arrays cost 0.1 us each at the door. Cost as bm25_search_many.
-    """
-    m = tokens.size
-    terms, counts, places = np.empty(m, np.int32), np.empty(m, np.int32), np.empty(m, np.int32)
-    query_ptr, term_ptr, df = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(m, np.int64)
-    gain, bonus = np.empty(m), np.empty(m)
-    query_ptr[1] = m
-    m = queries_group(blob, ptr, tokens, query_ptr, terms, counts, term_ptr)
-    postings_df_add(segment, terms[:m], places[:m], df[:m])
-    bm25_weights(variant, k1, n_docs, df[:m], counts[:m], gain[:m], bonus[:m])
-    size = k if k <= HEAP else 2 * k
-    best, best_ids = np.empty((1, size)), np.empty((1, size), np.int64)
-    kept, least = np.zeros(1, np.int64), np.full(1, -np.inf)
-    bm25_search_many(
-        segment, unpacked, table, plain, places, term_ptr, gain, bonus, shape, NO_FILTER,
-        np.empty(0, np.bool_), np.empty(0, np.int64), k, dense, room, best, best_ids, kept, least,
-    )  # fmt: skip
-    bm25_finish_many(best, best_ids, kept, k)
-    for j in range(k):
-        scores[j], ids[j] = best[0, j], best_ids[0, j]
+            scores[query, j], ids[query, j] = -np.inf, ABSENT

@@ -214,15 +214,15 @@ def _text_sort(blob, ptr, ids, n):
 def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
     """The distinct known terms of each query in ascending order of their text, and their counts.
 
-    ids int32[n] per query_ptr (ABSENT = unknown, left out); terms int32[n] and counts int32[n] are
-    filled per term_ptr int64[q + 1]. O(n^1.3) comparisons.
+    ids int32[n] per query_ptr, of which those that are no number of the table are left out; terms
+    int32[n] and counts int32[n] are filled per term_ptr int64[q + 1]. O(n^1.3) comparisons.
     """
     end = 0
     term_ptr[0] = 0
     for query in range(query_ptr.size - 1):
         n = 0
         for j in range(query_ptr[query], query_ptr[query + 1]):
-            if ids[j] != ABSENT:
+            if 0 <= ids[j] < ptr.size - 1:
                 terms[end + n] = ids[j]
                 n += 1
         found = terms[end : end + n]

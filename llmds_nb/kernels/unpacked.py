@@ -12,6 +12,8 @@ lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of 
     odd_tfs  int32[O]
     tfs      int32[P]        the pair of each code, P <= 65536
     lengths  int32[P]
+    classes  uint16[n]       the number of each document's length, or NO_CLASS
+    codes    int32[T, C]     the code of each tf < T with the length of each class, or ABSENT
 
 A window is WINDOW rows, so the place in it fits 16 bits.
 """
@@ -27,29 +29,72 @@ CODES = 1 << 16
 LEAST = 16  # shorter lists are read as fast as they lie
 FLOOR = 1 << 24  # bytes that are given to unpacked lists in any case
 SHARE = 1.2  # bytes for each posting of the segment
+NO_CLASS = (1 << 16) - 1
 PAIRS = 1 << 21  # of tf and length that are looked at
 _SHIFT = 16
 
 
 @kernel(internal=True)
-def _unpack(segment, place, rows, tfs, some, many):
-    return list_unpack(
+def list_rows(segment, place, rows, tfs, some, many):
+    """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
+    n = list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
         segment.ids.size, rows, tfs, some, many,
     )  # fmt: skip
+    before, after = rows[: max(n - 1, 0)], rows[1 : max(n, 1)]
+    falls = 0
+    for j in range(after.size):
+        falls += after[j] <= before[j]
+    if falls:
+        n = 1
+        while rows[n] > rows[n - 1]:
+            n += 1
+    return n
+
+
+@kernel(internal=True)
+def list_code(
+    rows, tfs, some, size, classes, codes, steps, postings, n, odd_rows, odd_tfs, odd
+):  # fmt: skip
+    """Write a list's steps int32[W + 1], its postings from n on, its odd ones from `odd` on.
+
+    some int32[size] is room. Return where both end. O(size + windows).
+    """
+    for j in range(size):  # a loop of its own: more of its cache misses are under way at once
+        some[j] = classes[np.uint64(rows[j])]
+    window = 0
+    steps[0] = n
+    for j in range(size):
+        row, tf = rows[j], tfs[j]
+        while row >= (window + 1) * WINDOW:
+            window += 1
+            steps[window] = n
+        code = np.int32(ABSENT)
+        if tf < codes.shape[0] and some[j] < codes.shape[1]:
+            code = codes[np.uint64(tf), np.uint64(some[j])]
+        if code == ABSENT:
+            odd_rows[odd], odd_tfs[odd] = row, tf
+            odd += 1
+        else:
+            place = np.uint32(row) & np.uint32(WINDOW - 1)
+            postings[np.uint64(n)] = place | np.uint32(code) << np.uint32(_SHIFT)
+            n += 1
+    for w in range(window + 1, steps.size):
+        steps[w] = n
+    return n, odd
 
 
 @kernel(nogil=True)
 def unpacked_count(segment, places, classes, counts, rows, tfs):
     """Count each pair in counts int32[T, C]; return the postings of pairs beyond it. O(postings).
 
-    classes int32[n] numbers the lengths of documents; rows and tfs int32 have room for any list.
+    rows and tfs int32 have room for any list.
     """
     some, many = np.empty((2, BLOCK), np.uint32)
     beyond = 0
     for h in range(places.size):
-        for j in range(_unpack(segment, places[h], rows, tfs, some, many)):
-            if tfs[j] < counts.shape[0]:
+        for j in range(list_rows(segment, places[h], rows, tfs, some, many)):
+            if tfs[j] < counts.shape[0] and classes[rows[j]] < counts.shape[1]:
                 counts[tfs[j], classes[rows[j]]] += 1
             else:
                 beyond += 1
@@ -60,28 +105,14 @@ def unpacked_count(segment, places, classes, counts, rows, tfs):
 def unpacked_fill(
     segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
 ):
-    """Fill steps, postings and the odd ones; codes int32[T, C] is the code of a pair or ABSENT.
-
-    O(postings).
-    """
+    """Fill steps, postings and the odd ones. O(postings)."""
     some, many = np.empty((2, BLOCK), np.uint32)
+    numbers = np.empty(rows.size, np.int32)
     n, odd = 0, 0
     for h in range(places.size):
-        window = 0
-        steps[h, 0] = n
         odd_ptr[h] = odd
-        for j in range(_unpack(segment, places[h], rows, tfs, some, many)):
-            row, tf = rows[j], tfs[j]
-            while row >= (window + 1) * WINDOW:
-                window += 1
-                steps[h, window] = n
-            code = codes[tf, classes[row]] if tf < codes.shape[0] else ABSENT
-            if code == ABSENT:
-                odd_rows[odd], odd_tfs[odd] = row, tf
-                odd += 1
-            else:
-                postings[n] = np.uint32((row - window * WINDOW) | code << _SHIFT)
-                n += 1
-        for w in range(window + 1, steps.shape[1]):
-            steps[h, w] = n
+        size = list_rows(segment, places[h], rows, tfs, some, many)
+        n, odd = list_code(
+            rows, tfs, numbers, size, classes, codes, steps[h], postings, n, odd_rows, odd_tfs, odd,
+        )  # fmt: skip
     odd_ptr[places.size] = odd

@@ -1,0 +1,193 @@
+"""BM25 within a window of rows: marks that no score exceeds, and the scores of the few that count.
+
+A posting adds to its row's mark, a uint16, what it adds to the score in *units*, rounded up: scores
+are scaled so that no mark exceeds 65535. With n lists, u a score in units and m its mark,
+
+    u < m <= u + SLACK * n
+
+since float32 errs by less than .02 of 65536 units, ROUND_UP makes up for it, and one is truncated.
+Arrays are as in `unpacked` and `bm25_state`.
+"""
+
+import numpy as np
+
+from .._jit import kernel
+from .bm25_formula import bm25_contribution
+from .bm25_state import BINS
+from .unpacked import WINDOW
+
+MOST = 65535  # units
+ROUND_UP = 1.03125
+SLACK = 1.05
+CHUNK = 64
+PAD = 64
+GRAIN = 16
+_BIN_SHIFT = 5
+
+_PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
+_1 = np.uint64(1)
+
+
+@kernel(borrow=True)
+def bounds_add(postings, at, stop, bounds, factor, extra, marks):
+    """Add postings[at:stop] to the marks: factor * bounds[code] + extra in float32. O(postings)."""
+    part = postings[at:stop]
+    for i in range(part.size):
+        posting = part[i]
+        bound = factor * bounds[np.uint64(posting >> _CODE)] + extra
+        marks[np.uint64(posting & _PLACE)] += np.uint16(np.int32(bound))
+
+
+@kernel(borrow=True)
+def bounds_touch(postings, at, stop, bounds, factor, extra, marks, touched, n_touched):
+    """`bounds_add` that notes the rows whose mark was 0; return how many there are now."""
+    part = postings[at:stop]
+    n = np.uint64(n_touched)
+    for i in range(part.size):
+        posting = part[i]
+        bound = factor * bounds[np.uint64(posting >> _CODE)] + extra
+        place = np.uint64(posting & _PLACE)
+        before = marks[place]
+        touched[n] = place
+        marks[place] = before + np.uint16(np.int32(bound))
+        n += np.uint64(before == 0)
+    return np.int64(n)
+
+
+@kernel(borrow=True)
+def scores_add(postings, at, stop, table, gain, bonus, marks, bar, acc):
+    """Add postings[at:stop] to the scores of rows whose mark reaches the bar. O(postings)."""
+    part = postings[at:stop]
+    for i in range(part.size):
+        posting = part[i]
+        place = np.uint64(posting & _PLACE)
+        if marks[place] >= bar:
+            acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
+
+
+@kernel(internal=True)
+def code_find(postings, at, stop, place):
+    """The code of the posting with this place among postings[at:stop], or -1. O(log)."""
+    first, left = np.uint64(at), np.uint64(stop - at)
+    place = np.uint32(place)
+    while left > _1:
+        half = left >> _1
+        first += half if postings[first + half - _1] & _PLACE < place else np.uint64(0)
+        left -= half
+    if left == _1 and postings[first] & _PLACE == place:
+        return np.int64(postings[first] >> _CODE)
+    return np.int64(-1)
+
+
+@kernel(internal=True)
+def odd_find(rows, at, stop, row):
+    """The position of `row` in ascending rows[at:stop], or -1. O(log)."""
+    while at < stop:
+        middle = (at + stop) >> 1
+        if rows[middle] < row:
+            at = middle + 1
+        else:
+            stop = middle
+    return at if at < rows.size and rows[at] == row else np.int64(-1)
+
+
+@kernel(internal=True)
+def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks, touched, n):
+    """`bounds_touch` for rows[at:stop] without a code, which are windows from `low` on. O(rows)."""
+    p, q, base, slope = shape
+    for i in range(at, stop):
+        tf, length = np.float64(tfs[i]), lengths[rows[i]]
+        added = bm25_contribution(tf, length, gain, bonus, p, q, base, slope)
+        place = np.uint64(rows[i] - low)
+        before = marks[place]
+        touched[n] = place
+        marks[place] = before + np.uint16(np.int32(added * scale + ROUND_UP))
+        n += before == 0
+    return n
+
+
+@kernel(borrow=True)
+def chunks_largest(marks, n_chunks, largest):
+    """The largest mark of each chunk. O(rows)."""
+    for c in range(n_chunks):
+        chunk = marks[c * CHUNK : c * CHUNK + CHUNK]
+        most = np.uint16(0)
+        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
+            most = max(most, chunk[i])
+        largest[c] = most
+
+
+@kernel(borrow=True)
+def chunks_reach(marks, n_chunks, largest, bar, found):
+    """List the rows whose mark reaches the bar >= 1; return how many. O(chunks + their rows)."""
+    n = np.uint64(0)
+    for c in range(n_chunks):
+        if largest[c] >= bar:
+            first = c * CHUNK
+            chunk = marks[first : first + CHUNK]
+            for j in range(CHUNK):
+                found[n] = first + j
+                n += np.uint64(chunk[j] >= bar)
+    return np.int64(n)
+
+
+@kernel(borrow=True)
+def rows_reach(marks, rows, n, bar, found):
+    """List those of n rows whose mark reaches the bar; return how many. O(n)."""
+    n_found = np.uint64(0)
+    for j in range(n):
+        row = rows[j]
+        found[n_found] = row
+        n_found += np.uint64(marks[np.uint64(row)] >= bar)
+    return np.int64(n_found)
+
+
+@kernel(borrow=True)
+def values_reach(values, n, bar):
+    """How many of n <= 65535 values reach the bar; n is rounded up to PAD, beyond which are 0."""
+    count = np.uint16(0)
+    for first in range(0, n, PAD):
+        part = values[first : first + PAD]
+        for i in range(PAD):
+            count = np.uint16(count + np.uint16(part[i] >= bar))
+    return np.int64(count)
+
+
+@kernel(internal=True)
+def kth_mark(values, n, k):
+    """A number that at least k of n >= k values reach, and fewer a number GRAIN larger.
+
+    As for `values_reach`. O(n log values), without branches.
+    """
+    bound = 0
+    step = 1 << 15
+    while step >= GRAIN:
+        if values_reach(values, n, np.uint16(bound + step)) >= k:
+            bound += step
+        step >>= 1
+    return bound
+
+
+@kernel(internal=True)
+def values_pad(values, n):
+    """Fill up with 0 to a multiple of PAD. O(PAD)."""
+    for i in range(n, (n + PAD - 1) // PAD * PAD):
+        values[i] = 0
+
+
+@kernel(borrow=True)
+def bins_count(marks, rows, n, bins):
+    """Count the marks of n rows into the bins. O(n)."""
+    for j in range(n):
+        bins[np.uint64(marks[np.uint64(rows[j])] >> np.uint16(_BIN_SHIFT))] += 1
+
+
+@kernel(borrow=True)
+def bins_bound(bins, k):
+    """A number that at least k of all marks counted reach, or 0. O(bins)."""
+    count = 0
+    for i in range(BINS - 1, 0, -1):
+        count += bins[i]
+        if count >= k:
+            return i << _BIN_SHIFT
+    return 0
