@@ -40,6 +40,10 @@ class StringTable:
         ptr = self.ptr
         return self.blob, ptr[: n + 1]
 
+    def lookup(self) -> tuple:
+        """(blob, ptr, hashes, slots), for a kernel that looks strings up while none are added."""
+        return self.blob, self.ptr, *self._lookup
+
     def find(self, strings) -> np.ndarray:
         """int32[len(strings)]: the number of each, ABSENT if unknown, DROPPED for ""."""
         data, data_ptr = _packed(strings)

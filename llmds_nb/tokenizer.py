@@ -3,12 +3,14 @@
 import re
 import threading
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
 from ._strings import DROPPED, StringTable, offsets
+from ._words import KnownWords
 from .kernels import tokenize as k
 from .kernels.status import ABSENT
 
@@ -34,7 +36,6 @@ PATTERN = r"\b\w\w+\b"
 # splits ASCII text exactly as `re` would.
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
 _CHUNK_CHARS = 1 << 20  # a chunk's words stay in the cache
-_KNOWN_WORDS = 1 << 16
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 
 
@@ -89,7 +90,6 @@ class Tokenizer:
         self._lock = threading.RLock()  # of writers
         self._is_growing = False
         self._missing = ()  # callables that a file could not hold
-        self._known = {}  # words of queries: what `_table.find` gives for their terms
         self._model = None  # the text of a tokenizer.json
         self._set_stemmer(stemmer)
         self._set_pattern(pattern)
@@ -130,7 +130,7 @@ class Tokenizer:
 
     def _set_stemmer(self, stemmer):
         self.stemmer = stemmer
-        self._known = {}
+        self._forget()
         if stemmer is None or callable(stemmer):
             self._stem = stemmer and (lambda words: [stemmer(word) for word in words])
             return
@@ -160,6 +160,13 @@ class Tokenizer:
                     ]
 
         self._stem = stem
+
+    def _forget(self):
+        """Look every word up anew, since the vocabulary or what becomes of words has changed."""
+        self._known = KnownWords()
+
+    def _look_up(self, words):
+        return self._table.find(self._terms_of(words))
 
     def _set_pattern(self, pattern):
         self.pattern = pattern
@@ -255,9 +262,7 @@ class Tokenizer:
         if grow:
             with self._growing():
                 return joined(list(self._grown(texts)))
-        if sum(map(len, texts)) < _KERNEL_CHARS:
-            return self._encode_few(texts)
-        return joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
+        return self._encode_known(texts)
 
     @contextmanager
     def _growing(self):
@@ -276,7 +281,7 @@ class Tokenizer:
                 self._table.truncate(before)
                 raise
             finally:
-                self._known = {}
+                self._forget()
                 self._is_growing = False
 
     def _grown(self, texts):
@@ -284,31 +289,29 @@ class Tokenizer:
         for chunk in self._chunks(texts):
             yield _mapped(*chunk, self._table.add)
 
-    def _encode_few(self, texts) -> TokenBatch:
-        """`_encode` of a query or a few: without numbering the words first."""
+    def _encode_known(self, texts) -> TokenBatch:
+        """`_encode` by the words that are known: in one kernel call where the texts are plain."""
         self._check_whole()
-        terms, counts = [], []
-        for text in texts:
-            found = [term for term in self._terms_of(self._words(text)) if term]
-            terms += found
-            counts.append(len(found))
-        return TokenBatch(self._table.find(terms), offsets(counts))
-
-    def _encode_one(self, text) -> list[int]:
-        """The ids of one query as a list."""
-        self._check_whole()
+        together = texts[0] if len(texts) == 1 else "".join(texts)
+        if len(together) > _CHUNK_CHARS:
+            return joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
         known = self._known  # replaced, not emptied, when the vocabulary changes
-        words = self._words(text)
-        try:
-            ids = [known[word] for word in words]
-        except KeyError:
-            new = list({word: None for word in words if word not in known})
-            found = self._table.find(self._terms_of(new)).tolist()
-            fresh = dict(zip(new, found, strict=True))
-            ids = [fresh[word] if word in fresh else known[word] for word in words]
-            if len(known) < _KNOWN_WORDS:
-                known.update(fresh)
-        return [id_ for id_ in ids if id_ != DROPPED]
+        if self._shortest is None:
+            return _joined_lists([known.find(self._words(t), self._look_up) for t in texts])
+        if together.isascii():
+            return self._encode_plain(known, together, texts)
+        plain = [text for text in texts if text.isascii()]
+        parts = _split_up(self._encode_plain(known, "".join(plain), plain))
+        found = [
+            next(parts) if text.isascii() else known.find(self._words(text), self._look_up)
+            for text in texts
+        ]
+        return _joined_lists(found)
+
+    def _encode_plain(self, known, together, texts) -> TokenBatch:
+        data = np.frombuffer(bytearray(together, "ascii").translate(self._fold), np.uint8)
+        text_ptr = offsets(list(map(len, texts)))
+        return TokenBatch(*known.encode(data, text_ptr, self._shortest, self._look_up))
 
     def _check_whole(self):
         if self._missing:
@@ -442,6 +445,19 @@ class Tokenizer:
         tokenizer = Tokenizer().fit(texts)
         tokenizer.encode(texts)
         StringTable.from_arrays(tokenizer._table.arrays())
+
+
+def _split_up(batch):
+    """Yield the ids of each text of a TokenBatch as a list."""
+    ids = batch.ids.tolist()
+    for start, stop in pairwise(batch.indptr.tolist()):
+        yield ids[start:stop]
+
+
+def _joined_lists(lists) -> TokenBatch:
+    """The lists of ids of some texts as a token batch."""
+    ids = np.array([id_ for some in lists for id_ in some], np.int32)
+    return TokenBatch(ids, offsets(list(map(len, lists))))
 
 
 def joined(parts) -> TokenBatch:

@@ -67,6 +67,37 @@ def test_many_chunks_and_a_growing_table(monkeypatch):
     assert decoded(tokenizer, tokenizer.encode(texts)) == [words(t) for t in texts]
 
 
+@pytest.mark.parametrize("most", [1 << 16, 50])
+def test_words_that_are_remembered(most, monkeypatch):
+    monkeypatch.setattr("llmds_nb._words._MOST", most)
+    asked = []
+
+    def stem(word):
+        asked.append(word)
+        return "" if word == "drop" else word[:3]
+
+    tokenizer = Tokenizer(stemmer=stem).fit("ab01 ab02 abc1 drop the")
+    terms = {term: i for i, term in enumerate(tokenizer.terms)}
+
+    def check(text):
+        expected = [terms.get(w[:3], -1) for w in words(text) if w != "drop"]
+        for query in (text, text + " \u00e9t"):
+            got = tokenizer.encode([query, "abc9", query])
+            here = expected + [-1] * (query != text)
+            assert got.ids.tolist() == [*here, terms["abc"], *here]
+            assert got.indptr.tolist() == [0, len(here), len(here) + 1, 2 * len(here) + 1]
+
+    many = " ".join(f"w{n:03}" for n in range(300))  # more new words than are noted at once
+    for text in ("AB01 the drop xyz abc1", many + " drop ab02", "ab01 " + many, ""):
+        check(text)
+    asked.clear()
+    check("AB01 the drop xyz abc1")
+    assert asked == [] or most == 50
+    assert tokenizer.encode("xyz").ids.tolist() == [-1]
+    tokenizer.fit("xyz1")
+    assert tokenizer.encode("xyz").ids.tolist() == [len(terms)]
+
+
 def test_encoding_never_grows_the_vocabulary():
     tokenizer = Tokenizer().fit("one two")
     batch = tokenizer.encode(["two three", "the four", ""])

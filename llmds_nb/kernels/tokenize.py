@@ -162,6 +162,43 @@ def words_number(data, text_ptr, shortest):
     return numbers[:n_words].copy(), word_ptr, starts[:n].copy(), stops[:n].copy()
 
 
+@kernel
+def words_find(
+    data, text_ptr, shortest, blob, ptr, hashes, slots, ids_of, dropped, out, out_ptr, missing
+):  # fmt: skip
+    """The ids of the words of each text, by a table of words and ids_of int32[>= S] its strings.
+
+    out int32[bytes / shortest] and out_ptr int64[n_texts + 1] are filled, words whose id is
+    `dropped` left out. Return how many words are not in the table; of so many as missing
+    int64[m, 2] has room for it takes where in `data` they start and stop. O(bytes) expected.
+    """
+    n, n_missing = 0, 0
+    out_ptr[0] = 0
+    for text in range(text_ptr.size - 1):
+        position, end = text_ptr[text], text_ptr[text + 1]
+        while position < end:
+            if data[position] == 0:
+                position += 1
+                continue
+            start = position
+            while position < end and data[position] != 0:
+                position += 1
+            if position - start < shortest:
+                continue
+            hash_ = hash_bytes(data, start, position, _SEED)
+            slot = _strings_slot(blob, ptr, hashes, slots, data, start, position, hash_)
+            word = slots[slot]
+            if word == ABSENT:
+                if n_missing < missing.shape[0]:
+                    missing[n_missing, 0], missing[n_missing, 1] = start, position
+                n_missing += 1
+            elif ids_of[word] != dropped:
+                out[n] = ids_of[word]
+                n += 1
+        out_ptr[text + 1] = n
+    return n_missing
+
+
 @kernel(nogil=True)
 def tokens_map(numbers, word_ptr, ids_of, dropped, out, out_ptr):
     """Turn word numbers into the ids of their terms, leaving out those whose id is `dropped`.
