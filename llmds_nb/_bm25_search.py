@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._jit import entry_of
 from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
 from .kernels.bm25_formula import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
-from .kernels.bm25_state import Room, SegmentState, address_of, index_of, room_made
+from .kernels.bm25_segment import LISTED, MASK, NO_FILTER
+from .kernels.bm25_state import Room, SegmentState, index_of, room_made
+from .kernels.lines import address_of
 from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
+_TEXT = 1 << 12  # bytes of a query that goes the short way
 _NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
 
 
@@ -39,6 +43,7 @@ class Prepared(NamedTuple):
     arrays: list[SegmentState]  # for each segment
     vocabulary: tuple[np.ndarray, np.ndarray]  # blob and ptr
     index: np.ndarray  # all of it, as in kernels/bm25_state.py
+    address: int  # of index
 
 
 def prepared(snapshot, formula, table, before) -> Prepared:
@@ -63,17 +68,21 @@ def prepared(snapshot, formula, table, before) -> Prepared:
     vocabulary = table.known()
     variant = VARIANTS[formula.variant]
     index = index_of(snapshot, variant, formula.k1, shape, *vocabulary, states, plain)
-    return Prepared(snapshot, formula, all_lists, states, vocabulary, index)
+    return Prepared(snapshot, formula, all_lists, states, vocabulary, index, address_of(index))
 
 
 class Scratch:
     """Room for one thread's searches, and its addresses for the kernel."""
 
-    __slots__ = ("addresses", "arrays")
+    __slots__ = ("address", "addresses", "arrays", "text", "text_at", "tokens", "tokens_at")
 
     def __init__(self):
         self.arrays: Room = room_made()
-        self.addresses = np.array([address_of(array) for array in self.arrays])
+        text, self.tokens = np.empty(_TEXT, np.uint8), np.empty(_TEXT, np.int32)
+        self.text, self.text_at = memoryview(text), address_of(text)
+        self.tokens_at = address_of(self.tokens)
+        self.addresses = np.array([*map(address_of, self.arrays), self.tokens_at])
+        self.address = address_of(self.addresses)
 
 
 class Weighed(NamedTuple):
@@ -139,6 +148,25 @@ def search(ready, tokens, depth, filters, threads, scratch):
     return ids, scores
 
 
+_entries = []  # the machine code of bm25_search_one, called without a look at types
+
+
+def search_one(ready, tokenizer, text, depth, scratch):
+    """`search` for one query without a filter: (ids, scores) [depth], or None if it is too long."""
+    room = _borrow(scratch)
+    n = tokenizer._encode_short(text, room)
+    if n < 0:
+        scratch.append(room)
+        return None
+    scores, ids = np.empty(depth), np.empty(depth, np.int64)
+    args = ready.address, room.address, n, depth, k.DENSE, k.LOOKUP, scores, ids
+    if not _entries:
+        _entries.append(entry_of(k.bm25_search_one, *args))
+    _entries[0](*args)
+    scratch.append(room)
+    return ids, scores
+
+
 def _borrow(scratch):
     """Room for one thread."""
     try:
@@ -150,7 +178,7 @@ def _borrow(scratch):
 def _filter_arrays(one_filter):
     """(kind, mask, listed) for the kernel."""
     if one_filter is None:
-        return k.NO_FILTER, _NO_MASK, _NO_IDS
+        return NO_FILTER, _NO_MASK, _NO_IDS
     if one_filter.dtype == np.bool_:
-        return k.MASK, one_filter, _NO_IDS
-    return k.LISTED, _NO_MASK, one_filter
+        return MASK, one_filter, _NO_IDS
+    return LISTED, _NO_MASK, one_filter

@@ -4,11 +4,16 @@ import threading
 
 import numpy as np
 
+from ._jit import entry_of
 from ._strings import DROPPED, StringTable
 from .kernels import tokenize as k
+from .kernels.lines import address_of
 
 _MOST = 1 << 16  # words that are remembered
 _SOME = 64  # words that a query may bring and that are looked up at once
+
+
+_entries = []  # the machine code of words_find_one, called without a look at types
 
 
 class KnownWords:
@@ -21,7 +26,8 @@ class KnownWords:
     def __init__(self):
         self._by_word = {}
         self._words = StringTable()
-        self._ids = np.empty(16, np.int32)
+        self._ids = np.empty(0, np.int32)
+        self._state = (), np.empty(0, np.int64)  # arrays, and where they are
         self._lock = threading.Lock()
 
     def find(self, words, look_up) -> list[int]:
@@ -56,14 +62,31 @@ class KnownWords:
             spans = missing[:n_missing].tolist()
             self._learn(list({bytes(data[start:stop]): None for start, stop in spans}), look_up)
 
+    def encode_one(self, n, text, tokens, shortest) -> int:
+        """Write the ids of the n <= TEXT bytes at address `text` to `tokens`; return how many, or
+        -1 if a word was never looked up. While this runs, no other thread adds words.
+        """
+        arrays, known = self._state
+        if not arrays:
+            return -1
+        args = known, text, n, tokens, DROPPED, shortest
+        if not _entries:
+            _entries.append(entry_of(k.words_find_one, *args))
+        return _entries[0](*args)
+
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]
         ids = look_up(words)
         with self._lock:
             if len(self._words) > _MOST:
-                self._words = StringTable()
+                self._words, self._ids = StringTable(), np.empty(0, np.int32)
             numbers = self._words.add(words)
-            room = int(numbers.max()) + 1
-            if room > len(self._ids):
-                self._ids = np.resize(self._ids, 2 * room)
+            blob, ptr, hashes, slots = self._words.lookup()
+            if len(self._ids) < len(hashes):
+                ids_of = np.full(len(hashes), k.UNSET, np.int32)
+                ids_of[: len(self._ids)] = self._ids
+                self._ids = ids_of
             self._ids[numbers] = ids
+            arrays = blob, ptr, hashes, slots, self._ids
+            sizes = len(blob), len(hashes), len(slots)
+            self._state = arrays, np.array([*map(address_of, arrays), *sizes])

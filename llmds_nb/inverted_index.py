@@ -18,9 +18,6 @@ from .tokenizer import TokenBatch, Tokenizer
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
 
-_FEW = 4  # up to so many queries, one kernel call for each is faster than several for all
-
-
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf."""
 
@@ -296,6 +293,18 @@ class InvertedIndex(Stored):
         else:
             texts, tokens = _checks.texts(queries, "queries"), None
             n = len(texts)
+            if n == 1 and filter is None:
+                k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
+                if k <= snapshot.n_docs and snapshot.n_tokens:
+                    ready = self._ready(snapshot)
+                    found = _bm25_search.search_one(
+                        ready, self.tokenizer, texts[0], k, self._scratch
+                    )
+                    if found is not None:
+                        ids, scores = found
+                        if isinstance(queries, str):
+                            return Hits(ids, scores)
+                        return Hits(ids[None], scores[None])
         k, filters, threads = _checks.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
@@ -316,9 +325,9 @@ class InvertedIndex(Stored):
 
     def _ready(self, snapshot):
         """What searches of the snapshot with the present formula share."""
-        ready, formula = self._prepared, self._formula
+        ready, formula = self._prepared, (self._variant, self._k1, self._b)
         if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
-            table = self.tokenizer._table
+            formula, table = self._formula, self.tokenizer._table
             self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
         return ready
 
@@ -439,7 +448,8 @@ class InvertedIndex(Stored):
         Tokenizer._warmup()
         index = InvertedIndex()
         index.add([0, 1], ["warm up", "the kernels up"])
-        index.search("warm up", 1)  # one query over one segment has a kernel of its own
+        for _ in range(2):  # the second time the words are known
+            index.search("warm up", 1)
         index.add([2, 1], ["warm", "up up up"])
         for filter in (None, np.ones(3, bool), [0, 1]):
             index.search(["warm up", "kernels"], 1, filter=filter)

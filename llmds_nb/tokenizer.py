@@ -313,6 +313,22 @@ class Tokenizer:
         text_ptr = offsets(list(map(len, texts)))
         return TokenBatch(*known.encode(data, text_ptr, self._shortest, self._look_up))
 
+    def _encode_short(self, text, scratch) -> int:
+        """Write the ids of one text to scratch.tokens; return how many, or -1 if that cannot hold
+        them."""
+        n = len(text)
+        if self._shortest is not None and n <= len(scratch.text) and text.isascii():
+            self._check_whole()
+            scratch.text[:n] = text.encode().translate(self._fold)
+            n = self._known.encode_one(n, scratch.text_at, scratch.tokens_at, self._shortest)
+            if n >= 0:
+                return n
+        ids = self._encode([text]).ids
+        if len(ids) > len(scratch.tokens):
+            return -1
+        scratch.tokens[: len(ids)] = ids
+        return len(ids)
+
     def _check_whole(self):
         if self._missing:
             raise ValueError(

@@ -8,7 +8,7 @@ from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex
 from llmds_nb.inverted_index import Hits
-from llmds_nb.kernels import bm25, topk, unpacked
+from llmds_nb.kernels import bm25, bm25_segment, topk, unpacked
 
 N_DOCS = 70_000  # more than a window
 
@@ -124,7 +124,7 @@ def test_large_tfs_and_many_lengths_have_no_code(monkeypatch, variant):
 
 
 def test_more_terms_than_marks_can_tell_apart():
-    names = [f"t{i:05}" for i in range(bm25.TERMS + 100)]
+    names = [f"t{i:05}" for i in range(bm25_segment.TERMS + 100)]
     texts = [" ".join(names), " ".join(names[:9]), "other", " ".join(names[::50]), " ".join(names)]
     index = InvertedIndex()
     index.add([5, 3, 2, 4, 1], texts)

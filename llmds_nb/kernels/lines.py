@@ -1,8 +1,14 @@
-"""Arrays that begin with a cache line: a row of whole lines spans none more (plain Python)."""
+"""Where arrays lie; those that begin with a cache line, so that a row of whole lines spans none
+more (plain Python)."""
 
 import numpy as np
 
 LINE = 64  # bytes of a cache line
+
+
+def address_of(array) -> int:
+    """Where an array's memory begins; whoever uses it keeps the array alive."""
+    return array.__array_interface__["data"][0]
 
 
 def aligned_empty(shape, dtype) -> np.ndarray:

@@ -17,10 +17,11 @@ data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import carray, kernel, pointer_at
 from .hashing import hash_bytes
 from .status import ABSENT
 
+UNSET = -3  # the id of a word that is just being added
 _SEED = np.uint64(0)
 _FIRST_SLOTS = 1 << 12
 
@@ -169,7 +170,7 @@ def words_find(
     """The ids of the words of each text, by a table of words and ids_of int32[>= S] its strings.
 
     out int32[bytes / shortest] and out_ptr int64[n_texts + 1] are filled, words whose id is
-    `dropped` left out. Return how many words are not in the table; of so many as missing
+    `dropped` left out. Return how many words are not in the table, or UNSET; of so many as missing
     int64[m, 2] has room for it takes where in `data` they start and stop. O(bytes) expected.
     """
     n, n_missing = 0, 0
@@ -188,7 +189,7 @@ def words_find(
             hash_ = hash_bytes(data, start, position, _SEED)
             slot = _strings_slot(blob, ptr, hashes, slots, data, start, position, hash_)
             word = slots[slot]
-            if word == ABSENT:
+            if word == ABSENT or ids_of[word] == UNSET:
                 if n_missing < missing.shape[0]:
                     missing[n_missing, 0], missing[n_missing, 1] = start, position
                 n_missing += 1
@@ -197,6 +198,29 @@ def words_find(
                 n += 1
         out_ptr[text + 1] = n
     return n_missing
+
+
+@kernel
+def words_find_one(known, text, n, tokens, dropped, shortest):
+    """`words_find` of the one text in the n bytes at address `text`, into int32 at `tokens`.
+
+    known int64[8]: the addresses of blob, ptr, hashes, slots and ids_of, and the sizes of the
+    first, the third and the fourth. Return how many tokens, or -1 if a word is not known.
+    """
+    size, n_strings, n_slots = known[5], known[6], known[7]
+    out_ptr, missing = np.zeros(2, np.int64), np.empty((0, 2), np.int64)
+    text_ptr = np.zeros(2, np.int64)
+    text_ptr[1] = n
+    n_missing = words_find(
+        carray(pointer_at(text), (n,), np.uint8), text_ptr, shortest,
+        carray(pointer_at(known[0]), (size,), np.uint8),
+        carray(pointer_at(known[1]), (n_strings + 1,), np.int64),
+        carray(pointer_at(known[2]), (n_strings,), np.uint64),
+        carray(pointer_at(known[3]), (n_slots,), np.int32),
+        carray(pointer_at(known[4]), (n_strings,), np.int32), dropped,
+        carray(pointer_at(tokens), (n // shortest,), np.int32), out_ptr, missing,
+    )  # fmt: skip
+    return out_ptr[1] if n_missing == 0 else -1
 
 
 @kernel(nogil=True)

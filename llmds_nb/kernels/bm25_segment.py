@@ -1,0 +1,346 @@
+"""BM25 over the documents of one segment, window after window.
+
+First every posting of the query adds to the mark of its row, which is no less than the row's score
+(`bm25_window`); then the scores of the rows whose mark reaches the bar, so that they may be among
+the best, are added up in float64. Lists that are not unpacked are unpacked for the query, in the
+same form. If many rows have a posting, all marks of a window are scanned; else only those that were
+touched. None of this changes any answer.
+
+The best so far are kept in scores float64[room] and ids int64[room], in order or, if k > FEW, as
+unordered entries (`topk`; room = 2 k). Of a query's lists there are
+
+    lists    int64[m, 7]   columns below
+    used     int64[m]      the entry of gain and bonus of each
+"""
+
+import numpy as np
+
+from .._jit import carray, kernel, pointer_at
+from .bm25_formula import bm25_contribution
+from .bm25_state import begin_of, is_plain, room_at, segment_at
+from .bm25_window import (
+    CHUNK,
+    MOST,
+    ROUND_UP,
+    SLACK,
+    bins_bound,
+    bins_count,
+    bounds_add,
+    bounds_touch,
+    chunks_largest,
+    chunks_reach,
+    code_find,
+    kth_mark,
+    odd_find,
+    odd_mark,
+    rows_reach,
+    scores_add,
+    values_pad,
+    values_reach,
+)
+from .status import ABSENT
+from .topk import topk_select
+from .unpacked import WINDOW, list_code, list_rows
+
+FEW = 16  # more hits than this are selected from twice as many
+TERMS = 1 << 14  # with more, marks could not tell scores apart
+
+# Columns of `lists`: the addresses of its postings and of its steps; the addresses of the rows and
+# tfs that have no code, where those of the window begin and end, and where all end.
+_POSTINGS, _STEPS, _ODD_ROWS, _ODD_TFS, _ODD, _ODD_STOP, _ODD_END = range(7)
+
+NO_FILTER, MASK, LISTED = range(3)
+
+
+@kernel
+def _passes(kind, mask, listed, id_):
+    if kind == MASK:
+        return id_ < mask.size and mask[id_]
+    if kind == LISTED:
+        low, high = 0, listed.size
+        while low < high:
+            middle = (low + high) >> 1
+            if listed[middle] < id_:
+                low = middle + 1
+            else:
+                high = middle
+        return low < listed.size and listed[low] == id_
+    return True
+
+
+@kernel(internal=True)
+def _is_better(score_a, id_a, score_b, id_b):
+    return score_a > score_b or (score_a == score_b and id_a < id_b)
+
+
+@kernel(internal=True)
+def _offer(scores, ids, k, n, least, score, id_):
+    """Offer one document; return the entries kept and the least score that still counts."""
+    if k <= FEW:
+        place = min(n, k - 1)
+        if n == k and not _is_better(score, id_, scores[place], ids[place]):
+            return n, least
+        while place > 0 and _is_better(score, id_, scores[place - 1], ids[place - 1]):
+            scores[place], ids[place] = scores[place - 1], ids[place - 1]
+            place -= 1
+        scores[place], ids[place] = score, id_
+        n = min(n + 1, k)
+        return n, (scores[k - 1] if n == k else least)
+    scores[n], ids[n] = score, id_
+    n += 1
+    if n == 2 * k:
+        topk_select(scores, ids, n, k)
+        n = k
+        score = scores[0]
+        for j in range(1, n):
+            score = min(score, scores[j])
+        least = max(least, score)
+    return n, least
+
+
+@kernel(internal=True)
+def _ints(address, n):
+    return carray(pointer_at(address), (n,), np.int32)
+
+
+@kernel(internal=True)
+def _window_of(row, window, n_windows):
+    """(postings, where those of the window begin, where they end) of a list. O(1)."""
+    steps = _ints(row[_STEPS], n_windows + 1)
+    postings = carray(pointer_at(row[_POSTINGS]), (np.int64(steps[n_windows]),), np.uint32)
+    return postings, np.int64(steps[window]), np.int64(steps[window + 1])
+
+
+@kernel(internal=True)
+def lists_choose(segment, places, gain, bonus, used):
+    """Choose the lists that add to scores.
+
+    Return (how many, no score is larger, their postings, int32 of room to unpack them). O(terms).
+    """
+    n_used, most, postings, packed, longest, n_packed = 0, 0.0, 0, 0, 0, 0
+    for e in range(places.size):
+        if places[e] == ABSENT or gain[e] <= 0.0:
+            continue
+        size = np.int64(segment.entries[places[e]])
+        most += gain[e] + bonus[e]
+        postings += size
+        if segment.slots[places[e]] == ABSENT:
+            packed += size
+            longest = max(longest, size)
+            n_packed += 1
+        used[n_used] = e
+        n_used += 1
+    n_windows = segment.steps.shape[1] - 1
+    return n_used, most, postings, 3 * packed + 3 * longest + n_packed * (n_windows + 1)
+
+
+@kernel(borrow=True)
+def lists_open(index, number, room, places, used, n_used, spare, lists):
+    """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
+    segment, blocks = segment_at(index, number), room_at(room).blocks
+    n_windows = segment.steps.shape[1] - 1
+    packed, longest = 0, 0
+    for u in range(n_used):
+        place = places[used[u]]
+        if segment.slots[place] == ABSENT:
+            packed += segment.entries[place]
+            longest = max(longest, segment.entries[place])
+    postings, odd_rows = spare[:packed].view(np.uint32), spare[packed : 2 * packed]
+    odd_tfs, free = spare[2 * packed : 3 * packed], 3 * packed + 3 * longest
+    rows, tfs = spare[3 * packed : 3 * packed + longest], spare[free - longest : free]
+    some = spare[3 * packed + longest : free - longest]
+    n, odd = 0, 0
+    for u in range(n_used):
+        row = lists[u]
+        place = places[used[u]]
+        slot = segment.slots[place]
+        if slot != ABSENT:
+            row[_POSTINGS], row[_STEPS] = begin_of(segment.postings), begin_of(segment.steps[slot])
+            row[_ODD_ROWS], row[_ODD_TFS] = begin_of(segment.odd_rows), begin_of(segment.odd_tfs)
+            row[_ODD], row[_ODD_END] = segment.odd_ptr[slot], segment.odd_ptr[slot + 1]
+            continue
+        steps = spare[free : free + n_windows + 1]
+        free += n_windows + 1
+        row[_POSTINGS], row[_STEPS] = begin_of(postings), begin_of(steps)
+        row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = begin_of(odd_rows), begin_of(odd_tfs), odd
+        size = list_rows(segment, place, rows, tfs, blocks[0], blocks[1])
+        n, odd = list_code(
+            rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
+            odd_tfs, odd,
+        )  # fmt: skip
+        row[_ODD_END] = odd
+
+
+@kernel(borrow=True)
+def _window_mark(
+    index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
+):  # fmt: skip
+    """Add the lists to the marks of a window; without `scan` note the rows touched.
+
+    Return (postings, rows touched) and set where the odd rows of the window stop. O(postings).
+    """
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, touched = scratch.marks, scratch.touched
+    n_windows = segment.steps.shape[1] - 1
+    total, n_touched = 0, 0
+    for u in range(n_used):
+        row, e = lists[u], used[u]
+        postings, begin, stop = _window_of(row, window, n_windows)
+        total += stop - begin
+        if scale > 0.0 and begin < stop:
+            factor = np.float32(gain[e] * scale)
+            extra = np.float32(bonus[e] * scale + ROUND_UP)
+            if scan:
+                bounds_add(postings, begin, stop, segment.bounds, factor, extra, marks)
+            else:
+                n_touched = bounds_touch(
+                    postings, begin, stop, segment.bounds, factor, extra, marks, touched, n_touched
+                )
+        row[_ODD_STOP] = row[_ODD]
+        if row[_ODD] < row[_ODD_END]:
+            odd_rows = _ints(row[_ODD_ROWS], row[_ODD_END])
+            odd_tfs = _ints(row[_ODD_TFS], row[_ODD_END])
+            low, end = window * WINDOW, row[_ODD]
+            while end < row[_ODD_END] and odd_rows[end] < low + WINDOW:
+                end += 1
+            row[_ODD_STOP] = end
+            total += end - row[_ODD]
+            if scale > 0.0:
+                n_touched = odd_mark(
+                    odd_rows, odd_tfs, row[_ODD], end, low, segment.lengths, gain[e], bonus[e],
+                    shape, scale, marks, touched, n_touched,
+                )  # fmt: skip
+    return total, n_touched
+
+
+@kernel(borrow=True)
+def _window_score(
+    index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, find
+):  # fmt: skip
+    """Add up the scores of the rows that reach the bar: found[:n_found], which may be looked up.
+
+    O(n_found * lists * log postings) if `find`, else O(postings).
+    """
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, acc, found = scratch.marks, scratch.acc, scratch.found
+    n_windows = segment.steps.shape[1] - 1
+    low = window * WINDOW
+    p, q, base, slope = shape
+    for u in range(n_used):
+        row, e = lists[u], used[u]
+        postings, begin, stop = _window_of(row, window, n_windows)
+        odd_rows = _ints(row[_ODD_ROWS], row[_ODD_STOP])
+        odd_tfs = _ints(row[_ODD_TFS], row[_ODD_STOP])
+        if not find:
+            scores_add(postings, begin, stop, segment.table, gain[e], bonus[e], marks, bar, acc)
+            for i in range(row[_ODD], row[_ODD_STOP]):
+                place = odd_rows[i] - low
+                if marks[place] >= bar:
+                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    acc[place] += bm25_contribution(
+                        tf, length, gain[e], bonus[e], p, q, base, slope
+                    )
+            continue
+        for j in range(n_found):
+            place = found[j]
+            code = code_find(postings, begin, stop, place)
+            if code >= 0:
+                acc[place] += gain[e] * segment.table[code] + bonus[e]
+            elif row[_ODD] < row[_ODD_STOP]:
+                i = odd_find(odd_rows, row[_ODD], row[_ODD_STOP], place + low)
+                if i >= 0:
+                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    acc[place] += bm25_contribution(
+                        tf, length, gain[e], bonus[e], p, q, base, slope
+                    )
+
+
+@kernel(borrow=True)
+def segment_search(
+    index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup, kind, mask,
+    listed, k, best, best_ids, n, least
+):  # fmt: skip
+    """Offer the documents of a segment to the best of a query; return as `_offer`."""
+    segment, scratch = segment_at(index, number), room_at(room)
+    marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
+    values, bins = scratch.values, scratch.bins
+    n_docs = segment.lengths.size
+    plain = kind == NO_FILTER and is_plain(index, number)
+    scale = 0.0
+    if n_used <= TERMS:
+        scale = (MOST - 2 - SLACK * n_used) / most
+    slack = np.int64(SLACK * n_used) + 1
+    bar = 1 if least <= 0.0 else np.int64(least * scale) + 1  # of marks
+    fresh = 0
+    if k > FEW:
+        bins[:] = 0
+    for window in range(segment.steps.shape[1] - 1):
+        if bar > MOST:
+            break
+        low = window * WINDOW
+        rows = min(WINDOW, n_docs - low)
+        total, n_touched = _window_mark(
+            index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
+        )
+        if total == 0:
+            continue
+        if scale == 0.0:
+            marks[:rows] = 1
+        if scan:
+            n_chunks = (rows + CHUNK - 1) // CHUNK
+            chunks_largest(marks, n_chunks, values)
+            if plain and k <= FEW:
+                values_pad(values, n_chunks)
+                if values_reach(values, n_chunks, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, n_chunks, k) - slack)
+            n_found = chunks_reach(marks, n_chunks, values, np.uint16(bar), found)
+        else:
+            if plain and k <= FEW and k < n_touched <= MOST:
+                for j in range(n_touched):
+                    values[j] = marks[np.uint64(touched[j])]
+                values_pad(values, n_touched)
+                if values_reach(values, n_touched, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, n_touched, k) - slack)
+            n_found = rows_reach(marks, touched, n_touched, np.uint16(bar), found)
+        if not plain:
+            passing = 0
+            for j in range(n_found):
+                place = found[j]
+                if segment.dead[low + place] or not _passes(
+                    kind, mask, listed, segment.ids[low + place]
+                ):
+                    marks[place] = 0
+                    continue
+                found[passing] = place
+                passing += 1
+            n_found = passing
+        if k > FEW:
+            bins_count(marks, found, n_found, bins)
+            fresh += n_found
+            if fresh >= k:
+                higher = bins_bound(bins, k) - slack
+                if higher > bar:
+                    bar = higher
+                    n_found = rows_reach(marks, found, n_found, np.uint16(bar), found)
+        if n_found > 0:
+            find = n_found * n_used * lookup < total
+            _window_score(
+                index, number, room, lists, used, n_used, gain, bonus, shape, window,
+                np.uint16(bar), n_found, find,
+            )  # fmt: skip
+        for j in range(n_found):
+            place = found[j]
+            score = acc[place]
+            acc[place] = 0.0
+            if score > 0.0 and score >= least:
+                n, least = _offer(best, best_ids, k, n, least, score, segment.ids[low + place])
+        if least > 0.0:
+            bar = max(bar, np.int64(least * scale) + 1)
+        for u in range(n_used):
+            lists[u, _ODD] = lists[u, _ODD_STOP]
+        if scan:
+            marks[:rows] = 0
+        else:
+            for j in range(n_touched):
+                marks[np.uint64(touched[j])] = 0
+    return n, least
