@@ -17,7 +17,6 @@ from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
 _TEXT = 1 << 12  # bytes of a query that goes the short way
-_NO_MASK, _NO_IDS = np.zeros(0, np.bool_), np.zeros(0, np.int64)
 
 
 class Formula(NamedTuple):
@@ -72,17 +71,31 @@ def prepared(snapshot, formula, table, before) -> Prepared:
 
 
 class Scratch:
-    """Room for one thread's searches, and its addresses for the kernel."""
+    """What one thread's searches work with, and where it is, for the kernel."""
 
-    __slots__ = ("address", "addresses", "arrays", "text", "text_at", "tokens", "tokens_at")
+    __slots__ = (
+        "address", "addresses", "arrays", "query_ptr", "query_ptr_at", "text", "text_at", "tokens",
+        "tokens_at", "work", "work_at",
+    )  # fmt: skip
 
     def __init__(self):
         self.arrays: Room = room_made()
+        self.addresses = np.array([*map(address_of, self.arrays)])
+        self.address = address_of(self.addresses)
         text, self.tokens = np.empty(_TEXT, np.uint8), np.empty(_TEXT, np.int32)
         self.text, self.text_at = memoryview(text), address_of(text)
         self.tokens_at = address_of(self.tokens)
-        self.addresses = np.array([*map(address_of, self.arrays), self.tokens_at])
-        self.address = address_of(self.addresses)
+        self.query_ptr = np.zeros(2, np.int64)
+        self.query_ptr_at = address_of(self.query_ptr)
+        self.work = np.empty(0, np.int64)
+
+    def work_for(self, n_segments, m, depth) -> int:
+        """The address of memory for queries of up to m terms."""
+        size = k.work_size(n_segments, m, depth)
+        if size > len(self.work):
+            self.work = np.empty(2 * size, np.int64)
+            self.work_at = address_of(self.work)
+        return self.work_at
 
 
 class Weighed(NamedTuple):
@@ -123,12 +136,16 @@ def search(ready, tokens, depth, filters, threads, scratch):
     n = len(tokens.indptr) - 1
     scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
 
+    widest = max(1, int(np.diff(tokens.indptr).max(initial=0)))
+    n_segments, tokens_at = len(ready.arrays), address_of(tokens.ids)
+
     def run(start, stop, one_filter):
         room = _borrow(scratch)
-        k.bm25_search_many(
-            ready.index, room.addresses, tokens.ids, tokens.indptr[start : stop + 1],
-            *_filter_arrays(one_filter), depth, k.DENSE, k.LOOKUP, scores[start:stop],
-            ids[start:stop],
+        here = tokens.indptr[start : stop + 1]
+        _call(
+            ready.address, room.address, room.work_for(n_segments, widest, depth), widest,
+            tokens_at, address_of(here), *_filter_words(one_filter), depth, k.DENSE, k.LOOKUP,
+            scores[start:stop], ids[start:stop],
         )  # fmt: skip
         scratch.append(room)
 
@@ -148,23 +165,32 @@ def search(ready, tokens, depth, filters, threads, scratch):
     return ids, scores
 
 
-_entries = []  # the machine code of bm25_search_one, called without a look at types
-
-
 def search_one(ready, tokenizer, text, depth, scratch):
-    """`search` for one query without a filter: (ids, scores) [depth], or None if it is too long."""
+    """`search` for one query without a filter, or None if it is too long."""
     room = _borrow(scratch)
     n = tokenizer._encode_short(text, room)
     if n < 0:
         scratch.append(room)
         return None
-    scores, ids = np.empty(depth), np.empty(depth, np.int64)
-    args = ready.address, room.address, n, depth, k.DENSE, k.LOOKUP, scores, ids
-    if not _entries:
-        _entries.append(entry_of(k.bm25_search_one, *args))
-    _entries[0](*args)
+    room.query_ptr[1] = n
+    m = n or 1
+    scores, ids = np.empty((1, depth)), np.empty((1, depth), np.int64)
+    _call(
+        ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
+        room.query_ptr_at, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
+    )  # fmt: skip
     scratch.append(room)
     return ids, scores
+
+
+_entries = []  # the machine code of bm25_search_many
+
+
+def _call(*args):
+    """bm25_search_many, without a look at types that are always the same."""
+    if not _entries:
+        _entries.append(entry_of(k.bm25_search_many, *args))
+    _entries[0](*args)
 
 
 def _borrow(scratch):
@@ -175,10 +201,9 @@ def _borrow(scratch):
         return Scratch()
 
 
-def _filter_arrays(one_filter):
-    """(kind, mask, listed) for the kernel."""
+def _filter_words(one_filter):
+    """(kind, address, size) for the kernel; the filter stays alive with the caller."""
     if one_filter is None:
-        return NO_FILTER, _NO_MASK, _NO_IDS
-    if one_filter.dtype == np.bool_:
-        return MASK, one_filter, _NO_IDS
-    return LISTED, _NO_MASK, one_filter
+        return NO_FILTER, 0, 0
+    kind = MASK if one_filter.dtype == np.bool_ else LISTED
+    return kind, address_of(one_filter), len(one_filter)

@@ -8,24 +8,12 @@ from . import _checks
 from .errors import CorruptFileError
 from .kernels import postings as k
 from .kernels import varint
+from .kernels.postings import Segment
 from .kernels.status import ABSENT
 
 _FANOUT = 8  # so many segments of one size class become one
 # Merged at a time: so much of all segments together, but one term's lists at least.
 _SLICE_DOCS, _SLICE_LISTS, _SLICE_BYTES = 1 << 18, 1 << 16, 1 << 22
-
-
-class Segment(NamedTuple):
-    """Some documents and their packed postings; the arrays are described in kernels/postings.py."""
-
-    ids: np.ndarray  # int64[n]
-    lengths: np.ndarray  # int32[n]
-    dead: np.ndarray  # bool[n]
-    terms: np.ndarray  # int32[U]
-    starts: np.ndarray  # int64[U + 1]
-    entries: np.ndarray  # int32[U]
-    live: np.ndarray  # int32[U]
-    data: np.ndarray  # uint8[B + 1]
 
 
 class Snapshot(NamedTuple):

@@ -303,8 +303,8 @@ class InvertedIndex(Stored):
                     if found is not None:
                         ids, scores = found
                         if isinstance(queries, str):
-                            return Hits(ids, scores)
-                        return Hits(ids[None], scores[None])
+                            return Hits(ids[0], scores[0])
+                        return Hits(ids, scores)
         k, filters, threads = _checks.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:

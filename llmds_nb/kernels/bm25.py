@@ -12,8 +12,8 @@ import numpy as np
 from .._jit import carray, kernel, pointer_at, words_at
 from . import bm25_state as at
 from .bm25_formula import bm25_weights
-from .bm25_segment import FEW, NO_FILTER, TERMS, lists_choose, lists_open, segment_search
-from .bm25_state import begin_of, real_at, room_at, segment_at, tokens_at, vocabulary_at
+from .bm25_segment import FEW, LISTED, TERMS, lists_choose, lists_open, segment_search
+from .bm25_state import begin_of, postings_of, real_at, room_at, segment_at, vocabulary_at
 from .postings import postings_df_add
 from .status import ABSENT
 from .tokenize import queries_group
@@ -36,12 +36,12 @@ class _Work(NamedTuple):
     lists: object  # int64[m, 7]
     scores: object  # float64[room]
     ids: object  # int64[room]
+    term_ptr: object  # int64[2]
 
 
-@kernel(internal=True)
-def _work_size(n_segments, m, size):
-    """The int64 that a _Work takes. O(1)."""
-    return (n_segments + 13) * m + 2 * size
+def work_size(n_segments, m, k):
+    """The int64 that a _Work for queries of up to m terms and k hits takes (plain Python)."""
+    return (n_segments + 13) * m + 2 * (k if k <= FEW else 2 * k) + 2
 
 
 @kernel(internal=True)
@@ -63,17 +63,18 @@ def _work_at(address, n_segments, m, size):
         carray(pointer_at(rest + 4 * row), (m, 7), np.int64),
         carray(pointer_at(best), (size,), np.float64),
         carray(pointer_at(best + word * size), (size,), np.int64),
+        carray(pointer_at(best + 2 * word * size), (2,), np.int64),
     )
 
 
-@kernel
-def _query_weigh(index, tokens, begin_stop, work, term_ptr):
+@kernel(internal=True)
+def _query_weigh(index, tokens, begin_stop, work):
     """Fill terms, counts, places, gain and bonus of a query; return its terms. O(terms log U)."""
     blob, ptr = vocabulary_at(index)
-    e = queries_group(blob, ptr, tokens, begin_stop, work.terms, work.counts, term_ptr)
+    e = queries_group(blob, ptr, tokens, begin_stop, work.terms, work.counts, work.term_ptr)
     work.df[:e] = 0
     for number in range(index[at.N_SEGMENTS]):
-        segment = segment_at(index, number)
+        segment = postings_of(segment_at(index, number))
         postings_df_add(segment, work.terms[:e], work.places[number, :e], work.df[:e])
     bm25_weights(
         index[at.VARIANT], real_at(index, at.K1), index[at.N_DOCS], work.df[:e], work.counts[:e],
@@ -82,24 +83,37 @@ def _query_weigh(index, tokens, begin_stop, work, term_ptr):
     return e
 
 
-@kernel
-def _queries_search(
-    index, room, tokens, query_ptr, kind, mask, listed, k, dense, lookup, scores, ids, m, memory
+@kernel(nogil=True)
+def bm25_search_many(
+    index, room, work, m, tokens, query_ptr, kind, filter, filter_size, k, dense, lookup, scores,
+    ids
 ):  # fmt: skip
-    """`bm25_search_many` for queries of up to m terms, with memory for a _Work and two words."""
+    """The k best documents of every segment for q queries, padded with (-inf, -1).
+
+    All but scores float64[q, k] and ids int64[q, k] are numbers. index and room are the addresses
+    of those of `bm25_state`, work that of int64[work_size(S, m, k)], m the most terms of a query;
+    at tokens are int32 term ids, ABSENT = unknown, those of query i from query_ptr[i] to
+    query_ptr[i + 1]; at filter is what `kind` says, bool or int64[filter_size]. Windows are scanned
+    if there is a posting for one in `dense` documents, and the postings of a few rows looked up if
+    `lookup` for each are less than all. O(postings of its terms + candidates * log k) each.
+    """
+    index, room = words_at(index, at.FIRST), words_at(room, at.ROOM)
+    n_segments = index[at.N_SEGMENTS]
+    index = words_at(begin_of(index), at.FIRST + n_segments * at.SEGMENT)
+    query_ptr = words_at(query_ptr, scores.shape[0] + 1)
+    tokens = carray(pointer_at(tokens), (query_ptr[scores.shape[0]],), np.int32)
+    mask = carray(pointer_at(filter), (filter_size,), np.bool_)
+    listed = words_at(filter, filter_size if kind == LISTED else 0)
     shape = (
         real_at(index, at.P), real_at(index, at.Q), real_at(index, at.BASE),
         real_at(index, at.SLOPE),
     )  # fmt: skip
-    n_segments = index[at.N_SEGMENTS]
-    term_ptr = memory[:2]
-    size = k if k <= FEW else 2 * k
-    work = _work_at(begin_of(memory) + 16, n_segments, m, size)
+    work = _work_at(work, n_segments, m, k if k <= FEW else 2 * k)
     places, gain, bonus, used, lists = work.places, work.gain, work.bonus, work.used, work.lists
     best, best_ids = work.scores, work.ids
     spare = room_at(room).spare
-    for query in range(query_ptr.size - 1):
-        e = _query_weigh(index, tokens, query_ptr[query : query + 2], work, term_ptr)
+    for query in range(scores.shape[0]):
+        e = _query_weigh(index, tokens, query_ptr[query : query + 2], work)
         n, least = 0, -np.inf
         for number in range(n_segments):
             segment = segment_at(index, number)
@@ -113,8 +127,8 @@ def _queries_search(
             lists_open(index, number, room, places[number], used, n_used, spare, lists)
             scan = n_used > TERMS or postings * dense >= segment.lengths.size
             n, least = segment_search(
-                index, number, room, lists, used, n_used, gain, bonus, shape, most, scan,
-                lookup, kind, mask, listed, k, best, best_ids, n, least,
+                index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup,
+                kind, mask, listed, k, best, best_ids, n, least,
             )  # fmt: skip
         if k > FEW:
             if n > k:
@@ -125,46 +139,3 @@ def _queries_search(
             scores[query, j], ids[query, j] = best[j], best_ids[j]
         for j in range(n, k):
             scores[query, j], ids[query, j] = -np.inf, ABSENT
-
-
-@kernel(nogil=True)
-def bm25_search_many(
-    index, room, tokens, query_ptr, kind, mask, listed, k, dense, lookup, scores, ids
-):  # fmt: skip
-    """The k best documents of every segment for q queries, padded with (-inf, -1).
-
-    index and room int64 are as in `bm25_state`; query i has the term ids
-    tokens[query_ptr[i]:query_ptr[i + 1]] int32, ABSENT = unknown; windows are scanned if there is a
-    posting for one in `dense` documents, and the postings of a few rows looked up if `lookup` for
-    each are less than all; scores float64[q, k], ids int64[q, k].
-    O(postings of its terms + candidates * log k) each.
-    """
-    m = 1
-    for query in range(query_ptr.size - 1):
-        m = max(m, query_ptr[query + 1] - query_ptr[query])
-    size = k if k <= FEW else 2 * k
-    memory = np.empty(_work_size(index[at.N_SEGMENTS], m, size) + 2, np.int64)
-    _queries_search(
-        index, room, tokens, query_ptr, kind, mask, listed, k, dense, lookup, scores, ids, m, memory
-    )
-
-
-@kernel(nogil=True)
-def bm25_search_one(index, room, n, k, dense, lookup, scores, ids):
-    """`bm25_search_many` for the one query of the room's n tokens; scores and ids of [k].
-
-    index and room are the addresses: an array costs 0.1 us at the door.
-    """
-    index, room = words_at(index, at.FIRST), words_at(room, at.TOKENS + 1)
-    index = words_at(begin_of(index), at.FIRST + index[at.N_SEGMENTS] * at.SEGMENT)
-    m = max(n, 1)
-    size = k if k <= FEW else 2 * k
-    memory = np.empty(_work_size(index[at.N_SEGMENTS], m, size) + 4, np.int64)
-    query_ptr = memory[-2:]
-    query_ptr[0], query_ptr[1] = 0, n
-    _queries_search(
-        index, room, tokens_at(room, n), query_ptr, NO_FILTER,
-        carray(pointer_at(np.int64(0)), (0,), np.bool_),
-        carray(pointer_at(np.int64(0)), (0,), np.int64), k, dense, lookup,
-        scores.reshape((1, k)), ids.reshape((1, k)), m, memory,
-    )  # fmt: skip

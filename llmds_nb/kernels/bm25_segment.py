@@ -17,7 +17,7 @@ import numpy as np
 
 from .._jit import carray, kernel, pointer_at
 from .bm25_formula import bm25_contribution
-from .bm25_state import begin_of, is_plain, room_at, segment_at
+from .bm25_state import begin_of, is_plain, postings_of, room_at, segment_at
 from .bm25_window import (
     CHUNK,
     MOST,
@@ -163,7 +163,7 @@ def lists_open(index, number, room, places, used, n_used, spare, lists):
         free += n_windows + 1
         row[_POSTINGS], row[_STEPS] = begin_of(postings), begin_of(steps)
         row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = begin_of(odd_rows), begin_of(odd_tfs), odd
-        size = list_rows(segment, place, rows, tfs, blocks[0], blocks[1])
+        size = list_rows(postings_of(segment), place, rows, tfs, blocks[0], blocks[1])
         n, odd = list_code(
             rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
             odd_tfs, odd,

@@ -2,9 +2,9 @@
 
 An *index* is int64[FIRST + S * SEGMENT] for S segments: numbers of the snapshot and the formula,
 the vocabulary, and for each segment the address of every array of a SegmentState, the rows and the
-columns of each, and whether all its documents are alive. A *room* is int64[9], the addresses of
-what one thread works with, and of the tokens of a query that comes alone. Arrays made from an
-address count no references; who calls keeps them alive. A Room, for windows of WINDOW rows, is
+columns of each, and whether all its documents are alive. A *room* is int64[ROOM], the addresses
+of what one thread works with. Arrays made from an address count no references; who calls keeps them
+alive. A Room, for windows of WINDOW rows, is
 
     marks    uint16[WINDOW]      all 0 between calls; no less than the scores of its rows, in units
     acc      float64[WINDOW]     all 0 between calls; the scores of rows that may be among the best
@@ -23,6 +23,7 @@ import numpy as np
 from .._jit import carray, kernel, pointer_at
 from .blocks import BLOCK
 from .lines import address_of
+from .postings import Segment
 from .unpacked import WINDOW
 
 BINS = 1 << 11
@@ -69,7 +70,7 @@ class Room(NamedTuple):
 
 N_SEGMENTS, N_DOCS, VARIANT, K1, P, Q, BASE, SLOPE, BLOB, BLOB_SIZE, PTR, PTR_SIZE = range(12)
 FIRST = 12
-TOKENS = len(Room._fields)
+ROOM = len(Room._fields)
 _N = len(SegmentState._fields)
 _PLAIN = 3 * _N
 SEGMENT = 3 * _N + 1
@@ -151,6 +152,12 @@ def segment_at(index, number):
 
 
 @kernel(internal=True)
+def postings_of(s):
+    """The Segment of a SegmentState: kernels of `postings` are then compiled once. O(1)."""
+    return Segment(s.ids, s.lengths, s.dead, s.terms, s.starts, s.entries, s.live, s.data)
+
+
+@kernel(internal=True)
 def room_at(room):
     """The Room at these addresses. O(1)."""
     return Room(
@@ -163,12 +170,6 @@ def room_at(room):
         carray(pointer_at(room[6]), (2, BLOCK), np.uint32),
         carray(pointer_at(room[7]), (SPARE,), np.int32),
     )
-
-
-@kernel(internal=True)
-def tokens_at(room, n):
-    """The n tokens of the query that is alone. O(1)."""
-    return carray(pointer_at(room[TOKENS]), (n,), np.int32)
 
 
 @kernel(internal=True)

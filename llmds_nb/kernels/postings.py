@@ -1,6 +1,6 @@
 """Postings of one immutable segment: which documents hold a term, how often, in few bytes.
 
-State of a segment with n documents and U terms that occur in it (`Segment` in _segments.py):
+State of a segment with n documents and U terms that occur in it (`Segment`):
 
     ids      int64[n]      external ids, strictly ascending; the position is the document's row
     lengths  int32[n]      tokens per document, stop words excluded
@@ -16,6 +16,8 @@ length; live, where known, counts the rows that are not dead. A published segmen
 for `live`, where any two writers would write the same.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .._jit import kernel
@@ -23,6 +25,19 @@ from .blocks import BLOCK, list_find, list_pack, list_unpack
 from .status import ABSENT
 
 _ENTRY_MOST = 12  # bytes: 8 / 128 of the table, 11.2 in a block, 10 as varints
+
+
+class Segment(NamedTuple):
+    """Some documents and their packed postings: the arrays above."""
+
+    ids: object
+    lengths: object
+    dead: object
+    terms: object
+    starts: object
+    entries: object
+    live: object
+    data: object
 
 
 @kernel(nogil=True)
