@@ -17,7 +17,7 @@ import numpy as np
 
 from .._jit import carray, kernel, pointer_at
 from .bm25_formula import bm25_contribution
-from .bm25_state import begin_of, is_plain, postings_of, room_at, segment_at
+from .bm25_state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
 from .bm25_window import (
     CHUNK,
     MOST,
@@ -263,7 +263,7 @@ def segment_search(
     """Offer the documents of a segment to the best of a query; return as `_offer`."""
     segment, scratch = segment_at(index, number), room_at(room)
     marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
-    values, bins = scratch.values, scratch.bins
+    values, bins, named = scratch.values, scratch.bins, scratch.named
     n_docs = segment.lengths.size
     plain = kind == NO_FILTER and is_plain(index, number)
     scale = 0.0
@@ -328,12 +328,16 @@ def segment_search(
                 index, number, room, lists, used, n_used, gain, bonus, shape, window,
                 np.uint16(bar), n_found, find,
             )  # fmt: skip
-        for j in range(n_found):
-            place = found[j]
-            score = acc[place]
-            acc[place] = 0.0
-            if score > 0.0 and score >= least:
-                n, least = _offer(best, best_ids, k, n, least, score, segment.ids[low + place])
+        for first in range(0, n_found, SOME):
+            some = found[first : min(first + SOME, n_found)]
+            for j in range(some.size):  # its cache misses are under way at once
+                named[j] = segment.ids[low + some[j]]
+            for j in range(some.size):
+                place = np.uint64(some[j])
+                score = acc[place]
+                acc[place] = 0.0
+                if score > 0.0 and score >= least:
+                    n, least = _offer(best, best_ids, k, n, least, score, named[j])
         if least > 0.0:
             bar = max(bar, np.int64(least * scale) + 1)
         for u in range(n_used):

@@ -13,6 +13,7 @@ alive. A Room, for windows of WINDOW rows, is
     values   uint16[WINDOW + 64] marks of some rows, or the largest of each chunk
     bins     int32[BINS]         how many marks of a query there were in each of these ranges
     blocks   uint32[2, 128]      rows and tfs of a block that is unpacked
+    named    int64[SOME]         ids of some rows
     spare    int32[SPARE]        for the packed lists of a query
 """
 
@@ -28,6 +29,7 @@ from .unpacked import WINDOW
 
 BINS = 1 << 11
 SPARE = 1 << 16
+SOME = 64
 
 
 class SegmentState(NamedTuple):
@@ -65,6 +67,7 @@ class Room(NamedTuple):
     values: object
     bins: object
     blocks: object
+    named: object
     spare: object
 
 
@@ -93,7 +96,7 @@ def room_made():
     return Room(
         np.zeros(WINDOW, np.uint16), np.zeros(WINDOW), np.empty(WINDOW + 1, np.int32),
         np.empty(WINDOW + 1, np.int32), np.empty(WINDOW + 64, np.uint16), np.empty(BINS, np.int32),
-        np.empty((2, BLOCK), np.uint32), np.empty(SPARE, np.int32),
+        np.empty((2, BLOCK), np.uint32), np.empty(SOME, np.int64), np.empty(SPARE, np.int32),
     )  # fmt: skip
 
 
@@ -168,7 +171,8 @@ def room_at(room):
         carray(pointer_at(room[4]), (WINDOW + 64,), np.uint16),
         carray(pointer_at(room[5]), (BINS,), np.int32),
         carray(pointer_at(room[6]), (2, BLOCK), np.uint32),
-        carray(pointer_at(room[7]), (SPARE,), np.int32),
+        carray(pointer_at(room[7]), (SOME,), np.int64),
+        carray(pointer_at(room[8]), (SPARE,), np.int32),
     )
 
 
