@@ -19,7 +19,8 @@ from .._jit import carray, kernel, pointer_at
 from .bm25_formula import bm25_contribution
 from .bm25_state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
 from .bm25_window import (
-    CHUNK,
+    CHUNKS,
+    MANY_ROWS,
     MOST,
     ROUND_UP,
     SLACK,
@@ -29,12 +30,11 @@ from .bm25_window import (
     bounds_touch,
     chunks_largest,
     chunks_reach,
-    code_find,
     kth_mark,
-    odd_find,
     odd_mark,
     rows_reach,
     scores_add,
+    scores_find,
     values_pad,
     values_reach,
 )
@@ -215,11 +215,11 @@ def _window_mark(
 
 @kernel(borrow=True)
 def _window_score(
-    index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, find
+    index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, lookup
 ):  # fmt: skip
-    """Add up the scores of the rows that reach the bar: found[:n_found], which may be looked up.
+    """Add up the scores of the rows that reach the bar, which are found[:n_found]. O(postings).
 
-    O(n_found * lists * log postings) if `find`, else O(postings).
+    They are looked up in lists that have more than `lookup` postings for each.
     """
     segment, scratch = segment_at(index, number), room_at(room)
     marks, acc, found = scratch.marks, scratch.acc, scratch.found
@@ -229,30 +229,46 @@ def _window_score(
     for u in range(n_used):
         row, e = lists[u], used[u]
         postings, begin, stop = _window_of(row, window, n_windows)
-        odd_rows = _ints(row[_ODD_ROWS], row[_ODD_STOP])
-        odd_tfs = _ints(row[_ODD_TFS], row[_ODD_STOP])
-        if not find:
+        if n_found * lookup < stop - begin:
+            scores_find(
+                postings,
+                begin,
+                stop,
+                segment.table,
+                gain[e],
+                bonus[e],
+                found,
+                n_found,
+                scratch.named,
+                acc,
+            )
+        else:
             scores_add(postings, begin, stop, segment.table, gain[e], bonus[e], marks, bar, acc)
+        if row[_ODD] < row[_ODD_STOP]:
+            odd_rows = _ints(row[_ODD_ROWS], row[_ODD_STOP])
+            odd_tfs = _ints(row[_ODD_TFS], row[_ODD_STOP])
             for i in range(row[_ODD], row[_ODD_STOP]):
-                place = odd_rows[i] - low
+                place = np.uint64(odd_rows[i] - low)
                 if marks[place] >= bar:
                     tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
                     acc[place] += bm25_contribution(
                         tf, length, gain[e], bonus[e], p, q, base, slope
                     )
-            continue
-        for j in range(n_found):
-            place = found[j]
-            code = code_find(postings, begin, stop, place)
-            if code >= 0:
-                acc[place] += gain[e] * segment.table[code] + bonus[e]
-            elif row[_ODD] < row[_ODD_STOP]:
-                i = odd_find(odd_rows, row[_ODD], row[_ODD_STOP], place + low)
-                if i >= 0:
-                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
-                    acc[place] += bm25_contribution(
-                        tf, length, gain[e], bonus[e], p, q, base, slope
-                    )
+
+
+@kernel(borrow=True)
+def _rank(scores, ids, n, k, best, best_ids):
+    """Put the k best of n <= SOME documents in order; return how many. O(n^2), no branches."""
+    positive = 0
+    for i in range(n):
+        score, id_ = scores[i], ids[i]
+        rank = 0
+        for j in range(n):
+            rank += (scores[j] > score) | ((scores[j] == score) & (ids[j] < id_))
+        positive += score > 0.0
+        if rank < k:
+            best[rank], best_ids[rank] = score, id_
+    return min(positive, k)
 
 
 @kernel(borrow=True)
@@ -263,7 +279,7 @@ def segment_search(
     """Offer the documents of a segment to the best of a query; return as `_offer`."""
     segment, scratch = segment_at(index, number), room_at(room)
     marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
-    values, bins, named = scratch.values, scratch.bins, scratch.named
+    values, bins, named, sums = scratch.values, scratch.bins, scratch.named, scratch.sums
     n_docs = segment.lengths.size
     plain = kind == NO_FILTER and is_plain(index, number)
     scale = 0.0
@@ -274,6 +290,9 @@ def segment_search(
     fresh = 0
     if k > FEW:
         bins[:] = 0
+    chunk = CHUNKS[0]
+    if n_docs > MANY_ROWS:
+        chunk = CHUNKS[1] if k > FEW else CHUNKS[2]
     for window in range(segment.steps.shape[1] - 1):
         if bar > MOST:
             break
@@ -287,13 +306,13 @@ def segment_search(
         if scale == 0.0:
             marks[:rows] = 1
         if scan:
-            n_chunks = (rows + CHUNK - 1) // CHUNK
-            chunks_largest(marks, n_chunks, values)
+            n_chunks = (rows + chunk - 1) // chunk
+            chunks_largest(marks, n_chunks, chunk, values)
             if plain and k <= FEW:
                 values_pad(values, n_chunks)
                 if values_reach(values, n_chunks, np.uint16(bar)) > k:
                     bar = max(bar, kth_mark(values, n_chunks, k) - slack)
-            n_found = chunks_reach(marks, n_chunks, values, np.uint16(bar), found)
+            n_found = chunks_reach(marks, n_chunks, chunk, values, np.uint16(bar), found)
         else:
             if plain and k <= FEW and k < n_touched <= MOST:
                 for j in range(n_touched):
@@ -323,10 +342,9 @@ def segment_search(
                     bar = higher
                     n_found = rows_reach(marks, found, n_found, np.uint16(bar), found)
         if n_found > 0:
-            find = n_found * n_used * lookup < total
             _window_score(
                 index, number, room, lists, used, n_used, gain, bonus, shape, window,
-                np.uint16(bar), n_found, find,
+                np.uint16(bar), n_found, lookup,
             )  # fmt: skip
         for first in range(0, n_found, SOME):
             some = found[first : min(first + SOME, n_found)]
@@ -334,10 +352,15 @@ def segment_search(
                 named[j] = segment.ids[low + some[j]]
             for j in range(some.size):
                 place = np.uint64(some[j])
-                score = acc[place]
+                sums[j] = acc[place]
                 acc[place] = 0.0
-                if score > 0.0 and score >= least:
-                    n, least = _offer(best, best_ids, k, n, least, score, named[j])
+            if n == 0 and k <= FEW and n_found <= SOME:
+                n = _rank(sums, named, n_found, k, best, best_ids)
+                least = best[k - 1] if n == k else least
+                break
+            for j in range(some.size):
+                if sums[j] > 0.0 and sums[j] >= least:
+                    n, least = _offer(best, best_ids, k, n, least, sums[j], named[j])
         if least > 0.0:
             bar = max(bar, np.int64(least * scale) + 1)
         for u in range(n_used):

@@ -14,6 +14,7 @@ alive. A Room, for windows of WINDOW rows, is
     bins     int32[BINS]         how many marks of a query there were in each of these ranges
     blocks   uint32[2, 128]      rows and tfs of a block that is unpacked
     named    int64[SOME]         ids of some rows
+    sums     float64[SOME]       and their scores
     spare    int32[SPARE]        for the packed lists of a query
 """
 
@@ -68,6 +69,7 @@ class Room(NamedTuple):
     bins: object
     blocks: object
     named: object
+    sums: object
     spare: object
 
 
@@ -96,7 +98,8 @@ def room_made():
     return Room(
         np.zeros(WINDOW, np.uint16), np.zeros(WINDOW), np.empty(WINDOW + 1, np.int32),
         np.empty(WINDOW + 1, np.int32), np.empty(WINDOW + 64, np.uint16), np.empty(BINS, np.int32),
-        np.empty((2, BLOCK), np.uint32), np.empty(SOME, np.int64), np.empty(SPARE, np.int32),
+        np.empty((2, BLOCK), np.uint32), np.empty(SOME, np.int64), np.empty(SOME),
+        np.empty(SPARE, np.int32),
     )  # fmt: skip
 
 
@@ -172,7 +175,8 @@ def room_at(room):
         carray(pointer_at(room[5]), (BINS,), np.int32),
         carray(pointer_at(room[6]), (2, BLOCK), np.uint32),
         carray(pointer_at(room[7]), (SOME,), np.int64),
-        carray(pointer_at(room[8]), (SPARE,), np.int32),
+        carray(pointer_at(room[8]), (SOME,), np.float64),
+        carray(pointer_at(room[9]), (SPARE,), np.int32),
     )
 
 

@@ -19,7 +19,8 @@ from .unpacked import WINDOW
 MOST = 65535  # units
 ROUND_UP = 1.03125
 SLACK = 1.05
-CHUNK = 64
+CHUNKS = (32, 64, 128)  # rows of a chunk: of few rows; of many; of many for few hits
+MANY_ROWS = 1 << 13
 PAD = 64
 GRAIN = 16
 _BIN_SHIFT = 5
@@ -65,30 +66,28 @@ def scores_add(postings, at, stop, table, gain, bonus, marks, bar, acc):
             acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
 
 
-@kernel(internal=True)
-def code_find(postings, at, stop, place):
-    """The code of the posting with this place among postings[at:stop], or -1. O(log)."""
-    first, left = np.uint64(at), np.uint64(stop - at)
-    place = np.uint32(place)
-    while left > _1:
-        half = left >> _1
-        first += half if postings[first + half - _1] & _PLACE < place else np.uint64(0)
-        left -= half
-    if left == _1 and postings[first] & _PLACE == place:
-        return np.int64(postings[first] >> _CODE)
-    return np.int64(-1)
+@kernel(borrow=True)
+def scores_find(postings, at, stop, table, gain, bonus, rows, n, spots, acc):
+    """Add what postings[at:stop], at least one, hold of n rows to their scores. O(n log postings).
 
-
-@kernel(internal=True)
-def odd_find(rows, at, stop, row):
-    """The position of `row` in ascending rows[at:stop], or -1. O(log)."""
-    while at < stop:
-        middle = (at + stop) >> 1
-        if rows[middle] < row:
-            at = middle + 1
-        else:
-            stop = middle
-    return at if at < rows.size and rows[at] == row else np.int64(-1)
+    All rows take a step before the next: none waits for another, and there is nothing to predict.
+    """
+    part = postings[at:stop]
+    for first in range(0, n, spots.size):
+        some = rows[first : min(first + spots.size, n)]
+        for j in range(some.size):
+            spots[j] = 0
+        left = part.size
+        while left > 1:
+            half = left >> 1
+            for j in range(some.size):
+                before = np.int64(part[np.uint64(spots[j] + half - 1)] & _PLACE) - some[j]
+                spots[j] += half & (before >> 63)
+            left -= half
+        for j in range(some.size):
+            posting = part[np.uint64(spots[j])]
+            hit = np.float64(np.int64(posting & _PLACE) == some[j])
+            acc[np.uint64(some[j])] += hit * (gain * table[np.uint64(posting >> _CODE)] + bonus)
 
 
 @kernel(internal=True)
@@ -107,25 +106,25 @@ def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks
 
 
 @kernel(borrow=True)
-def chunks_largest(marks, n_chunks, largest):
-    """The largest mark of each chunk. O(rows)."""
+def chunks_largest(marks, n_chunks, size, largest):
+    """The largest mark of each chunk of `size` rows. O(rows)."""
     for c in range(n_chunks):
-        chunk = marks[c * CHUNK : c * CHUNK + CHUNK]
+        chunk = marks[c * size : c * size + size]
         most = np.uint16(0)
-        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
+        for i in range(chunk.size):
             most = max(most, chunk[i])
         largest[c] = most
 
 
 @kernel(borrow=True)
-def chunks_reach(marks, n_chunks, largest, bar, found):
+def chunks_reach(marks, n_chunks, size, largest, bar, found):
     """List the rows whose mark reaches the bar >= 1; return how many. O(chunks + their rows)."""
     n = np.uint64(0)
     for c in range(n_chunks):
         if largest[c] >= bar:
-            first = c * CHUNK
-            chunk = marks[first : first + CHUNK]
-            for j in range(CHUNK):
+            first = c * size
+            chunk = marks[first : first + size]
+            for j in range(chunk.size):
                 found[n] = first + j
                 n += np.uint64(chunk[j] >= bar)
     return np.int64(n)
