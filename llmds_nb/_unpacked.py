@@ -28,7 +28,7 @@ class Unpacked(NamedTuple):
 
 
 def unpacked(segment) -> Unpacked:
-    """The longest lists of a segment, in 1.2 bytes a posting of it, or 16 MB if that is more."""
+    """The longest lists of a segment, in 1 byte a posting of it, or 12 MB if that is more."""
     entries = segment.entries
     budget = max(k.FLOOR, int(k.SHARE * entries.sum(dtype=np.int64)))
     n_windows = -(-len(segment.ids) // k.WINDOW)

@@ -20,7 +20,7 @@ from .tokenize import queries_group
 from .topk import topk_select, topk_spread
 
 DENSE = 32  # windows are scanned if there is a posting for one in so many documents
-LOOKUP = 16  # postings are passed in the time that one is found
+LOOKUP = 8  # postings are passed in the time that one is found
 
 
 class _Work(NamedTuple):
@@ -125,7 +125,8 @@ def bm25_search_many(
             if need > spare.size:
                 spare = np.empty(need, np.int32)
             lists_open(index, number, room, places[number], used, n_used, spare, lists)
-            scan = n_used > TERMS or postings * dense >= segment.lengths.size
+            spread = dense if k <= FEW else dense // 4  # with many hits, fewer rows are passed over
+            scan = n_used > TERMS or postings * spread >= segment.lengths.size
             n, least = segment_search(
                 index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup,
                 kind, mask, listed, k, best, best_ids, n, least,
