@@ -64,10 +64,16 @@ def prepared(snapshot, formula, table, before) -> Prepared:
         read |= {"table": pairs, "bounds": pairs.astype(np.float32)}
         states.append(SegmentState(*(read[name] for name in SegmentState._fields)))
     plain = [not segment.dead.any() for segment in snapshot.segments]
-    vocabulary = table.known()
+    vocabulary = _vocabulary(snapshot, table)
     variant = VARIANTS[formula.variant]
     index = index_of(snapshot, variant, formula.k1, shape, *vocabulary, states, plain)
     return Prepared(snapshot, formula, all_lists, states, vocabulary, index, address_of(index))
+
+
+def _vocabulary(snapshot, table):
+    """blob and ptr of the terms up to the last in a snapshot: later ones may be taken back."""
+    ends = [int(s.terms[-1]) + 1 for s in snapshot.segments if len(s.terms)]
+    return table.first(max(ends, default=0))
 
 
 class Scratch:
@@ -112,9 +118,9 @@ class Weighed(NamedTuple):
 def weighed(snapshot, formula, table, tokens) -> Weighed:
     """The terms of one query, a TokenBatch, by their weights in `snapshot`."""
     terms, counts = np.empty((2, len(tokens.ids)), np.int32)
-    n = queries_group(
-        *table.known(), tokens.ids, tokens.indptr, terms, counts, np.empty(2, np.int64)
-    )
+    blob, ptr = _vocabulary(snapshot, table)
+    term_ptr = np.empty(2, np.int64)
+    n = queries_group(blob, ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
     terms, counts = terms[:n], counts[:n]
     df = np.zeros(n, np.int64)
     places = []

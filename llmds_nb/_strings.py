@@ -34,11 +34,9 @@ class StringTable:
     def nbytes(self):
         return sum(a.nbytes for a in (self.blob, self.ptr, *self._lookup))
 
-    def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """(blob, ptr) of the strings there are; what is added later changes nothing in them."""
-        n = self._n  # before the arrays, which hold them all
-        ptr = self.ptr
-        return self.blob, ptr[: n + 1]
+    def first(self, n) -> tuple[np.ndarray, np.ndarray]:
+        """(blob, ptr) of the first n strings, which no writer will take back: they never change."""
+        return self.blob, self.ptr[: n + 1]
 
     def lookup(self) -> tuple:
         """(blob, ptr, hashes, slots), for a kernel that looks strings up while none are added."""
