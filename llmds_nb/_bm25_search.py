@@ -17,6 +17,8 @@ from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
 _TEXT = 1 << 12  # bytes of a query that goes the short way
+_TERMS = 32
+_KEPT_WORK = 1 << 17
 
 
 class Formula(NamedTuple):
@@ -80,8 +82,8 @@ class Scratch:
     """What one thread's searches work with, and where it is, for the kernel."""
 
     __slots__ = (
-        "address", "addresses", "arrays", "query_ptr", "query_ptr_at", "text", "text_at", "tokens",
-        "tokens_at", "work", "work_at",
+        "address", "addresses", "arrays", "fits", "query_ptr", "query_ptr_at", "text", "text_at",
+        "tokens", "tokens_at", "work", "work_at",
     )  # fmt: skip
 
     def __init__(self):
@@ -93,14 +95,17 @@ class Scratch:
         self.tokens_at = address_of(self.tokens)
         self.query_ptr = np.zeros(2, np.int64)
         self.query_ptr_at = address_of(self.query_ptr)
-        self.work = np.empty(0, np.int64)
+        self.work, self.fits = np.empty(0, np.int64), None
 
     def work_for(self, n_segments, m, depth) -> int:
         """The address of memory for queries of up to m terms."""
-        size = k.work_size(n_segments, m, depth)
-        if size > len(self.work):
-            self.work = np.empty(2 * size, np.int64)
-            self.work_at = address_of(self.work)
+        wanted = n_segments, m, depth
+        if wanted != self.fits:  # usually it is for what it was made for
+            size = k.work_size(n_segments, m, depth)
+            if size > len(self.work):
+                self.work = np.empty(size, np.int64)
+                self.work_at = address_of(self.work)
+            self.fits = wanted
         return self.work_at
 
 
@@ -153,7 +158,7 @@ def search(ready, tokens, depth, filters, threads, scratch):
             tokens_at, address_of(here), *_filter_words(one_filter), depth, k.DENSE, k.LOOKUP,
             scores[start:stop], ids[start:stop],
         )  # fmt: skip
-        scratch.append(room)
+        _give_back(scratch, room)
 
     if len(filters) > 1:
         jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
@@ -176,16 +181,16 @@ def search_one(ready, tokenizer, text, depth, scratch):
     room = _borrow(scratch)
     n = tokenizer._encode_short(text, room)
     if n < 0:
-        scratch.append(room)
+        _give_back(scratch, room)
         return None
     room.query_ptr[1] = n
-    m = n or 1
+    m = max(n, _TERMS)  # of most queries, so that there is memory for it
     scores, ids = np.empty((1, depth)), np.empty((1, depth), np.int64)
     _call(
         ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
         room.query_ptr_at, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
     )  # fmt: skip
-    scratch.append(room)
+    _give_back(scratch, room)
     return ids, scores
 
 
@@ -205,6 +210,11 @@ def _borrow(scratch):
         return scratch.pop()
     except IndexError:
         return Scratch()
+
+
+def _give_back(scratch, room):
+    if len(room.work) <= _KEPT_WORK:  # that of a search for very many hits is not kept
+        scratch.append(room)
 
 
 def _filter_words(one_filter):

@@ -287,24 +287,20 @@ class InvertedIndex(Stored):
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         snapshot = self._snapshot  # before the terms, so that every term of it is known
+        text = queries[0] if type(queries) is list and len(queries) == 1 else queries
+        usual = type(text) is str and filter is None and type(k) is type(threads) is int
+        if usual and 1 <= k <= snapshot.n_docs and threads >= 1 and snapshot.n_tokens:
+            ready = self._ready(snapshot)
+            found = _bm25_search.search_one(ready, self.tokenizer, text, k, self._scratch)
+            if found is not None:
+                ids, scores = found
+                return Hits(ids[0], scores[0]) if text is queries else Hits(ids, scores)
         if isinstance(queries, TokenBatch):
             tokens = _checked(queries, len(self.tokenizer))
             n = len(tokens.indptr) - 1
         else:
             texts, tokens = _checks.texts(queries, "queries"), None
             n = len(texts)
-            if n == 1 and filter is None:
-                k, _ = _checks.integer(k, "k", low=1), _checks.integer(threads, "threads", low=1)
-                if k <= snapshot.n_docs and snapshot.n_tokens:
-                    ready = self._ready(snapshot)
-                    found = _bm25_search.search_one(
-                        ready, self.tokenizer, texts[0], k, self._scratch
-                    )
-                    if found is not None:
-                        ids, scores = found
-                        if isinstance(queries, str):
-                            return Hits(ids[0], scores[0])
-                        return Hits(ids, scores)
         k, filters, threads = _checks.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
