@@ -19,22 +19,23 @@ from .._jit import carray, kernel, pointer_at
 from .bm25_formula import bm25_contribution
 from .bm25_state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
 from .bm25_window import (
-    CHUNKS,
     MANY_ROWS,
     MOST,
     ROUND_UP,
     SLACK,
+    STRIPS,
     bins_bound,
     bins_count,
     bounds_add,
     bounds_touch,
-    chunks_largest,
-    chunks_reach,
+    columns_largest,
+    columns_reach,
     kth_mark,
     odd_mark,
     rows_reach,
     scores_add,
     scores_find,
+    strips_width,
     values_pad,
     values_reach,
 )
@@ -290,9 +291,9 @@ def segment_search(
     fresh = 0
     if k > FEW:
         bins[:] = 0
-    chunk = CHUNKS[0]
+    strips = STRIPS[0]
     if n_docs > MANY_ROWS:
-        chunk = CHUNKS[1] if k > FEW else CHUNKS[2]
+        strips = STRIPS[1] if k > FEW else STRIPS[2]
     for window in range(segment.steps.shape[1] - 1):
         if bar > MOST:
             break
@@ -306,13 +307,11 @@ def segment_search(
         if scale == 0.0:
             marks[:rows] = 1
         if scan:
-            n_chunks = (rows + chunk - 1) // chunk
-            chunks_largest(marks, n_chunks, chunk, values)
-            if plain and k <= FEW:
-                values_pad(values, n_chunks)
-                if values_reach(values, n_chunks, np.uint16(bar)) > k:
-                    bar = max(bar, kth_mark(values, n_chunks, k) - slack)
-            n_found = chunks_reach(marks, n_chunks, chunk, values, np.uint16(bar), found)
+            width = strips_width(rows, strips)
+            columns_largest(marks, strips, width, values)
+            if plain and k <= FEW and values_reach(values, width, np.uint16(bar)) > k:
+                bar = max(bar, kth_mark(values, width, k) - slack)
+            n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
         else:
             if plain and k <= FEW and k < n_touched <= MOST:
                 for j in range(n_touched):

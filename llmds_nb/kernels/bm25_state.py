@@ -10,7 +10,7 @@ alive. A Room, for windows of WINDOW rows, is
     acc      float64[WINDOW]     all 0 between calls; the scores of rows that may be among the best
     touched  int32[WINDOW + 1]   rows whose mark is not 0
     found    int32[WINDOW + 1]   rows that may be among the best
-    values   uint16[WINDOW + 64] marks of some rows, or the largest of each chunk
+    values   uint16[WINDOW + 64] marks of some rows, or the largest of each column
     bins     int32[BINS]         how many marks of a query there were in each of these ranges
     blocks   uint32[2, 128]      rows and tfs of a block that is unpacked
     named    int64[SOME]         ids of some rows

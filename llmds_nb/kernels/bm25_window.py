@@ -19,7 +19,7 @@ from .unpacked import WINDOW
 MOST = 65535  # units
 ROUND_UP = 1.03125
 SLACK = 1.05
-CHUNKS = (32, 64, 128)  # rows of a chunk: of few rows; of many; of many for few hits
+STRIPS = (32, 64, 128)  # of a window: of few rows; of many; of many for few hits
 MANY_ROWS = 1 << 13
 PAD = 64
 GRAIN = 16
@@ -105,28 +105,36 @@ def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks
     return n
 
 
-@kernel(borrow=True)
-def chunks_largest(marks, n_chunks, size, largest):
-    """The largest mark of each chunk of `size` rows. O(rows)."""
-    for c in range(n_chunks):
-        chunk = marks[c * size : c * size + size]
-        most = np.uint16(0)
-        for i in range(chunk.size):
-            most = max(most, chunk[i])
-        largest[c] = most
+@kernel(internal=True)
+def strips_width(rows, strips):
+    """Rows of each of so many strips that cover a window, a multiple of PAD. O(1)."""
+    return ((rows + strips - 1) // strips + PAD - 1) // PAD * PAD
 
 
 @kernel(borrow=True)
-def chunks_reach(marks, n_chunks, size, largest, bar, found):
-    """List the rows whose mark reaches the bar >= 1; return how many. O(chunks + their rows)."""
+def columns_largest(marks, strips, width, largest):
+    """The largest mark of each column: row i of every strip. O(rows), without a step across."""
+    out = largest[:width]
+    out[:] = 0
+    for strip in range(0, strips, 4):
+        first = strip * width
+        a, b = marks[first : first + width], marks[first + width : first + 2 * width]
+        first += 2 * width
+        c, d = marks[first : first + width], marks[first + width : first + 2 * width]
+        for i in range(out.size):
+            out[i] = max(max(max(a[i], b[i]), max(c[i], d[i])), out[i])
+
+
+@kernel(borrow=True)
+def columns_reach(marks, strips, width, largest, bar, found):
+    """List the rows whose mark reaches the bar >= 1; return how many. O(columns + their rows)."""
     n = np.uint64(0)
-    for c in range(n_chunks):
-        if largest[c] >= bar:
-            first = c * size
-            chunk = marks[first : first + size]
-            for j in range(chunk.size):
-                found[n] = first + j
-                n += np.uint64(chunk[j] >= bar)
+    for i in range(width):
+        if largest[i] >= bar:
+            for strip in range(strips):
+                row = strip * width + i
+                found[n] = row
+                n += np.uint64(marks[np.uint64(row)] >= bar)
     return np.int64(n)
 
 
