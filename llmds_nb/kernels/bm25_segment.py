@@ -28,6 +28,7 @@ from .bm25_window import (
     bins_count,
     bounds_add,
     bounds_touch,
+    chunks_reach,
     columns_largest,
     columns_reach,
     kth_mark,
@@ -291,9 +292,7 @@ def segment_search(
     fresh = 0
     if k > FEW:
         bins[:] = 0
-    strips = STRIPS[0]
-    if n_docs > MANY_ROWS:
-        strips = STRIPS[1] if k > FEW else STRIPS[2]
+    strips = STRIPS[0] if n_docs <= MANY_ROWS else STRIPS[1]
     for window in range(segment.steps.shape[1] - 1):
         if bar > MOST:
             break
@@ -306,10 +305,12 @@ def segment_search(
             continue
         if scale == 0.0:
             marks[:rows] = 1
-        if scan:
+        if scan and k > FEW:
+            n_found = chunks_reach(marks, rows, np.uint16(bar), found)
+        elif scan:
             width = strips_width(rows, strips)
             columns_largest(marks, strips, width, values)
-            if plain and k <= FEW and values_reach(values, width, np.uint16(bar)) > k:
+            if plain and values_reach(values, width, np.uint16(bar)) > k:
                 bar = max(bar, kth_mark(values, width, k) - slack)
             n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
         else:

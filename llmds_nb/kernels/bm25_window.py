@@ -19,7 +19,8 @@ from .unpacked import WINDOW
 MOST = 65535  # units
 ROUND_UP = 1.03125
 SLACK = 1.05
-STRIPS = (32, 64, 128)  # of a window: of few rows; of many; of many for few hits
+STRIPS = (32, 128)  # of a window of few rows, of many
+CHUNK = 64
 MANY_ROWS = 1 << 13
 PAD = 64
 GRAIN = 16
@@ -103,6 +104,25 @@ def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks
         marks[place] = before + np.uint16(np.int32(added * scale + ROUND_UP))
         n += before == 0
     return n
+
+
+@kernel(borrow=True)
+def chunks_reach(marks, rows, bar, found):
+    """List the rows whose mark reaches the bar >= 1, ascending; return how many. O(rows).
+
+    For many: what is then done with them is faster in order.
+    """
+    n = np.uint64(0)
+    for first in range(0, rows, CHUNK):
+        chunk = marks[first : first + CHUNK]
+        most = np.uint16(0)
+        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
+            most = max(most, chunk[i])
+        if most >= bar:
+            for j in range(CHUNK):
+                found[n] = first + j
+                n += np.uint64(chunk[j] >= bar)
+    return np.int64(n)
 
 
 @kernel(internal=True)
