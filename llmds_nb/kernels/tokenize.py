@@ -106,6 +106,17 @@ def _grown_slots(hashes, n, size):
     return slots
 
 
+@kernel(internal=True)
+def _word_at(data, position, end):
+    """(start, stop) of the first word in data[position:end], (end, end) if none. O(bytes)."""
+    while position < end and data[position] == 0:
+        position += 1
+    start = position
+    while position < end and data[position] != 0:
+        position += 1
+    return start, position
+
+
 @kernel(nogil=True)
 def words_number(data, text_ptr, shortest):
     """Number the distinct words of each text, words shorter than `shortest` left out.
@@ -128,12 +139,7 @@ def words_number(data, text_ptr, shortest):
     for text in range(n_texts):
         position, end = text_ptr[text], text_ptr[text + 1]
         while position < end:
-            if data[position] == 0:
-                position += 1
-                continue
-            start = position
-            while position < end and data[position] != 0:
-                position += 1
+            start, position = _word_at(data, position, end)
             if position - start < shortest:
                 continue
             hash_ = hash_bytes(data, start, position, _SEED)
@@ -178,12 +184,7 @@ def words_find(
     for text in range(text_ptr.size - 1):
         position, end = text_ptr[text], text_ptr[text + 1]
         while position < end:
-            if data[position] == 0:
-                position += 1
-                continue
-            start = position
-            while position < end and data[position] != 0:
-                position += 1
+            start, position = _word_at(data, position, end)
             if position - start < shortest:
                 continue
             hash_ = hash_bytes(data, start, position, _SEED)
