@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._jit import entry_of
+from ._jit import direct
 from ._unpacked import Unpacked, unpacked
 from .kernels import bm25 as k
 from .kernels.bm25_formula import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
@@ -17,6 +17,8 @@ from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
 _TEXT = 1 << 12  # bytes of a query that goes the short way
+
+_search_many = direct(globals(), "_search_many", k.bm25_search_many)
 _TERMS = 32
 _KEPT_WORK = 1 << 17
 
@@ -153,7 +155,7 @@ def search(ready, tokens, depth, filters, threads, scratch):
     def run(start, stop, one_filter):
         room = _borrow(scratch)
         here = tokens.indptr[start : stop + 1]
-        _call(
+        _search_many(
             ready.address, room.address, room.work_for(n_segments, widest, depth), widest,
             tokens_at, address_of(here), *_filter_words(one_filter), depth, k.DENSE, k.LOOKUP,
             scores[start:stop], ids[start:stop],
@@ -186,22 +188,12 @@ def search_one(ready, tokenizer, text, depth, scratch):
     room.query_ptr[1] = n
     m = max(n, _TERMS)  # of most queries, so that there is memory for it
     scores, ids = np.empty((1, depth)), np.empty((1, depth), np.int64)
-    _call(
+    _search_many(
         ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
         room.query_ptr_at, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
     )  # fmt: skip
     _give_back(scratch, room)
     return ids, scores
-
-
-_entries = []  # the machine code of bm25_search_many
-
-
-def _call(*args):
-    """bm25_search_many, without a look at types that are always the same."""
-    if not _entries:
-        _entries.append(entry_of(k.bm25_search_many, *args))
-    _entries[0](*args)
 
 
 def _borrow(scratch):

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _checks
 from ._embedding import Embedder, checked_vectors, is_usual
-from ._jit import entry_of
+from ._jit import direct
 from ._store import nest, unnest
 from ._texts import TextStore
 from .encoders import LsaEncoder
@@ -23,6 +23,7 @@ FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 DEPTH = 100  # candidates that each half contributes, or k if that is more
 _NO_LENGTH = 1e-18  # HNSW refuses shorter vectors where directions are compared
 _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)
+_fuse = direct(globals(), "_fuse", fusion_combine_many)
 _PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
 
 
@@ -195,7 +196,7 @@ class HybridIndex:
             near = dense.search(vector, depth, ef=_ef(settings, depth))
         words = self._ready(state, settings).sparse.search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _fuse((*near, *words, FUSIONS[fusion], weight, 1, *answer))
+        _fuse(*near, *words, FUSIONS[fusion], weight, 1, *answer)
         return answer
 
     def search(self, state, settings, threads, requests) -> Hits:
@@ -343,18 +344,8 @@ def fused(found, fusion, weight, k) -> Hits:
     n = len(found[0])
     answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
     flat = [part.reshape(-1) for part in (*found, *answer)]
-    _fuse((*flat[:4], FUSIONS[fusion], weight, n, *flat[4:]))
+    _fuse(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
     return answer
-
-
-_entries = []  # the machine code of fusion_combine_many
-
-
-def _fuse(args):
-    """fusion_combine_many without the dispatcher: the types differ between no two calls."""
-    if not _entries:
-        _entries.append(entry_of(fusion_combine_many, *args))
-    _entries[0](*args)
 
 
 def _formula(sparse) -> tuple:

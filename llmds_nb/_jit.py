@@ -227,6 +227,19 @@ def entry_of(dispatcher, *args):
     return dispatcher.compile(tuple(numba.typeof(arg) for arg in args))
 
 
+def direct(names, name, dispatcher):
+    """What stands for a kernel as names[name], in a module's globals(), until it is first called.
+
+    From then on it is the machine code itself, of `entry_of`, for arguments of these types.
+    """
+
+    def first_call(*args):
+        names[name] = entry_of(dispatcher, *args)
+        return names[name](*args)
+
+    return first_call
+
+
 def compile_over(make, function):
     """Compile `make(function)`, which calls a user's function, itself compiled if it is not yet."""
     if not hasattr(function, "py_func"):

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from ._jit import entry_of
+from ._jit import direct
 from ._strings import DROPPED, StringTable
 from .kernels import tokenize as k
 from .kernels.lines import address_of
@@ -13,7 +13,7 @@ _MOST = 1 << 16  # words that are remembered
 _SOME = 64  # words that a query may bring and that are looked up at once
 
 
-_entries = []  # the machine code of words_find_one, called without a look at types
+_find_one = direct(globals(), "_find_one", k.words_find_one)
 
 
 class KnownWords:
@@ -69,10 +69,7 @@ class KnownWords:
         arrays, known = self._state
         if not arrays:
             return -1
-        args = known, text, n, tokens, DROPPED, shortest
-        if not _entries:
-            _entries.append(entry_of(k.words_find_one, *args))
-        return _entries[0](*args)
+        return _find_one(known, text, n, tokens, DROPPED, shortest)
 
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._jit import entry_of
+from ._jit import direct
 from .kernels import heap as k
 from .kernels.hashtable import empty_table, table_find
 from .kernels.lines import aligned_zeros
@@ -17,22 +17,10 @@ _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
-def _code(name, kernel):
-    """What stands for a kernel under this name of the module until its first call compiled it.
-
-    From then on it is the machine code itself, without the dispatcher: a third of a single call.
-    """
-
-    def first_call(*args):
-        globals()[name] = entry_of(kernel, *args)
-        return globals()[name](*args)
-
-    return first_call
-
-
-_push = _code("_push", k.heap_push)
-_update = _code("_update", k.heap_update)
-_pop = _code("_pop", k.heap_pop)
+# Without the dispatcher: it takes a third of a single call.
+_push = direct(globals(), "_push", k.heap_push)
+_update = direct(globals(), "_update", k.heap_update)
+_pop = direct(globals(), "_pop", k.heap_pop)
 
 
 class HeapEntry(NamedTuple):
