@@ -17,6 +17,7 @@ from .kernels.postings import postings_df_add
 from .kernels.tokenize import queries_group
 
 _TEXT = 1 << 12  # bytes of a query that goes the short way
+_PARTS = 4  # of a batch for each thread, since queries take unlike times
 
 _search_many = direct(globals(), "_search_many", k.bm25_search_many)
 _TERMS = 32
@@ -165,7 +166,7 @@ def search(ready, tokens, depth, filters, threads, scratch):
     if len(filters) > 1:
         jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
     else:
-        n_parts = max(1, min(threads, n))
+        n_parts = 1 if threads == 1 else max(1, min(_PARTS * threads, n))
         edges = [n * i // n_parts for i in range(n_parts + 1)]
         jobs = [(start, stop, filters[0]) for start, stop in itertools.pairwise(edges)]
     if threads == 1 or len(jobs) == 1:
