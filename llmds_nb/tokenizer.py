@@ -51,8 +51,8 @@ class Tokenizer:
 
     A tokenizer owns a vocabulary, empty at first. `fit` grows it, and so do `InvertedIndex.add` and
     `LsaEncoder.fit` with the tokenizer they were given; `encode` never does and gives unknown terms
-    the id -1. Ids count up in order of first appearance and never change, so several structures may
-    share one tokenizer. ASCII text with a plain-word pattern takes a compiled path, every other
+    the id -1. Ids count up as terms are met and never change, so several structures may share one
+    tokenizer. ASCII text with a plain-word pattern takes a compiled path, every other
     text Python's `re`, with the same result.
 
     Parameters
