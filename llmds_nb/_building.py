@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from . import _checks, _segments
-from .tokenizer import joined
+from ._token_batches import joined
 
 _SEGMENT_TOKENS = 1 << 22  # tokens and texts before they are packed: 70 MB of arrays meanwhile
 _NOTHING = object()

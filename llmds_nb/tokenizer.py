@@ -3,13 +3,12 @@
 import re
 import threading
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks
-from ._strings import DROPPED, StringTable, offsets
+from ._strings import StringTable, offsets
+from ._token_batches import TokenBatch, joined, joined_lists, kept_or_dropped, mapped, split_up
 from ._words import KnownWords
 from .kernels import tokenize as k
 from .kernels.status import ABSENT
@@ -37,13 +36,6 @@ PATTERN = r"\b\w\w+\b"
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
 _CHUNK_CHARS = 1 << 20  # a chunk's words stay in the cache
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
-
-
-class TokenBatch(NamedTuple):
-    """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term."""
-
-    ids: np.ndarray  # int32[n_tokens]
-    indptr: np.ndarray  # int64[n + 1]
 
 
 class Tokenizer:
@@ -253,7 +245,7 @@ class Tokenizer:
     def count_tokens(self, text):
         """Tokens that `encode` would return: an int for one text, int64[n] for a list of texts."""
         texts = _checks.texts(text, "text")
-        parts = [_mapped(*chunk, _kept_or_dropped) for chunk in self._chunks(texts)]
+        parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]
         counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
 
@@ -287,26 +279,26 @@ class Tokenizer:
     def _grown(self, texts):
         """Yield the tokens of some texts at a time, unknown terms being added: in `_growing`."""
         for chunk in self._chunks(texts):
-            yield _mapped(*chunk, self._table.add)
+            yield mapped(*chunk, self._table.add)
 
     def _encode_known(self, texts) -> TokenBatch:
         """`_encode` by the words that are known: in one kernel call where the texts are plain."""
         self._check_whole()
         together = texts[0] if len(texts) == 1 else "".join(texts)
         if len(together) > _CHUNK_CHARS:
-            return joined([_mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
+            return joined([mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
         known = self._known  # replaced, not emptied, when the vocabulary changes
         if self._shortest is None:
-            return _joined_lists([known.find(self._words(t), self._look_up) for t in texts])
+            return joined_lists([known.find(self._words(t), self._look_up) for t in texts])
         if together.isascii():
             return self._encode_plain(known, together, texts)
         plain = [text for text in texts if text.isascii()]
-        parts = _split_up(self._encode_plain(known, "".join(plain), plain))
+        parts = split_up(self._encode_plain(known, "".join(plain), plain))
         found = [
             next(parts) if text.isascii() else known.find(self._words(text), self._look_up)
             for text in texts
         ]
-        return _joined_lists(found)
+        return joined_lists(found)
 
     def _encode_plain(self, known, together, texts) -> TokenBatch:
         data = np.frombuffer(bytearray(together, "ascii").translate(self._fold), np.uint8)
@@ -461,39 +453,6 @@ class Tokenizer:
         tokenizer = Tokenizer().fit(texts)
         tokenizer.encode(texts)
         StringTable.from_arrays(tokenizer._table.arrays())
-
-
-def _split_up(batch):
-    """Yield the ids of each text of a TokenBatch as a list."""
-    ids = batch.ids.tolist()
-    for start, stop in pairwise(batch.indptr.tolist()):
-        yield ids[start:stop]
-
-
-def _joined_lists(lists) -> TokenBatch:
-    """The lists of ids of some texts as a token batch."""
-    ids = np.array([id_ for some in lists for id_ in some], np.int32)
-    return TokenBatch(ids, offsets(list(map(len, lists))))
-
-
-def joined(parts) -> TokenBatch:
-    """Several token batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    ids = [part.ids for part in parts] or [np.zeros(0, np.int32)]
-    counts = [np.diff(part.indptr) for part in parts] or [np.zeros(0, np.int64)]
-    return TokenBatch(np.concatenate(ids), offsets(np.concatenate(counts)))
-
-
-def _mapped(numbers, word_ptr, terms, look_up) -> TokenBatch:
-    ids_of = look_up(terms)
-    out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
-    n = k.tokens_map(numbers, word_ptr, ids_of, np.int32(DROPPED), out, out_ptr)
-    return TokenBatch(out[:n], out_ptr)
-
-
-def _kept_or_dropped(terms) -> np.ndarray:
-    return np.array([0 if term else DROPPED for term in terms], np.int32)
 
 
 def _clean(text) -> str:
