@@ -185,21 +185,27 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
             kind, arrays["basis"], arrays["offset"], _checks.real(step, "step", above=0),
             fitted_on, clipped, coded, strict, _checks.real(longest, "longest", low=0),
         )  # fmt: skip
-        fits = NONE if empty.coding is not None else (SQ8, PCA)
-        if kind not in fits or strict != (empty.rows is empty.vectors):
+        walks_vectors = empty.rows is empty.vectors
+        fits = (SQ8,) if walks_vectors else (SQ8, PCA)  # a sieve has no basis
+        if empty.coding is not None:
+            fits = (NONE,)
+        if kind not in fits or strict is not walks_vectors:
             raise CorruptFileError(f"codes of kind {kind!r} do not fit the settings")
     codes_only = empty.vectors.dtype == np.uint8
     rows = arrays.get("rows", arrays["vectors"])
-    sieve, wild = arrays.get("sieve", empty.sieve), arrays.get("wild", empty.wild)
+    sieve, wild = empty.sieve, empty.wild
     width = empty.vectors.shape[1]
     if n and coding is not None and kind != NONE:
         if codes_only:
             width = coding.width
         _expect("basis", coding.basis, np.float32, _basis_shape(coding, empty.vectors.shape[1]))
-        _expect("offset", coding.offset, np.float32, (len(coding.offset),))
+        n_parts = len(coding.offset) if kind == PCA else empty.vectors.shape[1]
+        _expect("offset", coding.offset, np.float32, (n_parts,))
+        if coding.strict:
+            sieve, wild = arrays["sieve"], arrays["wild"]
+            _expect("wild", wild, np.bool_, (n if len(wild) else 0,))
         name, codes = ("sieve", sieve) if coding.strict else ("rows", rows)
         _expect(name, codes, np.uint8, (n, coding.width))
-        _expect("wild", wild, np.bool_, (n if len(wild) else 0,))
     elif n and coding is None:
         raise CorruptFileError("there are vectors but no codes")
     _expect("vectors", arrays["vectors"], empty.vectors.dtype, (n, width))

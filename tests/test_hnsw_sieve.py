@@ -8,7 +8,7 @@ from numba import njit
 from samples_hnsw import METRICS, SHAPES, data, logical_state, shape
 
 import llmds_nb._hnsw_codes
-from llmds_nb import HNSW
+from llmds_nb import HNSW, CorruptFileError
 from llmds_nb._hnsw_vectors import METRICS as METRIC_NUMBERS
 from llmds_nb.kernels.distance import rows_keys
 from llmds_nb.kernels.sieve import sieve_query, slots_sieved
@@ -159,6 +159,60 @@ def test_a_file_keeps_the_sieve(sieve_from, tmp_path):
         same([loaded.search(queries, 5)], [index.search(queries, 5)])
         loaded.add(queries)
         loaded.check()
+
+
+def without_wild(arrays, coding):
+    arrays["wild"] = arrays["wild"][:-1]
+
+
+def with_short_offset(arrays, coding):
+    arrays["offset"] = arrays["offset"][:-1]
+
+
+def with_narrow_sieve(arrays, coding):
+    arrays["sieve"] = arrays["sieve"][:, :-1]
+
+
+def with_basis(arrays, coding):
+    coding[0], arrays["basis"] = "pca-sq8", np.zeros((16, 16), np.float32)
+
+
+def of_another_kind(arrays, coding):
+    coding[0] = "none"
+
+
+def of_part_of_a_kind(arrays, coding):
+    coding[0] = "q8"
+
+
+def not_strict(arrays, coding):
+    coding[5] = False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without_wild, with_short_offset, with_narrow_sieve, with_basis, of_another_kind,
+     of_part_of_a_kind, not_strict],
+)  # fmt: skip
+def test_a_file_whose_sieve_does_not_fit_is_refused(sieve_from, change):
+    sieve_from(1)
+    index = HNSW(16, quantize=None)
+    index.add(shape("outlier", 200, 16))
+    arrays, header = index._state()
+    HNSW._from_state(dict(arrays), header).check()
+    change(arrays, header["graph"]["coding"])
+    with pytest.raises(CorruptFileError):
+        HNSW._from_state(arrays, header)
+
+
+@pytest.mark.parametrize("kind", ["no", "sq8"])
+def test_a_file_without_codes_has_no_kind_of_them(kind):
+    index = HNSW(16, quantize=None)
+    index.add(data(20, 16))
+    arrays, header = index._state()
+    header["graph"]["coding"][0] = kind
+    with pytest.raises(CorruptFileError):
+        HNSW._from_state(arrays, header)
 
 
 def test_stats_say_that_the_walk_compares_vectors():
