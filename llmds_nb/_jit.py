@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numba
 from llvmlite import ir
-from numba import carray as carray  # an array at a pointer: kernels import it from here
 from numba.core import cgutils, config, sigutils, types
 from numba.extending import intrinsic, overload
 from numba.np import arrayobj
+
+from ._parts import PartCompiler
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ KERNELS = []  # every dispatcher made here, in order of definition; warm-up and 
 
 def _package_stamp(folder: Path) -> str:
     digest = hashlib.sha256(repr((config.BOUNDSCHECK, config.OPT)).encode())
-    for path in [folder / "_jit.py", *sorted((folder / "kernels").glob("*.py"))]:
+    compiling = (folder / name for name in ("_jit.py", "_parts.py"))
+    for path in [*compiling, *sorted((folder / "kernels").glob("*.py"))]:
         digest.update(path.name.encode() + b"\0")
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -167,8 +169,8 @@ def _accept_only(dispatcher, accepts):
 
 
 def kernel(
-    func=None, *, nogil=False, fastmath=False, inline=False, internal=False, borrow=False,
-    accepts=None,
+    func=None, *, nogil=False, fastmath=False, inline=False, internal=False, apart=False,
+    borrow=False, accepts=None,
 ):  # fmt: skip
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
@@ -181,10 +183,12 @@ def kernel(
         Allow reassociation and contraction, never the assumption that NaN and infinity are absent.
         Only for distance kernels, whose input was checked to be finite.
     internal : bool
-        Only ever called from other kernels: no door for Python is compiled, which takes more than
-        half of the compile time of a small function, and LLVM inlines it. By itself it would not
-        where reference counts are left in the body, and a call passes a state of seven arrays as
-        56 words.
+        Only ever called from other kernels: a part of these, compiled with them (see `_parts`)
+        and not cached by itself, and LLVM inlines it. By itself it would not where reference
+        counts are left in the body, and a call passes a state of seven arrays as 56 words.
+    apart : bool
+        As `internal`, but a function of its own unless LLVM thinks otherwise: for a loop that
+        needs the registers for itself.
     inline : bool
         Part of its callers before type inference, for loops as short as a call: LLVM does not
         inline what it has vectorised, and passing arrays costs 10 to 20 ns.
@@ -199,20 +203,23 @@ def kernel(
     """
     if func is None:
         options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}
-        return lambda f: kernel(f, **options, internal=internal, borrow=borrow)
+        return lambda f: kernel(f, **options, internal=internal, apart=apart, borrow=borrow)
+    part = internal or apart
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
-        no_cpython_wrapper=internal,
+        no_cpython_wrapper=part,
         forceinline=internal,
         inline="always" if inline else "never",
         error_model="numpy",
         _nrt=not borrow,  # always said: a callee would inherit it from the caller compiled first
+        pipeline_class=PartCompiler if part else None,
     )(func)
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)
-        _attach_cache(dispatcher, func)
+        if not part:
+            _attach_cache(dispatcher, func)
         KERNELS.append(dispatcher)
         if accepts is not None:
             return _accept_only(dispatcher, accepts)
@@ -253,8 +260,12 @@ def kernel_by_type(stub, *, fastmath=False, inline=False):
     For the few operations that differ between array dtypes; the kernels above them stay one.
     `inline` as in `kernel`; without it LLVM inlines, as it does internal kernels.
     """
-    flags = set(SAFE_FASTMATH) if fastmath else False
-    options = {"fastmath": flags, "error_model": "numpy", "forceinline": True}
+    options = {
+        "fastmath": set(SAFE_FASTMATH) if fastmath else False,
+        "error_model": "numpy",
+        "forceinline": True,
+        "pipeline_class": PartCompiler,
+    }
     return overload(stub, jit_options=options, inline="always" if inline else "never")
 
 
@@ -271,33 +282,34 @@ def mul_hi(typingctx, a, b):
 
 
 @intrinsic
-def pointer_at(typingctx, address):
-    """The pointer to an int64 address, for `carray`. Whoever passes it keeps the array alive."""
+def array_at(typingctx, address, shape, dtype):
+    """The C-contiguous array of a shape, an int or a tuple, at an int64 address.
 
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
-
-
-@intrinsic
-def words_at(typingctx, address, size):
-    """The int64[size] at an int64 address, without an owner. Whoever passes it keeps it alive."""
+    It has no owner: whoever passes the address keeps the memory alive. Unlike `numba.carray` it is
+    not a function to compile for every shape and dtype.
+    """
+    several = isinstance(shape, types.BaseTuple)
+    n_dims = len(shape) if several else 1
+    sizes = types.UniTuple(types.intp, n_dims) if several else types.intp
 
     def codegen(context, builder, signature, args):
         made = context.make_array(signature.return_type)(context, builder)
-        word = context.get_abi_sizeof(context.get_data_type(types.int64))
+        lengths = cgutils.unpack_tuple(builder, args[1]) if several else [args[1]]
+        item = context.get_abi_sizeof(context.get_data_type(signature.return_type.dtype))
+        strides = [ir.Constant(cgutils.intp_t, item)]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
         arrayobj.populate_array(
             made,
             data=builder.inttoptr(args[0], made.data.type),
-            shape=cgutils.pack_array(builder, [args[1]]),
-            strides=cgutils.pack_array(builder, [ir.Constant(args[1].type, word)]),
-            itemsize=ir.Constant(args[1].type, word),
+            shape=cgutils.pack_array(builder, lengths),
+            strides=cgutils.pack_array(builder, strides),
+            itemsize=strides[-1],
             meminfo=None,
         )
         return made._getvalue()
 
-    return types.Array(types.int64, 1, "C")(types.int64, types.intp), codegen
+    return types.Array(dtype.dtype, n_dims, "C")(types.int64, sizes, dtype), codegen
 
 
 @intrinsic

@@ -6,10 +6,10 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 
 from llmds_nb._jit import kernel
-from llmds_nb._products import code_dot, code_l2
 from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
 from llmds_nb.kernels.distance import COSINE, IP, L2, rows_keys, widen
 from llmds_nb.kernels.hnsw import pool_insert
+from llmds_nb.kernels.products import code_dot, code_l2
 
 
 @kernel

@@ -12,7 +12,7 @@ import pytest
 
 import llmds_nb
 from llmds_nb import _jit
-from llmds_nb._jit import REFUSALS, entry_of, kernel, mul_hi, words_at
+from llmds_nb._jit import REFUSALS, array_at, entry_of, kernel, mul_hi
 from llmds_nb._warmup import STRUCTURES
 
 ROOT = Path(llmds_nb.__file__).parent
@@ -43,7 +43,8 @@ def copy(tmp_path):
     package = tmp_path / "llmds_nb"
     (package / "kernels").mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    shutil.copy(ROOT / "_jit.py", package)
+    for name in ("_jit.py", "_parts.py"):
+        shutil.copy(ROOT / name, package)
     (package / "kernels" / "__init__.py").write_text("")
     (package / "kernels" / "caller.py").write_text(CALLER)
     (package / "kernels" / "callee.py").write_text(CALLEE.format(1))
@@ -239,16 +240,20 @@ def test_the_machine_code_of_a_kernel_can_be_called_by_itself():
     assert entry(5, TOKENS + 1) == 6
 
 
-def test_words_at_an_address_are_those_of_the_array():
-    array = np.arange(10)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, np.float32, np.uint16])
+@pytest.mark.parametrize("shape", [12, (12,), (3, 4), (2, 3, 2)])
+def test_an_array_at_an_address_is_the_one_that_lies_there(dtype, shape):
+    array = np.arange(12).reshape(shape).astype(dtype)
 
     @kernel(borrow=True)
-    def total(address, n):
-        words = words_at(address, n)
-        words[0] = 7
-        return words.sum()
+    def double(address, shape, like):
+        there = array_at(address, shape, like.dtype)
+        for i, value in np.ndenumerate(there):
+            there[i] = value + value
+        return there.shape, there.strides
 
-    assert total(array.ctypes.data, 10) == array.sum() == 52
+    assert double(array.ctypes.data, shape, array[:0]) == (array.shape, array.strides)
+    assert (array == (np.arange(12).reshape(shape).astype(dtype) * 2).astype(dtype)).all()
 
 
 def test_kernels_are_right_for_a_target_without_the_hosts_features():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at, words_at
+from .._jit import array_at, kernel
 from . import bm25_state as at
 from .bm25_formula import bm25_weights
 from .bm25_segment import FEW, LISTED, TERMS, lists_choose, lists_open, segment_search
@@ -53,17 +53,17 @@ def _work_at(address, n_segments, m, size):
     rest = places + n_segments * row
     best = rest + 11 * row
     return _Work(
-        carray(pointer_at(address), (m,), np.int32),
-        carray(pointer_at(address + row), (m,), np.int32),
-        carray(pointer_at(places), (n_segments, m), np.int32),
-        carray(pointer_at(rest), (m,), np.int64),
-        carray(pointer_at(rest + row), (m,), np.float64),
-        carray(pointer_at(rest + 2 * row), (m,), np.float64),
-        carray(pointer_at(rest + 3 * row), (m,), np.int64),
-        carray(pointer_at(rest + 4 * row), (m, 7), np.int64),
-        carray(pointer_at(best), (size,), np.float64),
-        carray(pointer_at(best + word * size), (size,), np.int64),
-        carray(pointer_at(best + 2 * word * size), (2,), np.int64),
+        array_at(address, m, np.int32),
+        array_at(address + row, m, np.int32),
+        array_at(places, (n_segments, m), np.int32),
+        array_at(rest, m, np.int64),
+        array_at(rest + row, m, np.float64),
+        array_at(rest + 2 * row, m, np.float64),
+        array_at(rest + 3 * row, m, np.int64),
+        array_at(rest + 4 * row, (m, 7), np.int64),
+        array_at(best, size, np.float64),
+        array_at(best + word * size, size, np.int64),
+        array_at(best + 2 * word * size, 2, np.int64),
     )
 
 
@@ -97,13 +97,13 @@ def bm25_search_many(
     if there is a posting for one in `dense` documents, and the postings of a few rows looked up if
     `lookup` for each are less than all. O(postings of its terms + candidates * log k) each.
     """
-    index, room = words_at(index, at.FIRST), words_at(room, at.ROOM)
+    index, room = array_at(index, at.FIRST, np.int64), array_at(room, at.ROOM, np.int64)
     n_segments = index[at.N_SEGMENTS]
-    index = words_at(begin_of(index), at.FIRST + n_segments * at.SEGMENT)
-    query_ptr = words_at(query_ptr, scores.shape[0] + 1)
-    tokens = carray(pointer_at(tokens), (query_ptr[scores.shape[0]],), np.int32)
-    mask = carray(pointer_at(filter), (filter_size,), np.bool_)
-    listed = words_at(filter, filter_size if kind == LISTED else 0)
+    index = array_at(begin_of(index), at.FIRST + n_segments * at.SEGMENT, np.int64)
+    query_ptr = array_at(query_ptr, scores.shape[0] + 1, np.int64)
+    tokens = array_at(tokens, query_ptr[scores.shape[0]], np.int32)
+    mask = array_at(filter, filter_size, np.bool_)
+    listed = array_at(filter, filter_size if kind == LISTED else 0, np.int64)
     shape = (
         real_at(index, at.P), real_at(index, at.Q), real_at(index, at.BASE),
         real_at(index, at.SLOPE),

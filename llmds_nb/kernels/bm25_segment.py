@@ -15,7 +15,7 @@ unordered entries (`topk`; room = 2 k). Of a query's lists there are
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at
+from .._jit import array_at, kernel
 from .bm25_formula import bm25_contribution
 from .bm25_state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
 from .bm25_window import (
@@ -102,14 +102,14 @@ def _offer(scores, ids, k, n, least, score, id_):
 
 @kernel(internal=True)
 def _ints(address, n):
-    return carray(pointer_at(address), (n,), np.int32)
+    return array_at(address, n, np.int32)
 
 
 @kernel(internal=True)
 def _window_of(row, window, n_windows):
     """(postings, where those of the window begin, where they end) of a list. O(1)."""
     steps = _ints(row[_STEPS], n_windows + 1)
-    postings = carray(pointer_at(row[_POSTINGS]), (np.int64(steps[n_windows]),), np.uint32)
+    postings = array_at(row[_POSTINGS], np.int64(steps[n_windows]), np.uint32)
     return postings, np.int64(steps[window]), np.int64(steps[window + 1])
 
 

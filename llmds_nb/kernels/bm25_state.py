@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at
+from .._jit import array_at, kernel
 from .blocks import BLOCK
 from .lines import address_of
 from .postings import Segment
@@ -136,24 +136,24 @@ def segment_at(index, number):
     """The SegmentState of segment `number`. O(1)."""
     at = FIRST + number * SEGMENT
     return SegmentState(
-        carray(pointer_at(index[at]), _rows(index, at, 0), np.int64),
-        carray(pointer_at(index[at + 1]), _rows(index, at, 1), np.int32),
-        carray(pointer_at(index[at + 2]), _rows(index, at, 2), np.bool_),
-        carray(pointer_at(index[at + 3]), _rows(index, at, 3), np.int32),
-        carray(pointer_at(index[at + 4]), _rows(index, at, 4), np.int64),
-        carray(pointer_at(index[at + 5]), _rows(index, at, 5), np.int32),
-        carray(pointer_at(index[at + 6]), _rows(index, at, 6), np.int32),
-        carray(pointer_at(index[at + 7]), _rows(index, at, 7), np.uint8),
-        carray(pointer_at(index[at + 8]), _rows(index, at, 8), np.int32),
-        carray(pointer_at(index[at + 9]), _shape(index, at, 9), np.int32),
-        carray(pointer_at(index[at + 10]), _rows(index, at, 10), np.uint32),
-        carray(pointer_at(index[at + 11]), _rows(index, at, 11), np.int32),
-        carray(pointer_at(index[at + 12]), _rows(index, at, 12), np.int32),
-        carray(pointer_at(index[at + 13]), _rows(index, at, 13), np.int32),
-        carray(pointer_at(index[at + 14]), _rows(index, at, 14), np.uint16),
-        carray(pointer_at(index[at + 15]), _shape(index, at, 15), np.int32),
-        carray(pointer_at(index[at + 16]), _rows(index, at, 16), np.float64),
-        carray(pointer_at(index[at + 17]), _rows(index, at, 17), np.float32),
+        array_at(index[at], _rows(index, at, 0), np.int64),
+        array_at(index[at + 1], _rows(index, at, 1), np.int32),
+        array_at(index[at + 2], _rows(index, at, 2), np.bool_),
+        array_at(index[at + 3], _rows(index, at, 3), np.int32),
+        array_at(index[at + 4], _rows(index, at, 4), np.int64),
+        array_at(index[at + 5], _rows(index, at, 5), np.int32),
+        array_at(index[at + 6], _rows(index, at, 6), np.int32),
+        array_at(index[at + 7], _rows(index, at, 7), np.uint8),
+        array_at(index[at + 8], _rows(index, at, 8), np.int32),
+        array_at(index[at + 9], _shape(index, at, 9), np.int32),
+        array_at(index[at + 10], _rows(index, at, 10), np.uint32),
+        array_at(index[at + 11], _rows(index, at, 11), np.int32),
+        array_at(index[at + 12], _rows(index, at, 12), np.int32),
+        array_at(index[at + 13], _rows(index, at, 13), np.int32),
+        array_at(index[at + 14], _rows(index, at, 14), np.uint16),
+        array_at(index[at + 15], _shape(index, at, 15), np.int32),
+        array_at(index[at + 16], _rows(index, at, 16), np.float64),
+        array_at(index[at + 17], _rows(index, at, 17), np.float32),
     )
 
 
@@ -167,16 +167,16 @@ def postings_of(s):
 def room_at(room):
     """The Room at these addresses. O(1)."""
     return Room(
-        carray(pointer_at(room[0]), (WINDOW,), np.uint16),
-        carray(pointer_at(room[1]), (WINDOW,), np.float64),
-        carray(pointer_at(room[2]), (WINDOW + 1,), np.int32),
-        carray(pointer_at(room[3]), (WINDOW + 1,), np.int32),
-        carray(pointer_at(room[4]), (WINDOW + 64,), np.uint16),
-        carray(pointer_at(room[5]), (BINS,), np.int32),
-        carray(pointer_at(room[6]), (2, BLOCK), np.uint32),
-        carray(pointer_at(room[7]), (SOME,), np.int64),
-        carray(pointer_at(room[8]), (SOME,), np.float64),
-        carray(pointer_at(room[9]), (SPARE,), np.int32),
+        array_at(room[0], WINDOW, np.uint16),
+        array_at(room[1], WINDOW, np.float64),
+        array_at(room[2], WINDOW + 1, np.int32),
+        array_at(room[3], WINDOW + 1, np.int32),
+        array_at(room[4], WINDOW + 64, np.uint16),
+        array_at(room[5], BINS, np.int32),
+        array_at(room[6], (2, BLOCK), np.uint32),
+        array_at(room[7], SOME, np.int64),
+        array_at(room[8], SOME, np.float64),
+        array_at(room[9], SPARE, np.int32),
     )
 
 
@@ -184,6 +184,6 @@ def room_at(room):
 def vocabulary_at(index):
     """(blob, ptr) of the terms that the snapshot knows. O(1)."""
     return (
-        carray(pointer_at(index[BLOB]), (index[BLOB_SIZE],), np.uint8),
-        carray(pointer_at(index[PTR]), (index[PTR_SIZE],), np.int64),
+        array_at(index[BLOB], index[BLOB_SIZE], np.uint8),
+        array_at(index[PTR], index[PTR_SIZE], np.int64),
     )

@@ -17,9 +17,9 @@ A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 1
 import numpy as np
 from numba import types
 
-from .._jit import carray, half_value, kernel, kernel_by_type, pointer_at, prefetch
-from .._products import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
+from .._jit import array_at, half_value, kernel, kernel_by_type, prefetch
 from .lines import LINE
+from .products import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 
 L2, IP, COSINE = 0, 1, 2
 
@@ -199,7 +199,7 @@ def _query_room(rows, address):
     dtype = np.int16 if rows.dtype == types.uint8 else np.float32
 
     def impl(rows, address):
-        return carray(pointer_at(address), (rows.shape[1],), dtype)
+        return array_at(address, rows.shape[1], dtype)
 
     return impl
 

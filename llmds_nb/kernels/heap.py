@@ -21,7 +21,7 @@ is below NEXT <= LIMIT and stands once.
 
 import numpy as np
 
-from .._jit import kernel, prefetch, words_at
+from .._jit import array_at, kernel, prefetch
 from .hashing import mix64
 from .hashtable import table_find, table_rehash, table_remove, table_set
 from .rowheap import (
@@ -58,8 +58,8 @@ def heap_table_start(capacity):
 @kernel(inline=True)
 def _state_at(home):
     """The buffer of a home. O(1)."""
-    address = words_at(home, 1)[0]
-    return words_at(address, words_at(address, HEADER)[WORDS])
+    address = array_at(home, 1, np.int64)[0]
+    return array_at(address, array_at(address, HEADER, np.int64)[WORDS], np.int64)
 
 
 @kernel(inline=True)

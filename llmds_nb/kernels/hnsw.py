@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at, prefetch
+from .._jit import array_at, kernel, prefetch
 from .distance import rows_keys
 from .lines import LINE
 from .sieve import slots_sieved
@@ -95,19 +95,19 @@ def _shape(handle, i):
 def state_at(handle, rows, vectors):
     """The HNSWState that a handle describes; of rows and vectors only the dtype counts. O(1)."""
     return HNSWState(
-        carray(pointer_at(handle[0]), _shape(handle, 0), rows.dtype),
-        carray(pointer_at(handle[1]), _shape(handle, 1), vectors.dtype),
-        carray(pointer_at(handle[2]), _shape(handle, 2), np.uint8),
-        carray(pointer_at(handle[3]), (handle[_N_ARRAYS + 3],), np.bool_),
-        carray(pointer_at(handle[4]), (handle[_N_ARRAYS + 4],), np.float32),
-        carray(pointer_at(handle[5]), (handle[_N_ARRAYS + 5],), np.int64),
-        carray(pointer_at(handle[6]), (handle[_N_ARRAYS + 6],), np.int32),
-        carray(pointer_at(handle[7]), _shape(handle, 7), np.int32),
-        carray(pointer_at(handle[8]), (handle[_N_ARRAYS + 8],), np.int32),
-        carray(pointer_at(handle[9]), _shape(handle, 9), np.int32),
-        carray(pointer_at(handle[10]), (handle[_N_ARRAYS + 10],), np.int32),
-        carray(pointer_at(handle[11]), _shape(handle, 11), np.float32),
-        carray(pointer_at(handle[12]), (handle[_N_ARRAYS + 12],), np.float32),
+        array_at(handle[0], _shape(handle, 0), rows.dtype),
+        array_at(handle[1], _shape(handle, 1), vectors.dtype),
+        array_at(handle[2], _shape(handle, 2), np.uint8),
+        array_at(handle[3], handle[_N_ARRAYS + 3], np.bool_),
+        array_at(handle[4], handle[_N_ARRAYS + 4], np.float32),
+        array_at(handle[5], handle[_N_ARRAYS + 5], np.int64),
+        array_at(handle[6], handle[_N_ARRAYS + 6], np.int32),
+        array_at(handle[7], _shape(handle, 7), np.int32),
+        array_at(handle[8], handle[_N_ARRAYS + 8], np.int32),
+        array_at(handle[9], _shape(handle, 9), np.int32),
+        array_at(handle[10], handle[_N_ARRAYS + 10], np.int32),
+        array_at(handle[11], _shape(handle, 11), np.float32),
+        array_at(handle[12], handle[_N_ARRAYS + 12], np.float32),
     )
 
 
@@ -127,19 +127,19 @@ def handle_numbers(handle):
 @kernel(internal=True)
 def ints_at(address, n):
     """int32[n] scratch at an address. O(1)."""
-    return carray(pointer_at(address), (n,), np.int32)
+    return array_at(address, n, np.int32)
 
 
 @kernel(internal=True)
 def floats_at(address, n):
     """float32[n] scratch at an address. O(1)."""
-    return carray(pointer_at(address), (n,), np.float32)
+    return array_at(address, n, np.float32)
 
 
 @kernel(internal=True)
 def doubles_at(address, n):
     """float64[n] scratch at an address. O(1)."""
-    return carray(pointer_at(address), (n,), np.float64)
+    return array_at(address, n, np.float64)
 
 
 @kernel(internal=True)

@@ -18,7 +18,7 @@ two reads nothing that another thread writes. Then `tree_extend` gives every new
 
 import numpy as np
 
-from .._jit import borrowed, kernel, words_at
+from .._jit import array_at, borrowed, kernel
 from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import (
     BLOCK_BITS,
@@ -106,9 +106,9 @@ def hnsw_connect(
     at = np.int64(memory.ctypes.data)
     reach = doubles_at(at, 2)
     at += 16
-    visited = words_at(at, n_visited)
+    visited = array_at(at, n_visited, np.int64)
     at += 8 * n_visited
-    pool = words_at(at, n_pool)
+    pool = array_at(at, n_pool, np.int64)
     at += 8 * n_pool
     fresh, batch = ints_at(at, 2 * stride), ints_at(at + 8 * stride, width)
     at += 8 * stride + 4 * width
@@ -237,7 +237,7 @@ def hnsw_backlink(
     memory = np.empty(2 * most + n_codes, np.int64)
     at = np.int64(memory.ctypes.data)
     pool, slots, keys = (
-        words_at(at, most),
+        array_at(at, most, np.int64),
         ints_at(at + 8 * most, most),
         ints_at(at + 12 * most, most),
     )

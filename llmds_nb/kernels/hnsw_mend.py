@@ -11,7 +11,7 @@ number of threads and no reader of the old snapshot sees it.
 
 import numpy as np
 
-from .._jit import borrowed, kernel, words_at
+from .._jit import array_at, borrowed, kernel
 from .distance import query_room, row_query, rows_any_below, rows_keys
 from .hnsw import ints_at, level_row, links_row, pool_insert, pool_key, pool_slot
 from .hnsw_build import LEVEL_SHIFT, TARGET_SHIFT
@@ -109,7 +109,10 @@ def hnsw_mend(
     most, n_codes = _WIDTHS * links0.shape[1], rows.shape[1]
     memory = np.empty(renamed.size + 3 * most + n_codes, np.int64)
     at = np.int64(memory.ctypes.data)
-    seen, pool = words_at(at, renamed.size), words_at(at + 8 * renamed.size, most)
+    seen, pool = (
+        array_at(at, renamed.size, np.int64),
+        array_at(at + 8 * renamed.size, most, np.int64),
+    )
     at += 8 * (renamed.size + most)
     passed, found = ints_at(at, most), ints_at(at + 4 * most, most)
     keys = ints_at(at + 8 * most, most)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._jit import borrowed, kernel, words_at
+from .._jit import array_at, borrowed, kernel
 from .codes import codes_query
 from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, rounding, row_value
 from .hnsw import (
@@ -80,11 +80,11 @@ def hnsw_search_many(
     words = n_visited + n_pool + 2 * k + 2 + stride + 2 * n_codes + d // 2 + 1
     memory = np.empty(words, np.int64)
     at = np.int64(memory.ctypes.data)
-    visited = words_at(at, n_visited)
+    visited = array_at(at, n_visited, np.int64)
     at += 8 * n_visited
-    pool = words_at(at, n_pool)
+    pool = array_at(at, n_pool, np.int64)
     at += 8 * n_pool
-    scores, found = doubles_at(at, k), words_at(at + 8 * k, k)
+    scores, found = doubles_at(at, k), array_at(at + 8 * k, k, np.int64)
     at += 16 * k
     reach = doubles_at(at, 2)
     at += 16

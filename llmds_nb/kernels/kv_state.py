@@ -50,7 +50,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at
+from .._jit import array_at, kernel
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -170,14 +170,14 @@ def handle_of(state):
 @kernel(internal=True)
 def state_at(handle):
     """The KVState that a handle, an int64 address, leads to. O(1)."""
-    at = carray(pointer_at(handle), (HANDLE_SIZE,), np.int64)
+    at = array_at(handle, HANDLE_SIZE, np.int64)
     return KVState(
-        carray(pointer_at(at[0]), (at[8], PAGE_COLUMNS), np.int32),
-        carray(pointer_at(at[1]), (at[9], at[16]), np.int32),
-        carray(pointer_at(at[2]), (at[10],), np.int32),
-        carray(pointer_at(at[3]), (at[11], HOT_COLUMNS), np.int64),
-        carray(pointer_at(at[4]), (at[12], SEQ_COLUMNS), np.int64),
-        carray(pointer_at(at[5]), (at[13], 2), np.int64),
-        carray(pointer_at(at[6]), (at[14], DOM_COLUMNS), np.int64),
-        carray(pointer_at(at[7]), (META_SIZE,), np.int64),
+        array_at(at[0], (at[8], PAGE_COLUMNS), np.int32),
+        array_at(at[1], (at[9], at[16]), np.int32),
+        array_at(at[2], at[10], np.int32),
+        array_at(at[3], (at[11], HOT_COLUMNS), np.int64),
+        array_at(at[4], (at[12], SEQ_COLUMNS), np.int64),
+        array_at(at[5], (at[13], 2), np.int64),
+        array_at(at[6], (at[14], DOM_COLUMNS), np.int64),
+        array_at(at[7], META_SIZE, np.int64),
     )

@@ -25,9 +25,8 @@ its tokens, while it waits; as many as the batcher counts).
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 
-from .._jit import kernel, pointer_at
+from .._jit import array_at, kernel
 from .continuous import (
     LENGTH,
     pages_missing,
@@ -157,7 +156,7 @@ def _admit(queue, running, handle, r, budget):
     while budget > 0 and meta[WAITING] > 0 and meta[RUNNING] < running.size:
         slot = waiting_first(meta, queue.request, queue.line, queue.tenants)
         id_, size = queue.request[slot, ID], queue.request[slot, LENGTH]
-        tokens = carray(pointer_at(r.address[id_]), (size,), np.int32)
+        tokens = array_at(r.address[id_], size, np.int32)
         lacks = pages_missing(handle, run[DOMAIN], tokens, meta[RUNNING]) > 0
         if lacks and meta[RUNNING] > 0:
             # Under "fair" another request may be the first before anything else changes.

@@ -17,7 +17,7 @@ data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
 
 import numpy as np
 
-from .._jit import carray, kernel, pointer_at
+from .._jit import array_at, kernel
 from .hashing import hash_bytes
 from .status import ABSENT
 
@@ -213,13 +213,13 @@ def words_find_one(known, text, n, tokens, dropped, shortest):
     text_ptr = np.zeros(2, np.int64)
     text_ptr[1] = n
     n_missing = words_find(
-        carray(pointer_at(text), (n,), np.uint8), text_ptr, shortest,
-        carray(pointer_at(known[0]), (size,), np.uint8),
-        carray(pointer_at(known[1]), (n_strings + 1,), np.int64),
-        carray(pointer_at(known[2]), (n_strings,), np.uint64),
-        carray(pointer_at(known[3]), (n_slots,), np.int32),
-        carray(pointer_at(known[4]), (n_strings,), np.int32), dropped,
-        carray(pointer_at(tokens), (n // shortest,), np.int32), out_ptr, missing,
+        array_at(text, n, np.uint8), text_ptr, shortest,
+        array_at(known[0], size, np.uint8),
+        array_at(known[1], n_strings + 1, np.int64),
+        array_at(known[2], n_strings, np.uint64),
+        array_at(known[3], n_slots, np.int32),
+        array_at(known[4], n_strings, np.int32), dropped,
+        array_at(tokens, n // shortest, np.int32), out_ptr, missing,
     )  # fmt: skip
     return out_ptr[1] if n_missing == 0 else -1
 
