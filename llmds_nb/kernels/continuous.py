@@ -165,7 +165,7 @@ def step_plan(meta, request, running, ids, hot, pool, page_size, plan, is_prefil
     return n, end
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def step_share(meta, request, running, budget):
     """Share the budget among the running requests; return what is left. O(R).
 

@@ -175,7 +175,7 @@ def _append_roomless(s, n, tokens, slots):
     return _append_rows(s, roomless, first, 1, tokens, slots)
 
 
-@kernel
+@kernel(apart=True)
 def _append_run(handle, call, start, seq_ids, tokens, slots, committed):
     """Do the step from its start-th sequence on up to one that is not where it was, or has no ROOM.
 

@@ -12,7 +12,7 @@ import numpy as np
 from .._jit import kernel
 
 
-@kernel
+@kernel(apart=True)
 def _sort(values):
     """Shell sort with gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
     gap = 1

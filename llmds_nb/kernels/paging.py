@@ -66,7 +66,7 @@ def page_free_many(ref, stack, meta, pages):
     return ABSENT
 
 
-@kernel
+@kernel(apart=True)
 def page_compact_plan(live, src, dst):
     """Moves that bring all live pages (bool[P]) to the lowest ids; return their number. O(P).
 

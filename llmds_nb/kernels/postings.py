@@ -175,7 +175,7 @@ def postings_merge(
     return g, position, position
 
 
-@kernel
+@kernel(apart=True)
 def term_place(terms, term):
     """Position of `term` in ascending int32[U] terms, or ABSENT. O(log U), O(1) if none lacks."""
     low, high = 0, min(terms.size, term + 1)
@@ -202,7 +202,7 @@ def _list_read(segment, place, rows, tfs):
     )  # fmt: skip
 
 
-@kernel(nogil=True)
+@kernel(apart=True)
 def _live_count(segment, place):
     rows, tfs = np.empty((2, segment.entries[place]), np.int32)
     count = 0
