@@ -81,6 +81,38 @@ def test_flags_that_change_code_have_a_cache_of_their_own(copy):
     assert run(copy, code, NUMBA_BOUNDSCHECK="1").stdout.strip() == "caught"
 
 
+PART = """
+from .._jit import kernel
+
+@kernel({}=True)
+def callee(x):
+    return x[5] if x[0] < 1 else x[0]
+"""
+PARTS = """
+import numpy as np
+from llmds_nb import _parts
+_parts.PartCompiler = {}
+from llmds_nb.kernels.caller import caller
+print(caller(np.ones(2)), caller(np.zeros(6)), caller(np.full(1, 2)))
+try: caller(np.zeros(2))
+except IndexError: print("caught")
+print(sum(caller.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize("option", ["internal", "apart"])
+def test_a_part_works_in_its_callers_and_leaves_no_file(copy, option):
+    (copy / "kernels" / "callee.py").write_text(PART.format(option))
+    # Compiled, from the disk cache, and where Numba has no such parts.
+    for compiler, calls in (("_parts.PartCompiler", 0), ("_parts.PartCompiler", 1), ("None", 0)):
+        if compiler == "None":
+            shutil.rmtree(copy / "kernels" / "__pycache__")
+        result = run(copy, PARTS.format(compiler), NUMBA_BOUNDSCHECK="1")
+        assert result.stdout.split() == ["11.0", "10.0", "12", "caught", str(2 * calls)]
+    files = [path.name for path in copy.rglob("*.nbi")]
+    assert len(files) == 1 and files[0].startswith("caller")
+
+
 def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file, where a folder would have to be made")
