@@ -24,11 +24,10 @@ try:
 
         codegen = _NoEnvironment()
 
-        def finalize(self):
-            self._raise_if_finalized()
-            for library in dict.fromkeys(self._linking_libraries):
-                self._reload_init.update(library._reload_init)
-                self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        def _optimize_final_module(self):
+            pass
+
+        def _finalize_final_module(self):
             self._finalize_dynamic_globals()
             self._finalized = True
 
