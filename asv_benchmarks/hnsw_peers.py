@@ -85,23 +85,30 @@ def _counting_walk():
         from llmds_nb.kernels.codes import codes_query
         from llmds_nb.kernels.distance import query_room
         from llmds_nb.kernels.hnsw import graph_explore, handle_numbers, state_at
+        from llmds_nb.kernels.sieve import sieve_query, sieve_room
     except ImportError:
         raise NotImplementedError("this commit walks otherwise") from None
 
     @njit
     def walk(handle, rows, vectors, metric, queries, ef):
         s = state_at(handle, rows, vectors)
-        step, _, _, n, entry, top = handle_numbers(handle)
+        step, error, longest, n, entry, top = handle_numbers(handle)
         visited, pool = np.empty((n + 63) >> 6, np.int64), np.empty(ef + 1, np.int64)
         fresh, keys = np.empty((2, s.links0.shape[1]), np.int32)
         memory = np.empty(2 * s.rows.shape[1] + s.basis.shape[1], np.float32)
         projected, room = memory[: s.basis.shape[1]], query_room(s.rows, memory.ctypes.data)
-        allowed, coded, reach = np.empty(0, np.bool_), np.empty(0, np.int16), np.empty(2)
+        allowed, reach = np.empty(0, np.bool_), np.empty(3)
+        sieve_memory = np.empty(s.sieve.shape[1] + s.rows.shape[1], np.int64)
+        coded = sieve_room(s.rows, s.sieve, sieve_memory.ctypes.data)
         met = 0
         for i in range(len(queries)):
             query = codes_query(
                 queries[i], s.rows, s.basis, s.offset, step, metric, room, projected
             )
+            sieve_query(
+                s.rows, query, s.sieve, s.basis, s.offset, step, error, longest, metric, coded,
+                reach,
+            )  # fmt: skip
             graph_explore(
                 query, s.rows, s.factors, metric, coded, s.sieve, s.wild, reach, s.links0,
                 s.blocks0, s.links1, s.blocks1, s.upper, entry, top, 0, ef, allowed, visited, pool,
@@ -111,7 +118,7 @@ def _counting_walk():
                 while word:
                     word &= word - 1
                     met += 1
-        memory[0] = 0  # it had to live up to here
+        memory[0] = sieve_memory[0] = 0  # they had to live up to here
         return met
 
     return walk

@@ -1,6 +1,6 @@
 """What an HNSW graph is walked on: the vectors, their uint8 codes, or codes of a projection.
 
-Codes also help a walk on the vectors: see `kernels.sieve`.
+Codes also help a walk on the vectors, and signs one on codes: see `kernels.sieve`.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .kernels import codes as k
+from .kernels import signs
 from .kernels.distance import IP, rounding
+from .kernels.lines import aligned_empty
 
 NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
 
@@ -27,6 +29,15 @@ _CENTRE_ROWS = 1000  # settle the middle of the sample
 _FAR = 16.0  # times the median squared distance from there is far out
 _CHUNK = 4096
 _LANES = 32
+_MIN_WIDTH_SIGNS = 192  # bytes of a row of codes; fewer are compared as fast as signs
+_MIN_ROWS_SIGNS = 1000  # fewer lie in the cache, and do not settle the margin
+_SIGNS_PROBES, _SIGNS_ROWS, _SIGNS_NEAREST = 128, 4096, 128  # of a sample
+# In a pool of the 10 nearest, the margin of signs leaves all but 2 % of them. What is ruled out is
+# mostly what would leave the pool again: the recall of text stays within .002. Signs that would not
+# spare half of the other rows would cost more time, and recall, than they save.
+_SIGNS_BAR, _SIGNS_LOST, _SIGNS_SPARED = 10, 0.02, 0.5
+_MIN_MARGIN = 0.75  # nine tenths of the errors for a query that is unlike the vectors
+_MARGIN_STEP = 1 / 32  # so that no rounding error settles the graph
 
 
 class Coding(NamedTuple):
@@ -44,6 +55,8 @@ class Coding(NamedTuple):
     coded: int = 0
     strict: bool = False
     longest: float = 0.0  # as in `kernels.sieve`
+    centre: int = 0  # as in `kernels.signs`
+    margin: float = 0.0  # as in `kernels.signs`, 0 if there are none
 
     @property
     def link_step(self) -> float:
@@ -57,18 +70,29 @@ class Coding(NamedTuple):
 
     @property
     def sieve_numbers(self) -> tuple[float, float, float]:
-        """The step, and the error and longest of `kernels.sieve`."""
+        """The step, and the error and longest of `kernels.sieve`, or margin and centre."""
+        if not self.strict:
+            return self.step, self.margin, float(self.centre)
         return self.step, float(self.error(self.longest)), self.longest
 
     @property
     def width(self) -> int:
         """Bytes of one row of codes."""
-        return -(-len(self.offset) // _LANES) * _LANES
+        return _padded(len(self.offset))
+
+    @property
+    def signs_width(self) -> int:
+        """Bytes of one row of signs, 0 if there are none."""
+        return _padded(self.width // 8 + signs.NUMBERS) if self.margin else 0
 
     def is_due(self, total) -> bool:
         """Whether `total` rows deserve a new fit: it grew much, or the values drifted."""
         grown = self.fitted_on < FIT_ROWS and total >= _GROWTH * self.fitted_on
         return grown or self.clipped > _CLIPPED_SHARE * self.coded
+
+
+def _padded(n_bytes) -> int:
+    return -(-n_bytes // _LANES) * _LANES
 
 
 def uncoded() -> Coding:
@@ -118,7 +142,41 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
     else:
         step = (high - low) / 255
         offset = (mean @ basis if basis.size else mean) + np.float32(low)
-    return Coding(kind, basis, offset, _positive(step), total, strict=quantize is None)
+    coding = Coding(kind, basis, offset, _positive(step), total, strict=quantize is None)
+    if coding.strict:
+        return coding
+    centre = 128 if metric == IP else min(max(int(np.rint(-low / coding.step)), 0), 255)
+    coding = coding._replace(centre=centre)
+    return coding._replace(margin=_signs_margin(coding, sample, metric))
+
+
+def _signs_margin(coding, sample, metric) -> float:
+    """The margin of signs of such vectors, 0 if signs are of no use."""
+    if coding.width < _MIN_WIDTH_SIGNS or len(sample) < _MIN_ROWS_SIGNS:
+        return 0.0
+    sample = sample[:: -(-len(sample) // _SIGNS_ROWS)]
+    coded = np.empty((len(sample), coding.width), np.uint8)
+    encode(coding, sample, coded)
+    apart = coded[:, : len(coding.offset)] - np.float64(coding.centre)
+    probes = apart[:: -(-len(apart) // _SIGNS_PROBES)]
+    squares = np.einsum("ij,ij->i", apart, apart)
+    gains = squares / np.maximum(np.abs(apart).sum(axis=1), 1)
+    dots = probes @ apart.T
+    guesses = gains * (probes @ np.where(apart >= 0, 1.0, -1.0).T)
+    lengths = np.sqrt(np.einsum("ij,ij->i", probes, probes))
+    units = np.maximum(gains * lengths[:, None], 1e-30)
+    # Keys of the nearest in order, less what is the same for all rows, and what signs make of them.
+    squares = np.broadcast_to(0 if metric == IP else squares / 2, dots.shape)
+    order = np.argsort(squares - dots, axis=1, kind="stable")[:, 1:_SIGNS_NEAREST]
+    keys, guesses, units = (
+        np.take_along_axis(part, order, axis=1)
+        for part in (squares - dots, squares - guesses, units)
+    )
+    beyond = (guesses - keys[:, _SIGNS_BAR, None]) / units
+    margin = np.quantile(beyond[:, :_SIGNS_BAR], 1 - _SIGNS_LOST)
+    margin = max(_MIN_MARGIN, float(np.ceil(margin / _MARGIN_STEP)) * _MARGIN_STEP)
+    spared = (beyond[:, _SIGNS_BAR:] > margin).mean()
+    return margin if spared >= _SIGNS_SPARED else 0.0
 
 
 def _typical(sample) -> np.ndarray:
@@ -141,7 +199,8 @@ def _principal(sample, mean) -> np.ndarray:
     shares = np.cumsum(values[::-1]) / max(values.sum(), np.finfo(float).tiny)
     count = int(np.searchsorted(shares, _PCA_VARIANCE)) + 1
     count = min(-(-count // _LANES) * _LANES, sample.shape[1])
-    return np.ascontiguousarray(vectors[:, ::-1][:, :count], np.float32)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((count, count)))[0]
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count] @ turn, np.float32)
 
 
 def encode(coding, vectors, out) -> tuple[Coding, np.ndarray]:
@@ -172,4 +231,13 @@ def restore(coding, codes) -> np.ndarray:
     """What sq8 codes stand for, float32[n, d]."""
     out = np.empty((len(codes), len(coding.offset)), np.float32)
     k.codes_restore(codes, coding.offset, coding.step, out)
+    return out
+
+
+def signs_of(coding, rows, metric) -> np.ndarray:
+    """The signs uint8[n, S] of uint8[n, P] codes; uint8[0, 0] where the coding has none."""
+    if not coding.margin:
+        return np.zeros((0, 0), np.uint8)
+    out = aligned_empty((len(rows), coding.signs_width), np.uint8)
+    signs.signs_encode(rows, len(coding.offset), coding.centre, metric, out)
     return out

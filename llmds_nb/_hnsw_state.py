@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
-from ._hnsw_codes import NONE, PCA, SQ8, Coding, restore
+from ._hnsw_codes import NONE, PCA, SQ8, Coding, restore, signs_of
 from ._hnsw_graph import Snapshot, block_rows, taken
 from .errors import CorruptFileError
 from .kernels import hashtable
@@ -75,7 +75,7 @@ def _rows(links, blocks, n):
     return links[block_rows(blocks, n)]
 
 
-def check(snapshot, writer, table, M, next_id) -> None:
+def check(snapshot, writer, table, M, metric, next_id) -> None:
     """Assert the invariants that `kernels.hnsw` states."""
     s, n = snapshot, snapshot.n
     live = s.live[:n]
@@ -95,6 +95,9 @@ def check(snapshot, writer, table, M, next_id) -> None:
             off = np.linalg.norm(restore(s.coding, s.sieve[:n]) - units.astype(np.float64), axis=1)
             tame = ~s.wild[:n] if len(s.wild) else np.ones(n, np.bool_)
             assert (off <= (1 + 1e-5) * s.coding.error(s.coding.longest))[tame].all()
+        else:
+            signs = signs_of(s.coding, s.rows[:n], metric)
+            assert s.sieve[:n].shape == signs.shape and (s.sieve[:n] == signs).all()
     for links, blocks, n_rows, home in (
         (s.links0, s.blocks0, n, writer.links0),
         (s.links1, s.blocks1, s.n_upper, writer.links1),
@@ -163,12 +166,16 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
     }  # fmt: skip
     if s.coding is not None:
         c = s.coding
-        header["coding"] = [c.kind, c.step, c.fitted_on, c.clipped, c.coded, c.strict, c.longest]
+        header["coding"] = [
+            c.kind, c.step, c.fitted_on, c.clipped, c.coded, c.strict, c.longest, c.centre, c.margin
+        ]  # fmt: skip
         arrays["basis"], arrays["offset"] = c.basis, c.offset
         if s.rows is not s.vectors:
             arrays["rows"] = s.rows[:n]
         if c.strict and c.kind != NONE:
             arrays["sieve"], arrays["wild"] = s.sieve[:n], s.wild[: min(n, len(s.wild))]
+        elif c.margin:
+            arrays["sieve"] = s.sieve[:n]
     return arrays, header
 
 
@@ -180,10 +187,12 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     n, n_upper, entry, top = (header[name] for name in ("n", "n_upper", "entry", "top"))
     coding = None
     if header["coding"] is not None:
-        kind, step, fitted_on, clipped, coded, strict, longest = header["coding"]
+        kind, step, fitted_on, clipped, coded, strict, longest, centre, margin = header["coding"]
         coding = Coding(
             kind, arrays["basis"], arrays["offset"], _checks.real(step, "step", above=0),
             fitted_on, clipped, coded, strict, _checks.real(longest, "longest", low=0),
+            _checks.integer(centre, "centre", low=0, high=255),
+            _checks.real(margin, "margin", low=0),
         )  # fmt: skip
         walks_vectors = empty.rows is empty.vectors
         fits = (SQ8,) if walks_vectors else (SQ8, PCA)  # a sieve has no basis
@@ -204,6 +213,9 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         if coding.strict:
             sieve, wild = arrays["sieve"], arrays["wild"]
             _expect("wild", wild, np.bool_, (n if len(wild) else 0,))
+        elif coding.margin:
+            sieve = arrays["sieve"]
+            _expect("sieve", sieve, np.uint8, (n, coding.signs_width))
         name, codes = ("sieve", sieve) if coding.strict else ("rows", rows)
         _expect(name, codes, np.uint8, (n, coding.width))
     elif n and coding is None:

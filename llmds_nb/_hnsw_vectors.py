@@ -122,6 +122,11 @@ class VectorForm:
         coding, coded, now_wild = self._coded(base, units)
         if self.sieved:
             return {"coding": coding, "rows": kept, "sieve": coded, "wild": now_wild}
+        # Under another basis or scale all codes were written anew, and so must signs be.
+        same = base.coding is not None and coding.offset is base.coding.offset
+        start = base.n if same else 0
+        new = codes.signs_of(coding, coded[start : base.n + len(units)], self.metric)
+        sieve = appended(sieve, start, new) if start and len(new) else new
         return {"coding": coding, "rows": coded, "sieve": sieve, "wild": wild}
 
     def _coded(self, base, units):

@@ -453,7 +453,9 @@ class HNSW(Stored):
     def check(self) -> None:
         """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
         with self._write_lock:
-            _hnsw_state.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
+            _hnsw_state.check(
+                self._snapshot, self._writer, self._table, self._M, self._form.metric, self._next_id
+            )
 
     # ---- files ------------------------------------------------------------------------------
 
@@ -499,3 +501,5 @@ class HNSW(Stored):
             index.search(vectors[0], 3, filter=[3, 4])
             index.compact()
             _ = index.get(2), 3 in index, index.stats()
+        coding, rows = index._snapshot.coding, index._snapshot.rows
+        _hnsw_codes.signs_of(coding._replace(margin=1.0), rows, METRICS["l2"])

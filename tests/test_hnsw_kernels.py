@@ -9,7 +9,7 @@ from llmds_nb._jit import kernel
 from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
 from llmds_nb.kernels.distance import COSINE, IP, L2, rows_keys, widen
 from llmds_nb.kernels.hnsw import pool_insert
-from llmds_nb.kernels.products import code_dot, code_l2
+from llmds_nb.kernels.products import PLANES, code_dot, code_l2, planes_far, planes_pack
 
 
 @kernel
@@ -35,7 +35,14 @@ def prepared(query, rows, basis, offset, step, metric, room, projected):
 
 @kernel
 def keys_of(query, rows, factors, metric, slots, keys):
-    rows_keys(query, rows, factors, metric, slots, 0, slots.size, keys)
+    rows_keys(query, rows, factors, metric, slots, 0, slots.size, False, keys)
+
+
+@kernel
+def sum_of_signs(numbers, signs, row, weight, constant):
+    planes = np.zeros((PLANES, signs.shape[1]), np.uint8)
+    planes_pack(numbers, planes)
+    return planes_far(planes, signs, row, weight, constant)
 
 
 @kernel
@@ -65,6 +72,22 @@ def test_integer_products_read_codes_at_any_address():
     for start in (0, 1, 7, 33):
         codes = memory[start : start + 160]
         assert l2_of(query, codes) == ((query.astype(np.int64) - codes) ** 2).sum()
+
+
+@pytest.mark.parametrize(("p", "width"), [(32, 32), (192, 32), (384, 64), (1024, 160)])
+def test_sums_over_signs_are_numpys(p, width):
+    rng = np.random.default_rng(p)
+    signs = rng.integers(0, 256, (3, width), np.uint8)
+    signs[0, :-8], signs[1, :-8] = 255, 0
+    low, high = -(1 << (PLANES - 1)), (1 << (PLANES - 1)) - 1
+    for numbers in (rng.integers(low, high + 1, p), np.full(p, low), np.full(p, high)):
+        for row in range(3):
+            signs[row, -8:-4] = np.array([2000], np.int32).view(np.uint8)
+            signs[row, -4:] = np.array([0.5], np.float32).view(np.uint8)
+            bits = np.unpackbits(signs[row], bitorder="little")[:p]
+            total = int((bits * numbers).sum())
+            far = sum_of_signs(numbers.astype(np.int16), signs, row, np.float32(2), np.float32(-3))
+            assert far == 2000 - 0.5 * (2 * total - 3)
 
 
 def test_every_finite_float16_is_widened_as_numpy_does():

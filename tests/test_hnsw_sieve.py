@@ -124,7 +124,7 @@ def _prepare(rows, factors, query, sieve, parts, metric, coded, reach, keys):
     basis, offset, step, error, longest = parts
     sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach)
     slots = np.arange(keys.size).astype(np.int32)
-    rows_keys(query, rows, factors, metric, slots, 0, slots.size, keys)
+    rows_keys(query, rows, factors, metric, slots, 0, slots.size, False, keys)
 
 
 @njit

@@ -19,7 +19,7 @@ PRIVATE_LEAVES = {"_jit", "_parts", "_checks", "_store", "errors"}
 LEVELS = [
     "lines products bm25_formula",
     "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead",
-    "hashtable queue_state rng sketch tokenize blocks paging prefix codes kv_chunks",
+    "hashtable queue_state rng sketch tokenize blocks paging prefix codes signs kv_chunks",
     "postings unpacked heap tenants fusion routing kv_history kv_tables sieve",
     "hnsw waiting eviction bm25_state",
     "batching kv_leaves hnsw_build hnsw_search bm25_window",

@@ -137,7 +137,7 @@ def _key_by_type(query, rows, factors, row, metric):
 
 
 def _codes_keys(query, rows, metric, slots, begin, end, ahead, keys):
-    """As `rows_keys` for as many rows as are done side by side; return where these end."""
+    """As `rows_keys` for rows that are done side by side, all or none; return where they end."""
     raise NotImplementedError
 
 
@@ -147,10 +147,13 @@ def _codes_keys_by_type(query, rows, metric, slots, begin, end, ahead, keys):
         return lambda query, rows, metric, slots, begin, end, ahead, keys: begin
 
     def impl(query, rows, metric, slots, begin, end, ahead, keys):
+        if end - begin < CODE_ROWS:
+            return begin
         i = begin
-        while i + CODE_ROWS <= end:
+        while i < end:
             for j in range(i + ahead, min(i + ahead + CODE_ROWS, end)):
                 prefetch_row(rows, np.int64(slots[j]))
+            i = min(i, end - CODE_ROWS)  # the last may do again what was done, sooner than apart
             if metric == IP:
                 code_dot_rows(query, rows, slots, i, keys, i - begin)
                 for j in range(i - begin, i - begin + CODE_ROWS):
@@ -164,14 +167,17 @@ def _codes_keys_by_type(query, rows, metric, slots, begin, end, ahead, keys):
 
 
 @kernel(fastmath=True, internal=True)
-def rows_keys(query, rows, factors, metric, slots, begin, end, keys):
+def rows_keys(query, rows, factors, metric, slots, begin, end, fetched, keys):
     """keys[i] = key of the row slots[begin + i], an int32 that orders as the distance does.
 
     For a query of `row_query` or `codes_query`. One call for many rows, since a call costs as much
-    as a short distance, and so that rows to come are fetched meanwhile. O((end - begin) d).
+    as a short distance, and so that rows to come are fetched meanwhile, if not `fetched` before.
+    O((end - begin) d).
     """
     ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
-    for i in range(begin, min(begin + ahead, end)):
+    if fetched:
+        ahead = end - begin
+    for i in range(begin, begin if fetched else min(begin + ahead, end)):
         prefetch_row(rows, np.int64(slots[i]))
     first = _codes_keys(query, rows, metric, slots, begin, end, ahead, keys)
     for i in range(first, end):

@@ -44,7 +44,8 @@ import numpy as np
 from .._jit import array_at, kernel, prefetch
 from .distance import rows_keys
 from .lines import LINE
-from .sieve import slots_sieved
+from .products import WORDS, words_up
+from .sieve import sieve_prefetch, slots_sieved
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
@@ -184,9 +185,12 @@ def pool_room(ef, n, allowed):
 def pool_insert(pool, count, entry):
     """Insert into the ascending pool[:count], which has room; return the place. O(count).
 
-    Where pools are short, moving from the end beats a search and a call that moves memory.
+    Moving from the end, some at once, beats a search and a call that moves memory.
     """
     place = count
+    while place >= WORDS and pool[place - WORDS] > entry:
+        place -= WORDS
+        words_up(pool, place)
     while place > 0 and pool[place - 1] > entry:
         pool[place] = pool[place - 1]
         place -= 1
@@ -209,7 +213,7 @@ def graph_explore(
     int32[as wide as a row of links]. O(ef M) distances while most pass.
     """
     fresh[0] = start
-    rows_keys(query, rows, factors, metric, fresh, 0, 1, keys)
+    rows_keys(query, rows, factors, metric, fresh, 0, 1, False, keys)
     first = pool_key(keys[0], start, True)
     best = first
     for above in range(top, level, -1):
@@ -220,10 +224,12 @@ def graph_explore(
             n_fresh = np.int64(row[0])
             for j in range(n_fresh):
                 fresh[j] = row[j + 1]
+                if sieve.size > 0:
+                    sieve_prefetch(rows, sieve, np.int64(fresh[j]))
             n_fresh = slots_sieved(
                 rows, coded, sieve, wild, factors, metric, reach, best >> 32, fresh, n_fresh, keys
             )
-            rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
+            rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, sieve.size > 0, keys)
             for j in range(n_fresh):
                 best = min(best, pool_key(keys[j], np.int64(fresh[j]), True))
     links, blocks = links0, blocks0
@@ -252,20 +258,31 @@ def graph_explore(
         slot = pool_slot(pool[cursor])
         pool[cursor] |= EXPANDED
         row = links_row(links, blocks, level_row(upper, slot, level))
+        sieved = passing == ef and sieve.size > 0
         n_fresh = 0
         for j in range(1, row[0] + 1):
             slot = np.int64(row[j])
+            if sieved:
+                sieve_prefetch(rows, sieve, slot)
             word, bit = slot >> 6, 1 << (slot & 63)
             seen = visited[word]  # no branch: half of them would be mispredicted
             visited[word] = seen | bit
             fresh[n_fresh] = slot
             n_fresh += seen & bit == 0
-        if passing == ef:
+        if sieved:
             n_fresh = slots_sieved(
                 rows, coded, sieve, wild, factors, metric, reach, pool[count - 1] >> 32, fresh,
                 n_fresh, keys,
             )  # fmt: skip
-        rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, keys)
+            next_up = cursor + 1
+            while next_up < count and pool[next_up] & EXPANDED:
+                next_up += 1
+            if next_up < count:  # likely to be expanded next
+                slot = pool_slot(pool[next_up])
+                row = links_row(links, blocks, level_row(upper, slot, level))
+                for j in range(1, row[0] + 1):
+                    sieve_prefetch(rows, sieve, np.int64(row[j]))
+        rows_keys(query, rows, factors, metric, fresh, 0, n_fresh, sieved, keys)
         lowest = count
         for j in range(n_fresh):
             slot = np.int64(fresh[j])

@@ -33,7 +33,7 @@ from .hnsw import (
     pool_room,
     pool_slot,
 )
-from .sieve import sieve_query
+from .sieve import sieve_query, sieve_room
 from .status import ABSENT
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
@@ -101,11 +101,11 @@ def hnsw_connect(
     n_visited, n_pool = (first + 64) >> 6, pool_room(ef, stop, allowed)
     stride, n_codes = links0.shape[1], rows.shape[1]
     width = max(stride, stop - first)
-    words = n_visited + n_pool + stride + width + n_codes + sieve.shape[1] + 2
+    words = n_visited + n_pool + stride + width + 2 * n_codes + sieve.shape[1] + 3
     memory = np.empty(words, np.int64)
     at = np.int64(memory.ctypes.data)
-    reach = doubles_at(at, 2)
-    at += 16
+    reach = doubles_at(at, 3)
+    at += 24
     visited = array_at(at, n_visited, np.int64)
     at += 8 * n_visited
     pool = array_at(at, n_pool, np.int64)
@@ -115,7 +115,7 @@ def hnsw_connect(
     keys = ints_at(at, width)
     at += 4 * width
     base_room, room = query_room(rows, at), query_room(rows, at + 4 * n_codes)
-    coded = query_room(sieve, at + 8 * n_codes)
+    coded = sieve_room(rows, sieve, at + 8 * n_codes)
     for slot in range(start, stop):
         query = row_query(rows, factors, slot, metric, base_room)
         sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach)
@@ -135,7 +135,7 @@ def hnsw_connect(
                 if levels[other] >= height:
                     batch[n_near] = other
                     n_near += 1
-            rows_keys(query, rows, factors, metric, batch, 0, n_near, keys)
+            rows_keys(query, rows, factors, metric, batch, 0, n_near, False, keys)
             for j in range(n_near):
                 found = pool_key(keys[j], np.int64(batch[j]), True)
                 if count >= ef and found >= pool[count - 1]:
@@ -263,7 +263,7 @@ def hnsw_backlink(
             for e in range(i, j):
                 slots[n + e - i] = first + (edges[e] & SOURCE_MASK)
             query = row_query(rows, factors, base, metric, base_room)
-            rows_keys(query, rows, factors, metric, slots, 0, n + j - i, keys)
+            rows_keys(query, rows, factors, metric, slots, 0, n + j - i, False, keys)
             for count in range(n + j - i):
                 pool_insert(pool, count, pool_key(keys[count], np.int64(slots[count]), True))
             child_of = base if level == 0 else ABSENT

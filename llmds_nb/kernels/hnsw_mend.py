@@ -140,7 +140,7 @@ def hnsw_mend(
                 source, level, old_upper, old_links, old_blocks, renamed, stamp, seen, passed, found
             )
             query = row_query(rows, factors, slot, metric, base_room)
-            rows_keys(query, rows, factors, metric, found, 0, n_found, keys)
+            rows_keys(query, rows, factors, metric, found, 0, n_found, False, keys)
             for count in range(n_found):
                 pool_insert(pool, count, pool_key(keys[count], np.int64(found[count]), True))
             _row_filled(

@@ -16,7 +16,7 @@ from .hnsw import (
     pool_slot,
     state_at,
 )
-from .sieve import sieve_query
+from .sieve import sieve_query, sieve_room
 from .status import ABSENT
 from .topk import topk_push, topk_sort
 
@@ -77,7 +77,7 @@ def hnsw_search_many(
     n_visited, n_pool = (n + 63) >> 6, pool_room(ef, n, allowed)
     stride = max(s.links0.shape[1], s.links1.shape[1])
     n_codes = max(s.rows.shape[1], s.sieve.shape[1], s.basis.shape[1])
-    words = n_visited + n_pool + 2 * k + 2 + stride + 2 * n_codes + d // 2 + 1
+    words = n_visited + n_pool + 2 * k + 3 + stride + 2 * n_codes + d // 2 + 1
     memory = np.empty(words, np.int64)
     at = np.int64(memory.ctypes.data)
     visited = array_at(at, n_visited, np.int64)
@@ -86,12 +86,12 @@ def hnsw_search_many(
     at += 8 * n_pool
     scores, found = doubles_at(at, k), array_at(at + 8 * k, k, np.int64)
     at += 16 * k
-    reach = doubles_at(at, 2)
-    at += 16
+    reach = doubles_at(at, 3)
+    at += 24
     fresh, keys = ints_at(at, stride), ints_at(at + 4 * stride, stride)
     at += 8 * stride
     room, projected = query_room(s.rows, at), floats_at(at + 4 * n_codes, s.basis.shape[1])
-    coded, unit = query_room(s.sieve, at + 8 * n_codes), floats_at(at + 16 * n_codes, d)
+    coded, unit = sieve_room(s.rows, s.sieve, at + 8 * n_codes), floats_at(at + 16 * n_codes, d)
     bad = np.int64(-1)
     for i in range(m):
         given = queries[i * d : (i + 1) * d]
@@ -103,7 +103,7 @@ def hnsw_search_many(
         final = given if metric == COSINE else finals[i * d_final : (i + 1) * d_final]
         query = codes_query(given, s.rows, s.basis, s.offset, step, metric, room, projected)
         sieve_query(
-            s.rows, given, s.sieve, s.basis, s.offset, step, error, longest, metric, coded, reach
+            s.rows, query, s.sieve, s.basis, s.offset, step, error, longest, metric, coded, reach
         )
         count = graph_explore(
             query, s.rows, s.factors, metric, coded, s.sieve, s.wild, reach, s.links0, s.blocks0,

@@ -8,6 +8,9 @@ from numba.extending import intrinsic
 CODE_LANES = 32  # codes are padded to whole vectors of this many
 CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
 CODE_ROWS = 4  # rows whose products are formed side by side
+SIGN_LANES = 32  # bytes of signs are padded to whole vectors of this many
+WORDS = 8  # int64 moved at once
+PLANES = 4  # bits of a number that signs are weighted with
 
 
 def _ints(bits, lanes):
@@ -85,22 +88,21 @@ def _sum_products_rows(factors):
         at, to = args[3], args[5]
         size = cgutils.unpack_tuple(builder, rows.shape)[1]
         stride = cgutils.unpack_tuple(builder, rows.strides)[0]
-        quarter = CODE_LANES // 4
+        half = CODE_LANES // 2
         starts, totals = [], []
         for r in range(CODE_ROWS):
             slot = builder.load(builder.gep(slots.data, [builder.add(at, at.type(r))]))
             slot = builder.zext(slot, stride.type)
             starts.append(builder.gep(rows.data, [builder.mul(slot, stride)]))
-            zero = ir.Constant(_ints(32, quarter), [0] * quarter)
+            zero = ir.Constant(_ints(32, half), [0] * half)
             totals.append(cgutils.alloca_once_value(builder, zero))
         step = size.type(CODE_LANES)
         with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (j, _):
             place = builder.gep(query.data, [j])
             for start, total in zip(starts, totals, strict=True):
                 sums = _pair_sums(builder, factors, place, builder.gep(start, [j]))
-                sums = _halved(builder, sums)
                 builder.store(builder.add(builder.load(total), sums), total)
-        values = [builder.load(total) for total in totals]
+        values = [_halved(builder, builder.load(total)) for total in totals]
         while len(values) > 1:  # neighbours added in pairs within each four lanes: x86 phaddd
             values = [
                 _neighbours_added(builder, *pair)
@@ -158,3 +160,108 @@ def _rows_signature(query, rows, slots, keys):
     if slots.dtype != types.int32 or keys.dtype != types.int32:
         raise TypeError(f"slots and keys must be int32, not {slots.dtype} and {keys.dtype}")
     return types.void(query, rows, slots, types.intp, keys, types.intp)
+
+
+def _words_at(builder, place, type_):
+    """What stands at a place, of any alignment."""
+    return builder.load(builder.bitcast(place, type_.as_pointer()), align=1)
+
+
+def _planes_sum(builder, planes, width, start):
+    """The sum that `planes_far` needs, int64."""
+    words = _ints(64, SIGN_LANES // 8)
+    count = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(words, [words]), f"llvm.ctpop.v{words.count}i64"
+    )
+    total = cgutils.alloca_once_value(builder, ir.Constant(words, [0] * words.count))
+    step = width.type(SIGN_LANES)
+    with cgutils.for_range_slice(builder, width.type(0), width, step, inc=True) as (at, _):
+        signs = _words_at(builder, builder.gep(start, [at]), words)
+        sums = None
+        for i in reversed(range(PLANES)):
+            place = builder.gep(planes, [builder.add(at, builder.mul(width, width.type(i)))])
+            found = builder.call(count, [builder.and_(signs, _words_at(builder, place, words))])
+            if sums is None:  # the highest bit of a negative number
+                sums = builder.neg(found)
+            else:
+                sums = builder.add(builder.add(sums, sums), found)
+        builder.store(builder.add(builder.load(total), sums), total)
+    value = builder.load(total)
+    while value.type.count > 1:
+        value = _halved(builder, value)
+    return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def planes_far(typingctx, planes, signs, row, weight, constant):
+    """float32: square - gain (weight sum + constant), of signs[row], which ends with an int32, the
+    square, and a float32, the gain.
+
+    The sum is over the bits set in signs uint8[n, w] of signed numbers of PLANES bits, of which
+    plane i of planes uint8[PLANES, w] holds bit i: 0 for the bytes that are no signs. w is a
+    multiple of SIGN_LANES.
+    """
+
+    def codegen(context, builder, signature, args):
+        planes, signs = (
+            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1)
+        )
+        width = cgutils.unpack_tuple(builder, planes.shape)[1]
+        stride = cgutils.unpack_tuple(builder, signs.strides)[0]
+        start = builder.gep(signs.data, [builder.mul(args[2], stride)])
+        total = builder.sitofp(_planes_sum(builder, planes.data, width, start), ir.FloatType())
+        end = builder.gep(start, [width])
+        square = _words_at(builder, builder.gep(end, [width.type(-8)]), ir.IntType(32))
+        gain = _words_at(builder, builder.gep(end, [width.type(-4)]), ir.FloatType())
+        product = builder.fadd(builder.fmul(args[3], total), args[4])
+        square = builder.sitofp(square, ir.FloatType())
+        return builder.fsub(square, builder.fmul(gain, product))
+
+    signature = types.float32(planes, signs, types.intp, types.float32, types.float32)
+    return signature, codegen
+
+
+@intrinsic
+def planes_pack(typingctx, numbers, planes):
+    """Write numbers int16[p] to planes uint8[PLANES, w] as `planes_far` reads them; p a multiple of
+    CODE_LANES, at most 8 w.
+    """
+
+    def codegen(context, builder, signature, args):
+        numbers, planes = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args, args, strict=True)
+        )
+        size = cgutils.unpack_tuple(builder, numbers.shape)[0]
+        width = cgutils.unpack_tuple(builder, planes.shape)[1]
+        lanes, word = _ints(16, CODE_LANES), ir.IntType(CODE_LANES)
+        zero = ir.Constant(lanes, [0] * CODE_LANES)
+        step = size.type(CODE_LANES)
+        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
+            values = _words_at(builder, builder.gep(numbers.data, [at]), lanes)
+            byte = builder.lshr(at, at.type(3))
+            for i in range(PLANES):
+                bits = builder.and_(values, ir.Constant(lanes, [1 << i] * CODE_LANES))
+                bits = builder.bitcast(builder.icmp_unsigned("!=", bits, zero), word)
+                place = builder.gep(
+                    planes.data, [builder.add(byte, builder.mul(width, width.type(i)))]
+                )
+                builder.store(bits, builder.bitcast(place, word.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(numbers, planes), codegen
+
+
+@intrinsic
+def words_up(typingctx, words, start):
+    """Move WORDS int64 of words from `start` on up by one place."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        lanes = _ints(64, WORDS)
+        source = builder.gep(array.data, [args[1]])
+        target = builder.bitcast(builder.gep(source, [args[1].type(1)]), lanes.as_pointer())
+        builder.store(_words_at(builder, source, lanes), target, align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp), codegen

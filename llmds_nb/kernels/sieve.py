@@ -1,7 +1,10 @@
-"""Ruling out by codes the vectors that a walk need not read; its answer stays what it was.
+"""Ruling out the rows that a walk need not read.
 
-A row of codes is a quarter of its vector or less, and most neighbours that a walk meets are too far
-away to matter. Codes prove that, since they lie within a known distance of what they stand for:
+A walk on codes has a sieve of their signs, which seldom rules out wrongly: see `signs`; the margin
+there is the error here, and the centre the longest. A walk on vectors has a sieve of their codes,
+and its answer stays what it was. A row of codes is a quarter of its vector or less, and most
+neighbours that a walk meets are too far away to matter. Codes prove that, since they lie within a
+known distance of what they stand for:
 
     |q - x|  >=  |q' - x'| - |q - q'| - |x - x'|            L2, COSINE
     <q, x>   <=  <q', x'> + |q'| |x - x'| + |q - q'| |x|    IP
@@ -13,21 +16,43 @@ with what the codes of the query and of the row stand for, q' and x'. So a key o
     wild     bool[C]       rows whose codes are off by more than the error; bool[0] if none are
     error    float         |x - x'| of all others, what float32 may round away included
     longest  float         |x| of all others, 1 with COSINE
-    reach    float64[2]    of a query: what its limit adds to the distance, and the codes' scale
+    reach    float64[3]    of a query: what its limit adds to the distance, the codes' scale, unused
 """
 
 import numpy as np
 from numba import types
 
-from .._jit import kernel, kernel_by_type
+from .._jit import array_at, kernel, kernel_by_type
 from .codes import QUERY_DOT, codes_query
-from .distance import COSINE, IP, key_value, prefetch_row, rounding, rows_keys
+from .distance import COSINE, IP, key_value, prefetch_row, query_room, rounding, rows_keys
+from .products import PLANES
+from .signs import signs_prefetch, signs_query, signs_sieved
 
 _MOST = 2.0**31 - 1
 
 
+def sieve_room(rows, sieve, address):
+    """Scratch at `address` for one query: int16[P] for codes of vectors; for signs two, uint8
+    planes and int16[P]. At most 4 S + 2 P bytes.
+    """
+    raise NotImplementedError
+
+
+@kernel_by_type(sieve_room)
+def _sieve_room(rows, sieve, address):
+    if rows.dtype != types.uint8:
+        return lambda rows, sieve, address: query_room(sieve, address)
+
+    def signs(rows, sieve, address):
+        planes = array_at(address, (PLANES, sieve.shape[1]), np.uint8)
+        return planes, query_room(rows, address + PLANES * sieve.shape[1])
+
+    return signs
+
+
 def sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
-    """The query float32[d], of length 1 with COSINE, as codes int16[P] in `coded`; fills `reach`.
+    """The query, of length 1 with COSINE, as the sieve compares it, in `coded` of `sieve_room`;
+    fills `reach`. It is what the walk compares: float32[d], or int16[P] of codes.
 
     Does nothing where there is no sieve. O(d).
     """
@@ -36,14 +61,17 @@ def sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric,
 
 @kernel_by_type(sieve_query)
 def _sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
-    if rows.dtype == types.uint8:  # the walk itself is on codes
+    if rows.dtype == types.uint8:
 
-        def nothing(
+        def signs(
             rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach
         ):  # fmt: skip
-            return None
+            if sieve.size > 0:
+                planes, numbers = coded
+                centre = np.int64(longest)
+                signs_query(query, offset.size, centre, error, metric, numbers, planes, reach)
 
-        return nothing
+        return signs
 
     def impl(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
         if sieve.size == 0:
@@ -83,12 +111,28 @@ def _limit(key, d, metric, reach):
     return np.int32(min(limit + 1.0, _MOST)) if limit > -_MOST else -np.int32(_MOST)
 
 
+def sieve_prefetch(rows, sieve, slot):
+    """Ask for the signs of a row that the sieve will look at soon. O(1)."""
+    raise NotImplementedError
+
+
+@kernel_by_type(sieve_prefetch, inline=True)
+def _sieve_prefetch(rows, sieve, slot):
+    if rows.dtype != types.uint8:
+        return lambda rows, sieve, slot: None
+
+    def signs(rows, sieve, slot):
+        signs_prefetch(sieve, slot)
+
+    return signs
+
+
 def slots_sieved(
     rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys
 ):  # fmt: skip
     """Move those of slots[:n] to the front that may have a key up to `key`; return how many.
 
-    All of them where there is no sieve. O(n P).
+    Asks for their rows. All of them where there is no sieve. O(n P).
     """
     raise NotImplementedError
 
@@ -96,13 +140,19 @@ def slots_sieved(
 @kernel_by_type(slots_sieved)
 def _slots_sieved(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
     if rows.dtype == types.uint8:
-        return lambda rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys: n
+
+        def signs(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
+            if sieve.size == 0:
+                return n
+            return signs_sieved(coded[0], sieve, reach, key, rows, slots, n)
+
+        return signs
 
     def impl(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
         if sieve.size == 0:
             return n
         limit = _limit(key, rows.shape[1], metric, reach)
-        rows_keys(coded, sieve, factors, metric, slots, 0, n, keys)
+        rows_keys(coded, sieve, factors, metric, slots, 0, n, False, keys)
         kept = 0
         for i in range(n):
             slot = np.int64(slots[i])
