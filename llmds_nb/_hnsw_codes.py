@@ -193,7 +193,10 @@ def _positive(step) -> float:
 
 
 def _principal(sample, mean) -> np.ndarray:
-    """The leading directions float32[d, p] that keep the variance; p a multiple of 32."""
+    """Directions float32[d, p] within the leading ones that keep the variance; p a multiple of 32.
+
+    Turned at random, so that all components vary alike: one step then fits them all, and is finer.
+    """
     centred = sample - mean
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     shares = np.cumsum(values[::-1]) / max(values.sum(), np.finfo(float).tiny)

@@ -230,7 +230,7 @@ class GraphWriter:
     def __init__(
         self, snapshot, metric, ef_construction, *, parent=None, coarsest=0.0, mended=False
     ):
-        self._metric, self._ef = metric, ef_construction
+        self.metric, self._ef = metric, ef_construction
         self.coarsest, self.mended = coarsest, mended
         self.links0 = _Links(snapshot.blocks0, len(snapshot.links0) // _BLOCK)
         self.links1 = _Links(snapshot.blocks1, len(snapshot.links1) // _BLOCK)
@@ -278,7 +278,7 @@ class GraphWriter:
 
 class _GraphDraft:
     def __init__(self, writer, base, fields, n_new):
-        self.metric, self.ef, self.fields = writer._metric, writer._ef, fields
+        self.metric, self.ef, self.fields = writer.metric, writer._ef, fields
         self.n, self.stop = base.n, base.n + n_new
         self.entry, self.top = base.entry, base.top
         self.levels, self.upper = fields["levels"], fields["upper"]

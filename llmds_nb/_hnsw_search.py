@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,13 @@ _ALL = np.zeros(0, np.bool_)
 # if most rows pass.
 BLAS_ROWS, BLAS_QUERIES = 64, 16
 _BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
+
+
+class Neighbors(NamedTuple):
+    """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
+
+    ids: np.ndarray
+    distances: np.ndarray
 
 
 def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:

@@ -75,7 +75,7 @@ def _rows(links, blocks, n):
     return links[block_rows(blocks, n)]
 
 
-def check(snapshot, writer, table, M, metric, next_id) -> None:
+def check(snapshot, writer, table, M, next_id) -> None:
     """Assert the invariants that `kernels.hnsw` states."""
     s, n = snapshot, snapshot.n
     live = s.live[:n]
@@ -96,7 +96,7 @@ def check(snapshot, writer, table, M, metric, next_id) -> None:
             tame = ~s.wild[:n] if len(s.wild) else np.ones(n, np.bool_)
             assert (off <= (1 + 1e-5) * s.coding.error(s.coding.longest))[tame].all()
         else:
-            signs = signs_of(s.coding, s.rows[:n], metric)
+            signs = signs_of(s.coding, s.rows[:n], writer.metric)
             assert s.sieve[:n].shape == signs.shape and (s.sieve[:n] == signs).all()
     for links, blocks, n_rows, home in (
         (s.links0, s.blocks0, n, writer.links0),

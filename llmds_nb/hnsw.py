@@ -3,12 +3,12 @@
 import dataclasses
 import numbers
 import threading
-from typing import NamedTuple
 
 import numpy as np
 
 from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
 from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
+from ._hnsw_search import Neighbors
 from ._hnsw_state import HNSWStats
 from ._hnsw_tune import tuned
 from ._hnsw_vectors import METRICS, STORES, VectorForm
@@ -22,13 +22,6 @@ __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
 _COARSE = 2  # times as coarse as today's, codes chose links that are not worth keeping
-
-
-class Neighbors(NamedTuple):
-    """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
-
-    ids: np.ndarray
-    distances: np.ndarray
 
 
 class HNSW(Stored):
@@ -55,6 +48,8 @@ class HNSW(Stored):
         ("pca-sq8"; plain codes until 4 * dim vectors are there to fit them). "auto": None below
         32 dimensions; "pca-sq8" from 256 to 2048 where half the components suffice; else "sq8".
         With None, float32 and 64 dimensions or more, codes prove which vectors need not be read.
+        Of 192 bytes or more, codes have signs, a bit for each component, if a sample shows that
+        these tell which codes need not be read: rightly but for a few that seldom matter.
     store : {"float32", "float16", None}
         How vectors are kept. "float16": distances are those of the vectors rounded to float16.
         None keeps the codes alone (a quarter of the memory): distances are those of what the codes
@@ -453,9 +448,7 @@ class HNSW(Stored):
     def check(self) -> None:
         """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
         with self._write_lock:
-            _hnsw_state.check(
-                self._snapshot, self._writer, self._table, self._M, self._form.metric, self._next_id
-            )
+            _hnsw_state.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
 
     # ---- files ------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ its place in `live`. State, for n slots in arrays of capacity C >= n:
 
     rows      [C, p]          what traversal compares (`distance`): codes, or the vectors themselves
     vectors   [C, d]          what answers are measured on
-    sieve     uint8[C, P], wild bool[C]   what rules rows out before they are read (`sieve`)
+    sieve     uint8[C, S], wild bool[C]   what rules rows out before they are read (`sieve`)
     factors   float32[C]      1 / |vector| with COSINE, else float32[0]
     ids       int64[C]        the user's id
     live      bool[C]         False once removed or replaced
@@ -79,7 +79,8 @@ _STEP, _ERROR, _LONGEST, _N, _ENTRY, _TOP = range(3 * _N_ARRAYS, 3 * _N_ARRAYS +
 def handle_of(state, numbers, n, entry, top):
     """The handle of an HNSWState of NumPy arrays, int64[45] (plain Python: describes state).
 
-    numbers: the step of the codes, and the error and longest of `sieve`.
+    numbers: the step of the codes, and the error and longest of `sieve`, or margin and centre of
+    `signs`.
     """
     addresses = [array.__array_interface__["data"][0] for array in state]
     columns = [array.shape[1] if array.ndim == 2 else 1 for array in state]
