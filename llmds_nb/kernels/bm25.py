@@ -124,7 +124,7 @@ def bm25_search_many(
                 continue
             if need > spare.size:
                 spare = np.empty(need, np.int32)
-            lists_open(index, number, room, places[number], used, n_used, spare, lists)
+            lists_open(index, number, places[number], used, n_used, spare, lists)
             spread = dense if k <= FEW else dense // 4  # with many hits, fewer rows are passed over
             scan = n_used > TERMS or postings * spread >= segment.lengths.size
             n, least = segment_search(

@@ -137,9 +137,9 @@ def lists_choose(segment, places, gain, bonus, used):
 
 
 @kernel(borrow=True)
-def lists_open(index, number, room, places, used, n_used, spare, lists):
+def lists_open(index, number, places, used, n_used, spare, lists):
     """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
-    segment, blocks = segment_at(index, number), room_at(room).blocks
+    segment = segment_at(index, number)
     n_windows = segment.steps.shape[1] - 1
     packed, longest = 0, 0
     for u in range(n_used):
@@ -165,7 +165,7 @@ def lists_open(index, number, room, places, used, n_used, spare, lists):
         free += n_windows + 1
         row[_POSTINGS], row[_STEPS] = begin_of(postings), begin_of(steps)
         row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = begin_of(odd_rows), begin_of(odd_tfs), odd
-        size = list_rows(postings_of(segment), place, rows, tfs, blocks[0], blocks[1])
+        size = list_rows(postings_of(segment), place, rows, tfs)
         n, odd = list_code(
             rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
             odd_tfs, odd,

@@ -12,7 +12,6 @@ alive. A Room, for windows of WINDOW rows, is
     found    int32[WINDOW + 1]   rows that may be among the best
     values   uint16[WINDOW + 64] marks of some rows, or the largest of each column
     bins     int32[BINS]         how many marks of a query there were in each of these ranges
-    blocks   uint32[2, 128]      rows and tfs of a block that is unpacked
     named    int64[SOME]         ids of some rows
     sums     float64[SOME]       and their scores
     spare    int32[SPARE]        for the packed lists of a query
@@ -23,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import array_at, kernel
-from .blocks import BLOCK
 from .lines import address_of
 from .postings import Segment
 from .unpacked import WINDOW
@@ -67,7 +65,6 @@ class Room(NamedTuple):
     found: object
     values: object
     bins: object
-    blocks: object
     named: object
     sums: object
     spare: object
@@ -98,8 +95,7 @@ def room_made():
     return Room(
         np.zeros(WINDOW, np.uint16), np.zeros(WINDOW), np.empty(WINDOW + 1, np.int32),
         np.empty(WINDOW + 1, np.int32), np.empty(WINDOW + 64, np.uint16), np.empty(BINS, np.int32),
-        np.empty((2, BLOCK), np.uint32), np.empty(SOME, np.int64), np.empty(SOME),
-        np.empty(SPARE, np.int32),
+        np.empty(SOME, np.int64), np.empty(SOME), np.empty(SPARE, np.int32),
     )  # fmt: skip
 
 
@@ -173,10 +169,9 @@ def room_at(room):
         array_at(room[3], WINDOW + 1, np.int32),
         array_at(room[4], WINDOW + 64, np.uint16),
         array_at(room[5], BINS, np.int32),
-        array_at(room[6], (2, BLOCK), np.uint32),
-        array_at(room[7], SOME, np.int64),
-        array_at(room[8], SOME, np.float64),
-        array_at(room[9], SPARE, np.int32),
+        array_at(room[6], SOME, np.int64),
+        array_at(room[7], SOME, np.float64),
+        array_at(room[8], SPARE, np.int32),
     )
 
 

@@ -143,7 +143,6 @@ def postings_merge(
     rows, tfs = np.empty((2, most), np.int32)
     keys = np.empty(0, np.int64)
     counts = np.empty(33, np.int64)
-    some, many = np.empty((2, BLOCK), np.uint32)
     position = np.int64(position)
     while g < group.size - 1:
         n = 0
@@ -151,9 +150,7 @@ def postings_merge(
         for i in range(group[g], group[g + 1]):
             base, n_docs = bases[i, 0], bases[i, 1] - bases[i, 0]
             new_rows, new_tfs = rows[n:], tfs[n:]
-            m = list_unpack(
-                data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs, some, many
-            )
+            m = list_unpack(data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs)
             for j in range(m):
                 row, tf = row_of[base + new_rows[j]], new_tfs[j]
                 if row != ABSENT:
@@ -194,11 +191,10 @@ def term_place(terms, term):
 
 @kernel(internal=True)
 def _list_read(segment, place, rows, tfs):
-    """The whole list, as `list_unpack`, with room of its own."""
-    some, many = np.empty((2, BLOCK), np.uint32)
+    """The whole list, as `list_unpack`."""
     return list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, rows, tfs, some, many,
+        segment.ids.size, rows, tfs,
     )  # fmt: skip
 
 

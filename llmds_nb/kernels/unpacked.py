@@ -21,7 +21,7 @@ A window is WINDOW rows, so the place in it fits 16 bits.
 import numpy as np
 
 from .._jit import kernel
-from .blocks import BLOCK, list_unpack
+from .blocks import list_unpack
 from .status import ABSENT
 
 WINDOW = 1 << 16
@@ -35,11 +35,11 @@ _SHIFT = 16
 
 
 @kernel(internal=True)
-def list_rows(segment, place, rows, tfs, some, many):
+def list_rows(segment, place, rows, tfs):
     """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
     n = list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, rows, tfs, some, many,
+        segment.ids.size, rows, tfs,
     )  # fmt: skip
     before, after = rows[: max(n - 1, 0)], rows[1 : max(n, 1)]
     falls = 0
@@ -90,10 +90,9 @@ def unpacked_count(segment, places, classes, counts, rows, tfs):
 
     rows and tfs int32 have room for any list.
     """
-    some, many = np.empty((2, BLOCK), np.uint32)
     beyond = 0
     for h in range(places.size):
-        for j in range(list_rows(segment, places[h], rows, tfs, some, many)):
+        for j in range(list_rows(segment, places[h], rows, tfs)):
             if tfs[j] < counts.shape[0] and classes[rows[j]] < counts.shape[1]:
                 counts[tfs[j], classes[rows[j]]] += 1
             else:
@@ -106,12 +105,11 @@ def unpacked_fill(
     segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
 ):
     """Fill steps, postings and the odd ones. O(postings)."""
-    some, many = np.empty((2, BLOCK), np.uint32)
     numbers = np.empty(rows.size, np.int32)
     n, odd = 0, 0
     for h in range(places.size):
         odd_ptr[h] = odd
-        size = list_rows(segment, places[h], rows, tfs, some, many)
+        size = list_rows(segment, places[h], rows, tfs)
         n, odd = list_code(
             rows, tfs, numbers, size, classes, codes, steps[h], postings, n, odd_rows, odd_tfs, odd,
         )  # fmt: skip
