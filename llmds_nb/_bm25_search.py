@@ -65,7 +65,7 @@ def prepared(snapshot, formula, table, before) -> Prepared:
         all_lists.append(lists)
         pairs = np.empty(len(lists.tfs))
         bm25_table_fill(pairs, lists.tfs, lists.lengths, *shape)
-        read = {**segment._asdict(), **lists._asdict(), "lengths": segment.lengths}
+        read = {**segment._asdict(), **lists._asdict()}
         read |= {"table": pairs, "bounds": pairs.astype(np.float32)}
         states.append(SegmentState(*(read[name] for name in SegmentState._fields)))
     plain = [not segment.dead.any() for segment in snapshot.segments]

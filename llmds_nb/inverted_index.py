@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _bm25_search, _building, _checks, _segments
+from . import _bm25_search, _building, _checks, _documents, _segments
 from ._progress import progress_bar
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
@@ -236,10 +236,12 @@ class InvertedIndex(Stored):
             ):
                 new = _building.segment_of(ids, tokenizer, stream, report)
                 if new is not None:
-                    kept, _ = _segments.without_ids(self._snapshot.segments, new.ids)
+                    ids_new = _documents.ids_of(new)
+                    kept, _ = _segments.without_ids(self._snapshot.segments, ids_new)
+                    del ids_new
                     snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
             if new is not None:  # only now do searches know all terms
-                self._next_id = max(self._next_id, int(new.ids[-1]) + 1)
+                self._next_id = max(self._next_id, _documents.last_id(new) + 1)
                 self._snapshot = snapshot
         return ids.taken()
 
@@ -342,7 +344,7 @@ class InvertedIndex(Stored):
             if df[0]:
                 rows, here = np.empty((2, segment.entries[place[0]]), np.int32)
                 n = postings_read(segment, int(place[0]), rows, here)
-                ids.append(segment.ids[rows[:n]])
+                ids.append(_documents.ids_at(segment, rows[:n]))
                 tfs.append(here[:n])
         ids, tfs = np.concatenate(ids), np.concatenate(tfs)
         order = np.argsort(ids, kind="stable")
@@ -377,7 +379,7 @@ class InvertedIndex(Stored):
         terms, counts, places, gain, bonus, df = _bm25_search.weighed(
             snapshot, formula, table, tokens
         )
-        length = segment.lengths[row]
+        (length,) = _documents.lengths_at(segment, np.array([row]))
         variant = VARIANTS[formula.variant]
         total, rows_out = 0.0, []
         for e, term in enumerate(table.texts(terms)):
@@ -398,14 +400,15 @@ class InvertedIndex(Stored):
         """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
         segments, n_docs, n_tokens = self._snapshot
         self.tokenizer.check()
-        alive = [s.ids[~s.dead] for s in segments]
+        alive = [_documents.ids_at(s, _documents.rows_alive(s)) for s in segments]
         for segment in segments:
             _segments.check(segment)
             assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
         alive = np.concatenate([np.zeros(0, np.int64), *alive])
         assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
         assert not len(alive) or alive.max() < self._next_id
-        assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
+        lengths = [_documents.lengths_at(s, _documents.rows_alive(s)) for s in segments]
+        assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
         assert all(not (r.arrays.acc.any() or r.arrays.marks.any()) for r in self._scratch)
 
     def _state(self):
@@ -434,8 +437,9 @@ class InvertedIndex(Stored):
         if n_docs:
             n_lists = _checks.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
             segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
-            if segment.ids[-1] >= index._next_id:
-                raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
+            last = _documents.last_id(segment)
+            if last >= index._next_id:
+                raise CorruptFileError(f"id {last} is beyond those ever used")
             index._snapshot = _segments.snapshot([segment])
         return index
 

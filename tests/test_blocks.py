@@ -58,8 +58,7 @@ def lists_of(data, n, n_docs):
     starts = np.array([0, len(data) - 1], np.int64)
     entries = np.array([n], np.int32)
     return some_segment()._replace(
-        ids=np.arange(n_docs), dead=np.zeros(n_docs, np.bool_), starts=starts, entries=entries,
-        data=data,
+        classes=np.zeros(n_docs, np.uint16), starts=starts, entries=entries, data=data
     )  # fmt: skip
 
 

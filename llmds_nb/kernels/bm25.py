@@ -126,7 +126,7 @@ def bm25_search_many(
                 spare = np.empty(need, np.int32)
             lists_open(index, number, places[number], used, n_used, spare, lists)
             spread = dense if k <= FEW else dense // 4  # with many hits, fewer rows are passed over
-            scan = n_used > TERMS or postings * spread >= segment.lengths.size
+            scan = n_used > TERMS or postings * spread >= segment.classes.size
             n, least = segment_search(
                 index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup,
                 kind, mask, listed, k, best, best_ids, n, least,

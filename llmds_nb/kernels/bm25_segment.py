@@ -40,6 +40,7 @@ from .bm25_window import (
     values_pad,
     values_reach,
 )
+from .postings import id_at, is_dead, length_at
 from .status import ABSENT
 from .topk import topk_select
 from .unpacked import WINDOW, list_code, list_rows
@@ -209,8 +210,8 @@ def _window_mark(
             total += end - row[_ODD]
             if scale > 0.0:
                 n_touched = odd_mark(
-                    odd_rows, odd_tfs, row[_ODD], end, low, segment.lengths, gain[e], bonus[e],
-                    shape, scale, marks, touched, n_touched,
+                    odd_rows, odd_tfs, row[_ODD], end, low, segment, gain[e], bonus[e], shape,
+                    scale, marks, touched, n_touched,
                 )  # fmt: skip
     return total, n_touched
 
@@ -252,7 +253,7 @@ def _window_score(
             for i in range(row[_ODD], row[_ODD_STOP]):
                 place = np.uint64(odd_rows[i] - low)
                 if marks[place] >= bar:
-                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    tf, length = np.float64(odd_tfs[i]), length_at(segment, odd_rows[i])
                     acc[place] += bm25_contribution(
                         tf, length, gain[e], bonus[e], p, q, base, slope
                     )
@@ -282,7 +283,7 @@ def segment_search(
     segment, scratch = segment_at(index, number), room_at(room)
     marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
     values, bins, named, sums = scratch.values, scratch.bins, scratch.named, scratch.sums
-    n_docs = segment.lengths.size
+    n_docs = segment.classes.size
     plain = kind == NO_FILTER and is_plain(index, number)
     scale = 0.0
     if n_used <= TERMS:
@@ -325,8 +326,8 @@ def segment_search(
             passing = 0
             for j in range(n_found):
                 place = found[j]
-                if segment.dead[low + place] or not _passes(
-                    kind, mask, listed, segment.ids[low + place]
+                if is_dead(segment.dead, low + place) or not _passes(
+                    kind, mask, listed, id_at(segment.ids, low + place)
                 ):
                     marks[place] = 0
                     continue
@@ -349,7 +350,7 @@ def segment_search(
         for first in range(0, n_found, SOME):
             some = found[first : min(first + SOME, n_found)]
             for j in range(some.size):  # its cache misses are under way at once
-                named[j] = segment.ids[low + some[j]]
+                named[j] = id_at(segment.ids, low + some[j])
             for j in range(some.size):
                 place = np.uint64(some[j])
                 sums[j] = acc[place]

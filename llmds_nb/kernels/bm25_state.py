@@ -37,7 +37,9 @@ class SegmentState(NamedTuple):
     """
 
     ids: object
-    lengths: object
+    classes: object
+    sizes: object
+    long: object
     dead: object
     terms: object
     starts: object
@@ -50,7 +52,6 @@ class SegmentState(NamedTuple):
     odd_ptr: object
     odd_rows: object
     odd_tfs: object
-    classes: object
     codes: object
     table: object
     bounds: object
@@ -133,30 +134,33 @@ def segment_at(index, number):
     at = FIRST + number * SEGMENT
     return SegmentState(
         array_at(index[at], _rows(index, at, 0), np.int64),
-        array_at(index[at + 1], _rows(index, at, 1), np.int32),
-        array_at(index[at + 2], _rows(index, at, 2), np.bool_),
-        array_at(index[at + 3], _rows(index, at, 3), np.int32),
-        array_at(index[at + 4], _rows(index, at, 4), np.int64),
+        array_at(index[at + 1], _rows(index, at, 1), np.uint16),
+        array_at(index[at + 2], _rows(index, at, 2), np.int32),
+        array_at(index[at + 3], _shape(index, at, 3), np.int32),
+        array_at(index[at + 4], _rows(index, at, 4), np.bool_),
         array_at(index[at + 5], _rows(index, at, 5), np.int32),
-        array_at(index[at + 6], _rows(index, at, 6), np.int32),
-        array_at(index[at + 7], _rows(index, at, 7), np.uint8),
+        array_at(index[at + 6], _rows(index, at, 6), np.int64),
+        array_at(index[at + 7], _rows(index, at, 7), np.int32),
         array_at(index[at + 8], _rows(index, at, 8), np.int32),
-        array_at(index[at + 9], _shape(index, at, 9), np.int32),
-        array_at(index[at + 10], _rows(index, at, 10), np.uint32),
-        array_at(index[at + 11], _rows(index, at, 11), np.int32),
-        array_at(index[at + 12], _rows(index, at, 12), np.int32),
+        array_at(index[at + 9], _rows(index, at, 9), np.uint8),
+        array_at(index[at + 10], _rows(index, at, 10), np.int32),
+        array_at(index[at + 11], _shape(index, at, 11), np.int32),
+        array_at(index[at + 12], _rows(index, at, 12), np.uint32),
         array_at(index[at + 13], _rows(index, at, 13), np.int32),
-        array_at(index[at + 14], _rows(index, at, 14), np.uint16),
-        array_at(index[at + 15], _shape(index, at, 15), np.int32),
-        array_at(index[at + 16], _rows(index, at, 16), np.float64),
-        array_at(index[at + 17], _rows(index, at, 17), np.float32),
+        array_at(index[at + 14], _rows(index, at, 14), np.int32),
+        array_at(index[at + 15], _rows(index, at, 15), np.int32),
+        array_at(index[at + 16], _shape(index, at, 16), np.int32),
+        array_at(index[at + 17], _rows(index, at, 17), np.float64),
+        array_at(index[at + 18], _rows(index, at, 18), np.float32),
     )
 
 
 @kernel(internal=True)
 def postings_of(s):
     """The Segment of a SegmentState: kernels of `postings` are then compiled once. O(1)."""
-    return Segment(s.ids, s.lengths, s.dead, s.terms, s.starts, s.entries, s.live, s.data)
+    return Segment(
+        s.ids, s.classes, s.sizes, s.long, s.dead, s.terms, s.starts, s.entries, s.live, s.data
+    )
 
 
 @kernel(internal=True)

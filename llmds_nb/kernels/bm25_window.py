@@ -14,6 +14,7 @@ import numpy as np
 from .._jit import kernel
 from .bm25_formula import bm25_contribution
 from .bm25_state import BINS
+from .postings import length_at
 from .unpacked import WINDOW
 
 MOST = 65535  # units
@@ -92,11 +93,11 @@ def scores_find(postings, at, stop, table, gain, bonus, rows, n, spots, acc):
 
 
 @kernel(internal=True)
-def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks, touched, n):
+def odd_mark(rows, tfs, at, stop, low, segment, gain, bonus, shape, scale, marks, touched, n):
     """`bounds_touch` for rows[at:stop] without a code, which are windows from `low` on. O(rows)."""
     p, q, base, slope = shape
     for i in range(at, stop):
-        tf, length = np.float64(tfs[i]), lengths[rows[i]]
+        tf, length = np.float64(tfs[i]), length_at(segment, rows[i])
         added = bm25_contribution(tf, length, gain, bonus, p, q, base, slope)
         place = np.uint64(rows[i] - low)
         before = marks[place]

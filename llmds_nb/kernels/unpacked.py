@@ -12,8 +12,7 @@ lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of 
     odd_tfs  int32[O]
     tfs      int32[P]        the pair of each code, P <= 65536
     lengths  int32[P]
-    classes  uint16[n]       the number of each document's length, or NO_CLASS
-    codes    int32[T, C]     the code of each tf < T with the length of each class, or ABSENT
+    codes    int32[T, C]     the code of each tf < T with each of the segment's sizes, or ABSENT
 
 A window is WINDOW rows, so the place in it fits 16 bits.
 """
@@ -29,7 +28,6 @@ CODES = 1 << 16
 LEAST = 16  # shorter lists are read as fast as they lie
 FLOOR = 12 << 20  # bytes that are given to unpacked lists in any case
 SHARE = 1.0  # bytes for each posting of the segment
-NO_CLASS = (1 << 16) - 1
 PAIRS = 1 << 21  # of tf and length that are looked at
 _SHIFT = 16
 
@@ -39,7 +37,7 @@ def list_rows(segment, place, rows, tfs):
     """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
     n = list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, rows, tfs,
+        segment.classes.size, rows, tfs,
     )  # fmt: skip
     before, after = rows[: max(n - 1, 0)], rows[1 : max(n, 1)]
     falls = 0
@@ -85,7 +83,7 @@ def list_code(
 
 
 @kernel(nogil=True)
-def unpacked_count(segment, places, classes, counts, rows, tfs):
+def unpacked_count(segment, places, counts, rows, tfs):
     """Count each pair in counts int32[T, C]; return the postings of pairs beyond it. O(postings).
 
     rows and tfs int32 have room for any list.
@@ -93,17 +91,16 @@ def unpacked_count(segment, places, classes, counts, rows, tfs):
     beyond = 0
     for h in range(places.size):
         for j in range(list_rows(segment, places[h], rows, tfs)):
-            if tfs[j] < counts.shape[0] and classes[rows[j]] < counts.shape[1]:
-                counts[tfs[j], classes[rows[j]]] += 1
+            number = segment.classes[rows[j]]
+            if tfs[j] < counts.shape[0] and number < counts.shape[1]:
+                counts[tfs[j], number] += 1
             else:
                 beyond += 1
     return beyond
 
 
 @kernel(nogil=True)
-def unpacked_fill(
-    segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
-):
+def unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs):
     """Fill steps, postings and the odd ones. O(postings)."""
     numbers = np.empty(rows.size, np.int32)
     n, odd = 0, 0
@@ -111,6 +108,7 @@ def unpacked_fill(
         odd_ptr[h] = odd
         size = list_rows(segment, places[h], rows, tfs)
         n, odd = list_code(
-            rows, tfs, numbers, size, classes, codes, steps[h], postings, n, odd_rows, odd_tfs, odd,
+            rows, tfs, numbers, size, segment.classes, codes, steps[h], postings, n, odd_rows,
+            odd_tfs, odd,
         )  # fmt: skip
     odd_ptr[places.size] = odd
