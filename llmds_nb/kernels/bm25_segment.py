@@ -28,10 +28,10 @@ from .bm25_window import (
     bins_count,
     bounds_add,
     bounds_touch,
-    chunks_reach,
     columns_largest,
     columns_reach,
     kth_mark,
+    marks_reach,
     odd_mark,
     rows_reach,
     scores_add,
@@ -307,7 +307,7 @@ def segment_search(
         if scale == 0.0:
             marks[:rows] = 1
         if scan and k > FEW:
-            n_found = chunks_reach(marks, rows, np.uint16(bar), found)
+            n_found = marks_reach(marks, rows, np.uint16(bar), found)
         elif scan:
             width = strips_width(rows, strips)
             columns_largest(marks, strips, width, values)
