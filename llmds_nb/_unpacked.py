@@ -46,8 +46,9 @@ def unpacked(segment) -> Unpacked:
     pairs = pairs[np.argsort(-flat[pairs], kind="stable")]  # the frequent ones share cache lines
     n_odd += int(flat[pairs[k.CODES :]].sum(dtype=np.int64))
     pairs = pairs[: k.CODES]
-    codes = np.full(counts.shape, ABSENT, np.int32)
-    codes.ravel()[pairs] = np.arange(len(pairs), dtype=np.int32)
+    tf_of, class_of = np.divmod(pairs, max(1, n_sizes))
+    codes = np.full((len(counts) + 1, n_sizes + 1), ABSENT, np.int32)
+    codes[tf_of, class_of] = np.arange(len(pairs), dtype=np.int32)
 
     steps = np.zeros((len(places), n_windows + 1), np.int32)
     n = int(entries[places].sum(dtype=np.int64)) - n_odd
@@ -55,7 +56,6 @@ def unpacked(segment) -> Unpacked:
     odd_ptr = np.zeros(len(places) + 1, np.int32)
     odd_rows, odd_tfs = np.zeros((2, n_odd), np.int32)
     k.unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs)
-    tf_of, class_of = np.divmod(pairs, max(1, n_sizes))
     slots = np.full(len(entries), ABSENT, np.int32)
     slots[places] = np.arange(len(places), dtype=np.int32)
     return Unpacked(

@@ -306,14 +306,18 @@ def segment_search(
             continue
         if scale == 0.0:
             marks[:rows] = 1
-        if scan and k > FEW:
-            n_found = marks_reach(marks, rows, np.uint16(bar), found)
-        elif scan:
-            width = strips_width(rows, strips)
-            columns_largest(marks, strips, width, values)
-            if plain and values_reach(values, width, np.uint16(bar)) > k:
-                bar = max(bar, kth_mark(values, width, k) - slack)
-            n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
+        if scan:
+            if k > FEW:  # until a window gave k rows
+                strips = min(STRIPS[0], rows // (k + k // 2)) if plain and fresh < k else 0
+            width = strips_width(rows, strips) if strips > 1 else 0
+            if width > 0:
+                columns_largest(marks, strips, width, values)
+                if plain and values_reach(values, width, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, width, k) - slack)
+            if k > FEW:
+                n_found = marks_reach(marks, rows, np.uint16(bar), found)
+            else:
+                n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
         else:
             if plain and k <= FEW and k < n_touched <= MOST:
                 for j in range(n_touched):

@@ -12,7 +12,8 @@ lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of 
     odd_tfs  int32[O]
     tfs      int32[P]        the pair of each code, P <= 65536
     lengths  int32[P]
-    codes    int32[T, C]     the code of each tf < T with each of the segment's sizes, or ABSENT
+    codes    int32[T, C]     the code of each tf with each of the segment's sizes, or ABSENT, as is
+                             all of the last row and column, which stand for larger ones
 
 A window is WINDOW rows, so the place in it fits 16 bits.
 """
@@ -29,7 +30,7 @@ LEAST = 16  # shorter lists are read as fast as they lie
 FLOOR = 12 << 20  # bytes that are given to unpacked lists in any case
 SHARE = 1.0  # bytes for each posting of the segment
 PAIRS = 1 << 21  # of tf and length that are looked at
-_SHIFT = 16
+_PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 
 
 @kernel(internal=True)
@@ -51,31 +52,50 @@ def list_rows(segment, place, rows, tfs):
 
 
 @kernel(internal=True)
+def _rows_below(rows, low, high, row):
+    """How many of ascending rows[:high] are less than `row`, at least low. O(log), no branches."""
+    left = high - low
+    while left > 0:
+        half = (left + 1) >> 1
+        low += half & (np.int64(rows[low + half - 1]) - row >> 63)
+        left -= half
+    return low
+
+
+@kernel(internal=True)
 def list_code(
     rows, tfs, some, size, classes, codes, steps, postings, n, odd_rows, odd_tfs, odd
 ):  # fmt: skip
     """Write a list's steps int32[W + 1], its postings from n on, its odd ones from `odd` on.
 
-    some int32[size] is room. Return where both end. O(size + windows).
+    some int32[size] is room. Return where both end. O(size + windows log size).
     """
-    for j in range(size):  # a loop of its own: more of its cache misses are under way at once
-        some[j] = classes[np.uint64(rows[j])]
+    tf_most, number_most = codes.shape[0] - 1, codes.shape[1] - 1
+    signs = np.int32(0)
+    for j in range(size):
+        number = min(np.int64(classes[np.uint64(rows[j])]), number_most)
+        some[j] = codes[np.uint64(min(np.int64(tfs[j]), tf_most)), np.uint64(number)]
+        signs |= some[j]
+    if signs >= 0:  # usually none is odd
+        begin = 0
+        for window in range(steps.size):
+            begin = _rows_below(rows, begin, size, window * WINDOW)
+            steps[window] = n + begin
+        part = postings[n : n + size]
+        for j in range(size):
+            part[j] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
+        return n + size, odd
     window = 0
     steps[0] = n
     for j in range(size):
-        row, tf = rows[j], tfs[j]
-        while row >= (window + 1) * WINDOW:
+        while rows[j] >= (window + 1) * WINDOW:
             window += 1
             steps[window] = n
-        code = np.int32(ABSENT)
-        if tf < codes.shape[0] and some[j] < codes.shape[1]:
-            code = codes[np.uint64(tf), np.uint64(some[j])]
-        if code == ABSENT:
-            odd_rows[odd], odd_tfs[odd] = row, tf
+        if some[j] == ABSENT:
+            odd_rows[odd], odd_tfs[odd] = rows[j], tfs[j]
             odd += 1
         else:
-            place = np.uint32(row) & np.uint32(WINDOW - 1)
-            postings[np.uint64(n)] = place | np.uint32(code) << np.uint32(_SHIFT)
+            postings[np.uint64(n)] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
             n += 1
     for w in range(window + 1, steps.size):
         steps[w] = n
