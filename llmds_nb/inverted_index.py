@@ -105,6 +105,7 @@ class InvertedIndex(Stored):
     """
 
     def __init__(self, *, k1=1.2, b=0.75, variant="lucene", tokenizer=None):
+        self._formula = _bm25_search.Formula(variant, k1, b)
         self.k1, self.b, self.variant = k1, b, variant
         if tokenizer is None:
             tokenizer = Tokenizer()
@@ -121,31 +122,28 @@ class InvertedIndex(Stored):
 
     @property
     def k1(self) -> float:
-        return self._k1
+        return self._formula.k1
 
     @k1.setter
     def k1(self, value):
-        self._k1 = _checks.real(value, "k1", low=0, high=1e6)
+        self._formula = self._formula._replace(k1=_checks.real(value, "k1", low=0, high=1e6))
 
     @property
     def b(self) -> float:
-        return self._b
+        return self._formula.b
 
     @b.setter
     def b(self, value):
-        self._b = _checks.real(value, "b", low=0, high=1)
+        self._formula = self._formula._replace(b=_checks.real(value, "b", low=0, high=1))
 
     @property
     def variant(self) -> str:
-        return self._variant
+        return self._formula.variant
 
     @variant.setter
     def variant(self, value):
-        self._variant = _checks.choice(value, "variant", tuple(VARIANTS))
-
-    @property
-    def _formula(self):
-        return _bm25_search.Formula(self._variant, self._k1, self._b)
+        variant = _checks.choice(value, "variant", tuple(VARIANTS))
+        self._formula = self._formula._replace(variant=variant)
 
     def __len__(self):
         return self._snapshot.n_docs
@@ -296,7 +294,7 @@ class InvertedIndex(Stored):
             found = _bm25_search.search_one(ready, self.tokenizer, text, k, self._scratch)
             if found is not None:
                 ids, scores = found
-                return Hits(ids[0], scores[0]) if text is queries else Hits(ids, scores)
+                return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
         if isinstance(queries, TokenBatch):
             tokens = _checked(queries, len(self.tokenizer))
             n = len(tokens.indptr) - 1
@@ -323,9 +321,9 @@ class InvertedIndex(Stored):
 
     def _ready(self, snapshot):
         """What searches of the snapshot with the present formula share."""
-        ready, formula = self._prepared, (self._variant, self._k1, self._b)
-        if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
-            formula, table = self._formula, self.tokenizer._table
+        ready, formula = self._prepared, self._formula
+        if ready is None or ready.snapshot is not snapshot or ready.formula is not formula:
+            table = self.tokenizer._table
             self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
         return ready
 
@@ -421,7 +419,7 @@ class InvertedIndex(Stored):
         if segments:
             arrays |= _segments.to_arrays(segments[0])
         header |= {
-            "k1": self._k1, "b": self._b, "variant": self._variant, "next_id": next_id,
+            **self._formula._asdict(), "next_id": next_id,
             "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
             "n_lists": len(segments[0].terms) if segments else 0,
         }  # fmt: skip

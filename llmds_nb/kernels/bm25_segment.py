@@ -314,7 +314,7 @@ def segment_search(
                 columns_largest(marks, strips, width, values)
                 if plain and values_reach(values, width, np.uint16(bar)) > k:
                     bar = max(bar, kth_mark(values, width, k) - slack)
-            if k > FEW:
+            if k > FEW or n_docs <= MANY_ROWS:
                 n_found = marks_reach(marks, rows, np.uint16(bar), found)
             else:
                 n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)

@@ -178,8 +178,7 @@ def kth_mark(values, n, k):
     bound = 0
     step = 1 << 15
     while step >= GRAIN:
-        if values_reach(values, n, np.uint16(bound + step)) >= k:
-            bound += step
+        bound += step * np.int64(values_reach(values, n, np.uint16(bound + step)) >= k)
         step >>= 1
     return bound
 

@@ -26,7 +26,7 @@ from .status import ABSENT
 
 WINDOW = 1 << 16
 CODES = 1 << 16
-LEAST = 16  # shorter lists are read as fast as they lie
+LEAST = 4  # shorter lists are read as fast as they lie
 FLOOR = 12 << 20  # bytes that are given to unpacked lists in any case
 SHARE = 1.0  # bytes for each posting of the segment
 PAIRS = 1 << 21  # of tf and length that are looked at
