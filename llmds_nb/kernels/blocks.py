@@ -30,7 +30,7 @@ the number of documents: files may be opened without checksums.
 
 import numpy as np
 
-from .._jit import borrowed, kernel
+from .._jit import kernel
 from .planes import bits_spread, rows_sum
 from .varint import varint_read, varint_size, varint_write
 
@@ -50,7 +50,7 @@ _END, _ENDS_2, _ENDS_3 = np.uint64(0x80), np.uint64(0x8080), np.uint64(0x808080)
 _1ST, _2ND, _3RD = np.uint64(0x7F), np.uint64(0x3F80), np.uint64(0x1FC000)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _word(data, position):
     """The uint32 at data[position:], as uint64."""
     four = data[position : position + np.uint64(4)]
@@ -60,13 +60,13 @@ def _word(data, position):
     return value
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def table_last(data, start, block):
     """The last row of block `block` of the list at `start`, uint64. O(1)."""
     return _word(data, start + block * _ENTRY)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def table_span(data, start, block, n_blocks, end):
     """(begin, end) of a block's bytes, begin <= end <= the list's end, uint64. O(1)."""
     begin = n_blocks * _ENTRY
@@ -76,7 +76,7 @@ def table_span(data, start, block, n_blocks, end):
     return min(start + begin, stop), stop
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def entry_read(data, position, row):
     """The varint entry at data[position:], `row` being one more than the row before it.
 
@@ -90,7 +90,7 @@ def entry_read(data, position, row):
         width = _1 + np.uint64(ends & _END == _0) + np.uint64(ends & _ENDS_2 == _0)
         value = word & (ends ^ (ends - _1))  # up to the byte that is its last
         value = (value & _1ST) | (value >> _1 & _2ND) | (value >> _2 & _3RD)
-        even = ~value & _1
+        even = ~word & _1
         tf = word >> (width << _3)
         if ends != _0 and tf & even << np.uint64(7) == _0:
             tf = _1 + (_0 - even & _1 + (tf & _1ST))
@@ -106,7 +106,7 @@ def entry_read(data, position, row):
     return row, tf, position
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _planes_size(planes):
     """Bytes that the planes of a header take, uint64. O(1)."""
     return (
@@ -117,7 +117,7 @@ def _planes_size(planes):
     )
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def block_unpack(data, position, end, row, rows, tfs):
     """Read the block at data[position:end]; `row` is one more than the last row before it.
 
@@ -126,7 +126,6 @@ def block_unpack(data, position, end, row, rows, tfs):
     """
     if end < position + _3:
         return _BAD
-    data, rows, tfs = borrowed(data), borrowed(rows), borrowed(tfs)
     n_rows, n_more = np.uint64(data[position]), np.uint64(data[position + _1])
     planes = np.uint64(data[position + _2])
     position += _3
@@ -159,7 +158,7 @@ def block_unpack(data, position, end, row, rows, tfs):
     return rows_sum(rows, data, position, planes, row)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def list_unpack(data, start, end, size, n_docs, rows, tfs):
     """All of a list of `size` entries into rows int32[size] and tfs int32[size].
 
@@ -190,7 +189,7 @@ def list_unpack(data, start, end, size, n_docs, rows, tfs):
     return np.int64(n)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def table_find(data, start, n_blocks, low, row):
     """The first block from `low` on whose last row is not below `row`, or n_blocks. O(log)."""
     high = n_blocks
@@ -203,7 +202,7 @@ def table_find(data, start, n_blocks, low, row):
     return low
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def rows_place(rows, row):
     """Position of the first of ascending uint32[128] rows that is not below `row`, or 127. O(7)."""
     place = _0
@@ -215,7 +214,7 @@ def rows_place(rows, row):
     return place
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def list_find(data, start, end, size, n_docs, row, some, many):
     """tf of `row` in a list, or 0. O(log size + 128)."""
     start, end, row = np.uint64(start), np.uint64(end), np.uint64(row)

@@ -33,7 +33,7 @@ PAIRS = 1 << 21  # of tf and length that are looked at
 _PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def list_rows(segment, place, rows, tfs):
     """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
     n = list_unpack(
@@ -51,7 +51,7 @@ def list_rows(segment, place, rows, tfs):
     return n
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _rows_below(rows, low, high, row):
     """How many of ascending rows[:high] are less than `row`, at least low. O(log), no branches."""
     left = high - low
@@ -62,7 +62,7 @@ def _rows_below(rows, low, high, row):
     return low
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def list_code(
     rows, tfs, some, size, classes, codes, steps, postings, n, odd_rows, odd_tfs, odd
 ):  # fmt: skip
