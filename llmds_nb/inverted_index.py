@@ -72,8 +72,7 @@ class InvertedIndex(Stored):
     any time. A document of score 0, or that holds no term of the query, is never a hit.
 
     The first search after a write unpacks the longest lists of a new segment, 1 byte a posting (or
-    up to 12 MB, if that is more) and 2 a document, which makes later ones faster and changes no
-    answer.
+    up to 12 MB, if that is more), which makes later ones faster and changes no answer.
 
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.

@@ -157,13 +157,14 @@ def test_hits_are_those_of_the_reference_whatever_the_documents(data):
     plain = PlainBm25(index.variant)
     for _ in range(data.draw(st.integers(1, 3))):
         texts = data.draw(st.lists(text, min_size=1, max_size=40))
-        ids = data.draw(st.permutations(range(60)))[: len(texts)]
+        texts *= data.draw(st.sampled_from([1, 1, 4]))  # so many that the bar rises in time
+        ids = data.draw(st.permutations(range(200)))[: len(texts)]
         index.add(ids, texts)
         plain.add(ids, texts)
     gone = data.draw(st.lists(st.sampled_from(sorted(plain.docs)), unique=True, max_size=10))
     index.remove(gone)
     plain.remove(gone)
-    allowed = data.draw(st.none() | st.lists(st.integers(0, 70), unique=True, max_size=30))
+    allowed = data.draw(st.none() | st.lists(st.integers(0, 210), unique=True, max_size=60))
     k = data.draw(st.integers(1, 70))
     queries = data.draw(st.lists(text, min_size=1, max_size=4))
     hits = index.search(queries, k, filter=allowed)

@@ -21,8 +21,8 @@ A block is
     rows    2 e   for gaps that need more bits: the entry, and one further byte of the gap
     more          for each tf >= 3: the entry, and varint(tf - 3)
 
-Planes have a constant length and are read through slices with unsigned indices, so that LLVM
-vectorises all of them: 128 entries take about 100 ns, against 600 for varints.
+Planes have a constant length, so that vector code widens and sums them up (`planes`): 128 entries
+take about 80 ns, against 600 for varints.
 
 Whatever the bytes say, reading stays inside an array whose last byte is 0, and gives no row beyond
 the number of documents: files may be opened without checksums.
