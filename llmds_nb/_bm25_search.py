@@ -65,7 +65,7 @@ def prepared(snapshot, formula, table, before) -> Prepared:
         all_lists.append(lists)
         pairs = np.empty(len(lists.tfs))
         bm25_table_fill(pairs, lists.tfs, lists.lengths, *shape)
-        read = {**segment._asdict(), **lists._asdict(), "lengths": segment.lengths}
+        read = {**segment._asdict(), **lists._asdict()}
         read |= {"table": pairs, "bounds": pairs.astype(np.float32)}
         states.append(SegmentState(*(read[name] for name in SegmentState._fields)))
     plain = [not segment.dead.any() for segment in snapshot.segments]
@@ -96,8 +96,8 @@ class Scratch:
         text, self.tokens = np.empty(_TEXT, np.uint8), np.empty(_TEXT, np.int32)
         self.text, self.text_at = memoryview(text), address_of(text)
         self.tokens_at = address_of(self.tokens)
-        self.query_ptr = np.zeros(2, np.int64)
-        self.query_ptr_at = address_of(self.query_ptr)
+        query_ptr = np.zeros(2, np.int64)
+        self.query_ptr, self.query_ptr_at = memoryview(query_ptr), address_of(query_ptr)
         self.work, self.fits = np.empty(0, np.int64), None
 
     def work_for(self, n_segments, m, depth) -> int:
@@ -158,8 +158,8 @@ def search(ready, tokens, depth, filters, threads, scratch):
         here = tokens.indptr[start : stop + 1]
         _search_many(
             ready.address, room.address, room.work_for(n_segments, widest, depth), widest,
-            tokens_at, address_of(here), *_filter_words(one_filter), depth, k.DENSE, k.LOOKUP,
-            scores[start:stop], ids[start:stop],
+            tokens_at, address_of(here), stop - start, *_filter_words(one_filter), depth, k.DENSE,
+            k.LOOKUP, scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
         )  # fmt: skip
         _give_back(scratch, room)
 
@@ -180,7 +180,7 @@ def search(ready, tokens, depth, filters, threads, scratch):
 
 
 def search_one(ready, tokenizer, text, depth, scratch):
-    """`search` for one query without a filter, or None if it is too long."""
+    """`search` for one query without a filter, [depth] each, or None if it is too long."""
     room = _borrow(scratch)
     n = tokenizer._encode_short(text, room)
     if n < 0:
@@ -188,10 +188,10 @@ def search_one(ready, tokenizer, text, depth, scratch):
         return None
     room.query_ptr[1] = n
     m = max(n, _TERMS)  # of most queries, so that there is memory for it
-    scores, ids = np.empty((1, depth)), np.empty((1, depth), np.int64)
+    scores, ids = np.empty(depth), np.empty(depth, np.int64)
     _search_many(
         ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
-        room.query_ptr_at, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
+        room.query_ptr_at, 1, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
     )  # fmt: skip
     _give_back(scratch, room)
     return ids, scores

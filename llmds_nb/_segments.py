@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
+from . import _documents as docs
 from .errors import CorruptFileError
 from .kernels import postings as k
 from .kernels import varint
@@ -26,14 +27,13 @@ class Snapshot(NamedTuple):
 
 def snapshot(segments) -> Snapshot:
     """These segments, and the counts over their live documents."""
-    segments = tuple(s for s in segments if len(s.ids))
+    segments = tuple(s for s in segments if len(s.classes))
     n_docs = sum(_n_live(s) for s in segments)
-    n_tokens = sum(int(s.lengths.sum(where=~s.dead, dtype=np.int64)) for s in segments)
-    return Snapshot(segments, n_docs, n_tokens)
+    return Snapshot(segments, n_docs, sum(k.tokens_count(s) for s in segments))
 
 
 def _n_live(segment) -> int:
-    return len(segment.ids) - int(np.count_nonzero(segment.dead))
+    return len(segment.classes) - int(np.count_nonzero(segment.dead))
 
 
 def build(ids, tokens, n_terms) -> Segment:
@@ -59,13 +59,14 @@ def build(ids, tokens, n_terms) -> Segment:
         return k.postings_pack(first, rows, len(ids), data, starts, entries, u, position)
 
     _cut(data, _written(pack, len(terms), data, 0))
-    return _made(ids[order], lengths, terms.astype(np.int32), starts, entries, data)
+    ids = docs.short_ids(ids[order])
+    return _made(ids, lengths, terms.astype(np.int32), starts, entries, data)
 
 
 def _made(ids, lengths, terms, starts, entries, data) -> Segment:
-    """A segment without dead documents."""
-    dead = np.zeros(len(ids), np.bool_)
-    return Segment(ids, lengths, dead, terms, starts, entries, entries, data)
+    """A segment without dead documents; `ids` as it keeps them."""
+    dead = np.zeros(0, np.bool_)
+    return Segment(ids, *docs.numbered(lengths), dead, terms, starts, entries, entries, data)
 
 
 def _written(pack, n_lists, data, position) -> int:
@@ -89,7 +90,7 @@ def merge(segments) -> Segment:
     Some documents and some terms at a time: beside the segments and the new one there are 4 bytes
     a document and a few MB.
     """
-    edges = np.cumsum([0, *(len(s.ids) for s in segments)])
+    edges = np.cumsum([0, *(len(s.classes) for s in segments)])
     ids, lengths, row_of = _documents(segments, edges)
     data = np.empty(sum(len(s.data) for s in segments), np.uint8)
     end = 0
@@ -100,7 +101,7 @@ def merge(segments) -> Segment:
         near = int(np.searchsorted(s.starts, s.starts[low] + n_bytes))
         return min(low + n_lists, max(near, low + 1))
 
-    for places in _ranges(segments, [s.terms for s in segments], far):
+    for places in _ranges(segments, [len(s.terms) for s in segments], _term_at, _terms_upto, far):
         lists, group = _lists(segments, places, edges)
         starts, entries = np.empty(len(group), np.int64), np.empty(len(group) - 1, np.int32)
         made = (group, row_of, data, starts, entries)
@@ -120,50 +121,65 @@ def merge(segments) -> Segment:
 def _documents(segments, edges):
     """The live documents of all as (ids, lengths), and the new row of each, ABSENT for the dead."""
     n = sum(_n_live(s) for s in segments)
-    ids, lengths = np.empty(n, np.int64), np.empty(n, np.int32)
+    ids, lengths = docs.IdsJoined(n), np.empty(n, np.int32)
     row_of = np.full(edges[-1], ABSENT, np.int32)
     n_docs = _share(_SLICE_DOCS, segments)
     start = 0
-    for places in _ranges(segments, [s.ids for s in segments], lambda s, low: low + n_docs):
+
+    def far(s, low):
+        return low + n_docs
+
+    for places in _ranges(segments, np.diff(edges), docs.ids_at, _rows_upto, far):
         rows, some, many = [], [], []
         for s, edge, (low, high) in zip(segments, edges, places, strict=False):
-            alive = low + np.flatnonzero(~s.dead[low:high])
+            alive = docs.rows_alive(s, low, high)
             rows.append(alive + edge)
-            some.append(s.ids[alive])
-            many.append(s.lengths[alive])
+            some.append(docs.ids_at(s, alive))
+            many.append(docs.lengths_at(s, alive))
         some = np.concatenate(some)
         order = np.argsort(some, kind="stable")
         stop = start + len(order)
-        ids[start:stop] = some[order]
+        ids.add(some[order])
         lengths[start:stop] = np.concatenate(many)[order]
         row_of[np.concatenate(rows)[order]] = np.arange(start, stop, dtype=np.int32)
         start = stop
-    return ids, lengths, row_of
+    return ids.made(), lengths, row_of
 
 
 def _share(total, segments) -> int:
     return total // len(segments) + 1
 
 
-def _ranges(segments, keys, far):
+def _rows_upto(segment, last):
+    return docs.rows_below(segment, last, side="right")
+
+
+def _term_at(segment, place):
+    return segment.terms[place]
+
+
+def _terms_upto(segment, last):
+    return np.searchsorted(segment.terms, last, side="right")
+
+
+def _ranges(segments, sizes, at, upto, far):
     """Cut ascending keys of each segment into ranges: yield its (first, last + 1) of each.
 
-    far(segment, first) > first is where it should end at the latest.
+    Of the keys of a segment, so many as `sizes` says, at(segment, i) is number i, and
+    upto(segment, key) are not larger than a key. far(segment, first) > first is where the range
+    should end at the latest.
     """
     lows = [0] * len(segments)
     while True:
         lasts = [
-            own[min(far(s, low), len(own)) - 1]
-            for s, own, low in zip(segments, keys, lows, strict=True)
-            if low < len(own)
+            at(s, min(far(s, low), size) - 1)
+            for s, size, low in zip(segments, sizes, lows, strict=True)
+            if low < size
         ]
         if not lasts:
             return
         last = min(lasts)
-        highs = [
-            low + int(np.searchsorted(own[low:], last, side="right"))
-            for own, low in zip(keys, lows, strict=True)
-        ]
+        highs = [int(upto(s, last)) for s in segments]
         yield list(zip(lows, highs, strict=True))
         lows = highs
 
@@ -201,7 +217,7 @@ def tidy(segments) -> list[Segment]:
     classed = []
     for segment in segments:
         n = _n_live(segment)
-        if n and 2 * n < len(segment.ids):
+        if n and 2 * n < len(segment.classes):
             segment = merge([segment])
         if n:
             classed.append((n.bit_length() // 3, segment))
@@ -212,15 +228,15 @@ def tidy(segments) -> list[Segment]:
             return [segment for _, segment in classed]
         merged = merge([segment for size, segment in classed if size == full[0]])
         classed = [pair for pair in classed if pair[0] != full[0]]
-        classed.append((len(merged.ids).bit_length() // 3, merged))
+        classed.append((len(merged.classes).bit_length() // 3, merged))
 
 
 def rows_of(segment, ids) -> tuple[np.ndarray, np.ndarray]:
     """Which of int64[m] ids are alive in the segment, as bool[m], and the rows of those."""
-    if not len(segment.ids):
-        return np.zeros(len(ids), np.bool_), np.zeros(0, np.int64)
-    rows = np.minimum(np.searchsorted(segment.ids, ids), len(segment.ids) - 1)
-    found = (segment.ids[rows] == ids) & ~segment.dead[rows]
+    rows = np.minimum(docs.rows_below(segment, ids), len(segment.classes) - 1)
+    found = docs.ids_at(segment, rows) == ids
+    if len(segment.dead):
+        found &= ~segment.dead[rows]
     return found, rows[found]
 
 
@@ -241,7 +257,8 @@ def without_ids(segments, ids) -> tuple[list[Segment], np.ndarray]:
         here, rows = rows_of(segment, ids)
         if len(rows):  # the old arrays stay as they are for those who read them
             found |= here
-            dead = segment.dead.copy()
+            dead = np.zeros(len(segment.classes), np.bool_)
+            dead[: len(segment.dead)] = segment.dead
             dead[rows] = True
             unknown = np.full(len(segment.live), ABSENT, np.int32)
             segment = segment._replace(dead=dead, live=unknown)
@@ -251,10 +268,10 @@ def without_ids(segments, ids) -> tuple[list[Segment], np.ndarray]:
 
 def to_arrays(segment) -> dict:
     """What a file keeps of a segment without dead documents: differences, as zigzag varints."""
-    mean = _mean(segment.lengths.sum(dtype=np.int64), len(segment.ids))
+    lengths = docs.lengths_of(segment).astype(np.int64)
     return {
-        "ids": _packed(np.diff(segment.ids, prepend=np.int64(0))),
-        "lengths": _packed(segment.lengths.astype(np.int64) - mean),
+        "ids": _packed(np.diff(docs.ids_of(segment), prepend=np.int64(0))),
+        "lengths": _packed(lengths - _mean(lengths.sum(), len(lengths))),
         "terms": _packed(np.diff(segment.terms.astype(np.int64), prepend=np.int64(0))),
         "sizes": _packed(np.diff(segment.starts)),
         "entries": _packed(segment.entries.astype(np.int64)),
@@ -290,7 +307,7 @@ def from_arrays(arrays, n_docs, n_tokens, n_lists, n_terms) -> Segment:
     starts = np.zeros(n_lists + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
     int32 = (lengths.astype(np.int32), terms.astype(np.int32), entries.astype(np.int32))
-    return _made(ids, int32[0], int32[1], starts, int32[2], data)
+    return _made(docs.short_ids(ids), int32[0], int32[1], starts, int32[2], data)
 
 
 def _mean(total, n) -> int:
@@ -312,10 +329,14 @@ def _unpacked(data, n, name) -> np.ndarray:
 
 def check(segment) -> None:
     """Assert the invariants of kernels/postings.py."""
-    n, n_terms = len(segment.ids), len(segment.terms)
-    assert len(segment.lengths) == len(segment.dead) == n
+    n, n_terms = len(segment.classes), len(segment.terms)
+    assert len(segment.dead) in (0, n)
+    ids, lengths = docs.ids_of(segment), docs.lengths_of(segment)
+    assert len(segment.ids) == len(docs.short_ids(ids))
+    for kept, again in zip(segment[1:4], docs.numbered(lengths), strict=True):
+        assert (kept == again).all() and kept.dtype == again.dtype
     assert len(segment.entries) == len(segment.live) == n_terms == len(segment.starts) - 1
-    assert (segment.ids[1:] > segment.ids[:-1]).all() and (segment.ids[:1] >= 0).all()
+    assert (ids[1:] > ids[:-1]).all() and (ids[:1] >= 0).all()
     assert (segment.terms[1:] > segment.terms[:-1]).all()
     assert segment.starts[0] == 0 and segment.starts[-1] == len(segment.data) - 1
     assert (segment.starts[1:] > segment.starts[:-1]).all(), "a list is empty"
@@ -323,7 +344,7 @@ def check(segment) -> None:
     sums = np.zeros(n, np.int64)
     entries = k.postings_sums(segment, sums)
     assert entries >= 0, f"list {-1 - entries} is not as it should be"
-    assert (sums == segment.lengths).all(), "the tfs of a document do not sum to its length"
+    assert (sums == lengths).all(), "the tfs of a document do not sum to its length"
     rows, tfs = np.empty(n, np.int32), np.empty(n, np.int32)
     for place, live in enumerate(segment.live):
         if live != ABSENT:

@@ -19,7 +19,6 @@ class Unpacked(NamedTuple):
     odd_tfs: np.ndarray  # int32[O]
     tfs: np.ndarray  # int32[P]
     lengths: np.ndarray  # int32[P]
-    classes: np.ndarray  # uint16[n]
     codes: np.ndarray  # int32[T, C]
 
     @property
@@ -31,49 +30,35 @@ def unpacked(segment) -> Unpacked:
     """The longest lists of a segment, in 1 byte a posting of it, or 12 MB if that is more."""
     entries = segment.entries
     budget = max(k.FLOOR, int(k.SHARE * entries.sum(dtype=np.int64)))
-    n_windows = -(-len(segment.ids) // k.WINDOW)
+    n_windows = -(-len(segment.classes) // k.WINDOW)
     candidates = np.flatnonzero(entries >= k.LEAST)
     candidates = candidates[np.argsort(-entries[candidates], kind="stable")]
     costs = 4 * entries[candidates].astype(np.int64) + 4 * n_windows + 12
     places = np.sort(candidates[np.cumsum(costs) <= min(budget, 2**31)]).astype(np.int32)
 
     rows, tfs = np.empty((2, entries[places].max(initial=0)), np.int32)
-    distinct, classes = _numbered(segment.lengths)
-    counts = np.zeros((max(2, min(256, k.PAIRS // max(1, len(distinct)))), len(distinct)), np.int32)
-    n_odd = k.unpacked_count(segment, places, classes, counts, rows, tfs)
+    n_sizes = len(segment.sizes)
+    counts = np.zeros((max(2, min(256, k.PAIRS // max(1, n_sizes))), n_sizes), np.int32)
+    n_odd = k.unpacked_count(segment, places, counts, rows, tfs)
     counts = counts[: int(np.flatnonzero(counts.any(axis=1)).max(initial=0)) + 1]
     flat = counts.ravel()
     pairs = np.flatnonzero(flat)
     pairs = pairs[np.argsort(-flat[pairs], kind="stable")]  # the frequent ones share cache lines
     n_odd += int(flat[pairs[k.CODES :]].sum(dtype=np.int64))
     pairs = pairs[: k.CODES]
-    codes = np.full(counts.shape, ABSENT, np.int32)
-    codes.ravel()[pairs] = np.arange(len(pairs), dtype=np.int32)
+    tf_of, class_of = np.divmod(pairs, max(1, n_sizes))
+    codes = np.full((len(counts) + 1, n_sizes + 1), ABSENT, np.int32)
+    codes[tf_of, class_of] = np.arange(len(pairs), dtype=np.int32)
 
     steps = np.zeros((len(places), n_windows + 1), np.int32)
     n = int(entries[places].sum(dtype=np.int64)) - n_odd
     postings = np.zeros(n, np.uint32)
     odd_ptr = np.zeros(len(places) + 1, np.int32)
     odd_rows, odd_tfs = np.zeros((2, n_odd), np.int32)
-    k.unpacked_fill(
-        segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
-    )
-    tf_of, class_of = np.divmod(pairs, max(1, len(distinct)))
+    k.unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs)
     slots = np.full(len(entries), ABSENT, np.int32)
     slots[places] = np.arange(len(places), dtype=np.int32)
     return Unpacked(
         slots, steps, postings, odd_ptr, odd_rows, odd_tfs,
-        tf_of.astype(np.int32), distinct[class_of].astype(np.int32), classes, codes,
+        tf_of.astype(np.int32), segment.sizes[class_of], codes,
     )  # fmt: skip
-
-
-def _numbered(lengths) -> tuple[np.ndarray, np.ndarray]:
-    """(the shortest NO_CLASS distinct lengths, ascending; uint16[n] which of them each is)."""
-    if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
-        present = np.zeros(int(lengths.max(initial=0)) + 1, np.bool_)
-        present[lengths] = True
-        distinct = np.flatnonzero(present)
-        numbers = np.minimum(np.cumsum(present) - 1, k.NO_CLASS).astype(np.uint16)
-        return distinct[: k.NO_CLASS], numbers[lengths]
-    distinct, classes = np.unique(lengths, return_inverse=True)
-    return distinct[: k.NO_CLASS], np.minimum(classes, k.NO_CLASS).astype(np.uint16)

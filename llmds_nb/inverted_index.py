@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _bm25_search, _building, _checks, _segments
+from . import _bm25_search, _building, _checks, _documents, _segments
 from ._progress import progress_bar
 from ._store import Stored, nest, unnest
 from .errors import CorruptFileError
@@ -72,8 +72,7 @@ class InvertedIndex(Stored):
     any time. A document of score 0, or that holds no term of the query, is never a hit.
 
     The first search after a write unpacks the longest lists of a new segment, 1 byte a posting (or
-    up to 12 MB, if that is more) and 2 a document, which makes later ones faster and changes no
-    answer.
+    up to 12 MB, if that is more), which makes later ones faster and changes no answer.
 
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
@@ -105,6 +104,7 @@ class InvertedIndex(Stored):
     """
 
     def __init__(self, *, k1=1.2, b=0.75, variant="lucene", tokenizer=None):
+        self._formula = _bm25_search.Formula(variant, k1, b)
         self.k1, self.b, self.variant = k1, b, variant
         if tokenizer is None:
             tokenizer = Tokenizer()
@@ -121,31 +121,28 @@ class InvertedIndex(Stored):
 
     @property
     def k1(self) -> float:
-        return self._k1
+        return self._formula.k1
 
     @k1.setter
     def k1(self, value):
-        self._k1 = _checks.real(value, "k1", low=0, high=1e6)
+        self._formula = self._formula._replace(k1=_checks.real(value, "k1", low=0, high=1e6))
 
     @property
     def b(self) -> float:
-        return self._b
+        return self._formula.b
 
     @b.setter
     def b(self, value):
-        self._b = _checks.real(value, "b", low=0, high=1)
+        self._formula = self._formula._replace(b=_checks.real(value, "b", low=0, high=1))
 
     @property
     def variant(self) -> str:
-        return self._variant
+        return self._formula.variant
 
     @variant.setter
     def variant(self, value):
-        self._variant = _checks.choice(value, "variant", tuple(VARIANTS))
-
-    @property
-    def _formula(self):
-        return _bm25_search.Formula(self._variant, self._k1, self._b)
+        variant = _checks.choice(value, "variant", tuple(VARIANTS))
+        self._formula = self._formula._replace(variant=variant)
 
     def __len__(self):
         return self._snapshot.n_docs
@@ -236,10 +233,12 @@ class InvertedIndex(Stored):
             ):
                 new = _building.segment_of(ids, tokenizer, stream, report)
                 if new is not None:
-                    kept, _ = _segments.without_ids(self._snapshot.segments, new.ids)
+                    ids_new = _documents.ids_of(new)
+                    kept, _ = _segments.without_ids(self._snapshot.segments, ids_new)
+                    del ids_new
                     snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
             if new is not None:  # only now do searches know all terms
-                self._next_id = max(self._next_id, int(new.ids[-1]) + 1)
+                self._next_id = max(self._next_id, _documents.last_id(new) + 1)
                 self._snapshot = snapshot
         return ids.taken()
 
@@ -294,7 +293,7 @@ class InvertedIndex(Stored):
             found = _bm25_search.search_one(ready, self.tokenizer, text, k, self._scratch)
             if found is not None:
                 ids, scores = found
-                return Hits(ids[0], scores[0]) if text is queries else Hits(ids, scores)
+                return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
         if isinstance(queries, TokenBatch):
             tokens = _checked(queries, len(self.tokenizer))
             n = len(tokens.indptr) - 1
@@ -321,9 +320,9 @@ class InvertedIndex(Stored):
 
     def _ready(self, snapshot):
         """What searches of the snapshot with the present formula share."""
-        ready, formula = self._prepared, (self._variant, self._k1, self._b)
-        if ready is None or ready.snapshot is not snapshot or ready.formula != formula:
-            formula, table = self._formula, self.tokenizer._table
+        ready, formula = self._prepared, self._formula
+        if ready is None or ready.snapshot is not snapshot or ready.formula is not formula:
+            table = self.tokenizer._table
             self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
         return ready
 
@@ -342,7 +341,7 @@ class InvertedIndex(Stored):
             if df[0]:
                 rows, here = np.empty((2, segment.entries[place[0]]), np.int32)
                 n = postings_read(segment, int(place[0]), rows, here)
-                ids.append(segment.ids[rows[:n]])
+                ids.append(_documents.ids_at(segment, rows[:n]))
                 tfs.append(here[:n])
         ids, tfs = np.concatenate(ids), np.concatenate(tfs)
         order = np.argsort(ids, kind="stable")
@@ -377,7 +376,7 @@ class InvertedIndex(Stored):
         terms, counts, places, gain, bonus, df = _bm25_search.weighed(
             snapshot, formula, table, tokens
         )
-        length = segment.lengths[row]
+        (length,) = _documents.lengths_at(segment, np.array([row]))
         variant = VARIANTS[formula.variant]
         total, rows_out = 0.0, []
         for e, term in enumerate(table.texts(terms)):
@@ -398,14 +397,15 @@ class InvertedIndex(Stored):
         """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
         segments, n_docs, n_tokens = self._snapshot
         self.tokenizer.check()
-        alive = [s.ids[~s.dead] for s in segments]
+        alive = [_documents.ids_at(s, _documents.rows_alive(s)) for s in segments]
         for segment in segments:
             _segments.check(segment)
             assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
         alive = np.concatenate([np.zeros(0, np.int64), *alive])
         assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
         assert not len(alive) or alive.max() < self._next_id
-        assert n_tokens == sum(int(s.lengths[~s.dead].sum(dtype=np.int64)) for s in segments)
+        lengths = [_documents.lengths_at(s, _documents.rows_alive(s)) for s in segments]
+        assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
         assert all(not (r.arrays.acc.any() or r.arrays.marks.any()) for r in self._scratch)
 
     def _state(self):
@@ -418,7 +418,7 @@ class InvertedIndex(Stored):
         if segments:
             arrays |= _segments.to_arrays(segments[0])
         header |= {
-            "k1": self._k1, "b": self._b, "variant": self._variant, "next_id": next_id,
+            **self._formula._asdict(), "next_id": next_id,
             "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
             "n_lists": len(segments[0].terms) if segments else 0,
         }  # fmt: skip
@@ -434,8 +434,9 @@ class InvertedIndex(Stored):
         if n_docs:
             n_lists = _checks.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
             segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
-            if segment.ids[-1] >= index._next_id:
-                raise CorruptFileError(f"id {segment.ids[-1]} is beyond those ever used")
+            last = _documents.last_id(segment)
+            if last >= index._next_id:
+                raise CorruptFileError(f"id {last} is beyond those ever used")
             index._snapshot = _segments.snapshot([segment])
         return index
 

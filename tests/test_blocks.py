@@ -8,8 +8,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb.kernels.blocks import BLOCK, ENTRY
+from llmds_nb._jit import kernel
+from llmds_nb.kernels.blocks import BLOCK, ENTRY, list_unpack
+from llmds_nb.kernels.planes import bits_spread, rows_sum
 from llmds_nb.kernels.postings import posting_find, postings_pack, postings_read
+
+
+@kernel
+def summed(rows, data, position, planes, row):
+    return rows_sum(rows, data, np.uint64(position), np.uint64(planes), np.uint64(row))
+
+
+@kernel
+def spread(tfs, data, position):
+    bits_spread(tfs, data, np.uint64(position))
+
+
+@kernel
+def whole(data, end, n_docs, rows, tfs):
+    return list_unpack(data, 0, end, rows.size, n_docs, rows, tfs)
 
 
 @cache
@@ -41,8 +58,7 @@ def lists_of(data, n, n_docs):
     starts = np.array([0, len(data) - 1], np.int64)
     entries = np.array([n], np.int32)
     return some_segment()._replace(
-        ids=np.arange(n_docs), dead=np.zeros(n_docs, np.bool_), starts=starts, entries=entries,
-        data=data,
+        classes=np.zeros(n_docs, np.uint16), starts=starts, entries=entries, data=data
     )  # fmt: skip
 
 
@@ -172,3 +188,51 @@ def test_damaged_lists_give_no_row_beyond_the_documents(seed, n, size, flip):
     assert len(rows) <= n and all(0 <= row < 4000 for row in rows)
     for row in (0, 1000, 3999):
         posting_find(lists, 0, row)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+@pytest.mark.parametrize("largest", [1, 255, 2**20, 2**32 - 1])
+@pytest.mark.parametrize("planes", range(32))
+def test_planes_are_summed_exactly_whatever_they_hold(planes, largest, dtype):
+    rng = np.random.default_rng(planes)
+    data = rng.integers(0, 256, 600).astype(np.uint8)
+    parts = rng.integers(0, largest + 1, BLOCK).astype(np.uint32)
+    position, row = int(rng.integers(0, 64)), int(rng.integers(0, 2**31))
+    at, shift, gaps = position, 0, parts.copy()
+    if planes >> 3:  # of the byte planes only the first is read here
+        gaps += data[at : at + BLOCK]
+        at, shift = position + BLOCK * (planes >> 3), 8 * (planes >> 3)
+    for bit, width in ((4, 4), (2, 2)):
+        if planes & bit:
+            size = BLOCK * width // 8
+            i = np.arange(BLOCK)
+            some = data[at + i % size] >> (i // size * width) & ((1 << width) - 1)
+            gaps += some.astype(np.uint32) << np.uint32(shift)
+            at, shift = at + size, shift + width
+    rows = parts.view(dtype)
+    total = gaps.sum(dtype=np.uint64)
+    assert summed(rows, data, position, planes, row) == row + total
+    expected = row - 1 + np.cumsum(gaps, dtype=np.uint64)
+    assert (rows.view(np.uint32) == expected.astype(np.uint32)).all()
+
+
+def test_bits_become_tfs():
+    data = np.random.default_rng(0).integers(0, 256, 40).astype(np.uint8)
+    tfs = np.zeros(BLOCK, np.int32)
+    spread(tfs, data, 3)
+    bits = np.unpackbits(data[3:19], bitorder="little").reshape(16, 8).T
+    assert (tfs == 1 + bits.ravel()).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 31), st.integers(0, 20), st.integers(0, 20))
+def test_blocks_of_nonsense_give_no_row_beyond_the_documents(seed, planes, n_rows, n_more):
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, 800).astype(np.uint8)
+    data[:ENTRY] = [*rng.integers(0, 256, 4), 0x20, 3, 0, 0]
+    data[ENTRY : ENTRY + 3] = n_rows, n_more, planes
+    data[-1] = 0
+    for n_docs in (1, 1000, 2**31 - 1):
+        rows, tfs = np.full((2, BLOCK), -1, np.int32)
+        n = whole(data, len(data) - 1, n_docs, rows, tfs)
+        assert n in (0, BLOCK) and (rows[:n] >= 0).all() and (rows[:n] < n_docs).all()

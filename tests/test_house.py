@@ -18,7 +18,8 @@ PRIVATE_LEAVES = {"_jit", "_parts", "_checks", "_store", "errors"}
 # A kernel module imports only modules of a lower level, and of ours nothing else but _jit.
 LEVELS = [
     "lines products bm25_formula",
-    "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead",
+    "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead planes "
+    "reach",
     "hashtable queue_state rng sketch tokenize blocks paging prefix codes signs kv_chunks",
     "postings unpacked heap tenants fusion routing kv_history kv_tables sieve",
     "hnsw waiting eviction bm25_state",

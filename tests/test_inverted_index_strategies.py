@@ -7,8 +7,20 @@ from hypothesis import strategies as st
 from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex
+from llmds_nb._jit import kernel
 from llmds_nb.inverted_index import Hits
 from llmds_nb.kernels import bm25, bm25_segment, topk, unpacked
+from llmds_nb.kernels.bm25_window import (
+    GRAIN,
+    PAD,
+    columns_largest,
+    columns_reach,
+    kth_mark,
+    marks_reach,
+    rows_reach,
+    strips_width,
+    values_reach,
+)
 
 N_DOCS = 70_000  # more than a window
 
@@ -145,13 +157,14 @@ def test_hits_are_those_of_the_reference_whatever_the_documents(data):
     plain = PlainBm25(index.variant)
     for _ in range(data.draw(st.integers(1, 3))):
         texts = data.draw(st.lists(text, min_size=1, max_size=40))
-        ids = data.draw(st.permutations(range(60)))[: len(texts)]
+        texts *= data.draw(st.sampled_from([1, 1, 4]))  # so many that the bar rises in time
+        ids = data.draw(st.permutations(range(200)))[: len(texts)]
         index.add(ids, texts)
         plain.add(ids, texts)
     gone = data.draw(st.lists(st.sampled_from(sorted(plain.docs)), unique=True, max_size=10))
     index.remove(gone)
     plain.remove(gone)
-    allowed = data.draw(st.none() | st.lists(st.integers(0, 70), unique=True, max_size=30))
+    allowed = data.draw(st.none() | st.lists(st.integers(0, 210), unique=True, max_size=60))
     k = data.draw(st.integers(1, 70))
     queries = data.draw(st.lists(text, min_size=1, max_size=4))
     hits = index.search(queries, k, filter=allowed)
@@ -169,3 +182,50 @@ def test_topk_spread_sorts(values):
     expected = ids[order]
     topk.topk_spread(scores, ids, len(values))
     assert (ids == expected).all() and (np.diff(scores) <= 0).all()
+
+
+@kernel
+def reaching(values, n, bar):
+    return values_reach(values, n, bar)
+
+
+@kernel
+def kth(values, n, k):
+    return kth_mark(values, n, k)
+
+
+@kernel
+def width_of(rows, strips):
+    return strips_width(rows, strips)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 5000), st.integers(0, 2**32), st.sampled_from([1, 40, 65535]),
+    st.integers(1, 65535), st.sampled_from([4, 32, 128]),
+)  # fmt: skip
+def test_rows_that_reach_a_bar_are_listed(n, seed, most, bar, strips):
+    rng = np.random.default_rng(seed)
+    bar = min(bar, most)
+    marks = np.zeros(1 << 16, np.uint16)
+    marks[:n] = rng.integers(0, most + 1, n)
+    expected = np.flatnonzero(marks >= bar)
+    found = np.empty(len(marks) + 1, np.int32)
+    assert marks_reach(marks, n, np.uint16(bar), found) == len(expected)
+    assert (found[: len(expected)] == expected).all()
+    width = width_of(n, strips)
+    assert width % PAD == 0 and strips * width >= n
+    largest = np.full(width + PAD, 7, np.uint16)
+    columns_largest(marks, strips, width, largest)
+    assert (largest[:width] == marks[: strips * width].reshape(strips, width).max(axis=0)).all()
+    assert (largest[width:] == 7).all()
+    listed = columns_reach(marks, strips, width, largest, np.uint16(bar), found)
+    assert (np.sort(found[:listed]) == expected).all()
+    some = rng.permutation(n).astype(np.int32)
+    listed = rows_reach(marks, some, n, np.uint16(bar), found)
+    assert (np.sort(found[:listed]) == expected).all()
+    assert reaching(marks, n, np.uint16(bar)) == len(expected)
+    k = int(rng.integers(1, n + 1))
+    bound = kth(marks, n, k)
+    assert np.count_nonzero(marks[:n] >= bound) >= k
+    assert np.count_nonzero(marks[:n] >= bound + GRAIN) < k

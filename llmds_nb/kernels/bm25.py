@@ -85,12 +85,12 @@ def _query_weigh(index, tokens, begin_stop, work):
 
 @kernel(nogil=True)
 def bm25_search_many(
-    index, room, work, m, tokens, query_ptr, kind, filter, filter_size, k, dense, lookup, scores,
-    ids
+    index, room, work, m, tokens, query_ptr, n, kind, filter, filter_size, k, dense, lookup,
+    scores, ids
 ):  # fmt: skip
-    """The k best documents of every segment for q queries, padded with (-inf, -1).
+    """The k best documents of every segment for n queries, padded with (-inf, -1).
 
-    All but scores float64[q, k] and ids int64[q, k] are numbers. index and room are the addresses
+    All but scores float64[n * k] and ids int64[n * k] are numbers. index and room are the addresses
     of those of `bm25_state`, work that of int64[work_size(S, m, k)], m the most terms of a query;
     at tokens are int32 term ids, ABSENT = unknown, those of query i from query_ptr[i] to
     query_ptr[i + 1]; at filter is what `kind` says, bool or int64[filter_size]. Windows are scanned
@@ -100,8 +100,8 @@ def bm25_search_many(
     index, room = array_at(index, at.FIRST, np.int64), array_at(room, at.ROOM, np.int64)
     n_segments = index[at.N_SEGMENTS]
     index = array_at(begin_of(index), at.FIRST + n_segments * at.SEGMENT, np.int64)
-    query_ptr = array_at(query_ptr, scores.shape[0] + 1, np.int64)
-    tokens = array_at(tokens, query_ptr[scores.shape[0]], np.int32)
+    query_ptr = array_at(query_ptr, n + 1, np.int64)
+    tokens = array_at(tokens, query_ptr[n], np.int32)
     mask = array_at(filter, filter_size, np.bool_)
     listed = array_at(filter, filter_size if kind == LISTED else 0, np.int64)
     shape = (
@@ -112,9 +112,9 @@ def bm25_search_many(
     places, gain, bonus, used, lists = work.places, work.gain, work.bonus, work.used, work.lists
     best, best_ids = work.scores, work.ids
     spare = room_at(room).spare
-    for query in range(scores.shape[0]):
+    for query in range(n):
         e = _query_weigh(index, tokens, query_ptr[query : query + 2], work)
-        n, least = 0, -np.inf
+        found, least = 0, -np.inf
         for number in range(n_segments):
             segment = segment_at(index, number)
             n_used, most, postings, need = lists_choose(
@@ -124,19 +124,20 @@ def bm25_search_many(
                 continue
             if need > spare.size:
                 spare = np.empty(need, np.int32)
-            lists_open(index, number, room, places[number], used, n_used, spare, lists)
+            lists_open(index, number, places[number], used, n_used, spare, lists)
             spread = dense if k <= FEW else dense // 4  # with many hits, fewer rows are passed over
-            scan = n_used > TERMS or postings * spread >= segment.lengths.size
-            n, least = segment_search(
+            scan = n_used > TERMS or postings * spread >= segment.classes.size
+            found, least = segment_search(
                 index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup,
-                kind, mask, listed, k, best, best_ids, n, least,
+                kind, mask, listed, k, best, best_ids, found, least,
             )  # fmt: skip
         if k > FEW:
-            if n > k:
-                topk_select(best, best_ids, n, k)
-                n = k
-            topk_spread(best, best_ids, n)
-        for j in range(n):
-            scores[query, j], ids[query, j] = best[j], best_ids[j]
-        for j in range(n, k):
-            scores[query, j], ids[query, j] = -np.inf, ABSENT
+            if found > k:
+                topk_select(best, best_ids, found, k)
+                found = k
+            topk_spread(best, best_ids, found)
+        first = query * k
+        for j in range(found):
+            scores[first + j], ids[first + j] = best[j], best_ids[j]
+        for j in range(found, k):
+            scores[first + j], ids[first + j] = -np.inf, ABSENT

@@ -28,10 +28,10 @@ from .bm25_window import (
     bins_count,
     bounds_add,
     bounds_touch,
-    chunks_reach,
     columns_largest,
     columns_reach,
     kth_mark,
+    marks_reach,
     odd_mark,
     rows_reach,
     scores_add,
@@ -40,6 +40,7 @@ from .bm25_window import (
     values_pad,
     values_reach,
 )
+from .postings import id_at, is_dead, length_at
 from .status import ABSENT
 from .topk import topk_select
 from .unpacked import WINDOW, list_code, list_rows
@@ -137,9 +138,9 @@ def lists_choose(segment, places, gain, bonus, used):
 
 
 @kernel(borrow=True)
-def lists_open(index, number, room, places, used, n_used, spare, lists):
+def lists_open(index, number, places, used, n_used, spare, lists):
     """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
-    segment, blocks = segment_at(index, number), room_at(room).blocks
+    segment = segment_at(index, number)
     n_windows = segment.steps.shape[1] - 1
     packed, longest = 0, 0
     for u in range(n_used):
@@ -165,7 +166,7 @@ def lists_open(index, number, room, places, used, n_used, spare, lists):
         free += n_windows + 1
         row[_POSTINGS], row[_STEPS] = begin_of(postings), begin_of(steps)
         row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = begin_of(odd_rows), begin_of(odd_tfs), odd
-        size = list_rows(postings_of(segment), place, rows, tfs, blocks[0], blocks[1])
+        size = list_rows(postings_of(segment), place, rows, tfs)
         n, odd = list_code(
             rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
             odd_tfs, odd,
@@ -209,8 +210,8 @@ def _window_mark(
             total += end - row[_ODD]
             if scale > 0.0:
                 n_touched = odd_mark(
-                    odd_rows, odd_tfs, row[_ODD], end, low, segment.lengths, gain[e], bonus[e],
-                    shape, scale, marks, touched, n_touched,
+                    odd_rows, odd_tfs, row[_ODD], end, low, segment, gain[e], bonus[e], shape,
+                    scale, marks, touched, n_touched,
                 )  # fmt: skip
     return total, n_touched
 
@@ -252,7 +253,7 @@ def _window_score(
             for i in range(row[_ODD], row[_ODD_STOP]):
                 place = np.uint64(odd_rows[i] - low)
                 if marks[place] >= bar:
-                    tf, length = np.float64(odd_tfs[i]), segment.lengths[odd_rows[i]]
+                    tf, length = np.float64(odd_tfs[i]), length_at(segment, odd_rows[i])
                     acc[place] += bm25_contribution(
                         tf, length, gain[e], bonus[e], p, q, base, slope
                     )
@@ -282,7 +283,7 @@ def segment_search(
     segment, scratch = segment_at(index, number), room_at(room)
     marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
     values, bins, named, sums = scratch.values, scratch.bins, scratch.named, scratch.sums
-    n_docs = segment.lengths.size
+    n_docs = segment.classes.size
     plain = kind == NO_FILTER and is_plain(index, number)
     scale = 0.0
     if n_used <= TERMS:
@@ -305,14 +306,18 @@ def segment_search(
             continue
         if scale == 0.0:
             marks[:rows] = 1
-        if scan and k > FEW:
-            n_found = chunks_reach(marks, rows, np.uint16(bar), found)
-        elif scan:
-            width = strips_width(rows, strips)
-            columns_largest(marks, strips, width, values)
-            if plain and values_reach(values, width, np.uint16(bar)) > k:
-                bar = max(bar, kth_mark(values, width, k) - slack)
-            n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
+        if scan:
+            if k > FEW:  # until a window gave k rows
+                strips = min(STRIPS[0], rows // (k + k // 2)) if plain and fresh < k else 0
+            width = strips_width(rows, strips) if strips > 1 else 0
+            if width > 0:
+                columns_largest(marks, strips, width, values)
+                if plain and values_reach(values, width, np.uint16(bar)) > k:
+                    bar = max(bar, kth_mark(values, width, k) - slack)
+            if k > FEW or n_docs <= MANY_ROWS:
+                n_found = marks_reach(marks, rows, np.uint16(bar), found)
+            else:
+                n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
         else:
             if plain and k <= FEW and k < n_touched <= MOST:
                 for j in range(n_touched):
@@ -325,8 +330,8 @@ def segment_search(
             passing = 0
             for j in range(n_found):
                 place = found[j]
-                if segment.dead[low + place] or not _passes(
-                    kind, mask, listed, segment.ids[low + place]
+                if is_dead(segment.dead, low + place) or not _passes(
+                    kind, mask, listed, id_at(segment.ids, low + place)
                 ):
                     marks[place] = 0
                     continue
@@ -349,7 +354,7 @@ def segment_search(
         for first in range(0, n_found, SOME):
             some = found[first : min(first + SOME, n_found)]
             for j in range(some.size):  # its cache misses are under way at once
-                named[j] = segment.ids[low + some[j]]
+                named[j] = id_at(segment.ids, low + some[j])
             for j in range(some.size):
                 place = np.uint64(some[j])
                 sums[j] = acc[place]

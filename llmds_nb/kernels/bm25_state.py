@@ -12,7 +12,6 @@ alive. A Room, for windows of WINDOW rows, is
     found    int32[WINDOW + 1]   rows that may be among the best
     values   uint16[WINDOW + 64] marks of some rows, or the largest of each column
     bins     int32[BINS]         how many marks of a query there were in each of these ranges
-    blocks   uint32[2, 128]      rows and tfs of a block that is unpacked
     named    int64[SOME]         ids of some rows
     sums     float64[SOME]       and their scores
     spare    int32[SPARE]        for the packed lists of a query
@@ -23,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import array_at, kernel
-from .blocks import BLOCK
 from .lines import address_of
 from .postings import Segment
 from .unpacked import WINDOW
@@ -39,7 +37,9 @@ class SegmentState(NamedTuple):
     """
 
     ids: object
-    lengths: object
+    classes: object
+    sizes: object
+    long: object
     dead: object
     terms: object
     starts: object
@@ -52,7 +52,6 @@ class SegmentState(NamedTuple):
     odd_ptr: object
     odd_rows: object
     odd_tfs: object
-    classes: object
     codes: object
     table: object
     bounds: object
@@ -67,7 +66,6 @@ class Room(NamedTuple):
     found: object
     values: object
     bins: object
-    blocks: object
     named: object
     sums: object
     spare: object
@@ -98,8 +96,7 @@ def room_made():
     return Room(
         np.zeros(WINDOW, np.uint16), np.zeros(WINDOW), np.empty(WINDOW + 1, np.int32),
         np.empty(WINDOW + 1, np.int32), np.empty(WINDOW + 64, np.uint16), np.empty(BINS, np.int32),
-        np.empty((2, BLOCK), np.uint32), np.empty(SOME, np.int64), np.empty(SOME),
-        np.empty(SPARE, np.int32),
+        np.empty(SOME, np.int64), np.empty(SOME), np.empty(SPARE, np.int32),
     )  # fmt: skip
 
 
@@ -137,30 +134,33 @@ def segment_at(index, number):
     at = FIRST + number * SEGMENT
     return SegmentState(
         array_at(index[at], _rows(index, at, 0), np.int64),
-        array_at(index[at + 1], _rows(index, at, 1), np.int32),
-        array_at(index[at + 2], _rows(index, at, 2), np.bool_),
-        array_at(index[at + 3], _rows(index, at, 3), np.int32),
-        array_at(index[at + 4], _rows(index, at, 4), np.int64),
+        array_at(index[at + 1], _rows(index, at, 1), np.uint16),
+        array_at(index[at + 2], _rows(index, at, 2), np.int32),
+        array_at(index[at + 3], _shape(index, at, 3), np.int32),
+        array_at(index[at + 4], _rows(index, at, 4), np.bool_),
         array_at(index[at + 5], _rows(index, at, 5), np.int32),
-        array_at(index[at + 6], _rows(index, at, 6), np.int32),
-        array_at(index[at + 7], _rows(index, at, 7), np.uint8),
+        array_at(index[at + 6], _rows(index, at, 6), np.int64),
+        array_at(index[at + 7], _rows(index, at, 7), np.int32),
         array_at(index[at + 8], _rows(index, at, 8), np.int32),
-        array_at(index[at + 9], _shape(index, at, 9), np.int32),
-        array_at(index[at + 10], _rows(index, at, 10), np.uint32),
-        array_at(index[at + 11], _rows(index, at, 11), np.int32),
-        array_at(index[at + 12], _rows(index, at, 12), np.int32),
+        array_at(index[at + 9], _rows(index, at, 9), np.uint8),
+        array_at(index[at + 10], _rows(index, at, 10), np.int32),
+        array_at(index[at + 11], _shape(index, at, 11), np.int32),
+        array_at(index[at + 12], _rows(index, at, 12), np.uint32),
         array_at(index[at + 13], _rows(index, at, 13), np.int32),
-        array_at(index[at + 14], _rows(index, at, 14), np.uint16),
-        array_at(index[at + 15], _shape(index, at, 15), np.int32),
-        array_at(index[at + 16], _rows(index, at, 16), np.float64),
-        array_at(index[at + 17], _rows(index, at, 17), np.float32),
+        array_at(index[at + 14], _rows(index, at, 14), np.int32),
+        array_at(index[at + 15], _rows(index, at, 15), np.int32),
+        array_at(index[at + 16], _shape(index, at, 16), np.int32),
+        array_at(index[at + 17], _rows(index, at, 17), np.float64),
+        array_at(index[at + 18], _rows(index, at, 18), np.float32),
     )
 
 
 @kernel(internal=True)
 def postings_of(s):
     """The Segment of a SegmentState: kernels of `postings` are then compiled once. O(1)."""
-    return Segment(s.ids, s.lengths, s.dead, s.terms, s.starts, s.entries, s.live, s.data)
+    return Segment(
+        s.ids, s.classes, s.sizes, s.long, s.dead, s.terms, s.starts, s.entries, s.live, s.data
+    )
 
 
 @kernel(internal=True)
@@ -173,10 +173,9 @@ def room_at(room):
         array_at(room[3], WINDOW + 1, np.int32),
         array_at(room[4], WINDOW + 64, np.uint16),
         array_at(room[5], BINS, np.int32),
-        array_at(room[6], (2, BLOCK), np.uint32),
-        array_at(room[7], SOME, np.int64),
-        array_at(room[8], SOME, np.float64),
-        array_at(room[9], SPARE, np.int32),
+        array_at(room[6], SOME, np.int64),
+        array_at(room[7], SOME, np.float64),
+        array_at(room[8], SPARE, np.int32),
     )
 
 

@@ -14,20 +14,21 @@ import numpy as np
 from .._jit import kernel
 from .bm25_formula import bm25_contribution
 from .bm25_state import BINS
+from .postings import length_at
+from .reach import BITS, columns_most, count_bits, lowest_bit, reach_bits
 from .unpacked import WINDOW
 
 MOST = 65535  # units
 ROUND_UP = 1.03125
 SLACK = 1.05
 STRIPS = (32, 128)  # of a window of few rows, of many
-CHUNK = 64
 MANY_ROWS = 1 << 13
-PAD = 64
+PAD = BITS
 GRAIN = 16
 _BIN_SHIFT = 5
 
 _PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
-_1 = np.uint64(1)
+_0, _1 = np.uint64(0), np.uint64(1)
 
 
 @kernel(borrow=True)
@@ -92,11 +93,11 @@ def scores_find(postings, at, stop, table, gain, bonus, rows, n, spots, acc):
 
 
 @kernel(internal=True)
-def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks, touched, n):
+def odd_mark(rows, tfs, at, stop, low, segment, gain, bonus, shape, scale, marks, touched, n):
     """`bounds_touch` for rows[at:stop] without a code, which are windows from `low` on. O(rows)."""
     p, q, base, slope = shape
     for i in range(at, stop):
-        tf, length = np.float64(tfs[i]), lengths[rows[i]]
+        tf, length = np.float64(tfs[i]), length_at(segment, rows[i])
         added = bm25_contribution(tf, length, gain, bonus, p, q, base, slope)
         place = np.uint64(rows[i] - low)
         before = marks[place]
@@ -107,21 +108,15 @@ def odd_mark(rows, tfs, at, stop, low, lengths, gain, bonus, shape, scale, marks
 
 
 @kernel(borrow=True)
-def chunks_reach(marks, rows, bar, found):
-    """List the rows whose mark reaches the bar >= 1, ascending; return how many. O(rows).
-
-    For many: what is then done with them is faster in order.
-    """
+def marks_reach(marks, rows, bar, found):
+    """List the rows whose mark reaches the bar >= 1, ascending; return how many. O(rows)."""
     n = np.uint64(0)
-    for first in range(0, rows, CHUNK):
-        chunk = marks[first : first + CHUNK]
-        most = np.uint16(0)
-        for i in range(chunk.size):  # no constant: LLVM would unroll it and then not vectorise
-            most = max(most, chunk[i])
-        if most >= bar:
-            for j in range(CHUNK):
-                found[n] = first + j
-                n += np.uint64(chunk[j] >= bar)
+    for first in range(0, rows, BITS):
+        bits = reach_bits(marks, first, bar)
+        while bits != _0:
+            found[n] = first + lowest_bit(bits)
+            n += _1
+            bits &= bits - _1
     return np.int64(n)
 
 
@@ -134,25 +129,21 @@ def strips_width(rows, strips):
 @kernel(borrow=True)
 def columns_largest(marks, strips, width, largest):
     """The largest mark of each column: row i of every strip. O(rows), without a step across."""
-    out = largest[:width]
-    out[:] = 0
-    for strip in range(0, strips, 4):
-        first = strip * width
-        a, b = marks[first : first + width], marks[first + width : first + 2 * width]
-        first += 2 * width
-        c, d = marks[first : first + width], marks[first + width : first + 2 * width]
-        for i in range(out.size):
-            out[i] = max(max(max(a[i], b[i]), max(c[i], d[i])), out[i])
+    for first in range(0, width, BITS):
+        columns_most(marks, first, strips, width, largest)
 
 
 @kernel(borrow=True)
 def columns_reach(marks, strips, width, largest, bar, found):
     """List the rows whose mark reaches the bar >= 1; return how many. O(columns + their rows)."""
     n = np.uint64(0)
-    for i in range(width):
-        if largest[i] >= bar:
+    for first in range(0, width, BITS):
+        bits = reach_bits(largest, first, bar)
+        while bits != _0:
+            column = first + lowest_bit(bits)
+            bits &= bits - _1
             for strip in range(strips):
-                row = strip * width + i
+                row = strip * width + column
                 found[n] = row
                 n += np.uint64(marks[np.uint64(row)] >= bar)
     return np.int64(n)
@@ -169,15 +160,13 @@ def rows_reach(marks, rows, n, bar, found):
     return np.int64(n_found)
 
 
-@kernel(borrow=True)
+@kernel(internal=True)
 def values_reach(values, n, bar):
-    """How many of n <= 65535 values reach the bar; n is rounded up to PAD, beyond which are 0."""
-    count = np.uint16(0)
-    for first in range(0, n, PAD):
-        part = values[first : first + PAD]
-        for i in range(PAD):
-            count = np.uint16(count + np.uint16(part[i] >= bar))
-    return np.int64(count)
+    """How many of n values reach the bar; n is rounded up to PAD, beyond which are 0. O(n)."""
+    count = np.int64(0)
+    for first in range(0, n, BITS):
+        count += count_bits(reach_bits(values, first, bar))
+    return count
 
 
 @kernel(internal=True)
@@ -189,8 +178,7 @@ def kth_mark(values, n, k):
     bound = 0
     step = 1 << 15
     while step >= GRAIN:
-        if values_reach(values, n, np.uint16(bound + step)) >= k:
-            bound += step
+        bound += step * np.int64(values_reach(values, n, np.uint16(bound + step)) >= k)
         step >>= 1
     return bound
 

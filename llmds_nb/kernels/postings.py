@@ -2,9 +2,12 @@
 
 State of a segment with n documents and U terms that occur in it (`Segment`):
 
-    ids      int64[n]      external ids, strictly ascending; the position is the document's row
-    lengths  int32[n]      tokens per document, stop words excluded
-    dead     bool[n]       removed or replaced since the segment was made
+    ids      int64[n]      external ids, strictly ascending; the position is the document's row. Or
+                           int64[1], the first of n that count up by one
+    classes  uint16[n]     the number of each document's length, or NO_CLASS
+    sizes    int32[C]      those lengths: tokens, stop words excluded, ascending, C <= NO_CLASS
+    long     int32[2, L]   the row and the length of each document of NO_CLASS, ascending by row
+    dead     bool[n]       removed or replaced since the segment was made; [0] while none is
     terms    int32[U]      term ids, strictly ascending
     starts   int64[U + 1]  the list of term u is data[starts[u]:starts[u + 1]]
     entries  int32[U]      documents in each list
@@ -24,6 +27,7 @@ from .._jit import kernel
 from .blocks import BLOCK, list_find, list_pack, list_unpack
 from .status import ABSENT
 
+NO_CLASS = (1 << 16) - 1
 _ENTRY_MOST = 12  # bytes: 8 / 128 of the table, 11.2 in a block, 10 as varints
 
 
@@ -31,13 +35,58 @@ class Segment(NamedTuple):
     """Some documents and their packed postings: the arrays above."""
 
     ids: object
-    lengths: object
+    classes: object
+    sizes: object
+    long: object
     dead: object
     terms: object
     starts: object
     entries: object
     live: object
     data: object
+
+
+@kernel(internal=True)
+def id_at(ids, row):
+    """The id of a row. O(1)."""
+    return ids[row] if ids.size > 1 else ids[0] + row
+
+
+@kernel(internal=True)
+def is_dead(dead, row):
+    """Whether the document of a row is dead. O(1)."""
+    return dead.size > 0 and dead[row]
+
+
+@kernel(internal=True)
+def length_at(segment, row):
+    """The length of the document of a row. O(1), O(log L) for one of NO_CLASS."""
+    number = segment.classes[row]
+    if number != NO_CLASS:
+        return segment.sizes[number]
+    low, high = 0, segment.long.shape[1] - 1
+    while low < high:
+        middle = (low + high) >> 1
+        if segment.long[0, middle] < row:
+            low = middle + 1
+        else:
+            high = middle
+    return segment.long[1, low]
+
+
+@kernel(nogil=True)
+def tokens_count(segment):
+    """The tokens of all documents that are not dead. O(n)."""
+    sizes, long, dead = segment.sizes, segment.long, segment.dead
+    total = np.int64(0)
+    for row in range(segment.classes.size):
+        number = segment.classes[row]
+        if number < sizes.size and not is_dead(dead, row):
+            total += sizes[number]
+    for i in range(long.shape[1]):
+        if not is_dead(dead, long[0, i]):
+            total += long[1, i]
+    return total
 
 
 @kernel(nogil=True)
@@ -143,7 +192,6 @@ def postings_merge(
     rows, tfs = np.empty((2, most), np.int32)
     keys = np.empty(0, np.int64)
     counts = np.empty(33, np.int64)
-    some, many = np.empty((2, BLOCK), np.uint32)
     position = np.int64(position)
     while g < group.size - 1:
         n = 0
@@ -151,9 +199,7 @@ def postings_merge(
         for i in range(group[g], group[g + 1]):
             base, n_docs = bases[i, 0], bases[i, 1] - bases[i, 0]
             new_rows, new_tfs = rows[n:], tfs[n:]
-            m = list_unpack(
-                data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs, some, many
-            )
+            m = list_unpack(data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs)
             for j in range(m):
                 row, tf = row_of[base + new_rows[j]], new_tfs[j]
                 if row != ABSENT:
@@ -194,11 +240,10 @@ def term_place(terms, term):
 
 @kernel(internal=True)
 def _list_read(segment, place, rows, tfs):
-    """The whole list, as `list_unpack`, with room of its own."""
-    some, many = np.empty((2, BLOCK), np.uint32)
+    """The whole list, as `list_unpack`."""
     return list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, rows, tfs, some, many,
+        segment.classes.size, rows, tfs,
     )  # fmt: skip
 
 
@@ -207,7 +252,7 @@ def _live_count(segment, place):
     rows, tfs = np.empty((2, segment.entries[place]), np.int32)
     count = 0
     for j in range(_list_read(segment, place, rows, tfs)):
-        count += not segment.dead[rows[j]]
+        count += not is_dead(segment.dead, rows[j])
     return count
 
 
@@ -235,7 +280,7 @@ def postings_read(segment, place, rows, tfs):
     """
     n = 0
     for j in range(_list_read(segment, place, rows, tfs)):
-        if not segment.dead[rows[j]]:
+        if not is_dead(segment.dead, rows[j]):
             rows[n], tfs[n] = rows[j], tfs[j]
             n += 1
     return n
@@ -247,7 +292,7 @@ def posting_find(segment, place, wanted):
     some, many = np.empty((2, BLOCK), np.uint32)
     return list_find(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, wanted, some, many,
+        segment.classes.size, wanted, some, many,
     )  # fmt: skip
 
 
@@ -257,7 +302,7 @@ def postings_sums(segment, sums):
     list u is no list of ascending rows that is as `list_pack` writes it. O(entries).
     """
     n = 0
-    rows, tfs = np.empty((2, segment.ids.size), np.int32)
+    rows, tfs = np.empty((2, segment.classes.size), np.int32)
     counts = np.empty(33, np.int64)
     again = segment.data.copy()
     for u in range(segment.terms.size):

@@ -12,8 +12,8 @@ lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of 
     odd_tfs  int32[O]
     tfs      int32[P]        the pair of each code, P <= 65536
     lengths  int32[P]
-    classes  uint16[n]       the number of each document's length, or NO_CLASS
-    codes    int32[T, C]     the code of each tf < T with the length of each class, or ABSENT
+    codes    int32[T, C]     the code of each tf with each of the segment's sizes, or ABSENT, as is
+                             all of the last row and column, which stand for larger ones
 
 A window is WINDOW rows, so the place in it fits 16 bits.
 """
@@ -21,25 +21,24 @@ A window is WINDOW rows, so the place in it fits 16 bits.
 import numpy as np
 
 from .._jit import kernel
-from .blocks import BLOCK, list_unpack
+from .blocks import list_unpack
 from .status import ABSENT
 
 WINDOW = 1 << 16
 CODES = 1 << 16
-LEAST = 16  # shorter lists are read as fast as they lie
+LEAST = 4  # shorter lists are read as fast as they lie
 FLOOR = 12 << 20  # bytes that are given to unpacked lists in any case
 SHARE = 1.0  # bytes for each posting of the segment
-NO_CLASS = (1 << 16) - 1
 PAIRS = 1 << 21  # of tf and length that are looked at
-_SHIFT = 16
+_PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 
 
-@kernel(internal=True)
-def list_rows(segment, place, rows, tfs, some, many):
+@kernel(internal=True, borrow=True)
+def list_rows(segment, place, rows, tfs):
     """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
     n = list_unpack(
         segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.ids.size, rows, tfs, some, many,
+        segment.classes.size, rows, tfs,
     )  # fmt: skip
     before, after = rows[: max(n - 1, 0)], rows[1 : max(n, 1)]
     falls = 0
@@ -52,32 +51,51 @@ def list_rows(segment, place, rows, tfs, some, many):
     return n
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
+def _rows_below(rows, low, high, row):
+    """How many of ascending rows[:high] are less than `row`, at least low. O(log), no branches."""
+    left = high - low
+    while left > 0:
+        half = (left + 1) >> 1
+        low += half & (np.int64(rows[low + half - 1]) - row >> 63)
+        left -= half
+    return low
+
+
+@kernel(internal=True, borrow=True)
 def list_code(
     rows, tfs, some, size, classes, codes, steps, postings, n, odd_rows, odd_tfs, odd
 ):  # fmt: skip
     """Write a list's steps int32[W + 1], its postings from n on, its odd ones from `odd` on.
 
-    some int32[size] is room. Return where both end. O(size + windows).
+    some int32[size] is room. Return where both end. O(size + windows log size).
     """
-    for j in range(size):  # a loop of its own: more of its cache misses are under way at once
-        some[j] = classes[np.uint64(rows[j])]
+    tf_most, number_most = codes.shape[0] - 1, codes.shape[1] - 1
+    signs = np.int32(0)
+    for j in range(size):
+        number = min(np.int64(classes[np.uint64(rows[j])]), number_most)
+        some[j] = codes[np.uint64(min(np.int64(tfs[j]), tf_most)), np.uint64(number)]
+        signs |= some[j]
+    if signs >= 0:  # usually none is odd
+        begin = 0
+        for window in range(steps.size):
+            begin = _rows_below(rows, begin, size, window * WINDOW)
+            steps[window] = n + begin
+        part = postings[n : n + size]
+        for j in range(size):
+            part[j] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
+        return n + size, odd
     window = 0
     steps[0] = n
     for j in range(size):
-        row, tf = rows[j], tfs[j]
-        while row >= (window + 1) * WINDOW:
+        while rows[j] >= (window + 1) * WINDOW:
             window += 1
             steps[window] = n
-        code = np.int32(ABSENT)
-        if tf < codes.shape[0] and some[j] < codes.shape[1]:
-            code = codes[np.uint64(tf), np.uint64(some[j])]
-        if code == ABSENT:
-            odd_rows[odd], odd_tfs[odd] = row, tf
+        if some[j] == ABSENT:
+            odd_rows[odd], odd_tfs[odd] = rows[j], tfs[j]
             odd += 1
         else:
-            place = np.uint32(row) & np.uint32(WINDOW - 1)
-            postings[np.uint64(n)] = place | np.uint32(code) << np.uint32(_SHIFT)
+            postings[np.uint64(n)] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
             n += 1
     for w in range(window + 1, steps.size):
         steps[w] = n
@@ -85,34 +103,32 @@ def list_code(
 
 
 @kernel(nogil=True)
-def unpacked_count(segment, places, classes, counts, rows, tfs):
+def unpacked_count(segment, places, counts, rows, tfs):
     """Count each pair in counts int32[T, C]; return the postings of pairs beyond it. O(postings).
 
     rows and tfs int32 have room for any list.
     """
-    some, many = np.empty((2, BLOCK), np.uint32)
     beyond = 0
     for h in range(places.size):
-        for j in range(list_rows(segment, places[h], rows, tfs, some, many)):
-            if tfs[j] < counts.shape[0] and classes[rows[j]] < counts.shape[1]:
-                counts[tfs[j], classes[rows[j]]] += 1
+        for j in range(list_rows(segment, places[h], rows, tfs)):
+            number = segment.classes[rows[j]]
+            if tfs[j] < counts.shape[0] and number < counts.shape[1]:
+                counts[tfs[j], number] += 1
             else:
                 beyond += 1
     return beyond
 
 
 @kernel(nogil=True)
-def unpacked_fill(
-    segment, places, classes, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs
-):
+def unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs):
     """Fill steps, postings and the odd ones. O(postings)."""
-    some, many = np.empty((2, BLOCK), np.uint32)
     numbers = np.empty(rows.size, np.int32)
     n, odd = 0, 0
     for h in range(places.size):
         odd_ptr[h] = odd
-        size = list_rows(segment, places[h], rows, tfs, some, many)
+        size = list_rows(segment, places[h], rows, tfs)
         n, odd = list_code(
-            rows, tfs, numbers, size, classes, codes, steps[h], postings, n, odd_rows, odd_tfs, odd,
+            rows, tfs, numbers, size, segment.classes, codes, steps[h], postings, n, odd_rows,
+            odd_tfs, odd,
         )  # fmt: skip
     odd_ptr[places.size] = odd
