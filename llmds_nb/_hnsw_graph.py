@@ -9,12 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from ._arrays import appended, taken
 from ._hnsw_codes import Coding
+from ._hnsw_ids import ids_of, packed_ids
 from .kernels import hnsw_build as k
 from .kernels import hnsw_mend
 from .kernels.distance import IP
 from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
-from .kernels.lines import aligned_empty
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
@@ -85,22 +86,6 @@ class Snapshot:
         return self.links0, self.blocks0, self.links1, self.blocks1
 
 
-def appended(array, n, new) -> np.ndarray:
-    """array[:n] followed by `new`: in place where there is room, which no snapshot reads."""
-    if n + len(new) > len(array):
-        grown = aligned_empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
-        grown[:n] = array[:n]
-        array = grown
-    array[n : n + len(new)] = new
-    return array
-
-
-def taken(array, slots) -> np.ndarray:
-    """The rows array[slots], beginning with a cache line."""
-    out = aligned_empty((len(slots), *array.shape[1:]), array.dtype)
-    return np.take(array, slots, axis=0, out=out)
-
-
 def drawn_levels(base, n, M, seed) -> dict:
     """The levels of `n` slots after base.n and their upper rows, as fields of a snapshot.
 
@@ -133,7 +118,7 @@ def only(base, slots) -> dict:
         "sieve": taken(base.sieve, slots) if len(base.sieve) else base.sieve,
         "wild": base.wild[slots] if len(base.wild) else base.wild,
         "factors": base.factors[slots] if len(base.factors) else base.factors,
-        "ids": base.ids[slots],
+        "ids": packed_ids(ids_of(base.ids, slots)),
         "live": np.ones(len(slots), np.bool_),
         "coding": base.coding,
         "n_live": len(slots),

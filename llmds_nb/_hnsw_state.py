@@ -6,16 +6,17 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks
+from ._arrays import taken
 from ._hnsw_codes import NONE, PCA, SQ8, Coding, restore, signs_of
-from ._hnsw_graph import Snapshot, block_rows, taken
+from ._hnsw_graph import Snapshot, block_rows
+from ._hnsw_ids import count_up, ids_of, slots_of
 from .errors import CorruptFileError
-from .kernels import hashtable
 from .kernels import hnsw_build as k
 from .kernels.hnsw import BLOCK_BITS
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
-_PER_SLOT = ("vectors", "ids", "live", "levels", "upper")
+_PER_SLOT = ("vectors", "live", "levels", "upper")
 
 
 class HNSWStats(NamedTuple):
@@ -80,12 +81,11 @@ def check(snapshot, writer, table, M, next_id) -> None:
     s, n = snapshot, snapshot.n
     live = s.live[:n]
     assert s.n_live == live.sum()
-    ids = s.ids[:n][live]
+    assert n == 0 or count_up(s.ids) or len(s.ids) >= n
+    ids = ids_of(s.ids, np.flatnonzero(live))
     assert len(np.unique(ids)) == len(ids) and (ids >= 0).all() and (ids < next_id).all()
-    found = np.empty(len(ids), np.int64)
-    assert hashtable.table_find_many(table, ids, found) == 0
-    assert (found == np.flatnonzero(live)).all()
-    assert (table[:, 1] != ABSENT).sum() == s.n_live
+    assert (slots_of(s, table, ids) == np.flatnonzero(live)).all()
+    assert (table[:, 1] != ABSENT).sum() == (0 if count_up(s.ids) else s.n_live)
     if s.coding is not None and s.coding.kind != NONE:
         coded = s.sieve if s.coding.strict else s.rows
         assert coded.shape[1] == s.coding.width and len(coded) >= n
@@ -154,7 +154,7 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
     """(arrays, header) for a file: only what is in use, links in logical order."""
     s, n = snapshot, snapshot.n
     arrays = {name: getattr(s, name)[:n] for name in _PER_SLOT}
-    arrays["parent"] = writer.parent[:n]
+    arrays["ids"], arrays["parent"] = s.ids[:n], writer.parent[:n]
     arrays["factors"] = s.factors[: min(n, len(s.factors))]
     for name, n_rows in (("0", n), ("1", s.n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -221,8 +221,12 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     elif n and coding is None:
         raise CorruptFileError("there are vectors but no codes")
     _expect("vectors", arrays["vectors"], empty.vectors.dtype, (n, width))
-    for name in ("ids", "live", "levels", "upper"):
+    for name in ("live", "levels", "upper"):
         _expect(name, arrays[name], getattr(empty, name).dtype, (n,))
+    ids = arrays["ids"]
+    _expect("ids", ids, np.int64, (1 if n and count_up(ids) else n,))
+    if n and count_up(ids) and not 0 <= ids[0] <= _checks.INT64_MAX - n:
+        raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
     _expect("parent", arrays["parent"], np.int32, (n,))
     factors = arrays["factors"]
     _expect("factors", factors, np.float32, (n if len(factors) else 0,))
@@ -252,7 +256,7 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     }
     return Snapshot(
         vectors=arrays["vectors"], rows=rows, sieve=sieve, wild=wild, factors=factors,
-        ids=arrays["ids"], live=arrays["live"], levels=levels, upper=arrays["upper"],
+        ids=ids, live=arrays["live"], levels=levels, upper=arrays["upper"],
         links0=arrays["links0"], blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1],
         coding=coding, n=n, n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
         drawn=_checks.integer(header["drawn"], "drawn", low=0),

@@ -4,7 +4,8 @@ import numpy as np
 
 from . import _checks
 from . import _hnsw_codes as codes
-from ._hnsw_graph import Snapshot, appended
+from ._arrays import appended
+from ._hnsw_graph import Snapshot
 from .kernels.distance import COSINE, IP, L2
 from .kernels.lines import aligned_empty
 

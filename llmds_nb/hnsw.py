@@ -7,7 +7,9 @@ import threading
 import numpy as np
 
 from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
-from ._hnsw_graph import GraphWriter, appended, drawn_levels, only
+from ._arrays import appended
+from ._hnsw_graph import GraphWriter, drawn_levels, only
+from ._hnsw_ids import appended_ids, count_up, ids_of, slot_of, slots_of, table_after
 from ._hnsw_search import Neighbors
 from ._hnsw_state import HNSWStats
 from ._hnsw_tune import tuned
@@ -160,8 +162,7 @@ class HNSW(Stored):
                 raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
             if self._snapshot.n + len(ids) > MAX_SLOTS:
                 raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
-            old = np.empty(len(ids), np.int64)
-            hashtable.table_find_many(self._table, ids, old)
+            old = slots_of(self._snapshot, self._table, ids)
             old = old[old != ABSENT]
             base, writer = self._snapshot, self._writer
             if len(old) == base.n_live:  # nothing stays: a new graph
@@ -174,7 +175,7 @@ class HNSW(Stored):
                 live[old] = False
             fields = {
                 **self._form.added(base, vectors, lengths, copy),
-                "ids": appended(base.ids, base.n, ids),
+                "ids": appended_ids(base.ids, base.n, ids),
                 "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
                 "n_live": base.n_live - len(old) + len(ids),
             }
@@ -208,18 +209,15 @@ class HNSW(Stored):
 
     def _publish(self, base, writer, snapshot):
         """Let searches see the last snapshot that `writer` made of `base`."""
-        slots = np.arange(base.n, snapshot.n)
-        ids = snapshot.ids[base.n : snapshot.n]
-        table = self._table
-        if base is not self._snapshot or 2 * snapshot.n_live > len(table):
-            table = hashtable.empty_table(base.n_live + len(ids))
-            if base is self._snapshot:
-                hashtable.table_rehash(self._table, table)
+        known = base if base is self._snapshot else None
+        table, slots = table_after(self._table, known, snapshot)
+        ids = ids_of(snapshot.ids, slots)
         with self._lock:
             hashtable.table_set_many(table, ids, slots)
             self._table, self._snapshot, self._writer = table, snapshot, writer
         writer.commit(base)
-        self._next_id = max(self._next_id, int(ids.max()) + 1)
+        newest = ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
+        self._next_id = max(self._next_id, int(newest.max()) + 1)
 
     def remove(self, ids) -> None:
         """Take vectors out. O(n) bytes copied.
@@ -257,13 +255,14 @@ class HNSW(Stored):
             if snapshot.is_sparse:
                 return self._publish(*self._mended(writer, snapshot, 1))
             with self._lock:
-                hashtable.table_remove_many(self._table, ids)
+                if not count_up(base.ids):
+                    hashtable.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
             writer.retire(base)
 
     def _slots_of(self, ids):
-        slots = np.empty(len(ids), np.int64)
-        if hashtable.table_find_many(self._table, ids, slots):
+        slots = slots_of(self._snapshot, self._table, ids)
+        if (slots == ABSENT).any():
             raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
         return slots
 
@@ -336,8 +335,7 @@ class HNSW(Stored):
             snapshot = self._snapshot
             for i, one in enumerate(filters):
                 if one is not None and one.dtype != np.bool_:
-                    slots[i] = np.empty(len(one), np.int64)
-                    hashtable.table_find_many(self._table, one, slots[i])
+                    slots[i] = slots_of(snapshot, self._table, one)
                     slots[i] = slots[i][slots[i] != ABSENT]
         masks = [_hnsw_search.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
         return _hnsw_search.padded_search(
@@ -405,7 +403,7 @@ class HNSW(Stored):
         if not isinstance(id, numbers.Integral) or not 0 <= id <= _checks.INT64_MAX:
             return False
         with self._lock:
-            return hashtable.table_find(self._table, np.int64(id)) != ABSENT
+            return slot_of(self._snapshot, self._table, int(id)) != ABSENT
 
     def __len__(self) -> int:
         return self._snapshot.n_live
@@ -472,9 +470,8 @@ class HNSW(Stored):
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
             _checks.integer(number, "depth", low=1, high=MAX_SLOTS)
-        slots = snapshot.live_slots()
-        index._table = hashtable.empty_table(max(1, len(slots)))
-        hashtable.table_set_many(index._table, snapshot.ids[slots], slots)
+        index._table, slots = table_after(None, None, snapshot)
+        hashtable.table_set_many(index._table, ids_of(snapshot.ids, slots), slots)
         return index
 
     @staticmethod

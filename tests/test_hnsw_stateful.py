@@ -36,6 +36,12 @@ class HNSWMachine(RuleBasedStateMachine):
         self.index.add(vectors, ids)
         self.oracle.add(vectors, ids)
 
+    @rule(start=st.integers(0, 60), n=st.integers(1, 30))
+    def add_run(self, start, n):
+        vectors = self.vectors(n)
+        self.index.add(vectors, np.arange(start, start + n))
+        self.oracle.add(vectors, range(start, start + n))
+
     @rule(share=st.sampled_from([0.1, 0.6, 1.0]))
     def remove(self, share):
         ids = [i for i in self.oracle.vectors if self.rng.random() < share]
@@ -72,6 +78,8 @@ class HNSWMachine(RuleBasedStateMachine):
             for id_ in list(self.oracle.vectors)[:5]:
                 assert id_ in self.index
                 np.testing.assert_array_equal(self.index.get(id_), self.oracle.vectors[id_])
+            for id_ in self.rng.integers(0, 100, 5).tolist():
+                assert (id_ in self.index) == (id_ in self.oracle.vectors)
 
 
 TestHNSWMachine = HNSWMachine.TestCase

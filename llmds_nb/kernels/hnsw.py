@@ -7,7 +7,7 @@ its place in `live`. State, for n slots in arrays of capacity C >= n:
     vectors   [C, d]          what answers are measured on
     sieve     uint8[C, S], wild bool[C]   what rules rows out before they are read (`sieve`)
     factors   float32[C]      1 / |vector| with COSINE, else float32[0]
-    ids       int64[C]        the user's id
+    ids       int64[C]        the user's id; or int64[1], where slot i has the id ids[0] + i
     live      bool[C]         False once removed or replaced
     levels    uint8[C]        the top level of the slot
     upper     int32[C]        its first row in the upper links, level 1; -1 if its level is 0

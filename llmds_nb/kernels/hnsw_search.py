@@ -46,6 +46,12 @@ def _unit_query(query, square, metric, room):
 
 
 @kernel(internal=True)
+def _slot_id(ids, slot):
+    """The user's id of a slot. O(1)."""
+    return ids[0] + slot if ids.size == 1 else ids[slot]
+
+
+@kernel(internal=True)
 def _put_best(scores, found, n, out_ids, out_distances):
     topk_sort(scores, found, n)
     for j in range(n):
@@ -125,7 +131,7 @@ def hnsw_search_many(
             if j + _AHEAD < measured:
                 prefetch_row(s.vectors, pool[j + _AHEAD])
             distance = row_value(final, s.vectors, s.factors, pool[j], metric)
-            kept = topk_push(scores, found, kept, -np.float64(distance), s.ids[pool[j]])
+            kept = topk_push(scores, found, kept, -np.float64(distance), _slot_id(s.ids, pool[j]))
         begin, end = i * k, (i + 1) * k
         _put_best(scores, found, kept, out_ids[begin:end], out_distances[begin:end])
     memory[0] = 0  # it had to live up to here
@@ -158,7 +164,7 @@ def hnsw_scan_many(
                 if allowed.size == 0 or allowed[slot]:
                     distance = row_value(query, vectors, factors, slot, metric)
                     kept[i] = topk_push(
-                        scores[i], found[i], kept[i], -np.float64(distance), ids[slot]
+                        scores[i], found[i], kept[i], -np.float64(distance), _slot_id(ids, slot)
                     )
     for i in range(m):
         _put_best(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
@@ -210,7 +216,9 @@ def hnsw_scan_block(
             if near - doubt * wrong > limits[i]:
                 continue
             distance = row_value(units[i], vectors, factors, slot, metric)
-            kept[i] = topk_push(scores[i], found[i], kept[i], -np.float64(distance), ids[slot])
+            kept[i] = topk_push(
+                scores[i], found[i], kept[i], -np.float64(distance), _slot_id(ids, slot)
+            )
             if kept[i] == k:
                 limits[i] = -scores[i, 0]
     if out_ids.size:
@@ -223,6 +231,7 @@ def slots_allowed(ids, live, mask, n, out):
     """out bool[n] = live and id in mask bool[any] (beyond it: no); return how many. O(n)."""
     count = 0
     for slot in range(n):
-        out[slot] = live[slot] and ids[slot] < mask.size and mask[ids[slot]]
+        id_ = _slot_id(ids, slot)
+        out[slot] = live[slot] and id_ < mask.size and mask[id_]
         count += out[slot]
     return count
