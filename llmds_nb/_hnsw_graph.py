@@ -78,7 +78,20 @@ class Snapshot:
 
     def live_slots(self) -> np.ndarray:
         """The slots that hold a vector of the index, ascending."""
-        return np.flatnonzero(self.live[: self.n])
+        return np.flatnonzero(self.mask) if len(self.live) else np.arange(self.n)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Which slots hold a vector of the index, bool[n]."""
+        return self.live[: self.n] if len(self.live) else np.ones(self.n, np.bool_)
+
+    def live_without(self, slots) -> np.ndarray:
+        """The `live` of a snapshot of these slots without some of them."""
+        if not len(slots):
+            return self.live
+        live = np.array(self.mask)
+        live[slots] = False
+        return live
 
     @property
     def graph(self) -> tuple:
@@ -119,7 +132,7 @@ def only(base, slots) -> dict:
         "wild": base.wild[slots] if len(base.wild) else base.wild,
         "factors": base.factors[slots] if len(base.factors) else base.factors,
         "ids": packed_ids(ids_of(base.ids, slots)),
-        "live": np.ones(len(slots), np.bool_),
+        "live": np.zeros(0, np.bool_),
         "coding": base.coding,
         "n_live": len(slots),
     }

@@ -61,7 +61,8 @@ def slot_of(snapshot, table, id) -> int:
     if not count_up(snapshot.ids):
         return hashtable.table_find(table, np.int64(id))
     slot = id - int(snapshot.ids[0])
-    return slot if 0 <= slot < snapshot.n and snapshot.live[slot] else ABSENT
+    there = 0 <= slot < snapshot.n and (not len(snapshot.live) or snapshot.live[slot])
+    return slot if there else ABSENT
 
 
 def table_after(table, base, snapshot) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
     if one_filter is None:
         if snapshot.n_live == n:
             return _ALL, n
-        return snapshot.live[:n], snapshot.n_live
+        return snapshot.mask, snapshot.n_live
     mask = np.zeros(n, np.bool_)
     if one_filter.dtype == np.bool_:
         return mask, k.slots_allowed(snapshot.ids, snapshot.live, one_filter, n, mask)

@@ -16,7 +16,7 @@ from .kernels.hnsw import BLOCK_BITS
 from .kernels.status import ABSENT
 
 _BLOCK = 1 << BLOCK_BITS
-_PER_SLOT = ("vectors", "live", "levels", "upper")
+_PER_SLOT = ("vectors", "levels", "upper")
 
 
 class HNSWStats(NamedTuple):
@@ -79,7 +79,8 @@ def _rows(links, blocks, n):
 def check(snapshot, writer, table, M, next_id) -> None:
     """Assert the invariants that `kernels.hnsw` states."""
     s, n = snapshot, snapshot.n
-    live = s.live[:n]
+    assert len(s.live) == 0 or len(s.live) >= n
+    live = s.mask
     assert s.n_live == live.sum()
     assert n == 0 or count_up(s.ids) or len(s.ids) >= n
     ids = ids_of(s.ids, np.flatnonzero(live))
@@ -155,6 +156,7 @@ def pack(snapshot, writer) -> tuple[dict, dict]:
     s, n = snapshot, snapshot.n
     arrays = {name: getattr(s, name)[:n] for name in _PER_SLOT}
     arrays["ids"], arrays["parent"] = s.ids[:n], writer.parent[:n]
+    arrays["live"] = s.live[: min(n, len(s.live))]
     arrays["factors"] = s.factors[: min(n, len(s.factors))]
     for name, n_rows in (("0", n), ("1", s.n_upper)):
         n_blocks = -(-n_rows // _BLOCK)
@@ -221,7 +223,9 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     elif n and coding is None:
         raise CorruptFileError("there are vectors but no codes")
     _expect("vectors", arrays["vectors"], empty.vectors.dtype, (n, width))
-    for name in ("live", "levels", "upper"):
+    live = arrays["live"]
+    _expect("live", live, np.bool_, (n if len(live) else 0,))
+    for name in ("levels", "upper"):
         _expect(name, arrays[name], getattr(empty, name).dtype, (n,))
     ids = arrays["ids"]
     _expect("ids", ids, np.int64, (1 if n and count_up(ids) else n,))
@@ -256,10 +260,10 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     }
     return Snapshot(
         vectors=arrays["vectors"], rows=rows, sieve=sieve, wild=wild, factors=factors,
-        ids=ids, live=arrays["live"], levels=levels, upper=arrays["upper"],
+        ids=ids, live=live, levels=levels, upper=arrays["upper"],
         links0=arrays["links0"], blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1],
-        coding=coding, n=n, n_live=int(arrays["live"].sum()), n_upper=n_upper, entry=entry, top=top,
-        drawn=_checks.integer(header["drawn"], "drawn", low=0),
+        coding=coding, n=n, n_live=int(live.sum()) if len(live) else n, n_upper=n_upper,
+        entry=entry, top=top, drawn=_checks.integer(header["drawn"], "drawn", low=0),
     ), history  # fmt: skip
 
 

@@ -169,14 +169,13 @@ class HNSW(Stored):
                 base = self._form.empty(self._M)
                 writer = self._new_writer(base)
                 old = old[:0]
-            live = base.live
-            if len(old):
-                live = live.copy()
-                live[old] = False
+            live = base.live_without(old)
+            if len(live):
+                live = appended(live, base.n, np.ones(len(ids), np.bool_))
             fields = {
                 **self._form.added(base, vectors, lengths, copy),
                 "ids": appended_ids(base.ids, base.n, ids),
-                "live": appended(live, base.n, np.ones(len(ids), np.bool_)),
+                "live": live,
                 "n_live": base.n_live - len(old) + len(ids),
             }
             snapshot = self._linked(base, writer, fields, len(ids), threads, progress)
@@ -249,9 +248,8 @@ class HNSW(Stored):
                     self._snapshot, self._table = empty, table
                     self._writer = self._new_writer(empty)
                 return
-            live = base.live.copy()
-            live[slots] = False
-            snapshot = dataclasses.replace(base, live=live, n_live=base.n_live - len(slots))
+            live, n_live = base.live_without(slots), base.n_live - len(slots)
+            snapshot = dataclasses.replace(base, live=live, n_live=n_live)
             if snapshot.is_sparse:
                 return self._publish(*self._mended(writer, snapshot, 1))
             with self._lock:

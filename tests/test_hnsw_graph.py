@@ -9,13 +9,14 @@ from samples_hnsw import FORMS, METRICS, SHAPES, data, logical_state, shape
 
 from llmds_nb import HNSW, load
 from llmds_nb._hnsw_graph import block_rows
+from llmds_nb._hnsw_ids import ids_of
 
 
 def all_found(index, query):
     """Whether a walk that may keep all finds all: so each is reachable from where walks begin."""
     found = index.search(query, len(index) + 3).ids
-    live = index._snapshot.live[: index._snapshot.n]
-    expected = [*np.sort(index._snapshot.ids[: index._snapshot.n][live]), -1, -1, -1]
+    ids = ids_of(index._snapshot.ids, index._snapshot.live_slots())
+    expected = [*np.sort(ids), -1, -1, -1]
     return sorted(found[:-3].tolist()) + found[-3:].tolist() == expected
 
 
@@ -236,7 +237,8 @@ def level_of_another(levels, rows):
 )  # fmt: skip
 def test_check_refuses_a_damaged_graph(name, change):
     index = HNSW(8, M=4, ef_construction=20)
-    index.add(data(300, 8))
+    index.add(data(300, 8), np.arange(300)[::-1])
+    index.remove([0])
     assert index._snapshot.levels[9] == 0
     index.check()
     damaged(index, name, change)

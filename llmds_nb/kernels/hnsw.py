@@ -8,7 +8,7 @@ its place in `live`. State, for n slots in arrays of capacity C >= n:
     sieve     uint8[C, S], wild bool[C]   what rules rows out before they are read (`sieve`)
     factors   float32[C]      1 / |vector| with COSINE, else float32[0]
     ids       int64[C]        the user's id; or int64[1], where slot i has the id ids[0] + i
-    live      bool[C]         False once removed or replaced
+    live      bool[C]         False once removed or replaced; bool[0] where none is
     levels    uint8[C]        the top level of the slot
     upper     int32[C]        its first row in the upper links, level 1; -1 if its level is 0
     links0    int32[R0, 1 + 2M], links1 int32[R1, 1 + M]

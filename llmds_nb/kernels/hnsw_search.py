@@ -228,10 +228,13 @@ def hnsw_scan_block(
 
 @kernel
 def slots_allowed(ids, live, mask, n, out):
-    """out bool[n] = live and id in mask bool[any] (beyond it: no); return how many. O(n)."""
+    """out bool[n] = live and id in mask bool[any] (beyond it: no); return how many. O(n).
+
+    live bool[0] where all are.
+    """
     count = 0
     for slot in range(n):
         id_ = _slot_id(ids, slot)
-        out[slot] = live[slot] and id_ < mask.size and mask[id_]
+        out[slot] = (live.size == 0 or live[slot]) and id_ < mask.size and mask[id_]
         count += out[slot]
     return count
