@@ -75,6 +75,41 @@ def test_objects_import_kernels_leaves_and_objects(path):
         assert names <= PRIVATE_LEAVES | {""}
 
 
+def parts_of(tree):
+    """Names of the kernels in a module that have no door for Python."""
+    return {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        for made in node.decorator_list
+        if isinstance(made, ast.Call)
+        and {"internal", "apart"} & {keyword.arg for keyword in made.keywords}
+    }
+
+
+def test_only_kernels_call_what_has_no_door_for_python():
+    trees = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
+    parts = {path.stem: parts_of(tree) for path, tree in trees.items() if "kernels" in path.parts}
+    assert sum(map(len, parts.values())) > 100
+    for path, tree in trees.items():
+        here, modules = set(parts_of(tree)), {}
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = parts.get(node.module.rpartition(".")[2], set())
+                here |= {name.asname or name.name for name in node.names if name.name in module}
+                modules |= {name.asname or name.name: name.name for name in node.names}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.decorator_list:
+                continue  # a kernel
+            calls = (x.func for x in ast.walk(node) if isinstance(x, ast.Call))
+            for call in calls:
+                if isinstance(call, ast.Name):
+                    assert call.id not in here, (path.name, call.id)
+                elif isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name):
+                    module = modules.get(call.value.id)  # such as k, for hnsw
+                    assert call.attr not in parts.get(module, ()), (path.name, call.attr)
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("serving/*.py")), ids=lambda path: path.stem)
 def test_serving_uses_objects_only(path):
     for name in imports_of(path):

@@ -55,7 +55,7 @@ _POSTINGS, _STEPS, _ODD_ROWS, _ODD_TFS, _ODD, _ODD_STOP, _ODD_END = range(7)
 NO_FILTER, MASK, LISTED = range(3)
 
 
-@kernel
+@kernel(apart=True)
 def _passes(kind, mask, listed, id_):
     if kind == MASK:
         return id_ < mask.size and mask[id_]
@@ -137,7 +137,7 @@ def lists_choose(segment, places, gain, bonus, used):
     return n_used, most, postings, 3 * packed + 3 * longest + n_packed * (n_windows + 1)
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def lists_open(index, number, places, used, n_used, spare, lists):
     """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
     segment = segment_at(index, number)
@@ -174,7 +174,7 @@ def lists_open(index, number, places, used, n_used, spare, lists):
         row[_ODD_END] = odd
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def _window_mark(
     index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
 ):  # fmt: skip
@@ -216,7 +216,7 @@ def _window_mark(
     return total, n_touched
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def _window_score(
     index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, lookup
 ):  # fmt: skip
@@ -259,7 +259,7 @@ def _window_score(
                     )
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def _rank(scores, ids, n, k, best, best_ids):
     """Put the k best of n <= SOME documents in order; return how many. O(n^2), no branches."""
     positive = 0
@@ -274,7 +274,7 @@ def _rank(scores, ids, n, k, best, best_ids):
     return min(positive, k)
 
 
-@kernel(borrow=True)
+@kernel(apart=True, borrow=True)
 def segment_search(
     index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup, kind, mask,
     listed, k, best, best_ids, n, least

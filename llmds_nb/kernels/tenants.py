@@ -26,7 +26,7 @@ from .rowheap import ROOT, rows_insert, rows_put, rows_rekey, rows_remove
 from .status import ABSENT, FULL, OK
 
 
-@kernel(apart=True, borrow=True)
+@kernel(borrow=True)
 def tenants_move(tenants, new):
     """Take the tenants over into empty arrays of a larger capacity. O(T)."""
     own, table = tenant_parts(tenants)

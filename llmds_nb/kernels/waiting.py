@@ -111,7 +111,7 @@ def with_room(queue, m, n_tenants):
     return queue
 
 
-@kernel(apart=True)
+@kernel
 def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
     """Take the live requests over into empty arrays, without gaps. O(C)."""
     rows, _pos, _bits = line_parts(line, request.shape[0])
