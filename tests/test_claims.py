@@ -87,16 +87,21 @@ def test_a_fit_finds_the_exponent(exponent):
 
 
 def test_growth_is_measured_on_what_it_says(monkeypatch):
-    built = []
+    built, clock = [], [0]
 
     def build(n, rng):
         built.append(n)
-        return lambda: np.arange(200 * n).sum(), 1
 
+        def call():
+            clock[0] += 3_000 * n
+
+        return call, 2
+
+    monkeypatch.setattr(growth.time, "thread_time_ns", lambda: clock[0])
     monkeypatch.setitem(growth.CASES, "sum", ("O(n)", "numbers", [4_000, 40_000], build))
     one = growth.measure("sum", 0)
     assert built == one.sizes == [4_000, 40_000]
-    assert 0.5 < one.exponent < 1.6
+    assert one.us == [6_000, 60_000] and one.exponent == pytest.approx(1)
     assert growth.measure("sum", 0, smaller=40).sizes == [1000]  # both are at the least size
 
 
