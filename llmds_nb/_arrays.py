@@ -1,4 +1,4 @@
-"""Arrays that grow at their end, and parts of them."""
+"""Arrays that grow at their end, parts of them, and ids that count up."""
 
 import numpy as np
 
@@ -19,3 +19,8 @@ def taken(array, slots) -> np.ndarray:
     """The rows array[slots], beginning with a cache line."""
     out = aligned_empty((len(slots), *array.shape[1:]), array.dtype)
     return np.take(array, slots, axis=0, out=out)
+
+
+def counts_up(ids) -> bool:
+    """Whether each of int64[n > 0] ids is one more than that before it."""
+    return int(ids[-1]) - int(ids[0]) == len(ids) - 1 and bool((ids[1:] - ids[:-1] == 1).all())

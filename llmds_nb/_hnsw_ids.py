@@ -7,7 +7,7 @@ memory, and finding one takes no table.
 
 import numpy as np
 
-from ._arrays import appended
+from ._arrays import appended, counts_up
 from .kernels import hashtable
 from .kernels.status import ABSENT
 
@@ -24,7 +24,7 @@ def ids_of(ids, slots) -> np.ndarray:
 
 def packed_ids(ids) -> np.ndarray:
     """Only the first where they count up, in an array of their own."""
-    return ids[:1].copy() if _is_run(ids) else ids
+    return ids[:1].copy() if counts_up(ids) else ids
 
 
 def appended_ids(ids, n, new) -> np.ndarray:
@@ -33,14 +33,10 @@ def appended_ids(ids, n, new) -> np.ndarray:
         ids = packed_ids(new)
         return ids if count_up(ids) else ids.copy()
     if count_up(ids):
-        if new[0] == ids[0] + n and _is_run(new):
+        if new[0] == ids[0] + n and counts_up(new):
             return ids
         ids = ids[0] + np.arange(n)
     return appended(ids, n, new)
-
-
-def _is_run(ids):
-    return int(ids[-1]) - int(ids[0]) == len(ids) - 1 and bool((ids[1:] - ids[:-1] == 1).all())
 
 
 def slots_of(snapshot, table, ids) -> np.ndarray:
