@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .products import _ints, _pick
+from .products import _halved, _ints, _pick
 
 _LANES = 16
 _CHUNKS = 128 // _LANES
@@ -49,12 +49,7 @@ def _data_of(context, builder, signature, args):
 def _total(builder, vector):
     """The sum of the lanes, as int32."""
     while vector.type.count > 1:
-        lanes = list(range(vector.type.count))
-        half = len(lanes) // 2
-        vector = builder.add(
-            _pick(builder, vector, vector, lanes[:half]),
-            _pick(builder, vector, vector, lanes[half:]),
-        )
+        vector = _halved(builder, vector)
     return builder.extract_element(vector, _INT(0))
 
 
