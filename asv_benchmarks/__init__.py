@@ -21,7 +21,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 
 # All commits are installed into one environment: with one kernel cache for all, a commit without
-# the cache stamp of `llmds_nb._jit` would run the kernels of another.
+# the cache stamp of `llmds_nb._core.jit` would run the kernels of another.
 os.environ["NUMBA_CACHE_DIR"] = str(
     _ROOT / ".asv" / "numba-cache" / (os.environ.get("ASV_COMMIT") or "working-tree")
 )
@@ -45,10 +45,10 @@ def peer(module):
         raise NotImplementedError(f"{module} is not installed") from None
 
 
-def twin(module, name):
-    """The plain-Python twin of a structure, which is the oracle of its tests."""
-    sys.path.insert(0, str(_ROOT / "tests"))
+def oracle(module, name):
+    """The plain-Python counterpart of a structure, which its tests compare with: tests.<module>."""
+    sys.path.insert(0, str(_ROOT))
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(f"tests.{module}"), name)
     finally:
         sys.path.pop(0)

@@ -1,10 +1,10 @@
-"""ContinuousBatcher against its plain-Python twin, the oracle of the tests, over the same cache."""
+"""ContinuousBatcher against the plain-Python oracle of its tests, over the same cache."""
 
 from functools import cache
 
 import numpy as np
 
-from . import ours, twin
+from . import oracle, ours
 
 RUNNING, WAITING, PROMPT = 256, 1_000, 1_024
 
@@ -17,7 +17,9 @@ class _Engine:
         kv = ours("KVCache")(n_pages=RUNNING * 4, page_size=512)
         self.plain = impl == "plain Python"
         if self.plain:
-            self.batcher = twin("oracles_continuous", "SlowBatcher")(kv, RUNNING, 2**20, "aging", 0)
+            self.batcher = oracle("scheduling.oracle_continuous", "SlowBatcher")(
+                kv, RUNNING, 2**20, "aging", 0
+            )
             for prompt in prompts:
                 self.batcher.submit(prompt.tolist(), 500, 0, 1000.0, 0, 0)
         else:

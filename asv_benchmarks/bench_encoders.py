@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from . import ours, peer
-from .corpora import msdocs, ndcg10, vaswani
+from ._support.corpora import msdocs, ndcg10, vaswani
 
 
 class Fit:
@@ -21,7 +21,7 @@ class Fit:
             made = ours("LsaEncoder")
             self.run = lambda: made(64).fit(self.texts)
         else:
-            made, tf_idf = ours("Tokenizer"), peer("llmds_nb.encoders")._tf_idf
+            made, tf_idf = ours("Tokenizer"), peer("llmds_nb.text.lsa")._tf_idf
             svds = peer("scipy.sparse.linalg").svds
 
             def run():

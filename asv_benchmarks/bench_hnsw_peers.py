@@ -8,7 +8,17 @@ LLMDS_DENSE_N=5000 all take minutes, at ratios that are lower. LLMDS_DENSE_GROWT
 size of `Growth`.
 """
 
-from .hnsw_peers import EQUAL_EFS, KEPT, MODES, PEERS, SIZES, TARGETS, growth, measured, qps_label
+from ._support.hnsw_peers import (
+    EQUAL_EFS,
+    KEPT,
+    MODES,
+    PEERS,
+    SIZES,
+    TARGETS,
+    growth,
+    measured,
+    qps_label,
+)
 
 _TIMEOUT = 7200
 _WITH_CODES = MODES[:2]

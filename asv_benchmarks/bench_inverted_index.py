@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import ours, peer
-from .corpora import msdocs, msdocs_set, ndcg10, vaswani
+from ._support.corpora import msdocs, msdocs_set, ndcg10, vaswani
 
 
 @cache

@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 
 from . import ours
-from .corpora import DATA
-from .plain_kv import PlainKV
+from ._support.corpora import DATA
+from ._support.plain_kv import PlainKV
 
 IMPLS = ["llmds_nb", "plain Python"]
 WITH_CALLS = ["llmds_nb", "llmds_nb-calls", "plain Python"]

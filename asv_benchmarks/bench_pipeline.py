@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from . import ours, peer
-from .corpora import DATA, ndcg10, vaswani
+from ._support.corpora import DATA, ndcg10, vaswani
 
 N, DIM, N_QUERIES, K, DEPTH = 5000, 64, 50, 10, 100
 FUSIONS = ("convex", "minmax", "rrf", "dbsf")

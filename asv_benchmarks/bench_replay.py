@@ -10,7 +10,7 @@ N, PAGES, PAGE = 20_000, 2_000, 64
 
 def _part(name):
     try:
-        return import_module(f"llmds_nb.serving.{name}")
+        return import_module(f"llmds_nb.tools.replay.{name}")
     except ImportError:
         raise NotImplementedError(f"this commit has no {name}") from None
 
@@ -18,7 +18,7 @@ def _part(name):
 @cache
 def loaded(rate):
     """The trace of a workload with so many requests per second, written and read back."""
-    generate = _part("generate")
+    generate = _part("workload")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.jsonl"
         generate.write(generate.Options(requests=N, rate=rate), path)

@@ -1,10 +1,10 @@
-"""Scheduler against its plain-Python twin, the oracle of the tests."""
+"""Scheduler against its plain-Python oracle, the oracle of the tests."""
 
 from functools import cache
 
 import numpy as np
 
-from . import ours, twin
+from . import oracle, ours
 
 SIZE = 32
 
@@ -18,7 +18,9 @@ class _Queue:
         self.more = rng.integers(1, 4000, SIZE), rng.integers(0, 8, SIZE)
         self.plain = impl == "plain Python"
         if self.plain:
-            self.queue = twin("oracles_scheduler", "SlowScheduler")(SIZE, 50.0, None, policy, 0)
+            self.queue = oracle("scheduling.oracle_scheduler", "SlowScheduler")(
+                SIZE, 50.0, None, policy, 0
+            )
             self.submit(tokens, tenants)
         else:
             self.queue = ours("Scheduler")(SIZE, 50.0, policy=policy)

@@ -1,4 +1,4 @@
-"""What the scheduling policies achieve on the models of tests/simulations.py: no wall time enters.
+"""What the policies achieve on the models of tests/scheduling/simulations.py: no wall time enters.
 
 T1 is a server of micro-batches, T2 an engine that batches by iteration. Each run repeats exactly,
 so a change of a number is a change of the code.
@@ -7,10 +7,10 @@ so a change of a number is a change of the code.
 from functools import cache
 from statistics import median
 
-from . import twin
-from .corpora import DATA
+from . import oracle
+from ._support.corpora import DATA
 
-MODELS = "simulations"
+MODELS = "scheduling.simulations"
 
 
 class MicroBatches:
@@ -22,11 +22,11 @@ class MicroBatches:
     timeout = 600
 
     def track_largest_load(self, service_ms, rule):
-        largest_load = twin(MODELS, "largest_load")
+        largest_load = oracle(MODELS, "largest_load")
         return median(largest_load(service_ms, seed, idle=rule == "when idle") for seed in range(5))
 
     def track_p95_at_95_percent(self, service_ms, rule):
-        micro_batches, percentile = twin(MODELS, "micro_batches"), twin(MODELS, "percentile")
+        micro_batches, percentile = oracle(MODELS, "micro_batches"), oracle(MODELS, "percentile")
         idle = rule == "when idle"
         return median(
             percentile(micro_batches(0.95, service_ms, seed, idle=idle), 0.95) for seed in range(5)
@@ -53,10 +53,10 @@ class Steps:
         if load == "code":
             if not DATA.is_dir():
                 raise NotImplementedError(f"no data at {DATA}")
-            requests = twin(MODELS, "code_load")(DATA)
+            requests = oracle(MODELS, "code_load")(DATA)
         else:
-            requests = twin(MODELS, "conversation_load")(1)
-        return requests, twin(MODELS, "serve")(requests, policy)
+            requests = oracle(MODELS, "conversation_load")(1)
+        return requests, oracle(MODELS, "serve")(requests, policy)
 
     def track_slo_share(self, load, policy):
         return float(self.served.slo.mean())
@@ -67,7 +67,7 @@ class Steps:
     def track_p95_ttft_of_small_tenants(self, load, policy):
         if load == "code":
             return float("nan")  # it has one tenant
-        percentile = twin(MODELS, "percentile")
+        percentile = oracle(MODELS, "percentile")
         return percentile(self.served.ttft_ms[self.load.tenant > 0], 0.95)
 
     track_slo_share.unit = "share of requests"

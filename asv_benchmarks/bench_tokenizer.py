@@ -3,7 +3,7 @@
 import re
 
 from . import ours, peer
-from .corpora import msdocs
+from ._support.corpora import msdocs
 
 
 class Tokenize:

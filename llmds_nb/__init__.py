@@ -1,43 +1,59 @@
 """Data structures under LLM inference and retrieval, as flat NumPy arrays under Numba kernels."""
 
-import importlib as _importlib
 import logging as _logging
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "AdmissionController": "admission",
-    "CapacityError": "errors",
-    "ContinuousBatcher": "continuous",
-    "CorruptFileError": "errors",
-    "CountMinSketch": "sketch",
-    "HNSW": "hnsw",
-    "IndexedHeap": "heap",
-    "InvertedIndex": "inverted_index",
-    "KVCache": "kv_cache",
-    "LlmdsError": "errors",
-    "LsaEncoder": "encoders",
-    "PagedAllocator": "allocator",
-    "PrefixRouter": "router",
-    "RetrievalPipeline": "pipeline",
-    "Scheduler": "scheduler",
-    "TokenLRU": "lru",
-    "Tokenizer": "tokenizer",
-    "load": "_store",
-    "warmup": "_warmup",
-}
+from ._core.lazy import lazy_exports
 
-__all__ = sorted(_HOMES)
+if TYPE_CHECKING:
+    from ._core.storage import load as load
+    from ._core.warmup import warmup as warmup
+    from .bm25 import InvertedIndex as InvertedIndex
+    from .errors import (
+        CapacityError as CapacityError,
+        CorruptFileError as CorruptFileError,
+        LlmdsError as LlmdsError,
+    )
+    from .hnsw import HNSW as HNSW
+    from .kv import KVCache as KVCache, PagedAllocator as PagedAllocator
+    from .pipeline import RetrievalPipeline as RetrievalPipeline
+    from .scheduling import (
+        AdmissionController as AdmissionController,
+        ContinuousBatcher as ContinuousBatcher,
+        PrefixRouter as PrefixRouter,
+        Scheduler as Scheduler,
+    )
+    from .structures import (
+        CountMinSketch as CountMinSketch,
+        IndexedHeap as IndexedHeap,
+        TokenLRU as TokenLRU,
+    )
+    from .text import LsaEncoder as LsaEncoder, Tokenizer as Tokenizer
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "AdmissionController": "scheduling",
+        "CapacityError": "errors",
+        "ContinuousBatcher": "scheduling",
+        "CorruptFileError": "errors",
+        "CountMinSketch": "structures",
+        "HNSW": "hnsw",
+        "IndexedHeap": "structures",
+        "InvertedIndex": "bm25",
+        "KVCache": "kv",
+        "LlmdsError": "errors",
+        "LsaEncoder": "text",
+        "PagedAllocator": "kv",
+        "PrefixRouter": "scheduling",
+        "RetrievalPipeline": "pipeline",
+        "Scheduler": "scheduling",
+        "TokenLRU": "structures",
+        "Tokenizer": "text",
+        "load": "_core.storage",
+        "warmup": "_core.warmup",
+    },
+)
 __version__ = "0.1.0"
 
 _logging.getLogger(__name__).addHandler(_logging.NullHandler())
-
-
-def __getattr__(name):  # each name is imported at first use, so that the package itself is cheap
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_importlib.import_module("." + _HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return [*__all__, "__version__"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("oracles_inverted_index")
+pytest.register_assert_rewrite("tests.bm25.oracle")
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
@@ -70,4 +70,4 @@ def vaswani(shared_data):
 @pytest.fixture
 def graph_only(monkeypatch):
     """HNSW walks its graph even where a scan would be faster."""
-    monkeypatch.setattr("llmds_nb._hnsw_search.SCAN_FACTOR", 0)
+    monkeypatch.setattr("llmds_nb.hnsw.search.SCAN_FACTOR", 0)

@@ -1,6 +1,7 @@
-"""The house: which module may import which, what is public, and that importing stays cheap."""
+"""The house: who may import whom, what is public, and that importing stays cheap."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -10,33 +11,34 @@ from pathlib import Path
 import pytest
 
 import llmds_nb
+from llmds_nb._core.jit import KERNEL_IMPORTS, domain_of
 
 ROOT = Path(llmds_nb.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-PRIVATE_LEAVES = {"_jit", "_parts", "_checks", "_store", "errors"}
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {
+    ".".join(["llmds_nb", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+    for path in FILES
+}
 
-# A kernel module imports only modules of a lower level, and of ours nothing else but _jit.
-LEVELS = [
-    "lines products bm25_formula",
-    "status hashing topk varint distance lsa rowheap bitmap kv_state admission lookahead planes "
-    "reach",
-    "hashtable queue_state rng sketch tokenize blocks paging prefix codes signs kv_chunks",
-    "postings unpacked heap tenants fusion routing kv_history kv_tables sieve",
-    "hnsw waiting eviction bm25_state",
-    "batching kv_leaves hnsw_build hnsw_search bm25_window",
-    "kv_pages kv_compact hnsw_mend bm25_segment",
-    "kv_rows bm25",
-    "kv_attach",
-    "kv_append",
-    "kv",
-    "continuous",
-    "stepping",
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
+# What each folder may import besides itself, `errors`, and what `_core` and `primitives` allow.
+MAY_IMPORT = {
+    "_core": set(),
+    "primitives": {"_core"},
+    "structures": {"_core", "primitives"},
+    "kv": {"_core", "primitives"},
+    "scheduling": {"_core", "primitives", "kv"},
+    "hnsw": {"_core", "primitives"},
+    "text": {"_core", "primitives"},
+    "bm25": {"_core", "primitives", "text"},
+    "pipeline": {"_core", "primitives", "hnsw", "bm25", "text", "structures"},
+}
+# What uses public names only (of a domain folder, too), besides what is named here. Nothing imports it.
+USERS = {"tools": {"_core"}, "integrations": set()}
 
 
 def imports_of(path):
-    """Modules of ours that a file imports, relative to the package, such as `kernels.heap`."""
+    """The modules of ours that a file imports, or (module, name) as `module.name`."""
     package = ["llmds_nb", *path.relative_to(ROOT).parts[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -45,80 +47,114 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {start} | {f"{start}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("llmds_nb").removeprefix(".") for name in found if is_ours(name)}
+            found |= {f"{start}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "llmds_nb"}
 
 
-def is_ours(name):
-    """Whether a dotted name is a module of the package (and not a name inside one)."""
-    path = ROOT.joinpath(*name.split(".")[1:])
-    return name.split(".")[0] == "llmds_nb" and (path.is_dir() or path.with_suffix(".py").is_file())
+def folder_of(name):
+    return name.split(".")[1] if "." in name else ""
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/*.py")), ids=lambda path: path.stem)
-def test_kernels_import_lower_levels_only(path):
-    if path.stem == "__init__":
+def is_public(name):
+    if name in ("llmds_nb", "llmds_nb.__version__"):
+        return True
+    package, _, last = name.rpartition(".")
+    return last in getattr(importlib.import_module(package), "__all__", ())
+
+
+def module_of(path):
+    return ".".join(["llmds_nb", *path.relative_to(ROOT).with_suffix("").parts])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    own = path.relative_to(ROOT).parts[0]
+    if own in ("__init__.py", "__main__.py"):
         return
-    assert path.stem in LEVEL, f"give kernels/{path.name} a level in this test"
-    for name in imports_of(path) - {"", "_jit", "kernels"}:
-        part = name.removeprefix("kernels.")
-        assert name.startswith("kernels.") and LEVEL[part] < LEVEL[path.stem], name
+    domain = domain_of(module_of(path))
+    for name in imports_of(path):
+        target = folder_of(name)
+        if own in USERS:
+            assert target in {own, *USERS[own]} or is_public(name), f"{name} is not public"
+        else:
+            assert target in MAY_IMPORT[own] | {own, "errors"}, name
+        if domain is not None:
+            allowed = {domain, "primitives", *KERNEL_IMPORTS.get(domain, ())}
+            module = name if name in MODULES else name.rpartition(".")[0]
+            assert target == "_core" or domain_of(module) in allowed, f"a kernel imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
-def test_objects_import_kernels_leaves_and_objects(path):
-    names = imports_of(path)
-    if path.stem == "__main__":
-        return
-    assert not [n for n in names if n.startswith(("serving", "integrations", "__main__"))]
-    if path.stem in PRIVATE_LEAVES:
-        assert names <= PRIVATE_LEAVES | {""}
+def test_the_rule_of_kernels_is_within_that_of_their_domains():
+    for domain, others in KERNEL_IMPORTS.items():
+        assert set(others) <= MAY_IMPORT[domain]
 
 
-def parts_of(tree):
-    """Names of the kernels in a module that have no door for Python."""
+def ir_only_in(tree):
+    """Names of the kernels of a module that have no entry point for Python."""
     return {
         node.name
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
         for made in node.decorator_list
         if isinstance(made, ast.Call)
-        and {"internal", "apart"} & {keyword.arg for keyword in made.keywords}
+        and {"internal", "noinline"} & {keyword.arg for keyword in made.keywords}
     }
 
 
-def test_only_kernels_call_what_has_no_door_for_python():
-    trees = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
-    parts = {path.stem: parts_of(tree) for path, tree in trees.items() if "kernels" in path.parts}
-    assert sum(map(len, parts.values())) > 100
+def test_python_calls_no_kernel_without_an_entry_point():
+    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    ir_only = {module_of(path): ir_only_in(tree) for path, tree in trees.items()}
+    assert sum(map(len, ir_only.values())) > 100
     for path, tree in trees.items():
-        here, modules = set(parts_of(tree)), {}
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                module = parts.get(node.module.rpartition(".")[2], set())
-                here |= {name.asname or name.name for name in node.names if name.name in module}
-                modules |= {name.asname or name.name: name.name for name in node.names}
+        here, modules = set(ir_only_in(tree)), {}
+        package = ["llmds_nb", *path.relative_to(ROOT).parts[:-1]]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                start = ".".join([*base, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    name = alias.asname or alias.name
+                    if alias.name in ir_only.get(start, ()):
+                        here.add(name)
+                    modules[name] = f"{start}.{alias.name}"
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.decorator_list:
                 continue  # a kernel
             calls = (x.func for x in ast.walk(node) if isinstance(x, ast.Call))
             for call in calls:
                 if isinstance(call, ast.Name):
-                    assert call.id not in here, (path.name, call.id)
+                    assert call.id not in here, (path, call.id)
                 elif isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name):
-                    module = modules.get(call.value.id)  # such as k, for hnsw
-                    assert call.attr not in parts.get(module, ()), (path.name, call.attr)
+                    module = modules.get(call.value.id)  # such as k, for hnsw.kernels.graph
+                    assert call.attr not in ir_only.get(module, ()), (path, call.attr)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("serving/*.py")), ids=lambda path: path.stem)
-def test_serving_uses_objects_only(path):
-    for name in imports_of(path):
-        assert not name.startswith(("kernels", "integrations", "__main__")), name
+def functions():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
 
 
-def test_the_object_modules_do_not_import_each_other_in_a_circle():
-    left = {path.stem: imports_of(path) for path in ROOT.glob("*.py") if path.stem != "__main__"}
-    left.pop("__init__")
+def test_kernels_take_at_most_ten_arguments():
+    for path, node in functions():
+        if domain_of(module_of(path)) is not None:
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            assert len(arguments) <= 10, f"{path}: {node.name} takes {len(arguments)}"
+
+
+def test_files_have_at_most_500_lines():
+    for path in [*FILES, *REPOSITORY.glob("tests/**/*.py")]:
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_the_modules_of_a_domain_do_not_import_each_other_in_a_circle():
+    left = {}
+    for path in FILES:
+        if path.name != "__init__.py":
+            names = imports_of(path)
+            modules = {name if name in MODULES else name.rpartition(".")[0] for name in names}
+            left[module_of(path)] = modules
     while left:
         free = [name for name, needs in left.items() if not needs & left.keys()]
         assert free, f"a circle among {sorted(left)}"
@@ -126,15 +162,33 @@ def test_the_object_modules_do_not_import_each_other_in_a_circle():
             del left[name]
 
 
+PACKAGES = [
+    path.parent
+    for path in FILES
+    if path.name == "__init__.py" and "lazy_exports" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
+def test_type_checkers_see_the_names_that_a_package_exports(folder):
+    tree = ast.parse((folder / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and len(n.args) == 2]
+    homes = ast.literal_eval(call.args[1])
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == homes
+    package = __import__(".".join(["llmds_nb", *folder.relative_to(ROOT).parts]), fromlist=["x"])
+    assert package.__all__ == sorted(homes) and set(homes) <= set(dir(package))
+    for name in homes:
+        assert getattr(package, name).__doc__
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = package.no_such_name
+
+
 def test_public_names_are_those_of_the_readme():
     readme = (REPOSITORY / "README.md").read_text()
     block = re.search(r"<!-- public names -->(.*?)<!-- end -->", readme, re.S).group(1)
     assert llmds_nb.__all__ == sorted(re.findall(r"`(\w+)", block))
-    for name in llmds_nb.__all__:
-        assert getattr(llmds_nb, name).__doc__
-    assert set(llmds_nb.__all__) <= set(dir(llmds_nb))
-    with pytest.raises(AttributeError, match="no_such_name"):
-        _ = llmds_nb.no_such_name
 
 
 def test_version_is_that_of_the_project():
@@ -155,7 +209,7 @@ def test_import_is_lazy_and_imports_no_scipy():
     out = run(
         "import llmds_nb, sys\n"
         "for name in llmds_nb.__all__: getattr(llmds_nb, name)\n"
-        "from llmds_nb._jit import KERNELS\n"
+        "from llmds_nb._core.jit import KERNELS\n"
         "print('scipy.sparse' in sys.modules, sum(len(k.signatures) for k in KERNELS))"
     )
     assert out.split() == ["False", "0"]

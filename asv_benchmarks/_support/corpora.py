@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[1] / "../shared/data"))
+DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 def _lines(path):

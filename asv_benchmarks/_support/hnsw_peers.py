@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import dense_sets, ours, peer
+from .. import ours, peer
+from . import dense_sets
 from .dense_sets import K
 
 M, EF_CONSTRUCTION, EF = 16, 200, 50
@@ -82,10 +83,10 @@ def _counting_walk():
     from numba import njit
 
     try:
-        from llmds_nb.kernels.codes import codes_query
-        from llmds_nb.kernels.distance import query_room
-        from llmds_nb.kernels.hnsw import graph_explore, handle_numbers, state_at
-        from llmds_nb.kernels.sieve import sieve_query, sieve_room
+        from llmds_nb.hnsw.kernels.distance import query_room
+        from llmds_nb.hnsw.kernels.graph import graph_explore, handle_numbers, state_at
+        from llmds_nb.hnsw.kernels.prefilter import sieve_query, sieve_room
+        from llmds_nb.hnsw.kernels.scalar_quantizer import codes_query
     except ImportError:
         raise NotImplementedError("this commit walks otherwise") from None
 

@@ -1,12 +1,12 @@
-"""How a kernel that only other kernels call is compiled: as a part of these, never by itself.
+"""Compiles kernels that only other kernels call to LLVM IR, without machine code of their own.
 
-Numba optimises every function and emits its machine code, with all that it calls, before its caller
-sees it: a function five calls deep is optimised five times over, and machine code that nothing ever
-enters is half of the compile time. A part stops at LLVM's first, cheap passes; whoever links it
-optimises it, once.
+Numba optimises every function and emits its machine code, with all that it calls, before the caller
+is compiled: a function five calls deep is optimised five times, and half of the compile time goes
+into machine code that nothing enters. An IR-only callee stops at LLVM's first, cheap passes; the
+kernel that links it optimises it, once.
 
-This uses private parts of Numba. Where they are missing, `PartCompiler` is None and such kernels
-are compiled as all others are.
+This uses private parts of Numba. Where they are missing, `IrOnlyCompiler` is None and such kernels
+are compiled like all others.
 """
 
 try:
@@ -19,8 +19,8 @@ try:
         def set_env(self, name, environment):
             pass
 
-    class _PartLibrary(JITCodeLibrary):
-        """What a part compiles to: LLVM's code, to be linked, and no machine code."""
+    class _IrOnlyLibrary(JITCodeLibrary):
+        """LLVM IR to be linked into callers, never finalised to machine code."""
 
         codegen = _NoEnvironment()
 
@@ -33,15 +33,15 @@ try:
 
         def get_pointer_to_function(self, name):
             self._ensure_finalized()
-            return 0  # what Numba gives for a door that was not compiled
+            return 0  # what Numba gives for an entry point that was not compiled
 
-    class PartCompiler(Compiler):
+    class IrOnlyCompiler(Compiler):
         def _compile_core(self):
             state = self.state
             if state.library is None:
                 name = state.func_id.func_qualname
-                state.library = _PartLibrary(state.targetctx.codegen(), name)
+                state.library = _IrOnlyLibrary(state.targetctx.codegen(), name)
             return super()._compile_core()
 
 except (ImportError, AttributeError):  # another Numba
-    PartCompiler = None
+    IrOnlyCompiler = None  # type: ignore[assignment, misc]

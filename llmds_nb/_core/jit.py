@@ -1,10 +1,13 @@
 """`@kernel`: how this package compiles, and the only place that names Numba's options.
 
-Numba stamps a cached function with a hash of the function's *own* file, so an edit or an upgrade of
-a callee in another file leaves the cached caller running the old callee: a wrong result, silently.
-Here every kernel is cached under one stamp of all the source that kernels can reach, this file and
-`kernels/`, and of the Numba flags that change code. Each stamp has a folder of its own, so two
-versions, or a run with bounds checks beside one without, can never read each other's machine code.
+Numba stamps a cached function with a hash of the function's *own* file, so after an edit or an
+upgrade of a callee in another file the cached caller keeps running the old callee: a wrong result,
+silently. Here a kernel is cached under a stamp of all the source that it can reach: the kernels of
+its own domain and of the domains in `KERNEL_IMPORTS`, `primitives`, the compiling files of `_core`,
+and the Numba flags that change code. `tests/test_house.py` holds the imports of kernels to that
+rule. An edit in one domain so leaves the compiled kernels of the others valid. Each stamp has a
+folder of its own: two versions, or a run with bounds checks beside one without, never read each
+other's machine code.
 
 The stamp uses private parts of Numba (`numba.core.caching`). Where they are missing or no longer
 behave as expected, kernels are compiled once per process and one warning is logged.
@@ -19,35 +22,87 @@ from functools import cache
 from pathlib import Path
 
 import numba
-from llvmlite import ir
-from numba.core import cgutils, config, sigutils, types
-from numba.extending import intrinsic, overload
-from numba.np import arrayobj
+from numba.core import config, sigutils, types
+from numba.extending import overload
 
-from ._parts import PartCompiler
+from .ir_library import IrOnlyCompiler
 
 logger = logging.getLogger(__name__)
 
 # nnan and ninf are left out on purpose: with them LLVM may fold isnan(x) to False.
 SAFE_FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
-_KEEP_FOLDERS = 8  # caches of other stamps that stay: versions and flags in use side by side
+_KEEP_FOLDERS = 8  # caches of other stamps that are kept: versions and flags in use side by side
+
+# The domains whose kernels the kernels of a domain may call, besides its own and `primitives`.
+KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
+# The files of `_core` that end up in compiled code.
+COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
 
 KERNELS = []  # every dispatcher made here, in order of definition; warm-up and its test read it
 
+_ROOT = Path(__file__).parents[1]
+_PACKAGE = __package__.rpartition(".")[0]
 
-def _package_stamp(folder: Path) -> str:
+
+def kernel_sources(root: Path, domain: str | None) -> list[Path]:
+    """The files that kernels of a domain can reach; None: those of all domains."""
+    files = [root / "_core" / f"{name}.py" for name in COMPILING]
+    files += sorted((root / "primitives").rglob("*.py"))
+    if domain is None:
+        folders = sorted(root.rglob("kernels"))
+    elif domain == "primitives":
+        folders = []
+    else:
+        folders = [root / name / "kernels" for name in (domain, *KERNEL_IMPORTS.get(domain, ()))]
+    for folder in folders:
+        files += sorted(folder.rglob("*.py"))
+    return [path for path in files if path.is_file()]
+
+
+def source_stamp(root: Path, domain: str | None) -> str:
+    """A hash of the flags, and of the names and contents of `kernel_sources`."""
     digest = hashlib.sha256(repr((config.BOUNDSCHECK, config.OPT)).encode())
-    compiling = (folder / name for name in ("_jit.py", "_parts.py"))
-    for path in [*compiling, *sorted((folder / "kernels").glob("*.py"))]:
-        digest.update(path.name.encode() + b"\0")
+    for path in kernel_sources(root, domain):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 @cache
-def _stamped_folder(parent: str) -> str:
-    """Return the folder in `parent` for this stamp; drop the oldest others. Once per process."""
-    folder = Path(parent, f"llmds_nb-{STAMP[:16]}")
+def _domain_stamp(domain):
+    return source_stamp(_ROOT, domain)
+
+
+def domain_of(module: str) -> str | None:
+    """The domain whose kernels a module defines, such as "kv" or "tools/replay"; else None."""
+    package, *path = module.split(".")
+    if package != _PACKAGE:
+        return None
+    if path[:1] == ["primitives"]:
+        return "primitives"
+    return "/".join(path[: path.index("kernels")]) if "kernels" in path else None
+
+
+def stamp_of(py_func) -> str:
+    """The stamp of a kernel, by the module that defines it.
+
+    A kernel outside the package (a user's, a test's) may call any of ours: its stamp covers all
+    domains and its own file.
+    """
+    domain = domain_of(py_func.__module__)
+    if domain is not None:
+        return _domain_stamp(domain)
+    digest = hashlib.sha256(_domain_stamp(None).encode())
+    own = Path(py_func.__code__.co_filename)
+    if own.is_file():
+        digest.update(own.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _stamped_folder(parent: str, stamp: str) -> str:
+    """Return the folder in `parent` for a stamp; drop the oldest others. Once per process."""
+    folder = Path(parent, f"llmds_nb-{stamp[:16]}")
     if not folder.is_dir():
         others = sorted(Path(parent).glob("llmds_nb-*"), key=lambda other: other.stat().st_mtime)
         for other in others[:-_KEEP_FOLDERS]:
@@ -64,17 +119,17 @@ def _warn_uncached(reason: str) -> None:
 
 
 try:
-    STAMP = _package_stamp(Path(__file__).parent)
     from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
-    class _PackageCacheImpl(CompileResultCacheImpl):
-        """Numba's cache of compiled functions, under the package's stamp instead of the file's."""
+    class _StampedCacheImpl(CompileResultCacheImpl):
+        """Numba's cache of compiled functions, under `stamp_of` instead of the file's own stamp."""
 
         def __init__(self, py_func):
             super().__init__(py_func)
-            folder = _stamped_folder(self._locator.get_cache_path())
+            stamp = stamp_of(py_func)
+            folder = _stamped_folder(self._locator.get_cache_path(), stamp)
             self._locator.get_cache_path = lambda: folder
-            self._locator.get_source_stamp = lambda: STAMP
+            self._locator.get_source_stamp = lambda: stamp
 
     class _OwnDataFiles(IndexDataCacheFile):
         """Lets several processes fill one cold cache.
@@ -90,8 +145,8 @@ try:
             self._save_data(name, data)
             self._save_index(self._load_index() | {key: name})
 
-    class _PackageCache(FunctionCache):
-        _impl_class = _PackageCacheImpl
+    class _StampedCache(FunctionCache):
+        _impl_class = _StampedCacheImpl
 
         def __init__(self, py_func):
             super().__init__(py_func)
@@ -104,25 +159,32 @@ try:
             except OSError as error:  # a full disk must not fail the call that compiled
                 _warn_uncached(str(error))
 
-except (ImportError, AttributeError, OSError) as error:  # zipped source, or another Numba
-    _PackageCache = None
+except (ImportError, AttributeError) as error:  # another Numba
+    _StampedCache = None  # type: ignore[assignment, misc]
     _warn_uncached(f"no stamped cache with numba {numba.__version__}: {error}")
 
 
 def _attach_cache(dispatcher, py_func) -> None:
-    if _PackageCache is None:
+    if _StampedCache is None:
         return
     try:
-        attached = _PackageCache(py_func)
-        kept = attached._cache_file._source_stamp == STAMP and STAMP[:16] in attached.cache_path
+        stamp = stamp_of(py_func)
+        attached = _StampedCache(py_func)
+        kept = attached._cache_file._source_stamp == stamp and stamp[:16] in attached.cache_path
         if not kept or not hasattr(dispatcher, "_cache"):
             raise AttributeError("the stamp was not taken over")
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError):  # also source that cannot be read, such as a zipped package
         _warn_uncached("no cache folder is writable; NUMBA_CACHE_DIR can name one")
     except (AttributeError, TypeError) as error:
         _warn_uncached(f"no stamped cache with numba {numba.__version__}: {error}")
     else:
         dispatcher._cache = attached
+
+
+def cache_folders() -> list[str]:
+    """The folders in which the kernels defined so far are cached; [] = nowhere."""
+    caches = (getattr(dispatcher, "_cache", None) for dispatcher in KERNELS)
+    return sorted({cache.cache_path for cache in caches if hasattr(cache, "cache_path")})
 
 
 def _ignore_literals(dispatcher) -> None:
@@ -146,8 +208,8 @@ REFUSALS = (TypeError, ValueError, OverflowError)
 def _accept_only(dispatcher, accepts):
     """The dispatcher, refusing with a TypeError what `accepts`, Numba types as text, does not name.
 
-    It tells types apart at no cost; only what it has no machine code for is looked at here. With a
-    Numba that compiles in another way, every call is.
+    Numba's dispatcher distinguishes types at no cost; only arguments for which it has no machine
+    code are checked here. With a Numba that compiles in another way, those of every call are.
     """
     hook = "_compile_for_args"
     proceed = getattr(dispatcher, hook, dispatcher)
@@ -156,7 +218,7 @@ def _accept_only(dispatcher, accepts):
         wanted, _ = sigutils.normalize_signature(f"({accepts})")
         try:
             given = tuple(numba.typeof(arg) for arg in args)
-        except (numba.errors.NumbaError, ValueError):  # it knows no type for one of them
+        except (numba.errors.NumbaError, ValueError):  # Numba has no type for one of them
             given = tuple(type(arg).__name__ for arg in args)
         if given != wanted:
             raise TypeError(f"a kernel of ({accepts}) does not take {given}")
@@ -169,7 +231,7 @@ def _accept_only(dispatcher, accepts):
 
 
 def kernel(
-    func=None, *, nogil=False, fastmath=False, inline=False, internal=False, apart=False,
+    func=None, *, nogil=False, fastmath=False, inline=False, internal=False, noinline=False,
     borrow=False, accepts=None,
 ):  # fmt: skip
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
@@ -183,42 +245,43 @@ def kernel(
         Allow reassociation and contraction, never the assumption that NaN and infinity are absent.
         Only for distance kernels, whose input was checked to be finite.
     internal : bool
-        Only ever called from other kernels: a part of these, compiled with them (see `_parts`)
-        and not cached by itself, and LLVM inlines it. By itself it would not where reference
-        counts are left in the body, and a call passes a state of seven arrays as 56 words.
-    apart : bool
-        As `internal`, but a function of its own unless LLVM thinks otherwise: for a loop that
-        needs the registers for itself.
+        Only ever called from other kernels: compiled to LLVM IR and into its callers (see
+        `ir_library`), not cached by itself, and always inlined. By itself LLVM would not inline it
+        where reference counts are left in the body, and a call passes a state of seven arrays as
+        56 words.
+    noinline : bool
+        As `internal`, but not forced into its callers: for a loop that needs the registers for
+        itself. LLVM may still inline it.
     inline : bool
         Part of its callers before type inference, for loops as short as a call: LLVM does not
         inline what it has vectorised, and passing arrays costs 10 to 20 ns.
     borrow : bool
         Count no references: all arrays stay the caller's. For a kernel that neither allocates nor
-        returns an array; a call saves 40 ns per array at Python's door, and 10 inside, where the
-        counts are atomic.
+        returns an array; a call saves 40 ns per array on entry from Python, and 10 inside, where
+        the counts are atomic.
     accepts : str, optional
         The types it takes, as in "int64, int64[::1]"; others raise one of REFUSALS instead of
-        compiling anew. A caller may then pass arguments as they come, and look at them only if
+        compiling anew. A caller may then pass arguments as they come, and validate them only if
         they are refused.
     """
     if func is None:
         options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}
-        return lambda f: kernel(f, **options, internal=internal, apart=apart, borrow=borrow)
-    part = internal or apart
+        return lambda f: kernel(f, **options, internal=internal, noinline=noinline, borrow=borrow)
+    ir_only = internal or noinline
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
-        no_cpython_wrapper=part,
+        no_cpython_wrapper=ir_only,
         forceinline=internal,
         inline="always" if inline else "never",
         error_model="numpy",
-        _nrt=not borrow,  # always said: a callee would inherit it from the caller compiled first
-        pipeline_class=PartCompiler if part else None,
+        _nrt=not borrow,  # always given: a callee would inherit it from the caller compiled first
+        pipeline_class=IrOnlyCompiler if ir_only else None,
     )(func)
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)
-        if not part:
+        if not ir_only:
             _attach_cache(dispatcher, func)
         KERNELS.append(dispatcher)
         if accepts is not None:
@@ -227,24 +290,34 @@ def kernel(
 
 
 def entry_of(dispatcher, *args):
-    """The machine code of a kernel for arguments of these types; it does not look at types again.
+    """The machine code of a kernel for arguments of these types, without its dispatcher.
 
-    Saves the 0.1 us of the dispatcher, and is only for arguments that never come from a user.
+    Saves the 0.1 us in which the dispatcher looks at the types of a call, and is only for arguments
+    that never come from a user.
     """
     return dispatcher.compile(tuple(numba.typeof(arg) for arg in args))
 
 
-def direct(names, name, dispatcher):
-    """What stands for a kernel as names[name], in a module's globals(), until it is first called.
+class EntryPoints:
+    """Kernels by name, called without their dispatchers; each is always given the same types.
 
-    From then on it is the machine code itself, of `entry_of`, for arguments of these types.
+    An attribute compiles (or loads) its kernel at the first call, for the types of that call, and
+    is the machine code itself from then on: see `entry_of`.
+
+    >>> entries = EntryPoints(push=heap_push)        # doctest: +SKIP
+    >>> entries.push(handle, item, priority)         # doctest: +SKIP
     """
 
-    def first_call(*args):
-        names[name] = entry_of(dispatcher, *args)
-        return names[name](*args)
+    def __init__(self, **dispatchers):
+        for name, dispatcher in dispatchers.items():
+            setattr(self, name, self._first_call(name, dispatcher))
 
-    return first_call
+    def _first_call(self, name, dispatcher):
+        def call(*args):
+            setattr(self, name, entry_of(dispatcher, *args))
+            return getattr(self, name)(*args)
+
+        return call
 
 
 def compile_over(make, function):
@@ -264,112 +337,6 @@ def kernel_by_type(stub, *, fastmath=False, inline=False):
         "fastmath": set(SAFE_FASTMATH) if fastmath else False,
         "error_model": "numpy",
         "forceinline": True,
-        "pipeline_class": PartCompiler,
+        "pipeline_class": IrOnlyCompiler,
     }
     return overload(stub, jit_options=options, inline="always" if inline else "never")
-
-
-@intrinsic
-def mul_hi(typingctx, a, b):
-    """Upper 64 bits of the 128-bit product of two uint64."""
-
-    def codegen(context, builder, signature, args):
-        wide = ir.IntType(128)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
-
-    return types.uint64(types.uint64, types.uint64), codegen
-
-
-@intrinsic
-def array_at(typingctx, address, shape, dtype):
-    """The C-contiguous array of a shape, an int or a tuple, at an int64 address.
-
-    It has no owner: whoever passes the address keeps the memory alive. Unlike `numba.carray` it is
-    not a function to compile for every shape and dtype.
-    """
-    several = isinstance(shape, types.BaseTuple)
-    n_dims = len(shape) if several else 1
-    sizes = types.UniTuple(types.intp, n_dims) if several else types.intp
-
-    def codegen(context, builder, signature, args):
-        made = context.make_array(signature.return_type)(context, builder)
-        lengths = cgutils.unpack_tuple(builder, args[1]) if several else [args[1]]
-        item = context.get_abi_sizeof(context.get_data_type(signature.return_type.dtype))
-        strides = [ir.Constant(cgutils.intp_t, item)]
-        for length in lengths[:0:-1]:
-            strides.insert(0, builder.mul(strides[0], length))
-        arrayobj.populate_array(
-            made,
-            data=builder.inttoptr(args[0], made.data.type),
-            shape=cgutils.pack_array(builder, lengths),
-            strides=cgutils.pack_array(builder, strides),
-            itemsize=strides[-1],
-            meminfo=None,
-        )
-        return made._getvalue()
-
-    return types.Array(dtype.dtype, n_dims, "C")(types.int64, sizes, dtype), codegen
-
-
-@intrinsic
-def borrowed(typingctx, array):
-    """The same array without its owner, so that slicing and passing it count no references.
-
-    Counts are atomic operations, and LLVM drops none of those that a loop of branches leaves in.
-    The owner must live as long: an argument of the kernel does, a local array only up to its last
-    use by its own name.
-    """
-
-    def codegen(context, builder, signature, args):
-        made = context.make_array(signature.args[0])(context, builder, args[0])
-        made.meminfo = cgutils.get_null_value(made.meminfo.type)
-        made.parent = cgutils.get_null_value(made.parent.type)
-        return made._getvalue()
-
-    return array(array), codegen
-
-
-@intrinsic
-def prefetch(typingctx, rows, row, byte):
-    """Ask for the cache line that holds byte `byte` of rows[row]; never faults. rows is 2-D."""
-
-    def codegen(context, builder, signature, args):
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        stride = cgutils.unpack_tuple(builder, array.strides)[0]
-        offset = builder.add(builder.mul(args[1], stride), args[2])
-        address = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [offset])
-        i32 = ir.IntType(32)
-        shape = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-        call = builder.module.declare_intrinsic("llvm.prefetch", [address.type], shape)
-        builder.call(call, [address, *(ir.Constant(i32, flag) for flag in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, types.intp), codegen
-
-
-def _plain_half(builder, bits):
-    """float32 of the float16 in an int16, from its bits: for what is finite."""
-    wide, single = ir.IntType(32), ir.FloatType()
-    bits = builder.zext(bits, wide)
-    size = builder.shl(builder.and_(bits, wide(0x7FFF)), wide(13))
-    # Moves the exponent's bias; subnormal numbers come out right as well.
-    size = builder.fmul(builder.bitcast(size, single), single(2.0**112))
-    sign = builder.shl(builder.and_(bits, wide(0x8000)), wide(16))
-    return builder.bitcast(builder.or_(builder.bitcast(size, wide), sign), single)
-
-
-@intrinsic
-def half_value(typingctx, bits):
-    """The float32 that uint16 bits of a finite float16 stand for.
-
-    One instruction where the compiler's target has it (x86 F16C), a few that vectorise elsewhere:
-    LLVM's own replacement would be a call for each value.
-    """
-
-    def codegen(context, builder, signature, args):
-        if "+f16c" not in getattr(context.codegen(), "_tm_features", ""):
-            return _plain_half(builder, args[0])
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), codegen

@@ -28,11 +28,10 @@ from typing import ClassVar
 import numpy as np
 from safetensors.numpy import save_file
 
-from .errors import CorruptFileError
+from ..errors import CorruptFileError
 
 LAYOUT = "1"
-STRUCTURES = ("CountMinSketch", "HNSW", "InvertedIndex", "KVCache", "LsaEncoder",
-              "RetrievalPipeline")  # fmt: skip
+_PACKAGE = __package__.rpartition(".")[0]
 _DTYPES = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
     "F16": np.float16, "U32": np.uint32, "I32": np.int32, "F32": np.float32,
@@ -115,9 +114,10 @@ def load(path, *, mmap=False, verify=None):
     'CountMinSketch'
     """
     structure, arrays, header = read(path, mmap=mmap, verify=verify)
-    if structure not in STRUCTURES:
+    package = importlib.import_module(_PACKAGE)
+    cls = getattr(package, structure) if structure in package.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, Stored)):
         raise CorruptFileError(f"{path} holds {structure!r}, which this version does not know")
-    cls = getattr(importlib.import_module("llmds_nb"), structure)
     return cls._opened(path, structure, arrays, header)
 
 

@@ -1,31 +1,26 @@
 """Compile now what the first call would compile."""
 
-import llmds_nb
+import importlib
 
-from . import _checks
-from .kernels import hashing
+from . import validation
+from .progress import progress_bar
 
-# Every class here has a static method `_warmup()` that drives each of its kernels once on a tiny
-# instance, with the dtypes of real use.
-STRUCTURES = (
-    "PagedAllocator",
-    "KVCache",
-    "TokenLRU",
-    "IndexedHeap",
-    "Scheduler",
-    "ContinuousBatcher",
-    "AdmissionController",
-    "PrefixRouter",
-    "CountMinSketch",
-    "HNSW",
-    "InvertedIndex",
-    "Tokenizer",
-    "LsaEncoder",
-    "RetrievalPipeline",
-)
+_PACKAGE = __package__.rpartition(".")[0]
 
 
-def warmup(structures=None, *, progress=False) -> list[str]:
+def structure_names() -> list[str]:
+    """The public classes that have kernels.
+
+    Each has a static method `_warmup()` that drives every kernel of it once on a tiny instance,
+    with the dtypes of real use.
+    """
+    package = importlib.import_module(_PACKAGE)
+    return [name for name in package.__all__ if hasattr(getattr(package, name), "_warmup")]
+
+
+def warmup(
+    structures: str | list[str] | tuple[str, ...] | None = None, *, progress=False
+) -> list[str]:
     """Compile the kernels of the named structures and fill Numba's disk cache.
 
     Parameters
@@ -44,25 +39,17 @@ def warmup(structures=None, *, progress=False) -> list[str]:
     >>> llmds_nb.warmup("IndexedHeap")
     ['IndexedHeap']
     """
+    known = structure_names()
     if structures is None:
-        structures = STRUCTURES
+        structures = known
     elif isinstance(structures, str):
         structures = [structures]
     elif not isinstance(structures, list | tuple):
         raise TypeError(f"structures must be names, not {structures!r}")
-    names = [_checks.choice(name, "structures", STRUCTURES) for name in structures]
-    bar = names
-    if progress:
-        from tqdm import tqdm
-
-        bar = tqdm(names, desc="compile", unit="structure")
-    for name in bar:
-        if progress:
-            bar.set_postfix_str(name)
-        getattr(llmds_nb, name)._warmup()
+    names = [validation.choice(name, "structures", tuple(known)) for name in structures]
+    package = importlib.import_module(_PACKAGE)
+    with progress_bar(progress, len(names), "compile", "structure") as advance:
+        for name in names:
+            getattr(package, name)._warmup()
+            advance()
     return names
-
-
-def cache_folder() -> str | None:
-    """Where compiled kernels are kept for this version and these flags; None = nowhere."""
-    return getattr(getattr(hashing.mix64, "_cache", None), "cache_path", None)

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels import unpacked as k
-from .kernels.status import ABSENT
+from ..primitives.status import ABSENT
+from .kernels import decoded_lists as k
 
 
 class Unpacked(NamedTuple):
-    """Lists with four bytes a posting; the arrays are described in kernels/unpacked.py."""
+    """Lists with four bytes a posting; the arrays are described in kernels/decoded_lists.py."""
 
     slots: np.ndarray  # int32[U]
     steps: np.ndarray  # int32[H, W + 1]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._arrays import counts_up
+from .._core.arrays import counts_up
 from .kernels.postings import NO_CLASS
 
 _SLICE = 1 << 18

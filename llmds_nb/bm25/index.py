@@ -6,14 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _bm25_search, _building, _checks, _documents, _segments
-from ._progress import progress_bar
-from ._store import Stored, nest, unnest
-from .errors import CorruptFileError
-from .kernels.bm25_formula import VARIANTS, bm25_contribution, bm25_idf
+from .._core import validation
+from .._core.progress import progress_bar
+from .._core.storage import Stored, nest, unnest
+from ..errors import CorruptFileError
+from ..primitives.status import ABSENT
+from ..text.tokenizer import TokenBatch, Tokenizer
+from . import (
+    documents as _documents,
+    search as _bm25_search,
+    segment_builder as _building,
+    segments as _segments,
+)
 from .kernels.postings import posting_find, postings_df_add, postings_read
-from .kernels.status import ABSENT
-from .tokenizer import TokenBatch, Tokenizer
+from .kernels.scoring import VARIANTS, bm25_contribution, bm25_idf
 
 __all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
 
@@ -125,7 +131,7 @@ class InvertedIndex(Stored):
 
     @k1.setter
     def k1(self, value):
-        self._formula = self._formula._replace(k1=_checks.real(value, "k1", low=0, high=1e6))
+        self._formula = self._formula._replace(k1=validation.real(value, "k1", low=0, high=1e6))
 
     @property
     def b(self) -> float:
@@ -133,7 +139,7 @@ class InvertedIndex(Stored):
 
     @b.setter
     def b(self, value):
-        self._formula = self._formula._replace(b=_checks.real(value, "b", low=0, high=1))
+        self._formula = self._formula._replace(b=validation.real(value, "b", low=0, high=1))
 
     @property
     def variant(self) -> str:
@@ -141,14 +147,14 @@ class InvertedIndex(Stored):
 
     @variant.setter
     def variant(self, value):
-        variant = _checks.choice(value, "variant", tuple(VARIANTS))
+        variant = validation.choice(value, "variant", tuple(VARIANTS))
         self._formula = self._formula._replace(variant=variant)
 
     def __len__(self):
         return self._snapshot.n_docs
 
     def __contains__(self, id):
-        return _segments.find(self._snapshot.segments, _checks.one_id(id))[1] != ABSENT
+        return _segments.find(self._snapshot.segments, validation.one_id(id))[1] != ABSENT
 
     def __repr__(self):
         return (
@@ -223,7 +229,7 @@ class InvertedIndex(Stored):
         >>> index.search("page 101", k=1).ids
         array([1])
         """
-        stream, n_texts = _checks.text_stream(texts)
+        stream, n_texts = validation.text_stream(texts)
         tokenizer = self.tokenizer
         with self._lock:
             ids = _building.Ids(ids, n_texts, self._next_id)
@@ -250,7 +256,7 @@ class InvertedIndex(Stored):
         KeyError
             An id is not in the index; then nothing is removed.
         """
-        ids = _checks.ids(ids)
+        ids = validation.ids(ids)
         with self._lock:
             kept, found = _segments.without_ids(self._snapshot.segments, ids)
             if not found.all():
@@ -298,9 +304,9 @@ class InvertedIndex(Stored):
             tokens = _checked(queries, len(self.tokenizer))
             n = len(tokens.indptr) - 1
         else:
-            texts, tokens = _checks.texts(queries, "queries"), None
+            texts, tokens = validation.texts(queries, "queries"), None
             n = len(texts)
-        k, filters, threads = _checks.search_options(k, filter, threads, n)
+        k, filters, threads = validation.search_options(k, filter, threads, n)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             if tokens is None:
@@ -367,7 +373,7 @@ class InvertedIndex(Stored):
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
-        number, row = _segments.find(snapshot.segments, _checks.one_id(id))
+        number, row = _segments.find(snapshot.segments, validation.one_id(id))
         if row == ABSENT:
             raise KeyError(f"id {id} is not in the index")
         segment = snapshot.segments[number]
@@ -428,11 +434,11 @@ class InvertedIndex(Stored):
     def _from_state(cls, arrays, header):
         tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
         index = cls(k1=header["k1"], b=header["b"], variant=header["variant"], tokenizer=tokenizer)
-        n_docs = _checks.integer(header["n_docs"], "n_docs", low=0, high=_checks.INT32_MAX)
-        n_tokens = _checks.integer(header["n_tokens"], "n_tokens", low=0)
-        index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
+        n_docs = validation.integer(header["n_docs"], "n_docs", low=0, high=validation.INT32_MAX)
+        n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0)
+        index._next_id = validation.integer(header["next_id"], "next_id", low=0)
         if n_docs:
-            n_lists = _checks.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
+            n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
             segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
             last = _documents.last_id(segment)
             if last >= index._next_id:
@@ -458,5 +464,7 @@ class InvertedIndex(Stored):
 
 def _checked(tokens, n_terms) -> TokenBatch:
     """The terms of queries as kernels take them, or a clear error."""
-    ids = _checks.integers(tokens.ids, "queries.ids", dtype=np.int32, low=ABSENT, high=n_terms - 1)
-    return TokenBatch(ids, _checks.indptr(tokens.indptr, len(ids), "queries.indptr"))
+    ids = validation.integers(
+        tokens.ids, "queries.ids", dtype=np.int32, low=ABSENT, high=n_terms - 1
+    )
+    return TokenBatch(ids, validation.indptr(tokens.indptr, len(ids), "queries.indptr"))

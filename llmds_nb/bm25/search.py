@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._jit import direct
-from ._unpacked import Unpacked, unpacked
-from .kernels import bm25 as k
-from .kernels.bm25_formula import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
-from .kernels.bm25_segment import LISTED, MASK, NO_FILTER
-from .kernels.bm25_state import Room, SegmentState, index_of, room_made
-from .kernels.lines import address_of
+from .._core.arrays import address_of
+from .._core.jit import EntryPoints
+from ..text.kernels.tokenize import queries_group
+from .decoded_lists import Unpacked, unpacked
+from .kernels import search as k
 from .kernels.postings import postings_df_add
-from .kernels.tokenize import queries_group
+from .kernels.scoring import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
+from .kernels.segment_search import LISTED, MASK, NO_FILTER
+from .kernels.state import Room, SegmentState, index_of, room_made
 
 _TEXT = 1 << 12  # bytes of a query that goes the short way
 _PARTS = 4  # of a batch for each thread, since queries take unlike times
 
-_search_many = direct(globals(), "_search_many", k.bm25_search_many)
+_entries = EntryPoints(search_many=k.bm25_search_many)
 _TERMS = 32
 _KEPT_WORK = 1 << 17
 
@@ -32,7 +32,7 @@ class Formula(NamedTuple):
     b: float
 
     def shape(self, snapshot) -> tuple[float, float, float, float]:
-        """(p, q, base, slope) of the formula in kernels/bm25_formula.py."""
+        """(p, q, base, slope) of the formula in kernels/scoring.py."""
         delta = DELTA_L if self.variant == "bm25l" else 0.0
         slope = self.b * snapshot.n_docs / snapshot.n_tokens
         return delta, self.k1 + delta, 1.0 - self.b, slope
@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
     unpacked: list[Unpacked]  # for each segment
     arrays: list[SegmentState]  # for each segment
     vocabulary: tuple[np.ndarray, np.ndarray]  # blob and ptr
-    index: np.ndarray  # all of it, as in kernels/bm25_state.py
+    index: np.ndarray  # all of it, as in kernels/state.py
     address: int  # of index
 
 
@@ -156,7 +156,7 @@ def search(ready, tokens, depth, filters, threads, scratch):
     def run(start, stop, one_filter):
         room = _borrow(scratch)
         here = tokens.indptr[start : stop + 1]
-        _search_many(
+        _entries.search_many(
             ready.address, room.address, room.work_for(n_segments, widest, depth), widest,
             tokens_at, address_of(here), stop - start, *_filter_words(one_filter), depth, k.DENSE,
             k.LOOKUP, scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
@@ -189,7 +189,7 @@ def search_one(ready, tokenizer, text, depth, scratch):
     room.query_ptr[1] = n
     m = max(n, _TERMS)  # of most queries, so that there is memory for it
     scores, ids = np.empty(depth), np.empty(depth, np.int64)
-    _search_many(
+    _entries.search_many(
         ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
         room.query_ptr_at, 1, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
     )  # fmt: skip

@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 
-from . import _checks, _segments
-from ._token_batches import joined
+from .._core import validation
+from ..text.token_batch import joined
+from . import segments as _segments
 
 _SEGMENT_TOKENS = 1 << 22  # tokens and texts before they are packed: 70 MB of arrays meanwhile
 _NOTHING = object()
@@ -28,23 +29,23 @@ class Ids:
         elif _comes_one_by_one(values):
             self._stream = iter(values)
         else:
-            self._given = _checks.ids(values)
+            self._given = validation.ids(values)
             if n_texts is None:
                 self.total = len(self._given)
             else:
-                _checks.same_length("ids", self._given, "texts", range(n_texts))
+                validation.same_length("ids", self._given, "texts", range(n_texts))
         self._parts = [np.zeros(0, np.int64)]  # what the stream gave
         self._n = 0
 
     def take(self, n) -> np.ndarray:
         """The ids of the next n texts as int64[n]; those of a stream may stand twice in all."""
         if self._stream is not None:
-            part = _checks.integers(list(itertools.islice(self._stream, n)), "ids")
+            part = validation.integers(list(itertools.islice(self._stream, n)), "ids")
             self._parts.append(part)
         elif self._given is not None:
             part = self._given[self._n : self._n + n]
         else:
-            part = _checks.new_ids(None, n, "texts", self._next_id + self._n)
+            part = validation.new_ids(None, n, "texts", self._next_id + self._n)
         self._n += len(part)
         if len(part) < n:
             raise ValueError(f"ids has {self._n} entries but texts has more")
@@ -65,7 +66,7 @@ class Ids:
             return np.concatenate(self._parts)
         if self._given is not None:
             return self._given.copy()
-        return _checks.new_ids(None, self._n, "texts", self._next_id)
+        return validation.new_ids(None, self._n, "texts", self._next_id)
 
 
 def _comes_one_by_one(values) -> bool:
@@ -89,11 +90,11 @@ def segment_of(ids, tokenizer, texts, report):
         new = _segments.build(*part, len(tokenizer))
         del part
         segments = _segments.tidy([*segments, new])
-        _checks.distinct(segments[-1].ids, "ids")
+        validation.distinct(segments[-1].ids, "ids")
     ids.end()
     if len(segments) > 1:
         segments = [_segments.merge(segments)]
-        _checks.distinct(segments[0].ids, "ids")
+        validation.distinct(segments[0].ids, "ids")
     return segments[0] if segments else None
 
 

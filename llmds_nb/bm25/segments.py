@@ -4,13 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from . import _documents as docs
-from .errors import CorruptFileError
-from .kernels import postings as k
-from .kernels import varint
+from .._core import validation
+from ..errors import CorruptFileError
+from ..primitives.status import ABSENT
+from . import documents as docs
+from .kernels import postings as k, varint
 from .kernels.postings import Segment
-from .kernels.status import ABSENT
 
 _FANOUT = 8  # so many segments of one size class become one
 # Merged at a time: so much of all segments together, but one term's lists at least.
@@ -293,7 +292,7 @@ def from_arrays(arrays, n_docs, n_tokens, n_lists, n_terms) -> Segment:
     sound = {
         "ids": (ids[:1] >= 0).all() and (ids[1:] > ids[:-1]).all(),
         "lengths": (lengths >= 0).all()
-        and (lengths <= _checks.INT32_MAX).all()
+        and (lengths <= validation.INT32_MAX).all()
         and lengths.sum() == n_tokens,
         "terms": (terms[1:] > terms[:-1]).all()
         and (not len(terms) or (terms[0] >= 0 and terms[-1] < n_terms)),

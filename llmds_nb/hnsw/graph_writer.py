@@ -9,14 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from ._arrays import appended, taken
-from ._hnsw_codes import Coding
-from ._hnsw_ids import ids_of, packed_ids
-from .kernels import hnsw_build as k
-from .kernels import hnsw_mend
+from .._core.arrays import appended, taken
+from ..primitives.status import ABSENT
+from .id_map import ids_of, packed_ids
+from .kernels import insert as k, repair as hnsw_mend
 from .kernels.distance import IP
-from .kernels.hnsw import BLOCK_BITS, HNSWState, handle_of
-from .kernels.status import ABSENT
+from .kernels.graph import BLOCK_BITS, HNSWState, handle_of
+from .quantization import Coding
 
 _BLOCK = 1 << BLOCK_BITS
 _MAX_LEVEL = 31

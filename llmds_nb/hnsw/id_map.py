@@ -7,9 +7,9 @@ memory, and finding one takes no table.
 
 import numpy as np
 
-from ._arrays import appended, counts_up
-from .kernels import hashtable
-from .kernels.status import ABSENT
+from .._core.arrays import appended, counts_up
+from ..primitives import hash_table as hashtable
+from ..primitives.status import ABSENT
 
 
 def count_up(ids) -> bool:

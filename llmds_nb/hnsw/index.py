@@ -6,19 +6,20 @@ import threading
 
 import numpy as np
 
-from . import _checks, _hnsw_codes, _hnsw_search, _hnsw_state
-from ._arrays import appended
-from ._hnsw_graph import GraphWriter, drawn_levels, only
-from ._hnsw_ids import appended_ids, count_up, ids_of, slot_of, slots_of, table_after
-from ._hnsw_search import Neighbors
-from ._hnsw_state import HNSWStats
-from ._hnsw_tune import tuned
-from ._hnsw_vectors import METRICS, STORES, VectorForm
-from ._progress import progress_bar
-from ._store import Stored
-from .errors import CapacityError
-from .kernels import hashtable
-from .kernels.status import ABSENT
+from .._core import validation
+from .._core.arrays import appended
+from .._core.progress import progress_bar
+from .._core.storage import Stored
+from ..errors import CapacityError
+from ..primitives import hash_table as hashtable
+from ..primitives.status import ABSENT
+from . import persistence as _hnsw_state, quantization as _hnsw_codes, search as _hnsw_search
+from .graph_writer import GraphWriter, drawn_levels, only
+from .id_map import appended_ids, count_up, ids_of, slot_of, slots_of, table_after
+from .persistence import HNSWStats
+from .search import Neighbors
+from .tuning import tuned
+from .vector_store import METRICS, STORES, VectorForm
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
@@ -86,19 +87,19 @@ class HNSW(Stored):
         self, dim, *, metric="l2", M=16, ef_construction=200, ef_search=50, quantize="auto",
         store="float32", seed=0,
     ):  # fmt: skip
-        self._dim = _checks.integer(dim, "dim", low=1, high=MAX_DIM)
-        self._metric_name = _checks.choice(metric, "metric", tuple(METRICS))
-        self._M = _checks.integer(M, "M", low=2, high=MAX_M)
-        self._ef_construction = _checks.integer(ef_construction, "ef_construction", low=1)
-        self._ef_search = _checks.integer(ef_search, "ef_search", low=1)
-        self._quantize = _checks.choice(
+        self._dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
+        self._metric_name = validation.choice(metric, "metric", tuple(METRICS))
+        self._M = validation.integer(M, "M", low=2, high=MAX_M)
+        self._ef_construction = validation.integer(ef_construction, "ef_construction", low=1)
+        self._ef_search = validation.integer(ef_search, "ef_search", low=1)
+        self._quantize = validation.choice(
             quantize, "quantize", ("auto", None, _hnsw_codes.SQ8, _hnsw_codes.PCA)
         )
-        self._store = _checks.choice(store, "store", tuple(STORES))
+        self._store = validation.choice(store, "store", tuple(STORES))
         if store is None and quantize in (None, _hnsw_codes.PCA):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
         self._form = VectorForm(self._dim, metric, quantize, store)
-        self._seed = _checks.natural(seed, "seed")
+        self._seed = validation.natural(seed, "seed")
         self._depth = None  # (candidates measured, for k answers), once tuned
         self._next_id = 0  # one more than the largest id ever used
         self._table = hashtable.empty_table(0)
@@ -147,15 +148,15 @@ class HNSW(Stored):
         -----
         About ef_construction * M distances each. A replaced vector is taken out as `remove` does.
         """
-        given, vectors = vectors, _checks.vectors(vectors, self._dim)
+        given, vectors = vectors, validation.vectors(vectors, self._dim)
         if not copy and (vectors is not given or self._store != "float32"):
             raise ValueError(
                 'copy=False needs store="float32" and writable C-contiguous float32[n, dim]'
             )
         lengths = self._form.lengths(vectors, "vectors")
-        threads = _checks.integer(threads, "threads", low=1)
+        threads = validation.integer(threads, "threads", low=1)
         with self._write_lock:
-            ids = _checks.new_ids(ids, len(vectors), "vectors", self._next_id)
+            ids = validation.new_ids(ids, len(vectors), "vectors", self._next_id)
             if not len(ids):
                 return ids
             if not copy and self._snapshot.n:
@@ -236,7 +237,7 @@ class HNSW(Stored):
         ValueError
             An id stands twice or is negative.
         """
-        ids = _checks.ids(ids)
+        ids = validation.ids(ids)
         with self._write_lock:
             slots = self._slots_of(ids)
             base, writer = self._snapshot, self._writer
@@ -269,7 +270,7 @@ class HNSW(Stored):
 
         Seldom needed: `remove` mends the graph by itself.
         """
-        threads = _checks.integer(threads, "threads", low=1)
+        threads = validation.integer(threads, "threads", low=1)
         with self._write_lock:
             base, slots = self._snapshot, self._snapshot.live_slots()
             if len(slots) == base.n and not self._writer.mended:
@@ -305,7 +306,7 @@ class HNSW(Stored):
         """
         if (
             type(queries) is np.ndarray
-            and queries.dtype is _checks.FLOAT32
+            and queries.dtype is validation.FLOAT32
             and queries.shape == (self._dim,)
             and queries.flags.carray
             and type(k) is int
@@ -314,15 +315,15 @@ class HNSW(Stored):
             and not exact
             and threads == 1
         ):  # the common call; the kernel looks at the values
-            wide = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+            wide = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
             snapshot = self._snapshot
             depth = _hnsw_search.rerank_depth(snapshot.coding, k, self._depth)
             found = _hnsw_search.search_one(snapshot, self._form, queries, k, wide, depth)
             if found is not None:
                 return Neighbors(*found)
         queries, single = self._form.queries(queries)
-        k, filters, threads = _checks.search_options(k, filter, threads, len(queries))
-        ef = self._ef_search if ef is None else _checks.integer(ef, "ef", low=1)
+        k, filters, threads = validation.search_options(k, filter, threads, len(queries))
+        ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
         ids, distances = self._searched(queries, k, ef, self._depth, filters, exact, threads)
         return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
 
@@ -368,9 +369,9 @@ class HNSW(Stored):
         -----
         Truth is exact search; a neighbour counts if it is no farther than the k-th true one.
         """
-        queries = _checks.vectors(queries, self._dim, "queries")
-        k = _checks.integer(k, "k", low=1)
-        target_recall = _checks.real(target_recall, "target_recall", above=0.0, high=1.0)
+        queries = validation.vectors(queries, self._dim, "queries")
+        k = validation.integer(k, "k", low=1)
+        target_recall = validation.real(target_recall, "target_recall", above=0.0, high=1.0)
         if not len(queries):
             raise ValueError("queries must hold at least one vector")
         with self._write_lock:
@@ -390,7 +391,7 @@ class HNSW(Stored):
         for. Raises KeyError for an id that is not there.
         """
         single = isinstance(ids, numbers.Integral)
-        ids = _checks.ids(ids, unique=False)
+        ids = validation.ids(ids, unique=False)
         with self._lock:
             slots = self._slots_of(ids)
             snapshot = self._snapshot
@@ -398,7 +399,7 @@ class HNSW(Stored):
         return vectors[0] if single else vectors
 
     def __contains__(self, id) -> bool:
-        if not isinstance(id, numbers.Integral) or not 0 <= id <= _checks.INT64_MAX:
+        if not isinstance(id, numbers.Integral) or not 0 <= id <= validation.INT64_MAX:
             return False
         with self._lock:
             return slot_of(self._snapshot, self._table, int(id)) != ABSENT
@@ -464,10 +465,10 @@ class HNSW(Stored):
         index = cls(**header["settings"])
         snapshot, history = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
         index._snapshot, index._writer = snapshot, index._new_writer(snapshot, **history)
-        index._next_id = _checks.integer(header["counters"]["next_id"], "next_id", low=0)
+        index._next_id = validation.integer(header["counters"]["next_id"], "next_id", low=0)
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
-            _checks.integer(number, "depth", low=1, high=MAX_SLOTS)
+            validation.integer(number, "depth", low=1, high=MAX_SLOTS)
         index._table, slots = table_after(None, None, snapshot)
         hashtable.table_set_many(index._table, ids_of(snapshot.ids, slots), slots)
         return index

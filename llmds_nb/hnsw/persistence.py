@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._arrays import taken
-from ._hnsw_codes import NONE, PCA, SQ8, Coding, restore, signs_of
-from ._hnsw_graph import Snapshot, block_rows
-from ._hnsw_ids import count_up, ids_of, slots_of
-from .errors import CorruptFileError
-from .kernels import hnsw_build as k
-from .kernels.hnsw import BLOCK_BITS
-from .kernels.status import ABSENT
+from .._core import validation
+from .._core.arrays import taken
+from ..errors import CorruptFileError
+from ..primitives.status import ABSENT
+from .graph_writer import Snapshot, block_rows
+from .id_map import count_up, ids_of, slots_of
+from .kernels import insert as k
+from .kernels.graph import BLOCK_BITS
+from .quantization import NONE, PCA, SQ8, Coding, restore, signs_of
 
 _BLOCK = 1 << BLOCK_BITS
 _PER_SLOT = ("vectors", "levels", "upper")
@@ -191,10 +191,10 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
     if header["coding"] is not None:
         kind, step, fitted_on, clipped, coded, strict, longest, centre, margin = header["coding"]
         coding = Coding(
-            kind, arrays["basis"], arrays["offset"], _checks.real(step, "step", above=0),
-            fitted_on, clipped, coded, strict, _checks.real(longest, "longest", low=0),
-            _checks.integer(centre, "centre", low=0, high=255),
-            _checks.real(margin, "margin", low=0),
+            kind, arrays["basis"], arrays["offset"], validation.real(step, "step", above=0),
+            fitted_on, clipped, coded, strict, validation.real(longest, "longest", low=0),
+            validation.integer(centre, "centre", low=0, high=255),
+            validation.real(margin, "margin", low=0),
         )  # fmt: skip
         walks_vectors = empty.rows is empty.vectors
         fits = (SQ8,) if walks_vectors else (SQ8, PCA)  # a sieve has no basis
@@ -229,7 +229,7 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         _expect(name, arrays[name], getattr(empty, name).dtype, (n,))
     ids = arrays["ids"]
     _expect("ids", ids, np.int64, (1 if n and count_up(ids) else n,))
-    if n and count_up(ids) and not 0 <= ids[0] <= _checks.INT64_MAX - n:
+    if n and count_up(ids) and not 0 <= ids[0] <= validation.INT64_MAX - n:
         raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
     _expect("parent", arrays["parent"], np.int32, (n,))
     factors = arrays["factors"]
@@ -255,15 +255,15 @@ def unpack(arrays, header, empty) -> tuple[Snapshot, dict]:
         raise CorruptFileError(f"entry {entry} of level {top} is not the top of {n} slots")
     history = {
         "parent": arrays["parent"],
-        "coarsest": _checks.real(header["coarsest"], "coarsest", low=0),
-        "mended": _checks.choice(header["mended"], "mended", (True, False)),
+        "coarsest": validation.real(header["coarsest"], "coarsest", low=0),
+        "mended": validation.choice(header["mended"], "mended", (True, False)),
     }
     return Snapshot(
         vectors=arrays["vectors"], rows=rows, sieve=sieve, wild=wild, factors=factors,
         ids=ids, live=live, levels=levels, upper=arrays["upper"],
         links0=arrays["links0"], blocks0=blocks[0], links1=arrays["links1"], blocks1=blocks[1],
         coding=coding, n=n, n_live=int(live.sum()) if len(live) else n, n_upper=n_upper,
-        entry=entry, top=top, drawn=_checks.integer(header["drawn"], "drawn", low=0),
+        entry=entry, top=top, drawn=validation.integer(header["drawn"], "drawn", low=0),
     ), history  # fmt: skip
 
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels import codes as k
-from .kernels import signs
+from .._core.arrays import aligned_empty
+from .kernels import scalar_quantizer as k, sign_codes as signs
 from .kernels.distance import IP, rounding
-from .kernels.lines import aligned_empty
 
 NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
 

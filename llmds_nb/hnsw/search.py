@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._hnsw_codes import PCA
-from ._jit import entry_of
-from .kernels import hnsw_search as k
+from .._core.jit import entry_of
+from ..primitives.status import ABSENT
+from .kernels import search as k
 from .kernels.distance import COSINE, IP, L2
-from .kernels.status import ABSENT
+from .quantization import PCA
 
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
 # a scan measures p n, each at about twice the cost.

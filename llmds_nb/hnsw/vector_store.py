@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from . import _checks
-from . import _hnsw_codes as codes
-from ._arrays import appended
-from ._hnsw_graph import Snapshot
+from .._core import validation
+from .._core.arrays import aligned_empty, appended
+from . import quantization as codes
+from .graph_writer import Snapshot
 from .kernels.distance import COSINE, IP, L2
-from .kernels.lines import aligned_empty
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
 STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
@@ -84,7 +83,7 @@ class VectorForm:
         """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
         array = np.asarray(values)
         single = array.ndim == 1 and array.size > 0
-        array = _checks.vectors(array, self.dim, "queries")
+        array = validation.vectors(array, self.dim, "queries")
         self.lengths(array, "queries")
         return array, single
 

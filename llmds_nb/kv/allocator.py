@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from .errors import CapacityError
-from .kernels import paging as k
-from .kernels.status import ABSENT, FULL
+from .._core import validation
+from ..errors import CapacityError
+from ..primitives.status import ABSENT, FULL
+from .kernels import allocator as k
 
 
 class Moves(NamedTuple):
@@ -56,8 +56,8 @@ class PagedAllocator:
     """
 
     def __init__(self, n_pages, page_size=512):
-        self.n_pages = _checks.integer(n_pages, "n_pages", low=1, high=_checks.INT32_MAX)
-        self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
+        self.n_pages = validation.integer(n_pages, "n_pages", low=1, high=validation.INT32_MAX)
+        self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         self._ref = np.zeros(self.n_pages, np.int32)
         self._stack = np.empty(self.n_pages, np.int32)
         self._meta = np.array([k.page_stack_free(self._ref, self._stack)])
@@ -75,7 +75,7 @@ class PagedAllocator:
         CapacityError
             Fewer than `n` pages are free; none was taken.
         """
-        out = np.empty(_checks.integer(n, "n", low=0, high=_checks.INT32_MAX), np.int32)
+        out = np.empty(validation.integer(n, "n", low=0, high=validation.INT32_MAX), np.int32)
         with self._lock:
             if k.page_alloc_many(self._ref, self._stack, self._meta, out) == FULL:
                 raise CapacityError(f"{n} pages wanted, {self.n_free} of {self.n_pages} free")
@@ -150,7 +150,7 @@ class PagedAllocator:
             )  # fmt: skip
 
     def check(self) -> None:
-        """Assert the invariants of kernels/paging.py. O(n_pages)."""
+        """Assert the invariants of kernels/allocator.py. O(n_pages)."""
         free = self._stack[: self.n_free]
         assert (self._ref >= 0).all()
         assert np.array_equal(np.sort(free), np.flatnonzero(self._ref == 0))
@@ -162,7 +162,7 @@ class PagedAllocator:
         return f"PagedAllocator({self.n_used} of {self.n_pages} pages used, {self.page_size} tokens each)"  # noqa: E501
 
     def _pages(self, pages):
-        return _checks.integers(pages, "pages", dtype=np.int32, high=self.n_pages - 1)
+        return validation.integers(pages, "pages", dtype=np.int32, high=self.n_pages - 1)
 
     @staticmethod
     def _warmup():

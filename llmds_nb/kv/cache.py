@@ -4,21 +4,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._checks import INT32, INT32_MAX, INT64
-from ._jit import REFUSALS
-from ._kv_base import PageEvents, check_salt
-from ._kv_check import check
-from ._kv_prefixes import Prefixes
-from ._kv_tables import PageTable
+from .._core import validation
+from .._core.jit import REFUSALS
+from .._core.validation import INT32, INT32_MAX, INT64
+from ..primitives.hash_table import table_find
+from ..primitives.status import ABSENT
 from .allocator import Moves
-from .kernels import kv as k
-from .kernels import kv_compact
-from .kernels import kv_state as c
-from .kernels.hashtable import table_find
-from .kernels.kv_append import kv_append, kv_append_many, kv_commit
-from .kernels.kv_attach import kv_attach_many, kv_detach_many
-from .kernels.status import ABSENT
+from .invariants import check
+from .kernels import compaction as kv_compact, operations as k, state as c
+from .kernels.append import kv_append, kv_append_many, kv_commit
+from .kernels.attach import kv_attach_many, kv_detach_many
+from .page_tables import PageTable
+from .prefixes import Prefixes
+from .state import PageEvents, check_salt
 
 __all__ = ["KVCache", "KVCacheStats", "PageEvents", "PageTable"]
 
@@ -144,9 +142,9 @@ class KVCache(Prefixes):
         ValueError
             The id is in use, or bad input.
         """
-        seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
-        priority = _checks.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
+        seq_id = validation.natural(seq_id, "seq_id")
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
+        priority = validation.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         with self._lock:
@@ -177,19 +175,21 @@ class KVCache(Prefixes):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
-        indptr = _checks.indptr(indptr, len(tokens))
+        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
+        indptr = validation.indptr(indptr, len(tokens))
         n = len(seq_ids)
-        _checks.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
+        validation.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
         if salts is not None:
             salts = _salts(salts)
-            _checks.same_length("salts", salts, "seq_ids", seq_ids)
+            validation.same_length("salts", salts, "seq_ids", seq_ids)
         if priorities is None:
             priorities = np.zeros(n, np.int64)
         else:
-            priorities = _checks.integers(priorities, "priorities", low=-INT32_MAX, high=INT32_MAX)
-            _checks.same_length("priorities", priorities, "seq_ids", seq_ids)
+            priorities = validation.integers(
+                priorities, "priorities", low=-INT32_MAX, high=INT32_MAX
+            )
+            validation.same_length("priorities", priorities, "seq_ids", seq_ids)
         hits = np.empty(n, np.int64)
         with self._lock:
             if salts is None:
@@ -212,10 +212,10 @@ class KVCache(Prefixes):
         """
         if type(seq_ids) is int:  # the usual case of one needs no array of its own
             with self._lock:
-                self._one[0] = _checks.natural(seq_ids, "seq_ids")
+                self._one[0] = validation.natural(seq_ids, "seq_ids")
                 self._run(kv_detach_many, self._one_views[0])
             return
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
+        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
         with self._lock:
             self._run(kv_detach_many, seq_ids)
 
@@ -243,8 +243,8 @@ class KVCache(Prefixes):
         CapacityError
             Too few pages even after evicting all that can be; names how many lack.
         """
-        seq_id = _checks.natural(seq_id, "seq_id")
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        seq_id = validation.natural(seq_id, "seq_id")
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
         if kv is not None:
             kv = self._kv_rows(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
@@ -274,8 +274,8 @@ class KVCache(Prefixes):
                 slots = np.empty(len(tokens), INT64)
                 status = kv_append_many(self._handle, seq_ids, tokens, slots)
             except REFUSALS:
-                seq_ids = _checks.for_kernel(seq_ids, "seq_ids", INT64)
-                tokens = _checks.for_kernel(tokens, "tokens", INT32)
+                seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+                tokens = validation.for_kernel(tokens, "tokens", INT32)
                 slots = np.empty(len(tokens), INT64)
                 status = kv_append_many(self._handle, seq_ids, tokens, slots)
             if status < 0 or not self._plain:
@@ -288,8 +288,8 @@ class KVCache(Prefixes):
         Full pages up to there become shareable. The sequence's page table does not change: where an
         equal page is cached already, this sequence keeps its own copy as a private page.
         """
-        seq_id = _checks.natural(seq_id, "seq_id")
-        n_tokens = _checks.natural(n_tokens, "n_tokens")
+        seq_id = validation.natural(seq_id, "seq_id")
+        n_tokens = validation.natural(n_tokens, "n_tokens")
         with self._lock:
             self._run(kv_commit, seq_id, n_tokens)
 
@@ -305,9 +305,9 @@ class KVCache(Prefixes):
         ValueError
             The range passes the sequence's end or touches a page that is shared by prefix.
         """
-        seq_id = _checks.natural(seq_id, "seq_id")
+        seq_id = validation.natural(seq_id, "seq_id")
         kv = self._kv_rows(kv)
-        start = _checks.natural(start, "start")
+        start = validation.natural(start, "start")
         with self._lock:
             length = self.length(seq_id)
             if start + len(kv) > length:
@@ -325,8 +325,8 @@ class KVCache(Prefixes):
 
     def fork(self, seq_id, new_seq_id) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
-        seq_id = _checks.natural(seq_id, "seq_id")
-        new_seq_id = _checks.natural(new_seq_id, "new_seq_id")
+        seq_id = validation.natural(seq_id, "seq_id")
+        new_seq_id = validation.natural(new_seq_id, "new_seq_id")
         with self._lock:
             self._run(k.kv_fork, seq_id, new_seq_id)
 
@@ -336,8 +336,8 @@ class KVCache(Prefixes):
         Pages behind go back to the cache or the pool. A shared page that is cut is copied when the
         sequence next grows.
         """
-        seq_id = _checks.natural(seq_id, "seq_id")
-        n_tokens = _checks.natural(n_tokens, "n_tokens")
+        seq_id = validation.natural(seq_id, "seq_id")
+        n_tokens = validation.natural(n_tokens, "n_tokens")
         with self._lock:
             self._run(k.kv_truncate, seq_id, n_tokens)
 
@@ -426,7 +426,7 @@ class KVCache(Prefixes):
 
     def __contains__(self, seq_id) -> bool:
         with self._lock:
-            return table_find(self._s.ids, _checks.natural(seq_id, "seq_id")) != ABSENT
+            return table_find(self._s.ids, validation.natural(seq_id, "seq_id")) != ABSENT
 
     def __repr__(self) -> str:
         free = int(self._s.meta[c.N_FREE])
@@ -436,7 +436,7 @@ class KVCache(Prefixes):
         )
 
     def check(self) -> None:
-        """Assert the invariants of kernels/kv_state.py. O(n_pages + pages of the sequences)."""
+        """Assert the invariants of kernels/state.py. O(n_pages + pages of the sequences)."""
         with self._lock:
             check(self._s, list(self._pins.values()))
 

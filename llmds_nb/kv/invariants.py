@@ -1,13 +1,13 @@
-"""The invariants of kernels/kv_state.py, asserted over a whole KVCache."""
+"""The invariants of kernels/state.py, asserted over a whole KVCache."""
 
 import numpy as np
 
-from .kernels import kv_state as c
-from .kernels.hashtable import table_find
-from .kernels.kv_history import TAGS, WAYS
-from .kernels.kv_leaves import ENTRY
-from .kernels.prefix import prefix_find, prefix_hash
-from .kernels.status import ABSENT
+from ..primitives.hash_table import table_find
+from ..primitives.status import ABSENT
+from .kernels import state as c
+from .kernels.eviction_heap import ENTRY
+from .kernels.ghost_entries import TAGS, WAYS
+from .kernels.prefix_table import prefix_find, prefix_hash
 
 
 def check(state, pins) -> None:

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._kv_base import KVBase
-from .kernels import kv_tables
-from .kernels.kv_state import LENGTH
+from .._core import validation
+from .kernels import page_tables as kv_tables
+from .kernels.state import LENGTH
+from .state import KVBase
 
 
 class PageTable(NamedTuple):
@@ -73,7 +73,7 @@ class PageTables(KVBase):
         -------
         int32[B, max_pages]
         """
-        pad = _checks.integer(pad, "pad", low=-(2**31), high=_checks.INT32_MAX)
+        pad = validation.integer(pad, "pad", low=-(2**31), high=validation.INT32_MAX)
         with self._lock:
             rows = self._find_rows(seq_ids)
             n, width = len(rows), int(self._sizes[0])
@@ -132,7 +132,7 @@ def _buffer(array, name, size, dtype) -> np.ndarray:
 
 def _per_sequence(value, name, n) -> np.ndarray:
     if np.ndim(value) == 0:
-        return np.full(n, _checks.natural(value, name))
-    array = _checks.for_kernel(value, name, _checks.INT64)
-    _checks.same_length(name, array, "seq_ids", range(n))
+        return np.full(n, validation.natural(value, name))
+    array = validation.for_kernel(value, name, validation.INT64)
+    validation.same_length(name, array, "seq_ids", range(n))
     return array

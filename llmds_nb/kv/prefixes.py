@@ -4,11 +4,11 @@ import hashlib
 
 import numpy as np
 
-from . import _checks
-from ._checks import INT32
-from ._kv_base import check_salt, salt_bytes
-from ._kv_tables import PageTables
-from .kernels import kv as k
+from .._core import validation
+from .._core.validation import INT32
+from .kernels import operations as k
+from .page_tables import PageTables
+from .state import check_salt, salt_bytes
 
 
 class Prefixes(PageTables):
@@ -16,7 +16,7 @@ class Prefixes(PageTables):
 
     def match(self, tokens, *, salt=0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
         salt = check_salt(salt)
         with self._lock:
             return len(self._matched(tokens, salt)) * self.page_size
@@ -29,7 +29,7 @@ class Prefixes(PageTables):
         int
             A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
         """
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
         salt = check_salt(salt)
         with self._lock:
             pages = self._matched(tokens, salt).copy()
@@ -41,7 +41,7 @@ class Prefixes(PageTables):
 
     def unpin(self, handle) -> None:
         """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
-        handle = _checks.integer(handle, "handle")
+        handle = validation.integer(handle, "handle")
         with self._lock:
             if handle not in self._pins:
                 raise KeyError(f"no pin has handle {handle}")
@@ -49,7 +49,7 @@ class Prefixes(PageTables):
 
     def evict(self, n_pages) -> int:
         """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
-        n_pages = _checks.natural(n_pages, "n_pages")
+        n_pages = validation.natural(n_pages, "n_pages")
         with self._lock:
             return k.kv_evict(self._handle, n_pages)
 
@@ -61,7 +61,7 @@ class Prefixes(PageTables):
         """
         salt = check_salt(salt)
         if n_pages is not None:
-            n_pages = _checks.integer(n_pages, "n_pages", low=0, high=_checks.INT32_MAX)
+            n_pages = validation.integer(n_pages, "n_pages", low=0, high=validation.INT32_MAX)
             n_pages = min(n_pages, self.n_pages)
         with self._lock:
             self._run(k.kv_quota, self._domain(salt), -1 if n_pages is None else n_pages)
@@ -79,7 +79,7 @@ class Prefixes(PageTables):
         -------
         uint8[n_full_pages, 32]
         """
-        tokens = _checks.token_ids(tokens)
+        tokens = validation.token_ids(tokens)
         size = self.page_size
         n = len(tokens) // size
         data = tokens[: n * size].astype("<i4").tobytes()

@@ -7,20 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._store import Stored
-from .errors import CapacityError, CorruptFileError
-from .kernels import eviction as ev
-from .kernels import kv as k
-from .kernels import kv_rows, kv_tables
-from .kernels import kv_state as c
-from .kernels.hashtable import empty_table, table_find, table_rehash
-from .kernels.kv_append import kv_append_many, kv_commit
-from .kernels.kv_attach import kv_attach_many, kv_detach_many, kv_match
-from .kernels.kv_history import WAYS
-from .kernels.kv_leaves import ENTRY
-from .kernels.lines import aligned_zeros
-from .kernels.status import ABSENT, FULL, INVALID, PRESENT
+from .._core import validation
+from .._core.arrays import aligned_zeros
+from .._core.storage import Stored
+from ..errors import CapacityError, CorruptFileError
+from ..primitives.hash_table import empty_table, table_find, table_rehash
+from ..primitives.status import ABSENT, BAD_ID, FULL, GROW, GROW_SEQUENCES, INVALID, PRESENT, UNEVEN
+from .kernels import eviction_policy as ev, operations as k, page_tables as kv_tables, state as c
+from .kernels.append import kv_append_many, kv_commit
+from .kernels.attach import kv_attach_many, kv_detach_many, kv_match
+from .kernels.eviction_heap import ENTRY
+from .kernels.ghost_entries import WAYS
 
 POLICIES = {
     "lru": ev.LRU,
@@ -57,15 +54,15 @@ class KVBase(Stored):
         self, n_pages=10_000, page_size=512, *, kv_shape=None, dtype=np.float16, eviction="lru",
         prefix_sharing=True, key=None,
     ):  # fmt: skip
-        self.n_pages = _checks.integer(n_pages, "n_pages", low=1, high=_MOST_PAGES)
-        self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
+        self.n_pages = validation.integer(n_pages, "n_pages", low=1, high=_MOST_PAGES)
+        self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         self.kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
         self.dtype = np.dtype(dtype)
         if self.dtype.hasobject or self.dtype.itemsize == 0:
             raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
         self._policy = None if isinstance(eviction, str) else eviction
         if self._policy is None:
-            _checks.choice(eviction, "eviction", tuple(POLICIES))
+            validation.choice(eviction, "eviction", tuple(POLICIES))
         elif not callable(getattr(eviction, "keys", None)):
             raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
         self.eviction = eviction
@@ -150,10 +147,10 @@ class KVBase(Stored):
         return status
 
     def _refused(self, kernel, status, args) -> int:
-        """Grow and call again, or raise (statuses: kernels/kv_rows.py)."""
-        while status in (kv_rows.GROW, kv_rows.GROW_ROWS):
+        """Grow and call again, or raise (statuses: kernels/sequences.py)."""
+        while status in (GROW, GROW_SEQUENCES):
             n = int(self._s.meta[c.MISSING])
-            if status == kv_rows.GROW:
+            if status == GROW:
                 self._grow_pool(n)
             else:
                 self._grow_rows(n)
@@ -173,9 +170,9 @@ class KVBase(Stored):
             raise ValueError(f"sequence {value} is attached already")
         if status == INVALID:
             raise ValueError(_INVALID[kernel].format(value, *args))
-        if status == kv_rows.UNEVEN:
-            _checks.same_length("tokens", args[1], "seq_ids", args[0])
-        name = "seq_ids" if status == kv_rows.BAD_ID else "tokens"
+        if status == UNEVEN:
+            validation.same_length("tokens", args[1], "seq_ids", args[0])
+        name = "seq_ids" if status == BAD_ID else "tokens"
         raise ValueError(f"{name} must be >= 0, not {value}")
 
     def _grow_pool(self, n) -> None:
@@ -281,20 +278,20 @@ class KVBase(Stored):
                 clock=int(self._s.meta[c.CLOCK]),
             )
         )
-        keys = _checks.reals(keys, "keys of the eviction policy")
-        _checks.same_length("keys of the eviction policy", keys, "pages", pages)
+        keys = validation.reals(keys, "keys of the eviction policy")
+        validation.same_length("keys of the eviction policy", keys, "pages", pages)
         k.kv_rekey(self._handle, pages, _keys_as_int(keys))
         page[:, c.EVENTS] = 0
 
     def _find_row(self, seq_id) -> int:
-        row = table_find(self._s.ids, _checks.natural(seq_id, "seq_id"))
+        row = table_find(self._s.ids, validation.natural(seq_id, "seq_id"))
         if row == ABSENT:
             raise KeyError(f"no sequence has id {seq_id}")
         return row
 
     def _find_rows(self, seq_ids) -> np.ndarray:
         """Rows int64[n]; most pages and pages in all are left in `_sizes`."""
-        seq_ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
+        seq_ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
         rows = np.empty(len(seq_ids), np.int64)
         position = kv_tables.rows_find(self._handle, seq_ids, rows, self._sizes)
         if position != ABSENT:
@@ -413,7 +410,7 @@ _INVALID = {
 def _kv_shape(shape) -> tuple[int, ...]:
     if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
-    return tuple(_checks.integer(n, "kv_shape", low=1) for n in shape)
+    return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)
 
 
 def _hash_key(key) -> bytes:
@@ -459,8 +456,8 @@ def salt_bytes(salt) -> bytes:
 def _keys_as_int(keys) -> np.ndarray:
     """Float keys as int64 in the same order; its own inverse but for the dtype."""
     bits = (keys + 0.0).view(np.int64)  # + 0.0: -0.0 and 0.0 are one key
-    return np.where(bits < 0, bits ^ _checks.INT64_MAX, bits)
+    return np.where(bits < 0, bits ^ validation.INT64_MAX, bits)
 
 
 def _keys_as_float(bits) -> np.ndarray:
-    return np.where(bits < 0, bits ^ _checks.INT64_MAX, bits).view(np.float64)
+    return np.where(bits < 0, bits ^ validation.INT64_MAX, bits).view(np.float64)

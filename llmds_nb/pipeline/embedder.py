@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 
-from . import _checks
-from .encoders import LsaEncoder
+from .._core import validation
+from ..text.lsa import LsaEncoder
 
 
 class Embedder:
@@ -62,8 +62,8 @@ def checked_vectors(vectors, dim, texts, name="vectors") -> np.ndarray:
         if not shape or not shape[-1]:
             raise ValueError(f"{name} must have shape [n, d], not {list(shape)}")
         dim = shape[-1]
-    vectors = _checks.vectors(vectors, dim, name)
-    _checks.same_length(name, vectors, "texts", texts)
+    vectors = validation.vectors(vectors, dim, name)
+    validation.same_length(name, vectors, "texts", texts)
     return vectors
 
 
@@ -71,7 +71,7 @@ def checked_vector(vector, dim, text) -> np.ndarray:
     """The vector of one query as float32[dim]; as such an array it may hold NaN or infinity."""
     if (
         type(vector) is np.ndarray
-        and vector.dtype is _checks.FLOAT32
+        and vector.dtype is validation.FLOAT32
         and vector.shape == (dim,)
         and vector.flags.carray
     ):

@@ -7,23 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._embedding import Embedder, checked_vectors, is_usual
-from ._jit import direct
-from ._store import nest, unnest
-from ._texts import TextStore
-from .encoders import LsaEncoder
-from .errors import CorruptFileError
-from .hnsw import HNSW
-from .inverted_index import Hits, InvertedIndex
+from .._core import validation
+from .._core.jit import EntryPoints
+from .._core.storage import nest, unnest
+from ..bm25.index import Hits, InvertedIndex
+from ..errors import CorruptFileError
+from ..hnsw.index import HNSW
+from ..primitives.status import ABSENT
+from ..text.lsa import LsaEncoder
+from .embedder import Embedder, checked_vectors, is_usual
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
-from .kernels.status import ABSENT
+from .text_store import TextStore
 
 FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 DEPTH = 100  # candidates that each half contributes, or k if that is more
 _NO_LENGTH = 1e-18  # HNSW refuses shorter vectors where directions are compared
 _NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)
-_fuse = direct(globals(), "_fuse", fusion_combine_many)
+_entries = EntryPoints(fuse=fusion_combine_many)
 _PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
 
 
@@ -108,15 +108,15 @@ class HybridIndex:
         return len(self._texts)
 
     def __contains__(self, id) -> bool:
-        wanted = _checks.one_id(id)
+        wanted = validation.one_id(id)
         with self._swap_lock:
             return bool(self._texts.find(wanted)[0] != ABSENT)
 
     def add(self, ids, texts, vectors) -> np.ndarray:
         """See RetrievalPipeline.add."""
-        texts = _checks.texts(texts)
+        texts = validation.texts(texts)
         with self._write_lock:
-            ids = _checks.new_ids(ids, len(texts), "texts", self._next_id)
+            ids = validation.new_ids(ids, len(texts), "texts", self._next_id)
             if not texts:
                 return ids
             embedder = self.embedder
@@ -146,7 +146,7 @@ class HybridIndex:
 
     def remove(self, ids) -> None:
         """See RetrievalPipeline.remove."""
-        ids = _checks.ids(ids)
+        ids = validation.ids(ids)
         with self._write_lock:
             self._rows(ids)
             if not ids.size:
@@ -178,7 +178,7 @@ class HybridIndex:
 
     def get(self, ids) -> list[str]:
         """See RetrievalPipeline.get."""
-        ids = _checks.ids(ids, unique=False)
+        ids = validation.ids(ids, unique=False)
         with self._swap_lock:
             rows, view = self._rows(ids), self._texts.view()
         return TextStore.read(view, rows)
@@ -196,7 +196,7 @@ class HybridIndex:
             near = dense.search(vector, depth, ef=_ef(settings, depth))
         words = self._ready(state, settings).sparse.search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _fuse(*near, *words, FUSIONS[fusion], weight, 1, *answer)
+        _entries.fuse(*near, *words, FUSIONS[fusion], weight, 1, *answer)
         return answer
 
     def search(self, state, settings, threads, requests) -> Hits:
@@ -331,7 +331,7 @@ class HybridIndex:
         embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
         index = cls(parts.get("dense"), parts["sparse"], header["dim"], embedder, seed)
         index._texts = TextStore.from_state(*unnest("texts", arrays, header))
-        index._next_id = _checks.integer(header["next_id"], "next_id", low=0)
+        index._next_id = validation.integer(header["next_id"], "next_id", low=0)
         if len(index) != len(index.sparse):
             raise CorruptFileError(f"{len(index)} texts, but {len(index.sparse)} documents")
         if index.dense is not None and index.dense.dim != index.dim:
@@ -344,7 +344,7 @@ def fused(found, fusion, weight, k) -> Hits:
     n = len(found[0])
     answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
     flat = [part.reshape(-1) for part in (*found, *answer)]
-    _fuse(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
+    _entries.fuse(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
     return answer
 
 

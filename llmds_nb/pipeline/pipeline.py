@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._embedding import Embedder, checked_vector, checked_vectors
-from ._hot import HotQueries, Request
-from ._hybrid import FUSIONS, HybridIndex, Moment, fused
-from ._store import Stored, nest, unnest
-from ._tuning import DEPTH, Tuned, Tuning, gains_of, tune
-from .encoders import LsaEncoder
-from .hnsw import HNSW
-from .inverted_index import Hits, InvertedIndex
-from .sketch import CountMinSketch
+from .._core import validation
+from .._core.storage import Stored, nest, unnest
+from ..bm25.index import Hits, InvertedIndex
+from ..hnsw.index import HNSW
+from ..structures.sketch import CountMinSketch
+from ..text.lsa import LsaEncoder
+from .embedder import Embedder, checked_vector, checked_vectors
+from .hybrid import FUSIONS, HybridIndex, Moment, fused
+from .query_cache import HotQueries, Request
+from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
@@ -108,16 +108,16 @@ class RetrievalPipeline(Stored):
                 raise TypeError(f"{name} must be a {cls.__name__}, not {type(part).__name__}")
             if part is not None and len(part):
                 raise ValueError(f"{name} must be empty, but holds {len(part)} documents")
-        dim = None if dim is None else _checks.integer(dim, "dim", low=1)
+        dim = None if dim is None else validation.integer(dim, "dim", low=1)
         if dense is not None and dim not in (None, dense.dim):
             raise ValueError(f"dim is {dim}, but dense has dimension {dense.dim}")
-        self._seed = _checks.natural(seed, "seed")
-        self._fusion = _checks.choice(fusion, "fusion", FUSIONS)
+        self._seed = validation.natural(seed, "seed")
+        self._fusion = validation.choice(fusion, "fusion", FUSIONS)
         if fusion == "convex" and dense is not None and dense.metric != "cosine":
             self._fusion = "minmax"
-        self._weight = _checks.real(weight, "weight", low=0, high=1)
-        self._cache_tokens = _checks.integer(cache_tokens, "cache_tokens", low=0)
-        threshold = _checks.integer(hot_threshold, "hot_threshold", low=1)
+        self._weight = validation.real(weight, "weight", low=0, high=1)
+        self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0)
+        threshold = validation.integer(hot_threshold, "hot_threshold", low=1)
         self._hot = HotQueries(self._cache_tokens, threshold, HotQueries.new_sketch(self._seed))
         self._tuning: Tuning | None = None
         sparse = InvertedIndex() if sparse is None else sparse
@@ -256,8 +256,8 @@ class RetrievalPipeline(Stored):
             else:
                 fusion, weight = self._checked_fusion(fusion, weight)
             return self._search_one(queries, k, vectors, fusion, weight, state, settings)
-        texts = _checks.texts(queries, "queries")
-        k, filters, threads = _checks.search_options(k, filter, threads, len(texts))
+        texts = validation.texts(queries, "queries")
+        k, filters, threads = validation.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
         requests = self._requests(texts, vectors, k, fusion, weight, filters)
         hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
@@ -289,13 +289,13 @@ class RetrievalPipeline(Stored):
     def _checked_fusion(self, fusion, weight):
         if fusion is None:
             fusion = self._fusion
-        elif _checks.choice(fusion, "fusion", FUSIONS) == "convex":
+        elif validation.choice(fusion, "fusion", FUSIONS) == "convex":
             metric = "cosine" if self.dense is None else self.dense.metric
             if metric != "cosine":
                 raise ValueError(f'fusion "convex" needs the metric "cosine", not "{metric}"')
         if weight is None:
             return fusion, self._weight
-        return fusion, _checks.real(weight, "weight", low=0, high=1)
+        return fusion, validation.real(weight, "weight", low=0, high=1)
 
     def tune_weight(self, queries, relevant, *, vectors=None) -> float:
         """Choose the dense half's share on judged queries, and make it the default.
@@ -374,7 +374,7 @@ class RetrievalPipeline(Stored):
         return Tuned(ef, self._weight)
 
     def _asked(self, queries, vectors) -> list[Request]:
-        texts = _checks.texts(queries, "queries")
+        texts = validation.texts(queries, "queries")
         return self._requests(texts, vectors, DEPTH, self._fusion, self._weight)
 
     # ---- hot queries --------------------------------------------------------------------------

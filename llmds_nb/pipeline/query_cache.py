@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .inverted_index import Hits
-from .lru import TokenLRU
-from .sketch import CountMinSketch
+from ..bm25.index import Hits
+from ..structures.lru import TokenLRU
+from ..structures.sketch import CountMinSketch
 
 _PENDING = 256  # texts counted in one batch: a tenth of the cost of one at a time
 

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from . import _checks
-from .errors import CorruptFileError
-from .kernels.hashtable import (
+from .._core import validation
+from ..errors import CorruptFileError
+from ..primitives.hash_table import (
     empty_table,
     table_find_many,
     table_rehash,
     table_remove_many,
     table_set_many,
 )
-from .kernels.status import ABSENT
+from ..primitives.status import ABSENT
 
 
 class TextStore:
@@ -19,7 +19,7 @@ class TextStore:
 
     State:
 
-        table   int64[C, 2]    id -> row (kernels/hashtable.py)
+        table   int64[C, 2]    id -> row (primitives/hash_table.py)
         indptr  int64[>= n + 1]  row r is blob[indptr[r]:indptr[r + 1]]
         blob    uint8[>= indptr[n]]
         n       rows in use, replaced and removed ones included
@@ -148,9 +148,9 @@ class TextStore:
         if blob.dtype != np.uint8 or blob.ndim != 1:
             raise CorruptFileError(f"the text blob is {blob.dtype}{blob.shape}")
         store._table, store._blob = table, blob
-        store._indptr = _checks.indptr(arrays["indptr"], blob.size)
+        store._indptr = validation.indptr(arrays["indptr"], blob.size)
         store._n = store._indptr.size - 1
-        store._n_ids = _checks.integer(header["n_ids"], "n_ids", low=0)
+        store._n_ids = validation.integer(header["n_ids"], "n_ids", low=0)
         try:
             store.check()  # a table without an empty row would be searched for ever
         except AssertionError:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
+from .._core import validation
 
 DEPTH = 10
 _WEIGHTS = np.round(np.linspace(0, 1, 21), 2)
@@ -42,15 +42,15 @@ def gains_of(relevant, n_queries) -> list[dict[int, float]]:
     """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
     if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):
         raise TypeError(f"relevant must hold ids for each query, not {relevant!r}")
-    _checks.same_length("relevant", relevant, "queries", range(n_queries))
+    validation.same_length("relevant", relevant, "queries", range(n_queries))
     gains = []
     for judged in relevant:
         if isinstance(judged, Mapping):
-            ids = _checks.ids(list(judged), "relevant")
-            values = _checks.reals(list(judged.values()), "relevant", infinite=False)
-            _checks.same_length("gains", values, "ids", ids)
+            ids = validation.ids(list(judged), "relevant")
+            values = validation.reals(list(judged.values()), "relevant", infinite=False)
+            validation.same_length("gains", values, "ids", ids)
         else:
-            ids = _checks.ids(list(judged) if isinstance(judged, set | frozenset) else judged)
+            ids = validation.ids(list(judged) if isinstance(judged, set | frozenset) else judged)
             values = np.ones(ids.size)
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")

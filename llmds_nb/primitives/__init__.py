@@ -1,5 +1,1 @@
-"""Everything Numba compiles: functions on flat arrays; no classes, no files, no clock, no raise.
-
-A module here imports only modules of a lower level (`tests/test_house.py` holds the levels).
-Statuses that more than one module returns have one meaning everywhere; they are in `status`.
-"""
+"""Kernels that several domains use: statuses, hashing, a hash table, a d-ary heap, top-k."""

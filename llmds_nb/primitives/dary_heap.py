@@ -8,7 +8,7 @@ State (C = capacity), two views of one part of an int64 buffer that the owner la
 
 Entries are ordered by (high, low) as signed integers. The root is row 3 and the children of row i
 are rows 4 (i - 2) .. 4 (i - 2) + 3, so that siblings, 16 bytes each, share one cache line where the
-buffer begins with one (kernels/lines.py). Invariants: no row is smaller than its parent; pos[h]
+buffer begins with one (_core/arrays.py). Invariants: no row is smaller than its parent; pos[h]
 names the row of every handle in the heap, and no other handle has a position. If rows n + 3 ..
 C + 2 begin with every unused handle, they always hold exactly the unused ones, for insertion and
 removal move handles across the last row: a free list at no cost. Of the first three rows, only n is
@@ -20,7 +20,8 @@ a level, and the lines of the next level are asked for while this one is compare
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from .._core.intrinsics import prefetch
+from .._core.jit import kernel
 
 ROOT = 3  # the row of the first entry
 HANDLE = np.int64(0xFFFFFFFF)
@@ -261,3 +262,14 @@ def rows_sort(rows, pos):
     old = rows[ROOT : ROOT + n].copy()
     for j in range(n):
         rows_put(rows, pos, ROOT + j, old[order[j] - ROOT, 0], old[order[j] - ROOT, 1])
+
+
+def check_rows(rows, pos) -> None:
+    """Assert the invariants of the module docstring (plain Python). O(n)."""
+    n = int(rows[0, 0])
+    assert 0 <= n <= pos.size and len(rows) == pos.size + 4
+    entries = list(map(tuple, rows[: ROOT + n].tolist()))
+    assert all(entries[(i >> 2) + 2] <= entries[i] for i in range(ROOT + 1, ROOT + n))
+    held = rows[ROOT : ROOT + n, 1] & HANDLE
+    assert np.array_equal(pos[held], np.arange(ROOT, ROOT + n))
+    assert np.count_nonzero(pos) == n

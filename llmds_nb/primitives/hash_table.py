@@ -12,7 +12,7 @@ The owner keeps C >= 2 * (number of keys) by `table_rehash` into a larger array.
 
 import numpy as np
 
-from .._jit import kernel
+from .._core.jit import kernel
 from .hashing import mix64
 from .status import ABSENT
 
@@ -25,7 +25,7 @@ def empty_table(n_keys):
     return table
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _table_row(table, key):
     """The row where `key` stands, or the empty row where its search ends. O(1) expected."""
     mask = np.uint64(table.shape[0] - 1)
@@ -41,7 +41,7 @@ def table_find(table, key):
     return table[_table_row(table, key), 1]
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def table_set(table, key, value):
     """Insert or overwrite (the owner made room); return the old value or ABSENT. O(1) expected."""
     row = _table_row(table, key)
@@ -51,7 +51,7 @@ def table_set(table, key, value):
     return old
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def table_remove(table, key):
     """Take `key` out; return its value or ABSENT. O(1) expected."""
     mask = np.uint64(table.shape[0] - 1)

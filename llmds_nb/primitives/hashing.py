@@ -5,7 +5,8 @@
 
 import numpy as np
 
-from .._jit import kernel, mul_hi
+from .._core.intrinsics import mul_hi
+from .._core.jit import kernel
 
 _A = np.uint64(0xA0761D6478BD642F)
 _B = np.uint64(0xE7037ED1A0B428DB)

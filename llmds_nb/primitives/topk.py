@@ -13,15 +13,15 @@ those are full, `topk_select` keeps the best k: O(1) for each entry.
 
 import numpy as np
 
-from .._jit import kernel
+from .._core.jit import kernel
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _worse(score_a, id_a, score_b, id_b):
     return score_a < score_b or (score_a == score_b and id_a > id_b)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _sift_down(scores, ids, n, score, id_):
     """Put (score, id_) at the root of a heap of n whose root is free."""
     hole = 0
@@ -40,7 +40,7 @@ def _sift_down(scores, ids, n, score, id_):
     ids[hole] = id_
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def topk_push(scores, ids, n, score, id_):
     """Offer one entry; return the number kept. O(log k)."""
     if n < scores.size:
@@ -60,7 +60,7 @@ def topk_push(scores, ids, n, score, id_):
     return n
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def topk_sort(scores, ids, n):
     """Turn the heap of n into a list, best first, in place. O(k log k)."""
     for last in range(n - 1, 0, -1):
@@ -70,7 +70,7 @@ def topk_sort(scores, ids, n):
         scores[last], ids[last] = worst_score, worst_id
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _partition(scores, ids, low, high):
     """Split [low, high], at least two, around a middle entry: all up to the returned place are no
     worse than all after it, and both parts are shorter than before."""
@@ -90,7 +90,7 @@ def _partition(scores, ids, low, high):
         ids[i], ids[j] = ids[j], ids[i]
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def topk_select(scores, ids, n, k):
     """Move the best k of n > k entries to the front, in no order. O(n) expected."""
     low, high = 0, n - 1
@@ -102,7 +102,7 @@ def topk_select(scores, ids, n, k):
             low = place + 1
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def topk_order(scores, ids, n):
     """Sort n entries, best first, in place. O(n log n) expected."""
     lows, highs = np.empty((2, 64), np.int64)

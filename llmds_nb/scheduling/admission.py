@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from .kernels import admission as k
+from .._core import validation
+from .kernels import token_bucket as k
 
 _NS = 1_000_000_000
 _MAX_GRAINS = 2**62
@@ -82,7 +82,7 @@ class AdmissionController:
         burst_ms=1000.0,
         clock=time.monotonic_ns,
     ):
-        burst_ms = _checks.real(burst_ms, "burst_ms", above=0.0)
+        burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._bucket = np.zeros((2, 6), np.int64)
@@ -91,7 +91,7 @@ class AdmissionController:
         self._counter = np.zeros(7, np.int64)
         self._average = np.zeros(3)
         self._clock = clock
-        self._counter[k.LAST_NS] = _checks.now_ns(clock)
+        self._counter[k.LAST_NS] = validation.now_ns(clock)
         self._arrays = self._bucket, self._counter, self._average
         self._one, self._answer = np.zeros(1, np.int64), np.zeros(1, np.bool_)  # of single calls
         self._lock = threading.Lock()
@@ -107,9 +107,9 @@ class AdmissionController:
             `tokens` is negative.
         """
         if type(tokens) is not int or not 0 <= tokens <= k.MOST_TOKENS:  # else checked enough
-            tokens = _checks.integer(tokens, "tokens", low=0, high=k.MOST_TOKENS)
+            tokens = validation.integer(tokens, "tokens", low=0, high=k.MOST_TOKENS)
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             self._one[0] = tokens
             reason, wait = k.admission_admit_many(*self._arrays, now, self._one, self._answer)
         retry = math.inf if wait == k.NEVER else wait / 1e6
@@ -126,10 +126,10 @@ class AdmissionController:
         -------
         bool[n]
         """
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT64, high=k.MOST_TOKENS)
+        tokens = validation.for_kernel(tokens, "tokens", validation.INT64, high=k.MOST_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             status, i = k.admission_admit_many(*self._arrays, now, tokens, admitted)
         if status == k.INVALID:
             raise ValueError(f"tokens must be in [0, {k.MOST_TOKENS}], not {tokens[i]}")
@@ -138,7 +138,7 @@ class AdmissionController:
     def stats(self) -> AdmissionStats:
         """Return counts, moving averages and what the buckets hold now. O(1)."""
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             k.admission_advance(*self._arrays, now)
             available = [
                 int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf
@@ -159,7 +159,7 @@ class AdmissionController:
         return sum(array.nbytes for array in self._arrays)
 
     def check(self) -> None:
-        """Assert every invariant written in kernels/admission.py. O(1)."""
+        """Assert every invariant written in kernels/token_bucket.py. O(1)."""
         bucket = self._bucket
         assert (bucket >= 0).all()
         assert (bucket[:, k.LEVEL] <= bucket[:, k.CAPACITY]).all()
@@ -179,7 +179,7 @@ def _bucket(rate, name, burst_ms):
     """A full row of `bucket`."""
     if rate is None:
         return 0
-    rate = Fraction(_checks.real(rate, name, above=0.0))
+    rate = Fraction(validation.real(rate, name, above=0.0))
     burst_ns = round(burst_ms * 1e6)
     # The finest fraction whose bucket, counted in grains, still fits its integer.
     finest = int((_MAX_GRAINS - 1) / (2 * max(rate * burst_ns, _NS)))

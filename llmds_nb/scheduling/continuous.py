@@ -6,20 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._kv_base import check_salt
-from ._waiting import (
-    Percentiles,
-    WaitingRequests,
-    check_queue,
-    request_terms,
-)
-from .errors import CapacityError
-from .kernels import continuous as k
-from .kernels import queue_state, waiting
-from .kernels.hashtable import table_find, table_find_many
-from .kernels.status import ABSENT, INVALID, PRESENT
-from .kv_cache import KVCache
+from .._core import validation
+from ..errors import CapacityError
+from ..kv.cache import KVCache
+from ..kv.state import check_salt
+from ..primitives.hash_table import table_find, table_find_many
+from ..primitives.status import ABSENT, INVALID, PRESENT
+from .kernels import continuous as k, queue_state, request_queue as waiting
+from .request_queue import Percentiles, WaitingRequests, check_queue, request_terms
 
 _NONE = np.zeros(0, np.int64)
 _NOT_ONE = np.zeros(0, np.bool_)
@@ -138,8 +132,8 @@ class ContinuousBatcher(WaitingRequests):
         if not isinstance(cache, KVCache):
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
         self.cache = cache
-        self.max_running = _checks.integer(max_running, "max_running", low=1, high=2**20)
-        self.max_step_tokens = _checks.integer(
+        self.max_running = validation.integer(max_running, "max_running", low=1, high=2**20)
+        self.max_step_tokens = validation.integer(
             max_step_tokens, "max_step_tokens", low=1, high=2**26
         )
         super().__init__(
@@ -178,10 +172,10 @@ class ContinuousBatcher(WaitingRequests):
         ValueError
             It can never fit: prompt and new tokens need more pages than the cache has.
         """
-        tokens = _checks.token_ids(prompt_tokens, "prompt_tokens")
+        tokens = validation.token_ids(prompt_tokens, "prompt_tokens")
         if not tokens.size:
             raise ValueError("prompt_tokens must hold at least one token")
-        new = _checks.integer(max_new_tokens, "max_new_tokens", low=1, high=_checks.INT32_MAX)
+        new = validation.integer(max_new_tokens, "max_new_tokens", low=1, high=validation.INT32_MAX)
         terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
         if type(salt) is not int:  # the usual kind
             check_salt(salt)
@@ -228,7 +222,7 @@ class ContinuousBatcher(WaitingRequests):
 
     def _admit(self, budget):
         """Let waiting requests run while budget and pages last."""
-        now = _checks.now_ns(self._clock)
+        now = validation.now_ns(self._clock)
         meta, request, line, _, tenants = self._queue
         while budget > 0 and self.n_waiting and self.n_running < self.max_running:
             slot = waiting.waiting_first(meta, request, line, tenants)
@@ -296,16 +290,16 @@ class ContinuousBatcher(WaitingRequests):
         ValueError
             The sequences are not those of the plan, or a token lacks.
         """
-        ids = _checks.for_kernel(seq_ids, "seq_ids", _checks.INT64)
-        sampled = _checks.for_kernel(sampled_tokens, "sampled_tokens", _checks.INT32, low=-1)
-        _checks.same_length("sampled_tokens", sampled, "seq_ids", ids)
+        ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
+        sampled = validation.for_kernel(sampled_tokens, "sampled_tokens", validation.INT32, low=-1)
+        validation.same_length("sampled_tokens", sampled, "seq_ids", ids)
         finished = _mask(finished, ids.size)
         growing, tokens = np.empty(ids.size, np.int64), np.empty(ids.size, np.int32)
         committed, done = np.empty((ids.size, 2), np.int64), np.empty(ids.size, np.int64)
         with self._lock, self.cache._lock:
             meta, request, _, table, tenants = self._queue
             self._accept(ids, sampled)
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             n_growing, n_committed, n_done = k.step_advance(
                 meta, request, table, tenants, now, ids, sampled, finished,
                 growing, tokens, committed, done,
@@ -372,7 +366,7 @@ class ContinuousBatcher(WaitingRequests):
         KeyError
             An id is unknown or has ended.
         """
-        ids = _checks.ids(seq_ids, "seq_ids")
+        ids = validation.ids(seq_ids, "seq_ids")
         with self._lock, self.cache._lock:
             for id_ in ids.tolist():
                 if id_ not in self._salts:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._jit import compile_over
-from .heap import check_rows
-from .kernels import queue_state, waiting
-from .kernels.bitmap import bitmap_add, bitmap_first
-from .kernels.hashtable import table_find
-from .kernels.rowheap import HANDLE, ROOT
-from .kernels.status import ABSENT, FULL
+from .._core import validation
+from .._core.jit import compile_over
+from ..primitives.dary_heap import HANDLE, ROOT
+from ..primitives.hash_table import table_find
+from ..primitives.status import ABSENT, FULL
+from ..structures.heap import check_rows
+from .kernels import queue_state, request_queue as waiting
+from .kernels.bitset import bitmap_add, bitmap_first
 
 MAX_TOKENS = 2**40
 FOREVER_NS = 2**61
@@ -39,15 +39,15 @@ class WaitingRequests:
             self.policy, number = policy, queue_state.CUSTOM
             self._keys_of = _key_function(policy)
         else:
-            self.policy = _checks.choice(policy, "policy", queue_state.POLICIES)
+            self.policy = validation.choice(policy, "policy", queue_state.POLICIES)
             number = queue_state.POLICIES.index(policy)
-        cost = _checks.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
-        rate = _checks.real(aging, "aging", low=0.0, high=1e9)
+        cost = validation.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
+        rate = validation.real(aging, "aging", low=0.0, high=1e9)
         self._default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
-        now = _checks.now_ns(clock)
+        now = validation.now_ns(clock)
         self._queue = waiting.empty_queue(number, cost * 1e6, rate, now, n_meta=n_meta, width=width)
         self._lock = threading.Lock()
 
@@ -56,7 +56,7 @@ class WaitingRequests:
 
     def _enter(self, submit, tokens, slo_ns, priority, tenant, *more) -> int:
         """Call the kernel that submits one request, growing where it must; the lock is held."""
-        now, key = _checks.now_ns(self._clock), 0
+        now, key = validation.now_ns(self._clock), 0
         if self._keys_of is not None:
             arrival = self._arrival(now)
             (key,) = self._keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
@@ -145,15 +145,17 @@ def request_terms(slo_ms, default_ns, priority, tenant) -> tuple[int, int, int]:
     """Deadline in ns from now, priority and tenant of one request, checked."""
     slo_ns = default_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
     if type(priority) is not int or not _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
-        priority = _checks.integer(priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
-    if type(tenant) is not int or not 0 <= tenant <= _checks.INT64_MAX:
-        tenant = _checks.natural(tenant, "tenant")
+        priority = validation.integer(
+            priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY
+        )
+    if type(tenant) is not int or not 0 <= tenant <= validation.INT64_MAX:
+        tenant = validation.natural(tenant, "tenant")
     return slo_ns, priority, tenant
 
 
 def request_priorities(priorities) -> np.ndarray:
     """Priorities as int64[n], checked."""
-    return _checks.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
+    return validation.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
 
 
 def check_queue(queue) -> None:
@@ -232,7 +234,7 @@ def percentiles(sample_ns) -> Percentiles:
 
 def slo_to_ns(value, name) -> int:
     """A deadline in ms, > 0 and possibly infinite, as ns."""
-    return int(min(_checks.real(value, name, above=0.0, infinite=True) * 1e6, FOREVER_NS))
+    return int(min(validation.real(value, name, above=0.0, infinite=True) * 1e6, FOREVER_NS))
 
 
 def one_or_each(array, given, name, m) -> np.ndarray:

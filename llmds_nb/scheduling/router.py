@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._checks import INT32, INT32_MAX
-from ._kv_base import check_salt, salt_bytes
-from .kernels import routing as k
-from .kernels.status import ABSENT, INVALID
+from .._core import validation
+from .._core.validation import INT32, INT32_MAX
+from ..kv.state import check_salt, salt_bytes
+from ..primitives.status import ABSENT, INVALID
+from .kernels import router as k
 
 _MOST_REPLICAS = 4096
 _LARGEST = np.finfo(np.float64).max  # infinity times no load would not be a number
@@ -79,10 +79,10 @@ class PrefixRouter:
     """
 
     def __init__(self, n_replicas, *, page_size=512, max_imbalance=1.25, max_prefixes=2**18):
-        n = _checks.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
-        self.page_size = _checks.power_of_two(page_size, "page_size", low=1, high=4096)
-        self.max_imbalance = _checks.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
-        slots = _checks.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
+        n = validation.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
+        self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
+        self.max_imbalance = validation.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
+        slots = validation.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
         slots = max(k.WAYS, 1 << (slots - 1).bit_length())
         self._prefix = np.zeros((slots, 3), np.uint64)
         self._replica = np.zeros((n, 2), np.int64)
@@ -111,7 +111,7 @@ class PrefixRouter:
         ValueError
             A token is negative or above 2**31 - 1.
         """
-        tokens = _checks.for_kernel(tokens, "tokens", INT32)
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
         root = _ROOT_0 if type(salt) is int and salt == 0 else _root(check_salt(salt))
         with self._lock:
             id_ = k.route_one(
@@ -153,7 +153,7 @@ class PrefixRouter:
         ValueError
             It is the last one.
         """
-        id_ = _checks.natural(replica, "replica")
+        id_ = validation.natural(replica, "replica")
         with self._lock:
             row = k.replica_row(self._replica, id_)
             if row == ABSENT:
@@ -205,7 +205,7 @@ class PrefixRouter:
             )
 
     def check(self) -> None:
-        """Assert every invariant written in kernels/routing.py. O(slots of the table)."""
+        """Assert every invariant written in kernels/router.py. O(slots of the table)."""
         with self._lock:
             meta, replica = self._meta, self._replica
             used = self._prefix[:, k.OWNER] != 0

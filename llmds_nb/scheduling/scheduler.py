@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._waiting import (
+from .._core import validation
+from ..primitives.status import ABSENT, FULL, INVALID, OK, REPEATED
+from .kernels import micro_batch as k, queue_state, request_queue as waiting
+from .request_queue import (
     FOREVER_NS,
     MAX_TOKENS,
     Percentiles,
@@ -18,9 +20,6 @@ from ._waiting import (
     request_priorities,
     request_terms,
 )
-from .kernels import batching as k
-from .kernels import queue_state, waiting
-from .kernels.status import ABSENT, FULL, INVALID, OK
 
 
 class Batch(NamedTuple):
@@ -125,11 +124,11 @@ class Scheduler(WaitingRequests):
         default_slo_ms=1000.0,
         clock=time.monotonic_ns,
     ):
-        size = _checks.integer(max_batch_size, "max_batch_size", low=1, high=2**20)
-        wait = _checks.real(max_wait_ms, "max_wait_ms", low=0.0, infinite=True)
+        size = validation.integer(max_batch_size, "max_batch_size", low=1, high=2**20)
+        wait = validation.real(max_wait_ms, "max_wait_ms", low=0.0, infinite=True)
         limit = 0
         if max_batch_tokens is not None:
-            limit = _checks.integer(max_batch_tokens, "max_batch_tokens", low=1, high=MAX_TOKENS)
+            limit = validation.integer(max_batch_tokens, "max_batch_tokens", low=1, high=MAX_TOKENS)
         super().__init__(
             policy,
             ms_per_token,
@@ -165,7 +164,7 @@ class Scheduler(WaitingRequests):
             `tokens` is more than `max_batch_tokens`, or a value is out of range.
         """
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
-            tokens = _checks.integer(tokens, "tokens", low=1, high=self._max_tokens)
+            tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
         terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
         with self._lock:
             return self._enter(k.batch_submit, tokens, *terms)
@@ -180,20 +179,22 @@ class Scheduler(WaitingRequests):
         priority, tenant : int or int64[m]
             As for `submit`; one value stands for all.
         """
-        tokens = _checks.for_kernel(tokens, "tokens", _checks.INT64, low=1, high=self._max_tokens)
+        tokens = validation.for_kernel(
+            tokens, "tokens", validation.INT64, low=1, high=self._max_tokens
+        )
         m = tokens.size
         if slo_ms is None:
             slo_ns = np.array([self._default_slo_ns])
         else:
-            slo_ms = one_or_each(_checks.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
+            slo_ms = one_or_each(validation.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
             if not (slo_ms > 0).all():
                 raise ValueError(f"slo_ms must be > 0, not {slo_ms.min()}")
             slo_ns = np.minimum(slo_ms * 1e6, FOREVER_NS).astype(np.int64)
         priorities = one_or_each(request_priorities(priority), priority, "priority", m)
-        tenants = one_or_each(_checks.integers(tenant, "tenant"), tenant, "tenant", m)
+        tenants = one_or_each(validation.integers(tenant, "tenant"), tenant, "tenant", m)
         ids = np.empty(m, np.int64)
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             arrival = self._arrival(now)
             keys = self._keys(tokens, arrival, arrival + slo_ns, tenants)
             rest = now, tokens, slo_ns, priorities, tenants, keys, ids
@@ -217,7 +218,7 @@ class Scheduler(WaitingRequests):
         """
         demand = k.ENGINE_IDLE if idle else k.FORCED if force else k.ONLY_IF_READY
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             meta, request, line, _, tenants = self._queue
             room = min(meta.item(queue_state.WAITING), self._max_size)
             ids, tokens = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -229,7 +230,7 @@ class Scheduler(WaitingRequests):
     def next_due_ms(self) -> float:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""
         with self._lock:
-            queue, now = self._queue, _checks.now_ns(self._clock)
+            queue, now = self._queue, validation.now_ns(self._clock)
             due = k.batch_due_ns(queue.meta, queue.request, queue.line, now)
         return math.inf if due == ABSENT or due >= FOREVER_NS // 2 else due / 1e6
 
@@ -249,7 +250,7 @@ class Scheduler(WaitingRequests):
             Tokens below 1 or above `max_batch_tokens`, an id given twice, lengths that differ.
         """
         ids, name = _ids(ids), "remaining_tokens"
-        tokens = _checks.integers(remaining_tokens, name, low=1, high=self._max_tokens)
+        tokens = validation.integers(remaining_tokens, name, low=1, high=self._max_tokens)
         tokens = one_each(tokens, remaining_tokens, name, ids.size)
         with self._lock:
             meta, request, line, table, _ = self._queue
@@ -299,7 +300,7 @@ class Scheduler(WaitingRequests):
     def _end(self, ids, how):
         ids = _ids(ids)
         with self._lock:
-            now = _checks.now_ns(self._clock)
+            now = validation.now_ns(self._clock)
             self._accept(ids, *k.batch_end_many(*self._queue, now, ids, how))
 
     def _accept(self, ids, status, j):
@@ -309,7 +310,7 @@ class Scheduler(WaitingRequests):
             raise ValueError(f"ids must be >= 0, not {ids[j]}")
         if status == ABSENT:
             raise self._absent(ids[j])
-        if status == queue_state.REPEATED:
+        if status == REPEATED:
             raise ValueError(f"ids must be distinct, but {ids[j]} stands twice")
         raise ValueError(f"request {ids[j]} is waiting, not running")
 
@@ -354,7 +355,7 @@ class Scheduler(WaitingRequests):
         )
 
     def check(self) -> None:
-        """Assert every invariant in kernels/queue_state.py and kernels/batching.py. O(n)."""
+        """Assert every invariant in kernels/queue_state.py and kernels/micro_batch.py. O(n)."""
         queue, tally = self._queue, self._queue.meta
         check_queue(queue)
         ended = tally[k.COMPLETED] + tally[k.CANCELLED]
@@ -382,4 +383,4 @@ class Scheduler(WaitingRequests):
 
 def _ids(ids) -> np.ndarray:
     """Ids as int64[n]; the kernel refuses what is negative, unknown or given twice."""
-    return _checks.for_kernel(ids, "ids", _checks.INT64)
+    return validation.for_kernel(ids, "ids", validation.INT64)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .kernels import stepping as k
+from .kernels import simulated_engine as k
 from .kernels.continuous import step_plan
 
 NEVER = 2**63 - 1
@@ -12,7 +12,7 @@ _ENDED = 4096
 class SimulatedEngine:
     """Runs the steps of a batcher on a virtual clock; the results are those of step by step.
 
-    How: kernels/stepping.py.
+    How: kernels/simulated_engine.py.
 
     Parameters
     ----------

@@ -5,22 +5,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._jit import direct
+from .._core import validation
+from .._core.arrays import aligned_zeros
+from .._core.jit import EntryPoints
+from ..primitives.dary_heap import HANDLE, MAX_HANDLES, ROOT, check_rows, ordered_bits, rows_fresh
+from ..primitives.hash_table import empty_table, table_find
+from ..primitives.status import ABSENT, FULL, INVALID, OK, WRONG_DIRECTION
 from .kernels import heap as k
-from .kernels.hashtable import empty_table, table_find
-from .kernels.lines import aligned_zeros
-from .kernels.rowheap import HANDLE, MAX_HANDLES, ROOT, ordered_bits, rows_fresh
-from .kernels.status import ABSENT, FULL, INVALID, OK
 
 _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
 # Without the dispatcher: it takes a third of a single call.
-_push = direct(globals(), "_push", k.heap_push)
-_update = direct(globals(), "_update", k.heap_update)
-_pop = direct(globals(), "_pop", k.heap_pop)
+_entries = EntryPoints(push=k.heap_push, update=k.heap_update, pop=k.heap_pop)
 
 
 class HeapEntry(NamedTuple):
@@ -79,7 +77,7 @@ class IndexedHeap:
     """
 
     def __init__(self, capacity=1024, *, max_heap=False):
-        capacity = _checks.integer(capacity, "capacity", low=1, high=MAX_HANDLES)
+        capacity = validation.integer(capacity, "capacity", low=1, high=MAX_HANDLES)
         if not isinstance(max_heap, bool | np.bool_):
             raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
         self._where = np.zeros(1, np.int64)
@@ -104,7 +102,7 @@ class IndexedHeap:
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
-            status = _push(self._home, item, priority)
+            status = _entries.push(self._home, item, priority)
         except OverflowError:
             _item(item)  # says so
         if status == OK:
@@ -112,7 +110,7 @@ class IndexedHeap:
         with self._lock:
             if status == FULL:
                 self._make_room(1)
-            status = _push(self._home, item, priority)
+            status = _entries.push(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
@@ -147,11 +145,11 @@ class IndexedHeap:
         IndexError
             The heap is empty.
         """
-        first = _pop(self._home)
+        first = _entries.pop(self._home)
         if first[0] == first[0]:  # else the priority is NaN, and there was none
             return _new(HeapEntry, first)
         with self._lock:
-            first = _pop(self._home)
+            first = _entries.pop(self._home)
         return _entry(first)
 
     def pop_many(self, n) -> HeapEntries:
@@ -159,7 +157,7 @@ class IndexedHeap:
 
         O(n log size), and O(size) when n is at least a quarter of the size.
         """
-        n = _checks.integer(n, "n", low=0)
+        n = validation.integer(n, "n", low=0)
         with self._lock:
             n = min(n, self._size())
             out = HeapEntries(np.empty(n), np.empty(n, np.int64))
@@ -205,13 +203,13 @@ class IndexedHeap:
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
-            status = _update(self._home, item, priority)
+            status = _entries.update(self._home, item, priority)
         except OverflowError:
             _item(item)  # says so
         if status == OK:
             return
         with self._lock:
-            status = _update(self._home, item, priority)
+            status = _entries.update(self._home, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
 
@@ -237,13 +235,13 @@ class IndexedHeap:
         item, priority = _item(item), _priority(priority)
         with self._lock:
             status = k.heap_change(self._home, item, priority, way)
-            if status == k.WRONG_WAY:
+            if status == WRONG_DIRECTION:
                 present = k.heap_priority(self._home, item)
         if status == OK:
             return
         if status == ABSENT:
             raise _absent(item)
-        if status == k.WRONG_WAY:
+        if status == WRONG_DIRECTION:
             word = "below" if way > 0 else "above"
             raise ValueError(f"priority {priority} of item {item} is {word} its present {present}")
         raise _nan()
@@ -369,17 +367,6 @@ class IndexedHeap:
         ordered_bits(1.0)
 
 
-def check_rows(rows, pos) -> None:
-    """Assert the invariants of a row heap (kernels/rowheap.py). O(n)."""
-    n = int(rows[0, 0])
-    assert 0 <= n <= pos.size and len(rows) == pos.size + 4
-    entries = list(map(tuple, rows[: ROOT + n].tolist()))
-    assert all(entries[(i >> 2) + 2] <= entries[i] for i in range(ROOT + 1, ROOT + n))
-    held = rows[ROOT : ROOT + n, 1] & HANDLE
-    assert np.array_equal(pos[held], np.arange(ROOT, ROOT + n))
-    assert np.count_nonzero(pos) == n
-
-
 def _empty_state(capacity) -> np.ndarray:
     """The buffer of kernels/heap.py without entries."""
     table = empty_table(capacity)
@@ -394,24 +381,24 @@ def _empty_state(capacity) -> np.ndarray:
 def _item(item) -> int:
     if type(item) is int and _LOWEST <= item <= _HIGHEST:  # the quick way for the usual kind
         return item
-    return _checks.integer(item, "item", low=_LOWEST, high=_HIGHEST)
+    return validation.integer(item, "item", low=_LOWEST, high=_HIGHEST)
 
 
 def _priority(priority) -> float:
     if type(priority) is float:  # the kernel refuses NaN
         return priority
-    return _checks.real(priority, "priority", infinite=True)
+    return validation.real(priority, "priority", infinite=True)
 
 
 def _items(items) -> np.ndarray:
-    return _checks.for_kernel(items, "items", _checks.INT64, low=_LOWEST)
+    return validation.for_kernel(items, "items", validation.INT64, low=_LOWEST)
 
 
 def _pairs(items, priorities):
     """Items and priorities, equally many; the kernel refuses NaN."""
     items = _items(items)
-    priorities = _checks.for_kernel(priorities, "priorities", _checks.FLOAT64)
-    _checks.same_length("items", items, "priorities", priorities)
+    priorities = validation.for_kernel(priorities, "priorities", validation.FLOAT64)
+    validation.same_length("items", items, "priorities", priorities)
     return items, priorities
 
 

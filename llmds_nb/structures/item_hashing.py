@@ -5,8 +5,8 @@ Each kind is hashed under a seed of its own, so 7, "7" and b"7" are three items.
 
 import numpy as np
 
-from . import _checks
-from .kernels.hashing import hash_ints, hash_many
+from .._core import validation
+from ..primitives.hashing import hash_ints, hash_many
 
 INT, STR, BYTES = range(3)
 _KIND_SEEDS = (0x2545F4914F6CDD1D, 0x9FB21C651E98DF25, 0x1B56C4E9E6A3D0F7)
@@ -32,7 +32,7 @@ def hash_items(items, seed):
                 "items must be an int, str or bytes, an int array or a list of these, "
                 f"not {type(items).__name__}"
             )
-        values = _checks.integers(items, "items", low=_INT64_MIN)
+        values = validation.integers(items, "items", low=_INT64_MIN)
         return values, _hashes(values, INT, seed), np.ndim(items) == 0
     hashes = np.empty(len(items), np.uint64)
     for start in range(0, len(items), _CHUNK):
@@ -79,7 +79,7 @@ def _hashes(items, kind, seed) -> np.ndarray:
     seed = np.uint64(seed ^ _KIND_SEEDS[kind])
     hashes = np.empty(len(items), np.uint64)
     if kind == INT:
-        hash_ints(_checks.integers(items, "items", low=_INT64_MIN), seed, hashes)
+        hash_ints(validation.integers(items, "items", low=_INT64_MIN), seed, hashes)
         return hashes
     data, indptr, gap = _joined(items, kind)
     hash_many(data, indptr, gap, seed, hashes)
@@ -136,8 +136,8 @@ def pack(items) -> dict[str, np.ndarray]:
 def unpack(arrays) -> list:
     """The items that `pack` stored; ValueError if the arrays do not belong together."""
     blob = arrays["item_bytes"].tobytes()
-    indptr = _checks.indptr(arrays["item_indptr"], len(blob), "item_indptr").tolist()
-    _checks.same_length("item_kind", arrays["item_kind"], "item_indptr", indptr[1:])
+    indptr = validation.indptr(arrays["item_indptr"], len(blob), "item_indptr").tolist()
+    validation.same_length("item_kind", arrays["item_kind"], "item_indptr", indptr[1:])
     decode = (
         lambda data: int.from_bytes(data, "little", signed=True),
         lambda data: data.decode("utf-8", "surrogatepass"),

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from . import _checks
+from .._core import validation
 
 # The recency list is the one inside OrderedDict: an intrusive doubly linked list in C. Links in
 # flat arrays were measured beside it (Python 3.11, numba 0.68, 1,000 entries): a look-up that
@@ -62,7 +62,7 @@ class TokenLRU:
         *,
         on_evict: Callable[[Any, Any], None] | None = None,
     ):
-        self._budget = _checks.integer(token_budget, "token_budget", low=1)
+        self._budget = validation.integer(token_budget, "token_budget", low=1)
         for name, function in (("token_of", token_of), ("on_evict", on_evict)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, not {function!r}")
@@ -113,7 +113,7 @@ class TokenLRU:
                 raise ValueError("put needs tokens, since the cache has no token_of")
             tokens = self._token_of(value)
         if type(tokens) is not int or tokens < 0:  # the full check costs half a put
-            tokens = _checks.integer(tokens, "tokens", low=0)
+            tokens = validation.integer(tokens, "tokens", low=0)
         with self._lock:
             entries = self._entries
             if key in entries:
@@ -160,7 +160,7 @@ class TokenLRU:
 
     def evict_until(self, budget: int) -> list[tuple[Any, Any]]:
         """Evict the oldest entries until at most `budget` tokens are held; return (key, value)s."""
-        budget = _checks.integer(budget, "budget", low=0)
+        budget = validation.integer(budget, "budget", low=0)
         with self._lock:
             evicted = self._shrink(budget)
         if self._on_evict:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
-from ._items import hash_items, kind_of, pack, plain, string_to_hash, unpack
-from ._store import Stored
-from .errors import CorruptFileError
+from .._core import validation
+from .._core.storage import Stored
+from ..errors import CorruptFileError
+from .item_hashing import hash_items, kind_of, pack, plain, string_to_hash, unpack
 from .kernels.sketch import (
     COUNTER_MAX,
     SLOTS,
@@ -89,11 +89,11 @@ class CountMinSketch(Stored):
         top: int = 0,
         seed: int = 0,
     ):
-        width = _checks.integer(width, "width", low=1, high=2**30)
-        depth = _checks.integer(depth, "depth", low=1, high=32)
-        self._conservative = bool(_checks.choice(conservative, "conservative", (True, False)))
-        self._top = _checks.integer(top, "top", low=0, high=2**24)
-        self._seed = _checks.integer(seed, "seed", low=0, high=2**64 - 1)
+        width = validation.integer(width, "width", low=1, high=2**30)
+        depth = validation.integer(depth, "depth", low=1, high=32)
+        self._conservative = bool(validation.choice(conservative, "conservative", (True, False)))
+        self._top = validation.integer(top, "top", low=0, high=2**24)
+        self._seed = validation.integer(seed, "seed", low=0, high=2**64 - 1)
         self._counters = np.zeros((depth, 1 << (width - 1).bit_length()), np.uint32)
         # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
         buckets = 1 << ((5 * self._top + 7) // 8 - 1).bit_length() if self._top else 0
@@ -119,8 +119,8 @@ class CountMinSketch(Stored):
         >>> CountMinSketch.from_error(0.01, 0.01)
         CountMinSketch(width=512, depth=5, total=0)
         """
-        epsilon = _checks.real(epsilon, "epsilon", above=0, high=1)
-        delta = _checks.real(delta, "delta", above=0, high=1)
+        epsilon = validation.real(epsilon, "epsilon", above=0, high=1)
+        delta = validation.real(delta, "delta", above=0, high=1)
         depth = max(1, math.ceil(-math.log(delta)))
         return cls(math.ceil(math.e / epsilon), depth, **settings)
 
@@ -164,11 +164,11 @@ class CountMinSketch(Stored):
         """
         items, hashes, _ = self._hashed(items)
         if isinstance(counts, int | np.integer):
-            count = min(_checks.integer(counts, "counts", low=0), COUNTER_MAX)
+            count = min(validation.integer(counts, "counts", low=0), COUNTER_MAX)
             counts, added = np.array([count]), count * hashes.size
         else:
-            counts = np.minimum(_checks.integers(counts, "counts"), COUNTER_MAX)
-            _checks.same_length("counts", counts, "items", hashes)
+            counts = np.minimum(validation.integers(counts, "counts"), COUNTER_MAX)
+            validation.same_length("counts", counts, "items", hashes)
             added = int(counts.sum())
         with self._lock:
             moved = sketch_add_many(
@@ -211,7 +211,7 @@ class CountMinSketch(Stored):
 
     def is_hot(self, item, threshold: int):
         """Whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
-        threshold = _checks.integer(threshold, "threshold")
+        threshold = validation.integer(threshold, "threshold")
         return self.estimate(item) >= threshold
 
     def error_bound(self) -> ErrorBound:
@@ -237,7 +237,7 @@ class CountMinSketch(Stored):
         ValueError
             The sketch was made with `top=0`.
         """
-        k = _checks.integer(k, "k", low=1)
+        k = validation.integer(k, "k", low=1)
         if not self._top:
             raise ValueError("this sketch keeps no candidates: make it with top=k")
         with self._lock:
@@ -394,7 +394,7 @@ class CountMinSketch(Stored):
             raise CorruptFileError("the candidates are not the items that stand in their slots")
         for slot, item in zip(taken.tolist(), items, strict=True):
             sketch._slot_items[slot] = item
-        sketch._total = _checks.integer(header["total"], "total", low=0)
+        sketch._total = validation.integer(header["total"], "total", low=0)
         sketch._halved = bool(header["halved"])
         return sketch
 

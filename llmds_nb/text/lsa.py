@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from . import _checks
-from ._store import Stored, nest, unnest
-from .errors import CorruptFileError
+from .._core import validation
+from .._core.storage import Stored, nest, unnest
+from ..errors import CorruptFileError
 from .kernels.lsa import lsa_encode_many
 from .tokenizer import TokenBatch, Tokenizer
 
@@ -42,8 +42,8 @@ class LsaEncoder(Stored):
     """
 
     def __init__(self, dim=256, *, seed=0, tokenizer=None):
-        self.dim = _checks.integer(dim, "dim", low=1, high=_checks.INT32_MAX)
-        self.seed = _checks.natural(seed, "seed")
+        self.dim = validation.integer(dim, "dim", low=1, high=validation.INT32_MAX)
+        self.seed = validation.natural(seed, "seed")
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise TypeError(f"tokenizer must be a Tokenizer, not {tokenizer!r}")
         self.tokenizer = tokenizer
@@ -94,7 +94,7 @@ class LsaEncoder(Stored):
         Six passes over the TF-IDF matrix with dim + 16 columns; the memory is a few float32 arrays
         of [terms, dim].
         """
-        texts = _checks.texts(texts)
+        texts = validation.texts(texts)
         tokenizer = Tokenizer() if self._own_tokenizer else self.tokenizer
         tokens = tokenizer._encode(texts, grow=True)
         if not len(tokens.ids):
@@ -115,7 +115,7 @@ class LsaEncoder(Stored):
         ValueError
             `fit` has not been called.
         """
-        texts = _checks.texts(texts)
+        texts = validation.texts(texts)
         if not self.fitted:
             raise ValueError("this LsaEncoder is not fitted: call fit(texts) first")
         tokenizer, idf, components = self._fitted

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._strings import DROPPED, offsets
 from .kernels import tokenize as k
+from .vocabulary import DROPPED, offsets
 
 
 class TokenBatch(NamedTuple):

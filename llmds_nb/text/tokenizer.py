@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from . import _checks
-from ._strings import StringTable, offsets
-from ._token_batches import TokenBatch, joined, joined_lists, kept_or_dropped, mapped, split_up
-from ._words import KnownWords
+from .._core import validation
+from ..primitives.status import ABSENT
 from .kernels import tokenize as k
-from .kernels.status import ABSENT
+from .token_batch import TokenBatch, joined, joined_lists, kept_or_dropped, mapped, split_up
+from .vocabulary import StringTable, offsets
+from .word_cache import KnownWords
 
 __all__ = ["STOPWORDS", "TokenBatch", "Tokenizer"]
 
@@ -132,7 +132,7 @@ class Tokenizer:
             import Stemmer
         except ImportError:
             raise _missing_extra(f"stemmer={stemmer!r}", "PyStemmer") from None
-        _checks.choice(stemmer, "stemmer", Stemmer.algorithms())
+        validation.choice(stemmer, "stemmer", Stemmer.algorithms())
         # Every call brings distinct words, so the stemmer's own cache would only cost time.
         compiled = Stemmer.Stemmer(stemmer, 0)
         lock = threading.Lock()  # one Stemmer serves one thread at a time
@@ -221,7 +221,7 @@ class Tokenizer:
 
         `texts` is a str or any iterable of str, of which about a million characters are held.
         """
-        stream, _ = _checks.text_stream(texts)
+        stream, _ = validation.text_stream(texts)
         with self._growing():
             for _ in self._grown(stream):
                 pass
@@ -240,11 +240,11 @@ class Tokenizer:
         TokenBatch
             ids int32[n_tokens] and indptr int64[n + 1]. Time grows with the characters.
         """
-        return self._encode(_checks.texts(texts))
+        return self._encode(validation.texts(texts))
 
     def count_tokens(self, text):
         """Tokens that `encode` would return: an int for one text, int64[n] for a list of texts."""
-        texts = _checks.texts(text, "text")
+        texts = validation.texts(text, "text")
         parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]
         counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
@@ -470,8 +470,8 @@ def _stopwords(value) -> frozenset:
     if value is None:
         return frozenset()
     if isinstance(value, str):
-        return STOPWORDS[_checks.choice(value, "stopwords", tuple(STOPWORDS))]
-    return frozenset(_checks.texts(value, "stopwords"))
+        return STOPWORDS[validation.choice(value, "stopwords", tuple(STOPWORDS))]
+    return frozenset(validation.texts(value, "stopwords"))
 
 
 def _missing_extra(what, package):

@@ -5,10 +5,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from . import _checks
-from .errors import CorruptFileError
+from .._core import validation
+from ..errors import CorruptFileError
+from ..primitives.status import ABSENT
 from .kernels import tokenize as k
-from .kernels.status import ABSENT
 
 DROPPED = -2  # the number of the empty string, which stands for a word that is no term
 
@@ -69,8 +69,8 @@ class StringTable:
 
     def _make_room(self, n_strings, n_bytes):
         n, used = self._n, int(self.ptr[self._n])
-        if n + n_strings > _checks.INT32_MAX:
-            raise ValueError(f"a vocabulary holds at most {_checks.INT32_MAX} terms")
+        if n + n_strings > validation.INT32_MAX:
+            raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
         if used + n_bytes > len(self.blob):
             self.blob = _enlarged(self.blob, used, used + n_bytes)
         if n + n_strings >= len(self.ptr):
@@ -108,7 +108,7 @@ class StringTable:
         table.blob, table.ptr = arrays["blob"], arrays["ptr"]
         if table.blob.dtype != np.uint8 or table.ptr.dtype != np.int64:
             raise CorruptFileError("the vocabulary has arrays of the wrong kind")
-        _checks.indptr(table.ptr, len(table.blob))
+        validation.indptr(table.ptr, len(table.blob))
         table._n = len(table.ptr) - 1
         hashes = np.empty(table._n, np.uint64)
         table._lookup = (hashes, table._slots(hashes, table._n))

@@ -4,16 +4,16 @@ import threading
 
 import numpy as np
 
-from ._jit import direct
-from ._strings import DROPPED, StringTable
+from .._core.arrays import address_of
+from .._core.jit import EntryPoints
 from .kernels import tokenize as k
-from .kernels.lines import address_of
+from .vocabulary import DROPPED, StringTable
 
 _MOST = 1 << 16  # words that are remembered
 _SOME = 64  # words that a query may bring and that are looked up at once
 
 
-_find_one = direct(globals(), "_find_one", k.words_find_one)
+_entries = EntryPoints(find_one=k.words_find_one)
 
 
 class KnownWords:
@@ -69,7 +69,7 @@ class KnownWords:
         arrays, known = self._state
         if not arrays:
             return -1
-        return _find_one(known, text, n, tokens, DROPPED, shortest)
+        return _entries.find_one(known, text, n, tokens, DROPPED, shortest)
 
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]

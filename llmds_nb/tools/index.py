@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from .corpus import indexed_text, read_path, split_indexed
+from .demo.corpus import indexed_text, read_path, split_indexed
 from .errors import BadInput
 
 LSA_DIM = 256

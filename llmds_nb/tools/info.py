@@ -1,10 +1,12 @@
 """What the command `info` tells: versions, the kernel cache, what a saved file is."""
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 import llmds_nb
+from llmds_nb._core.jit import cache_folders
 
 from .errors import BadInput
 
@@ -22,12 +24,15 @@ def describe(path=None) -> list:
     return lines
 
 
-def kernel_cache():
-    """The folder of compiled kernels, or None without a disk cache, and the kernels in it."""
-    from llmds_nb._warmup import cache_folder
-
-    folder = cache_folder()
-    return folder, list(Path(folder).glob("*.nbc")) if folder else []
+def kernel_cache() -> tuple[str | None, list[Path]]:
+    """Where compiled kernels are, or None without a disk cache, and the kernels that are there."""
+    for name in llmds_nb.__all__:  # its kernels are known once it is imported
+        getattr(llmds_nb, name)
+    folders = cache_folders()
+    if not folders:
+        return None, []
+    compiled = [file for folder in folders for file in sorted(Path(folder).glob("*.nbc"))]
+    return os.path.commonpath(folders), compiled
 
 
 def _describe_cache():
@@ -41,10 +46,10 @@ def _describe_cache():
 
 
 def _describe_file(path):
-    from llmds_nb import _store
+    from llmds_nb._core import storage
 
     try:
-        structure, arrays, header = _store.read(path, mmap=True)
+        structure, arrays, header = storage.read(path, mmap=True)
         size = Path(path).stat().st_size
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__
-from .serving.errors import BadInput
+from .. import __version__
+from .errors import BadInput
 
 
 class _Parser(argparse.ArgumentParser):
@@ -289,11 +289,11 @@ def _output(text):
 
 
 def _demo(arguments):
-    from .serving import demo, report
-    from .serving.progress import Progress
+    from .demo import report, run as demo
+    from .progress import Progress
 
     if arguments.plot:
-        from .serving import plots
+        from . import plots
 
         plots.require_matplotlib()
     n_requests = arguments.requests or (300 if arguments.quick else 2000)
@@ -319,14 +319,15 @@ def _demo(arguments):
 
 
 def _replay(arguments):
-    from .serving import plots, replay, replay_report, sweep, traces
-    from .serving.engine import StepCost
-    from .serving.progress import Progress
+    from . import plots
+    from .progress import Progress
+    from .replay import replay, report as replay_report, sweep, traces
+    from .replay.engine import StepCost
 
     axes = _axes(arguments.sweep) if arguments.sweep else None
     if arguments.plot:
         plots.require_matplotlib()
-        from .serving import capacity, replay_plots
+        from .replay import capacity, plots as replay_plots
     progress = Progress.on_stderr()
     chosen = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_"))
               for name in _REPLAY}  # fmt: skip
@@ -355,8 +356,8 @@ def _replay(arguments):
 
 
 def _workload(arguments):
-    from .serving import generate
-    from .serving.progress import Progress
+    from .progress import Progress
+    from .replay import workload as generate
 
     options = generate.Options(
         **{name: getattr(arguments, name) for name in generate.Options._fields}
@@ -371,11 +372,12 @@ def _workload(arguments):
 
 
 def _claims(arguments):
-    from .serving import claims
-    from .serving.progress import Progress
+    from .claims import claims
+    from .progress import Progress
 
     if arguments.report:
-        from .serving import claims_report, paper, plots
+        from . import paper, plots
+        from .claims import report as claims_report
 
         paper.require(arguments.report)
         plots.require_matplotlib("--report", "report")
@@ -400,8 +402,8 @@ def _write(path, content):
 
 
 def _index(arguments):
-    from .serving import index
-    from .serving.progress import Progress
+    from . import index
+    from .progress import Progress
 
     progress = Progress.on_stderr()
     n_documents, n_bytes = index.build(
@@ -412,7 +414,7 @@ def _index(arguments):
 
 
 def _search(arguments):
-    from .serving import index
+    from . import index
 
     answers, by_words = index.search(arguments.file, arguments.query, arguments.k)
     if by_words:
@@ -434,13 +436,13 @@ def _search(arguments):
 def _warmup(arguments):
     import time
 
-    from . import warmup
+    from .. import warmup
 
     start = time.perf_counter()
     try:
         names = warmup(arguments.structures or None, progress=sys.stderr.isatty())
         if not arguments.structures:
-            from .serving import replay
+            from .replay import replay
 
             replay.warmup()
     except ValueError as error:
@@ -450,7 +452,7 @@ def _warmup(arguments):
 
 
 def _info(arguments):
-    from .serving import info
+    from . import info
 
     for name, value in info.describe(arguments.file):
         print(f"{name:<14} {value}")

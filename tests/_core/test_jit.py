@@ -1,5 +1,6 @@
 """The kernel cache never gives a stale result, and never stands in the way of an import."""
 
+import importlib
 import logging
 import os
 import shutil
@@ -11,43 +12,55 @@ import numpy as np
 import pytest
 
 import llmds_nb
-from llmds_nb import _jit
-from llmds_nb._jit import REFUSALS, array_at, entry_of, kernel, mul_hi
-from llmds_nb._warmup import STRUCTURES
+from llmds_nb._core import jit
+from llmds_nb._core.intrinsics import array_at, mul_hi
+from llmds_nb._core.jit import REFUSALS, entry_of, kernel
+from llmds_nb._core.warmup import structure_names
 
 ROOT = Path(llmds_nb.__file__).parent
 CALLER = """
-from .._jit import kernel
-from .callee import callee
+from ..{up}_core.jit import kernel
+from {module} import callee
 
 @kernel
 def caller(x):
     return callee(x) + 10
 """
 CALLEE = """
-from .._jit import kernel
+from {up}_core.jit import kernel
 
 @kernel
 def callee(x):
-    return x + {}
+    return x + {value}
 """
 CALL = (
-    "from llmds_nb.kernels.caller import caller; r = caller(1); "
+    "from llmds_nb.kv.kernels.caller import caller; r = caller(1); "
     "print(r, sum(caller.stats.cache_hits.values()))"
 )
 
 
+def write(package, path, text):
+    """A module of a package, with the packages above it."""
+    file = package / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for folder in file.parents:
+        if folder == package.parent:
+            break
+        (folder / "__init__.py").touch()
+    file.write_text(text)
+
+
+def write_callee(package, value, text=CALLEE):
+    write(package, "kv/kernels/callee.py", text.format(up="...", value=value))
+
+
 @pytest.fixture
 def copy(tmp_path):
-    """A small package with our `_jit.py` and two kernels, one calling the other in another file."""
+    """A small package with our `_core` and two kernels, one calling the other in another file."""
     package = tmp_path / "llmds_nb"
-    (package / "kernels").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    for name in ("_jit.py", "_parts.py"):
-        shutil.copy(ROOT / name, package)
-    (package / "kernels" / "__init__.py").write_text("")
-    (package / "kernels" / "caller.py").write_text(CALLER)
-    (package / "kernels" / "callee.py").write_text(CALLEE.format(1))
+    shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    write(package, "kv/kernels/caller.py", CALLER.format(up=".", module=".callee"))
+    write_callee(package, 1)
     return package
 
 
@@ -63,17 +76,86 @@ def run(package, code=CALL, **env):
 def test_an_edited_callee_in_another_file_is_seen_by_its_cached_caller(copy):
     assert run(copy).stdout.split() == ["12", "0"]
     assert run(copy).stdout.split() == ["12", "1"]  # from the disk cache
-    (copy / "kernels" / "callee.py").write_text(CALLEE.format(100))
+    write_callee(copy, 100)
     assert run(copy).stdout.split() == ["111", "0"]
-    (copy / "kernels" / "callee.py").write_text(CALLEE.format(1))
+    write_callee(copy, 1)
     assert run(copy).stdout.split() == ["12", "1"]  # the first version's code is still there
 
 
+# Where a kernel's callee can be: (the caller's folder, the callee's module, how it is imported).
+PLACES = [
+    ("kv/kernels", "kv/kernels/callee.py", ".callee"),
+    ("kv/kernels", "kv/kernels/nested/callee.py", ".nested.callee"),
+    ("kv/kernels/nested", "kv/kernels/callee.py", "..callee"),
+    ("kv/kernels", "primitives/callee.py", "...primitives.callee"),
+    ("primitives", "primitives/callee.py", ".callee"),
+    ("scheduling/kernels", "kv/kernels/callee.py", "...kv.kernels.callee"),
+    ("scheduling/kernels", "kv/kernels/nested/callee.py", "...kv.kernels.nested.callee"),
+    ("bm25/kernels", "text/kernels/callee.py", "...text.kernels.callee"),
+    ("tools/replay/kernels", "tools/replay/kernels/callee.py", ".callee"),
+    ("kv/kernels", "_core/state.py", "..._core.state"),
+    ("kv/kernels", "_core/intrinsics.py", "..._core.intrinsics"),
+]
+
+
+@pytest.mark.parametrize(("caller", "callee", "module"), PLACES)
+def test_an_edited_callee_is_seen_wherever_a_kernel_can_reach_it(tmp_path, caller, callee, module):
+    package = tmp_path / "llmds_nb"
+    shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    up = "." * caller.count("/")
+    write(package, f"{caller}/caller.py", CALLER.format(up=up, module=module))
+    old = (package / callee).read_text() if callee.startswith("_core") else ""
+
+    def edit(value):
+        if old:
+            text = f"from .jit import kernel\n@kernel\ndef callee(x):\n    return x + {value}\n"
+        else:
+            text = CALLEE.format(up="." * (callee.count("/") + 1), value=value)
+        write(package, callee, old + text)
+
+    call = CALL.replace("kv.kernels", caller.replace("/", "."))
+    edit(1)
+    assert run(package, call).stdout.split() == ["12", "0"]
+    assert run(package, call).stdout.split() == ["12", "1"]
+    edit(100)
+    assert run(package, call).stdout.split() == ["111", "0"]
+
+
+@pytest.mark.parametrize(
+    ("edited", "kept"),
+    [("bm25", "hnsw"), ("scheduling", "kv"), ("text", "kv"), ("hnsw", "tools/replay")],
+)
+def test_an_edit_leaves_the_compiled_kernels_of_other_domains_valid(tmp_path, edited, kept):
+    package = tmp_path / "llmds_nb"
+    shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    up = "." * (kept.count("/") + 3)
+    write(package, f"{kept}/kernels/caller.py", CALLER.format(up=up[2:], module=".callee"))
+    write(package, f"{kept}/kernels/callee.py", CALLEE.format(up=up, value=1))
+    write(package, f"{edited}/kernels/other.py", "x = 1\n")
+    call = CALL.replace("kv.kernels", f"{kept}.kernels".replace("/", "."))
+    assert run(package, call).stdout.split() == ["12", "0"]
+    write(package, f"{edited}/kernels/other.py", "x = 2\n")
+    write(package, "_core/validation.py", "x = 2\n")
+    assert run(package, call).stdout.split() == ["12", "1"]
+
+
+def test_a_kernel_outside_the_package_is_compiled_anew_when_its_file_changes(copy):
+    script = "from llmds_nb._core.jit import kernel\n@kernel\ndef callee(x):\n    return x + {}\n"
+    script += "@kernel\ndef caller(x):\n    return callee(x) + 10\n"
+    call = "from own import caller; r = caller(1); print(r, sum(caller.stats.cache_hits.values()))"
+    own = copy.parent / "own.py"
+    own.write_text(script.format(1))
+    assert run(copy, call).stdout.split() == ["12", "0"]
+    assert run(copy, call).stdout.split() == ["12", "1"]
+    own.write_text(script.format(100))
+    assert run(copy, call).stdout.split() == ["111", "0"]
+
+
 def test_flags_that_change_code_have_a_cache_of_their_own(copy):
-    reader = CALLER.replace("callee(x) + 10", "x[5]")
-    (copy / "kernels" / "caller.py").write_text(reader)
+    reader = CALLER.format(up=".", module=".callee").replace("callee(x) + 10", "x[5]")
+    write(copy, "kv/kernels/caller.py", reader)
     code = (
-        "import numpy as np; from llmds_nb.kernels.caller import caller\n"
+        "import numpy as np; from llmds_nb.kv.kernels.caller import caller\n"
         "try: caller(np.zeros(2)); print('read')\n"
         "except IndexError: print('caught')"
     )
@@ -81,18 +163,18 @@ def test_flags_that_change_code_have_a_cache_of_their_own(copy):
     assert run(copy, code, NUMBA_BOUNDSCHECK="1").stdout.strip() == "caught"
 
 
-PART = """
-from .._jit import kernel
+IR_ONLY = """
+from {up}_core.jit import kernel
 
-@kernel({}=True)
+@kernel({value}=True)
 def callee(x):
     return x[5] if x[0] < 1 else x[0]
 """
-PARTS = """
+CALL_IR_ONLY = """
 import numpy as np
-from llmds_nb import _parts
-_parts.PartCompiler = {}
-from llmds_nb.kernels.caller import caller
+from llmds_nb._core import ir_library
+ir_library.IrOnlyCompiler = {}
+from llmds_nb.kv.kernels.caller import caller
 print(caller(np.ones(2)), caller(np.zeros(6)), caller(np.full(1, 2)))
 try: caller(np.zeros(2))
 except IndexError: print("caught")
@@ -100,14 +182,18 @@ print(sum(caller.stats.cache_hits.values()))
 """
 
 
-@pytest.mark.parametrize("option", ["internal", "apart"])
-def test_a_part_works_in_its_callers_and_leaves_no_file(copy, option):
-    (copy / "kernels" / "callee.py").write_text(PART.format(option))
-    # Compiled, from the disk cache, and where Numba has no such parts.
-    for compiler, calls in (("_parts.PartCompiler", 0), ("_parts.PartCompiler", 1), ("None", 0)):
+@pytest.mark.parametrize("option", ["internal", "noinline"])
+def test_an_ir_only_callee_works_in_its_callers_and_leaves_no_file(copy, option):
+    write_callee(copy, option, IR_ONLY)
+    # Compiled, from the disk cache, and where Numba has no such library.
+    for compiler, calls in (
+        ("ir_library.IrOnlyCompiler", 0),
+        ("ir_library.IrOnlyCompiler", 1),
+        ("None", 0),
+    ):
         if compiler == "None":
-            shutil.rmtree(copy / "kernels" / "__pycache__")
-        result = run(copy, PARTS.format(compiler), NUMBA_BOUNDSCHECK="1")
+            shutil.rmtree(copy / "kv" / "kernels" / "__pycache__")
+        result = run(copy, CALL_IR_ONLY.format(compiler), NUMBA_BOUNDSCHECK="1")
         assert result.stdout.split() == ["11.0", "10.0", "12", "caught", str(2 * calls)]
     files = [path.name for path in copy.rglob("*.nbi")]
     assert len(files) == 1 and files[0].startswith("caller")
@@ -116,7 +202,7 @@ def test_a_part_works_in_its_callers_and_leaves_no_file(copy, option):
 def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file, where a folder would have to be made")
-    (copy / "kernels" / "__pycache__").write_text("a file here too")
+    (copy / "kv" / "kernels" / "__pycache__").write_text("a file here too")
     cache = str(blocked / "cache")
     for env in ({}, {"CACHE": cache}):
         result = run(copy, HOME=cache, XDG_CACHE_HOME=cache, **env)
@@ -125,7 +211,9 @@ def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
 
 
 def test_a_full_disk_while_saving_does_not_fail_the_call(copy):
-    code = "import llmds_nb._jit as j; from numba.core.caching import IndexDataCacheFile as f\n"
+    code = (
+        "import llmds_nb._core.jit as j; from numba.core.caching import IndexDataCacheFile as f\n"
+    )
     code += "def full(*a): raise OSError(28, 'No space left on device')\nf.save = full\n" + CALL
     result = run(copy, code)
     assert result.stdout.split() == ["12", "0"], result.stderr
@@ -150,18 +238,21 @@ def test_without_numbas_private_parts_kernels_run_uncached_with_one_warning(copy
 
 def test_old_caches_are_dropped_but_for_the_newest(copy):
     for version in range(12):
-        (copy / "kernels" / "callee.py").write_text(CALLEE.format(version))
-        run(copy, "import llmds_nb.kernels.caller")
-    folders = list((copy / "kernels" / "__pycache__").glob("llmds_nb-*"))
-    assert len(folders) == _jit._KEEP_FOLDERS + 1
+        write_callee(copy, version)
+        run(copy, "import llmds_nb.kv.kernels.caller")
+    folders = list((copy / "kv" / "kernels" / "__pycache__").glob("llmds_nb-*"))
+    assert len(folders) == jit._KEEP_FOLDERS + 1
 
 
-def test_the_stamp_covers_all_kernel_sources():
-    before = _jit._package_stamp(ROOT)
-    assert before == _jit.STAMP
+def test_every_kernel_is_stamped_with_its_own_file():
     for name in llmds_nb.__all__:  # kernels come with the structures that need them
         getattr(llmds_nb, name)
-    assert len(_jit.KERNELS) > 100
+    importlib.import_module("llmds_nb.tools.replay.belady")
+    ours = [k for k in jit.KERNELS if k.py_func.__module__.startswith("llmds_nb.")]
+    assert len(ours) > 100
+    for made in ours:
+        files = jit.kernel_sources(ROOT, jit.domain_of(made.py_func.__module__))
+        assert Path(made.py_func.__code__.co_filename) in files, made.py_func.__module__
 
 
 def test_fastmath_still_sees_nan():
@@ -186,7 +277,7 @@ WARM_UP_AND_WORK = """
 import contextlib, io, sys
 import llmds_nb
 from llmds_nb.__main__ import main
-from llmds_nb._jit import KERNELS
+from llmds_nb._core.jit import KERNELS
 
 corpus, index = sys.argv[1:]
 print(len(llmds_nb.warmup(progress=True)))
@@ -212,7 +303,7 @@ def test_warmup_compiles_every_kernel_and_leaves_none_to_index_and_search(tmp_pa
     )
     assert result.returncode == 0, result.stderr
     count, idle, late = result.stdout.splitlines()
-    assert int(count) == len(STRUCTURES)
+    assert int(count) == len(structure_names())
     assert idle == late == "[]"
     assert f"{count}/{count}" in result.stderr
 
@@ -259,7 +350,7 @@ def test_a_kernel_takes_only_the_types_that_it_accepts(first):
 
 def test_types_are_looked_at_in_every_call_where_numba_compiles_in_another_way():
     calls = []
-    taking = _jit._accept_only(lambda *args: calls.append(args), TYPES)
+    taking = jit._accept_only(lambda *args: calls.append(args), TYPES)
     taking(2, TOKENS)
     for other in OTHERS:
         with pytest.raises(TypeError, match="does not take"):
@@ -289,7 +380,7 @@ def test_an_array_at_an_address_is_the_one_that_lies_there(dtype, shape):
 
 
 def test_kernels_are_right_for_a_target_without_the_hosts_features():
-    tests = str(Path(__file__).with_name("test_hnsw_kernels.py"))
+    tests = str(Path(__file__).parents[1] / "hnsw" / "test_kernels.py")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
         capture_output=True,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llmds_nb import CorruptFileError, CountMinSketch, _store, load
-from llmds_nb._store import Stored, nest, read, unnest, write
+from llmds_nb import CorruptFileError, CountMinSketch, load
+from llmds_nb._core.storage import Stored, nest, read, unnest, write
 
 ARRAYS = {
     "f16": np.arange(6, dtype=np.float16).reshape(2, 3),
@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(path, monkeypatch):
     Box(np.arange(4)).save(path)
     for name in ("save_file", "os.replace", "os.fsync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"llmds_nb._store.{name}", _fail)
+            patch.setattr(f"llmds_nb._core.storage.{name}", _fail)
             with pytest.raises(OSError, match="disk"):
                 Box(np.arange(5)).save(path)
         assert len(Box.load(path).array) == 4
@@ -196,5 +196,15 @@ def test_states_nest(path):
 def test_load_knows_every_stored_structure():
     import llmds_nb
 
-    for name in _store.STRUCTURES:
-        assert issubclass(getattr(llmds_nb, name), Stored)
+    stored = {
+        "CountMinSketch",
+        "HNSW",
+        "InvertedIndex",
+        "KVCache",
+        "LsaEncoder",
+        "RetrievalPipeline",
+    }
+    classes = [getattr(llmds_nb, name) for name in llmds_nb.__all__]
+    assert {
+        cls.__name__ for cls in classes if isinstance(cls, type) and issubclass(cls, Stored)
+    } == stored

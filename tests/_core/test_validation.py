@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from llmds_nb.serving import checks
-from llmds_nb.serving.sharing import (
+from llmds_nb.tools.demo import checks
+from llmds_nb.tools.replay.sharing import (
     PrefixTree,
     SharingAudit,
     pages_needed,

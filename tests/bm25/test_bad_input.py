@@ -3,7 +3,7 @@
 import pytest
 
 from llmds_nb import InvertedIndex
-from llmds_nb.tokenizer import TokenBatch
+from llmds_nb.text.tokenizer import TokenBatch
 
 
 @pytest.mark.parametrize(

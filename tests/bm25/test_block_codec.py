@@ -1,17 +1,16 @@
-"""Packed postings lists beside a plain reading of the bytes that kernels/blocks.py describes."""
+"""Packed postings lists against a plain reading of the bytes described in block_codec.py."""
 
 from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb._jit import kernel
-from llmds_nb.kernels.blocks import BLOCK, ENTRY, list_unpack
-from llmds_nb.kernels.planes import bits_spread, rows_sum
-from llmds_nb.kernels.postings import posting_find, postings_pack, postings_read
+from llmds_nb._core.jit import kernel
+from llmds_nb.bm25.kernels.block_codec import BLOCK, ENTRY, list_unpack
+from llmds_nb.bm25.kernels.postings import posting_find, postings_pack, postings_read
+from llmds_nb.bm25.kernels.simd_codec import bits_spread, rows_sum
 
 
 @kernel

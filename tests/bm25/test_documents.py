@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles_inverted_index import PlainBm25, assert_hits
+from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb import _documents as documents
-from llmds_nb.inverted_index import Hits
-from llmds_nb.kernels.postings import NO_CLASS
+from llmds_nb.bm25 import documents as documents
+from llmds_nb.bm25.index import Hits
+from llmds_nb.bm25.kernels.postings import NO_CLASS
+
+from .oracle import PlainBm25, assert_hits
 
 
 class Kept:

@@ -4,10 +4,11 @@ import threading
 
 import numpy as np
 import pytest
-from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.tokenizer import TokenBatch
+from llmds_nb.text.tokenizer import TokenBatch
+
+from .oracle import VARIANTS, PlainBm25, assert_hits
 
 TEXTS = [
     "a red fox and a red car",

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from oracles_inverted_index import words
 
 from llmds_nb import InvertedIndex, Tokenizer
+
+from .oracle import words
 
 
 def test_quality_on_vaswani(vaswani):

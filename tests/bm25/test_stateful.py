@@ -1,8 +1,7 @@
 """InvertedIndex against its twin and against an index built anew, in any order of calls."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -10,9 +9,10 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
 
 from llmds_nb import InvertedIndex
+
+from .oracle import VARIANTS, PlainBm25, assert_hits
 
 small_texts = st.lists(
     st.sampled_from(["aa", "bb", "cc", "dd", "ee", "ff", "the", "\u00e9t\u00e9"]), max_size=8

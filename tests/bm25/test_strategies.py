@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles_inverted_index import VARIANTS, PlainBm25, assert_hits
+from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb._jit import kernel
-from llmds_nb.inverted_index import Hits
-from llmds_nb.kernels import bm25, bm25_segment, topk, unpacked
-from llmds_nb.kernels.bm25_window import (
+from llmds_nb._core.jit import kernel
+from llmds_nb.bm25.index import Hits
+from llmds_nb.bm25.kernels import (
+    decoded_lists as unpacked,
+    search as bm25,
+    segment_search as bm25_segment,
+)
+from llmds_nb.bm25.kernels.window import (
     GRAIN,
     PAD,
     columns_largest,
@@ -21,6 +23,9 @@ from llmds_nb.kernels.bm25_window import (
     strips_width,
     values_reach,
 )
+from llmds_nb.primitives import topk
+
+from .oracle import VARIANTS, PlainBm25, assert_hits
 
 N_DOCS = 70_000  # more than a window
 

@@ -5,14 +5,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb import _building as building
-from llmds_nb import _documents as documents
-from llmds_nb import _segments as segments
-from llmds_nb import tokenizer as tokenizing
+from llmds_nb.bm25 import documents as documents, segment_builder as building, segments as segments
+from llmds_nb.text import tokenizer as tokenizing
 
 WORDS = ["aa", "bb", "cc", "dd", "ee", "ff", "the", "\u00e9t\u00e9", "gg", "hh"]
 small_texts = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)

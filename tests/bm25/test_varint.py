@@ -1,10 +1,9 @@
 """Integers packed into bytes come back."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from llmds_nb.kernels import varint
+from llmds_nb.bm25.kernels import varint
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llmds_nb._hnsw_graph import block_rows
+from llmds_nb.hnsw.graph_writer import block_rows
 
 METRICS = ["l2", "ip", "cosine"]
 FORMS = [(None, "float32"), (None, "float16"), ("sq8", "float32"), ("sq8", "float16"),

@@ -6,11 +6,12 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from oracles_hnsw import distances
-from samples_hnsw import FORMS, METRICS, data, shape
 
-import llmds_nb._hnsw_search
+import llmds_nb.hnsw.search
 from llmds_nb import HNSW, load
+
+from .oracle import distances
+from .samples import FORMS, METRICS, data, shape
 
 # ---- distances ------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ def test_answers_are_sorted_distinct_allowed_measured_and_repeatable(
     given = {"none": None, "mask": masks[0], "ids": np.flatnonzero(masks[0]), "each": masks}[kind]
     with pytest.MonkeyPatch.context() as patch:
         if walk:
-            patch.setattr(llmds_nb._hnsw_search, "SCAN_FACTOR", 0)
+            patch.setattr(llmds_nb.hnsw.search, "SCAN_FACTOR", 0)
         found = index.search(queries, k, ef=ef, filter=given)
         again = index.search(queries, k, ef=ef, filter=given, threads=2)
     assert found.ids.tobytes() == again.ids.tobytes()
@@ -173,7 +174,7 @@ def test_a_filter_for_all_equals_the_same_for_each_as_mask_or_ids(graph_only):
 @pytest.fixture
 def ways(monkeypatch):
     """How each search went: "walk" or "scan"."""
-    taken, kernels = [], llmds_nb._hnsw_search.k
+    taken, kernels = [], llmds_nb.hnsw.search.k
     for way, name in (("walk", "hnsw_search_many"), ("scan", "hnsw_scan_many")):
         kernel = getattr(kernels, name)
 
@@ -182,7 +183,7 @@ def ways(monkeypatch):
             return kernel(*args)
 
         monkeypatch.setattr(kernels, name, call)
-    monkeypatch.setattr(llmds_nb._hnsw_search, "search_one", lambda *args: None)
+    monkeypatch.setattr(llmds_nb.hnsw.search, "search_one", lambda *args: None)
     return taken
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_hnsw import data
 
 from llmds_nb import HNSW
+
+from .samples import data
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_hnsw import FORMS, data
 
 from llmds_nb import HNSW, CorruptFileError, load
+
+from .samples import FORMS, data
 
 
 @pytest.mark.parametrize(("quantize", "store"), FORMS)

@@ -5,11 +5,12 @@ import threading
 
 import numpy as np
 import pytest
-from samples_hnsw import FORMS, METRICS, SHAPES, data, logical_state, shape
 
 from llmds_nb import HNSW, load
-from llmds_nb._hnsw_graph import block_rows
-from llmds_nb._hnsw_ids import ids_of
+from llmds_nb.hnsw.graph_writer import block_rows
+from llmds_nb.hnsw.id_map import ids_of
+
+from .samples import FORMS, METRICS, SHAPES, data, logical_state, shape
 
 
 def all_found(index, query):

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_hnsw import data
 
 from llmds_nb import HNSW, CorruptFileError
+
+from .samples import data
 
 VECTORS = data(300, 8)
 MOST = 2**63 - 1

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from oracles_hnsw import DictIndex, distances
-from samples_hnsw import FORMS, METRICS, data, recall
 
-import llmds_nb._hnsw_search
+import llmds_nb.hnsw.search
 from llmds_nb import HNSW
+
+from .oracle import DictIndex, distances
+from .samples import FORMS, METRICS, data, recall
 
 # ---- answers --------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ def test_exact_search_by_matrix_products_is_the_same_bit_for_bit(metric, monkeyp
     for k, given in ((1, None), (10, None), (10, mask), (250, None)):
         answers = []
         for least in (8, 10**9):
-            monkeypatch.setattr("llmds_nb._hnsw_search.BLAS_QUERIES", least)
+            monkeypatch.setattr("llmds_nb.hnsw.search.BLAS_QUERIES", least)
             answers.append(index.search(queries, k, filter=given, exact=True))
         np.testing.assert_array_equal(answers[0].distances, answers[1].distances)
         np.testing.assert_array_equal(answers[0].ids, answers[1].ids)
@@ -149,7 +150,7 @@ def test_recall_on_ordered_text(shared_data):
 @pytest.mark.parametrize("graph_search", [False, True])
 def test_filter(share, graph_search, monkeypatch):
     if graph_search:
-        monkeypatch.setattr(llmds_nb._hnsw_search, "SCAN_FACTOR", 0)
+        monkeypatch.setattr(llmds_nb.hnsw.search, "SCAN_FACTOR", 0)
     vectors, queries = data(1000, 16), data(10, 16, 1)
     index = HNSW(16, M=8, ef_construction=40)
     index.add(vectors, np.arange(1000) * 3)

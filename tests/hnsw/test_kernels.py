@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from llvmlite.binding import get_host_cpu_features
 
-from llmds_nb._jit import kernel
-from llmds_nb.kernels.codes import codes_quantize, codes_query, codes_restore
-from llmds_nb.kernels.distance import COSINE, IP, L2, rows_keys, widen
-from llmds_nb.kernels.hnsw import pool_insert
-from llmds_nb.kernels.products import PLANES, code_dot, code_l2, planes_far, planes_pack
+from llmds_nb._core.jit import kernel
+from llmds_nb.hnsw.kernels.distance import COSINE, IP, L2, rows_keys, widen
+from llmds_nb.hnsw.kernels.graph import pool_insert
+from llmds_nb.hnsw.kernels.scalar_quantizer import codes_quantize, codes_query, codes_restore
+from llmds_nb.hnsw.kernels.simd import PLANES, code_dot, code_l2, planes_far, planes_pack
 
 
 @kernel

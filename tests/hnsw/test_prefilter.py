@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numba import njit
-from samples_hnsw import METRICS, SHAPES, data, logical_state, shape
 
-import llmds_nb._hnsw_codes
+import llmds_nb.hnsw.quantization
 from llmds_nb import HNSW, CorruptFileError
-from llmds_nb._hnsw_vectors import METRICS as METRIC_NUMBERS
-from llmds_nb.kernels.distance import rows_keys
-from llmds_nb.kernels.sieve import sieve_query, slots_sieved
+from llmds_nb.hnsw.kernels.distance import rows_keys
+from llmds_nb.hnsw.kernels.prefilter import sieve_query, slots_sieved
+from llmds_nb.hnsw.vector_store import METRICS as METRIC_NUMBERS
+
+from .samples import METRICS, SHAPES, data, logical_state, shape
 
 
 @pytest.fixture
 def sieve_from(monkeypatch):
     """Set the least dimension that has a sieve."""
-    return lambda dim: monkeypatch.setattr(llmds_nb._hnsw_codes, "_MIN_DIM_SIEVE", dim)
+    return lambda dim: monkeypatch.setattr(llmds_nb.hnsw.quantization, "_MIN_DIM_SIEVE", dim)
 
 
 def twins(sieve_from, dim, work, **settings):
@@ -72,12 +72,12 @@ def test_no_row_is_ruled_out_that_counts(metric, dim, seed, spread, shift, whole
     vectors = (np.rint(2 * vectors) if whole else vectors) + shift
     if metric == "cosine":
         vectors[~vectors.any(axis=1)] = 1
-    least, llmds_nb._hnsw_codes._MIN_DIM_SIEVE = llmds_nb._hnsw_codes._MIN_DIM_SIEVE, 1
+    least, llmds_nb.hnsw.quantization._MIN_DIM_SIEVE = llmds_nb.hnsw.quantization._MIN_DIM_SIEVE, 1
     try:
         index = HNSW(dim, M=2, ef_construction=2, quantize=None, metric=metric)
         index.add(vectors)
     finally:
-        llmds_nb._hnsw_codes._MIN_DIM_SIEVE = least
+        llmds_nb.hnsw.quantization._MIN_DIM_SIEVE = least
     snapshot = index._snapshot
     query = index._form.queries(vectors[0] + rng.standard_normal(dim) * 10.0**-spread)[0][0]
     if metric == "cosine":

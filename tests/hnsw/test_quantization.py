@@ -4,9 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from samples_hnsw import data, recall, shape
 
 from llmds_nb import HNSW
+
+from .samples import data, recall, shape
 
 nightly = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="minutes: HYPOTHESIS_PROFILE=nightly"

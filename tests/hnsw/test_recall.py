@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from samples_hnsw import METRICS, SHAPES, data, recall, shape
 
 from llmds_nb import HNSW
+
+from .samples import METRICS, SHAPES, data, recall, shape
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 nightly = pytest.mark.skipif(not NIGHTLY, reason="minutes: HYPOTHESIS_PROFILE=nightly")

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 from numba import njit
-from samples_hnsw import METRICS, SHAPES, data, graph, logical_state, recall, shape
 
-import llmds_nb._hnsw_codes
+import llmds_nb.hnsw.quantization
 from llmds_nb import HNSW, CorruptFileError
-from llmds_nb._hnsw_vectors import METRICS as METRIC_NUMBERS
-from llmds_nb.kernels.distance import IP, rows_keys
-from llmds_nb.kernels.products import PLANES
-from llmds_nb.kernels.signs import NUMBERS, signs_encode, signs_query, signs_sieved
+from llmds_nb.hnsw.kernels.distance import IP, rows_keys
+from llmds_nb.hnsw.kernels.sign_codes import NUMBERS, signs_encode, signs_query, signs_sieved
+from llmds_nb.hnsw.kernels.simd import PLANES
+from llmds_nb.hnsw.vector_store import METRICS as METRIC_NUMBERS
+
+from .samples import METRICS, SHAPES, data, graph, logical_state, recall, shape
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def sign_rules(monkeypatch):
 
     def set_rules(**rules):
         for name, value in rules.items():
-            monkeypatch.setattr(llmds_nb._hnsw_codes, f"_{name.upper()}", value)
+            monkeypatch.setattr(llmds_nb.hnsw.quantization, f"_{name.upper()}", value)
 
     return set_rules
 

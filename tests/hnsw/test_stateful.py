@@ -1,14 +1,14 @@
 """HNSW against its twin, in any order of calls."""
 
 import numpy as np
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oracles_hnsw import DictIndex
-from samples_hnsw import METRICS
 
-import llmds_nb._hnsw_search
+import llmds_nb.hnsw.search
 from llmds_nb import HNSW
+
+from .oracle import DictIndex
+from .samples import METRICS
 
 
 class HNSWMachine(RuleBasedStateMachine):
@@ -58,11 +58,11 @@ class HNSWMachine(RuleBasedStateMachine):
         mask = np.arange(200) % divisor == 0
         expected = self.oracle.search(query, k, lambda i: i < 200 and mask[i])
         for exact, factor in ((True, 9), (False, 9), (False, 0)):
-            llmds_nb._hnsw_search.SCAN_FACTOR = factor
+            llmds_nb.hnsw.search.SCAN_FACTOR = factor
             try:
                 found = self.index.search(query, k, ef=500, filter=mask, exact=exact)
             finally:
-                llmds_nb._hnsw_search.SCAN_FACTOR = 9
+                llmds_nb.hnsw.search.SCAN_FACTOR = 9
             # An ef beyond n visits every reachable vector, and every vector is reachable.
             n = len(expected)
             assert (found.ids[n:] == -1).all() and (found.ids[:n] >= 0).all()

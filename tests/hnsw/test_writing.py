@@ -4,10 +4,11 @@ import threading
 
 import numpy as np
 import pytest
-from samples_hnsw import FORMS, METRICS, data, graph, recall, shape
 
-import llmds_nb._hnsw_graph
+import llmds_nb.hnsw.graph_writer
 from llmds_nb import HNSW
+
+from .samples import FORMS, METRICS, data, graph, recall, shape
 
 
 def test_threads_build_one_graph():
@@ -177,7 +178,7 @@ def test_a_failed_add_changes_nothing(monkeypatch):
     before, found = graph(index), index.search(vectors, 5).ids
 
     with monkeypatch.context() as patch:
-        patch.setattr(llmds_nb._hnsw_graph.k, "hnsw_edges", fail)
+        patch.setattr(llmds_nb.hnsw.graph_writer.k, "hnsw_edges", fail)
         for ids in (None, np.arange(100, 200)):
             with pytest.raises(MemoryError):
                 index.add(vectors[200:], ids)
@@ -198,7 +199,7 @@ def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
                    lambda: index.remove(np.arange(100))):  # fmt: skip
         for kernel in ("hnsw_mend", "mend_edges"):
             with monkeypatch.context() as patch:
-                patch.setattr(llmds_nb._hnsw_graph.hnsw_mend, kernel, fail)
+                patch.setattr(llmds_nb.hnsw.graph_writer.hnsw_mend, kernel, fail)
                 with pytest.raises(MemoryError):
                     change()
             assert graph(index) == before and len(index) == 200
@@ -253,7 +254,7 @@ def test_old_snapshots_keep_their_graph():
     held = []
     for start in range(600, 1400, 20):
         snapshot = index._snapshot
-        rows = llmds_nb._hnsw_graph.block_rows(snapshot.blocks0, snapshot.n)
+        rows = llmds_nb.hnsw.graph_writer.block_rows(snapshot.blocks0, snapshot.n)
         if start % 100 == 0:
             held.append((snapshot, rows, snapshot.links0[rows].copy()))
         index.add(vectors[start : start + 20])

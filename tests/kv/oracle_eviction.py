@@ -2,8 +2,8 @@
 
 import math
 
-from llmds_nb.kernels.eviction import DEPTH_STEP, HALF_LIFE, UNIT
-from llmds_nb.kernels.kv_history import TAGS, TURNS, WAYS
+from llmds_nb.kv.kernels.eviction_policy import DEPTH_STEP, HALF_LIFE, UNIT
+from llmds_nb.kv.kernels.ghost_entries import TAGS, TURNS, WAYS
 
 
 class PathLrfu:

@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from oracles_eviction import PathLrfu
+from hypothesis import given, strategies as st
 
 from llmds_nb import KVCache
-from llmds_nb.kernels import kv_state as c
-from llmds_nb.kernels.kv_history import TAGS
-from llmds_nb.kernels.prefix import prefix_hash
+from llmds_nb.kv.kernels import state as c
+from llmds_nb.kv.kernels.ghost_entries import TAGS
+from llmds_nb.kv.kernels.prefix_table import prefix_hash
+
+from .oracle_eviction import PathLrfu
 
 
 class Pair:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmds_nb import CapacityError, KVCache
-from llmds_nb.kernels import kv_state as c
+from llmds_nb.kv.kernels import state as c
 
 P = 9
 TOKENS = st.lists(st.integers(0, 2), max_size=9)

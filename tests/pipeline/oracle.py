@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from oracles_fusion import fuse
+
+from .oracle_fusion import fuse
 
 DEPTH = 100
 

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from samples_pipeline import DOCUMENTS, MATRIX, small
 
 from llmds_nb import HNSW, RetrievalPipeline
+
+from .samples import DOCUMENTS, MATRIX, small
 
 
 def everything(pipeline):

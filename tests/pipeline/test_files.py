@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_pipeline import DOCUMENTS, letters, small
 
 from llmds_nb import CorruptFileError, LsaEncoder, RetrievalPipeline, load
+
+from .samples import DOCUMENTS, letters, small
 
 
 def test_file_with_lsa(tmp_path):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles_fusion import fuse
+from hypothesis import given, settings, strategies as st
 
-from llmds_nb.kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
+from llmds_nb.pipeline.kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
+
+from .oracle_fusion import fuse
 
 METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 # Distances and scores on a coarse grid: ties are frequent and sums exact enough to order alike.

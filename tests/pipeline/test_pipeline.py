@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from samples_pipeline import letters, small
 
 from llmds_nb import HNSW, LsaEncoder, RetrievalPipeline
+
+from .samples import letters, small
 
 # ---- what a query without one half gets -------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_pipeline import letters, small
 
 from llmds_nb import KVCache, RetrievalPipeline
+
+from .samples import letters, small
 
 
 class Counting:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from oracles_pipeline import TwinPipeline
 
 from llmds_nb import RetrievalPipeline
+
+from .oracle import TwinPipeline
 
 WORDS = ["alpha", "beta", "gamma", "delta", "omega"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from samples_pipeline import small
 
 from llmds_nb import InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
+
+from .samples import small
 
 
 def judged(rng, n=300, n_queries=40):

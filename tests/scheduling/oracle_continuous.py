@@ -5,8 +5,8 @@ has a test of its own.
 """
 
 from llmds_nb import CapacityError
-from llmds_nb.kernels.continuous import pages_missing
-from llmds_nb.kernels.status import ABSENT
+from llmds_nb.primitives.status import ABSENT
+from llmds_nb.scheduling.kernels.continuous import pages_missing
 
 MS = 10**6
 

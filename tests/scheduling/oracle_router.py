@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from llmds_nb.kernels.hashing import mix64
-from llmds_nb.kernels.prefix import prefix_hash
-from llmds_nb.kernels.routing import HALVING, PRIOR
+from llmds_nb.kv.kernels.prefix_table import prefix_hash
+from llmds_nb.primitives.hashing import mix64
+from llmds_nb.scheduling.kernels.router import HALVING, PRIOR
 
 
 class Router:

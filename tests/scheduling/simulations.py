@@ -1,6 +1,6 @@
 """Serving on a virtual clock, over the real Scheduler and ContinuousBatcher: models T1 and T2.
 
-T1  Micro-batches: `llmds_nb.serving.microbatches`.
+T1  Micro-batches: `llmds_nb.tools.replay.microbatches`.
 T2  An engine step takes 8 ms + 0.02 per token of prefill + 0.03 per decoding sequence + 2e-5 per
     token of K/V read; at most 256 run, on 400,000 tokens of pages of 16, 2,048 tokens to a step.
     Reservation is the ContinuousBatcher's own: pages for the whole prompt and one for each request
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from llmds_nb import KVCache
-from llmds_nb.serving.microbatches import BATCH, largest_load, micro_batches, percentile
-from llmds_nb.serving.replay import Options
-from llmds_nb.serving.replicas import Replicas
-from llmds_nb.serving.traces import from_parts, read
+from llmds_nb.tools.replay.microbatches import BATCH, largest_load, micro_batches, percentile
+from llmds_nb.tools.replay.replay import Options
+from llmds_nb.tools.replay.replicas import Replicas
+from llmds_nb.tools.replay.traces import from_parts, read
 
 __all__ = [
     "BATCH", "Load", "Served", "code_load", "conversation_load", "largest_load", "micro_batches",

@@ -2,12 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oracles_admission import SlowAdmission
 
 from llmds_nb import AdmissionController
+
+from .oracle_admission import SlowAdmission
 
 SECOND = 10**9
 RATES = st.sampled_from([None, 0.001, 0.3, 1, 2.5, 7, 333.3, 10**6])

@@ -2,14 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracles_continuous import SlowBatcher
 
 from llmds_nb import CapacityError, ContinuousBatcher, KVCache
-from llmds_nb.kernels.continuous import pages_missing
-from llmds_nb.kernels.status import ABSENT
+from llmds_nb.primitives.status import ABSENT
+from llmds_nb.scheduling.kernels.continuous import pages_missing
+
+from .oracle_continuous import SlowBatcher
 
 MS = 10**6
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracles_router import Router
 
 from llmds_nb import PrefixRouter
+
+from .oracle_router import Router
 
 
 def root_of(salt):

@@ -4,12 +4,12 @@ import threading
 import numba
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from oracles_scheduler import SlowScheduler
 
 from llmds_nb import Scheduler
+
+from .oracle_scheduler import SlowScheduler
 
 MS = 10**6
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from llmds_nb import ContinuousBatcher, KVCache
-from llmds_nb._stepping import NEVER, SimulatedEngine
-from llmds_nb.serving.engine import StepCost, VirtualClock
+from llmds_nb.scheduling.simulated_engine import NEVER, SimulatedEngine
+from llmds_nb.tools.replay.engine import StepCost, VirtualClock
 
 COST = StepCost(base=1.0, prefill_token=0.25, decoding=0.125, kv_token=0.003)
 MS = 1_000_000

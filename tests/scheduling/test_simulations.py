@@ -4,7 +4,8 @@ import os
 
 import numpy as np
 import pytest
-from simulations import (
+
+from .simulations import (
     BATCH,
     Load,
     code_load,

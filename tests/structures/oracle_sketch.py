@@ -1,6 +1,6 @@
 """Slow, obvious twin of CountMinSketch: lists of Python ints, one item at a time."""
 
-from llmds_nb._items import hash_items, plain
+from llmds_nb.structures.item_hashing import hash_items, plain
 
 COUNTER_MAX = 2**32 - 1
 MULTIPLIER = 0xD1342543DE82EF95

@@ -4,8 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -13,12 +12,13 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from oracles_heap import SlowHeap
 
 from llmds_nb import IndexedHeap
-from llmds_nb.kernels import heap as k
-from llmds_nb.kernels.rowheap import ordered_bits, ordered_float
-from llmds_nb.kernels.status import ABSENT, FULL
+from llmds_nb.primitives.dary_heap import ordered_bits, ordered_float
+from llmds_nb.primitives.status import ABSENT, FULL
+from llmds_nb.structures.kernels import heap as k
+
+from .oracle_heap import SlowHeap
 
 ITEMS = st.one_of(st.integers(0, 8), st.sampled_from([-(2**63), -1, 2**62, 2**63 - 1]))
 PRIORITIES = st.one_of(

@@ -4,8 +4,7 @@ import threading
 from collections import OrderedDict
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmds_nb import TokenLRU

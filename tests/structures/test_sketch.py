@@ -5,13 +5,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from oracles_sketch import TwinSketch
 
 from llmds_nb import CorruptFileError, CountMinSketch, load
-from llmds_nb._items import hash_items
+from llmds_nb.structures.item_hashing import hash_items
+
+from .oracle_sketch import TwinSketch
 
 INTS = st.integers(-(2**63), 2**63 - 1)
 ITEMS = st.integers(-3, 12) | INTS | st.text(max_size=3) | st.binary(max_size=3)

@@ -48,7 +48,7 @@ def plain_lsa(texts, dim):
 @pytest.mark.parametrize("n", [20, 300])
 def test_similarities_are_those_of_an_exact_svd(n, monkeypatch):
     # With many iterations the randomised SVD is exact as well.
-    monkeypatch.setattr("llmds_nb.encoders._ITERATIONS", 30)
+    monkeypatch.setattr("llmds_nb.text.lsa._ITERATIONS", 30)
     texts = some_texts(n)
     a = LsaEncoder(8).fit(texts).encode(texts)
     b = plain_lsa(texts, 8)(texts)
@@ -125,7 +125,7 @@ def test_an_unfitted_encoder_is_saved_as_such(tmp_path):
 
 
 def test_files_that_do_not_fit_together_are_refused(tmp_path):
-    from llmds_nb import _store
+    from llmds_nb._core import storage
 
     encoder = LsaEncoder(3).fit(TEXTS)
     arrays, header = encoder._state()
@@ -137,7 +137,9 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
         {"tokenizer/ptr": arrays["tokenizer/ptr"][:-1]},
     ]
     for change in bad:
-        _store.write(tmp_path / "lsa", "LsaEncoder", {**arrays, **change}, {**header, "version": 1})
+        storage.write(
+            tmp_path / "lsa", "LsaEncoder", {**arrays, **change}, {**header, "version": 1}
+        )
         with pytest.raises(CorruptFileError):
             LsaEncoder.load(tmp_path / "lsa")
     whole = tmp_path / "whole"
@@ -196,7 +198,7 @@ def test_threads_may_encode_together():
 
 
 def test_scipy_is_imported_only_where_it_is_needed():
-    code = "import sys, llmds_nb.encoders; sys.exit('scipy.sparse' in sys.modules)"
+    code = "import sys, llmds_nb.text.lsa; sys.exit('scipy.sparse' in sys.modules)"
     import subprocess
 
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from oracles_inverted_index import words
+from hypothesis import example, given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.tokenizer import STOPWORDS
+from llmds_nb.text.tokenizer import STOPWORDS
+
+from ..bm25.oracle import words
 
 has_stemmer = importlib.util.find_spec("Stemmer") is not None
 has_models = importlib.util.find_spec("tokenizers") is not None
@@ -56,20 +56,20 @@ def test_every_path_splits_as_re_does(texts, lowercase, pattern):
 
 
 def test_many_chunks_and_a_growing_table(monkeypatch):
-    monkeypatch.setattr("llmds_nb.tokenizer._CHUNK_CHARS", 2000)
+    monkeypatch.setattr("llmds_nb.text.tokenizer._CHUNK_CHARS", 2000)
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{n}" for n in rng.integers(0, 30_000, 40)) for _ in range(700)]
     texts[5] += " \u00e9t\u00e9"
     tokenizer = Tokenizer()
     tokenizer.fit(texts).check()
     assert decoded(tokenizer, tokenizer.encode(texts)) == [words(t) for t in texts]
-    monkeypatch.setattr("llmds_nb.tokenizer._CHUNK_CHARS", 1 << 20)
+    monkeypatch.setattr("llmds_nb.text.tokenizer._CHUNK_CHARS", 1 << 20)
     assert decoded(tokenizer, tokenizer.encode(texts)) == [words(t) for t in texts]
 
 
 @pytest.mark.parametrize("most", [1 << 16, 50])
 def test_words_that_are_remembered(most, monkeypatch):
-    monkeypatch.setattr("llmds_nb._words._MOST", most)
+    monkeypatch.setattr("llmds_nb.text.word_cache._MOST", most)
     asked = []
 
     def stem(word):
@@ -154,7 +154,7 @@ def test_callables_and_what_they_must_return():
 
 
 def test_a_callable_that_raises_leaves_the_vocabulary_as_it_was(monkeypatch):
-    monkeypatch.setattr("llmds_nb.tokenizer._CHUNK_CHARS", 1)
+    monkeypatch.setattr("llmds_nb.text.tokenizer._CHUNK_CHARS", 1)
 
     def stem(word):
         if word == "bad":
@@ -211,8 +211,7 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 
 
 def model_file(folder):
-    from tokenizers import Tokenizer as Model
-    from tokenizers import models, pre_tokenizers
+    from tokenizers import Tokenizer as Model, models, pre_tokenizers
 
     model = Model(models.WordLevel({"[UNK]": 0, "red": 1, "fox": 2, "far": 5}, "[UNK]"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()

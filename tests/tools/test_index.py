@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llmds_nb import RetrievalPipeline
-from llmds_nb.__main__ import main
+from llmds_nb.tools.main import main
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llmds_nb import __version__
-from llmds_nb.__main__ import main
+from llmds_nb.tools.main import main
 
 
 def bad(capsys, *arguments):

@@ -30,8 +30,8 @@ the number of documents: files may be opened without checksums.
 
 import numpy as np
 
-from .._jit import kernel
-from .planes import bits_spread, rows_sum
+from ..._core.jit import kernel
+from .simd_codec import bits_spread, rows_sum
 from .varint import varint_read, varint_size, varint_write
 
 BLOCK = 128

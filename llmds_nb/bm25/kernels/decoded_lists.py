@@ -20,9 +20,9 @@ A window is WINDOW rows, so the place in it fits 16 bits.
 
 import numpy as np
 
-from .._jit import kernel
-from .blocks import list_unpack
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .block_codec import list_unpack
 
 WINDOW = 1 << 16
 CODES = 1 << 16

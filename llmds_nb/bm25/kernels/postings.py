@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel
-from .blocks import BLOCK, list_find, list_pack, list_unpack
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .block_codec import BLOCK, list_find, list_pack, list_unpack
 
 NO_CLASS = (1 << 16) - 1
 _ENTRY_MOST = 12  # bytes: 8 / 128 of the table, 11.2 in a block, 10 as varints
@@ -221,11 +221,11 @@ def postings_merge(
     return g, position, position
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def term_place(terms, term):
     """Position of `term` in ascending int32[U] terms, or ABSENT. O(log U), O(1) if none lacks."""
     low, high = 0, min(terms.size, term + 1)
-    if 0 < high and terms[high - 1] == term:
+    if high > 0 and terms[high - 1] == term:
         return high - 1
     while low < high:
         middle = (low + high) >> 1
@@ -247,7 +247,7 @@ def _list_read(segment, place, rows, tfs):
     )  # fmt: skip
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _live_count(segment, place):
     rows, tfs = np.empty((2, segment.entries[place]), np.int32)
     count = 0

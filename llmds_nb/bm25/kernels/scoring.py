@@ -18,7 +18,7 @@ document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
 
 import math
 
-from .._jit import kernel
+from ..._core.jit import kernel
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}

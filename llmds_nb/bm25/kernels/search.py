@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import array_at, kernel
-from . import bm25_state as at
-from .bm25_formula import bm25_weights
-from .bm25_segment import FEW, LISTED, TERMS, lists_choose, lists_open, segment_search
-from .bm25_state import begin_of, postings_of, real_at, room_at, segment_at, vocabulary_at
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from ...primitives.topk import topk_select, topk_spread
+from ...text.kernels.tokenize import queries_group
+from . import state as at
 from .postings import postings_df_add
-from .status import ABSENT
-from .tokenize import queries_group
-from .topk import topk_select, topk_spread
+from .scoring import bm25_weights
+from .segment_search import FEW, LISTED, TERMS, lists_choose, lists_open, segment_search
+from .state import begin_of, postings_of, real_at, room_at, segment_at, vocabulary_at
 
 DENSE = 32  # windows are scanned if there is a posting for one in so many documents
 LOOKUP = 8  # postings are passed in the time that one is found

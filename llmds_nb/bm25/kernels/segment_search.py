@@ -15,10 +15,15 @@ unordered entries (`topk`; room = 2 k). Of a query's lists there are
 
 import numpy as np
 
-from .._jit import array_at, kernel
-from .bm25_formula import bm25_contribution
-from .bm25_state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
-from .bm25_window import (
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from ...primitives.topk import topk_select
+from .decoded_lists import WINDOW, list_code, list_rows
+from .postings import id_at, is_dead, length_at
+from .scoring import bm25_contribution
+from .state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
+from .window import (
     MANY_ROWS,
     MOST,
     ROUND_UP,
@@ -40,10 +45,6 @@ from .bm25_window import (
     values_pad,
     values_reach,
 )
-from .postings import id_at, is_dead, length_at
-from .status import ABSENT
-from .topk import topk_select
-from .unpacked import WINDOW, list_code, list_rows
 
 FEW = 16  # more hits than this are selected from twice as many
 TERMS = 1 << 14  # with more, marks could not tell scores apart
@@ -55,7 +56,7 @@ _POSTINGS, _STEPS, _ODD_ROWS, _ODD_TFS, _ODD, _ODD_STOP, _ODD_END = range(7)
 NO_FILTER, MASK, LISTED = range(3)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _passes(kind, mask, listed, id_):
     if kind == MASK:
         return id_ < mask.size and mask[id_]
@@ -137,7 +138,7 @@ def lists_choose(segment, places, gain, bonus, used):
     return n_used, most, postings, 3 * packed + 3 * longest + n_packed * (n_windows + 1)
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def lists_open(index, number, places, used, n_used, spare, lists):
     """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
     segment = segment_at(index, number)
@@ -174,7 +175,7 @@ def lists_open(index, number, places, used, n_used, spare, lists):
         row[_ODD_END] = odd
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def _window_mark(
     index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
 ):  # fmt: skip
@@ -216,7 +217,7 @@ def _window_mark(
     return total, n_touched
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def _window_score(
     index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, lookup
 ):  # fmt: skip
@@ -259,7 +260,7 @@ def _window_score(
                     )
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def _rank(scores, ids, n, k, best, best_ids):
     """Put the k best of n <= SOME documents in order; return how many. O(n^2), no branches."""
     positive = 0
@@ -274,7 +275,7 @@ def _rank(scores, ids, n, k, best, best_ids):
     return min(positive, k)
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def segment_search(
     index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup, kind, mask,
     listed, k, best, best_ids, n, least

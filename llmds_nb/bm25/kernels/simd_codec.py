@@ -1,4 +1,4 @@
-"""The planes of a block of 128 postings as vector code in portable LLVM IR (kernels/blocks.py).
+"""The bit planes of a block of 128 postings as vector code in portable LLVM IR (block_codec.py).
 
 Plain loops over slices cost twice the time: LLVM checks at each whether the arrays overlap, and
 finds no vector form of a prefix sum.
@@ -9,27 +9,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .products import _halved, _ints, _pick
+from ..._core.llvm import halved, ints, pick, spread
 
 _LANES = 16
 _CHUNKS = 128 // _LANES
 _BYTE, _INT, _WORD = (ir.IntType(bits) for bits in (8, 32, 64))
-_VECTOR = _ints(32, _LANES)
+_VECTOR = ints(32, _LANES)
 
 
 def _same(value):
     return ir.Constant(_VECTOR, [value] * _LANES)
 
 
-def _spread(builder, value):
-    """The int32 `value` in every lane."""
-    vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, _INT(0))
-    return _pick(builder, vector, vector, [0] * _LANES)
-
-
 def _bytes_at(builder, data, offset):
     """The bytes at data + offset as int32 lanes."""
-    place = builder.bitcast(builder.gep(data, [_WORD(offset)]), _ints(8, _LANES).as_pointer())
+    place = builder.bitcast(builder.gep(data, [_WORD(offset)]), ints(8, _LANES).as_pointer())
     return builder.zext(builder.load(place, align=1), _VECTOR)
 
 
@@ -49,7 +43,7 @@ def _data_of(context, builder, signature, args):
 def _total(builder, vector):
     """The sum of the lanes, as int32."""
     while vector.type.count > 1:
-        vector = _halved(builder, vector)
+        vector = halved(builder, vector)
     return builder.extract_element(vector, _INT(0))
 
 
@@ -73,9 +67,9 @@ def _planes_of(builder, planes, data):
     data = builder.gep(data, [builder.select(has_nibbles, _WORD(64), _WORD(0))])
     pairs = builder.select(has_pairs, data, nothing)
     shift = builder.trunc(builder.mul(n_bytes, _WORD(8)), _INT)
-    parts = [(nibbles, 4, _spread(builder, shift))]
+    parts = [(nibbles, 4, spread(builder, shift, _LANES))]
     shift = builder.add(shift, builder.select(has_nibbles, _INT(4), _INT(0)))
-    parts.append((pairs, 2, _spread(builder, shift)))
+    parts.append((pairs, 2, spread(builder, shift, _LANES)))
 
     def gaps(chunk):
         value = _bytes_at(builder, low, chunk * _LANES)
@@ -92,7 +86,7 @@ def _planes_of(builder, planes, data):
 def _rows_sum(context, builder, signature, args):
     planes, row = args[3:]
     gaps = _planes_of(builder, planes, _data_of(context, builder, signature, args))
-    carry = _spread(builder, builder.trunc(builder.sub(row, _WORD(1)), _INT))
+    carry = spread(builder, builder.trunc(builder.sub(row, _WORD(1)), _INT), _LANES)
     before = builder.trunc(row, _INT)
     high = _same(0)
     for chunk, place in enumerate(_chunks(context, builder, signature.args[0], args[0])):
@@ -101,11 +95,11 @@ def _rows_sum(context, builder, signature, args):
         step = 1
         while step < _LANES:
             lanes = [_LANES - step + lane for lane in range(_LANES)]
-            value = builder.add(value, _pick(builder, _same(0), value, lanes))
+            value = builder.add(value, pick(builder, _same(0), value, lanes))
             step *= 2
         value = builder.add(value, carry)
         builder.store(value, place, align=4)
-        carry = _pick(builder, value, value, [_LANES - 1] * _LANES)
+        carry = pick(builder, value, value, [_LANES - 1] * _LANES)
     # The sum of 128 lower halves is less than 2**32, so the last row tells it.
     high = builder.shl(builder.zext(_total(builder, high), _WORD), _WORD(16))
     last = builder.add(builder.extract_element(carry, _INT(0)), _INT(1))

@@ -8,11 +8,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .products import _ints, _pick
+from ..._core.llvm import ints, spread
 
 BITS = 64  # marks that are looked at together
 
-_MARKS = _ints(16, BITS)
+_MARKS = ints(16, BITS)
 _INT, _WORD = ir.IntType(32), ir.IntType(64)
 
 
@@ -23,8 +23,7 @@ def _at(builder, data, offset):
 
 def _reach_bits(context, builder, signature, args):
     data = context.make_array(signature.args[0])(context, builder, args[0]).data
-    bar = builder.insert_element(ir.Constant(_MARKS, ir.Undefined), args[2], _INT(0))
-    bar = _pick(builder, bar, bar, [0] * BITS)
+    bar = spread(builder, args[2], BITS)
     marks = builder.load(_at(builder, data, args[1]), align=2)
     return builder.bitcast(builder.icmp_unsigned(">=", marks, bar), _WORD)
 

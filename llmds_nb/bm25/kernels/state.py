@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import array_at, kernel
-from .lines import address_of
+from ..._core.arrays import address_of
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from .decoded_lists import WINDOW
 from .postings import Segment
-from .unpacked import WINDOW
 
 BINS = 1 << 11
 SPARE = 1 << 16

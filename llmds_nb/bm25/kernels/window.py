@@ -11,12 +11,12 @@ Arrays are as in `unpacked` and `bm25_state`.
 
 import numpy as np
 
-from .._jit import kernel
-from .bm25_formula import bm25_contribution
-from .bm25_state import BINS
+from ..._core.jit import kernel
+from .decoded_lists import WINDOW
 from .postings import length_at
-from .reach import BITS, columns_most, count_bits, lowest_bit, reach_bits
-from .unpacked import WINDOW
+from .scoring import bm25_contribution
+from .simd_threshold import BITS, columns_most, count_bits, lowest_bit, reach_bits
+from .state import BINS
 
 MOST = 65535  # units
 ROUND_UP = 1.03125
@@ -31,7 +31,7 @@ _PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 _0, _1 = np.uint64(0), np.uint64(1)
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def bounds_add(postings, at, stop, bounds, factor, extra, marks):
     """Add postings[at:stop] to the marks: factor * bounds[code] + extra in float32. O(postings)."""
     part = postings[at:stop]
@@ -41,7 +41,7 @@ def bounds_add(postings, at, stop, bounds, factor, extra, marks):
         marks[np.uint64(posting & _PLACE)] += np.uint16(np.int32(bound))
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def bounds_touch(postings, at, stop, bounds, factor, extra, marks, touched, n_touched):
     """`bounds_add` that notes the rows whose mark was 0; return how many there are now."""
     part = postings[at:stop]
@@ -57,7 +57,7 @@ def bounds_touch(postings, at, stop, bounds, factor, extra, marks, touched, n_to
     return np.int64(n)
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def scores_add(postings, at, stop, table, gain, bonus, marks, bar, acc):
     """Add postings[at:stop] to the scores of rows whose mark reaches the bar. O(postings)."""
     part = postings[at:stop]
@@ -68,7 +68,7 @@ def scores_add(postings, at, stop, table, gain, bonus, marks, bar, acc):
             acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def scores_find(postings, at, stop, table, gain, bonus, rows, n, spots, acc):
     """Add what postings[at:stop], at least one, hold of n rows to their scores. O(n log postings).
 
@@ -190,14 +190,14 @@ def values_pad(values, n):
         values[i] = 0
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def bins_count(marks, rows, n, bins):
     """Count the marks of n rows into the bins. O(n)."""
     for j in range(n):
         bins[np.uint64(marks[np.uint64(rows[j])] >> np.uint16(_BIN_SHIFT))] += 1
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def bins_bound(bins, k):
     """A number that at least k of all marks counted reach, or 0. O(bins)."""
     count = 0

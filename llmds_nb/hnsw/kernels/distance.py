@@ -17,9 +17,10 @@ A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 1
 import numpy as np
 from numba import types
 
-from .._jit import array_at, half_value, kernel, kernel_by_type, prefetch
-from .lines import LINE
-from .products import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
+from ..._core.arrays import LINE
+from ..._core.intrinsics import array_at, half_value, prefetch
+from ..._core.jit import kernel, kernel_by_type
+from .simd import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 
 L2, IP, COSINE = 0, 1, 2
 

@@ -41,11 +41,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import array_at, kernel, prefetch
+from ..._core.arrays import LINE
+from ..._core.intrinsics import array_at, prefetch
+from ..._core.jit import kernel
 from .distance import rows_keys
-from .lines import LINE
-from .products import WORDS, words_up
-from .sieve import sieve_prefetch, slots_sieved
+from .prefilter import sieve_prefetch, slots_sieved
+from .simd import WORDS, words_up
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1

@@ -18,9 +18,11 @@ two reads nothing that another thread writes. Then `tree_extend` gives every new
 
 import numpy as np
 
-from .._jit import array_at, borrowed, kernel
+from ..._core.intrinsics import array_at, borrowed
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
 from .distance import query_room, row_query, rows_any_below, rows_keys
-from .hnsw import (
+from .graph import (
     BLOCK_BITS,
     PASSES,
     doubles_at,
@@ -33,8 +35,7 @@ from .hnsw import (
     pool_room,
     pool_slot,
 )
-from .sieve import sieve_query, sieve_room
-from .status import ABSENT
+from .prefilter import sieve_query, sieve_room
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
 SOURCE_MASK = (1 << TARGET_SHIFT) - 1

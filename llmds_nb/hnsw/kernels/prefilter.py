@@ -22,11 +22,12 @@ with what the codes of the query and of the row stand for, q' and x'. So a key o
 import numpy as np
 from numba import types
 
-from .._jit import array_at, kernel, kernel_by_type
-from .codes import QUERY_DOT, codes_query
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel, kernel_by_type
 from .distance import COSINE, IP, key_value, prefetch_row, query_room, rounding, rows_keys
-from .products import PLANES
-from .signs import signs_prefetch, signs_query, signs_sieved
+from .scalar_quantizer import QUERY_DOT, codes_query
+from .sign_codes import signs_prefetch, signs_query, signs_sieved
+from .simd import PLANES
 
 _MOST = 2.0**31 - 1
 

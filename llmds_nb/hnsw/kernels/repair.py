@@ -11,11 +11,12 @@ number of threads and no reader of the old snapshot sees it.
 
 import numpy as np
 
-from .._jit import array_at, borrowed, kernel
+from ..._core.intrinsics import array_at, borrowed
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
 from .distance import query_room, row_query, rows_any_below, rows_keys
-from .hnsw import ints_at, level_row, links_row, pool_insert, pool_key, pool_slot
-from .hnsw_build import LEVEL_SHIFT, TARGET_SHIFT
-from .status import ABSENT
+from .graph import ints_at, level_row, links_row, pool_insert, pool_key, pool_slot
+from .insert import LEVEL_SHIFT, TARGET_SHIFT
 
 _WIDTHS = 8  # times the width of a row: the most candidates, and rows read, for one row
 

@@ -14,7 +14,7 @@ minus 128 is the component itself.
 import numpy as np
 from numba import types
 
-from .._jit import kernel, kernel_by_type
+from ..._core.jit import kernel, kernel_by_type
 from .distance import IP
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.

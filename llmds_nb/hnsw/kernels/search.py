@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from .._jit import array_at, borrowed, kernel
-from .codes import codes_query
+from ..._core.intrinsics import array_at, borrowed
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from ...primitives.topk import topk_push, topk_sort
 from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_room, rounding, row_value
-from .hnsw import (
+from .graph import (
     PASSES,
     doubles_at,
     floats_at,
@@ -16,9 +18,8 @@ from .hnsw import (
     pool_slot,
     state_at,
 )
-from .sieve import sieve_query, sieve_room
-from .status import ABSENT
-from .topk import topk_push, topk_sort
+from .prefilter import sieve_query, sieve_room
+from .scalar_quantizer import codes_query
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _SCAN_ROWS = 64  # rows that stay in the cache while every query passes over them

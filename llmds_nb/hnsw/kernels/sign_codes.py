@@ -22,9 +22,10 @@ and of a query
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from ..._core.intrinsics import prefetch
+from ..._core.jit import kernel
 from .distance import IP, prefetch_row
-from .products import PLANES, planes_far, planes_pack
+from .simd import PLANES, planes_far, planes_pack
 
 NUMBERS = 8  # bytes of the two at the end
 _HIGHEST = np.float32((1 << (PLANES - 1)) - 1)

@@ -5,30 +5,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..._core.llvm import halved, ints, load_unaligned, pick
+
 CODE_LANES = 32  # codes are padded to whole vectors of this many
 CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
 CODE_ROWS = 4  # rows whose products are formed side by side
 SIGN_LANES = 32  # bytes of signs are padded to whole vectors of this many
 WORDS = 8  # int64 moved at once
 PLANES = 4  # bits of a number that signs are weighted with
-
-
-def _ints(bits, lanes):
-    return ir.VectorType(ir.IntType(bits), lanes)
-
-
-def _pick(builder, one, other, lanes):
-    """The vector of these lanes of `one`, and, counted on, of `other`."""
-    return builder.shuffle_vector(one, other, ir.Constant(_ints(32, len(lanes)), lanes))
-
-
-def _halved(builder, value):
-    """The lower half of the int32 lanes plus the upper half."""
-    lanes = list(range(value.type.count))
-    half = len(lanes) // 2
-    return builder.add(
-        _pick(builder, value, value, lanes[:half]), _pick(builder, value, value, lanes[half:])
-    )
 
 
 def _pair_sums(builder, factors, query, codes):
@@ -38,16 +22,14 @@ def _pair_sums(builder, factors, query, codes):
     of the plain loop at p = 128) in a loop, so its shape is spelled out, in portable IR.
     """
     q, c = (
-        builder.load(builder.bitcast(at, _ints(bits, CODE_LANES).as_pointer()), align=1)
+        builder.load(builder.bitcast(at, ints(bits, CODE_LANES).as_pointer()), align=1)
         for at, bits in ((query, 16), (codes, 8))
     )
-    a, b = factors(builder, q, builder.zext(c, _ints(16, CODE_LANES)))
-    wide = _ints(32, CODE_LANES)
+    a, b = factors(builder, q, builder.zext(c, ints(16, CODE_LANES)))
+    wide = ints(32, CODE_LANES)
     product = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
     even, odd = (list(range(start, CODE_LANES, 2)) for start in (0, 1))
-    return builder.add(
-        _pick(builder, product, product, even), _pick(builder, product, product, odd)
-    )
+    return builder.add(pick(builder, product, product, even), pick(builder, product, product, odd))
 
 
 def _sum_products(factors):
@@ -60,7 +42,7 @@ def _sum_products(factors):
         )
         size = cgutils.unpack_tuple(builder, codes.shape)[0]
         half = CODE_LANES // 2
-        total = cgutils.alloca_once_value(builder, ir.Constant(_ints(32, half), [0] * half))
+        total = cgutils.alloca_once_value(builder, ir.Constant(ints(32, half), [0] * half))
         step = size.type(CODE_LANES)
         with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
             places = (builder.gep(data, [at]) for data in (query.data, codes.data))
@@ -68,7 +50,7 @@ def _sum_products(factors):
             builder.store(builder.add(builder.load(total), sums), total)
         value = builder.load(total)
         while value.type.count > 1:
-            value = _halved(builder, value)
+            value = halved(builder, value)
         return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     return codegen
@@ -94,7 +76,7 @@ def _sum_products_rows(factors):
             slot = builder.load(builder.gep(slots.data, [builder.add(at, at.type(r))]))
             slot = builder.zext(slot, stride.type)
             starts.append(builder.gep(rows.data, [builder.mul(slot, stride)]))
-            zero = ir.Constant(_ints(32, half), [0] * half)
+            zero = ir.Constant(ints(32, half), [0] * half)
             totals.append(cgutils.alloca_once_value(builder, zero))
         step = size.type(CODE_LANES)
         with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (j, _):
@@ -102,14 +84,14 @@ def _sum_products_rows(factors):
             for start, total in zip(starts, totals, strict=True):
                 sums = _pair_sums(builder, factors, place, builder.gep(start, [j]))
                 builder.store(builder.add(builder.load(total), sums), total)
-        values = [_halved(builder, builder.load(total)) for total in totals]
+        values = [halved(builder, builder.load(total)) for total in totals]
         while len(values) > 1:  # neighbours added in pairs within each four lanes: x86 phaddd
             values = [
                 _neighbours_added(builder, *pair)
                 for pair in zip(values[::2], values[1::2], strict=True)
             ]
-        place = builder.bitcast(builder.gep(keys.data, [to]), _ints(32, CODE_ROWS).as_pointer())
-        builder.store(_halved(builder, values[0]), place, align=4)
+        place = builder.bitcast(builder.gep(keys.data, [to]), ints(32, CODE_ROWS).as_pointer())
+        builder.store(halved(builder, values[0]), place, align=4)
         return context.get_dummy_value()
 
     return codegen
@@ -119,7 +101,7 @@ def _neighbours_added(builder, one, other):
     """Lanes 0 + 1 and 2 + 3 of the first four of `one`, of `other`; then of the second four."""
     lanes = [base + i for half in (0, 4) for base in (half, 8 + half) for i in (0, 2)]
     return builder.add(
-        _pick(builder, one, other, lanes), _pick(builder, one, other, [i + 1 for i in lanes])
+        pick(builder, one, other, lanes), pick(builder, one, other, [i + 1 for i in lanes])
     )
 
 
@@ -162,25 +144,22 @@ def _rows_signature(query, rows, slots, keys):
     return types.void(query, rows, slots, types.intp, keys, types.intp)
 
 
-def _words_at(builder, place, type_):
-    """What stands at a place, of any alignment."""
-    return builder.load(builder.bitcast(place, type_.as_pointer()), align=1)
-
-
 def _planes_sum(builder, planes, width, start):
     """The sum that `planes_far` needs, int64."""
-    words = _ints(64, SIGN_LANES // 8)
+    words = ints(64, SIGN_LANES // 8)
     count = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(words, [words]), f"llvm.ctpop.v{words.count}i64"
     )
     total = cgutils.alloca_once_value(builder, ir.Constant(words, [0] * words.count))
     step = width.type(SIGN_LANES)
     with cgutils.for_range_slice(builder, width.type(0), width, step, inc=True) as (at, _):
-        signs = _words_at(builder, builder.gep(start, [at]), words)
+        signs = load_unaligned(builder, builder.gep(start, [at]), words)
         sums = None
         for i in reversed(range(PLANES)):
             place = builder.gep(planes, [builder.add(at, builder.mul(width, width.type(i)))])
-            found = builder.call(count, [builder.and_(signs, _words_at(builder, place, words))])
+            found = builder.call(
+                count, [builder.and_(signs, load_unaligned(builder, place, words))]
+            )
             if sums is None:  # the highest bit of a negative number
                 sums = builder.neg(found)
             else:
@@ -188,7 +167,7 @@ def _planes_sum(builder, planes, width, start):
         builder.store(builder.add(builder.load(total), sums), total)
     value = builder.load(total)
     while value.type.count > 1:
-        value = _halved(builder, value)
+        value = halved(builder, value)
     return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
 
@@ -211,8 +190,8 @@ def planes_far(typingctx, planes, signs, row, weight, constant):
         start = builder.gep(signs.data, [builder.mul(args[2], stride)])
         total = builder.sitofp(_planes_sum(builder, planes.data, width, start), ir.FloatType())
         end = builder.gep(start, [width])
-        square = _words_at(builder, builder.gep(end, [width.type(-8)]), ir.IntType(32))
-        gain = _words_at(builder, builder.gep(end, [width.type(-4)]), ir.FloatType())
+        square = load_unaligned(builder, builder.gep(end, [width.type(-8)]), ir.IntType(32))
+        gain = load_unaligned(builder, builder.gep(end, [width.type(-4)]), ir.FloatType())
         product = builder.fadd(builder.fmul(args[3], total), args[4])
         square = builder.sitofp(square, ir.FloatType())
         return builder.fsub(square, builder.fmul(gain, product))
@@ -234,11 +213,11 @@ def planes_pack(typingctx, numbers, planes):
         )
         size = cgutils.unpack_tuple(builder, numbers.shape)[0]
         width = cgutils.unpack_tuple(builder, planes.shape)[1]
-        lanes, word = _ints(16, CODE_LANES), ir.IntType(CODE_LANES)
+        lanes, word = ints(16, CODE_LANES), ir.IntType(CODE_LANES)
         zero = ir.Constant(lanes, [0] * CODE_LANES)
         step = size.type(CODE_LANES)
         with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
-            values = _words_at(builder, builder.gep(numbers.data, [at]), lanes)
+            values = load_unaligned(builder, builder.gep(numbers.data, [at]), lanes)
             byte = builder.lshr(at, at.type(3))
             for i in range(PLANES):
                 bits = builder.and_(values, ir.Constant(lanes, [1 << i] * CODE_LANES))
@@ -258,10 +237,10 @@ def words_up(typingctx, words, start):
 
     def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])
-        lanes = _ints(64, WORDS)
+        lanes = ints(64, WORDS)
         source = builder.gep(array.data, [args[1]])
         target = builder.bitcast(builder.gep(source, [args[1].type(1)]), lanes.as_pointer())
-        builder.store(_words_at(builder, source, lanes), target, align=8)
+        builder.store(load_unaligned(builder, source, lanes), target, align=8)
         return context.get_dummy_value()
 
     return types.void(words, types.intp), codegen

@@ -11,8 +11,8 @@ Invariants: stack[:n_free] holds every page with ref 0, once each, and no other.
 
 import numpy as np
 
-from .._jit import kernel
-from .status import ABSENT, FULL, INVALID, OK
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT, FULL, INVALID, OK
 
 
 @kernel
@@ -66,7 +66,7 @@ def page_free_many(ref, stack, meta, pages):
     return ABSENT
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def page_compact_plan(live, src, dst):
     """Moves that bring all live pages (bool[P]) to the lowest ids; return their number. O(P).
 

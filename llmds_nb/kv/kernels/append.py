@@ -1,4 +1,4 @@
-"""Sequences of a KV cache that grow: append and commit (kernels/kv_rows.py).
+"""Sequences of a KV cache that grow: append and commit (kernels/sequences.py).
 
 A decode step is one call for many sequences, of which few reach the end of a page or share one. The
 others store their token in the tail page as they are found, which cannot fail; those few are found
@@ -7,15 +7,13 @@ by ROOM = 0 and follow, all or none. If they cannot, or an id is bad, the others
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find
-from .kv_attach import tokens_check
-from .kv_chunks import pool_lacks
-from .kv_pages import make_room, page_copy, page_drop, page_take, rooms_missing
-from .kv_rows import (
-    BAD_TOKEN,
-    GROW,
-    UNEVEN,
+from ..._core.jit import kernel
+from ...primitives.hash_table import table_find
+from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, INVALID, OK, UNEVEN
+from .arena import pool_lacks
+from .attach import tokens_check
+from .pages import make_room, page_copy, page_drop, page_take, rooms_missing
+from .sequences import (
     blocks_get,
     blocks_grow,
     blocks_lack,
@@ -24,7 +22,7 @@ from .kv_rows import (
     row_find,
     row_find_long,
 )
-from .kv_state import (
+from .state import (
     CACHED,
     CALL,
     COMMITTED,
@@ -42,7 +40,6 @@ from .kv_state import (
     TAIL,
     state_at,
 )
-from .status import ABSENT, FULL, INVALID, OK
 
 
 @kernel(internal=True)
@@ -175,7 +172,7 @@ def _append_roomless(s, n, tokens, slots):
     return _append_rows(s, roomless, first, 1, tokens, slots)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _append_run(handle, call, start, seq_ids, tokens, slots, committed):
     """Do the step from its start-th sequence on up to one that is not where it was, or has no ROOM.
 

@@ -1,11 +1,11 @@
 """Chunks of 2**class entries in the pool of a KV cache: block tables, quota heaps, pending copies.
 
-A free chunk's first entry is the offset of the next free one of its class (kernels/kv_state.py).
+A free chunk's first entry is the offset of the next free one of its class (kernels/state.py).
 """
 
-from .._jit import kernel
-from .kv_state import CHUNKS, MISSING, MOVES, MOVES_CLASS, N_MOVES, POOL_TOP
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .state import CHUNKS, MISSING, MOVES, MOVES_CLASS, N_MOVES, POOL_TOP
 
 _LEAST_CLASS = 2
 

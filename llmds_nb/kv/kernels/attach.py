@@ -1,13 +1,24 @@
-"""Sequences of a KV cache that come and go: match, attach, detach (kernels/kv_rows.py)."""
+"""Sequences of a KV cache that come and go: match, attach, detach (kernels/sequences.py)."""
 
 import numpy as np
 
-from .._jit import kernel
-from .eviction import PATH_LRFU, RELEASED, TOUCHED, key_update
-from .hashtable import table_find
-from .kv_chunks import chunk_class, pool_lacks
-from .kv_history import history_find
-from .kv_pages import (
+from ..._core.jit import kernel
+from ...primitives.hash_table import table_find
+from ...primitives.status import (
+    ABSENT,
+    BAD_ID,
+    BAD_TOKEN,
+    FULL,
+    GROW,
+    GROW_SEQUENCES,
+    INVALID,
+    OK,
+    PRESENT,
+)
+from .arena import chunk_class, pool_lacks
+from .eviction_policy import PATH_LRFU, RELEASED, TOUCHED, key_update
+from .ghost_entries import history_find
+from .pages import (
     chain_start,
     chain_step,
     child_guess,
@@ -16,20 +27,9 @@ from .kv_pages import (
     page_take,
     rooms_missing,
 )
-from .kv_rows import (
-    BAD_ID,
-    BAD_TOKEN,
-    GROW,
-    GROW_ROWS,
-    blocks_get,
-    pages_drop,
-    row_find,
-    row_give,
-    row_take,
-    rows_lack,
-    twins_cache,
-)
-from .kv_state import (
+from .prefix_table import hash_get, prefix_find
+from .sequences import blocks_get, pages_drop, row_find, row_give, row_take, rows_lack, twins_cache
+from .state import (
     CACHED,
     CALL,
     CANON,
@@ -62,8 +62,6 @@ from .kv_state import (
     TURN,
     state_at,
 )
-from .prefix import hash_get, prefix_find
-from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 
 @kernel(internal=True)
@@ -130,7 +128,7 @@ def chain_match(s, domain, tokens, pages):
 
 @kernel(internal=True)
 def _recall(s, row, tokens, hits):
-    """Set SEQ_TURN, and PAST of path-lrfu, as kernels/eviction.py says. O(n_tokens missed)."""
+    """Set SEQ_TURN, and PAST of path-lrfu, as eviction_policy.py says. O(n_tokens missed)."""
     size = s.tok.shape[1]
     h0, h1, _ = chain_start(s, s.seq[row, SEQ_DOMAIN])
     if hits > 0:
@@ -217,7 +215,7 @@ def _attach_plan(s, seq_ids, tokens, indptr):
     if not tokens_check(s, tokens):
         return BAD_TOKEN
     if rows_lack(s, n):
-        return GROW_ROWS
+        return GROW_SEQUENCES
     return GROW if pool_lacks(s, entries, 0) else OK
 
 

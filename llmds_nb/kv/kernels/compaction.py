@@ -1,8 +1,11 @@
 """Compaction of a KV cache: pages in use move to the lowest ids, and every mention follows."""
 
-from .._jit import kernel
-from .kv_leaves import leaf_heaps_rename
-from .kv_state import (
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .allocator import page_compact_plan
+from .eviction_heap import leaf_heaps_rename
+from .prefix_table import prefix_insert
+from .state import (
     BLOCKS,
     CACHED,
     CANON,
@@ -21,9 +24,6 @@ from .kv_state import (
     TAIL,
     state_at,
 )
-from .paging import page_compact_plan
-from .prefix import prefix_insert
-from .status import ABSENT
 
 
 @kernel(internal=True)

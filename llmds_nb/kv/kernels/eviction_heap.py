@@ -11,9 +11,10 @@ Invariants: an entry repeats key and PRIORITY of its page, and is no lower than 
 
 import numpy as np
 
-from .._jit import kernel
-from .eviction import key_get, key_set
-from .kv_state import (
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .eviction_policy import key_get, key_set
+from .state import (
     CACHED,
     DOMAIN,
     EVICTABLE,
@@ -32,7 +33,6 @@ from .kv_state import (
     REF,
     STATE,
 )
-from .status import ABSENT
 
 ENTRY = 4  # int32 per entry
 

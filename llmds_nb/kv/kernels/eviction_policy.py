@@ -24,7 +24,7 @@ Path-LRFU. At request r, a request in turn t of its conversation adds 2**(r / 50
 every page that it finds or makes; *weight* = UNIT * log of the sum, key = weight - DEPTH_STEP *
 DEPTH, so of equals the deeper page goes first. Untouched keys need no update, since all decay
 alike, and later turns, likelier to go on, weigh more. Both outlast eviction, which is most of the
-gain in a small cache (kernels/kv_history.py):
+gain in a small cache (kernels/ghost_entries.py):
 
 - An evicted leaf leaves its weight and TURN in the history, unless a page below it has left one no
   less (KNOWN): a path that goes page by page from its end leaves one entry per distinct weight.
@@ -36,20 +36,10 @@ gain in a small cache (kernels/kv_history.py):
 
 import numpy as np
 
-from .._jit import kernel
-from .kv_history import history_put
-from .kv_state import (
-    CLOCK,
-    DEPTH,
-    EVENTS,
-    KEY,
-    PARENT,
-    POLICY,
-    REQUESTS,
-    TURN,
-    USES,
-)
-from .prefix import hash_get
+from ..._core.jit import kernel
+from .ghost_entries import history_put
+from .prefix_table import hash_get
+from .state import CLOCK, DEPTH, EVENTS, KEY, PARENT, POLICY, REQUESTS, TURN, USES
 
 LRU, FIFO, LFU, PRIO, PATH_LRFU, CUSTOM = range(6)
 INSERTED, TOUCHED, RELEASED = range(3)

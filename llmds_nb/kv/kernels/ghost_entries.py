@@ -1,4 +1,4 @@
-"""What path-lrfu remembers of evicted pages: their weight and turn (kernels/eviction.py).
+"""What path-lrfu remembers of evicted pages: their weight and turn (kernels/eviction_policy.py).
 
 pool[HISTORY : HISTORY + 16 * BUCKETS]: buckets of WAYS records, each an int64 as low and high half:
 from the top, the page's weight but for its low 20 bits, 6 bits of turn (at most 63) and 20 bits of
@@ -13,8 +13,9 @@ A full bucket gives up its lowest record, the one of the page that would be evic
 
 import numpy as np
 
-from .._jit import kernel, mul_hi
-from .kv_state import BUCKETS, HISTORY
+from ..._core.intrinsics import mul_hi
+from ..._core.jit import kernel
+from .state import BUCKETS, HISTORY
 
 WAYS = 8  # a bucket is 64 bytes
 TURNS = 63

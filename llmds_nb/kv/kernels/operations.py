@@ -1,4 +1,4 @@
-"""What else a KV cache does: write, fork, truncate, pin, evict, quotas (kernels/kv_rows.py).
+"""What else a KV cache does: write, fork, truncate, pin, evict, quotas (kernels/sequences.py).
 
 Entry points, called from Python, take the arrays flat, since a tuple costs more at that door;
 inside, the state is one KVState.
@@ -6,12 +6,13 @@ inside, the state is one KVState.
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find
-from .kv_attach import pages_release
-from .kv_chunks import chunk_class, chunk_give, chunk_take, pool_lacks
-from .kv_leaves import ENTRY, domain_heap_fill, leaf_lowest, leaf_rekey
-from .kv_pages import (
+from ..._core.jit import kernel
+from ...primitives.hash_table import table_find
+from ...primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT
+from .arena import chunk_class, chunk_give, chunk_take, pool_lacks
+from .attach import pages_release
+from .eviction_heap import ENTRY, domain_heap_fill, leaf_lowest, leaf_rekey
+from .pages import (
     evict_many,
     leaf_evict,
     make_room,
@@ -21,17 +22,8 @@ from .kv_pages import (
     page_drop,
     rooms_missing,
 )
-from .kv_rows import (
-    GROW,
-    GROW_ROWS,
-    blocks_get,
-    row_find,
-    row_find_long,
-    row_take,
-    rows_lack,
-    twins_cache,
-)
-from .kv_state import (
+from .sequences import blocks_get, row_find, row_find_long, row_take, rows_lack, twins_cache
+from .state import (
     CACHED,
     CANON,
     CGEN,
@@ -59,7 +51,6 @@ from .kv_state import (
     TAIL,
     state_at,
 )
-from .status import ABSENT, FULL, INVALID, OK, PRESENT
 
 
 @kernel
@@ -121,7 +112,7 @@ def kv_fork(handle, seq_id, new_id):
         return PRESENT
     n = s.seq[row, NPAGES]
     if rows_lack(s, 1):
-        return GROW_ROWS
+        return GROW_SEQUENCES
     if pool_lacks(s, 1 << chunk_class(n), 0):
         return GROW
     new = row_take(s, new_id, s.seq[row, SEQ_DOMAIN], s.seq[row, SEQ_PRIORITY], n)

@@ -1,14 +1,14 @@
 """Reading a KV cache out: page tables in the engines' layouts, slots and tokens.
 
-State as in kernels/kv_state.py. A batch names its sequences by their rows: see `rows_find`.
+State as in kernels/state.py. A batch names its sequences by their rows: see `rows_find`.
 """
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find
-from .kv_state import BLOCKS, LENGTH, NPAGES, state_at
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.hash_table import table_find
+from ...primitives.status import ABSENT
+from .state import BLOCKS, LENGTH, NPAGES, state_at
 
 
 @kernel

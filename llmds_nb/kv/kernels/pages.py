@@ -1,18 +1,13 @@
-"""Pages of a KV cache: taking, dropping, copying, caching, evicting (kernels/kv_state.py)."""
+"""Pages of a KV cache: taking, dropping, copying, caching, evicting (kernels/state.py)."""
 
 import numpy as np
 
-from .._jit import kernel
-from .eviction import INSERTED, key_update, leaf_remember
-from .kv_leaves import (
-    became_evictable,
-    became_held,
-    is_held,
-    leaf_add,
-    leaf_drop,
-    leaf_lowest,
-)
-from .kv_state import (
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .eviction_heap import became_evictable, became_held, is_held, leaf_add, leaf_drop, leaf_lowest
+from .eviction_policy import INSERTED, key_update, leaf_remember
+from .prefix_table import hash_set, prefix_hash, prefix_insert, prefix_remove
+from .state import (
     CACHED,
     CHILD,
     COPIES,
@@ -51,8 +46,6 @@ from .kv_state import (
     TURN,
     USES,
 )
-from .prefix import hash_set, prefix_hash, prefix_insert, prefix_remove
-from .status import ABSENT
 
 
 @kernel(internal=True)

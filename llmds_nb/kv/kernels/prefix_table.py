@@ -12,10 +12,10 @@ between a page's home and its place; a page stands at most once.
 
 import numpy as np
 
-from .._jit import kernel
-from .hashing import fold64, mix64
-from .kv_state import HASH, PARENT, TABLE, TABLE_MASK
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.hashing import fold64, mix64
+from ...primitives.status import ABSENT
+from .state import HASH, PARENT, TABLE, TABLE_MASK
 
 _K0 = np.uint64(0x2D358DCCAA6C78A5)
 _K1 = np.uint64(0x8BB84B93962EACC9)

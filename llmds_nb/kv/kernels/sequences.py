@@ -8,7 +8,7 @@ it is about in meta[MISSING]:
     PRESENT     a sequence has this id already
     INVALID     as the kernel says
     GROW        the pool needs so many more entries: the object makes them and calls again
-    GROW_ROWS   `hot`, `seq` and `ids` need room for so many more sequences, likewise
+    GROW_SEQUENCES   `hot`, `seq` and `ids` need room for so many more sequences, likewise
     BAD_ID      an id below 0
     BAD_TOKEN   a token below 0
     UNEVEN      arrays that go together differ in length
@@ -16,13 +16,15 @@ it is about in meta[MISSING]:
 
 import numpy as np
 
-from .._jit import kernel
-from .eviction import key_get
-from .hashtable import table_find, table_remove, table_set
-from .kv_chunks import chunk_class, chunk_give, chunk_regrow, chunk_take
-from .kv_leaves import leaf_rekey
-from .kv_pages import chain_start, chain_step, page_cache, page_drop
-from .kv_state import (
+from ..._core.jit import kernel
+from ...primitives.hash_table import table_find, table_remove, table_set
+from ...primitives.status import ABSENT, INVALID
+from .arena import chunk_class, chunk_give, chunk_regrow, chunk_take
+from .eviction_heap import leaf_rekey
+from .eviction_policy import key_get
+from .pages import chain_start, chain_step, page_cache, page_drop
+from .prefix_table import hash_get, prefix_find
+from .state import (
     BLOCKS,
     CACHED,
     CANON,
@@ -53,14 +55,6 @@ from .kv_state import (
     TAIL,
     TWINS,
 )
-from .prefix import hash_get, prefix_find
-from .status import ABSENT, INVALID
-
-GROW = -5
-GROW_ROWS = -6
-BAD_ID = -7
-BAD_TOKEN = -8
-UNEVEN = -9
 
 
 @kernel(internal=True)
@@ -221,7 +215,7 @@ def row_commit(s, row, n_tokens):
 
 @kernel(internal=True)
 def room_set(s, row):
-    """Set ROOM, whose meaning is in kernels/kv_state.py. O(1)."""
+    """Set ROOM, whose meaning is in kernels/state.py. O(1)."""
     size = s.tok.shape[1]
     used, tail = s.hot[row, LENGTH] % size, s.hot[row, TAIL]
     entered = (s.meta[SHARING] == 0) | (s.seq[row, NHASH] == s.hot[row, LENGTH] // size)

@@ -4,14 +4,14 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
 
     page   int32[P, 22]   one row per page, columns below
     tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
-    pool   int32[A]       heap of evictable leaves (kernels/kv_leaves.py), 4 * P; table of the
-                          cached prefixes (kernels/prefix.py), C; with path-lrfu, history of
-                          evicted pages (kernels/kv_history.py), 16 * BUCKETS; then chunks of
+    pool   int32[A]       heap of evictable leaves (kernels/eviction_heap.py), 4 * P; table of the
+                          cached prefixes (kernels/prefix_table.py), C; with path-lrfu, history of
+                          evicted pages (kernels/ghost_entries.py), 16 * BUCKETS; then chunks of
                           2**class entries: block tables, quota heaps, and pending copies as
                           (source, destination)
     hot    int64[S, 8]    one row per sequence, in a cache line of its own: what a decode step needs
     seq    int64[S, 11]   the same rows, what it does not need; columns of both below
-    ids    int64[H, 2]    sequence id -> row of `hot` and `seq` (kernels/hashtable.py)
+    ids    int64[H, 2]    sequence id -> row of `hot` and `seq` (primitives/hash_table.py)
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
@@ -50,7 +50,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import array_at, kernel
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -132,7 +133,7 @@ HITS = 13  # tokens found
 EVICTIONS = 14  # pages
 COPIES = 15  # pages copied on write
 SHARES = 16  # pages taken from the cache instead of being filled
-MISSING = 17  # why the last call was refused: see kernels/kv_rows.py
+MISSING = 17  # why the last call was refused: see kernels/sequences.py
 HASH_MASK = 18  # and-ed to every hash: 0 in a test makes all of them collide
 SHARING = 19  # 0 = prefix sharing is off
 FREE_PAGE = 20  # first free page, -1 = none

@@ -24,10 +24,11 @@ return the candidate contributes 0, which is what f gives to that side's floor:
 
 import numpy as np
 
-from .._jit import borrowed, kernel
-from .hashing import mix64
-from .status import ABSENT
-from .topk import topk_push, topk_sort
+from ..._core.intrinsics import borrowed
+from ..._core.jit import kernel
+from ...primitives.hashing import mix64
+from ...primitives.status import ABSENT
+from ...primitives.topk import topk_push, topk_sort
 
 CONVEX, MINMAX, RRF, DBSF = range(4)
 RRF_CONSTANT = 60.0

@@ -11,7 +11,7 @@ Invariant: exactly that. A million integers take 128 KiB and four levels.
 
 import numpy as np
 
-from .._jit import kernel
+from ..._core.jit import kernel
 
 _WORD, _SHIFT = 63, 6
 

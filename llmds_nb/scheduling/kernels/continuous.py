@@ -25,13 +25,22 @@ exactly the running slots.
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find
-from .kv_attach import chain_match
-from .kv_leaves import is_held
-from .kv_pages import domain_missing
-from .kv_state import BLOCKS, EVICTABLE, N_EVICTABLE, N_FREE, SHARING, state_at
-from .kv_state import ID as SEQ_ID
+from ..._core.jit import kernel
+from ...kv.kernels.attach import chain_match
+from ...kv.kernels.eviction_heap import is_held
+from ...kv.kernels.pages import domain_missing
+from ...kv.kernels.state import (
+    BLOCKS,
+    EVICTABLE,
+    ID as SEQ_ID,
+    N_EVICTABLE,
+    N_FREE,
+    SHARING,
+    state_at,
+)
+from ...primitives.hash_table import table_find
+from ...primitives.status import ABSENT, FULL, INVALID, OK, PRESENT
+from .fair_share import tenant_charge
 from .queue_state import (
     ARRIVAL_NS,
     CHARGED,
@@ -49,17 +58,7 @@ from .queue_state import (
     WAITING,
     WIDTH,
 )
-from .status import ABSENT, FULL, INVALID, OK, PRESENT
-from .tenants import (
-    tenant_charge,
-)
-from .waiting import (
-    clock_advance,
-    request_end,
-    request_new,
-    request_requeue,
-    request_start,
-)
+from .request_queue import clock_advance, request_end, request_new, request_requeue, request_start
 
 HOT = (WIDTH + 7) & -8  # what every step reads begins with a cache line
 LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, SEQ, ROW_WIDTH = range(HOT, HOT + 8)
@@ -165,7 +164,7 @@ def step_plan(meta, request, running, ids, hot, pool, page_size, plan, is_prefil
     return n, end
 
 
-@kernel(apart=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def step_share(meta, request, running, budget):
     """Share the budget among the running requests; return what is left. O(R).
 

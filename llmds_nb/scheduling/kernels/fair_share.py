@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from .._jit import kernel
-from .hashtable import table_find, table_rehash, table_set
+from ..._core.jit import kernel
+from ...primitives.dary_heap import ROOT, rows_insert, rows_put, rows_rekey, rows_remove
+from ...primitives.hash_table import table_find, table_rehash, table_set
+from ...primitives.status import ABSENT, FULL, OK
 from .queue_state import (
     COUNTER,
     LAST_TENANT,
@@ -22,8 +24,6 @@ from .queue_state import (
     tenant_heaps,
     tenant_parts,
 )
-from .rowheap import ROOT, rows_insert, rows_put, rows_rekey, rows_remove
-from .status import ABSENT, FULL, OK
 
 
 @kernel(borrow=True)

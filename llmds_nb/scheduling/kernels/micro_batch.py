@@ -16,8 +16,12 @@ counted as completed or cancelled, exactly once.
 
 import numpy as np
 
-from .._jit import kernel, prefetch
-from .bitmap import bitmap_discard
+from ..._core.intrinsics import prefetch
+from ..._core.jit import kernel
+from ...primitives.dary_heap import HANDLE, ROOT, rows_pop
+from ...primitives.status import ABSENT, FULL, INVALID, OK
+from .bitset import bitmap_discard
+from .fair_share import tenants_number
 from .queue_state import (
     ARRIVAL_NS,
     DEADLINE_NS,
@@ -37,12 +41,7 @@ from .queue_state import (
     WAITING_TOKENS,
     line_parts,
 )
-from .rowheap import HANDLE, ROOT, rows_pop
-from .status import ABSENT, FULL, INVALID, OK
-from .tenants import (
-    tenants_number,
-)
-from .waiting import (
+from .request_queue import (
     clock_advance,
     request_end,
     request_new,

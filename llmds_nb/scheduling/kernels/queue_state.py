@@ -33,8 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel
-from .rowheap import HANDLE, rows_parts, rows_words
+from ..._core.jit import kernel
+from ...primitives.dary_heap import HANDLE, rows_parts, rows_words
 
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
 FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
@@ -48,7 +48,6 @@ NAME, COUNTER, ROOT_SLOT, SIZE = range(4)
 T_CAPACITY, N_TENANTS, T_HEADER = 0, 1, 8
 _HALF = np.int64(2**31)
 _LOWEST = np.int64(-(2**63))
-REPEATED = -5  # an id stands twice
 
 
 class Queue(NamedTuple):

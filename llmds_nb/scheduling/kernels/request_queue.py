@@ -2,10 +2,23 @@
 
 import numpy as np
 
-from .._jit import kernel
-from .bitmap import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
-from .hashtable import empty_table, table_find, table_remove, table_set
-from .lines import aligned_zeros
+from ..._core.arrays import aligned_zeros
+from ..._core.jit import kernel
+from ...primitives.dary_heap import (
+    HANDLE,
+    MAX_HANDLES,
+    ROOT,
+    ordered_bits,
+    rows_insert,
+    rows_put,
+    rows_rekey,
+    rows_remove,
+    rows_words,
+)
+from ...primitives.hash_table import empty_table, table_find, table_remove, table_set
+from ...primitives.status import ABSENT, FULL, INVALID, OK, REPEATED
+from .bitset import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
+from .fair_share import tenant_enter, tenant_leave, tenant_number, tenants_move
 from .queue_state import (
     AGING,
     AGING_COST,
@@ -30,7 +43,6 @@ from .queue_state import (
     ORIGIN,
     POLICY,
     PRIORITY,
-    REPEATED,
     RIGHT,
     ROOT_SLOT,
     RUNNING,
@@ -51,19 +63,6 @@ from .queue_state import (
     tenant_parts,
     tenant_table_start,
 )
-from .rowheap import (
-    HANDLE,
-    MAX_HANDLES,
-    ROOT,
-    ordered_bits,
-    rows_insert,
-    rows_put,
-    rows_rekey,
-    rows_remove,
-    rows_words,
-)
-from .status import ABSENT, FULL, INVALID, OK
-from .tenants import tenant_enter, tenant_leave, tenant_number, tenants_move
 
 
 def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):

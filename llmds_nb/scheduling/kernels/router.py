@@ -26,10 +26,10 @@ leaves every other choice as it was. A row that names a removed replica is passe
 
 import numpy as np
 
-from .._jit import kernel
-from .hashing import mix64
-from .prefix import prefix_hash
-from .status import ABSENT, INVALID
+from ..._core.jit import kernel
+from ...kv.kernels.prefix_table import prefix_hash
+from ...primitives.hashing import mix64
+from ...primitives.status import ABSENT, INVALID
 
 HASH, OWNER, STAMP = range(3)
 ID, LOAD = range(2)

@@ -26,7 +26,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import array_at, kernel
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from ...kv.kernels.append import kv_append_many, kv_commit
+from ...kv.kernels.attach import kv_attach_many, kv_detach_many
+from ...kv.kernels.state import state_at
+from ...primitives.status import FULL, OK
 from .continuous import (
     LENGTH,
     pages_missing,
@@ -36,12 +41,8 @@ from .continuous import (
     step_form,
     step_plan,
 )
-from .kv_append import kv_append_many, kv_commit
-from .kv_attach import kv_attach_many, kv_detach_many
-from .kv_state import state_at
 from .queue_state import ID, RUNNING, WAITING
-from .status import FULL, OK
-from .waiting import waiting_first
+from .request_queue import waiting_first
 
 (END_NS, N_PLANNED, READ, N_ENDED, N_GROWING, BUDGET, BLOCKED, STEPS, BUSY_NS, TOKENS, RAN,
  PREFILL, PAGE_SIZE, HIT_TOKENS, DOMAIN, FAIR, N_ADMITTED, N_RUN) = range(18)  # fmt: skip

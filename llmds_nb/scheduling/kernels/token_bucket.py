@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from .._jit import kernel
+from ..._core.jit import kernel
 
 QPS, TOKENS = 0, 1
 RATE, UNIT, CAPACITY, LARGEST, FILL_NS, LEVEL = range(6)

@@ -21,10 +21,9 @@ is below NEXT <= LIMIT and stands once.
 
 import numpy as np
 
-from .._jit import array_at, kernel, prefetch
-from .hashing import mix64
-from .hashtable import table_find, table_rehash, table_remove, table_set
-from .rowheap import (
+from ..._core.intrinsics import array_at, prefetch
+from ..._core.jit import kernel
+from ...primitives.dary_heap import (
     HANDLE,
     ROOT,
     ordered_bits,
@@ -40,12 +39,13 @@ from .rowheap import (
     rows_sort,
     rows_words,
 )
-from .status import ABSENT, FULL, INVALID, OK, PRESENT
+from ...primitives.hash_table import table_find, table_rehash, table_remove, table_set
+from ...primitives.hashing import mix64
+from ...primitives.status import ABSENT, FULL, INVALID, OK, PRESENT, WRONG_DIRECTION
 
 CAPACITY, SIGN, NEXT, PUSHED, WORDS = range(5)
 HEADER = 8
 LIMIT = 2**31 - 1  # of sequences; then the owner has them numbered anew
-WRONG_WAY = -5  # the change has the direction that this call excludes
 _AHEAD = 8  # how many items ahead of its use a cache line is asked for
 
 
@@ -279,7 +279,7 @@ def heap_update(home, item, priority):
 
 @kernel(borrow=True)
 def heap_change(home, item, priority, way):
-    """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_WAY. O(log n).
+    """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_DIRECTION. O(log n).
 
     The priority may not fall where `way` is 1, and may not rise where it is -1.
     """
@@ -292,7 +292,7 @@ def heap_change(home, item, priority, way):
         return ABSENT
     i = np.int64(pos[handle])
     if way != 0 and way * priority < way * _priority(state, rows[i, 0]):
-        return WRONG_WAY
+        return WRONG_DIRECTION
     rows_rekey(rows, pos, i, ordered_bits(state[SIGN] * priority), rows[i, 1])
     return OK
 

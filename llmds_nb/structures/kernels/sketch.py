@@ -26,9 +26,9 @@ is the estimate (Roy et al., Augmented Sketch, SIGMOD 2016).
 
 import numpy as np
 
-from .._jit import kernel
-from .hashing import hash_bytes
-from .status import ABSENT
+from ..._core.jit import kernel
+from ...primitives.hashing import hash_bytes
+from ...primitives.status import ABSENT
 
 SLOTS = 8
 UNMOVED = -1
@@ -39,7 +39,7 @@ _M = np.uint64(0xD1342543DE82EF95)
 _ONE = np.uint64(1)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _shift(width):
     """How far to shift the upper 63 bits of a state so that a column of `width` remains."""
     bits = 0
@@ -48,7 +48,7 @@ def _shift(width):
     return np.uint64(63 - bits)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _least_cell(counters, h, shift):
     """The smallest cell of the item. O(depth)."""
     least = COUNTER_MAX
@@ -58,7 +58,7 @@ def _least_cell(counters, h, shift):
     return least
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _slot_find(slot_hash, slot_count, h):
     """Slot of a candidate in the row of its bucket, or ABSENT. O(1)."""
     for slot in range(SLOTS):
@@ -67,7 +67,7 @@ def _slot_find(slot_hash, slot_count, h):
     return ABSENT
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _slot_smallest(slot_count):
     """The slot with the smallest count in a bucket. O(1)."""
     best = 0
@@ -125,7 +125,7 @@ def sketch_add_many(counters, hashes, counts, conservative, slot_hash, slot_coun
     return moved
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _estimate(counters, h, shift, slot_hash, slot_count):
     """Upper bound on the count of the item whose hash is h. O(depth)."""
     if slot_hash.shape[0]:

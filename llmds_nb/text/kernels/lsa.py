@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from .._jit import kernel
+from ..._core.jit import kernel
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _sort(values):
     """Shell sort with gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
     gap = 1

@@ -17,16 +17,17 @@ data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
 
 import numpy as np
 
-from .._jit import array_at, kernel
-from .hashing import hash_bytes
-from .status import ABSENT
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from ...primitives.hashing import hash_bytes
+from ...primitives.status import ABSENT
 
 UNSET = -3  # the id of a word that is just being added
 _SEED = np.uint64(0)
 _FIRST_SLOTS = 1 << 12
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _same_bytes(a, start_a, b, start_b, n):
     left, right = a[start_a : start_a + n], b[start_b : start_b + n]
     for i in range(n):
@@ -35,7 +36,7 @@ def _same_bytes(a, start_a, b, start_b, n):
     return True
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _slots_fill(hashes, n, slots):
     """Enter the strings 0..n-1 into empty slots. O(n) expected."""
     mask = np.uint64(slots.size - 1)
@@ -54,7 +55,7 @@ def strings_rebuild(blob, ptr, n, hashes, slots):
     _slots_fill(hashes, n, slots)
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_):
     """The slot where data[start:stop] stands, or the empty slot where its search ends."""
     mask = np.uint64(slots.size - 1)
@@ -99,7 +100,7 @@ def strings_add_many(blob, ptr, n, hashes, slots, data, data_ptr, out):
     return n
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _grown_slots(hashes, n, size):
     slots = np.full(size, np.int32(ABSENT), np.int32)
     _slots_fill(hashes, n, slots)
@@ -254,7 +255,7 @@ def _text_key(blob, ptr, i):
     return key
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _text_less(blob, ptr, a, b):
     """Whether string a comes before string b in byte order, which is code point order."""
     start_a, start_b = ptr[a], ptr[b]
@@ -266,7 +267,7 @@ def _text_less(blob, ptr, a, b):
     return length_a < length_b
 
 
-@kernel(apart=True)
+@kernel(noinline=True)
 def _text_sort(blob, ptr, ids, n):
     """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3).
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from llmds_nb import HNSW, CountMinSketch, InvertedIndex, KVCache
 
-from . import growth, info
-from .checks import neighbour_recall
-from .microbatches import BATCH, largest_load, micro_batches, percentile
-from .sharing import pages_needed, saved_percent
+from .. import info
+from ..demo.checks import neighbour_recall
+from ..replay.microbatches import BATCH, largest_load, micro_batches, percentile
+from ..replay.sharing import pages_needed, saved_percent
+from . import growth
 
 SAVED_PERCENT = (30.0, 40.0)
 THROUGHPUT, P95_MS, MAX_WAIT_MS, SERVICE_MS = 0.95, 100.0, 50.0, (8, 16, 32)

@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 
+from ..paper import Figure, Heading, Paper, Paragraph, Table
+from ..plots import COLOURS, GRID, INK, new_figure
 from . import growth
 from .claims import BATCH, P95_MS, SERVICE_MS, THROUGHPUT
-from .paper import Figure, Heading, Paper, Paragraph, Table
-from .plots import COLOURS, GRID, INK, new_figure
 
 REFERENCES = [
     (

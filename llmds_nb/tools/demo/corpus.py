@@ -15,7 +15,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import BadInput
+from ..errors import BadInput
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 PASSAGE_CHARS = 4000  # a longer file becomes several documents, cut between paragraphs

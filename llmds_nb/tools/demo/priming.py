@@ -8,7 +8,7 @@ from time import perf_counter
 
 from llmds_nb import KVCache
 
-from .engine import StepCost
+from ..replay.engine import StepCost
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder
 from .report import percentiles
 

@@ -10,13 +10,20 @@ import numpy as np
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
 
+from ..errors import BadInput
+from ..replay.arrivals import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
+from ..replay.engine import (
+    EngineStage,
+    RetrievalCost,
+    RetrievalStage,
+    StepCost,
+    VirtualClock,
+    serve,
+)
+from ..replay.sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
 from . import checks
-from .engine import EngineStage, RetrievalCost, RetrievalStage, StepCost, VirtualClock, serve
-from .errors import BadInput
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
 from .report import percentiles
-from .sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
-from .workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
 
 RATE_PER_S = 50.0
 # Admission lets bursts of .4 s pass; what stays above 1.25 times the mean rate it refuses.

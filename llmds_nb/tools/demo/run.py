@@ -14,9 +14,10 @@ import llmds_nb
 from llmds_nb import RetrievalPipeline
 from llmds_nb.hnsw import Neighbors
 
-from . import checks, corpus, index, priming, questions, rag
-from .errors import BadInput
-from .info import kernel_cache
+from .. import index
+from ..errors import BadInput
+from ..info import kernel_cache
+from . import checks, corpus, priming, questions, rag
 from .questions import DEPTH
 from .report import DEFINITIONS, percentiles
 

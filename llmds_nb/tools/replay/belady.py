@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from . import _checks
-from .kernels import lookahead as k
+from ..._core import validation
+from .kernels import belady as k
 
 
 def belady_hits(pages, capacities) -> list[int]:
@@ -25,8 +25,8 @@ def belady_hits(pages, capacities) -> list[int]:
     >>> belady_hits([1, 2, 3, 1, 2, 3], [1, 2, 3])
     [0, 2, 3]
     """
-    pages = _checks.integers(pages, "pages")
-    capacities = _checks.integers(capacities, "capacities", low=1).tolist()
+    pages = validation.integers(pages, "pages")
+    capacities = validation.integers(capacities, "capacities", low=1).tolist()
     m = pages.size
     if not m:
         return [0] * len(capacities)

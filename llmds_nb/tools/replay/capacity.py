@@ -3,7 +3,7 @@
 import numpy as np
 
 from llmds_nb import KVCache
-from llmds_nb._lookahead import belady_hits
+from llmds_nb.tools.replay.belady import belady_hits
 
 from .replay import HASH_KEY
 

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from .plots import COLOURS, GRID, INK, new_figure, save
-from .replay_report import cost_line
+from ..plots import COLOURS, GRID, INK, new_figure, save
+from .report import cost_line
 
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 

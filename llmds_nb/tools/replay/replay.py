@@ -2,7 +2,7 @@
 
 Two ways. *Cache only*: each prompt is looked up, computed at once and let go, one after the other,
 so the hit ratio is that of the trace's order alone. *Engine*: a discrete-event replay on a virtual
-clock (`serving/replicas.py`), where requests wait, run side by side and hold their pages meanwhile.
+clock (`replicas.py`), where requests wait, run side by side and hold their pages meanwhile.
 Both run over the real KVCache. No wall time enters, so a replay repeats exactly.
 """
 
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from llmds_nb import KVCache
-from llmds_nb._lookahead import belady_hits
+from llmds_nb.tools.replay.belady import belady_hits
 
+from ..demo.report import percentiles
+from ..errors import BadInput
 from .engine import StepCost
-from .errors import BadInput
 from .replicas import NONE, TOO_LARGE, Replicas, make_router
-from .report import percentiles
 from .traces import from_parts
 
 HASH_KEY = b"llmds-nb replay"  # of the prefix hash: random by default, here the same in every run

@@ -6,8 +6,8 @@ batches a Scheduler. One step takes ``a + b * prefill tokens + c * decoding + d 
 Sampled tokens are drawn from the seed, so a generated answer is never what a later prompt holds.
 
 One arrival at a time; between arrivals each engine runs on by itself, many steps in one call
-(kernels/stepping.py). Memory: a few numbers per request, the texts of those that wait
-(`max_waiting` at most), and the caches.
+(scheduling/kernels/simulated_engine.py). Memory: a few numbers per request, the texts of those that
+wait (`max_waiting` at most), and the caches.
 """
 
 from collections import deque
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from llmds_nb import AdmissionController, ContinuousBatcher, PrefixRouter, Scheduler
-from llmds_nb._stepping import SimulatedEngine
+from llmds_nb.scheduling import SimulatedEngine
 
+from ..errors import BadInput
 from .engine import NEVER, VirtualClock
-from .errors import BadInput
 
 NONE, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
 _TAPE = 2**18  # sampled tokens at least, read round and round

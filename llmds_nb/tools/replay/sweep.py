@@ -5,8 +5,8 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from ..errors import BadInput
 from . import replay, traces
-from .errors import BadInput
 
 _loaded = None  # the trace, in each process
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import BadInput
+from ..errors import BadInput
 
 MOONCAKE_BLOCK = 512
 AZURE_HEADER = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]

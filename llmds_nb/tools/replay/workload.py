@@ -1,23 +1,23 @@
-"""Workloads of conversations, written as the JSONL that `serving/traces.py` reads.
+"""Workloads of conversations, written as the JSONL that `tools/replay/traces.py` reads.
 
 All of it is drawn from one seeded generator, so a workload repeats. A request's prompt is a system
 prompt, the turns before it with their answers, and its own turn: retrieved chunks and a question.
 
-Conversations  begin with gamma-distributed gaps (see `serving/workload.py`): bursts.
+Conversations  begin with gamma-distributed gaps (see `tools/replay/arrivals.py`): bursts.
 Turns          geometric, `turns` on average, cut at `MOST_TURNS`; the next one comes the answer's
                time (`ANSWER_MS` a token) and an exponential pause of `pause_s` on average later.
 Systems        one of `systems` prompts by Zipf popularity; log-normal lengths.
 Chunks         a conversation retrieves with probability `rag_share`; every turn of it then brings
                `chunks_per_turn` of `chunks` texts of `CHUNK_TOKENS`, by Zipf popularity.
 Questions      log-normal lengths, never twice the same.
-Answers        log-normal lengths, as in `serving/workload.py`.
+Answers        log-normal lengths, as in `tools/replay/arrivals.py`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from .workload import answer_lengths, bursty_arrivals, zipf_choices
+from .arrivals import answer_lengths, bursty_arrivals, zipf_choices
 
 MOST_TURNS = 12
 ANSWER_MS = 30.0

@@ -8,10 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from llmds_nb.__main__ import main
-from llmds_nb.serving import claims, claims_report, growth, paper
-from llmds_nb.serving.errors import BadInput
-from llmds_nb.serving.progress import Progress
+from llmds_nb.tools import paper
+from llmds_nb.tools.claims import claims, growth, report as claims_report
+from llmds_nb.tools.errors import BadInput
+from llmds_nb.tools.main import main
+from llmds_nb.tools.progress import Progress
 
 N_CLAIMS = 5 + len(growth.CASES)
 

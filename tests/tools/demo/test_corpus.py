@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llmds_nb.serving import corpus as c
-from llmds_nb.serving.errors import BadInput
-from llmds_nb.serving.progress import Progress
+from llmds_nb.tools.demo import corpus as c
+from llmds_nb.tools.errors import BadInput
+from llmds_nb.tools.progress import Progress
 
 QUIET = Progress()
 

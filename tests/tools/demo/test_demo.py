@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from llmds_nb import HNSW, KVCache, RetrievalPipeline
-from llmds_nb.__main__ import main
-from llmds_nb.serving import corpus, demo, engine, index, rag, report
-from llmds_nb.serving.progress import Progress
+from llmds_nb.tools import index
+from llmds_nb.tools.demo import corpus, rag, report, run as demo
+from llmds_nb.tools.main import main
+from llmds_nb.tools.progress import Progress
+from llmds_nb.tools.replay import engine
 
 MODULES = (
     "argparse configparser csv datetime fractions pathlib random statistics subprocess zipfile"
@@ -128,8 +130,8 @@ def test_table_is_narrow_and_holds_the_figures(run):
 
 def test_plot_is_a_picture(run, tmp_path):
     pytest.importorskip("matplotlib")
-    from llmds_nb.serving import plots
-    from llmds_nb.serving.errors import BadInput
+    from llmds_nb.tools import plots
+    from llmds_nb.tools.errors import BadInput
 
     plots.draw(run[1], tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")

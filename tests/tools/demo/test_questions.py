@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llmds_nb.serving import questions as q
-from llmds_nb.serving.corpus import Document
+from llmds_nb.tools.demo import questions as q
+from llmds_nb.tools.demo.corpus import Document
 
 REST = "What follows has enough words to be a document of its own."
 

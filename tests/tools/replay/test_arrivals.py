@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llmds_nb.serving import workload as w
+from llmds_nb.tools.replay import arrivals as w
 
 
 def test_workload_repeats_with_the_seed():

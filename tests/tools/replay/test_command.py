@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmds_nb.__main__ import main
+from llmds_nb.tools.main import main
 
 SMALL = ["--pages", "400", "--page-size", "64"]
 
@@ -121,7 +121,7 @@ def test_a_sweep_with_fewer_pages_than_replicas_is_refused(capsys, workload):
 
 @pytest.mark.parametrize("options", [["--step-ms", "1e6"], ["--speed", "1e-6"]])
 def test_a_clock_that_passes_its_integers_is_refused(capsys, monkeypatch, tmp_path, options):
-    monkeypatch.setattr("llmds_nb.serving.replicas._LAST_NS", 10**17)
+    monkeypatch.setattr("llmds_nb.tools.replay.replicas._LAST_NS", 10**17)
     path = tmp_path / "t.jsonl"
     request = {"prompt": 0, "prompt_tokens": 9, "output_tokens": 200_000}
     times = (0, 1e6)
@@ -140,7 +140,7 @@ def test_an_unknown_suffix_is_one_line(capsys, workload, tmp_path):
 
 @pytest.mark.parametrize("mark", ["replay", "sweep"])
 def test_the_readme_shows_what_the_commands_print(capsys, monkeypatch, tmp_path, mark):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     before, _, after = readme.partition(f"<!-- {mark} -->\n```text\n")
     shown = after.partition("\n```\n")[0]
     commands = before.rpartition("```bash\n")[2].partition("```")[0].splitlines()

@@ -7,16 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from llmds_nb import KVCache
-from llmds_nb._lookahead import belady_hits
-from llmds_nb.serving import capacity, replay, replicas, traces
-from llmds_nb.serving.engine import StepCost
-from llmds_nb.serving.errors import BadInput
-from llmds_nb.serving.generate import Options as Workload
-from llmds_nb.serving.generate import write
+from llmds_nb.tools.errors import BadInput
+from llmds_nb.tools.replay import capacity, replay, replicas, traces
+from llmds_nb.tools.replay.belady import belady_hits
+from llmds_nb.tools.replay.engine import StepCost
+from llmds_nb.tools.replay.workload import Options as Workload, write
 
 MS = 1_000_000
 COST = StepCost(base=10.0, prefill_token=1.0, decoding=0.5, kv_token=0.01)

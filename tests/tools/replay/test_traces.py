@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from llmds_nb.serving import traces
-from llmds_nb.serving.errors import BadInput
+from llmds_nb.tools.errors import BadInput
+from llmds_nb.tools.replay import traces
 
 MOONCAKE = {"timestamp": 5, "input_length": 600, "output_length": 7, "hash_ids": [4, 9]}
 OURS = {"arrival_ms": 1.5, "prompt": 3, "prompt_tokens": 4, "output_tokens": 2}

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llmds_nb.serving import generate as g
-from llmds_nb.serving import traces
+from llmds_nb.tools.replay import traces, workload as g
 
 SMALL = g.Options(requests=3000, rate=5.0, seed=4)
 

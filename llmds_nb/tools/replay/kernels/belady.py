@@ -9,7 +9,7 @@ pages resident. An entry that has come to pass stays in it, but it is smaller th
 it is never the one on top while a page is resident.
 """
 
-from .._jit import kernel
+from ...._core.jit import kernel
 
 
 @kernel(internal=True)

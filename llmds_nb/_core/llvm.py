@@ -1,0 +1,57 @@
+"""What intrinsics of several domains are built from: vectors, and arrays at addresses, in LLVM IR.
+
+Every function takes an IR builder and returns an IR value; all of it is portable LLVM.
+"""
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.np import arrayobj
+
+
+def ints(bits, lanes):
+    """The type of a vector of `lanes` integers of so many bits."""
+    return ir.VectorType(ir.IntType(bits), lanes)
+
+
+def pick(builder, one, other, lanes):
+    """The vector of these lanes of `one` and, counted on from its last, of `other`."""
+    return builder.shuffle_vector(one, other, ir.Constant(ints(32, len(lanes)), lanes))
+
+
+def spread(builder, value, lanes):
+    """The integer `value` in every one of `lanes` lanes."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    vector = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return pick(builder, vector, vector, [0] * lanes)
+
+
+def halved(builder, value):
+    """The lower half of the lanes plus the upper half."""
+    lanes = list(range(value.type.count))
+    half = len(lanes) // 2
+    return builder.add(
+        pick(builder, value, value, lanes[:half]), pick(builder, value, value, lanes[half:])
+    )
+
+
+def load_unaligned(builder, pointer, type_):
+    """The value of a type at a pointer of any alignment."""
+    return builder.load(builder.bitcast(pointer, type_.as_pointer()), align=1)
+
+
+def array_value(context, builder, type_, pointer, lengths):
+    """The C-contiguous array of a Numba type over memory that it does not own."""
+    array = context.make_array(type_)(context, builder)
+    item = context.get_abi_sizeof(context.get_data_type(type_.dtype))
+    strides = [ir.Constant(cgutils.intp_t, item)]
+    for length in lengths[:0:-1]:
+        strides.insert(0, builder.mul(strides[0], length))
+    arrayobj.populate_array(
+        array,
+        data=builder.bitcast(pointer, array.data.type),
+        shape=cgutils.pack_array(builder, lengths),
+        strides=cgutils.pack_array(builder, strides),
+        itemsize=strides[-1],
+        meminfo=None,
+    )
+    return array._getvalue()

@@ -1,0 +1,19 @@
+"""Approximate nearest neighbours by hierarchical navigable small world graphs."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .index import HNSW as HNSW
+    from .persistence import HNSWStats as HNSWStats
+    from .search import Neighbors as Neighbors
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "HNSW": "index",
+        "HNSWStats": "persistence",
+        "Neighbors": "search",
+    },
+)

@@ -1,0 +1,28 @@
+"""Paged KV memory: a page allocator, and a KV cache with exact prefix sharing."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .allocator import (
+        AllocatorStats as AllocatorStats,
+        Moves as Moves,
+        PagedAllocator as PagedAllocator,
+    )
+    from .cache import KVCache as KVCache, KVCacheStats as KVCacheStats
+    from .page_tables import PageTable as PageTable
+    from .state import PageEvents as PageEvents
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "AllocatorStats": "allocator",
+        "KVCache": "cache",
+        "KVCacheStats": "cache",
+        "Moves": "allocator",
+        "PageEvents": "state",
+        "PageTable": "page_tables",
+        "PagedAllocator": "allocator",
+    },
+)

@@ -1,0 +1,16 @@
+"""Hybrid retrieval: dense and sparse search fused, tuned, and cached for hot queries."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .pipeline import PipelineStats as PipelineStats, RetrievalPipeline as RetrievalPipeline
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "PipelineStats": "pipeline",
+        "RetrievalPipeline": "pipeline",
+    },
+)

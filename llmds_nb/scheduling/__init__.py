@@ -1,0 +1,40 @@
+"""Which request runs when: micro-batches, continuous batches, admission control, prefix routing."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .admission import (
+        Admission as Admission,
+        AdmissionController as AdmissionController,
+        AdmissionStats as AdmissionStats,
+    )
+    from .continuous import (
+        ContinuousBatcher as ContinuousBatcher,
+        ContinuousStats as ContinuousStats,
+        StepPlan as StepPlan,
+    )
+    from .request_queue import Percentiles as Percentiles
+    from .router import PrefixRouter as PrefixRouter, RouterStats as RouterStats
+    from .scheduler import Batch as Batch, Scheduler as Scheduler, SchedulerStats as SchedulerStats
+    from .simulated_engine import SimulatedEngine as SimulatedEngine
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Admission": "admission",
+        "AdmissionController": "admission",
+        "AdmissionStats": "admission",
+        "Batch": "scheduler",
+        "ContinuousBatcher": "continuous",
+        "ContinuousStats": "continuous",
+        "Percentiles": "request_queue",
+        "PrefixRouter": "router",
+        "RouterStats": "router",
+        "Scheduler": "scheduler",
+        "SchedulerStats": "scheduler",
+        "SimulatedEngine": "simulated_engine",
+        "StepPlan": "continuous",
+    },
+)

@@ -1,0 +1,19 @@
+"""Text to terms and text to vectors: a tokenizer, and latent semantic analysis."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from .lsa import LsaEncoder as LsaEncoder
+    from .token_batch import TokenBatch as TokenBatch
+    from .tokenizer import Tokenizer as Tokenizer
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "LsaEncoder": "lsa",
+        "TokenBatch": "token_batch",
+        "Tokenizer": "tokenizer",
+    },
+)

@@ -1,0 +1,1 @@
+"""The command `claims`: the promises of the design, measured on this machine."""

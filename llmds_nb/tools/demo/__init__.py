@@ -1,0 +1,1 @@
+"""The command `demo`: a RAG workload on real text, served on a virtual clock and judged."""

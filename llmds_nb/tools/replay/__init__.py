@@ -1,0 +1,1 @@
+"""The commands `replay` and `workload`: traces of requests, replayed over the real structures."""
