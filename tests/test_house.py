@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "bm25": {"_core", "primitives", "text"},
     "pipeline": {"_core", "primitives", "hnsw", "bm25", "text", "structures"},
 }
-# What uses public names only (of a domain folder, too), besides what is named here. Nothing imports it.
+# Uses public names only (of domain folders, too) and what is named here; nothing imports it.
 USERS = {"tools": {"_core"}, "integrations": set()}
 
 

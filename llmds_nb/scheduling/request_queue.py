@@ -8,10 +8,9 @@ import numpy as np
 
 from .._core import validation
 from .._core.jit import compile_over
-from ..primitives.dary_heap import HANDLE, ROOT
+from ..primitives.dary_heap import HANDLE, ROOT, check_rows
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT, FULL
-from ..structures.heap import check_rows
 from .kernels import queue_state, request_queue as waiting
 from .kernels.bitset import bitmap_add, bitmap_first
 
