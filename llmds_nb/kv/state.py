@@ -11,6 +11,7 @@ from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.storage import Stored
 from ..errors import CapacityError, CorruptFileError
+from ..primitives.bits import float64_keys, keys_float64
 from ..primitives.hash_table import empty_table, table_find, table_rehash
 from ..primitives.status import ABSENT, BAD_ID, FULL, GROW, GROW_SEQUENCES, INVALID, PRESENT, UNEVEN
 from .kernels import eviction_policy as ev, operations as k, page_tables as kv_tables, state as c
@@ -270,7 +271,7 @@ class KVBase(Stored):
             PageEvents(
                 pages,
                 *((events & 1 << hook) != 0 for hook in (ev.INSERTED, ev.TOUCHED, ev.RELEASED)),
-                keys=_keys_as_float(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
+                keys=keys_float64(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
                 turns=page[pages, c.TURN],
                 uses=page[pages, c.USES],
                 depths=page[pages, c.DEPTH],
@@ -280,7 +281,7 @@ class KVBase(Stored):
         )
         keys = validation.reals(keys, "keys of the eviction policy")
         validation.same_length("keys of the eviction policy", keys, "pages", pages)
-        k.kv_rekey(self._handle, pages, _keys_as_int(keys))
+        k.kv_rekey(self._handle, pages, float64_keys(keys))
         page[:, c.EVENTS] = 0
 
     def _find_row(self, seq_id) -> int:
@@ -451,13 +452,3 @@ def salt_bytes(salt) -> bytes:
     """Encode a salt so that no two salts, of whatever kinds, give the same bytes."""
     kind, data = _salt_parts(salt)
     return kind.encode() + len(data).to_bytes(8, "little") + data
-
-
-def _keys_as_int(keys) -> np.ndarray:
-    """Float keys as int64 in the same order; its own inverse but for the dtype."""
-    bits = (keys + 0.0).view(np.int64)  # + 0.0: -0.0 and 0.0 are one key
-    return np.where(bits < 0, bits ^ validation.INT64_MAX, bits)
-
-
-def _keys_as_float(bits) -> np.ndarray:
-    return np.where(bits < 0, bits ^ validation.INT64_MAX, bits).view(np.float64)

@@ -8,7 +8,8 @@ import numpy as np
 
 from .._core import validation
 from .._core.jit import compile_over
-from ..primitives.dary_heap import HANDLE, ROOT, check_rows
+from ..primitives.bits import float64_keys
+from ..primitives.dary_heap import HANDLE, ROOT, check_entries
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT, FULL
 from .kernels import queue_state, request_queue as waiting
@@ -81,8 +82,7 @@ class WaitingRequests:
         if np.isnan(keys).any():
             j = int(np.isnan(keys).argmax())
             raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
-        bits = (keys + 0.0).view(np.int64)
-        return bits ^ ((bits >> 63) & np.int64(2**63 - 1))
+        return float64_keys(keys)
 
     def _arrival(self, now) -> int:
         return max(now, int(self._queue.meta[queue_state.NOW]))
@@ -161,7 +161,7 @@ def check_queue(queue) -> None:
     """Assert the invariants of a Queue (kernels/queue_state.py). O(n)."""
     meta, request, line, table, _tenants = queue
     rows, pos, bits = queue_state.line_parts(line, len(request))
-    check_rows(rows, pos)
+    check_entries(rows, pos)
     state = request[:, queue_state.STATE]
     waits = np.flatnonzero(state == queue_state.IS_WAITING)
     runs = np.flatnonzero(state == queue_state.IS_RUNNING)
@@ -195,8 +195,8 @@ def _check_tenants(queue, waits):
     request, tenants, seen = queue.request, queue.tenants, []
     own, table = queue_state.tenant_parts(tenants)
     order, order_pos, floor, floor_pos = queue_state.tenant_heaps(tenants)
-    check_rows(order, order_pos)
-    check_rows(floor, floor_pos)
+    check_entries(order, order_pos)
+    check_entries(floor, floor_pos)
     for number in range(tenants[queue_state.N_TENANTS]):
         name, counter, root, size = own[number]
         assert table_find(table, name) == number

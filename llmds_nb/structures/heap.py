@@ -8,7 +8,8 @@ import numpy as np
 from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.jit import EntryPoints
-from ..primitives.dary_heap import HANDLE, MAX_HANDLES, ROOT, check_rows, ordered_bits, rows_fresh
+from ..primitives.bits import float64_key
+from ..primitives.dary_heap import HANDLE, MAX_HANDLES, ROOT, check_entries, entries_init
 from ..primitives.hash_table import empty_table, table_find
 from ..primitives.status import ABSENT, FULL, INVALID, OK, WRONG_DIRECTION
 from .kernels import heap as k
@@ -334,7 +335,7 @@ class IndexedHeap:
         state = self._state
         rows, pos, items, table = k.heap_parts(state)
         n = self._size()
-        check_rows(rows, pos)
+        check_entries(rows, pos)
         behind = rows[ROOT + n : ROOT + pos.size, 1]
         handles = rows[ROOT : ROOT + n, 1] & HANDLE
         assert sorted([*behind.tolist(), *handles.tolist()]) == list(range(pos.size))
@@ -364,7 +365,7 @@ class IndexedHeap:
         heap.remove(2)
         heap.remove_many([3])
         heap.pop_many(1)
-        ordered_bits(1.0)
+        float64_key(1.0)
 
 
 def _empty_state(capacity) -> np.ndarray:
@@ -373,7 +374,7 @@ def _empty_state(capacity) -> np.ndarray:
     state = aligned_zeros(k.heap_table_start(capacity) + table.size, np.int64)
     state[k.CAPACITY], state[k.SIGN], state[k.WORDS] = capacity, 1, state.size
     rows, _, _, own_table = k.heap_parts(state)
-    rows_fresh(rows, 0)
+    entries_init(rows, 0)
     own_table[:] = table
     return state
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 )
 
 from llmds_nb import IndexedHeap
-from llmds_nb.primitives.dary_heap import ordered_bits, ordered_float
+from llmds_nb.primitives.bits import float64_key, key_float64
 from llmds_nb.primitives.status import ABSENT, FULL
 from llmds_nb.structures.kernels import heap as k
 
@@ -187,12 +187,12 @@ def test_sorts_wide_keys_and_ties_by_insertion():
     assert popped.priorities.tolist() == priorities[expected].tolist()
 
 
-def test_ordered_bits_orders_as_floats_do():
+def test_float64_key_orders_as_floats_do():
     values = [-math.inf, -1e308, -1.0, -5e-324, 0.0, 5e-324, 1.0, math.pi, 1e308, math.inf]
-    bits = [ordered_bits(value) for value in values]
+    bits = [float64_key(value) for value in values]
     assert bits == sorted(set(bits))
-    assert [ordered_float(b) for b in bits] == values
-    assert ordered_bits(-0.0) == ordered_bits(0.0)
+    assert [key_float64(b) for b in bits] == values
+    assert float64_key(-0.0) == float64_key(0.0)
 
 
 def test_an_update_keeps_the_place_among_equals():

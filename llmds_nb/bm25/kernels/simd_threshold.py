@@ -43,17 +43,6 @@ def _columns_most(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _call(name, *more):
-    """The code of a call of LLVM's own `name` with one int64."""
-
-    def codegen(context, builder, signature, args):
-        kinds = [_WORD, *(constant.type for constant in more)]
-        called = builder.module.declare_intrinsic(name, [_WORD], ir.FunctionType(_WORD, kinds))
-        return builder.call(called, [*args, *more])
-
-    return codegen
-
-
 @intrinsic
 def reach_bits(typingctx, marks, at, bar):
     """Bit i of the uint64 says whether marks[at + i] >= bar; marks uint16[>= at + 64]."""
@@ -67,18 +56,6 @@ def columns_most(typingctx, marks, at, strips, width, out):
     _two_bytes(marks)
     _two_bytes(out)
     return types.void(marks, types.intp, types.intp, types.intp, out), _columns_most
-
-
-@intrinsic
-def count_bits(typingctx, bits):
-    """How many bits of a uint64 are 1, as int64."""
-    return types.int64(types.uint64), _call("llvm.ctpop")
-
-
-@intrinsic
-def lowest_bit(typingctx, bits):
-    """The number of the lowest bit of a uint64 that is 1, as int64; 64 if none is."""
-    return types.int64(types.uint64), _call("llvm.cttz", ir.IntType(1)(0))
 
 
 def _two_bytes(array):

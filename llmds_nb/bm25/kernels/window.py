@@ -12,10 +12,11 @@ Arrays are as in `unpacked` and `bm25_state`.
 import numpy as np
 
 from ..._core.jit import kernel
+from ...primitives.bits import count_bits, lowest_bit
 from .decoded_lists import WINDOW
 from .postings import length_at
 from .scoring import bm25_contribution
-from .simd_threshold import BITS, columns_most, count_bits, lowest_bit, reach_bits
+from .simd_threshold import BITS, columns_most, reach_bits
 from .state import BINS
 
 MOST = 65535  # units

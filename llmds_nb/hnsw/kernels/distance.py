@@ -20,13 +20,13 @@ from numba import types
 from ..._core.arrays import LINE
 from ..._core.intrinsics import array_at, half_value, prefetch
 from ..._core.jit import kernel, kernel_by_type
+from ...primitives.bits import float32_key
 from .simd import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 
 L2, IP, COSINE = 0, 1, 2
 
 _LINES = 16  # per row; the hardware streams what lies beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
-_SIGN = np.int32(0x7FFFFFFF)
 _ROUNDING = 2.0**-24  # relative, of one float32 operation
 
 
@@ -80,18 +80,6 @@ def row_value(query, rows, factors, row, metric):
     return max(np.float32(0), np.float32(1) - dot * factors[row])
 
 
-@kernel(inline=True)
-def _ordered_bits(x):
-    bits = np.float32(x).view(np.int32)
-    return bits if bits >= 0 else bits ^ _SIGN
-
-
-@kernel(inline=True)
-def key_value(key):
-    """The float32 whose key it is; of COSINE and IP less 1. O(1)."""
-    return np.int32(key if key >= 0 else key ^ _SIGN).view(np.float32)
-
-
 @kernel(internal=True)
 def rounding(d):
     """What a sum of d products of float32 may be off by, relative to the lengths' product. O(1)."""
@@ -132,7 +120,7 @@ def _key_by_type(query, rows, factors, row, metric):
                 value = -float_dot(query, rows[row])
                 if metric == COSINE:
                     value *= factors[row]
-            return _ordered_bits(value)
+            return float32_key(value)
 
     return impl
 

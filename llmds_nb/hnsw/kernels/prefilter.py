@@ -24,7 +24,8 @@ from numba import types
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel, kernel_by_type
-from .distance import COSINE, IP, key_value, prefetch_row, query_room, rounding, rows_keys
+from ...primitives.bits import key_float32
+from .distance import COSINE, IP, prefetch_row, query_room, rounding, rows_keys
 from .scalar_quantizer import QUERY_DOT, codes_query
 from .sign_codes import signs_prefetch, signs_query, signs_sieved
 from .simd import PLANES
@@ -102,7 +103,7 @@ def _sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric
 @kernel(internal=True)
 def _limit(key, d, metric, reach):
     """The key of the codes that only rows with a greater `key` exceed. O(1)."""
-    value = np.float64(key_value(key))
+    value = np.float64(key_float32(key))
     if metric == IP:
         limit = (value + reach[0]) * reach[1]
     else:

@@ -12,6 +12,7 @@ Invariant: exactly that. A million integers take 128 KiB and four levels.
 import numpy as np
 
 from ..._core.jit import kernel
+from ...primitives.bits import lowest_bit
 
 _WORD, _SHIFT = 63, 6
 
@@ -56,12 +57,6 @@ def bitmap_discard(words, capacity, i):
         i >>= _SHIFT
 
 
-@kernel(inline=True)
-def _lowest_bit(word):
-    """Number of the lowest bit that is set: the exponent of that bit as a float. O(1)."""
-    return (np.float64(np.uint64(word & -word)).view(np.int64) >> 52) - 1023
-
-
 @kernel(borrow=True)
 def bitmap_first(words, capacity):
     """The smallest integer of the set, which is not empty. O(log C)."""
@@ -75,5 +70,5 @@ def bitmap_first(words, capacity):
         for _ in range(level):
             start += size
             size = (size + _WORD) >> _SHIFT
-        i = (i << _SHIFT) + _lowest_bit(words[start + i])
+        i = (i << _SHIFT) + lowest_bit(np.uint64(words[start + i]))
     return i

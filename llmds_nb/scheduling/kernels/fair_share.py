@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..._core.jit import kernel
-from ...primitives.dary_heap import ROOT, rows_insert, rows_put, rows_rekey, rows_remove
+from ...primitives.dary_heap import ROOT, entries_insert, entries_put, entries_rekey, entries_remove
 from ...primitives.hash_table import table_find, table_rehash, table_set
 from ...primitives.status import ABSENT, FULL, OK
 from .queue_state import (
@@ -42,8 +42,8 @@ def tenants_move(tenants, new):
     new_order[0, 0] = order[0, 0]
     new_floor[0, 0] = floor[0, 0]
     for i in range(ROOT, ROOT + order[0, 0]):
-        rows_put(new_order, new_order_pos, i, order[i, 0], order[i, 1])
-        rows_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
+        entries_put(new_order, new_order_pos, i, order[i, 0], order[i, 1])
+        entries_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
 
 
 @kernel(internal=True, borrow=True)
@@ -145,16 +145,16 @@ def _tenant_reorder(request, tenants, number):
     place = np.int64(order_pos[number])
     if row[SIZE] == 0:
         if place > 0:
-            rows_remove(order, order_pos, place)
-            rows_remove(floor, floor_pos, np.int64(floor_pos[number]))
+            entries_remove(order, order_pos, place)
+            entries_remove(floor, floor_pos, np.int64(floor_pos[number]))
         return
     high, low = order_of(request[row[ROOT_SLOT], PRIORITY], row[COUNTER], number)
     if place > 0:
-        rows_rekey(order, order_pos, place, high, low)
-        rows_rekey(floor, floor_pos, np.int64(floor_pos[number]), row[COUNTER], number)
+        entries_rekey(order, order_pos, place, high, low)
+        entries_rekey(floor, floor_pos, np.int64(floor_pos[number]), row[COUNTER], number)
     else:
-        rows_insert(order, order_pos, high, low)
-        rows_insert(floor, floor_pos, row[COUNTER], number)
+        entries_insert(order, order_pos, high, low)
+        entries_insert(floor, floor_pos, row[COUNTER], number)
 
 
 @kernel(internal=True, borrow=True)

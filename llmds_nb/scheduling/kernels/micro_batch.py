@@ -18,7 +18,7 @@ import numpy as np
 
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from ...primitives.dary_heap import HANDLE, ROOT, rows_pop
+from ...primitives.dary_heap import HANDLE, ROOT, entries_pop
 from ...primitives.status import ABSENT, FULL, INVALID, OK
 from .bitset import bitmap_discard
 from .fair_share import tenants_number
@@ -149,7 +149,7 @@ def _fill(meta, request, line, now, ids, tokens):
             total += request[slot, TOKENS]
             if total > limit:
                 break
-        rows_pop(rows, pos)
+        entries_pop(rows, pos)
         prefetch(request, slot, np.int64(0))  # for the second loop
         ids[size] = slot
         size += 1

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._core.jit import kernel
-from ...primitives.dary_heap import HANDLE, rows_parts, rows_words
+from ...primitives.dary_heap import HANDLE, entries_parts, entries_words
 
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
 FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
@@ -63,14 +63,14 @@ class Queue(NamedTuple):
 @kernel(inline=True)
 def line_parts(line, capacity):
     """The arrays rows, pos and bits of the line. O(1)."""
-    rows, pos = rows_parts(line, 0, capacity)
-    return rows, pos, line[rows_words(capacity) :]
+    rows, pos = entries_parts(line, 0, capacity)
+    return rows, pos, line[entries_words(capacity) :]
 
 
 @kernel(inline=True)
 def tenant_table_start(capacity):
     """Where among the tenants' words the table begins. O(1)."""
-    return T_HEADER + 2 * rows_words(capacity) + 4 * capacity
+    return T_HEADER + 2 * entries_words(capacity) + 4 * capacity
 
 
 @kernel(inline=True)
@@ -86,8 +86,8 @@ def tenant_parts(tenants):
 def tenant_heaps(tenants):
     """Two row heaps of tenants with waiting requests: the next first, the lowest counter first."""
     capacity = tenants[T_CAPACITY]
-    order, order_pos = rows_parts(tenants, T_HEADER, capacity)
-    floor, floor_pos = rows_parts(tenants, T_HEADER + rows_words(capacity), capacity)
+    order, order_pos = entries_parts(tenants, T_HEADER, capacity)
+    floor, floor_pos = entries_parts(tenants, T_HEADER + entries_words(capacity), capacity)
     return order, order_pos, floor, floor_pos
 
 

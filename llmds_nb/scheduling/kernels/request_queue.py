@@ -4,16 +4,16 @@ import numpy as np
 
 from ..._core.arrays import aligned_zeros
 from ..._core.jit import kernel
+from ...primitives.bits import float64_key
 from ...primitives.dary_heap import (
     HANDLE,
     MAX_HANDLES,
     ROOT,
-    ordered_bits,
-    rows_insert,
-    rows_put,
-    rows_rekey,
-    rows_remove,
-    rows_words,
+    entries_insert,
+    entries_put,
+    entries_rekey,
+    entries_remove,
+    entries_words,
 )
 from ...primitives.hash_table import empty_table, table_find, table_remove, table_set
 from ...primitives.status import ABSENT, FULL, INVALID, OK, REPEATED
@@ -76,7 +76,7 @@ def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
 
 def _empty_requests(capacity, width):
     request = aligned_zeros((capacity, width), np.int64)
-    line = aligned_zeros(rows_words(capacity) + bitmap_words(capacity), np.int64)
+    line = aligned_zeros(entries_words(capacity) + bitmap_words(capacity), np.int64)
     return request, line, empty_table(capacity)
 
 
@@ -132,7 +132,7 @@ def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
     new_rows[0, 0] = rows[0, 0]
     for i in range(ROOT, ROOT + rows[0, 0]):
         low = rows[i, 1]
-        rows_put(new_rows, new_pos, i, rows[i, 0], (low & ~HANDLE) | target[low & HANDLE])
+        entries_put(new_rows, new_pos, i, rows[i, 0], (low & ~HANDLE) | target[low & HANDLE])
     if tenants.size > 0:
         for slot in range(fresh):
             for column in (UP, LEFT, RIGHT):
@@ -156,7 +156,7 @@ def waiting_key(meta, request, slot):
     if policy == AGING:
         since = np.float64(row[ARRIVAL_NS] - meta[ORIGIN])
         cost = np.int64(meta[AGING_COST]).view(np.float64) * np.float64(row[TOKENS])
-        return ordered_bits(cost + np.int64(meta[AGING_RATE]).view(np.float64) * since)
+        return float64_key(cost + np.int64(meta[AGING_RATE]).view(np.float64) * since)
     return row[KEY]
 
 
@@ -173,7 +173,7 @@ def waiting_enter(meta, request, line, tenants, slot):
         tenant_enter(meta, request, tenants, slot)
     else:
         high, low = order_of(row[PRIORITY], row[KEY], slot)
-        rows_insert(rows, pos, high, low)
+        entries_insert(rows, pos, high, low)
 
 
 @kernel(internal=True, borrow=True)
@@ -186,7 +186,7 @@ def waiting_leave(meta, request, line, tenants, slot):
     if meta[POLICY] == FAIR:
         tenant_leave(meta, request, tenants, slot)
     else:
-        rows_remove(rows, pos, np.int64(pos[slot]))
+        entries_remove(rows, pos, np.int64(pos[slot]))
 
 
 @kernel(internal=True, borrow=True)
@@ -202,7 +202,7 @@ def request_resize(meta, request, line, slot, tokens, key):
     if waits and row[KEY] != old:
         rows, pos, _bits = line_parts(line, request.shape[0])
         high, low = order_of(row[PRIORITY], row[KEY], slot)
-        rows_rekey(rows, pos, np.int64(pos[slot]), high, low)
+        entries_rekey(rows, pos, np.int64(pos[slot]), high, low)
 
 
 @kernel(borrow=True)

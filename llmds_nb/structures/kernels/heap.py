@@ -12,7 +12,7 @@ State: one int64 buffer (C = capacity, H = rows of the table >= 2 C), in this or
 Kernels take its *home*: the address of a word that holds the buffer's address. An array would
 cost 0.3 us at Python's door, half of a call, and the word can change while a call is on its way.
 
-The entries of the row heap are (`ordered_bits(SIGN * priority)`, sequence << 32 | handle). The
+The entries of the row heap are (`float64_key(SIGN * priority)`, sequence << 32 | handle). The
 sequence numbers the insertions, so equal priorities leave in that order; an update keeps it.
 Invariants: those of the row heap and of the table; the table holds exactly the items of the
 entries, each with its handle; the rows behind the entries hold the unused handles; every sequence
@@ -23,21 +23,20 @@ import numpy as np
 
 from ..._core.intrinsics import array_at, prefetch
 from ..._core.jit import kernel
+from ...primitives.bits import float64_key, key_float64
 from ...primitives.dary_heap import (
     HANDLE,
     ROOT,
-    ordered_bits,
-    ordered_float,
-    rows_by_low,
-    rows_heapify,
-    rows_insert,
-    rows_move,
-    rows_parts,
-    rows_pop,
-    rows_rekey,
-    rows_remove,
-    rows_sort,
-    rows_words,
+    entries_by_low,
+    entries_heapify,
+    entries_insert,
+    entries_move,
+    entries_parts,
+    entries_pop,
+    entries_rekey,
+    entries_remove,
+    entries_sort,
+    entries_words,
 )
 from ...primitives.hash_table import table_find, table_rehash, table_remove, table_set
 from ...primitives.hashing import mix64
@@ -52,7 +51,7 @@ _AHEAD = 8  # how many items ahead of its use a cache line is asked for
 @kernel(inline=True)
 def heap_table_start(capacity):
     """Where in the buffer the table begins. O(1)."""
-    return HEADER + rows_words(capacity) + ((capacity + 7) & -8)
+    return HEADER + entries_words(capacity) + ((capacity + 7) & -8)
 
 
 @kernel(inline=True)
@@ -66,8 +65,8 @@ def _state_at(home):
 def heap_parts(state):
     """The arrays rows, pos, items and table of the buffer. O(1)."""
     capacity = state[CAPACITY]
-    rows, pos = rows_parts(state, HEADER, capacity)
-    middle = HEADER + rows_words(capacity)
+    rows, pos = entries_parts(state, HEADER, capacity)
+    middle = HEADER + entries_words(capacity)
     items = state[middle : middle + capacity]
     start = heap_table_start(capacity)
     return rows, pos, items, state[start:].reshape(((state.size - start) // 2, 2))
@@ -103,7 +102,7 @@ def heap_renumber(home):
     """Number the entries anew from 0, in the order of their insertion. O(n)."""
     state = _state_at(home)
     rows, _pos, _items, _table = heap_parts(state)
-    order = rows_by_low(rows)
+    order = entries_by_low(rows)
     for j in range(order.size):
         rows[order[j], 1] = (np.int64(j) << 32) | (rows[order[j], 1] & HANDLE)
     state[NEXT] = order.size
@@ -117,7 +116,7 @@ def _ask(table, key):
 
 @kernel(inline=True)
 def _priority(state, high):
-    return state[SIGN] * ordered_float(high) + 0.0
+    return state[SIGN] * key_float64(high) + 0.0
 
 
 @kernel(borrow=True)
@@ -137,7 +136,7 @@ def heap_push(home, item, priority):
     table_set(table, item, handle)
     state[NEXT] = sequence + 1
     state[PUSHED] += 1
-    rows_insert(rows, pos, ordered_bits(state[SIGN] * priority), (sequence << 32) | handle)
+    entries_insert(rows, pos, float64_key(state[SIGN] * priority), (sequence << 32) | handle)
     return OK
 
 
@@ -171,18 +170,18 @@ def heap_push_many(home, added, priorities):
     for j in range(m):
         i = ROOT + n + j
         low = ((sequence + j) << 32) | rows[i, 1]
-        high = ordered_bits(sign * priorities[j])
+        high = float64_key(sign * priorities[j])
         if bulk:
             pos[rows[i, 1]] = i
             rows[i, 0] = high
             rows[i, 1] = low
         else:
-            rows_insert(rows, pos, high, low)
+            entries_insert(rows, pos, high, low)
     state[NEXT] = sequence + m
     state[PUSHED] += m
     if bulk:
         rows[0, 0] = n + m
-        rows_heapify(rows, pos)
+        entries_heapify(rows, pos)
     return OK, 0
 
 
@@ -205,7 +204,7 @@ def heap_pop(home):
         return np.nan, np.int64(0)
     priority, item = _priority(state, rows[ROOT, 0]), items[rows[ROOT, 1] & HANDLE]
     _ask(table, item)
-    rows_pop(rows, pos)
+    entries_pop(rows, pos)
     table_remove(table, item)
     return priority, item
 
@@ -221,7 +220,7 @@ def heap_pop_many(home, priorities, popped):
     n, m = rows[0, 0], popped.size
     bulk = 4 * m >= n
     if bulk:
-        rows_sort(rows, pos)
+        entries_sort(rows, pos)
     for j in range(m):
         i = ROOT + j if bulk else ROOT
         priorities[j] = _priority(state, rows[i, 0])
@@ -229,7 +228,7 @@ def heap_pop_many(home, priorities, popped):
         popped[j] = items[handle]
         _ask(table, popped[j])
         if not bulk:
-            rows_pop(rows, pos)
+            entries_pop(rows, pos)
         else:
             pos[handle] = 0
     if 2 * m < n:
@@ -247,7 +246,7 @@ def heap_pop_many(home, priorities, popped):
         for j in range(m):
             leaving[j] = rows[ROOT + j, 1] & HANDLE
         for i in range(ROOT + m, ROOT + n):  # a sorted list stays a heap when it moves up
-            rows_move(rows, pos, i, i - m)
+            entries_move(rows, pos, i, i - m)
         for j in range(m):
             rows[ROOT + n - m + j, 1] = leaving[j]
         rows[0, 0] = n - m
@@ -293,7 +292,7 @@ def heap_change(home, item, priority, way):
     i = np.int64(pos[handle])
     if way != 0 and way * priority < way * _priority(state, rows[i, 0]):
         return WRONG_DIRECTION
-    rows_rekey(rows, pos, i, ordered_bits(state[SIGN] * priority), rows[i, 1])
+    entries_rekey(rows, pos, i, float64_key(state[SIGN] * priority), rows[i, 1])
     return OK
 
 
@@ -340,13 +339,13 @@ def heap_update_many(home, asked, priorities):
     bulk = 4 * asked.size >= rows[0, 0]
     for j in range(asked.size):
         i = np.int64(pos[handles[j]])
-        high = ordered_bits(sign * priorities[j])
+        high = float64_key(sign * priorities[j])
         if bulk:
             rows[i, 0] = high
         else:
-            rows_rekey(rows, pos, i, high, rows[i, 1])
+            entries_rekey(rows, pos, i, high, rows[i, 1])
     if bulk:
-        rows_heapify(rows, pos)
+        entries_heapify(rows, pos)
     return OK, 0
 
 
@@ -358,7 +357,7 @@ def heap_remove(home, item):
     handle = table_remove(table, item)
     if handle == ABSENT:
         return ABSENT
-    rows_remove(rows, pos, np.int64(pos[handle]))
+    entries_remove(rows, pos, np.int64(pos[handle]))
     return OK
 
 
@@ -372,7 +371,7 @@ def heap_remove_many(home, asked):
     if bad < 0:
         for j in range(asked.size):
             table_remove(table, asked[j])
-            rows_remove(rows, pos, np.int64(pos[handles[j]]))
+            entries_remove(rows, pos, np.int64(pos[handles[j]]))
     return bad
 
 
