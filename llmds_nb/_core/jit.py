@@ -20,6 +20,7 @@ import shutil
 import uuid
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numba
 from numba.core import config, sigutils, types
@@ -38,7 +39,7 @@ KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
 COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
 
-KERNELS = []  # every dispatcher made here, in order of definition; warm-up and its test read it
+KERNELS: list[Any] = []  # every dispatcher made here, in order of definition; warm-up and its test read it
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGE = __package__.rpartition(".")[0]
@@ -307,6 +308,10 @@ class EntryPoints:
     >>> entries = EntryPoints(push=heap_push)        # doctest: +SKIP
     >>> entries.push(handle, item, priority)         # doctest: +SKIP
     """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, **dispatchers):
         for name, dispatcher in dispatchers.items():
