@@ -1,5 +1,6 @@
 """InvertedIndex: exact BM25 over texts that come and go."""
 
+import copy
 import threading
 from collections import deque
 from typing import NamedTuple
@@ -331,6 +332,12 @@ class InvertedIndex(Stored):
             table = self.tokenizer._table
             self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
         return ready
+
+    def _frozen(self) -> "InvertedIndex":
+        """An index with the present documents and parameters that no later write to this one
+        changes. O(1): it shares the snapshot, the vocabulary and the scratch memory.
+        """
+        return copy.copy(self)
 
     def postings(self, term) -> Postings:
         """The documents that hold a term.

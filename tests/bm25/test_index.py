@@ -145,6 +145,20 @@ def test_threads_give_the_same_answer():
     assert (alone.ids == together.ids).all() and (alone.scores == together.scores).all()
 
 
+def test_a_frozen_index_does_not_follow_later_writes():
+    index = InvertedIndex()
+    index.add(range(3), ["red fox", "red sea", "blue fox"])
+    frozen = index._frozen()
+    before = frozen.search("red fox", 3)
+    index.add(3, "red red fox")
+    index.remove(0)
+    index.k1 = 0.5
+    after = frozen.search("red fox", 3)
+    assert (before.ids == after.ids).all() and (before.scores == after.scores).all()
+    assert len(frozen) == 3 and frozen.k1 == 1.2
+    assert index.search("red fox", 3).ids.tolist() == [3, 1, 2]
+
+
 def test_small_adds_are_merged():
     index = InvertedIndex()
     for id_ in range(300):
