@@ -1,4 +1,4 @@
-"""The exceptions of llmds_nb beside Python's own ValueError, TypeError and KeyError."""
+"""The exceptions of llmds_nb, beside Python's ValueError, TypeError and KeyError."""
 
 __all__ = ["CapacityError", "CorruptFileError", "LlmdsError"]
 
@@ -8,7 +8,7 @@ class LlmdsError(Exception):
 
 
 class CapacityError(LlmdsError):
-    """There is no room left (pages, sequences, quota); the call has changed nothing."""
+    """No capacity is left (pages, sequences, quota); the call has changed nothing."""
 
 
 class CorruptFileError(LlmdsError, ValueError):

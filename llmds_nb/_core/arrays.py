@@ -1,22 +1,24 @@
 """Cache-line-aligned allocation, arrays that grow at their end, and consecutive ids."""
 
+from typing import Any
+
 import numpy as np
 
 LINE = 64  # bytes of a cache line
 
 
-def address_of(array) -> int:
-    """Where an array's memory begins; whoever uses it keeps the array alive."""
+def address_of(array: np.ndarray) -> int:
+    """The address of an array's memory; whoever uses it keeps the array alive."""
     return array.__array_interface__["data"][0]
 
 
-def aligned_empty(shape, dtype) -> np.ndarray:
-    """As np.empty, beginning with a cache line."""
+def aligned_empty(shape: Any, dtype: Any) -> np.ndarray:
+    """As np.empty, aligned to a cache line."""
     return _aligned(np.empty, shape, dtype)
 
 
-def aligned_zeros(shape, dtype) -> np.ndarray:
-    """As np.zeros, beginning with a cache line."""
+def aligned_zeros(shape: Any, dtype: Any) -> np.ndarray:
+    """As np.zeros, aligned to a cache line."""
     return _aligned(np.zeros, shape, dtype)
 
 
@@ -24,12 +26,12 @@ def _aligned(make, shape, dtype):
     dtype = np.dtype(dtype)
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     memory = make(n_bytes + LINE, np.uint8)
-    start = -memory.__array_interface__["data"][0] % LINE
+    start = -address_of(memory) % LINE
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-def appended(array, n, new) -> np.ndarray:
-    """array[:n] followed by `new`: in place where there is room, which no snapshot reads."""
+def appended(array: np.ndarray, n: int, new: np.ndarray) -> np.ndarray:
+    """array[:n] followed by `new`: in place if it fits, since no snapshot reads beyond n."""
     if n + len(new) > len(array):
         grown = aligned_empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
         grown[:n] = array[:n]
@@ -38,12 +40,12 @@ def appended(array, n, new) -> np.ndarray:
     return array
 
 
-def taken(array, slots) -> np.ndarray:
-    """The rows array[slots], beginning with a cache line."""
+def taken(array: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """The rows array[slots], aligned to a cache line."""
     out = aligned_empty((len(slots), *array.shape[1:]), array.dtype)
     return np.take(array, slots, axis=0, out=out)
 
 
-def counts_up(ids) -> bool:
-    """Whether each of int64[n > 0] ids is one more than that before it."""
+def are_consecutive(ids: np.ndarray) -> bool:
+    """Whether each of int64[n > 0] ids is one more than the one before it."""
     return int(ids[-1]) - int(ids[0]) == len(ids) - 1 and bool((ids[1:] - ids[:-1] == 1).all())

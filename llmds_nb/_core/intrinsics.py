@@ -23,8 +23,8 @@ def mul_hi(typingctx, a, b):
 def array_at(typingctx, address, shape, dtype):
     """The C-contiguous array of a shape, an int or a tuple, at an int64 address.
 
-    It has no owner: whoever passes the address keeps the memory alive. Unlike `numba.carray` it is
-    not a function to compile for every shape and dtype.
+    It owns no memory: whoever passes the address keeps that alive. Unlike `numba.carray` it is not a
+    function that is compiled for every shape and dtype.
     """
     several = isinstance(shape, types.BaseTuple)
     n_dims = len(shape) if several else 1
@@ -42,9 +42,9 @@ def array_at(typingctx, address, shape, dtype):
 def borrowed(typingctx, array):
     """The same array without its owner, so that slicing and passing it count no references.
 
-    Counts are atomic operations, and LLVM drops none of those that a loop of branches leaves in.
-    The owner must live as long: an argument of the kernel does, a local array only up to its last
-    use by its own name.
+    Reference counts are atomic operations, and LLVM removes none that are inside a loop with
+    branches. The owner must outlive it: an argument of the kernel does, a local array only up to
+    its last use under its own name.
     """
 
     def codegen(context, builder, signature, args):
@@ -58,7 +58,7 @@ def borrowed(typingctx, array):
 
 @intrinsic
 def prefetch(typingctx, rows, row, byte):
-    """Ask for the cache line that holds byte `byte` of rows[row]; never faults. rows is 2-D."""
+    """Prefetch the cache line that holds byte `byte` of rows[row]; never faults. rows is 2-D."""
 
     def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])

@@ -39,7 +39,9 @@ KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
 COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
 
-KERNELS: list[Any] = []  # every dispatcher made here, in order of definition; warm-up and its test read it
+KERNELS: list[
+    Any
+] = []  # every dispatcher made here, in order of definition; warm-up and its test read it
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGE = __package__.rpartition(".")[0]
@@ -62,7 +64,8 @@ def kernel_sources(root: Path, domain: str | None) -> list[Path]:
 
 def source_stamp(root: Path, domain: str | None) -> str:
     """A hash of the flags, and of the names and contents of `kernel_sources`."""
-    digest = hashlib.sha256(repr((config.BOUNDSCHECK, config.OPT)).encode())
+    flags = (getattr(config, name) for name in ("BOUNDSCHECK", "OPT"))
+    digest = hashlib.sha256(repr(tuple(flags)).encode())
     for path in kernel_sources(root, domain):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes())
@@ -185,7 +188,8 @@ def _attach_cache(dispatcher, py_func) -> None:
 def cache_folders() -> list[str]:
     """The folders in which the kernels defined so far are cached; [] = nowhere."""
     caches = (getattr(dispatcher, "_cache", None) for dispatcher in KERNELS)
-    return sorted({cache.cache_path for cache in caches if hasattr(cache, "cache_path")})
+    paths = (getattr(attached, "cache_path", None) for attached in caches)
+    return sorted({path for path in paths if path is not None})
 
 
 def _ignore_literals(dispatcher) -> None:

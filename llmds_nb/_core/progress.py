@@ -1,11 +1,15 @@
-"""A progress bar for long work that was asked to show one."""
+"""A progress bar for long work, shown on request."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
-def progress_bar(shown, total, desc, unit):
-    """Yield a function that counts `n` more of `total` as done; the bar waits for a second."""
+def progress_bar(
+    shown: bool, total: int | None, desc: str, unit: str
+) -> Iterator[Callable[..., Any]]:
+    """Yield a function that counts `n` more of `total` as done; the bar appears after a second."""
     if not shown:
         yield _nothing
         return

@@ -37,6 +37,7 @@ such field in order.
 The words hold addresses: whoever owns a handle keeps it, and so the arrays, alive during a call.
 """
 
+import collections
 import copy
 from typing import Any, NamedTuple
 
@@ -97,7 +98,9 @@ class _Scalar(NamedTuple):
 
     dtype: np.dtype
 
-    n_words = 1
+    @property
+    def n_words(self) -> int:
+        return 1
 
     def pack(self, value, name, words, at) -> None:
         words[at : at + 1].view(self.dtype)[0] = value
@@ -150,14 +153,13 @@ def array(dtype, *shape) -> Any:
 
 def state(cls) -> Any:
     """Class decorator: a named tuple class of the fields that `cls` declares, in their order."""
-    import collections
-
     fields = {
         name: _layout(value) if isinstance(value, type) else value
         for name, value in vars(cls).items()
         if not name.startswith("__")
     }
-    made: Any = collections.namedtuple(cls.__name__, fields, module=cls.__module__)
+    name: Any = cls.__name__
+    made: Any = collections.namedtuple(name, fields, module=cls.__module__)  # type: ignore[misc]
     made.__doc__ = cls.__doc__
     made._layout = _Nested(made, fields)
     return made

@@ -1,4 +1,4 @@
-"""One structure = one safetensors file: arrays and a header, checked, mappable, never half-written.
+"""Saves a structure as one safetensors file: checked, memory-mappable, written atomically.
 
 Layout. The file is a plain safetensors file that any reader of the format opens. Its `__metadata__`
 holds strings only:
@@ -12,8 +12,8 @@ holds strings only:
 The seal, the offsets and the file's length are checked at every opening; array checksums only when
 `verify` is on, since they read the whole file. Nothing is ever unpickled.
 
-Writing goes to a temporary file in the same folder, is flushed to disk, and then takes the name in
-one step; a crash leaves the old file or the new one, never a mixture.
+A file is written under a temporary name in the same folder, flushed to disk, and renamed; a crash
+leaves the old file or the new one, never a mixture.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -51,7 +51,14 @@ class Stored:
 
     _stored_version: ClassVar[int] = 1
 
-    def save(self, path) -> None:
+    def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        raise NotImplementedError
+
+    @classmethod
+    def _from_state(cls, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> Self:
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, replacing it atomically.
 
         Parameters
@@ -64,7 +71,9 @@ class Stored:
         write(path, type(self).__name__, arrays, header)
 
     @classmethod
-    def load(cls, path, *, mmap=False, verify=None):
+    def load(
+        cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None
+    ) -> Self:
         """Open a file that `save` wrote.
 
         Parameters
@@ -103,8 +112,10 @@ class Stored:
             raise CorruptFileError(f"{path} is not a whole {structure}: {error!r}") from error
 
 
-def load(path, *, mmap=False, verify=None):
-    """Open any saved structure by what its header says it is; parameters as for each `load`.
+def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None) -> Any:
+    """Open a saved structure of any class, by the class that its header names.
+
+    Parameters and errors are those of the `load` of each class.
 
     >>> import llmds_nb, tempfile, os
     >>> sketch = llmds_nb.CountMinSketch(64)
@@ -121,7 +132,9 @@ def load(path, *, mmap=False, verify=None):
     return cls._opened(path, structure, arrays, header)
 
 
-def write(path, structure, arrays, header) -> None:
+def write(
+    path: str | os.PathLike[str], structure: str, arrays: dict, header: dict[str, Any]
+) -> None:
     """Write one file atomically: temporary file, fsync, rename, fsync of the folder."""
     path = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -154,7 +167,9 @@ def write(path, structure, arrays, header) -> None:
             os.close(folder)
 
 
-def read(path, *, mmap=False, verify=None) -> tuple[str, dict, dict]:
+def read(
+    path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None
+) -> tuple[str, dict, dict]:
     """Return `(structure, arrays, header)` of a file that `write` made."""
     verify = not mmap if verify is None else verify
     path = Path(path)
@@ -213,14 +228,14 @@ def _read_entries(file, path, size):
     return entries, 8 + length
 
 
-def _described(path, name, entry, room):
+def _described(path, name, entry, n_data):
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         n_bytes = int(np.prod(shape, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
         whole = all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
     except (KeyError, TypeError, ValueError):
         raise CorruptFileError(f"{path}: array {name!r} is badly described") from None
-    if not whole or end - begin != n_bytes or end > room:
+    if not whole or end - begin != n_bytes or end > n_data:
         raise CorruptFileError(f"{path}: array {name!r} does not fit the file, is it truncated?")
     return dtype, shape, begin, n_bytes
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .._core.arrays import counts_up
+from .._core.arrays import are_consecutive
 from .kernels.postings import NO_CLASS
 
 _SLICE = 1 << 18
@@ -31,7 +31,7 @@ class IdsJoined:
         self._done = stop
 
     def _follow(self, part):
-        return not len(part) or (part[0] - self._first == self._done and counts_up(part))
+        return not len(part) or (part[0] - self._first == self._done and are_consecutive(part))
 
     def made(self) -> np.ndarray:
         """int64[n], or [1] if they count up by one; n must have come."""

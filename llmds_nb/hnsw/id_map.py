@@ -7,7 +7,7 @@ memory, and finding one takes no table.
 
 import numpy as np
 
-from .._core.arrays import appended, counts_up
+from .._core.arrays import appended, are_consecutive
 from ..primitives import hash_table as hashtable
 from ..primitives.status import ABSENT
 
@@ -24,7 +24,7 @@ def ids_of(ids, slots) -> np.ndarray:
 
 def packed_ids(ids) -> np.ndarray:
     """Only the first where they count up, in an array of their own."""
-    return ids[:1].copy() if counts_up(ids) else ids
+    return ids[:1].copy() if are_consecutive(ids) else ids
 
 
 def appended_ids(ids, n, new) -> np.ndarray:
@@ -33,7 +33,7 @@ def appended_ids(ids, n, new) -> np.ndarray:
         ids = packed_ids(new)
         return ids if count_up(ids) else ids.copy()
     if count_up(ids):
-        if new[0] == ids[0] + n and counts_up(new):
+        if new[0] == ids[0] + n and are_consecutive(new):
             return ids
         ids = ids[0] + np.arange(n)
     return appended(ids, n, new)

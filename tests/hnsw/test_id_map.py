@@ -17,7 +17,7 @@ def made(ids, n=300, step=1):
     return index
 
 
-def counts_up(index):
+def are_consecutive(index):
     return len(index._snapshot.ids) == 1 and len(index._table) == 8
 
 
@@ -25,7 +25,7 @@ def counts_up(index):
 def test_ids_that_count_up_are_as_good_as_those_in_a_table(first, tmp_path):
     ids = np.arange(first, first + 300)
     run, table = made(ids), made(ids, step=-1)
-    assert counts_up(run) and not counts_up(table)
+    assert are_consecutive(run) and not are_consecutive(table)
     assert table.nbytes - run.nbytes == 300 * 8 - 8 + (1024 - 8) * 16
     outside = [i for i in (first - 1, first - 300, first + 300, 0, MOST) if i >= 0]
     outside = [i for i in outside if not first <= i < first + 300]
@@ -35,7 +35,7 @@ def test_ids_that_count_up_are_as_good_as_those_in_a_table(first, tmp_path):
     run.save(tmp_path / "run")
     for mmap in (False, True):
         loaded = HNSW.load(tmp_path / "run", mmap=mmap)
-        assert counts_up(loaded)
+        assert are_consecutive(loaded)
         for one in (run, table, loaded):
             assert first in one and int(ids[3]) not in one and not any(i in one for i in outside)
             np.testing.assert_array_equal(one.get(ids[[299, 0, 0]]), VECTORS[[299, 0, 0]])
@@ -61,10 +61,10 @@ def test_a_mask_reaches_ids_that_begin_late():
 def test_ids_count_up_only_until_one_does_not(after, tmp_path):
     index = made(np.arange(100), n=100)
     index.add(VECTORS[100:150], np.arange(100, 150))
-    assert counts_up(index)
+    assert are_consecutive(index)
     index = made(np.arange(100), n=100)
     index.add(VECTORS[200 : 200 + len(after)], after)
-    assert counts_up(index) == (after == [100])
+    assert are_consecutive(index) == (after == [100])
     index.check()
     for place, id_ in enumerate(after):
         np.testing.assert_array_equal(index.get(id_), VECTORS[200 + place])
@@ -78,7 +78,7 @@ def test_a_removed_id_that_comes_back_gets_another_slot():
     index = made(np.arange(300))
     index.remove([299])
     index.add(VECTORS[0], [299])
-    assert not counts_up(index)
+    assert not are_consecutive(index)
     index.check()
     np.testing.assert_array_equal(index.get(299), VECTORS[0])
 
@@ -87,10 +87,10 @@ def test_compact_and_mend_keep_ids_or_count_them_up_again():
     index = made(np.arange(300))
     index.remove(np.arange(0, 60))
     index.compact()
-    assert counts_up(index) and index._snapshot.ids[0] == 60
+    assert are_consecutive(index) and index._snapshot.ids[0] == 60
     index.remove([100])
     index.compact()
-    assert not counts_up(index)
+    assert not are_consecutive(index)
     index.remove(np.arange(110, 200))  # mends
     index.check()
     assert len(index) == 149 and 109 in index and 110 not in index and 299 in index
