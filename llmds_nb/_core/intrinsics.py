@@ -23,7 +23,7 @@ def mul_hi(typingctx, a, b):
 def array_at(typingctx, address, shape, dtype):
     """The C-contiguous array of a shape, an int or a tuple, at an int64 address.
 
-    It owns no memory: whoever passes the address keeps that alive. Unlike `numba.carray` it is not a
+    It owns no memory: whoever passes the address keeps it alive. Unlike `numba.carray` it is not a
     function that is compiled for every shape and dtype.
     """
     several = isinstance(shape, types.BaseTuple)

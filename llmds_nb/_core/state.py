@@ -158,8 +158,8 @@ def state(cls) -> Any:
         for name, value in vars(cls).items()
         if not name.startswith("__")
     }
-    name: Any = cls.__name__
-    made: Any = collections.namedtuple(name, fields, module=cls.__module__)  # type: ignore[misc]
+    make: Any = collections.namedtuple
+    made = make(cls.__name__, fields, module=cls.__module__)
     made.__doc__ = cls.__doc__
     made._layout = _Nested(made, fields)
     return made

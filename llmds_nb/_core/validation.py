@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]]
 T = TypeVar("T")
-_OWN = ("C", "A", "W")  # contiguous, aligned, writeable: one type to Numba
+_OWN: Any = ("C", "A", "W")  # contiguous, aligned, writeable: one type to Numba
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
