@@ -1,5 +1,6 @@
 """HNSW: approximate nearest neighbours of dense vectors, exact where it is asked to be."""
 
+import copy
 import dataclasses
 import numbers
 import threading
@@ -258,6 +259,17 @@ class HNSW(Stored):
                     hashtable.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
             writer.retire(base)
+
+    def _frozen(self) -> "HNSW":
+        """An index for reading, with the present contents, that no later write of this one changes.
+
+        O(1), or the bytes of the table of ids where they are not consecutive: all else is replaced
+        by a write, never changed.
+        """
+        with self._lock:
+            frozen = copy.copy(self)
+            frozen._table = self._table.copy()
+        return frozen
 
     def _slots_of(self, ids):
         slots = slots_of(self._snapshot, self._table, ids)

@@ -211,6 +211,23 @@ def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
         assert index.stats().deleted == 0
 
 
+def test_a_frozen_index_keeps_its_contents_while_the_original_changes():
+    vectors = data(300, 8)
+    for ids in (np.arange(100), np.arange(100)[::-1]):
+        index = HNSW(8, M=4, ef_construction=20)
+        index.add(vectors[:100], ids)
+        frozen = index._frozen()
+        found = frozen.search(vectors, 5)
+        index.remove([3, 4])
+        index.add(vectors[100:])
+        index.add(vectors[:2] + 1, [0, 1])
+        assert len(frozen) == 100 and 3 in frozen and 299 not in frozen and len(index) == 298
+        np.testing.assert_array_equal(frozen.get(ids), vectors[:100])
+        again = frozen.search(vectors, 5)
+        np.testing.assert_array_equal(again.ids, found.ids)
+        np.testing.assert_array_equal(again.distances, found.distances)
+
+
 # ---- threads --------------------------------------------------------------------------------
 
 
