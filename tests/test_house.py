@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -183,6 +184,43 @@ def test_type_checkers_see_the_names_that_a_package_exports(folder):
         assert getattr(package, name).__doc__
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = package.no_such_name
+
+
+def public_objects():
+    for folder in PACKAGES:
+        package = importlib.import_module(".".join(["llmds_nb", *folder.relative_to(ROOT).parts]))
+        for name in package.__all__:
+            yield getattr(package, name)
+
+
+def test_public_signatures_are_typed_and_described():
+    bare = set()
+    for thing in set(public_objects()):
+        members = [(thing.__name__, thing)]
+        if isinstance(thing, type):
+            members = [(f"{thing.__name__}.{name}", getattr(thing, name)) for name in dir(thing)]
+            own = [cls for cls in thing.__mro__ if cls.__module__.startswith("llmds_nb.")]
+            members = [
+                (name, member)
+                for name, member in members
+                if any(name.split(".")[1] in vars(cls) for cls in own)
+                and (not name.split(".")[1].startswith("_") or name.endswith("__init__"))
+            ]
+        for name, member in members:
+            function = member.fget if isinstance(member, property) else member
+            if not callable(function) or isinstance(function, type):
+                continue
+            signature = inspect.signature(function)
+            kinds = [
+                p.annotation for n, p in signature.parameters.items() if n not in ("self", "cls")
+            ]
+            if not name.endswith("__init__"):
+                kinds.append(signature.return_annotation)
+                if not function.__doc__:
+                    bare.add(f"{name}: no docstring")
+            if inspect.Signature.empty in kinds:
+                bare.add(f"{name}{signature}")
+    assert not bare, "\n".join(sorted(bare))
 
 
 def test_public_names_are_those_of_the_readme():
