@@ -1,19 +1,21 @@
-"""Four-ary min-heap of handles under 96-bit keys, with the row in which each handle is.
+"""Four-ary min-heap of slots under 96-bit keys, with the row in which each slot is.
+
+A slot, 0 .. C - 1, is the number by which the owner of the heap knows an element.
 
 State (C = capacity), arrays of the owner:
 
     entries   int64[C + 4, 2]  entries[0, 0] is n, the number of entries; rows 3 .. n + 2 are the
-                               entries (high, low); a handle is the lower 32 bits of its `low`
-    position  int32[C]         the row in which each handle is, 0 where it is in none
+                               entries (high, low); a slot is the lower 32 bits of its `low`
+    position  int32[C]         the row in which each slot is, 0 where it is in none
 
 Entries are ordered by (high, low) as signed integers. The root is row 3 and the children of row i
 are rows 4 (i - 2) .. 4 (i - 2) + 3, so that siblings, 16 bytes each, share one cache line where the
 array is aligned to one (_core/arrays.py).
 
-Invariants: no entry is smaller than its parent; position[h] is the row of every handle in the heap,
-and 0 for every other handle. If rows n + 3 .. C + 2 begin with every unused handle, they always
-hold exactly the unused ones, since insertion and removal move handles across the last row: a free
-list at no cost. Of the first three rows, only n is used here.
+Invariants: no entry is smaller than its parent; position[slot] is the row of every slot in the
+heap, and 0 for every other slot. If rows n + 3 .. C + 2 begin with the unused slots
+(`entries_init`), they always hold exactly the unused ones, because insertion and removal move
+slots across the last row: a free list at no cost. Of the first three rows, only n is used here.
 
 Entries of 16 bytes take three fifths of the time of entries of 32: a fourth of the cache lines, no
 branch within a level, and the lines of the next level are prefetched while this one is compared.
@@ -25,20 +27,21 @@ from .._core.intrinsics import prefetch
 from .._core.jit import kernel
 
 ROOT = 3  # the row of the first entry
-HANDLE = np.int64(0xFFFFFFFF)
-MAX_HANDLES = 2**31 - 8
+SLOT_MASK = np.int64(0xFFFFFFFF)  # of the slot in `low`
+MAX_SLOTS = 2**31 - 8  # rows are int32
+HANDLE, MAX_HANDLES = SLOT_MASK, MAX_SLOTS
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @kernel(inline=True)
 def entries_words(capacity):
-    """Words of a row heap in its buffer: whole cache lines. O(1)."""
+    """Words of a heap in a buffer: whole cache lines. O(1)."""
     return (2 * (capacity + 4) + (capacity + 1) // 2 + 7) & -8
 
 
 @kernel(inline=True)
 def entries_parts(buffer, start, capacity):
-    """The two arrays of the row heap that begins at `start`. O(1)."""
+    """The two arrays of the heap that begins at `start` of a buffer. O(1)."""
     middle = start + 2 * (capacity + 4)
     entries = buffer[start:middle].reshape((capacity + 4, 2))
     position = buffer[middle : middle + (capacity + 1) // 2].view(np.int32)[:capacity]
@@ -47,9 +50,9 @@ def entries_parts(buffer, start, capacity):
 
 @kernel(borrow=True)
 def entries_init(entries, first):
-    """Put the unused handles first .. C - 1 behind the first `first` entries. O(C)."""
-    for handle in range(first, entries.shape[0] - 4):
-        entries[ROOT + handle, 1] = handle
+    """Put the unused slots first .. C - 1 behind the first `first` entries. O(C)."""
+    for slot in range(first, entries.shape[0] - 4):
+        entries[ROOT + slot, 1] = slot
 
 
 @kernel(inline=True)
@@ -59,15 +62,15 @@ def _precedes(high, low, other_high, other_low):
 
 @kernel(inline=True)
 def entries_put(entries, position, i, high, low):
-    """Write an entry into row i, whatever the order says. O(1)."""
+    """Write an entry into row i, in or out of order. O(1)."""
     entries[i, 0] = high
     entries[i, 1] = low
-    position[np.uint64(low & HANDLE)] = i
+    position[np.uint64(low & SLOT_MASK)] = i
 
 
 @kernel(internal=True, borrow=True)
 def entries_move(entries, position, source, target):
-    """Copy an entry over another; the handle overwritten is the caller's to keep. O(1)."""
+    """Copy an entry over another, whose slot the caller must have kept. O(1)."""
     entries_put(entries, position, target, entries[source, 0], entries[source, 1])
 
 
@@ -95,7 +98,7 @@ def _sift_down(entries, position, hole, high, low):
         if child > last:
             break
         below = (child - _TWO) << _TWO
-        if below <= last:  # the sixteen grandchildren are four lines
+        if below <= last:  # the sixteen grandchildren fill four cache lines
             for line in range(4):
                 prefetch(entries, np.int64(below), np.int64(64 * line))
         best, best_high, best_low = child, entries[child, 0], entries[child, 1]
@@ -143,7 +146,7 @@ def _sift(entries, position, i, high, low):
 
 @kernel(internal=True, borrow=True)
 def entries_insert(entries, position, high, low):
-    """Insert a handle that stands in no row; the owner made room. O(log n), O(1) if it is last."""
+    """Insert the slot in `low`, which is in no row; n < C. O(log n), O(1) if it is last."""
     n = entries[0, 0] + 1
     entries[0, 0] = n
     _sift_up(entries, position, n + 2, high, low)
@@ -151,46 +154,49 @@ def entries_insert(entries, position, high, low):
 
 @kernel(internal=True, borrow=True)
 def entries_rekey(entries, position, i, high, low):
-    """Give the handle in row i, the one in `low`, another place in the order. O(log n)."""
+    """Replace the entry in row i by one of the same slot. O(log n)."""
     _sift(entries, position, i, high, low)
 
 
 @kernel(internal=True, borrow=True)
 def entries_remove(entries, position, i):
-    """Take row i out and return its handle. O(log n)."""
+    """Take the entry in row i out and return its slot. O(log n)."""
     last = entries[0, 0] + 2
     entries[0, 0] = last - 3
-    handle = entries[i, 1] & HANDLE
-    position[handle] = 0
+    slot = entries[i, 1] & SLOT_MASK
+    position[slot] = 0
     if i < last:
         _sift(entries, position, i, entries[last, 0], entries[last, 1])
-    entries[last, 1] = handle
-    return handle
+    entries[last, 1] = slot
+    return slot
 
 
 @kernel(internal=True, borrow=True)
 def entries_pop(entries, position):
-    """`entries_remove` of the first entry. O(log n)."""
+    """Take the first entry out and return its slot. O(log n)."""
     last = entries[0, 0] + 2
     entries[0, 0] = last - 3
-    handle = entries[ROOT, 1] & HANDLE
-    position[handle] = 0
+    slot = entries[ROOT, 1] & SLOT_MASK
+    position[slot] = 0
     if last > ROOT:
         _sift_down(entries, position, ROOT, entries[last, 0], entries[last, 1])
-    entries[last, 1] = handle
-    return handle
+    entries[last, 1] = slot
+    return slot
 
 
 @kernel(internal=True, borrow=True)
 def entries_heapify(entries, position):
-    """Order entries 3 .. n + 2 from any order; their positions are set already. O(n)."""
+    """Make a heap of the entries in rows 3 .. n + 2, whose positions are set already. O(n)."""
     for i in range(((entries[0, 0] + 2) >> 2) + 2, ROOT - 1, -1):
         _sift_down(entries, position, i, entries[i, 0], entries[i, 1])
 
 
 @kernel(internal=True)
 def _ordered(keys, order):
-    """`order` sorted stably by `keys`, one per entry, 11 bits a pass; uses both up. O(n)."""
+    """`order` sorted stably by `keys`, one per entry; overwrites both. O(n).
+
+    A radix sort from the lowest digit, 11 bits a pass; digits equal in all keys are skipped.
+    """
     n = order.size
     other_keys, other = np.empty(n, np.int64), np.empty(n, np.int64)
     varying = np.int64(0)
@@ -221,7 +227,7 @@ def _ordered(keys, order):
 
 @kernel(internal=True)
 def entries_by_low(entries):
-    """The entries' entries in the order of the upper half of `low`. O(n)."""
+    """The rows of all entries in the order of the upper half of their `low`. O(n)."""
     n = entries[0, 0]
     keys, order = np.empty(n, np.int64), np.empty(n, np.int64)
     for j in range(n):
@@ -232,9 +238,9 @@ def entries_by_low(entries):
 
 @kernel(internal=True)
 def entries_sort(entries, position):
-    """Order all entries completely, which is a heap too. O(n).
+    """Sort all entries; sorted they are a heap too. O(n).
 
-    Worth its price as soon as a quarter of the entries are to leave in order.
+    Faster than popping as soon as a quarter of the entries are to leave in order.
     """
     n = entries[0, 0]
     keys, order = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -255,12 +261,12 @@ def entries_sort(entries, position):
         entries_put(entries, position, ROOT + j, old[order[j] - ROOT, 0], old[order[j] - ROOT, 1])
 
 
-def check_entries(entries, position) -> None:
+def check_entries(entries: np.ndarray, position: np.ndarray) -> None:
     """Assert the invariants of the module docstring (plain Python). O(n)."""
     n = int(entries[0, 0])
     assert 0 <= n <= position.size and len(entries) == position.size + 4
-    entries = list(map(tuple, entries[: ROOT + n].tolist()))
-    assert all(entries[(i >> 2) + 2] <= entries[i] for i in range(ROOT + 1, ROOT + n))
-    held = entries[ROOT : ROOT + n, 1] & HANDLE
+    keys = list(map(tuple, entries[: ROOT + n].tolist()))
+    assert all(keys[(i >> 2) + 2] <= keys[i] for i in range(ROOT + 1, ROOT + n))
+    held = entries[ROOT : ROOT + n, 1] & SLOT_MASK
     assert np.array_equal(position[held], np.arange(ROOT, ROOT + n))
     assert np.count_nonzero(position) == n

@@ -17,9 +17,14 @@ from .hashing import mix64
 from .status import ABSENT
 
 
-def empty_table(n_keys):
-    """A table with room for `n_keys` at a load of one half (plain Python: allocates state)."""
-    table = np.empty((1 << max(3, (2 * n_keys - 1).bit_length()), 2), np.int64)
+def table_rows(n_keys: int) -> int:
+    """Rows C of a table for `n_keys` at a load of at most one half (plain Python)."""
+    return 1 << max(3, (2 * n_keys - 1).bit_length())
+
+
+def empty_table(n_keys: int) -> np.ndarray:
+    """A table int64[C, 2] for `n_keys` at a load of at most one half (plain Python)."""
+    table = np.empty((table_rows(n_keys), 2), np.int64)
     table[:, 0] = 0
     table[:, 1] = ABSENT
     return table

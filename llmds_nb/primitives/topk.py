@@ -72,8 +72,10 @@ def topk_sort(scores, ids, n):
 
 @kernel(noinline=True)
 def _partition(scores, ids, low, high):
-    """Split [low, high], at least two, around a middle entry: all up to the returned place are no
-    worse than all after it, and both parts are shorter than before."""
+    """Split [low, high], at least two entries, around one in the middle; return where.
+
+    All up to the returned place are no worse than all after it; both parts are shorter than before.
+    """
     middle = (low + high) >> 1
     score, id_ = scores[middle], ids[middle]
     i, j = low - 1, high + 1
@@ -113,7 +115,7 @@ def topk_order(scores, ids, n):
         low, high = lows[depth], highs[depth]
         while high - low > 12:
             place = _partition(scores, ids, low, high)
-            if place - low < high - place - 1:  # the longer part waits: 64 of them always suffice
+            if place - low < high - place - 1:  # stack the longer part: 64 always suffice
                 lows[depth], highs[depth] = place + 1, high
                 high = place
             else:

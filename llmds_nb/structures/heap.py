@@ -1,24 +1,26 @@
 """IndexedHeap: a priority queue whose items can be found, re-prioritised and removed."""
 
 import threading
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
-from .._core.arrays import aligned_zeros
+from .._core.arrays import LINE, aligned_zeros
 from .._core.jit import EntryPoints
+from .._core.state import Handle
 from ..primitives.bits import float64_key
-from ..primitives.dary_heap import HANDLE, MAX_HANDLES, ROOT, check_entries, entries_init
-from ..primitives.hash_table import empty_table, table_find
+from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries, entries_init
+from ..primitives.hash_table import table_find, table_rows
 from ..primitives.status import ABSENT, FULL, INVALID, OK, WRONG_DIRECTION
 from .kernels import heap as k
 
 _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
-
-# Without the dispatcher: it takes a third of a single call.
+# Called without a dispatcher, which would take a third of a single call.
 _entries = EntryPoints(push=k.heap_push, update=k.heap_update, pop=k.heap_pop)
 
 
@@ -32,8 +34,8 @@ class HeapEntry(NamedTuple):
 class HeapEntries(NamedTuple):
     """Entries in the order in which they leave: float64[n] and int64[n]."""
 
-    priorities: np.ndarray
-    items: np.ndarray
+    priorities: npt.NDArray[np.float64]
+    items: npt.NDArray[np.int64]
 
 
 class HeapStats(NamedTuple):
@@ -48,25 +50,32 @@ class HeapStats(NamedTuple):
 class IndexedHeap:
     """Priority queue of int64 items, the smallest priority first, with changeable priorities.
 
-    A four-ary heap with a hash table from items to their places. Equal priorities leave in the
+    A four-ary heap, and a hash table from each item to its entry. Equal priorities leave in the
     order of insertion; an update keeps an item's place in that order. The heap grows as needed.
 
     Parameters
     ----------
     capacity : int
-        Entries to make room for at first.
+        Entries to allocate at first, 1 .. 2**31 - 8. Growth doubles it; 60 to 92 bytes an entry.
     max_heap : bool
         Let the largest priority leave first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Here and in every method: an argument of the wrong kind, or out of range.
 
     Notes
     -----
     Items are any int64, each at most once. Priorities are float64; infinities are allowed, NaN is
     refused. One call costs half a microsecond before any work, so batch methods are 5 to 20 times
-    faster per entry. A call that raises changed nothing.
+    faster per entry. A call that raises has changed nothing.
 
-    Thread-safe: every method holds the object's lock, but for `push`, `update` and `pop`, whose one
-    kernel call the GIL makes atomic (the lock alone would be a third of their time). Growth leaves
-    the old buffer empty, and what such a call then finds refused is decided again under the lock.
+    Thread-safe. Every method holds the object's lock, except that `push`, `update` and `pop` first
+    call their kernel without it: the kernel keeps the GIL and so is atomic, and the lock would take
+    a third of their time. Only where that call is refused the lock is taken and the kernel called
+    again. A growth in another thread leaves the old arrays empty and full at once, so that a call
+    which still reads them is refused (see `heap_move` in kernels/heap.py).
 
     >>> heap = IndexedHeap()
     >>> heap.push_many([7, -1, 12], [0.5, 0.25, 0.5])
@@ -77,22 +86,15 @@ class IndexedHeap:
     array([-1,  7])
     """
 
-    def __init__(self, capacity=1024, *, max_heap=False):
-        capacity = validation.integer(capacity, "capacity", low=1, high=MAX_HANDLES)
+    def __init__(self, capacity: int = 1024, *, max_heap: bool = False):
+        capacity = validation.integer(capacity, "capacity", low=1, high=MAX_SLOTS)
         if not isinstance(max_heap, bool | np.bool_):
             raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
-        self._where = np.zeros(1, np.int64)
-        self._home = self._where.ctypes.data
-        self._set_state(_empty_state(capacity))
-        self._state[k.SIGN] = -1 if max_heap else 1
+        self._handle = Handle(_empty_state(capacity, -1 if max_heap else 1))
+        self._address = self._handle.address  # the same for life, and one look-up less in a call
         self._lock = threading.Lock()
 
-    def _set_state(self, state):
-        """Own another buffer, in one step for a call that is on its way."""
-        self._where[0] = state.__array_interface__["data"][0]
-        self._state = state
-
-    def push(self, item, priority) -> None:
+    def push(self, item: int, priority: float) -> None:
         """Insert an item. O(log n).
 
         Raises
@@ -103,19 +105,19 @@ class IndexedHeap:
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
-            status = _entries.push(self._home, item, priority)
+            status = _entries.push(self._address, item, priority)
         except OverflowError:
-            _item(item)  # says so
+            _item(item)  # raises the error that names the limit
         if status == OK:
             return
         with self._lock:
             if status == FULL:
-                self._make_room(1)
-            status = _entries.push(self._home, item, priority)
+                self._reserve(1)
+            status = _entries.push(self._address, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
-    def push_many(self, items, priorities) -> None:
+    def push_many(self, items: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Insert items in the order given. O(m log n), and O(n + m) for a large share of n.
 
         Parameters
@@ -131,10 +133,10 @@ class IndexedHeap:
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
-            status, j = k.heap_push_many(self._home, items, priorities)
+            status, j = k.heap_push_many(self._address, items, priorities)
             if status == FULL:
-                self._make_room(items.size)
-                status, j = k.heap_push_many(self._home, items, priorities)
+                self._reserve(items.size)
+                status, j = k.heap_push_many(self._address, items, priorities)
         if status != OK:
             raise _nan(j) if status == INVALID else _present(items[j])
 
@@ -146,14 +148,14 @@ class IndexedHeap:
         IndexError
             The heap is empty.
         """
-        first = _entries.pop(self._home)
-        if first[0] == first[0]:  # else the priority is NaN, and there was none
+        first = _entries.pop(self._address)
+        if first[0] == first[0]:  # the priority is NaN where the heap is empty
             return _new(HeapEntry, first)
         with self._lock:
-            first = _entries.pop(self._home)
+            first = _entries.pop(self._address)
         return _entry(first)
 
-    def pop_many(self, n) -> HeapEntries:
+    def pop_many(self, n: int) -> HeapEntries:
         """Take out the first `n` entries, or all when there are fewer, in the order they leave.
 
         O(n log size), and O(size) when n is at least a quarter of the size.
@@ -162,36 +164,36 @@ class IndexedHeap:
         with self._lock:
             n = min(n, self._size())
             out = HeapEntries(np.empty(n), np.empty(n, np.int64))
-            k.heap_pop_many(self._home, *out)
+            k.heap_pop_many(self._address, *out)
         return out
 
     def peek(self) -> HeapEntry:
         """Return the first entry and leave it in; IndexError when the heap is empty. O(1)."""
         with self._lock:
-            first = k.heap_peek(self._home)
+            first = k.heap_peek(self._address)
         return _entry(first)
 
-    def priority(self, item) -> float:
+    def priority(self, item: int) -> float:
         """Return an item's priority; KeyError when it is absent. O(1)."""
         item = _item(item)
         with self._lock:
-            value = k.heap_priority(self._home, item)
+            value = k.heap_priority(self._address, item)
         if value != value:
             raise _absent(item)
         return value
 
-    def priority_many(self, items) -> np.ndarray:
-        """Return the priorities of int64[m] items as float64[m]; KeyError if any is absent."""
+    def priority_many(self, items: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the priorities of int64[m] items, float64[m]; KeyError if any is absent. O(m)."""
         items = _items(items)
         out = np.empty(items.size)
         with self._lock:
-            k.heap_priority_many(self._home, items, out)
+            k.heap_priority_many(self._address, items, out)
         missing = np.isnan(out)
         if missing.any():
             raise _absent(items[missing.argmax()])
         return out
 
-    def update(self, item, priority) -> None:
+    def update(self, item: int, priority: float) -> None:
         """Change an item's priority, either way; its place among equals stays. O(log n).
 
         Raises
@@ -204,17 +206,17 @@ class IndexedHeap:
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
-            status = _entries.update(self._home, item, priority)
+            status = _entries.update(self._address, item, priority)
         except OverflowError:
-            _item(item)  # says so
+            _item(item)  # raises the error that names the limit
         if status == OK:
             return
         with self._lock:
-            status = _entries.update(self._home, item, priority)
+            status = _entries.update(self._address, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
 
-    def increase_key(self, item, priority) -> None:
+    def increase_key(self, item: int, priority: float) -> None:
         """Change an item's priority to a number that is not smaller. O(log n).
 
         Numerically, for `max_heap` as well: there the item moves towards the front.
@@ -226,28 +228,28 @@ class IndexedHeap:
         ValueError
             The priority is NaN or smaller than the present one.
         """
-        self._move(item, priority, 1)
+        self._change(item, priority, 1)
 
-    def decrease_key(self, item, priority) -> None:
+    def decrease_key(self, item: int, priority: float) -> None:
         """Change an item's priority to a number that is not larger; see `increase_key`."""
-        self._move(item, priority, -1)
+        self._change(item, priority, -1)
 
-    def _move(self, item, priority, way):
+    def _change(self, item, priority, direction):
         item, priority = _item(item), _priority(priority)
         with self._lock:
-            status = k.heap_change(self._home, item, priority, way)
+            status = k.heap_change(self._address, item, priority, direction)
             if status == WRONG_DIRECTION:
-                present = k.heap_priority(self._home, item)
+                present = k.heap_priority(self._address, item)
         if status == OK:
             return
         if status == ABSENT:
             raise _absent(item)
         if status == WRONG_DIRECTION:
-            word = "below" if way > 0 else "above"
+            word = "below" if direction > 0 else "above"
             raise ValueError(f"priority {priority} of item {item} is {word} its present {present}")
         raise _nan()
 
-    def update_many(self, items, priorities) -> None:
+    def update_many(self, items: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
         """Change the priorities of int64[m] items to float64[m]. O(m log n), or O(n + m).
 
         Raises
@@ -259,54 +261,63 @@ class IndexedHeap:
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
-            status, j = k.heap_update_many(self._home, items, priorities)
+            status, j = k.heap_update_many(self._address, items, priorities)
             if status != OK:
                 raise _nan(j) if status == INVALID else self._refused(items[j])
 
-    def remove(self, item) -> None:
+    def remove(self, item: int) -> None:
         """Take an item out; KeyError when it is absent. O(log n)."""
         item = _item(item)
         with self._lock:
-            status = k.heap_remove(self._home, item)
+            status = k.heap_remove(self._address, item)
         if status == ABSENT:
             raise _absent(item)
 
-    def remove_many(self, items) -> None:
-        """Take int64[m] items out; KeyError if any is absent, ValueError if given twice."""
+    def remove_many(self, items: npt.ArrayLike) -> None:
+        """Take int64[m] items out, all or none. O(m log n).
+
+        Raises
+        ------
+        KeyError
+            An item is absent.
+        ValueError
+            An item is given twice.
+        """
         items = _items(items)
         with self._lock:
-            bad = k.heap_remove_many(self._home, items)
+            bad = k.heap_remove_many(self._address, items)
             if bad >= 0:
                 raise self._refused(items[bad])
 
     def _refused(self, item):
-        if k.heap_find(self._home, item) == ABSENT:
+        if k.heap_find(self._address, item) == ABSENT:
             return _absent(item)
         return ValueError(f"items must be distinct, but {item} stands twice")
 
-    def _make_room(self, n):
-        """Room for n more entries, and numbers for n more insertions."""
-        old, needed = self._state, self._size() + n
-        if needed > old[k.CAPACITY]:
-            capacity = min(max(2 * int(old[k.CAPACITY]), needed), MAX_HANDLES)
-            if needed > capacity:
-                raise ValueError(f"the heap holds at most {MAX_HANDLES} items, not {needed}")
-            new = _empty_state(capacity)
-            k.heap_move(old, new)
-            self._set_state(new)
-        if self._state[k.NEXT] + n > k.LIMIT:
-            k.heap_renumber(self._home)
+    def _reserve(self, n):
+        """Grow for n more entries, and leave numbers for n more insertions."""
+        s = self._handle.state
+        capacity, needed = s.position.size, self._size() + n
+        if needed > capacity:
+            if needed > MAX_SLOTS:
+                raise ValueError(f"the heap holds at most {MAX_SLOTS} items, not {needed}")
+            capacity = min(max(2 * capacity, needed), MAX_SLOTS)
+            new = Handle(_empty_state(capacity, int(s.header[k.SIGN])))
+            k.heap_move(self._address, new.address)
+            self._handle.replace(new.state)
+        if self._handle.state.header[k.NEXT] + n > k.LIMIT:
+            k.heap_renumber(self._address)
 
-    def __contains__(self, item) -> bool:
+    def __contains__(self, item: object) -> bool:
         try:
             item = _item(item)
         except (TypeError, ValueError):
             return False
         with self._lock:
-            return k.heap_find(self._home, item) != ABSENT
+            return k.heap_find(self._address, item) != ABSENT
 
     def _size(self) -> int:
-        return int(self._state[k.HEADER])
+        return self._handle.state.entries.item(0)
 
     def __len__(self) -> int:
         with self._lock:
@@ -314,45 +325,42 @@ class IndexedHeap:
 
     def __repr__(self) -> str:
         size, capacity, _, _ = self.stats()
-        which = ", max_heap=True" if self._state[k.SIGN] < 0 else ""
-        return f"<IndexedHeap: {size} of {capacity} entries{which}>"
+        order = ", max_heap=True" if self._handle.state.header[k.SIGN] < 0 else ""
+        return f"<IndexedHeap: {size} of {capacity} entries{order}>"
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self._state.nbytes
+        return sum(array.nbytes for array in self._handle.state)
 
     def stats(self) -> HeapStats:
         """Return the sizes. O(1)."""
         with self._lock:
-            state = self._state
-            return HeapStats(
-                self._size(), int(state[k.CAPACITY]), int(state[k.PUSHED]), state.nbytes
-            )
+            s = self._handle.state
+            return HeapStats(self._size(), s.position.size, int(s.header[k.PUSHED]), self.nbytes)
 
     def check(self) -> None:
         """Assert every invariant written in kernels/heap.py. O(n)."""
-        state = self._state
-        rows, pos, items, table = k.heap_parts(state)
-        n = self._size()
-        check_entries(rows, pos)
-        behind = rows[ROOT + n : ROOT + pos.size, 1]
-        handles = rows[ROOT : ROOT + n, 1] & HANDLE
-        assert sorted([*behind.tolist(), *handles.tolist()]) == list(range(pos.size))
-        sequences = rows[ROOT : ROOT + n, 1] >> 32
-        assert np.unique(sequences).size == n and (sequences < state[k.NEXT]).all()
-        assert state[k.NEXT] <= k.LIMIT
-        taken = table[table[:, 1] != ABSENT]
-        assert len(table) >= 2 * pos.size and len(taken) == n
-        pairs = np.column_stack([items[handles], handles]).tolist()
-        assert all(table_find(table, item) == h for item, h in pairs)
+        s = self._handle.state
+        n, capacity = self._size(), s.position.size
+        check_entries(s.entries, s.position)
+        unused = s.entries[ROOT + n : ROOT + capacity, 1]
+        slots = s.entries[ROOT : ROOT + n, 1] & SLOT_MASK
+        assert sorted([*unused.tolist(), *slots.tolist()]) == list(range(capacity))
+        numbers = s.entries[ROOT : ROOT + n, 1] >> 32
+        assert np.unique(numbers).size == n and (numbers < s.header[k.NEXT]).all()
+        assert s.header[k.NEXT] <= k.LIMIT and s.header[k.SIGN] in (-1, 1)
+        taken = s.table[s.table[:, 1] != ABSENT]
+        assert len(s.table) >= 2 * capacity and len(taken) == n
+        pairs = np.column_stack([s.item[slots], slots]).tolist()
+        assert all(table_find(s.table, item) == slot for item, slot in pairs)
         assert set(map(tuple, taken.tolist())) == set(map(tuple, pairs))
 
     @staticmethod
     def _warmup() -> None:
         heap = IndexedHeap(1)
         heap.push(1, 1.0)
-        heap._state[k.NEXT] = k.LIMIT  # so that the next push numbers the entries anew
+        heap._handle.state.header[k.NEXT] = k.LIMIT  # the next push numbers the insertions anew
         heap.push_many([2, 3, 4], [2.0, 3.0, 4.0])
         heap.update(1, 2.0)
         heap.increase_key(1, 2.0)
@@ -368,15 +376,33 @@ class IndexedHeap:
         float64_key(1.0)
 
 
-def _empty_state(capacity) -> np.ndarray:
-    """The buffer of kernels/heap.py without entries."""
-    table = empty_table(capacity)
-    state = aligned_zeros(k.heap_table_start(capacity) + table.size, np.int64)
-    state[k.CAPACITY], state[k.SIGN], state[k.WORDS] = capacity, 1, state.size
-    rows, _, _, own_table = k.heap_parts(state)
-    entries_init(rows, 0)
-    own_table[:] = table
-    return state
+def _empty_state(capacity, sign):
+    """A HeapState without entries."""
+    header, entries, position, item, table = _zeros_in_one_block(
+        (k.HEADER_SIZE, np.int64),
+        ((capacity + 4, 2), np.int64),
+        (capacity, np.int32),
+        (capacity, np.int64),
+        ((table_rows(capacity), 2), np.int64),
+    )
+    header[k.SIGN] = sign
+    entries_init(entries, 0)
+    table[:, 1] = ABSENT
+    return k.HeapState(header, entries, position, item, table)
+
+
+def _zeros_in_one_block(*kinds) -> list[np.ndarray]:
+    """Zeroed arrays, each of a (shape, dtype) and beginning with a cache line.
+
+    One allocation, so that the small arrays of a large heap lie in huge pages as well.
+    """
+    sizes = [np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in kinds]
+    starts = [0, *accumulate(-(-size // LINE) * LINE for size in sizes)]
+    block = aligned_zeros(starts.pop(), np.uint8)
+    return [
+        block[start : start + size].view(dtype).reshape(shape)
+        for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=True)
+    ]
 
 
 def _item(item) -> int:
@@ -395,7 +421,7 @@ def _items(items) -> np.ndarray:
     return validation.for_kernel(items, "items", validation.INT64, low=_LOWEST)
 
 
-def _pairs(items, priorities):
+def _pairs(items, priorities) -> tuple[np.ndarray, np.ndarray]:
     """Items and priorities, equally many; the kernel refuses NaN."""
     items = _items(items)
     priorities = validation.for_kernel(priorities, "priorities", validation.FLOAT64)

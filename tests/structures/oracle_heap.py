@@ -1,7 +1,7 @@
-"""The obvious twin of IndexedHeap: a dict, searched whole at every pop."""
+"""A plain reference for IndexedHeap: a dict, searched whole at every pop."""
 
 
-class SlowHeap:
+class PlainHeap:
     def __init__(self, max_heap=False):
         self.sign = -1 if max_heap else 1
         self.entries = {}  # item -> (priority, sequence)
@@ -13,9 +13,9 @@ class SlowHeap:
         self.entries[item] = (priority, self.sequence)
         self.sequence += 1
 
-    def update(self, item, priority, way=0):
+    def update(self, item, priority, direction=0):
         present, sequence = self.entries[item]
-        if way * priority < way * present:
+        if direction * priority < direction * present:
             raise ValueError(item)
         self.entries[item] = (priority, sequence)
 
