@@ -10,18 +10,19 @@ if TYPE_CHECKING:
         Moves as Moves,
         PagedAllocator as PagedAllocator,
     )
-    from .cache import KVCache as KVCache, KVCacheStats as KVCacheStats
+    from .cache import KVCache as KVCache
+    from .eviction import PageEvents as PageEvents
     from .page_tables import PageTable as PageTable
-    from .state import PageEvents as PageEvents
+    from .stats import KVCacheStats as KVCacheStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "AllocatorStats": "allocator",
         "KVCache": "cache",
-        "KVCacheStats": "cache",
+        "KVCacheStats": "stats",
         "Moves": "allocator",
-        "PageEvents": "state",
+        "PageEvents": "eviction",
         "PageTable": "page_tables",
         "PagedAllocator": "allocator",
     },

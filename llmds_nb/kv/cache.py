@@ -1,62 +1,37 @@
 """KVCache: paged KV memory with exact prefix sharing, copy-on-write, eviction and compaction."""
 
-from typing import NamedTuple
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.jit import REFUSALS
+from .._core.storage import Stored
 from .._core.validation import INT32, INT32_MAX, INT64
+from ..errors import CorruptFileError
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
+from . import page_tables, persistence
 from .allocator import Moves
 from .invariants import check
-from .kernels import compaction as kv_compact, operations as k, state as c
+from .kernels import operations as k, state as c
 from .kernels.append import kv_append, kv_append_many, kv_commit
-from .kernels.attach import kv_attach_many, kv_detach_many
+from .kernels.attach import kv_attach_many, kv_detach_many, kv_match
+from .kernels.compaction import kv_compact
 from .page_tables import PageTable
-from .prefixes import Prefixes
-from .state import PageEvents, check_salt
-
-__all__ = ["KVCache", "KVCacheStats", "PageEvents", "PageTable"]
-
-
-def _salts(salts) -> list:
-    if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
-        raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
-    return [check_salt(salt) for salt in salts]
+from .prefix_digests import prefix_digests
+from .salts import Salt, check_salt, check_salts
+from .settings import check_settings
+from .state import CacheState
+from .stats import KVCacheStats, collect_stats
+from .tensors import Tensors
+from .warmup import warm_up
 
 
-class _Oldest:
-    """A custom policy, for the warm-up."""
-
-    def keys(self, events):
-        return events.keys
-
-
-class KVCacheStats(NamedTuple):
-    """Sizes and counts of a KVCache; pages unless said otherwise."""
-
-    n_pages: int
-    n_free: int
-    n_used: int  # held by sequences, pins or pending copies
-    n_cached: int  # findable by prefix, held or not
-    n_evictable: int
-    n_pinned: int
-    n_shared: int  # with more than one reference
-    n_sequences: int
-    n_tokens: int  # tokens of all live sequences
-    lookups: int  # prompt tokens attached so far
-    hits: int  # of them found cached: prefill saved
-    hit_ratio: float  # hits / lookups
-    shares: int  # cached pages taken instead of filled ones, so far
-    copies: int  # pages copied on write, so far
-    evictions: int  # so far
-    saved: int  # pages that the live sequences would need beyond those they hold, without sharing
-    fragmentation: float  # share of the token places in the sequences' own pages that is unused
-
-
-class KVCache(Prefixes):
+class KVCache(Stored):
     """Paged KV cache of many sequences that share equal prefixes exactly.
 
     Parameters
@@ -111,9 +86,41 @@ class KVCache(Prefixes):
     array([0, 1, 2, 0, 1, 3], dtype=int32)
     """
 
+    def __init__(
+        self,
+        n_pages: int = 10_000,
+        page_size: int = 512,
+        *,
+        kv_shape: tuple[int, ...] | None = None,
+        dtype: npt.DTypeLike = np.float16,
+        eviction: Any = "lru",
+        prefix_sharing: bool = True,
+        key: bytes | None = None,
+    ):
+        settings = check_settings(
+            n_pages, page_size, kv_shape=kv_shape, dtype=dtype, eviction=eviction,
+            prefix_sharing=prefix_sharing, key=key,
+        )  # fmt: skip
+        self._assemble(CacheState(settings), {}, 1)
+
+    def _assemble(self, state: CacheState, pins: persistence.Pins, next_pin: int) -> None:
+        self._cache_state = state
+        self._pins, self._next_pin = pins, next_pin
+        settings = state.settings
+        self.n_pages, self.page_size = settings.n_pages, settings.page_size
+        self.kv = None if state.tensors is None else state.tensors.kv
+        self.kv_shape, self.dtype = settings.kv_shape, settings.dtype
+        self.eviction, self.prefix_sharing = settings.eviction, settings.prefix_sharing
+        # Scratch under the lock: the arrays of a call for one sequence, end to end.
+        self._one = np.zeros(6, np.int64)
+        self._one_views = tuple(self._one[i:j] for i, j in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)))
+
     # ---- sequences -------------------------------------------------------------------------
 
-    def attach(self, seq_id, tokens, kv=None, *, salt=0, priority=0) -> int:
+    def attach(
+        self, seq_id: int, tokens: npt.ArrayLike, kv: npt.ArrayLike | None = None, *,
+        salt: Salt = 0, priority: int = 0,
+    ) -> int:  # fmt: skip
         """Start a sequence with a prompt, sharing its cached prefix. O(tokens).
 
         Parameters
@@ -145,19 +152,22 @@ class KVCache(Prefixes):
         seq_id = validation.natural(seq_id, "seq_id")
         tokens = validation.for_kernel(tokens, "tokens", INT32)
         priority = validation.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
-        if kv is not None:
-            kv = self._kv_rows(kv, len(tokens))
-        with self._lock:
-            self._one[:] = seq_id, 0, len(tokens), self._domain(salt), priority, 0
+        rows = None if kv is None else self._with_tensors().checked(kv, len(tokens))
+        state = self._cache_state
+        with state.lock:
+            self._one[:] = seq_id, 0, len(tokens), state.domain(salt), priority, 0
             seq_ids, indptr, domains, priorities, hits = self._one_views
-            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+            state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
             n = int(hits[0])
-            if kv is not None:
-                self._write_rows(seq_id, n, kv[n:])
-                self._run(kv_commit, seq_id, len(tokens))
+            if rows is not None:
+                self._write(seq_id, n, rows[n:])
+                state.run(kv_commit, seq_id, len(tokens))
         return n
 
-    def attach_many(self, seq_ids, tokens, indptr, *, salts=None, priorities=None) -> np.ndarray:
+    def attach_many(
+        self, seq_ids: npt.ArrayLike, tokens: npt.ArrayLike, indptr: npt.ArrayLike, *,
+        salts: Sequence[Salt] | None = None, priorities: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.int64]:  # fmt: skip
         """Attach n sequences in one call, all or none; see `attach`. O(tokens).
 
         Parameters
@@ -181,26 +191,26 @@ class KVCache(Prefixes):
         n = len(seq_ids)
         validation.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
         if salts is not None:
-            salts = _salts(salts)
+            salts = check_salts(salts)
             validation.same_length("salts", salts, "seq_ids", seq_ids)
         if priorities is None:
             priorities = np.zeros(n, np.int64)
         else:
-            priorities = validation.integers(
-                priorities, "priorities", low=-INT32_MAX, high=INT32_MAX
-            )
+            bounds = {"low": -INT32_MAX, "high": INT32_MAX}
+            priorities = validation.integers(priorities, "priorities", **bounds)
             validation.same_length("priorities", priorities, "seq_ids", seq_ids)
         hits = np.empty(n, np.int64)
-        with self._lock:
+        state = self._cache_state
+        with state.lock:
             if salts is None:
-                domains = np.full(n, self._domain(0), np.int64)
+                domains = np.full(n, state.domain(0), np.int64)
             else:
-                self._reserve_domains(len(set(salts)))
-                domains = np.array([self._domain(salt) for salt in salts], np.int64)
-            self._run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+                state.reserve_domains(len(set(salts)))
+                domains = np.array([state.domain(salt) for salt in salts], np.int64)
+            state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
         return hits
 
-    def detach(self, seq_ids) -> None:
+    def detach(self, seq_ids: npt.ArrayLike) -> None:
         """End one or many sequences, all or none. O(pages log pages).
 
         Full committed pages stay cached until they are evicted; the others become free.
@@ -210,16 +220,19 @@ class KVCache(Prefixes):
         KeyError
             A sequence is unknown.
         """
+        state = self._cache_state
         if type(seq_ids) is int:  # the usual case of one needs no array of its own
-            with self._lock:
+            with state.lock:
                 self._one[0] = validation.natural(seq_ids, "seq_ids")
-                self._run(kv_detach_many, self._one_views[0])
+                state.run(kv_detach_many, self._one_views[0])
             return
         seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
-        with self._lock:
-            self._run(kv_detach_many, seq_ids)
+        with state.lock:
+            state.run(kv_detach_many, seq_ids)
 
-    def append(self, seq_id, tokens, kv=None) -> np.ndarray:
+    def append(
+        self, seq_id: int, tokens: npt.ArrayLike, kv: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.int64]:
         """Add tokens behind a sequence. O(1) per token.
 
         Everything before the new tokens counts as committed from now on. Where the last page is
@@ -245,17 +258,17 @@ class KVCache(Prefixes):
         """
         seq_id = validation.natural(seq_id, "seq_id")
         tokens = validation.for_kernel(tokens, "tokens", INT32)
-        if kv is not None:
-            kv = self._kv_rows(kv, len(tokens))
+        rows = None if kv is None else self._with_tensors().checked(kv, len(tokens))
         slots = np.empty(len(tokens), np.int64)
-        with self._lock:
-            self._run(kv_append, seq_id, tokens, slots)
-            if kv is not None and len(tokens):
-                self._rows[slots] = kv
-                self._run(kv_commit, seq_id, self.length(seq_id))
+        state = self._cache_state
+        with state.lock:
+            state.run(kv_append, seq_id, tokens, slots)
+            if rows is not None and len(tokens):
+                self._with_tensors().slots[slots] = rows
+                state.run(kv_commit, seq_id, self.length(seq_id))
         return slots
 
-    def append_many(self, seq_ids, tokens) -> np.ndarray:
+    def append_many(self, seq_ids: npt.ArrayLike, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Add one token to each of n sequences, all or none: a decode step. O(n).
 
         Parameters
@@ -269,20 +282,21 @@ class KVCache(Prefixes):
         int64[n]
             Slots, as for `append`.
         """
-        with self._lock:  # not by way of `_run`: it costs a tenth of a small step
-            try:  # the kernel refuses other arrays by itself: looking at them costs a tenth as well
-                slots = np.empty(len(tokens), INT64)
-                status = kv_append_many(self._handle, seq_ids, tokens, slots)
+        state = self._cache_state
+        with state.lock:  # `state.run` by hand: the call would take a tenth of a small step
+            try:  # the kernel refuses other arrays itself: checking them takes a tenth, too
+                slots = np.empty(len(tokens), INT64)  # type: ignore[arg-type]
+                status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
             except REFUSALS:
                 seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
                 tokens = validation.for_kernel(tokens, "tokens", INT32)
                 slots = np.empty(len(tokens), INT64)
-                status = kv_append_many(self._handle, seq_ids, tokens, slots)
-            if status < 0 or not self._plain:
-                self._settle(kv_append_many, status, (seq_ids, tokens, slots))
+                status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
+            if status < 0 or not state.plain:
+                state.settle(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
 
-    def commit(self, seq_id, n_tokens) -> None:
+    def commit(self, seq_id: int, n_tokens: int) -> None:
         """Say that the K/V of the first `n_tokens` is computed. O(new tokens).
 
         Full pages up to there become shareable. The sequence's page table does not change: where an
@@ -290,10 +304,11 @@ class KVCache(Prefixes):
         """
         seq_id = validation.natural(seq_id, "seq_id")
         n_tokens = validation.natural(n_tokens, "n_tokens")
-        with self._lock:
-            self._run(kv_commit, seq_id, n_tokens)
+        state = self._cache_state
+        with state.lock:
+            state.run(kv_commit, seq_id, n_tokens)
 
-    def write(self, seq_id, start, kv) -> None:
+    def write(self, seq_id: int, start: int, kv: npt.ArrayLike) -> None:
         """Write the K/V of tokens ``start .. start + n``. O(n).
 
         Parameters
@@ -306,31 +321,40 @@ class KVCache(Prefixes):
             The range passes the sequence's end or touches a page that is shared by prefix.
         """
         seq_id = validation.natural(seq_id, "seq_id")
-        kv = self._kv_rows(kv)
+        rows = self._with_tensors().checked(kv)
         start = validation.natural(start, "start")
-        with self._lock:
+        with self._cache_state.lock:
             length = self.length(seq_id)
-            if start + len(kv) > length:
+            if start + len(rows) > length:
                 raise ValueError(
-                    f"write to tokens {start} to {start + len(kv)} of a sequence of {length}"
+                    f"write to tokens {start} to {start + len(rows)} of a sequence of {length}"
                 )
-            self._write_rows(seq_id, start, kv)
+            self._write(seq_id, start, rows)
 
-    def get(self, seq_id) -> np.ndarray:
+    def _write(self, seq_id, start, rows):
+        slots = np.empty(len(rows), np.int64)
+        self._cache_state.run(k.kv_write, seq_id, start, slots)
+        self._with_tensors().slots[slots] = rows
+
+    def _with_tensors(self) -> Tensors:
+        if self._cache_state.tensors is None:
+            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
+        return self._cache_state.tensors
+
+    def get(self, seq_id: int) -> npt.NDArray:
         """Return a copy of a sequence's K/V as dtype[length, *kv_shape]. O(length)."""
-        self._need_tensors()
-        with self._lock:
-            length = self.length(seq_id)
-            return self._rows[self.slot_mapping([seq_id], 0, length)]
+        slots = self._with_tensors().slots
+        with self._cache_state.lock:
+            return slots[self.slot_mapping([seq_id], 0, self.length(seq_id))]
 
-    def fork(self, seq_id, new_seq_id) -> None:
+    def fork(self, seq_id: int, new_seq_id: int) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
         seq_id = validation.natural(seq_id, "seq_id")
         new_seq_id = validation.natural(new_seq_id, "new_seq_id")
-        with self._lock:
-            self._run(k.kv_fork, seq_id, new_seq_id)
+        with self._cache_state.lock:
+            self._cache_state.run(k.kv_fork, seq_id, new_seq_id)
 
-    def truncate(self, seq_id, n_tokens) -> None:
+    def truncate(self, seq_id: int, n_tokens: int) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
 
         Pages behind go back to the cache or the pool. A shared page that is cut is copied when the
@@ -338,8 +362,8 @@ class KVCache(Prefixes):
         """
         seq_id = validation.natural(seq_id, "seq_id")
         n_tokens = validation.natural(n_tokens, "n_tokens")
-        with self._lock:
-            self._run(k.kv_truncate, seq_id, n_tokens)
+        with self._cache_state.lock:
+            self._cache_state.run(k.kv_truncate, seq_id, n_tokens)
 
     # ---- moving pages ----------------------------------------------------------------------
 
@@ -349,8 +373,8 @@ class KVCache(Prefixes):
         Empty for a cache that holds the tensors itself. Until they are fetched no source page is
         reused.
         """
-        with self._lock:
-            return Moves(*self._fetch_moves())
+        with self._cache_state.lock:
+            return Moves(*self._cache_state.take_copies())
 
     def compact(self) -> Moves:
         """Move the pages in use to the lowest ids and rename them everywhere. O(n_pages).
@@ -364,72 +388,191 @@ class KVCache(Prefixes):
             `pending_copies` were not fetched.
         """
         src, dst, renamed = (np.empty(self.n_pages, np.int32) for _ in range(3))
-        with self._lock:
-            pending = int(self._s.meta[c.N_MOVES])
+        with self._cache_state.lock:
+            pending = int(self._cache_state.arrays.meta[c.N_MOVES])
             if pending:
                 raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
-            n = kv_compact.kv_compact(self._handle, src, dst, renamed)
+            n = kv_compact(self._cache_state.handle.address, src, dst, renamed)
             moves = Moves(src[:n].copy(), dst[:n].copy())
             self._pins = {handle: renamed[pages] for handle, pages in self._pins.items()}
             if self.kv is not None:
                 self.kv[moves.dst] = self.kv[moves.src]
         return moves
 
+    # ---- reading sequences ------------------------------------------------------------------
+
+    def tokens(self, seq_id: int) -> npt.NDArray[np.int32]:
+        """Return a sequence's tokens as int32[length]. O(length)."""
+        return page_tables.tokens(self._cache_state, seq_id)
+
+    def length(self, seq_id: int) -> int:
+        """Return the number of tokens of a sequence. O(1)."""
+        state = self._cache_state
+        with state.lock:
+            return int(state.handle.state.hot[state.find(seq_id), c.LENGTH])
+
+    def page_table(self, seq_ids: npt.ArrayLike, *, out: PageTable | None = None) -> PageTable:
+        """Page table of B sequences in FlashInfer's CSR layout. O(pages).
+
+        Parameters
+        ----------
+        seq_ids : int64[B]
+        out : PageTable, optional
+            Buffers to fill: C-contiguous int32 of at least B + 1, nnz and B entries. The result
+            then holds views of them, so their addresses stay the same from step to step.
+        """
+        return page_tables.page_table(self._cache_state, seq_ids, out)
+
+    def block_table(
+        self, seq_ids: npt.ArrayLike, *, pad: int = -1, out: npt.NDArray[np.int32] | None = None
+    ) -> npt.NDArray[np.int32]:
+        """Page table of B sequences as a rectangle, vLLM's layout. O(B * width).
+
+        Parameters
+        ----------
+        seq_ids : int64[B]
+        pad : int
+            Fills the places behind each sequence's pages.
+        out : int32[>= B, >= max_pages], optional
+            Buffer to fill; the result is a view of its first B rows, at its full width.
+
+        Returns
+        -------
+        int32[B, max_pages]
+        """
+        return page_tables.block_table(self._cache_state, seq_ids, pad, out)
+
+    def slot_mapping(
+        self,
+        seq_ids: npt.ArrayLike,
+        start: npt.ArrayLike,
+        stop: npt.ArrayLike,
+        *,
+        out: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Slots of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout. O(n).
+
+        Parameters
+        ----------
+        seq_ids : int64[B]
+        start, stop : int or int64[B]
+            Token positions, one pair for all or one per sequence.
+        out : int64[>= n], optional
+            Buffer to fill; the result is a view of its beginning.
+
+        Returns
+        -------
+        int64[n]
+            page * page_size + offset.
+        """
+        return page_tables.slot_mapping(self._cache_state, seq_ids, start, stop, out)
+
+    # ---- cached prefixes -------------------------------------------------------------------
+
+    def match(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+        """Return how many leading tokens are cached, without touching anything. O(tokens)."""
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
+        salt = check_salt(salt)
+        with self._cache_state.lock:
+            return len(self._matched(tokens, salt)) * self.page_size
+
+    def pin(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+        """Keep the cached prefix of `tokens` from eviction. O(tokens).
+
+        Returns
+        -------
+        int
+            A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
+        """
+        tokens = validation.for_kernel(tokens, "tokens", INT32)
+        salt = check_salt(salt)
+        with self._cache_state.lock:
+            pages = self._matched(tokens, salt).copy()
+            k.kv_pin(self._cache_state.handle.address, pages, 1)
+            handle = self._next_pin
+            self._next_pin += 1
+            self._pins[handle] = pages
+            return handle
+
+    def unpin(self, handle: int) -> None:
+        """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
+        handle = validation.integer(handle, "handle")
+        with self._cache_state.lock:
+            if handle not in self._pins:
+                raise KeyError(f"no pin has handle {handle}")
+            k.kv_pin(self._cache_state.handle.address, self._pins.pop(handle), -1)
+
+    def evict(self, n_pages: int) -> int:
+        """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
+        n_pages = validation.natural(n_pages, "n_pages")
+        with self._cache_state.lock:
+            return k.kv_evict(self._cache_state.handle.address, n_pages)
+
+    def set_quota(self, salt: Salt, n_pages: int | None) -> None:
+        """Limit the pages that a tenant may own, cached ones included. O(pages in the pool).
+
+        Cached pages of the tenant above the limit are evicted at once; pages in use stay, but no
+        more are given. ``None`` lifts the limit.
+        """
+        salt = check_salt(salt)
+        if n_pages is not None:
+            n_pages = validation.integer(n_pages, "n_pages", low=0, high=validation.INT32_MAX)
+            n_pages = min(n_pages, self.n_pages)
+        with self._cache_state.lock:
+            self._cache_state.run(
+                k.kv_quota, self._cache_state.domain(salt), -1 if n_pages is None else n_pages
+            )
+
+    def prefix_digests(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> npt.NDArray[np.uint8]:
+        """Return the chained SHA-256 of every full page: equal on every machine. O(tokens).
+
+        Digest 0 hashes the ASCII bytes ``llmds_nb prefix 1``, a zero byte, the page size as a
+        little-endian uint32, the salt, and the first page; every other digest hashes the one before
+        it and the next page. A page is its tokens as little-endian int32. A salt is one of the
+        bytes ``i``, ``b``, ``s`` for int, bytes, str; the length of the rest as a little-endian
+        uint64; and the decimal digits, the bytes, or the UTF-8 text.
+
+        Returns
+        -------
+        uint8[n_full_pages, 32]
+        """
+        tokens = validation.token_ids(tokens)
+        return prefix_digests(tokens, self.page_size, check_salt(salt))
+
+    def _matched(self, tokens, salt) -> npt.NDArray[np.int32]:
+        state = self._cache_state
+        pages = np.empty(len(tokens) // self.page_size, np.int32)
+        # The tokens of an unknown salt are to be checked all the same.
+        args = (state.domains.get(salt, ABSENT), tokens, pages)
+        n = kv_match(state.handle.address, *args)
+        return pages[: n if n >= 0 else state.refused(kv_match, n, args)]
+
     # ---- looking at it ---------------------------------------------------------------------
 
     def stats(self) -> KVCacheStats:
         """Return sizes and counts. O(n_pages)."""
-        with self._lock:
-            page, meta = self._s.page, self._s.meta
-            used = page[:, c.STATE] != c.FREE
-            held = used & ((page[:, c.REF] > 0) | (page[:, c.MOVE] < 0))
-            live = self._s.hot[:, c.ID] != ABSENT
-            hot, seq = self._s.hot[live], self._s.seq[live]
-            occurrences = int(seq[:, c.NPAGES].sum())
-            starts, sizes = hot[:, c.BLOCKS], seq[:, c.NPAGES]
-            tables = [self._s.pool[i:][:n] for i, n in zip(starts, sizes, strict=True)]
-            own = len(np.unique(np.concatenate([np.zeros(0, np.int32), *tables])))
-            pinned = np.concatenate([np.zeros(0, np.int32), *self._pins.values()])
-            # Only last pages can be part-filled, and a part-filled page is never cached.
-            places = occurrences * self.page_size
-            n_tokens = int(hot[:, c.LENGTH].sum())
-            lookups, hits = int(meta[c.LOOKUPS]), int(meta[c.HITS])
-            return KVCacheStats(
-                n_pages=self.n_pages,
-                n_free=int(meta[c.N_FREE]),
-                n_used=int(held.sum()),
-                n_cached=int(meta[c.N_CACHED]),
-                n_evictable=int(meta[c.N_EVICTABLE]),
-                n_pinned=len(np.unique(pinned)),
-                n_shared=int((page[:, c.REF] > 1).sum()),
-                n_sequences=len(hot),
-                n_tokens=n_tokens,
-                lookups=lookups,
-                hits=hits,
-                hit_ratio=hits / lookups if lookups else 0.0,
-                shares=int(meta[c.SHARES]),
-                copies=int(meta[c.COPIES]),
-                evictions=int(meta[c.EVICTIONS]),
-                saved=occurrences - own,
-                fragmentation=1 - n_tokens / places if places else 0.0,
-            )
+        with self._cache_state.lock:
+            return collect_stats(self._cache_state, list(self._pins.values()))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, tensors included."""
-        with self._lock:
+        with self._cache_state.lock:
             tensors = 0 if self.kv is None else self.kv.nbytes
-            return tensors + sum(array.nbytes for array in self._s)
+            return tensors + sum(array.nbytes for array in self._cache_state.arrays)
 
     def __len__(self) -> int:
-        return int(self._s.meta[c.N_SEQS])
+        return int(self._cache_state.arrays.meta[c.N_SEQS])
 
-    def __contains__(self, seq_id) -> bool:
-        with self._lock:
-            return table_find(self._s.ids, validation.natural(seq_id, "seq_id")) != ABSENT
+    def __contains__(self, seq_id: int) -> bool:
+        with self._cache_state.lock:
+            return (
+                table_find(self._cache_state.arrays.ids, validation.natural(seq_id, "seq_id"))
+                != ABSENT
+            )
 
     def __repr__(self) -> str:
-        free = int(self._s.meta[c.N_FREE])
+        free = int(self._cache_state.arrays.meta[c.N_FREE])
         return (
             f"KVCache({len(self)} sequences, {self.n_pages - free} of {self.n_pages} pages of "
             f"{self.page_size} tokens, eviction={self.eviction!r})"
@@ -437,33 +580,38 @@ class KVCache(Prefixes):
 
     def check(self) -> None:
         """Assert the invariants of kernels/state.py. O(n_pages + pages of the sequences)."""
-        with self._lock:
-            check(self._s, list(self._pins.values()))
+        with self._cache_state.lock:
+            check(self._cache_state.arrays, list(self._pins.values()))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file, replacing it atomically; other threads wait meanwhile.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file; its folder must exist.
+
+        Raises
+        ------
+        TypeError
+            The eviction policy is an object of the user's.
+        """
+        with self._cache_state.lock:  # the arrays are written as they lie, uncopied
+            super().save(path)
+
+    def _state(self):
+        return persistence.to_file(self._cache_state, self._pins, self._next_pin)
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        cache = cls.__new__(cls)
+        cache._assemble(*persistence.from_file(arrays, header), header["next_pin"])
+        try:
+            cache.check()
+        except (AssertionError, IndexError) as error:
+            raise CorruptFileError(f"the cache is inconsistent: {error}") from None
+        return cache
 
     @staticmethod
-    def _warmup():
-        for kv_shape in (None, (1,)):
-            cache = KVCache(4, 2, kv_shape=kv_shape)
-            tokens = np.arange(3, dtype=np.int32)
-            rows = None if kv_shape is None else np.zeros((3, 1), np.float16)
-            cache.attach(0, tokens, rows)
-            cache.commit(0, 3)
-            cache.fork(0, 1)
-            cache.append_many([0, 1], [1, 1])
-            cache.append(1, [])
-            cache.pending_copies()
-            cache.unpin(cache.pin(tokens))
-            if kv_shape is not None:
-                cache.write(0, 2, rows[:1])
-            cache.truncate(1, 2)
-            cache.tokens(1)
-            cache.page_table([0, 1])
-            cache.block_table([0, 1])
-            cache.slot_mapping([0, 1], 0, 1)
-            cache.detach([0, 1])
-            cache.set_quota(0, 4)
-            cache.evict(1)
-            cache.compact()
-        cache = KVCache(4, 2, eviction=_Oldest())
-        cache.attach(0, tokens)
-        cache.commit(0, 3)
+    def _warmup() -> None:
+        warm_up(KVCache)

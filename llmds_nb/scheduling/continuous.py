@@ -9,7 +9,7 @@ import numpy as np
 from .._core import validation
 from ..errors import CapacityError
 from ..kv.cache import KVCache
-from ..kv.state import check_salt
+from ..kv.salts import check_salt
 from ..primitives.hash_table import table_find, table_find_many
 from ..primitives.status import ABSENT, INVALID, PRESENT
 from .kernels import continuous as k, queue_state, request_queue as waiting
@@ -208,7 +208,7 @@ class ContinuousBatcher(WaitingRequests):
             Nothing runs, and the first waiting request does not fit, because pages are pinned,
             held by other sequences, or beyond its tenant's quota.
         """
-        with self._lock, self.cache._lock:
+        with self._lock, self.cache._cache_state.lock:
             meta, request, _, _, _ = self._queue
             n, end = k.step_form(
                 meta, request, *self._cached(), self.max_step_tokens, *self._plan()
@@ -240,12 +240,13 @@ class ContinuousBatcher(WaitingRequests):
             )
 
     def _lacking(self, id_) -> int:
-        domain = self.cache._domains.get(self._salts[id_], ABSENT)
-        return k.pages_missing(self.cache._handle, domain, self._tokens[id_], self.n_running)
+        state = self.cache._cache_state
+        domain = state.domains.get(self._salts[id_], ABSENT)
+        return k.pages_missing(state.handle.address, domain, self._tokens[id_], self.n_running)
 
     def _cached(self):
         """What a step's kernels read of the cache, beside the running requests."""
-        state = self.cache._s
+        state = self.cache._cache_state.arrays
         return self._running, state.ids, state.hot, state.pool, self.cache.page_size
 
     def _plan(self):
@@ -296,7 +297,7 @@ class ContinuousBatcher(WaitingRequests):
         finished = _mask(finished, ids.size)
         growing, tokens = np.empty(ids.size, np.int64), np.empty(ids.size, np.int32)
         committed, done = np.empty((ids.size, 2), np.int64), np.empty(ids.size, np.int64)
-        with self._lock, self.cache._lock:
+        with self._lock, self.cache._cache_state.lock:
             meta, request, _, table, tenants = self._queue
             self._accept(ids, sampled)
             now = validation.now_ns(self._clock)
@@ -367,7 +368,7 @@ class ContinuousBatcher(WaitingRequests):
             An id is unknown or has ended.
         """
         ids = validation.ids(seq_ids, "seq_ids")
-        with self._lock, self.cache._lock:
+        with self._lock, self.cache._cache_state.lock:
             for id_ in ids.tolist():
                 if id_ not in self._salts:
                     raise self._absent(id_)

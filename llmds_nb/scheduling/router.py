@@ -8,7 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.validation import INT32, INT32_MAX
-from ..kv.state import check_salt, salt_bytes
+from ..kv.salts import check_salt, salt_bytes
 from ..primitives.status import ABSENT, INVALID
 from .kernels import router as k
 

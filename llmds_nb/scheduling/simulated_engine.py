@@ -56,7 +56,7 @@ class SimulatedEngine:
         )
         run = self._r.run
         run[k.READ], run[k.PAGE_SIZE] = start, batcher.cache.page_size
-        run[k.DOMAIN], run[k.FAIR] = batcher.cache._domain(0), batcher.policy == "fair"
+        run[k.DOMAIN], run[k.FAIR] = batcher.cache._cache_state.domain(0), batcher.policy == "fair"
         self._none = np.zeros(0, np.bool_)
         self.end_ns = NEVER  # of the step under way
 
@@ -92,11 +92,11 @@ class SimulatedEngine:
     def run(self, until) -> int:
         """Run all steps that end before `until`; return how many requests ended."""
         batcher, r, n_ended = self._batcher, self._r, 0
-        cache, run = batcher.cache, r.run
+        handle, run = batcher.cache._cache_state.handle.address, r.run
         while self.end_ns < until:
             run[k.N_ENDED] = run[k.N_ADMITTED] = 0
             code = k.steps_run(
-                batcher._queue, batcher._running, batcher._slots, cache._handle, r, self._none,
+                batcher._queue, batcher._running, batcher._slots, handle, r, self._none,
                 batcher.max_step_tokens, until,
             )  # fmt: skip
             n = int(run[k.N_ENDED])

@@ -25,7 +25,7 @@ class Pair:
 
     def hash(self, prefix):
         salt, tokens = prefix
-        root = self.cache._s.dom[self.cache._domains[salt], [c.ROOT0, c.ROOT1]]
+        root = self.cache._cache_state.arrays.dom[self.cache._cache_state.domains[salt], [c.ROOT0, c.ROOT1]]
         h0, h1 = root.view(np.uint64)
         for token in tokens:
             h0, h1 = prefix_hash(np.uint64(h0), np.uint64(h1), np.array([token], np.int32))
@@ -33,7 +33,7 @@ class Pair:
 
     def place(self, prefix):
         h1 = self.hash(prefix)[1]
-        return h1 * int(self.cache._s.meta[c.BUCKETS]) >> 64, h1 & TAGS
+        return h1 * int(self.cache._cache_state.arrays.meta[c.BUCKETS]) >> 64, h1 & TAGS
 
     def request(self, salt, tokens, n_commit):
         tokens = tuple(tokens[: self.cache.n_pages])
@@ -52,7 +52,7 @@ class Pair:
     def agree(self):
         """The same prefixes are cached, with the same keys but for the last bit of a logarithm."""
         self.cache.check()
-        page = self.cache._s.page
+        page = self.cache._cache_state.arrays.page
         cached = page[page[:, c.STATE] == c.CACHED]
         hashes = cached[:, c.HASH : c.HASH + 4].copy().view(np.uint64).tolist()
         keys = cached[:, c.KEY : c.KEY + 2].copy().view(np.int64)[:, 0].tolist()
@@ -109,7 +109,7 @@ def test_weight_and_turn_outlast_eviction():
         assert cache.evict(8) == 4
     cache.attach(0, prompt)
     cache.commit(0, 4)
-    page = cache._s.page
+    page = cache._cache_state.arrays.page
     assert (page[page[:, c.STATE] == c.CACHED, c.TURN] == 3).all()
 
 
@@ -120,9 +120,9 @@ def test_truncate_forgets_the_past_of_what_was_cut():
     cache.detach(0)
     cache.evict(8)
     cache.attach(0, np.arange(4, dtype=np.int32))
-    assert cache._s.seq[cache._s.hot[:, c.ID] == 0, c.PAST_PAGES] == 4
+    assert cache._cache_state.arrays.seq[cache._cache_state.arrays.hot[:, c.ID] == 0, c.PAST_PAGES] == 4
     cache.truncate(0, 2)
-    assert cache._s.seq[cache._s.hot[:, c.ID] == 0, c.PAST_PAGES] == 2
+    assert cache._cache_state.arrays.seq[cache._cache_state.arrays.hot[:, c.ID] == 0, c.PAST_PAGES] == 2
 
 
 def test_only_path_lrfu_keeps_a_history():

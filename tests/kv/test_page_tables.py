@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmds_nb import KVCache
-from llmds_nb.kv.cache import PageTable
+from llmds_nb.kv import PageTable
 
 T = 4
 BIG = 2**63

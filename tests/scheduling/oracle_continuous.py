@@ -74,9 +74,10 @@ class SlowBatcher:
                     budget -= self.plan[r["id"]]
         while budget and self.waiting and len(self.running) < self.max_running:
             r = min(self.waiting, key=lambda r: (-r["priority"], self.key(r), r["id"]))
-            domain = self.cache._domains.get(r["salt"], ABSENT)
+            state = self.cache._cache_state
+            domain = state.domains.get(r["salt"], ABSENT)
             tokens = self.cache_tokens(r)
-            if pages_missing(self.cache._handle, domain, tokens, len(self.running)):
+            if pages_missing(state.handle.address, domain, tokens, len(self.running)):
                 if not self.running:
                     raise CapacityError
                 break

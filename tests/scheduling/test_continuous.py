@@ -247,9 +247,9 @@ def test_pages_missing_says_what_attach_will_do():
         tokens = np.array([0] * rng.integers(1, 24) + [1] * rng.integers(0, 8), np.int32)
         for salt in ("q", 0, "new"):
             for spare in (0, 1, 3):
-                lacking = pages_missing(
-                    cache._handle, cache._domains.get(salt, ABSENT), tokens, spare
-                )
+                state = cache._cache_state
+                domain = state.domains.get(salt, ABSENT)
+                lacking = pages_missing(state.handle.address, domain, tokens, spare)
                 arrays, header = cache._state()
                 copies = {name: array.copy() for name, array in arrays.items()}
                 clone = KVCache._from_state(copies, header)

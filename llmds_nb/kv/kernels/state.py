@@ -15,10 +15,7 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Kernels that Python calls take the state as one *handle*, the address of an int64[17]: the address
-of each array, the rows of each, and T. Passed by itself an array costs 100 ns at that door, and one
-made from an address counts no references, which are atomic operations at every call inside. Within
-the kernels the state is a KVState; the object that owns the arrays keeps handle and arrays in step.
+Kernels that Python calls take the state as one handle (_core/state.py) and unpack it into a KVState.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
@@ -46,12 +43,9 @@ Invariants:
   reference, and stands behind NHASH = LENGTH // T pages: an append there concerns nothing else.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
-from ..._core.intrinsics import array_at
-from ..._core.jit import kernel
+from ..._core.state import ANY, array, state, unpacker
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -146,39 +140,19 @@ BUCKETS = 26  # how many buckets it has, 0 = none is kept
 CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 
-HANDLE_SIZE = 17
+
+@state
+class KVState:
+    """The arrays above."""
+
+    page = array(np.int32, ANY, PAGE_COLUMNS)
+    tok = array(np.int32, ANY, ANY)
+    pool = array(np.int32, ANY)
+    hot = array(np.int64, ANY, HOT_COLUMNS)
+    seq = array(np.int64, ANY, SEQ_COLUMNS)
+    ids = array(np.int64, ANY, 2)
+    dom = array(np.int64, ANY, DOM_COLUMNS)
+    meta = array(np.int64, META_SIZE)
 
 
-class KVState(NamedTuple):
-    """The arrays above, in this order."""
-
-    page: object
-    tok: object
-    pool: object
-    hot: object
-    seq: object
-    ids: object
-    dom: object
-    meta: object
-
-
-def handle_of(state):
-    """What the handle of a KVState of NumPy arrays points to (plain Python: describes state)."""
-    addresses = [array.__array_interface__["data"][0] for array in state]
-    return np.array([*addresses, *map(len, state), state.tok.shape[1]], np.int64)
-
-
-@kernel(internal=True)
-def state_at(handle):
-    """The KVState that a handle, an int64 address, leads to. O(1)."""
-    at = array_at(handle, HANDLE_SIZE, np.int64)
-    return KVState(
-        array_at(at[0], (at[8], PAGE_COLUMNS), np.int32),
-        array_at(at[1], (at[9], at[16]), np.int32),
-        array_at(at[2], at[10], np.int32),
-        array_at(at[3], (at[11], HOT_COLUMNS), np.int64),
-        array_at(at[4], (at[12], SEQ_COLUMNS), np.int64),
-        array_at(at[5], (at[13], 2), np.int64),
-        array_at(at[6], (at[14], DOM_COLUMNS), np.int64),
-        array_at(at[7], META_SIZE, np.int64),
-    )
+state_at = unpacker(KVState)

@@ -1,0 +1,71 @@
+"""Eviction policies by name, and the protocol by which a custom policy is asked."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import validation
+from .._core.state import Handle
+from ..primitives.bits import float64_keys, keys_float64
+from .kernels import eviction_policy as ev, state as c
+from .kernels.operations import kv_rekey
+
+POLICIES = {
+    "lru": ev.LRU,
+    "fifo": ev.FIFO,
+    "lfu": ev.LFU,
+    "priority": ev.PRIO,
+    "path-lrfu": ev.PATH_LRFU,
+}
+
+
+class PageEvents(NamedTuple):
+    """What a custom eviction policy is asked about: n cached pages and what happened to them."""
+
+    pages: npt.NDArray[np.int64]  # int64[n]
+    inserted: npt.NDArray[np.bool_]  # bool[n]: became cached
+    touched: npt.NDArray[np.bool_]  # bool[n]: found by a request
+    released: npt.NDArray[np.bool_]  # bool[n]: lost a holder
+    keys: npt.NDArray[np.float64]  # float64[n]: present keys, 0 when new
+    turns: npt.NDArray[np.int32]  # int32[n]: turn of the conversation that made the page
+    uses: npt.NDArray[np.int32]  # int32[n]: requests that touched it
+    depths: npt.NDArray[np.int32]  # int32[n]: pages above it
+    requests: int  # attaches so far
+    clock: int  # attaches and detaches so far
+
+
+def check_policy(eviction: Any) -> None:
+    """Refuse what is neither the name of a policy nor a custom policy."""
+    if eviction is None or isinstance(eviction, str):
+        validation.choice(eviction, "eviction", tuple(POLICIES))
+    elif not callable(getattr(eviction, "keys", None)):
+        raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
+
+
+def ask_policy(policy: Any, handle: Handle) -> None:
+    """Let a custom policy set the keys of the pages whose events it was not asked about yet.
+
+    If it raises, it is asked about the same pages again after the next call.
+    """
+    page, meta = handle.state.page, handle.state.meta
+    pages = np.flatnonzero((page[:, c.EVENTS] != 0) & (page[:, c.STATE] == c.CACHED))
+    if not len(pages):
+        return
+    events = page[pages, c.EVENTS]
+    keys = policy.keys(
+        PageEvents(
+            pages,
+            *((events & 1 << hook) != 0 for hook in (ev.INSERTED, ev.TOUCHED, ev.RELEASED)),
+            keys=keys_float64(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
+            turns=page[pages, c.TURN],
+            uses=page[pages, c.USES],
+            depths=page[pages, c.DEPTH],
+            requests=int(meta[c.REQUESTS]),
+            clock=int(meta[c.CLOCK]),
+        )
+    )
+    keys = validation.reals(keys, "keys of the eviction policy")
+    validation.same_length("keys of the eviction policy", keys, "pages", pages)
+    kv_rekey(handle.address, pages, float64_keys(keys))
+    page[:, c.EVENTS] = 0

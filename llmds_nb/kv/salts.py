@@ -1,0 +1,50 @@
+"""Salts: the keys by which tenants are kept apart, checked and encoded without ambiguity."""
+
+from typing import Any
+
+import numpy as np
+
+Salt = int | bytes | str
+
+
+def check_salt(salt: Any) -> Salt:
+    """Return a salt as a plain int, bytes or str; TypeError for anything else."""
+    if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
+        raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
+    return salt if isinstance(salt, bytes | str) else int(salt)  # an enum prints its name
+
+
+def check_salts(salts: Any) -> list[Salt]:
+    """Return the salts of a batch, one a sequence, each as by `check_salt`."""
+    if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
+        raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
+    return [check_salt(salt) for salt in salts]
+
+
+def salt_bytes(salt: Salt) -> bytes:
+    """Encode a salt so that no two salts, of whatever types, give the same bytes."""
+    kind, data = _kind_and_data(salt)
+    return kind.encode() + len(data).to_bytes(8, "little") + data
+
+
+def salt_to_json(salt: Salt) -> tuple[str, str]:
+    """A salt as its type and its bytes in hexadecimal; the inverse is `salt_from_json`.
+
+    As text, two lone surrogates would come back from JSON as one character: another salt.
+    """
+    kind, data = _kind_and_data(salt)
+    return kind, data.hex()
+
+
+def salt_from_json(kind: str, text: str) -> Salt:
+    """The salt that `salt_to_json` wrote."""
+    data = bytes.fromhex(text)
+    if kind == "s":
+        return data.decode("utf-8", "surrogatepass")
+    return int(data) if kind == "i" else data
+
+
+def _kind_and_data(salt: Salt) -> tuple[str, bytes]:
+    if isinstance(salt, int):
+        return "i", str(salt).encode()
+    return ("b", salt) if isinstance(salt, bytes) else ("s", salt.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,62 @@
+"""The settings of a KVCache, checked."""
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import validation
+from .eviction import check_policy
+
+_MAX_PAGES = 2**27  # offsets into the arena are int32 in places
+
+
+class CacheSettings(NamedTuple):
+    """What the constructor of KVCache was given; see there."""
+
+    n_pages: int
+    page_size: int
+    kv_shape: tuple[int, ...] | None
+    dtype: np.dtype
+    eviction: Any  # a name, or a custom policy
+    prefix_sharing: bool
+    key: bytes
+
+    @property
+    def custom_policy(self) -> Any:
+        """The policy where it is an object of the user's; else None."""
+        return None if isinstance(self.eviction, str) else self.eviction
+
+
+def check_settings(
+    n_pages: int, page_size: int, *, kv_shape: Any, dtype: npt.DTypeLike, eviction: Any,
+    prefix_sharing: bool, key: bytes | None,
+) -> CacheSettings:  # fmt: skip
+    """The settings, or a TypeError or ValueError for one that cannot be."""
+    n_pages = validation.integer(n_pages, "n_pages", low=1, high=_MAX_PAGES)
+    page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
+    kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
+    number_type = np.dtype(dtype)
+    if number_type.hasobject or number_type.itemsize == 0:
+        raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
+    check_policy(eviction)
+    return CacheSettings(
+        n_pages, page_size, kv_shape, number_type, eviction, bool(prefix_sharing), _hash_key(key)
+    )
+
+
+def _kv_shape(shape) -> tuple[int, ...]:
+    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
+        raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
+    return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)
+
+
+def _hash_key(key) -> bytes:
+    if key is None:
+        return os.urandom(32)
+    if not isinstance(key, bytes):
+        raise TypeError(f"key must be bytes, not {type(key).__name__}")
+    if not 1 <= len(key) <= 64:
+        raise ValueError(f"key must have 1 to 64 bytes, not {len(key)}")
+    return key
