@@ -17,7 +17,7 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
-@kernel
+@kernel(borrow=True)
 def mix64(x):
     """A bijection of 64 bits in which every input bit moves every output bit (splitmix64). O(1)."""
     x = np.uint64(x)
@@ -32,7 +32,7 @@ def fold64(a, b):
     return (a * b) ^ mul_hi(a, b)
 
 
-@kernel
+@kernel(borrow=True)
 def hash_bytes(data, start, stop, seed):
     """uint64 hash of data[start:stop], data uint8[n]; of content and length. O(stop - start)."""
     view = data[start:stop]
@@ -52,7 +52,7 @@ def hash_bytes(data, start, stop, seed):
     return fold64(h ^ np.uint64(n), _D)
 
 
-@kernel
+@kernel(borrow=True)
 def hash_many(data, indptr, gap, seed, out):
     """out[i] = hash_bytes(data[indptr[i] : indptr[i + 1] - gap]).
 
@@ -62,7 +62,7 @@ def hash_many(data, indptr, gap, seed, out):
         out[i] = hash_bytes(data, indptr[i], indptr[i + 1] - gap, seed)
 
 
-@kernel
+@kernel(borrow=True)
 def hash_ints(values, seed, out):
     """out[i] = a bijection of values[i], another one for each seed; values int64[n]."""
     for i in range(out.size):

@@ -1,4 +1,4 @@
-"""Items that a sketch counts: integers, strings and bytes, hashed in kernels.
+"""Hashes of the items that a sketch counts: integers, strings and bytes.
 
 Each kind is hashed under a seed of its own, so 7, "7" and b"7" are three items.
 """
@@ -11,7 +11,7 @@ from ..primitives.hashing import hash_ints, hash_many
 INT, STR, BYTES = range(3)
 _KIND_SEEDS = (0x2545F4914F6CDD1D, 0x9FB21C651E98DF25, 0x1B56C4E9E6A3D0F7)
 _INT64_MIN = -(2**63)
-_CHUNK = 4096  # items looked at and hashed at a time: the objects stay in the processor's cache
+_CHUNK = 4096  # items hashed at a time: small enough for the objects to stay in the CPU cache
 
 
 def hash_items(items, seed):
@@ -91,8 +91,8 @@ def _joined(strings, kind):
     if len(strings) == 1:
         data = _writable(_encoded(strings[0]) if kind == STR else strings[0])
         return data, np.array([0, len(data)]), 0
-    # Telling strings apart by zeros between them takes half the time of asking for their lengths,
-    # and no character but NUL has a zero byte in UTF-8.
+    # Joined by zero bytes, the boundaries are found in half the time that it takes to collect the
+    # lengths; it works unless a string holds a zero, since only NUL has a zero byte in UTF-8.
     data = _writable(_encoded("\0".join(strings)) if kind == STR else b"\0".join(strings))
     zeros = np.flatnonzero(data == 0)
     if len(zeros) == len(strings) - 1:
@@ -102,11 +102,11 @@ def _joined(strings, kind):
 
 
 def _encoded(string):
-    return string.encode("utf-8", "surrogatepass")  # any str has a hash, also half a character
+    return string.encode("utf-8", "surrogatepass")  # lone surrogates included
 
 
 def _writable(data):
-    """As uint8[n]; over a bytearray, for read-only arrays are another type to Numba."""
+    """A writable copy uint8[n]: read-only arrays are another type to Numba, compiled apart."""
     return np.frombuffer(bytearray(data), np.uint8)
 
 

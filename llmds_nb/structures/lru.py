@@ -3,29 +3,29 @@
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from .._core import validation
 
-# The recency list is the one inside OrderedDict: an intrusive doubly linked list in C. Links in
-# flat arrays were measured beside it (Python 3.11, numba 0.68, 1,000 entries): a look-up that
-# relinks in a kernel takes 0.7-0.9 us, in Python lists 0.27-0.44 us, here 0.2-0.4 us. Entering a
-# kernel costs more than the six assignments it would save, and keys and values are Python objects,
-# so no batch of them could stay inside one.
+# The recency list is the one inside OrderedDict: an intrusive doubly linked list in C. Measured
+# against links in flat arrays (Python 3.11, numba 0.68, 1,000 entries), a look-up takes 0.2-0.4 us
+# here, 0.7-0.9 us where a kernel relinks, and 0.27-0.44 us with links in Python lists: calling a
+# kernel costs more than the six assignments it would save. A batch in one kernel call is no way
+# either, because keys and values are Python objects.
 
 _MISSING = object()
 
 
 class LRUStats(NamedTuple):
-    """Entries and tokens held now; look-ups by `get` and evictions since the start."""
+    """Sizes and counters of a TokenLRU."""
 
-    entries: int
-    tokens: int
+    entries: int  # held now
+    tokens: int  # the sum of their sizes
     token_budget: int
-    hits: int
+    hits: int  # look-ups by `get` since the start
     misses: int
-    evictions: int
+    evictions: int  # entries dropped to hold a budget
 
 
 class TokenLRU:
@@ -42,8 +42,13 @@ class TokenLRU:
     on_evict : callable, optional
         `on_evict(key, value)`, called for each entry dropped to hold the budget (not for one that
         the caller replaces, pops or clears), oldest first, when the change is complete and the lock
-        is free: it may use the cache. If it raises, the cache is whole, the other callbacks still
-        run, and the first exception goes to the caller.
+        is free: it may use the cache. If it raises, the cache stays valid, the other callbacks
+        still run, and the first exception goes to the caller.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, or out of range.
 
     >>> cache = TokenLRU(100, token_of=len)
     >>> cache.put("a", "x" * 60), cache.put("b", "x" * 30)
@@ -89,11 +94,13 @@ class TokenLRU:
         """Memory of the bookkeeping; keys and values are not counted."""
         return sys.getsizeof(self._entries)
 
-    def put(self, key, value, tokens: int | None = None) -> bool:
-        """Store `value` as the most recently used, evicting the oldest entries to make room.
+    def put(self, key: Hashable, value: Any, tokens: int | None = None) -> bool:
+        """Store `value` as the most recently used, evicting the oldest entries to hold the budget.
 
         Parameters
         ----------
+        key : hashable
+        value : object
         tokens : int, optional
             Its size, >= 0. Default: `token_of(value)`.
 
@@ -120,34 +127,34 @@ class TokenLRU:
                 self._tokens -= entries.pop(key)[1]
             if tokens > self._budget:
                 return False
-            room = self._budget - tokens
-            evicted = self._shrink(room) if self._tokens > room else None
+            left = self._budget - tokens
+            evicted = self._shrink(left) if self._tokens > left else None
             entries[key] = (value, tokens)
             self._tokens += tokens
         if evicted and self._on_evict:
-            self._notify(evicted)
+            self._notify(self._on_evict, evicted)
         return True
 
-    def get(self, key, default=None):
+    def get(self, key: Hashable, default: Any = None) -> Any:
         """Value of `key`, which becomes the most recently used; `default` if it is absent."""
-        # No lock: both steps are atomic, and only accounting needs several at once.
+        # No lock: each step is atomic, and no count of tokens changes.
         entry = self._entries.get(key)
         if entry is None:
             self._misses += 1
             return default
         try:
             self._entries.move_to_end(key)
-        except KeyError:  # another thread took it out just now: too late for its recency
+        except KeyError:  # another thread took it out just now
             return entry[0]
         self._hits += 1
         return entry[0]
 
-    def peek(self, key, default=None):
+    def peek(self, key: Hashable, default: Any = None) -> Any:
         """Value of `key` without touching its recency or the counters."""
         entry = self._entries.get(key)
         return default if entry is None else entry[0]
 
-    def pop(self, key, default=_MISSING):
+    def pop(self, key: Hashable, default: Any = _MISSING) -> Any:
         """Take `key` out and return its value; KeyError if it is absent and there is no default."""
         with self._lock:
             entry = self._entries.pop(key, None)
@@ -159,12 +166,18 @@ class TokenLRU:
         return default
 
     def evict_until(self, budget: int) -> list[tuple[Any, Any]]:
-        """Evict the oldest entries until at most `budget` tokens are held; return (key, value)s."""
+        """Evict the oldest entries until at most `budget` tokens are held.
+
+        Returns
+        -------
+        list of (key, value)
+            What was evicted, oldest first.
+        """
         budget = validation.integer(budget, "budget", low=0)
         with self._lock:
             evicted = self._shrink(budget)
         if self._on_evict:
-            self._notify(evicted)
+            self._notify(self._on_evict, evicted)
         return evicted
 
     def clear(self) -> None:
@@ -184,11 +197,11 @@ class TokenLRU:
         self._evictions += len(evicted)
         return evicted
 
-    def _notify(self, evicted) -> None:
+    def _notify(self, on_evict, evicted) -> None:
         first = None
         for key, value in evicted:
             try:
-                self._on_evict(key, value)
+                on_evict(key, value)
             except Exception as error:
                 first = first or error
         if first is not None:
@@ -213,14 +226,14 @@ class TokenLRU:
             assert all(tokens >= 0 for tokens in sizes)
             assert self._tokens == sum(sizes) <= self._budget
 
-    def __contains__(self, key) -> bool:
+    def __contains__(self, key: Hashable) -> bool:
         return key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator:
-        """Keys as they are now, least recently used first."""
+    def __iter__(self) -> Iterator[Hashable]:
+        """Iterate over a copy of the keys, least recently used first."""
         with self._lock:
             return iter(list(self._entries))
 

@@ -2,22 +2,20 @@
 
 import math
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
 from .._core.storage import Stored
 from ..errors import CorruptFileError
 from .item_hashing import hash_items, kind_of, pack, plain, string_to_hash, unpack
-from .kernels.sketch import (
-    COUNTER_MAX,
-    SLOTS,
-    UNMOVED,
-    sketch_add_many,
-    sketch_estimate_many,
-    sketch_estimate_string,
-)
+from .kernels import sketch as k
+
+Item: TypeAlias = int | str | bytes
+Items: TypeAlias = Item | npt.ArrayLike  # one item, an array of integers, or a list of items
 
 
 class ErrorBound(NamedTuple):
@@ -33,18 +31,18 @@ class TopItems(NamedTuple):
     `items` is int64[k] when all are integers, a list otherwise.
     """
 
-    items: np.ndarray | list
-    counts: np.ndarray
+    items: npt.NDArray[np.int64] | list
+    counts: npt.NDArray[np.int64]
 
 
 class SketchStats(NamedTuple):
-    """Shape, items counted so far, candidates kept for `top`, cells that cannot count further."""
+    """Sizes and counters of a CountMinSketch."""
 
     width: int
     depth: int
-    total: int
-    candidates: int
-    saturated: int
+    total: int  # sum of the counts added
+    candidates: int  # items kept for `top`
+    saturated: int  # cells that cannot count further
 
 
 class CountMinSketch(Stored):
@@ -60,12 +58,18 @@ class CountMinSketch(Stored):
     depth : int
         Rows, at most 32. Memory is `4 * width * depth` bytes.
     conservative : bool
-        Raise only what must be raised (Estan and Varghese, SIGCOMM 2002): several times more exact.
-        The standard form (Cormode and Muthukrishnan 2005) is linear: merging is exact.
+        Raise a cell only as far as the estimate needs (Estan and Varghese, SIGCOMM 2002): several
+        times more exact. The standard form (Cormode and Muthukrishnan 2005) is linear: merging is
+        exact.
     top : int
         Keep candidates for the `top` most frequent items in the same pass.
     seed : int
-        Another seed, other collisions.
+        Another seed gives other collisions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, or out of range.
 
     Notes
     -----
@@ -91,22 +95,17 @@ class CountMinSketch(Stored):
     ):
         width = validation.integer(width, "width", low=1, high=2**30)
         depth = validation.integer(depth, "depth", low=1, high=32)
-        self._conservative = bool(validation.choice(conservative, "conservative", (True, False)))
+        conservative = bool(validation.choice(conservative, "conservative", (True, False)))
         self._top = validation.integer(top, "top", low=0, high=2**24)
         self._seed = validation.integer(seed, "seed", low=0, high=2**64 - 1)
-        self._counters = np.zeros((depth, 1 << (width - 1).bit_length()), np.uint32)
-        # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
-        buckets = 1 << ((5 * self._top + 7) // 8 - 1).bit_length() if self._top else 0
-        self._slot_hash = np.zeros((buckets, SLOTS), np.uint64)
-        self._slot_count = np.zeros((buckets, SLOTS), np.uint32)
-        self._slot_origin = np.full((buckets, SLOTS), UNMOVED)
-        self._slot_items: list = [None] * (buckets * SLOTS)
+        self._handle = Handle(_empty_state(width, depth, conservative, self._top))
+        self._slot_items: list = [None] * self._handle.state.slot_count.size
         self._total = 0
         self._halved = False
         self._lock = threading.RLock()
 
     @classmethod
-    def from_error(cls, epsilon: float, delta: float, **settings) -> "CountMinSketch":
+    def from_error(cls, epsilon: float, delta: float, **settings: Any) -> "CountMinSketch":
         """Make the smallest sketch with error <= epsilon * total in all but a delta of estimates.
 
         Parameters
@@ -127,12 +126,16 @@ class CountMinSketch(Stored):
     @property
     def width(self) -> int:
         """Counters per row."""
-        return self._counters.shape[1]
+        return self._handle.state.counters.shape[1]
 
     @property
     def depth(self) -> int:
         """Rows."""
-        return self._counters.shape[0]
+        return self._handle.state.counters.shape[0]
+
+    @property
+    def _conservative(self) -> bool:
+        return bool(self._handle.state.conservative)
 
     @property
     def total(self) -> int:
@@ -142,11 +145,11 @@ class CountMinSketch(Stored):
     @property
     def nbytes(self) -> int:
         """Memory of the counters and candidates; the candidates' own items are not counted."""
-        slots = (self._slot_hash, self._slot_count, self._slot_origin)
-        return self._counters.nbytes + sum(array.nbytes for array in slots)
+        *arrays, _ = self._handle.state
+        return sum(array.nbytes for array in arrays)
 
-    def add(self, items, counts=1) -> None:
-        """Count items.
+    def add(self, items: Items, counts: npt.ArrayLike = 1) -> None:
+        """Count items. O(depth) per item.
 
         Parameters
         ----------
@@ -164,41 +167,36 @@ class CountMinSketch(Stored):
         """
         items, hashes, _ = self._hashed(items)
         if isinstance(counts, int | np.integer):
-            count = min(validation.integer(counts, "counts", low=0), COUNTER_MAX)
-            counts, added = np.array([count]), count * hashes.size
+            count = min(validation.integer(counts, "counts", low=0), k.COUNTER_MAX)
+            each, added = np.array([count]), count * hashes.size
         else:
-            counts = np.minimum(validation.integers(counts, "counts"), COUNTER_MAX)
-            validation.same_length("counts", counts, "items", hashes)
-            added = int(counts.sum())
+            each = np.minimum(validation.integers(counts, "counts"), k.COUNTER_MAX)
+            validation.same_length("counts", each, "items", hashes)
+            added = int(each.sum())
         with self._lock:
-            moved = sketch_add_many(
-                self._counters,
-                hashes,
-                counts,
-                self._conservative,
-                self._slot_hash,
-                self._slot_count,
-                self._slot_origin,
-            )
-            if moved:
-                self._name_slots(items)
+            if k.sketch_add_many(self._handle.address, hashes, each):
+                self._store_candidates(items)
             self._total += added
 
-    def _name_slots(self, items) -> None:
-        """Keep the items that took a slot in the batch just added."""
-        origin = self._slot_origin.reshape(-1)
-        for slot in np.flatnonzero(origin != UNMOVED).tolist():
+    def _store_candidates(self, items) -> None:
+        """Store the items that took a slot in the batch just added."""
+        origin = self._handle.state.slot_origin.reshape(-1)
+        for slot in np.flatnonzero(origin != k.UNMOVED).tolist():
             self._slot_items[slot] = plain(items[origin[slot]])
-            origin[slot] = UNMOVED
+            origin[slot] = k.UNMOVED
+
+    @overload
+    def estimate(self, items: Item) -> int: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def estimate(self, items: npt.ArrayLike) -> npt.NDArray[np.int64]: ...
 
     def estimate(self, items):
-        """Upper bound on the count of each item: int for one, int64[n] for many."""
+        """Upper bound on the count of each item: int for one, int64[n] for many. O(depth) each."""
         if type(items) is str:  # in one kernel call
             data, seed = string_to_hash(items, self._seed)
             with self._lock:
-                return sketch_estimate_string(
-                    self._counters, data, seed, self._slot_hash, self._slot_count
-                )
+                return k.sketch_estimate_string(self._handle.address, data, seed)
         _, hashes, single = self._hashed(items)
         with self._lock:
             counts = self._estimates(hashes)
@@ -206,10 +204,18 @@ class CountMinSketch(Stored):
 
     def _estimates(self, hashes) -> np.ndarray:
         counts = np.empty(hashes.size, np.int64)
-        sketch_estimate_many(self._counters, hashes, self._slot_hash, self._slot_count, counts)
+        k.sketch_estimate_many(self._handle.address, hashes, counts)
         return counts
 
-    def is_hot(self, item, threshold: int):
+    @overload
+    def is_hot(  # type: ignore[overload-overlap]
+        self, item: Item, threshold: int
+    ) -> bool: ...
+
+    @overload
+    def is_hot(self, item: npt.ArrayLike, threshold: int) -> npt.NDArray[np.bool_]: ...
+
+    def is_hot(self, item, threshold):
         """Whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
         threshold = validation.integer(threshold, "threshold")
         return self.estimate(item) >= threshold
@@ -244,32 +250,36 @@ class CountMinSketch(Stored):
             entries = [(-count, item) for item, count in self._candidates().values()]
         # Ties by smaller item; kinds, which cannot be compared, one after the other.
         entries.sort(key=lambda entry: (entry[0], kind_of(entry[1]), entry[1]))
-        items = [item for _, item in entries[:k]]
+        best = entries[:k]
+        items = [item for _, item in best]
+        counts = np.array([-count for count, _ in best], np.int64)
         if all(isinstance(item, int) for item in items):
-            items = np.array(items, np.int64)
-        return TopItems(items, np.array([-count for count, _ in entries[:k]], np.int64))
+            return TopItems(np.array(items, np.int64), counts)
+        return TopItems(items, counts)
 
     def _candidates(self) -> dict:
         """Hash -> (item, count) of every taken slot."""
-        taken = np.flatnonzero(self._slot_count.reshape(-1))
-        hashes = self._slot_hash.reshape(-1)[taken].tolist()
-        counts = self._slot_count.reshape(-1)[taken].tolist()
+        state = self._handle.state
+        taken = np.flatnonzero(state.slot_count)
+        hashes = state.slot_hash.reshape(-1)[taken].tolist()
+        counts = state.slot_count.reshape(-1)[taken].tolist()
         items = [self._slot_items[slot] for slot in taken.tolist()]
         return dict(zip(hashes, zip(items, counts, strict=True), strict=True))
 
     def _set_candidates(self, candidates) -> None:
         """Fill the slots anew with the heaviest of `candidates` in each bucket."""
-        self._slot_hash[:] = 0
-        self._slot_count[:] = 0
-        self._slot_items = [None] * self._slot_count.size
-        taken = [0] * len(self._slot_count)
+        state = self._handle.state
+        state.slot_hash[:] = 0
+        state.slot_count[:] = 0
+        self._slot_items = [None] * state.slot_count.size
+        taken = [0] * len(state.slot_count)
         for h, (item, count) in sorted(candidates.items(), key=lambda c: (-c[1][1], c[0])):
             bucket = h & (len(taken) - 1)
             slot = taken[bucket]
-            if count and slot < SLOTS:
-                self._slot_hash[bucket, slot] = h
-                self._slot_count[bucket, slot] = count
-                self._slot_items[bucket * SLOTS + slot] = item
+            if count and slot < k.SLOTS:
+                state.slot_hash[bucket, slot] = h
+                state.slot_count[bucket, slot] = count
+                self._slot_items[bucket * k.SLOTS + slot] = item
                 taken[bucket] += 1
 
     def merge(self, other: "CountMinSketch") -> None:
@@ -295,11 +305,13 @@ class CountMinSketch(Stored):
             if self._top:
                 found = other._candidates() | self._candidates()
                 hashes = np.fromiter(found, np.uint64, len(found))
-                counts = np.minimum(self._estimates(hashes) + other._estimates(hashes), COUNTER_MAX)
-                for (h, (item, _)), count in zip(found.items(), counts.tolist(), strict=True):
+                sums = self._estimates(hashes) + other._estimates(hashes)
+                counts = np.minimum(sums, k.COUNTER_MAX).tolist()
+                for (h, (item, _)), count in zip(found.items(), counts, strict=True):
                     candidates[h] = (item, count)
-            room = COUNTER_MAX - other._counters
-            self._counters = np.minimum(self._counters, room) + other._counters
+            ours, theirs = self._handle.state.counters, other._handle.state.counters
+            addable = np.minimum(theirs, k.COUNTER_MAX - ours)
+            ours += addable
             self._total += other._total
             self._halved |= other._halved
             if self._top:
@@ -309,7 +321,8 @@ class CountMinSketch(Stored):
         """Age: halve every count, rounding down; estimates then bound floor(true / 2)."""
         with self._lock:
             candidates = {h: (item, n // 2) for h, (item, n) in self._candidates().items()}
-            self._counters >>= np.uint32(1)
+            counters = self._handle.state.counters
+            counters >>= np.uint32(1)
             self._total //= 2
             self._halved = True
             if self._top:
@@ -319,47 +332,51 @@ class CountMinSketch(Stored):
         return hash_items(items, self._seed)
 
     def stats(self) -> SketchStats:
-        """Sizes and counters."""
+        """Return sizes and counters. O(width * depth)."""
         with self._lock:
+            state = self._handle.state
             return SketchStats(
                 self.width,
                 self.depth,
                 self._total,
-                int(np.count_nonzero(self._slot_count)),
-                int(np.count_nonzero(self._counters == COUNTER_MAX)),
+                int(np.count_nonzero(state.slot_count)),
+                int(np.count_nonzero(state.counters == k.COUNTER_MAX)),
             )
 
     def check(self) -> None:
         """Assert the invariants of `kernels/sketch.py` that do not need the true counts."""
         with self._lock:
+            state = self._handle.state
             assert self.width & (self.width - 1) == 0
-            sums = self._counters.sum(axis=1, dtype=np.uint64).tolist()
+            sums = state.counters.sum(axis=1, dtype=np.uint64).tolist()
             assert all(row <= self._total for row in sums)
-            saturated = (self._counters == COUNTER_MAX).any()
+            saturated = (state.counters == k.COUNTER_MAX).any()
             if not (self._conservative or self._halved or saturated):
                 assert all(row == self._total for row in sums)
-            assert (self._slot_origin == UNMOVED).all()
-            empty = self._slot_count == 0
-            assert (self._slot_hash[empty] == 0).all()
+            assert (state.slot_origin == k.UNMOVED).all()
+            empty = state.slot_count == 0
+            assert (state.slot_hash[empty] == 0).all()
             candidates = self._candidates()
-            assert len(candidates) == int((~empty).sum()), "a hash stands twice"
+            assert len(candidates) == int((~empty).sum()), "a hash occurs twice"
             hashes = np.fromiter(candidates, np.uint64, len(candidates))
-            buckets = np.repeat(np.arange(len(empty)), SLOTS)[~empty.reshape(-1)]
+            buckets = np.repeat(np.arange(len(empty)), k.SLOTS)[~empty.reshape(-1)]
             assert (hashes & np.uint64(max(len(empty) - 1, 0)) == buckets).all()
-            named = [item for item, _ in candidates.values()]
-            assert (self._hashed(named)[1] == hashes).all()
+            items = [item for item, _ in candidates.values()]
+            assert (self._hashed(items)[1] == hashes).all()
+            none = state.slot_hash[:0], state.slot_count[:0]
+            only_cells = Handle(state._replace(slot_hash=none[0], slot_count=none[1]))
             cells = np.empty(hashes.size, np.int64)
-            none = np.zeros((0, SLOTS), np.uint64)
-            sketch_estimate_many(self._counters, hashes, none, none.astype(np.uint32), cells)
+            k.sketch_estimate_many(only_cells.address, hashes, cells)
             assert all(n <= cell for (_, n), cell in zip(candidates.values(), cells, strict=True))
 
     def _state(self):
         with self._lock:
-            items = [self._slot_items[i] for i in np.flatnonzero(self._slot_count.reshape(-1))]
+            state = self._handle.state
+            items = [self._slot_items[i] for i in np.flatnonzero(state.slot_count)]
             arrays = {
-                "counters": self._counters.copy(),
-                "slot_hash": self._slot_hash.copy(),
-                "slot_count": self._slot_count.copy(),
+                "counters": state.counters.copy(),
+                "slot_hash": state.slot_hash.copy(),
+                "slot_count": state.slot_count.copy(),
                 **pack(items),
             }
             header = {
@@ -382,16 +399,17 @@ class CountMinSketch(Stored):
             top=header["top"],
             seed=header["seed"],
         )
-        for name in ("counters", "slot_hash", "slot_count"):
-            ours = getattr(sketch, f"_{name}")
-            if arrays[name].shape != ours.shape or arrays[name].dtype != ours.dtype:
-                raise CorruptFileError(f"{name} is {arrays[name].dtype}{arrays[name].shape}")
-            setattr(sketch, f"_{name}", arrays[name])
-        taken = np.flatnonzero(sketch._slot_count.reshape(-1))
+        loaded = {name: arrays[name] for name in ("counters", "slot_hash", "slot_count")}
+        for name, array in loaded.items():
+            ours = getattr(sketch._handle.state, name)
+            if array.shape != ours.shape or array.dtype != ours.dtype:
+                raise CorruptFileError(f"{name} is {array.dtype}{array.shape}")
+        sketch._handle.replace(sketch._handle.state._replace(**loaded))
+        taken = np.flatnonzero(loaded["slot_count"])
         items = unpack(arrays)
         hashes = sketch._hashed(items)[1]
-        if not np.array_equal(hashes, sketch._slot_hash.reshape(-1)[taken]):
-            raise CorruptFileError("the candidates are not the items that stand in their slots")
+        if not np.array_equal(hashes, loaded["slot_hash"].reshape(-1)[taken]):
+            raise CorruptFileError("the stored candidates are not the items of their slots")
         for slot, item in zip(taken.tolist(), items, strict=True):
             sketch._slot_items[slot] = item
         sketch._total = validation.integer(header["total"], "total", low=0)
@@ -409,3 +427,15 @@ class CountMinSketch(Stored):
             sketch.add(["a", "b"], [1, 2])
             sketch.estimate("a")
             sketch.estimate(["a", "b"])
+
+
+def _empty_state(width, depth, conservative, top):
+    # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
+    buckets = 1 << ((5 * top + 7) // 8 - 1).bit_length() if top else 0
+    return k.SketchState(
+        counters=np.zeros((depth, 1 << (width - 1).bit_length()), np.uint32),
+        slot_hash=np.zeros((buckets, k.SLOTS), np.uint64),
+        slot_count=np.zeros((buckets, k.SLOTS), np.uint32),
+        slot_origin=np.full((buckets, k.SLOTS), k.UNMOVED),
+        conservative=int(conservative),
+    )

@@ -1,4 +1,4 @@
-"""Slow, obvious twin of CountMinSketch: lists of Python ints, one item at a time."""
+"""A plain reference for CountMinSketch: lists of Python ints, one item at a time."""
 
 from llmds_nb.structures.item_hashing import hash_items, plain
 
@@ -6,7 +6,7 @@ COUNTER_MAX = 2**32 - 1
 MULTIPLIER = 0xD1342543DE82EF95
 
 
-class TwinSketch:
+class PlainSketch:
     def __init__(self, width, depth, conservative, n_buckets, seed=0):
         self.rows = [[0] * width for _ in range(depth)]
         self.conservative = conservative

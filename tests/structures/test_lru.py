@@ -14,8 +14,8 @@ SIZES = st.integers(0, 12)
 BUDGET = 20
 
 
-class TwinLRU:
-    """The obvious form: sums the sizes anew each time."""
+class PlainLRU:
+    """A plain reference: sums the sizes anew each time."""
 
     def __init__(self):
         self.entries = OrderedDict()
@@ -46,30 +46,30 @@ class LRUMachine(RuleBasedStateMachine):
         super().__init__()
         self.evicted = []
         self.cache = TokenLRU(BUDGET, on_evict=lambda k, v: self.evicted.append((k, v)))
-        self.twin = TwinLRU()
+        self.plain = PlainLRU()
         self.clock = 0
 
     @rule(key=KEYS, tokens=SIZES | st.just(BUDGET) | st.just(BUDGET + 1))
     def put(self, key, tokens):
         self.clock += 1
-        expected = self.twin.put(key, self.clock, tokens)
+        expected = self.plain.put(key, self.clock, tokens)
         assert self.cache.put(key, self.clock, tokens) is expected
 
     @rule(key=KEYS)
     def get(self, key):
-        if key in self.twin.entries:
-            self.twin.entries.move_to_end(key)
-        expected = self.twin.entries.get(key, ("none", 0))[0]
+        if key in self.plain.entries:
+            self.plain.entries.move_to_end(key)
+        expected = self.plain.entries.get(key, ("none", 0))[0]
         assert self.cache.get(key, "none") == expected
 
     @rule(key=KEYS)
     def peek(self, key):
-        assert self.cache.peek(key) == self.twin.entries.get(key, (None, 0))[0]
+        assert self.cache.peek(key) == self.plain.entries.get(key, (None, 0))[0]
 
     @rule(key=KEYS)
     def pop(self, key):
-        if key in self.twin.entries:
-            assert self.cache.pop(key) == self.twin.entries.pop(key)[0]
+        if key in self.plain.entries:
+            assert self.cache.pop(key) == self.plain.entries.pop(key)[0]
         else:
             assert self.cache.pop(key, "none") == "none"
             with pytest.raises(KeyError):
@@ -77,20 +77,20 @@ class LRUMachine(RuleBasedStateMachine):
 
     @rule(budget=st.integers(0, BUDGET + 5))
     def evict_until(self, budget):
-        assert self.cache.evict_until(budget) == self.twin.shrink(budget)
+        assert self.cache.evict_until(budget) == self.plain.shrink(budget)
 
     @rule()
     def clear(self):
         self.cache.clear()
-        self.twin.entries.clear()
+        self.plain.entries.clear()
 
     @invariant()
     def same(self):
         self.cache.check()
-        assert list(self.cache) == list(self.twin.entries)
-        assert self.cache.total_tokens == self.twin.total()
-        assert len(self.cache) == len(self.twin.entries)
-        assert self.evicted == self.twin.evicted
+        assert list(self.cache) == list(self.plain.entries)
+        assert self.cache.total_tokens == self.plain.total()
+        assert len(self.cache) == len(self.plain.entries)
+        assert self.evicted == self.plain.evicted
 
 
 TestLRU = LRUMachine.TestCase
