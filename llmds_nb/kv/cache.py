@@ -11,23 +11,20 @@ from .._core import validation
 from .._core.jit import REFUSALS
 from .._core.storage import Stored
 from .._core.validation import INT32, INT32_MAX, INT64
-from ..errors import CorruptFileError
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
-from . import page_tables, persistence
+from . import page_tables, persistence, prefixes, sequences
 from .allocator import Moves
 from .invariants import check
 from .kernels import operations as k, state as c
-from .kernels.append import kv_append, kv_append_many, kv_commit
-from .kernels.attach import kv_attach_many, kv_detach_many, kv_match
-from .kernels.compaction import kv_compact
+from .kernels.append import kv_append_many, kv_commit
+from .kernels.attach import kv_attach_many, kv_detach_many
 from .page_tables import PageTable
-from .prefix_digests import prefix_digests
-from .salts import Salt, check_salt, check_salts
+from .prefixes import Pins
+from .salts import Salt, check_salt
 from .settings import check_settings
 from .state import CacheState
 from .stats import KVCacheStats, collect_stats
-from .tensors import Tensors
 from .warmup import warm_up
 
 
@@ -87,25 +84,16 @@ class KVCache(Stored):
     """
 
     def __init__(
-        self,
-        n_pages: int = 10_000,
-        page_size: int = 512,
-        *,
-        kv_shape: tuple[int, ...] | None = None,
-        dtype: npt.DTypeLike = np.float16,
-        eviction: Any = "lru",
-        prefix_sharing: bool = True,
-        key: bytes | None = None,
-    ):
-        settings = check_settings(
-            n_pages, page_size, kv_shape=kv_shape, dtype=dtype, eviction=eviction,
-            prefix_sharing=prefix_sharing, key=key,
-        )  # fmt: skip
-        self._assemble(CacheState(settings), {}, 1)
+        self, n_pages: int = 10_000, page_size: int = 512, *,
+        kv_shape: tuple[int, ...] | None = None, dtype: npt.DTypeLike = np.float16,
+        eviction: Any = "lru", prefix_sharing: bool = True, key: bytes | None = None,
+    ):  # fmt: skip
+        given = n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, key
+        self._assemble(CacheState(check_settings(*given)), Pins())
 
-    def _assemble(self, state: CacheState, pins: persistence.Pins, next_pin: int) -> None:
+    def _assemble(self, state: CacheState, pins: Pins) -> None:
         self._cache_state = state
-        self._pins, self._next_pin = pins, next_pin
+        self._pins = pins
         settings = state.settings
         self.n_pages, self.page_size = settings.n_pages, settings.page_size
         self.kv = None if state.tensors is None else state.tensors.kv
@@ -152,7 +140,7 @@ class KVCache(Stored):
         seq_id = validation.natural(seq_id, "seq_id")
         tokens = validation.for_kernel(tokens, "tokens", INT32)
         priority = validation.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
-        rows = None if kv is None else self._with_tensors().checked(kv, len(tokens))
+        rows = None if kv is None else self._cache_state.needed_tensors().checked(kv, len(tokens))
         state = self._cache_state
         with state.lock:
             self._one[:] = seq_id, 0, len(tokens), state.domain(salt), priority, 0
@@ -160,7 +148,7 @@ class KVCache(Stored):
             state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
             n = int(hits[0])
             if rows is not None:
-                self._write(seq_id, n, rows[n:])
+                sequences.write_rows(state, seq_id, n, rows[n:])
                 state.run(kv_commit, seq_id, len(tokens))
         return n
 
@@ -185,30 +173,8 @@ class KVCache(Stored):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
-        tokens = validation.for_kernel(tokens, "tokens", INT32)
-        indptr = validation.indptr(indptr, len(tokens))
-        n = len(seq_ids)
-        validation.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
-        if salts is not None:
-            salts = check_salts(salts)
-            validation.same_length("salts", salts, "seq_ids", seq_ids)
-        if priorities is None:
-            priorities = np.zeros(n, np.int64)
-        else:
-            bounds = {"low": -INT32_MAX, "high": INT32_MAX}
-            priorities = validation.integers(priorities, "priorities", **bounds)
-            validation.same_length("priorities", priorities, "seq_ids", seq_ids)
-        hits = np.empty(n, np.int64)
         state = self._cache_state
-        with state.lock:
-            if salts is None:
-                domains = np.full(n, state.domain(0), np.int64)
-            else:
-                state.reserve_domains(len(set(salts)))
-                domains = np.array([state.domain(salt) for salt in salts], np.int64)
-            state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
-        return hits
+        return sequences.attach_many(state, seq_ids, tokens, indptr, salts, priorities)
 
     def detach(self, seq_ids: npt.ArrayLike) -> None:
         """End one or many sequences, all or none. O(pages log pages).
@@ -256,17 +222,7 @@ class KVCache(Stored):
         CapacityError
             Too few pages even after evicting all that can be; names how many lack.
         """
-        seq_id = validation.natural(seq_id, "seq_id")
-        tokens = validation.for_kernel(tokens, "tokens", INT32)
-        rows = None if kv is None else self._with_tensors().checked(kv, len(tokens))
-        slots = np.empty(len(tokens), np.int64)
-        state = self._cache_state
-        with state.lock:
-            state.run(kv_append, seq_id, tokens, slots)
-            if rows is not None and len(tokens):
-                self._with_tensors().slots[slots] = rows
-                state.run(kv_commit, seq_id, self.length(seq_id))
-        return slots
+        return sequences.append(self._cache_state, seq_id, tokens, kv)
 
     def append_many(self, seq_ids: npt.ArrayLike, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Add one token to each of n sequences, all or none: a decode step. O(n).
@@ -320,32 +276,11 @@ class KVCache(Stored):
         ValueError
             The range passes the sequence's end or touches a page that is shared by prefix.
         """
-        seq_id = validation.natural(seq_id, "seq_id")
-        rows = self._with_tensors().checked(kv)
-        start = validation.natural(start, "start")
-        with self._cache_state.lock:
-            length = self.length(seq_id)
-            if start + len(rows) > length:
-                raise ValueError(
-                    f"write to tokens {start} to {start + len(rows)} of a sequence of {length}"
-                )
-            self._write(seq_id, start, rows)
-
-    def _write(self, seq_id, start, rows):
-        slots = np.empty(len(rows), np.int64)
-        self._cache_state.run(k.kv_write, seq_id, start, slots)
-        self._with_tensors().slots[slots] = rows
-
-    def _with_tensors(self) -> Tensors:
-        if self._cache_state.tensors is None:
-            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
-        return self._cache_state.tensors
+        sequences.write(self._cache_state, seq_id, start, kv)
 
     def get(self, seq_id: int) -> npt.NDArray:
         """Return a copy of a sequence's K/V as dtype[length, *kv_shape]. O(length)."""
-        slots = self._with_tensors().slots
-        with self._cache_state.lock:
-            return slots[self.slot_mapping([seq_id], 0, self.length(seq_id))]
+        return sequences.read(self._cache_state, seq_id)
 
     def fork(self, seq_id: int, new_seq_id: int) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
@@ -387,17 +322,7 @@ class KVCache(Stored):
         RuntimeError
             `pending_copies` were not fetched.
         """
-        src, dst, renamed = (np.empty(self.n_pages, np.int32) for _ in range(3))
-        with self._cache_state.lock:
-            pending = int(self._cache_state.arrays.meta[c.N_MOVES])
-            if pending:
-                raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
-            n = kv_compact(self._cache_state.handle.address, src, dst, renamed)
-            moves = Moves(src[:n].copy(), dst[:n].copy())
-            self._pins = {handle: renamed[pages] for handle, pages in self._pins.items()}
-            if self.kv is not None:
-                self.kv[moves.dst] = self.kv[moves.src]
-        return moves
+        return sequences.compact(self._cache_state, self._pins)
 
     # ---- reading sequences ------------------------------------------------------------------
 
@@ -407,9 +332,7 @@ class KVCache(Stored):
 
     def length(self, seq_id: int) -> int:
         """Return the number of tokens of a sequence. O(1)."""
-        state = self._cache_state
-        with state.lock:
-            return int(state.handle.state.hot[state.find(seq_id), c.LENGTH])
+        return self._cache_state.length(seq_id)
 
     def page_table(self, seq_ids: npt.ArrayLike, *, out: PageTable | None = None) -> PageTable:
         """Page table of B sequences in FlashInfer's CSR layout. O(pages).
@@ -443,13 +366,9 @@ class KVCache(Stored):
         return page_tables.block_table(self._cache_state, seq_ids, pad, out)
 
     def slot_mapping(
-        self,
-        seq_ids: npt.ArrayLike,
-        start: npt.ArrayLike,
-        stop: npt.ArrayLike,
-        *,
+        self, seq_ids: npt.ArrayLike, start: npt.ArrayLike, stop: npt.ArrayLike, *,
         out: npt.NDArray[np.int64] | None = None,
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[np.int64]:  # fmt: skip
         """Slots of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout. O(n).
 
         Parameters
@@ -471,10 +390,7 @@ class KVCache(Stored):
 
     def match(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        tokens = validation.for_kernel(tokens, "tokens", INT32)
-        salt = check_salt(salt)
-        with self._cache_state.lock:
-            return len(self._matched(tokens, salt)) * self.page_size
+        return len(prefixes.match(self._cache_state, tokens, salt)) * self.page_size
 
     def pin(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
         """Keep the cached prefix of `tokens` from eviction. O(tokens).
@@ -484,23 +400,11 @@ class KVCache(Stored):
         int
             A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
         """
-        tokens = validation.for_kernel(tokens, "tokens", INT32)
-        salt = check_salt(salt)
-        with self._cache_state.lock:
-            pages = self._matched(tokens, salt).copy()
-            k.kv_pin(self._cache_state.handle.address, pages, 1)
-            handle = self._next_pin
-            self._next_pin += 1
-            self._pins[handle] = pages
-            return handle
+        return self._pins.add(self._cache_state, tokens, salt)
 
     def unpin(self, handle: int) -> None:
         """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
-        handle = validation.integer(handle, "handle")
-        with self._cache_state.lock:
-            if handle not in self._pins:
-                raise KeyError(f"no pin has handle {handle}")
-            k.kv_pin(self._cache_state.handle.address, self._pins.pop(handle), -1)
+        self._pins.remove(self._cache_state, handle)
 
     def evict(self, n_pages: int) -> int:
         """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
@@ -515,13 +419,12 @@ class KVCache(Stored):
         more are given. ``None`` lifts the limit.
         """
         salt = check_salt(salt)
+        quota = -1
         if n_pages is not None:
-            n_pages = validation.integer(n_pages, "n_pages", low=0, high=validation.INT32_MAX)
-            n_pages = min(n_pages, self.n_pages)
-        with self._cache_state.lock:
-            self._cache_state.run(
-                k.kv_quota, self._cache_state.domain(salt), -1 if n_pages is None else n_pages
-            )
+            quota = validation.integer(n_pages, "n_pages", low=0, high=INT32_MAX)
+        state = self._cache_state
+        with state.lock:
+            state.run(k.kv_quota, state.domain(salt), min(quota, self.n_pages))
 
     def prefix_digests(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> npt.NDArray[np.uint8]:
         """Return the chained SHA-256 of every full page: equal on every machine. O(tokens).
@@ -536,40 +439,29 @@ class KVCache(Stored):
         -------
         uint8[n_full_pages, 32]
         """
-        tokens = validation.token_ids(tokens)
-        return prefix_digests(tokens, self.page_size, check_salt(salt))
-
-    def _matched(self, tokens, salt) -> npt.NDArray[np.int32]:
-        state = self._cache_state
-        pages = np.empty(len(tokens) // self.page_size, np.int32)
-        # The tokens of an unknown salt are to be checked all the same.
-        args = (state.domains.get(salt, ABSENT), tokens, pages)
-        n = kv_match(state.handle.address, *args)
-        return pages[: n if n >= 0 else state.refused(kv_match, n, args)]
+        return prefixes.digests(tokens, self.page_size, salt)
 
     # ---- looking at it ---------------------------------------------------------------------
 
     def stats(self) -> KVCacheStats:
         """Return sizes and counts. O(n_pages)."""
         with self._cache_state.lock:
-            return collect_stats(self._cache_state, list(self._pins.values()))
+            return collect_stats(self._cache_state, self._pins)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, tensors included."""
         with self._cache_state.lock:
-            tensors = 0 if self.kv is None else self.kv.nbytes
-            return tensors + sum(array.nbytes for array in self._cache_state.arrays)
+            arrays = [*self._cache_state.arrays, *([] if self.kv is None else [self.kv])]
+            return sum(array.nbytes for array in arrays)
 
     def __len__(self) -> int:
         return int(self._cache_state.arrays.meta[c.N_SEQS])
 
     def __contains__(self, seq_id: int) -> bool:
-        with self._cache_state.lock:
-            return (
-                table_find(self._cache_state.arrays.ids, validation.natural(seq_id, "seq_id"))
-                != ABSENT
-            )
+        state = self._cache_state
+        with state.lock:
+            return table_find(state.arrays.ids, validation.natural(seq_id, "seq_id")) != ABSENT
 
     def __repr__(self) -> str:
         free = int(self._cache_state.arrays.meta[c.N_FREE])
@@ -581,35 +473,23 @@ class KVCache(Stored):
     def check(self) -> None:
         """Assert the invariants of kernels/state.py. O(n_pages + pages of the sequences)."""
         with self._cache_state.lock:
-            check(self._cache_state.arrays, list(self._pins.values()))
+            check(self._cache_state.arrays, self._pins.all_pages())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, replacing it atomically; other threads wait meanwhile.
 
-        Parameters
-        ----------
-        path : str or os.PathLike
-            The file; its folder must exist.
-
-        Raises
-        ------
-        TypeError
-            The eviction policy is an object of the user's.
+        The folder of the file must exist. TypeError for a cache with a custom eviction policy.
         """
         with self._cache_state.lock:  # the arrays are written as they lie, uncopied
             super().save(path)
 
     def _state(self):
-        return persistence.to_file(self._cache_state, self._pins, self._next_pin)
+        return persistence.to_file(self._cache_state, self._pins)
 
     @classmethod
     def _from_state(cls, arrays, header):
         cache = cls.__new__(cls)
-        cache._assemble(*persistence.from_file(arrays, header), header["next_pin"])
-        try:
-            cache.check()
-        except (AssertionError, IndexError) as error:
-            raise CorruptFileError(f"the cache is inconsistent: {error}") from None
+        cache._assemble(*persistence.from_file(arrays, header))
         return cache
 
     @staticmethod

@@ -55,8 +55,10 @@ def ask_policy(policy: Any, handle: Handle) -> None:
     events = page[pages, c.EVENTS]
     keys = policy.keys(
         PageEvents(
-            pages,
-            *((events & 1 << hook) != 0 for hook in (ev.INSERTED, ev.TOUCHED, ev.RELEASED)),
+            pages=pages,
+            inserted=(events & 1 << ev.INSERTED) != 0,
+            touched=(events & 1 << ev.TOUCHED) != 0,
+            released=(events & 1 << ev.RELEASED) != 0,
             keys=keys_float64(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
             turns=page[pages, c.TURN],
             uses=page[pages, c.USES],

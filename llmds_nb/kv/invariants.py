@@ -10,25 +10,25 @@ from .kernels.ghost_entries import TAGS, WAYS
 from .kernels.prefix_table import prefix_find, prefix_hash
 
 
-def check(state, pins) -> None:
-    """Assert every invariant; `pins` are the arrays of pinned pages. O(P + pages in use)."""
+def check(state, pinned) -> None:
+    """Assert every invariant; `pinned` are the pages of all pins. O(P + pages in use)."""
     used = state.hot[:, c.ID] != ABSENT
     hot, live = state.hot[used], state.seq[used]
     blocks = [
         state.pool[start:][:n] for start, n in zip(hot[:, c.BLOCKS], live[:, c.NPAGES], strict=True)
     ]
-    _check_counts(state, live, blocks, pins)
+    _check_counts(state, live, blocks, pinned)
     _check_cached(state)
     _check_heaps(state)
     _check_sequences(state, hot, live, blocks)
     _check_history(state)
 
 
-def _check_counts(s, live, blocks, pins):
+def _check_counts(s, live, blocks, pinned):
     n_pages = len(s.page)
     ref, move, state = s.page[:, c.REF], s.page[:, c.MOVE], s.page[:, c.STATE]
     moves = s.pool[s.meta[c.MOVES] :][: 2 * s.meta[c.N_MOVES]].reshape(-1, 2)
-    held_by = np.concatenate([np.zeros(0, np.int32), *blocks, *pins])
+    held_by = np.concatenate([np.zeros(0, np.int32), *blocks, pinned])
     assert ((held_by >= 0) & (held_by < n_pages)).all(), "a page number is out of range"
     assert np.array_equal(np.bincount(held_by, minlength=n_pages), ref), "REF"
     wanted = -np.bincount(moves[:, 0], minlength=n_pages)

@@ -6,16 +6,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptFileError
+from .invariants import check
 from .kernels.state import KVState
+from .prefixes import Pins
 from .salts import salt_from_json, salt_to_json
 from .settings import CacheSettings, check_settings
 from .state import CacheState, empty_arrays
 from .tensors import Tensors
 
-Pins = dict[int, npt.NDArray[np.int32]]  # the pages of each pin, by its handle
 
-
-def to_file(state: CacheState, pins: Pins, next_pin: int) -> tuple[dict[str, npt.NDArray], dict]:
+def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict]:
     """The arrays, uncopied, and the header that JSON can hold."""
     settings = state.settings
     if settings.custom_policy is not None:
@@ -23,7 +23,7 @@ def to_file(state: CacheState, pins: Pins, next_pin: int) -> tuple[dict[str, npt
             f"a KVCache with the custom policy {settings.custom_policy!r} cannot be saved"
         )
     arrays = state.arrays._asdict()
-    arrays["pins"] = np.concatenate([np.zeros(0, np.int32), *pins.values()])
+    arrays["pins"] = pins.all_pages()
     if state.tensors is not None:
         arrays["kv"] = state.tensors.kv
     header = {
@@ -35,8 +35,8 @@ def to_file(state: CacheState, pins: Pins, next_pin: int) -> tuple[dict[str, npt
         "prefix_sharing": settings.prefix_sharing,
         "key": settings.key.hex(),
         "domains": [[*salt_to_json(salt), domain] for salt, domain in state.domains.items()],
-        "pins": [[handle, len(pages)] for handle, pages in pins.items()],
-        "next_pin": next_pin,
+        "pins": [[number, len(pages)] for number, pages in pins.pages.items()],
+        "next_pin": pins.next_number,
     }
     return arrays, header
 
@@ -44,9 +44,8 @@ def to_file(state: CacheState, pins: Pins, next_pin: int) -> tuple[dict[str, npt
 def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[CacheState, Pins]:
     """The state and the pins; CorruptFileError for arrays that do not fit one another."""
     settings = check_settings(
-        header["n_pages"], header["page_size"], kv_shape=header["kv_shape"],
-        dtype=header["dtype"], eviction=header["eviction"],
-        prefix_sharing=header["prefix_sharing"], key=bytes.fromhex(header["key"]),
+        header["n_pages"], header["page_size"], header["kv_shape"], header["dtype"],
+        header["eviction"], header["prefix_sharing"], bytes.fromhex(header["key"]),
     )  # fmt: skip
     state = CacheState(
         settings,
@@ -55,10 +54,15 @@ def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[C
         _tensors(settings, arrays),
     )
     ends = np.cumsum([0] + [n for _, n in header["pins"]])
-    pins = {
-        handle: arrays["pins"][ends[i] : ends[i + 1]]
-        for i, (handle, _) in enumerate(header["pins"])
+    pages = {
+        number: arrays["pins"][ends[i] : ends[i + 1]]
+        for i, (number, _) in enumerate(header["pins"])
     }
+    pins = Pins(pages, header["next_pin"])
+    try:
+        check(state.arrays, pins.all_pages())
+    except (AssertionError, IndexError) as error:
+        raise CorruptFileError(f"the cache is inconsistent: {error}") from None
     return state, pins
 
 

@@ -30,7 +30,7 @@ class CacheSettings(NamedTuple):
 
 
 def check_settings(
-    n_pages: int, page_size: int, *, kv_shape: Any, dtype: npt.DTypeLike, eviction: Any,
+    n_pages: int, page_size: int, kv_shape: Any, dtype: npt.DTypeLike, eviction: Any,
     prefix_sharing: bool, key: bytes | None,
 ) -> CacheSettings:  # fmt: skip
     """The settings, or a TypeError or ValueError for one that cannot be."""

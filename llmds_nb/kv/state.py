@@ -127,6 +127,17 @@ class CacheState:
             raise KeyError(f"no sequence has id {seq_id}")
         return row
 
+    def length(self, seq_id: int) -> int:
+        """Number of tokens of a sequence; KeyError if there is none. O(1)."""
+        with self.lock:
+            return int(self.handle.state.hot[self.find(seq_id), c.LENGTH])
+
+    def needed_tensors(self) -> Tensors:
+        """The tensors; ValueError for a cache without."""
+        if self.tensors is None:
+            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
+        return self.tensors
+
     def take_copies(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Take the pending copies as (src, dst)."""
         start, n = self.arrays.meta[c.MOVES], self.arrays.meta[c.N_MOVES]

@@ -1,13 +1,12 @@
 """Sizes and counts of a KVCache."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..primitives.status import ABSENT
 from .kernels import state as c
+from .prefixes import Pins
 from .state import CacheState
 
 
@@ -33,8 +32,8 @@ class KVCacheStats(NamedTuple):
     fragmentation: float  # share of the token places in the sequences' own pages that is unused
 
 
-def collect_stats(state: CacheState, pins: Sequence[npt.NDArray[np.int32]]) -> KVCacheStats:
-    """The present sizes and counts; `pins` are the pages of each pin. O(n_pages)."""
+def collect_stats(state: CacheState, pins: Pins) -> KVCacheStats:
+    """The present sizes and counts. O(n_pages)."""
     arrays, n_pages, page_size = state.arrays, state.settings.n_pages, state.settings.page_size
     page, meta = arrays.page, arrays.meta
     used = page[:, c.STATE] != c.FREE
@@ -45,7 +44,6 @@ def collect_stats(state: CacheState, pins: Sequence[npt.NDArray[np.int32]]) -> K
     starts, sizes = hot[:, c.BLOCKS], seq[:, c.NPAGES]
     tables = [arrays.pool[i:][:n] for i, n in zip(starts, sizes, strict=True)]
     own = len(np.unique(np.concatenate([np.zeros(0, np.int32), *tables])))
-    pinned = np.concatenate([np.zeros(0, np.int32), *pins])
     # Only last pages can be part-filled, and a part-filled page is never cached.
     places = occurrences * page_size
     n_tokens = int(hot[:, c.LENGTH].sum())
@@ -56,7 +54,7 @@ def collect_stats(state: CacheState, pins: Sequence[npt.NDArray[np.int32]]) -> K
         n_used=int(held.sum()),
         n_cached=int(meta[c.N_CACHED]),
         n_evictable=int(meta[c.N_EVICTABLE]),
-        n_pinned=len(np.unique(pinned)),
+        n_pinned=len(np.unique(pins.all_pages())),
         n_shared=int((page[:, c.REF] > 1).sum()),
         n_sequences=len(hot),
         n_tokens=n_tokens,

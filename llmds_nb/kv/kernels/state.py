@@ -15,7 +15,7 @@ P pages of T tokens, S sequence rows, D domains (one per salt in use), all growi
     dom    int64[D, 11]   one row per domain, columns below
     meta   int64[64]      counters below
 
-Kernels that Python calls take the state as one handle (_core/state.py) and unpack it into a KVState.
+Kernels that Python calls take the state as a handle (_core/state.py) and unpack it to a KVState.
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
 findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held

@@ -1,0 +1,104 @@
+"""Operations of a KVCache that take more than one kernel call: batches, K/V rows, compaction."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import validation
+from .._core.validation import INT32, INT32_MAX, INT64
+from . import page_tables
+from .allocator import Moves
+from .kernels import state as c
+from .kernels.append import kv_append, kv_commit
+from .kernels.attach import kv_attach_many
+from .kernels.compaction import kv_compact
+from .kernels.operations import kv_write
+from .prefixes import Pins
+from .salts import check_salts
+from .state import CacheState
+
+
+def attach_many(
+    state: CacheState, seq_ids, tokens, indptr, salts: Any, priorities: Any
+) -> npt.NDArray[np.int64]:
+    """See `KVCache.attach_many`."""
+    seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+    tokens = validation.for_kernel(tokens, "tokens", INT32)
+    indptr = validation.indptr(indptr, len(tokens))
+    n = len(seq_ids)
+    validation.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
+    if salts is not None:
+        salts = check_salts(salts)
+        validation.same_length("salts", salts, "seq_ids", seq_ids)
+    if priorities is None:
+        priorities = np.zeros(n, np.int64)
+    else:
+        priorities = validation.integers(priorities, "priorities", low=-INT32_MAX, high=INT32_MAX)
+        validation.same_length("priorities", priorities, "seq_ids", seq_ids)
+    hits = np.empty(n, np.int64)
+    with state.lock:
+        if salts is None:
+            domains = np.full(n, state.domain(0), np.int64)
+        else:
+            state.reserve_domains(len(set(salts)))
+            domains = np.array([state.domain(salt) for salt in salts], np.int64)
+        state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+    return hits
+
+
+def append(state: CacheState, seq_id, tokens, kv) -> npt.NDArray[np.int64]:
+    """See `KVCache.append`."""
+    seq_id = validation.natural(seq_id, "seq_id")
+    tokens = validation.for_kernel(tokens, "tokens", INT32)
+    tensors = None if kv is None else state.needed_tensors()
+    rows = None if tensors is None else tensors.checked(kv, len(tokens))
+    slots = np.empty(len(tokens), np.int64)
+    with state.lock:
+        state.run(kv_append, seq_id, tokens, slots)
+        if tensors is not None and len(tokens):
+            tensors.slots[slots] = rows
+            state.run(kv_commit, seq_id, state.length(seq_id))
+    return slots
+
+
+def write(state: CacheState, seq_id, start, kv) -> None:
+    """See `KVCache.write`."""
+    seq_id = validation.natural(seq_id, "seq_id")
+    rows = state.needed_tensors().checked(kv)
+    start = validation.natural(start, "start")
+    with state.lock:
+        length, stop = state.length(seq_id), start + len(rows)
+        if stop > length:
+            raise ValueError(f"write to tokens {start} to {stop} of a sequence of {length}")
+        write_rows(state, seq_id, start, rows)
+
+
+def write_rows(state: CacheState, seq_id: int, start: int, rows: npt.NDArray) -> None:
+    """Write the K/V rows of tokens from `start` on, copying pages that others hold. O(n)."""
+    slots = np.empty(len(rows), np.int64)
+    state.run(kv_write, seq_id, start, slots)
+    state.needed_tensors().slots[slots] = rows
+
+
+def read(state: CacheState, seq_id) -> npt.NDArray:
+    """See `KVCache.get`."""
+    rows = state.needed_tensors().slots
+    with state.lock:
+        length = state.length(seq_id)
+        return rows[page_tables.slot_mapping(state, [seq_id], 0, length, None)]
+
+
+def compact(state: CacheState, pins: Pins) -> Moves:
+    """See `KVCache.compact`."""
+    src, dst, renamed = (np.empty(state.settings.n_pages, np.int32) for _ in range(3))
+    with state.lock:
+        pending = int(state.arrays.meta[c.N_MOVES])
+        if pending:
+            raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
+        n = kv_compact(state.handle.address, src, dst, renamed)
+        moves = Moves(src[:n].copy(), dst[:n].copy())
+        pins.rename(renamed)
+        if state.tensors is not None:
+            state.tensors.kv[moves.dst] = state.tensors.kv[moves.src]
+    return moves
