@@ -1,5 +1,5 @@
-"""What the command line turns into exit code 2: one clear line, no traceback."""
+"""The error that the command line turns into exit code 2 and one line, without a traceback."""
 
 
 class BadInput(ValueError):
-    """Input the user has to mend: a path, a line of a file, an option."""
+    """Input that the user has to correct: a path, a line of a file, an option."""

@@ -1,14 +1,23 @@
-"""Build, save and ask a hybrid index: what the commands `index` and `search` do."""
+"""The commands `index` and `search`: build, save and query a hybrid index of texts."""
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .demo.corpus import indexed_text, read_path, split_indexed
+from .demo.corpus import Corpus, indexed_text, read_path, split_indexed
 from .errors import BadInput
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llmds_nb import RetrievalPipeline
 
 LSA_DIM = 256
-# Words without their underscores, so that "solve" finds solve_triangular: on the docstrings this
-# lifts the known-item recall@10 of BM25 from .50 to .59 and of LSA from .25 to .31.
+# Words are split at underscores, so that "solve" finds solve_triangular: on the docstrings this
+# raises the known-item recall@10 of BM25 from .50 to .59 and of LSA from .25 to .31.
 WORD = r"[^\W_]{2,}"
 
 
@@ -22,7 +31,13 @@ class Answer(NamedTuple):
     first_line: str
 
 
-def build_pipeline(texts, progress, *, seed=0, before_index=None):
+def build_pipeline(
+    texts: Sequence[str],
+    progress: Progress,
+    *,
+    seed: int = 0,
+    before_index: Callable[[], object] | None = None,
+) -> tuple["RetrievalPipeline", "npt.NDArray[np.float32]"]:
     """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
 
     Parameters
@@ -31,7 +46,8 @@ def build_pipeline(texts, progress, *, seed=0, before_index=None):
     progress : Progress
     seed : int
     before_index : callable, optional
-        Called when the texts are vectors; the demo waits there for kernels that compile meanwhile.
+        Called after encoding, before indexing: the demo waits there for kernels that compile in
+        the background.
 
     Returns
     -------
@@ -67,7 +83,9 @@ def build_pipeline(texts, progress, *, seed=0, before_index=None):
     return pipeline, vectors
 
 
-def build(path, out, progress, *, strict=False):
+def build(
+    path: str | os.PathLike, out: str | os.PathLike, progress: Progress, *, strict: bool = False
+) -> tuple[int, int]:
     """Index the texts at `path` and save to `out`; return the number of documents and of bytes."""
     corpus = read_path(path, progress, strict=strict)
     report_skipped(corpus, progress)
@@ -79,7 +97,7 @@ def build(path, out, progress, *, strict=False):
     return len(corpus.documents), Path(out).stat().st_size
 
 
-def report_skipped(corpus, progress, *, shown=5) -> None:
+def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> None:
     """Name the first skipped lines and count them all."""
     for problem in corpus.skipped[:shown]:
         progress.say(f"skipped: {problem}")
@@ -87,15 +105,15 @@ def report_skipped(corpus, progress, *, shown=5) -> None:
         progress.say(f"{len(corpus.skipped):,} broken lines skipped (--strict refuses them)")
 
 
-def search(path, query, k):
-    """Ask a saved index, opened memory-mapped.
+def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], bool]:
+    """Query a saved index, opened memory-mapped.
 
     Returns
     -------
     list of Answer
         At most `k`, best first.
     bool
-        Whether the answers come from the words alone, because the file holds no encoder.
+        Whether BM25 alone answered, because the file holds no encoder.
     """
     from llmds_nb import RetrievalPipeline
 

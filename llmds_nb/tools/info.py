@@ -1,9 +1,10 @@
-"""What the command `info` tells: versions, the kernel cache, what a saved file is."""
+"""The command `info`: versions, the kernel cache, and the contents of a saved file."""
 
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import llmds_nb
 from llmds_nb._core.jit import cache_folders
@@ -13,11 +14,20 @@ from .errors import BadInput
 _LIBRARIES = ("numba", "llvmlite", "numpy", "scipy", "safetensors")
 
 
-def describe(path=None) -> list:
-    """(name, value) lines about this installation, or about one saved file."""
+def describe(path: str | os.PathLike | None = None) -> list[tuple[str, Any]]:
+    """(name, value) lines about this installation, or about one saved file.
+
+    Raises
+    ------
+    BadInput
+        The file cannot be read, or was not written by llmds_nb.
+    """
     if path is not None:
         return _describe_file(path)
-    lines = [("llmds_nb", llmds_nb.__version__), ("python", platform.python_version())]
+    lines: list[tuple[str, Any]] = [
+        ("llmds_nb", llmds_nb.__version__),
+        ("python", platform.python_version()),
+    ]
     lines += [(name, version(name)) for name in _LIBRARIES]
     lines += [("machine", f"{platform.machine()}, {platform.system()}")]
     lines += [("kernel cache", _describe_cache())]
@@ -25,8 +35,8 @@ def describe(path=None) -> list:
 
 
 def kernel_cache() -> tuple[str | None, list[Path]]:
-    """Where compiled kernels are, or None without a disk cache, and the kernels that are there."""
-    for name in llmds_nb.__all__:  # its kernels are known once it is imported
+    """The folder of the cache of compiled kernels, None without one, and the files in it."""
+    for name in llmds_nb.__all__:  # the kernels of a structure are known once it is imported
         getattr(llmds_nb, name)
     folders = cache_folders()
     if not folders:

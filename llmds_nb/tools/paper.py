@@ -1,16 +1,18 @@
-"""A paper as blocks, written as Markdown, HTML or a Word file in APA layout.
+"""A paper made of blocks, written as Markdown, as HTML or as a Word file in APA layout.
 
-The Word file: title page, abstract on a page of its own, numbered sections, tables with number and
-title above and rules only across, figures with number above, references with hanging indents, page
-numbers, double-spaced Times New Roman of 12 points, margins of an inch. It needs the extra
-`report`.
+The Word file has a title page, an abstract on a page of its own, numbered sections, tables with
+number and title above and horizontal rules only, figures with number above, references with hanging
+indents, page numbers, double-spaced Times New Roman of 12 points and margins of an inch. It needs
+the extra `report`.
 """
 
 import base64
 import html
 import io
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import BadInput
 
@@ -18,7 +20,7 @@ SUFFIXES = (".md", ".html", ".docx")
 
 
 class Heading(NamedTuple):
-    """Of a section (level 1) or a part of one (level 2); numbered by the writer."""
+    """The heading of a section (level 1) or subsection (level 2); numbered by the writer."""
 
     text: str
     level: int = 1
@@ -34,33 +36,36 @@ class Table(NamedTuple):
     """Rows of text; numbered by the writer."""
 
     title: str
-    head: list
-    rows: list
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
     note: str = ""
 
 
 class Figure(NamedTuple):
-    """A PNG; numbered by the writer."""
+    """A PNG image; numbered by the writer."""
 
     title: str
     png: bytes
     note: str = ""
 
 
+Block = Heading | Paragraph | Table | Figure
+
+
 class Paper(NamedTuple):
-    """What a report holds. References are (text, address)."""
+    """The contents of a report; references are (text, address or "")."""
 
     title: str
     author: str
     date: str
     abstract: str
     keywords: str
-    blocks: list
-    references: list
+    blocks: Sequence[Block]
+    references: Sequence[tuple[str, str]]
 
 
-def require(path) -> None:
-    """Refuse a file that cannot be written, before the work for it is done.
+def require(path: str | os.PathLike) -> None:
+    """Refuse a file whose format cannot be written, before the work for it is done.
 
     Raises
     ------
@@ -85,8 +90,8 @@ def _docx():
     return docx
 
 
-def write(paper, path) -> None:
-    """Write a paper in the format that the suffix of the file says.
+def write(paper: Paper, path: str | os.PathLike) -> None:
+    """Write a paper in the format of the file's suffix.
 
     Figures of a Markdown file become files beside it, named after it.
 
@@ -103,7 +108,7 @@ def write(paper, path) -> None:
         raise BadInput(f"{path}: {error.strerror}") from None
 
 
-def _numbered(blocks):
+def _numbered(blocks: Sequence[Block]) -> Iterator[tuple[Any, str]]:
     """(block, its number as text) in order."""
     sections, parts, tables, figures = 0, 0, 0, 0
     for block in blocks:
@@ -284,7 +289,7 @@ def _layout(document):
 
 
 def _field(run, code):
-    """A field that Word works out, such as the page number."""
+    """A field that Word computes, such as the page number."""
     from docx.oxml import OxmlElement
     from docx.oxml.ns import qn
 
@@ -328,7 +333,7 @@ def _word_table(document, block):
 
 
 def _rules(cell, sides):
-    """Lines at these sides of a cell."""
+    """Rules at these sides of a cell."""
     from docx.oxml import OxmlElement
     from docx.oxml.ns import qn
 

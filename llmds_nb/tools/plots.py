@@ -1,4 +1,7 @@
-"""The demo's figure, and what all figures have in common. Needs the extra `plot`."""
+"""The figure of the demo, and helpers for all figures. Needs the extra `plot`."""
+
+import os
+from typing import Any
 
 from .errors import BadInput
 
@@ -6,8 +9,8 @@ INK, GRID = "#222222", "#dddddd"
 COLOURS = ("#1f6f8b", "#e07a1f", "#7a9e3b", "#8e5ea2", "#c2a83e", "#3f3f8f")
 
 
-def require_matplotlib(option="--plot", extra="plot"):
-    """Import matplotlib, or say what to install for the option that needs it.
+def require_matplotlib(option: str = "--plot", extra: str = "plot") -> Any:
+    """Import matplotlib; where it is missing, name the extra that the option needs.
 
     Raises
     ------
@@ -21,7 +24,7 @@ def require_matplotlib(option="--plot", extra="plot"):
     return matplotlib
 
 
-def new_figure(rows, columns, size):
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """An empty figure of size (width, height) in inches, and its axes [rows, columns].
 
     Raises
@@ -38,7 +41,15 @@ def new_figure(rows, columns, size):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save(figure, path) -> None:
+def style_axes(ax: Any, grid: str = "both") -> None:
+    """A grid behind the data along "x", "y" or "both", and no frame above and at the right."""
+    ax.set_axisbelow(True)
+    ax.grid(axis=grid, color=GRID)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def save(figure: Any, path: str | os.PathLike) -> None:
     """Write a figure to a file; its suffix chooses the format.
 
     Raises
@@ -48,11 +59,11 @@ def save(figure, path) -> None:
     """
     try:
         figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that it cannot draw
+    except (OSError, ValueError) as error:  # ValueError: an unknown suffix
         raise BadInput(f"{path}: {error}") from None
 
 
-def draw(report, path) -> None:
+def draw(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Draw a report of the demo into a file; its suffix chooses the format.
 
     Raises
@@ -67,10 +78,7 @@ def draw(report, path) -> None:
     _batches(axes[1, 0], report)
     _steps(axes[1, 1], report)
     for ax in axes.flat:
-        ax.set_axisbelow(True)
-        ax.grid(axis="y", color=GRID)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
+        style_axes(ax, grid="y")
     save(figure, path)
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from llmds_nb import KVCache
-from llmds_nb.tools.replay.microbatches import BATCH, largest_load, micro_batches, percentile
+from llmds_nb._core.statistics import nearest_rank
+from llmds_nb.tools.replay.microbatches import BATCH, largest_load, micro_batches
 from llmds_nb.tools.replay.replay import Options
 from llmds_nb.tools.replay.replicas import Replicas
 from llmds_nb.tools.replay.traces import from_parts, read
@@ -27,6 +28,11 @@ __all__ = [
 
 MS = 1_000_000
 PREFILL_MS, SLO_MS = 0.02, 500.0
+
+
+def percentile(values, share):
+    """One percentile by nearest rank."""
+    return float(nearest_rank(values, (share,))[0])
 
 
 class Load(NamedTuple):

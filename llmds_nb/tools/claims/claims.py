@@ -1,34 +1,35 @@
-"""`llmds-nb claims`: every promise of the design, measured here and now.
+"""`llmds-nb claims`: measures every promise of the design on this machine.
 
-Each function returns a `Claim`: what is claimed, what was measured, the verdict, and under which
-conditions. None of them is kept from failing: a claim that does not hold on this machine is shown
-as failed, and the command ends with exit code 1.
+Each function returns a `Claim`: what is claimed, what was measured, the verdict and the conditions.
+A claim that does not hold on this machine is shown as failed, and the command has exit code 1.
 """
 
 import os
 import textwrap
 import time
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmds_nb import HNSW, CountMinSketch, InvertedIndex, KVCache
 
+from ..._core.statistics import nearest_rank
 from .. import info
 from ..demo.checks import neighbour_recall
-from ..replay.microbatches import BATCH, largest_load, micro_batches, percentile
+from ..progress import Progress
+from ..replay.microbatches import BATCH, largest_load, micro_batches
 from ..replay.sharing import pages_needed, saved_percent
 from . import growth
 
 SAVED_PERCENT = (30.0, 40.0)
 THROUGHPUT, P95_MS, MAX_WAIT_MS, SERVICE_MS = 0.95, 100.0, 50.0, (8, 16, 32)
 RECALL, SEARCH_P95_MS = 0.95, 5.0
-POSTING_BYTES, PLAIN_BYTES = 2.0, 8  # an int32 document and an int32 count
+POSTING_BYTES, PLAIN_BYTES = 2.0, 8  # plain: an int32 document and an int32 count
 
 
 class Claim(NamedTuple):
-    """One promise and what came of it."""
+    """One promise and its measurement."""
 
     name: str
     claimed: str
@@ -37,27 +38,29 @@ class Claim(NamedTuple):
     conditions: str
 
 
-def run(progress, *, seed=0, smaller=1) -> dict:
+def run(progress: Progress, *, seed: int = 0, smaller: int = 1) -> dict[str, Any]:
     """Measure everything.
 
     Parameters
     ----------
     progress : Progress
     seed : int
-        Of all that is drawn. Latencies and growth are of this machine at this time; the rest
-        repeats with the seed.
+        Of everything random. Latencies and growth depend on the machine and its load; all other
+        figures repeat with the seed.
     smaller : int
-        Divides the sizes, for a quick look; the claims are about 1.
+        Divides the sizes, for a quick look; the claims are made for 1.
 
     Returns
     -------
     dict
-        "claims": list of dict (Claim), "growth": list of dict, "latencies_ms": of the batch server
-        by S(32), "machine": dict, "seed", "smaller", "seconds".
+        "claims": list of dict (Claim), "growth": list of dict (Growth), "latencies_ms": 201
+        quantiles of the latency of the batch server, by S(32), "machine": dict, "seed", "smaller",
+        "date", "seconds".
     """
     start = time.perf_counter()
-    claims, grown = [], []
-    latencies = {}
+    claims: list[Claim] = []
+    grown: list[growth.Growth] = []
+    latencies: dict[str, list[float]] = {}
     for name, measure in (
         ("prefix sharing", lambda: sharing(seed)),
         ("micro-batches", lambda: batching(seed, latencies, smaller)),
@@ -84,13 +87,13 @@ def run(progress, *, seed=0, smaller=1) -> dict:
 
 
 def _machine():
-    said = dict(info.describe())
+    known = dict(info.describe())
     names = ("llmds_nb", "python", "numba", "numpy", "scipy")
-    machine = {"machine": said["machine"], "cores": str(os.cpu_count())}
-    return machine | {name: said[name] for name in names}
+    machine = {"machine": known["machine"], "cores": str(os.cpu_count())}
+    return machine | {name: known[name] for name in names}
 
 
-def sharing(seed) -> Claim:
+def sharing(seed: int) -> Claim:
     """Pages saved by sharing system prompts, against the formula."""
     rng, n, systems, page_size = np.random.default_rng(seed), 200, 8, 16
     lengths = np.linspace(300, 700, systems).astype(np.int64)
@@ -119,15 +122,18 @@ def sharing(seed) -> Claim:
     )
 
 
-def batching(seed, latencies, smaller=1) -> Claim:
-    """The largest load of a server of micro-batches at which the p95 is still below the limit."""
+def batching(seed: int, latencies: dict[str, list[float]], smaller: int = 1) -> Claim:
+    """The largest load of a server of micro-batches at which the p95 is still below the limit.
+
+    Puts quantiles of the latency into `latencies`, by S(32).
+    """
     n = max(60_000 // smaller, 4_000)
     loads = {}
     for service in SERVICE_MS:
-        loads[service] = largest_load(service, seed, limit_ms=P95_MS, n=n, max_wait_ms=MAX_WAIT_MS)
+        load = largest_load(service, seed, limit_ms=P95_MS, n=n, max_wait_ms=MAX_WAIT_MS)
         at = micro_batches(THROUGHPUT, service, seed, n=n, max_wait_ms=MAX_WAIT_MS)
         latencies[str(service)] = np.percentile(at, np.arange(0, 100.5, 0.5)).tolist()
-        loads[service] = loads[service], percentile(at, 0.95)
+        loads[service] = load, nearest_rank(at, (0.95,))[0]
     each = "; ".join(
         f"S({BATCH}) = {service} ms: {load:.2f} of the largest throughput, p95 {p95:.1f} ms at .95"
         for service, (load, p95) in loads.items()
@@ -144,7 +150,7 @@ def batching(seed, latencies, smaller=1) -> Claim:
     )
 
 
-def search(seed, smaller=1) -> Claim:
+def search(seed: int, smaller: int = 1) -> Claim:
     """Recall against brute force, and the wall-clock latency of single queries."""
     n, n_queries, dim = max(20_000 // smaller, 500), 1000, 128
     rng = np.random.default_rng(seed)
@@ -158,7 +164,7 @@ def search(seed, smaller=1) -> Claim:
         found.append(index.search(query, 10).ids)
         taken.append((time.perf_counter_ns() - start) / 1e6)
     recall = neighbour_recall(np.array(found).reshape(n_queries, -1), vectors, queries)
-    p50, p95 = (percentile(taken, share) for share in (0.5, 0.95))
+    p50, p95 = nearest_rank(taken, (0.5, 0.95))
     return Claim(
         "HNSW search",
         f"recall@10 > {RECALL:.0%} and p95 < {SEARCH_P95_MS:g} ms with M=16, ef=50",
@@ -170,7 +176,7 @@ def search(seed, smaller=1) -> Claim:
     )
 
 
-def postings(seed, smaller=1) -> Claim:
+def postings(seed: int, smaller: int = 1) -> Claim:
     """Bytes of a posting as stored."""
     n = max(50_000 // smaller, 500)
     texts = growth.texts(n, np.random.default_rng(seed))
@@ -189,8 +195,8 @@ def postings(seed, smaller=1) -> Claim:
     )
 
 
-def sketch(seed, smaller=1) -> Claim:
-    """No estimate below the truth, and the stated error bound."""
+def sketch(seed: int, smaller: int = 1) -> Claim:
+    """No estimate below the true count, and the stated error bound."""
     n = max(1_000_000 // smaller, 1000)
     rng = np.random.default_rng(seed)
     items = rng.zipf(1.1, n) % 2**40
@@ -224,7 +230,7 @@ def _growth_claim(one) -> Claim:
     )  # fmt: skip
 
 
-def table(result) -> str:
+def table(result: dict[str, Any]) -> str:
     """Claims, measurements, verdicts and conditions as text of less than 100 columns."""
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     smaller = f"; sizes divided by {result['smaller']}" if result["smaller"] > 1 else ""

@@ -1,22 +1,24 @@
-"""How the cost of an operation grows with the size of what it works on, measured here and now.
+"""Measures how the cost of an operation grows with the size of its structure.
 
-Every case builds its structure at several sizes and gives a function for each that does some number
+Every case builds its structure at several sizes and returns for each a function that does a number
 of operations. The sizes are timed in turns, so that whatever slows the machine down slows all of
-them; a time is the median CPU time of the rounds. A power law c * n ** e is fitted to them.
+them; a time is the median CPU time of the rounds. A power law c * n ** e is fitted to the times.
 """
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from llmds_nb import HNSW, CountMinSketch, IndexedHeap, InvertedIndex, KVCache, PagedAllocator
 
 ROUNDS = 9
-LEAST = 1000  # the smallest size
-# What an exponent may be at most. Larger structures miss the processor's caches more often, which
-# no bound of operations counts: a constant cost may look like n ** .15 over three decades.
+MIN_SIZE = 1000
+# The largest exponent for each bound. Larger structures miss the processor's caches more often,
+# which a bound on operations does not count: a constant cost may look like n ** .15.
 LIMITS = {"O(1)": 0.15, "O(log n)": 0.35, "O(n)": 1.1}
 PAGE = 16
 
@@ -37,17 +39,19 @@ class Growth(NamedTuple):
         return self.exponent <= LIMITS[self.bound]
 
 
-def measure(name, seed, done=lambda n: None, *, smaller=1) -> Growth:
-    """Measure one of `CASES`, with sizes divided by `smaller`, but at least `LEAST`."""
+def measure(
+    name: str, seed: int, done: Callable[[int], object] = lambda n: None, *, smaller: int = 1
+) -> Growth:
+    """Measure one of `CASES`, with sizes divided by `smaller`, but at least `MIN_SIZE`."""
     bound, size, sizes, build = CASES[name]
-    sizes = sorted({max(n // smaller, LEAST) for n in sizes})
+    sizes = sorted({max(n // smaller, MIN_SIZE) for n in sizes})
     calls = []
     for n in sizes:
         call, operations = build(n, np.random.default_rng(seed))
-        call()  # compiles, and touches everything once
+        call()  # compiles, and brings the data into memory
         calls.append((call, operations))
         done(1)
-    times = [[] for _ in sizes]
+    times: list[list[float]] = [[] for _ in sizes]
     for _ in range(ROUNDS):
         for taken, (call, operations) in zip(times, calls, strict=True):
             start = time.thread_time_ns()
@@ -58,14 +62,13 @@ def measure(name, seed, done=lambda n: None, *, smaller=1) -> Growth:
     return Growth(name, bound, size, sizes, us, fit(sizes, us))
 
 
-def fit(sizes, times) -> float:
-    """The exponent e of the best c * n ** e, least squares of the logarithms; 0 of one
-    size.
+def fit(sizes: npt.ArrayLike, times: npt.ArrayLike) -> float:
+    """The exponent e of the best c * n ** e by least squares of the logarithms; 0 for one size.
 
     >>> round(fit([1, 10, 100], [2.0, 20.0, 200.0]), 6)
     1.0
     """
-    if len(sizes) < 2:
+    if np.size(sizes) < 2:
         return 0.0
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(times, 1e-9)), 1)[0])
 
@@ -83,7 +86,7 @@ def _allocator(n, rng):
 
 
 def _full_cache(n, rng, **options):
-    """A cache of n pages, every one of them cached, and 64 prompts of 32 pages among them."""
+    """A cache whose n pages are all cached, and 64 of the cached prompts, of 32 pages each."""
     cache = KVCache(n, PAGE, key=b"claims", **options)
     kept = []
     for i in range(n // 32):
@@ -131,10 +134,10 @@ def _heap(n, rng):
     return call, 10 * min(n, 1000)
 
 
-def vectors(n, rng, dim=128) -> np.ndarray:
-    """float32[n, dim] about 16 directions, with a tenth of noise in all: like embeddings of text.
+def vectors(n: int, rng: np.random.Generator, dim: int = 128) -> npt.NDArray[np.float32]:
+    """float32[n, dim] along 16 directions, with a tenth of noise in all: like embeddings of text.
 
-    The directions are the same whatever `rng` is, so that queries can be drawn apart.
+    The directions do not depend on `rng`, so that queries can be drawn from another generator.
     """
     directions = np.random.default_rng(0).standard_normal((16, dim), np.float32)
     drawn = rng.standard_normal((n, 16), np.float32) @ directions
@@ -148,7 +151,7 @@ def _hnsw(n, rng):
     return lambda: index.search(queries), 100
 
 
-def texts(n, rng, words=50, vocabulary=20_000) -> list[str]:
+def texts(n: int, rng: np.random.Generator, words: int = 50, vocabulary: int = 20_000) -> list[str]:
     """n documents of words drawn by Zipf popularity."""
     weights = 1 / np.arange(1, vocabulary + 1)
     names = np.array([f"w{i}" for i in range(vocabulary)])
@@ -175,7 +178,8 @@ def _sketch(n, rng):
     return call, 10_000
 
 
-CASES = {
+# Of each operation: bound, what n counts, sizes, function that builds the structure.
+CASES: dict[str, tuple[str, str, list[int], Callable]] = {
     "allocate and free a page": ("O(1)", "pages", [1_000, 10_000, 100_000, 1_000_000], _allocator),
     "attach and detach, a page": ("O(1)", "cached pages", [3_200, 32_000, 160_000], _attach),
     "get the K/V of a page": ("O(1)", "cached pages", [3_200, 32_000, 160_000], _get),

@@ -1,11 +1,12 @@
-"""The claims as a paper: what was measured, on what, and how cost grows, with figures."""
+"""The result of `claims` as a paper: method, claims, growth of cost, figures, references."""
 
 import io
+from typing import Any
 
 import numpy as np
 
 from ..paper import Figure, Heading, Paper, Paragraph, Table
-from ..plots import COLOURS, GRID, INK, new_figure
+from ..plots import COLOURS, INK, new_figure, style_axes
 from . import growth
 from .claims import BATCH, P95_MS, SERVICE_MS, THROUGHPUT
 
@@ -52,8 +53,8 @@ REFERENCES = [
 ]
 
 
-def paper(result) -> Paper:
-    """The result of `claims.run` as a paper, its figures drawn.
+def paper(result: dict[str, Any]) -> Paper:
+    """The result of `claims.run` as a paper with its figures.
 
     Raises
     ------
@@ -162,15 +163,8 @@ def _png(figure):
     return buffer.getvalue()
 
 
-def _clean(ax):
-    ax.set_axisbelow(True)
-    ax.grid(color=GRID)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-
-
 def _short(n):
-    """A size in few letters.
+    """A size in a few characters.
 
     >>> _short(999), _short(32_000), _short(1_000_000)
     ('999', '32k', '1M')
@@ -185,7 +179,7 @@ def _growth_figure(grown):
     for ax, one in zip(axes.flat, grown, strict=False):
         sizes, us = np.array(one["sizes"], float), np.array(one["us"])
         fine = np.geomspace(sizes[0], sizes[-1], 50)
-        middle = np.exp(np.log(sizes).mean()), np.exp(np.log(us).mean())  # the fit goes through it
+        middle = np.exp(np.log(sizes).mean()), np.exp(np.log(us).mean())  # lies on the fit
         law = middle[1] * (fine / middle[0]) ** one["exponent"]
         ax.plot(fine, law, color=COLOURS[1], linestyle="--", linewidth=1.2,
                 label=f"n ** {one['exponent'] + 0.0:.2f}")  # fmt: skip
@@ -198,7 +192,7 @@ def _growth_figure(grown):
         ax.set_xlabel(one["size"])
         ax.set_ylabel("us")
         ax.legend(frameon=False, loc="lower right")
-        _clean(ax)
+        style_axes(ax)
     for ax in list(axes.flat)[len(grown) :]:
         ax.set_axis_off()
     return _png(figure)
@@ -218,5 +212,5 @@ def _latency_figure(latencies):
     ax.set_xlabel("latency, ms (virtual clock)")
     ax.set_ylabel("share of requests")
     ax.legend(frameon=False, loc="lower right")
-    _clean(ax)
+    style_axes(ax)
     return _png(figure)

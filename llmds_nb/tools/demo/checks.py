@@ -1,26 +1,35 @@
-"""What the demo holds itself to. Each check is a plain function of measured values.
+"""The checks of the demo: each is a function of measured values that returns a verdict.
 
-The demo's exit code is 1 if one of them fails, and its last lines say which.
+If one fails, the exit code of the demo is 1 and its last lines name the check.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+
+from llmds_nb.bm25 import Hits
 
 MIN_HNSW_RECALL = 0.95
 MAX_FUSION_LOSS = 0.01
-_TIE = 2e-6  # distances this close are equal: identical documents are not told apart
+_TIE = 2e-6  # distances this close count as equal, as those of identical documents do
 
 
 class Check(NamedTuple):
-    """One verdict and the values it rests on."""
+    """One verdict and the values it is based on."""
 
     name: str
     passed: bool
     detail: str
 
 
-def neighbour_recall(found_ids, vectors, queries, k=10) -> float:
+def neighbour_recall(
+    found_ids: npt.ArrayLike,
+    vectors: npt.NDArray[np.float32],
+    queries: npt.NDArray[np.float32],
+    k: int = 10,
+) -> float:
     """Recall@k against brute force over unit vectors, tie-aware, O(n * queries).
 
     A hit is a distinct found row whose cosine distance is at most that of the k-th nearest.
@@ -28,20 +37,20 @@ def neighbour_recall(found_ids, vectors, queries, k=10) -> float:
     Parameters
     ----------
     found_ids : int64[q, k]
-        Row numbers; -1 marks an empty place.
+        Row numbers; -1 for a missing neighbour.
     vectors, queries : float32[n, d], float32[q, d]
-        Rows of zeros have no direction: such a query is left out, such a vector is never found.
+        A zero vector has no direction: such a query is not counted, such a vector never a hit.
     """
     asked = queries.any(axis=1)
     if not asked.any() or not vectors.any():
         return 1.0
-    found_ids = np.asarray(found_ids)[asked]
+    found = np.asarray(found_ids)[asked]
     distances = 1.0 - _unit(queries[asked]) @ _unit(vectors).T
     distances[:, ~vectors.any(axis=1)] = np.inf
     k = min(k, int(vectors.any(axis=1).sum()))
     limits = np.partition(distances, k - 1, axis=1)[:, k - 1] + _TIE
     hits = 0
-    for row, ids in enumerate(found_ids[:, :k]):
+    for row, ids in enumerate(found[:, :k]):
         ids = np.unique(ids[ids >= 0])
         hits += int((distances[row, ids] <= limits[row]).sum())
     return hits / (k * len(distances))
@@ -52,8 +61,8 @@ def _unit(vectors):
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def hnsw_recall(recall) -> Check:
-    """The graph finds what brute force finds."""
+def hnsw_recall(recall: float) -> Check:
+    """The graph finds the neighbours that brute force finds."""
     return Check(
         "HNSW recall@10 against exact search",
         bool(recall >= MIN_HNSW_RECALL),
@@ -61,8 +70,8 @@ def hnsw_recall(recall) -> Check:
     )
 
 
-def fusion(dense, sparse, fused) -> Check:
-    """Fusing does not lose against the better half."""
+def fusion(dense: float, sparse: float, fused: float) -> Check:
+    """The fused recall is not below that of the better half."""
     limit = max(dense, sparse) - MAX_FUSION_LOSS
     return Check(
         "fused recall@10 against the better half",
@@ -71,24 +80,24 @@ def fusion(dense, sparse, fused) -> Check:
     )
 
 
-def pages_saved(measured, formula, torn) -> Check:
-    """The pages saved are those the tokens allow, and no page holds two different prefixes.
+def pages_saved(measured: int, formula: int, wrongly_shared: int) -> Check:
+    """As many pages are saved as the tokens allow, and no page holds two different prefixes.
 
     Parameters
     ----------
     measured, formula : int
-        Pages saved as the cache has it, and as worked out from the tokens alone.
-    torn : int
-        Pages seen in the page tables of running sequences that disagree about their tokens.
+        Pages saved by the cache, and computed from the tokens alone.
+    wrongly_shared : int
+        Pages in the page tables of running sequences whose tokens differ.
     """
     return Check(
         "pages saved by sharing equal the formula",
-        bool(measured == formula and torn == 0),
-        f"saved {measured}, by the formula {formula}; pages shared wrongly {torn}",
+        bool(measured == formula and wrongly_shared == 0),
+        f"saved {measured}, by the formula {formula}; pages shared wrongly {wrongly_shared}",
     )
 
 
-def ended_once(n_ends, leftovers) -> Check:
+def ended_once(n_ends: npt.ArrayLike, leftovers: Mapping[str, int]) -> Check:
     """Every request ended exactly once and left nothing behind.
 
     Parameters
@@ -96,21 +105,21 @@ def ended_once(n_ends, leftovers) -> Check:
     n_ends : int64[n]
         How often each request ended, by answer or rejection.
     leftovers : dict
-        What the structures still hold, by name; all must be 0.
+        How much the structures still hold, by name; all must be 0.
     """
-    n_ends = np.asarray(n_ends)
-    wrong = np.flatnonzero(n_ends != 1)
+    ends = np.asarray(n_ends)
+    wrong = np.flatnonzero(ends != 1)
     left = {name: count for name, count in leftovers.items() if count}
-    detail = f"{len(n_ends) - len(wrong)} of {len(n_ends)}"
+    detail = f"{len(ends) - len(wrong)} of {len(ends)}"
     if len(wrong):
-        detail += f"; request {wrong[0]} ended {n_ends[wrong[0]]} times"
+        detail += f"; request {wrong[0]} ended {ends[wrong[0]]} times"
     if left:
         detail += "; left over: " + ", ".join(f"{n} {name}" for name, n in left.items())
     return Check("every request ended exactly once", not len(wrong) and not left, detail)
 
 
-def same_answers(built, reloaded) -> Check:
-    """The index read back gives the same ids and, to the last bit, the same scores."""
+def same_answers(built: Hits, reloaded: Hits) -> Check:
+    """The reloaded index gives the same ids and bit-equal scores."""
     differ = (built.ids != reloaded.ids) | (built.scores != reloaded.scores)
     n_wrong = int(np.any(differ, axis=-1).sum())
     return Check(

@@ -1,24 +1,27 @@
 """Documents to index: docstrings of the installed packages, a folder of texts, or a JSONL file.
 
-A document is a source name and a text. `indexed_text` joins the two into what is stored and
-searched: the name, a blank line, the text; `split_indexed` takes them apart again, so that a saved
-index needs no second file to say where an answer comes from.
+A document is a source name and a text. `indexed_text` joins the two into the text that is stored
+and searched: the name, a blank line, the text. `split_indexed` separates them again, so a saved
+index alone can tell where an answer comes from.
 """
 
 import ast
 import importlib.util
 import json
 import multiprocessing
+import os
 import sysconfig
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import BadInput
+from ..progress import Progress
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-PASSAGE_CHARS = 4000  # a longer file becomes several documents, cut between paragraphs
+PASSAGE_CHARS = 4000  # a longer file is split between paragraphs into several documents
 MIN_DOCSTRING_WORDS = 6
 _PACKAGES = ("numpy", "scipy")
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages"}
@@ -29,26 +32,26 @@ _STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
 class Document(NamedTuple):
-    """One text and the name of where it was found."""
+    """One text and the name of its source."""
 
     source: str
     text: str
 
 
 class Corpus(NamedTuple):
-    """What was read, and one line for everything that was left out."""
+    """The documents read, and one line for each thing that was skipped."""
 
-    documents: list
-    skipped: list
+    documents: list[Document]
+    skipped: list[str]
 
 
-def indexed_text(document) -> str:
+def indexed_text(document: Document) -> str:
     """The document as it is stored: its name, a blank line, its text."""
     return f"{document.source}\n\n{document.text}"
 
 
-def split_indexed(stored) -> Document:
-    """Take `indexed_text` apart; a text stored by other means has the source ''.
+def split_indexed(stored: str) -> Document:
+    """The document of an `indexed_text`; a text stored by other means has the source ''.
 
     >>> split_indexed(indexed_text(Document("notes.md", "Salt the water.")))
     Document(source='notes.md', text='Salt the water.')
@@ -64,12 +67,12 @@ def split_indexed(stored) -> Document:
 # ---- docstrings ---------------------------------------------------------------------------------
 
 
-def read_docstrings(progress, *, workers=2, every=1) -> Corpus:
+def read_docstrings(progress: Progress, *, workers: int = 2, every: int = 1) -> Corpus:
     """Docstrings of the installed standard library, numpy and scipy, from their source files.
 
-    Parsing is the cost (about 6 s on one core), so it runs in `workers` processes, started afresh
-    (no fork: a thread may be compiling meanwhile). The order is that of the sorted paths. Texts of
-    fewer than six words and repeated texts are left out.
+    Parsing takes most of the time (about 6 s on one core), so it runs in `workers` processes. They
+    are spawned, not forked, since a thread may be compiling. The order is that of the sorted paths.
+    Texts of fewer than six words and repeated texts are left out.
 
     Parameters
     ----------
@@ -81,12 +84,12 @@ def read_docstrings(progress, *, workers=2, every=1) -> Corpus:
     """
     files = _source_files()[::every]
     tasks = [files[i : i + _FILES_PER_TASK] for i in range(0, len(files), _FILES_PER_TASK)]
-    found = []
+    found: list[Document] = []
     with progress.stage("read docstrings", len(files), "files") as done:
         for task, documents in zip(tasks, _map_in_processes(tasks, workers), strict=True):
             found.extend(documents)
             done(len(task))
-    first = {}
+    first: dict[str, Document] = {}
     for document in found:
         if len(document.text.split()) >= MIN_DOCSTRING_WORDS:
             first.setdefault(document.text, document)
@@ -121,22 +124,22 @@ def _map_in_processes(tasks, workers):
                     done += 1
             return
         except (OSError, BrokenExecutor):
-            pass  # no semaphores or no new processes here (some containers): read the rest alone
+            pass  # some containers allow no semaphores or processes: read the rest in this one
     yield from map(docstrings_of_files, tasks[done:])
 
 
-def docstrings_of_files(files) -> list:
+def docstrings_of_files(files: Iterable[tuple[str, str]]) -> list[Document]:
     """The documents of some (path, module) pairs; a file that cannot be parsed has none."""
-    documents = []
+    documents: list[Document] = []
     for path, module in files:
         try:
             content = Path(path).read_bytes()
             if b'"""' not in content and b"'''" not in content:
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in others' sources
+                warnings.simplefilter("ignore")  # invalid escape sequences
                 tree = ast.parse(content)
-        except (OSError, SyntaxError, ValueError):  # templates, files for other versions
+        except (OSError, SyntaxError, ValueError):  # templates, files for other Python versions
             continue
         _collect(tree, module, documents)
     return documents
@@ -159,11 +162,11 @@ def _collect(node, name, documents):
 # ---- the user's own texts -----------------------------------------------------------------------
 
 
-def read_path(path, progress, *, strict=False) -> Corpus:
+def read_path(path: str | os.PathLike, progress: Progress, *, strict: bool = False) -> Corpus:
     """Documents of a folder of .txt, .md and .rst files, of one such file, or of a .jsonl file.
 
-    A file longer than 4,000 characters is cut between paragraphs; the parts are named `file:line`.
-    A JSONL line is an object with `id` (or `_id`) and `text`, and perhaps `title`.
+    A file longer than 4,000 characters is split between paragraphs; the parts are named
+    `file:line`. A JSONL line is an object with `id` (or `_id`), `text` and optionally `title`.
 
     Parameters
     ----------
@@ -175,8 +178,8 @@ def read_path(path, progress, *, strict=False) -> Corpus:
     Raises
     ------
     BadInput
-        There is no such path, nothing in it to index, bytes that are not UTF-8, or, if `strict`, a
-        broken line; the message names the file and the line.
+        The path does not exist, holds no text or bytes that are not UTF-8, or, if `strict`, a
+        broken line. The message names the file and the line.
     """
     path = Path(path)
     try:
@@ -187,7 +190,7 @@ def read_path(path, progress, *, strict=False) -> Corpus:
         elif path.suffix.lower() == ".jsonl":
             corpus = _read_jsonl(path, progress, strict)
         elif path.suffix.lower() in TEXT_SUFFIXES:
-            corpus = _some(path, _passages(path.name, _decode(path, path.read_bytes())), [])
+            corpus = _corpus_of(path, _passages(path.name, _decode(path, path.read_bytes())), [])
         else:
             raise BadInput(
                 f"{path}: expected a folder of {', '.join(TEXT_SUFFIXES)} files or a .jsonl file"
@@ -197,8 +200,8 @@ def read_path(path, progress, *, strict=False) -> Corpus:
     return corpus
 
 
-def _some(path, documents, skipped) -> Corpus:
-    """What was read, or BadInput if there is nothing."""
+def _corpus_of(path, documents, skipped) -> Corpus:
+    """The corpus read from a path; BadInput if it has no documents."""
     if not documents:
         broken = f" ({len(skipped)} broken lines)" if skipped else ""
         raise BadInput(f"{path}: no text in it{broken}")
@@ -219,11 +222,13 @@ def _read_folder(folder, progress):
             text = _decode(path, path.read_bytes())
             documents.extend(_passages(_one_line(path.relative_to(folder).as_posix()), text))
             done(1)
-        return _some(folder, documents, [])  # inside the stage: a refusal is the only line
+        return _corpus_of(folder, documents, [])  # in the stage: if refused, it reports nothing
 
 
 def _read_jsonl(path, progress, strict):
-    documents, skipped, first_line = [], [], {}
+    documents: list[Document] = []
+    skipped: list[str] = []
+    first_line: dict[str, int] = {}  # of each id
     with open(path, "rb") as file, progress.stage(f"read {path.name}", unit="lines") as done:
         for number, raw in enumerate(file, 1):
             line = _decode(f"{path}:{number}", raw)
@@ -242,7 +247,7 @@ def _read_jsonl(path, progress, strict):
                 skipped.append(problem)
             else:
                 documents.append(document)
-        return _some(path, documents, skipped)
+        return _corpus_of(path, documents, skipped)
 
 
 def _from_line(line) -> Document:
@@ -265,11 +270,11 @@ def _from_line(line) -> Document:
     text = "\n".join(part for part in (title.strip(), text.strip()) if part)
     if not text:
         raise BadInput("text must not be empty")
-    return Document(name, text.encode("utf-8", "replace").decode())  # lone surrogates of \uD800
+    return Document(name, text.encode("utf-8", "replace").decode())  # JSON may hold lone surrogates
 
 
 def _one_line(name):
-    """A name that can head a stored text: no line breaks, and UTF-8 (file names may be neither)."""
+    """A name as the first line of a stored text: UTF-8 and without line breaks."""
     return " ".join(name.encode("utf-8", "replace").decode().split())
 
 
@@ -287,10 +292,12 @@ def _decode(name, content):
 
 
 def _passages(name, text):
-    """Cut one file's text into documents of at most PASSAGE_CHARS, between paragraphs."""
+    """Split one file's text between paragraphs into documents of at most PASSAGE_CHARS."""
     if len(text) <= PASSAGE_CHARS:
         return [Document(name, text.strip())] if text.strip() else []
-    passages, lines, start, size = [], [], 1, 0
+    passages: list[Document] = []
+    lines: list[str] = []
+    start, size = 1, 0
 
     def close():
         body = "\n".join(lines).strip()

@@ -1,27 +1,36 @@
-"""What the demo shows of hot queries: asked after a change, unprepared and primed.
+"""Hot queries of the demo: latency and prefix reuse after a change, with and without priming.
 
-Priming answers the hottest queries anew and, through `watch_hot`, prefills their prompts and pins
-them in a KV cache, where a flood of other prompts then cannot evict them.
+Priming answers the hottest queries again and, through `watch_hot`, prefills their prompts and pins
+them in a KV cache, so that later prompts cannot evict them.
 """
 
+from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
-from llmds_nb import KVCache
+from llmds_nb import KVCache, RetrievalPipeline
 
+from ..progress import Progress
 from ..replay.engine import StepCost
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder
+from .questions import Question
 from .report import percentiles
 
+if TYPE_CHECKING:
+    from .run import Options
+
 N_HOT = 20
-_FLOOD = 2  # times the pool that other prompts take
-_PINNED_SHARE = 2  # up to one page in so many is pinned
+_FLOOD = 2  # pages of the other prompts / pages of the cache
+_MAX_PINNED = 0.5  # pages pinned / pages of the cache
 _NEWS = "A document that was added while the service ran"
 
 
-def run(options, pipeline, asked, progress) -> tuple[dict, dict]:
+def run(
+    options: "Options", pipeline: RetrievalPipeline, asked: Sequence[Question], progress: Progress
+) -> tuple[dict[str, Any], dict[str, dict]]:
     """(figures that repeat with the seed, latencies on the wall clock) of the hottest questions.
 
-    The pipeline has served some of those `asked`; it gets a few documents more, and no hook stays.
+    The pipeline has served some of `asked`. A few documents are added to it; hooks are removed.
     """
     hot = [text for text, _ in pipeline.hot_queries(N_HOT)]
     with progress.stage("prime hot queries"):
@@ -64,8 +73,8 @@ def _prompts_after_a_flood(options, pipeline, hot, cold, pin):
 
     def on_hot(text, hits):
         prompt = prefilled(text, hits.ids)
-        room = options.pages // _PINNED_SHARE - cache.stats().n_pinned
-        return cache.pin(prompt) if len(prompt) <= room * options.page_size else None
+        n_free = int(options.pages * _MAX_PINNED) - cache.stats().n_pinned
+        return cache.pin(prompt) if len(prompt) <= n_free * options.page_size else None
 
     pipeline.add(None, _NEWS)
     if pin:
@@ -74,10 +83,10 @@ def _prompts_after_a_flood(options, pipeline, hot, cold, pin):
     pipeline.watch_hot(None)
     answers = pipeline.search(hot, DOCUMENTS_PER_PROMPT).ids
     prompts = [prefilled(text, ids) for text, ids in zip(hot, answers, strict=True)]
-    taken = 0
+    flood = 0  # pages of the other prompts
     for text, ids in zip(cold, pipeline.search(cold, DOCUMENTS_PER_PROMPT).ids, strict=True):
-        taken += len(prefilled(text, ids)) // options.page_size
-        if taken > _FLOOD * options.pages:
+        flood += len(prefilled(text, ids)) // options.page_size
+        if flood > _FLOOD * options.pages:
             break
     reused = [cache.match(prompt) for prompt in prompts]
     total = sum(len(prompt) for prompt in prompts)

@@ -1,13 +1,15 @@
-"""Prompts of a RAG request as token ids: system prompt, retrieved documents, question."""
+"""The prompt of a RAG request as token ids: system prompt, retrieved documents, question."""
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 DOCUMENTS_PER_PROMPT = 4
-DOCUMENT_TOKENS = 256  # a longer document is cut
+DOCUMENT_TOKENS = 256  # a longer document is truncated
 
-# Words and single marks, as a model's tokenizer roughly has them: about 1.3 tokens per word.
+# Words and single punctuation marks: about 1.3 tokens per word, as with a model's tokenizer.
 _PATTERN = r"\w+|[^\w\s]"
 
 SYSTEM_PROMPT = """\
@@ -41,8 +43,8 @@ The documents follow, each with its name on the first line. After them comes the
 """
 
 
-def longest_prompt(questions) -> int:
-    """Tokens of the longest prompt that there can be for any of these questions (list of str)."""
+def longest_prompt(questions: Iterable[str]) -> int:
+    """An upper bound on the tokens of a prompt for any of these questions."""
     longest = max(len(re.findall(_PATTERN, question)) for question in questions)
     system = len(re.findall(_PATTERN, SYSTEM_PROMPT))
     return system + DOCUMENTS_PER_PROMPT * DOCUMENT_TOKENS + longest
@@ -51,7 +53,7 @@ def longest_prompt(questions) -> int:
 class PromptBuilder:
     """Turns a question and the ids of retrieved documents into token ids.
 
-    Every document is tokenized once; its tokens are the same in every prompt, so prompts that begin
+    Every document is tokenized once and has the same tokens in every prompt, so prompts that begin
     with the same documents in the same order share that prefix.
 
     Parameters
@@ -60,12 +62,12 @@ class PromptBuilder:
         Takes a list of document ids, returns their texts.
     """
 
-    def __init__(self, text_of):
+    def __init__(self, text_of: Callable[[list[int]], list[str]]) -> None:
         from llmds_nb import Tokenizer
 
         self._tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=_PATTERN)
         self._text_of = text_of
-        self._documents = {}
+        self._documents: dict[int, npt.NDArray[np.int32]] = {}
         self._system = self.tokens(SYSTEM_PROMPT)
 
     @property
@@ -73,11 +75,13 @@ class PromptBuilder:
         """Length of the system prompt in tokens."""
         return len(self._system)
 
-    def tokens(self, text) -> np.ndarray:
-        """Token ids int32[n] of a text; new words get new ids."""
+    def tokens(self, text: str) -> npt.NDArray[np.int32]:
+        """Token ids int32[n] of a text; an unknown word gets a new id."""
         return self._tokenizer.fit([text]).encode([text]).ids
 
-    def build(self, question_tokens, document_ids) -> np.ndarray:
+    def build(
+        self, question_tokens: npt.NDArray[np.int32], document_ids: Sequence[int] | np.ndarray
+    ) -> npt.NDArray[np.int32]:
         """The prompt int32[n]; ids of -1 (no document) are left out."""
         parts = [self._system]
         parts += [self._document(int(i)) for i in document_ids[:DOCUMENTS_PER_PROMPT] if i >= 0]
@@ -87,7 +91,7 @@ class PromptBuilder:
         tokens = self._documents.get(number)
         if tokens is None:
             text = self._text_of([number])[0]
-            # About twice the characters needed, so that a long text is not split in full.
+            # About twice the characters needed, so that a long text is not tokenized in full.
             tokens = self.tokens(text[: DOCUMENT_TOKENS * 8])[:DOCUMENT_TOKENS]
             self._documents[number] = tokens
         return tokens

@@ -1,15 +1,16 @@
-"""Known-item questions: real text asks, and the document it was taken from is the answer.
+"""Known-item questions: sentences of the corpus, answered by the document that each came from.
 
-A document's first sentence is taken *out* of it and, with the object's own name removed, becomes
-the question whose one right answer is the rest of that document. No person wrote judgements, so
-nothing is known about other documents that would also answer: the figures compare methods, they are
-not the quality a user would see.
+A document's first sentence is removed from it. Without the name of the documented object, it is the
+question, and the rest of the document is its only right answer. Other documents may answer it, too,
+but nobody judged them: the figures compare methods, they do not tell the quality a user would see.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .corpus import Document
 
@@ -19,39 +20,39 @@ MIN_REST_WORDS = 8
 DEPTH = 10  # recall and MRR look at the first ten answers
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
-# Up to a stop, question or exclamation mark before a space, but not that of "e.g." and the like.
+# Up to a full stop, question or exclamation mark before white space, but not that of "e.g.", "vs.".
 _SENTENCE = re.compile(r".+?(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s|$)", re.DOTALL)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _RULE = re.compile(r"^\s*([-=~^*#])\1{2,}\s*$", re.MULTILINE)
 
 
 class Question(NamedTuple):
-    """A query and the number of the document that answers it."""
+    """A query and the row of the document that answers it."""
 
     text: str
     answer: int
 
 
 class QuestionSet(NamedTuple):
-    """Questions to tune on, others to report, and all documents without the sentences asked."""
+    """Questions for tuning and for the report, and all documents without the sentences asked."""
 
-    tuning: list
-    test: list
-    documents: list
+    tuning: list[Question]
+    test: list[Question]
+    documents: list[Document]
 
 
 class Quality(NamedTuple):
-    """Share of questions answered among the first ten, and the mean of 1/rank (0 beyond ten)."""
+    """Share of questions answered in the first ten hits; mean of 1 / rank, 0 beyond ten."""
 
     recall_at_10: float
     mrr_at_10: float
 
 
-def split_first_sentence(text):
-    """Return the first sentence of the first paragraph, and all that follows it.
+def split_first_sentence(text: str) -> tuple[str, str]:
+    r"""Return the first sentence of the first paragraph, and all that follows it.
 
-    >>> split_first_sentence("Sort a list, e.g. of names.  Stable.\\n\\nMore.")
-    ('Sort a list, e.g. of names.', 'Stable.\\n\\nMore.')
+    >>> split_first_sentence("Sort a list, e.g. of names.  Stable.\n\nMore.")
+    ('Sort a list, e.g. of names.', 'Stable.\n\nMore.')
     """
     paragraph = _PARAGRAPH_END.split(text, maxsplit=1)[0]
     match = _SENTENCE.match(paragraph)
@@ -59,13 +60,13 @@ def split_first_sentence(text):
     return text[:end].strip(), text[end:].strip()
 
 
-def question_of(document):
-    """The document's question and the document without it, or None where it has no good one."""
+def question_of(document: Document) -> tuple[str, Document] | None:
+    """The document's question and the document without it; None if it has no usable question."""
     sentence, rest = split_first_sentence(document.text)
     stem = document.source.rsplit(":", 1)[0]
     name = re.split(r"[./]", stem.removesuffix(".txt").removesuffix(".md").removesuffix(".rst"))[-1]
     question = _RULE.sub(" ", sentence)
-    if name and name.casefold() in question.casefold():  # the check spares compiling a pattern
+    if name and name.casefold() in question.casefold():  # to compile the pattern only if needed
         question = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", question, flags=re.IGNORECASE)
     question = " ".join(question.split())
     words = len(_WORD.findall(question))
@@ -76,24 +77,26 @@ def question_of(document):
     return question, Document(document.source, rest)
 
 
-def make_questions(documents, n_tuning, n_test, rng) -> QuestionSet:
-    """Draw questions from the documents, at most a third of them, each text only once.
+def make_questions(
+    documents: Sequence[Document], n_tuning: int, n_test: int, rng: np.random.Generator
+) -> QuestionSet:
+    """Draw distinct questions from at most a third of the documents.
 
     Parameters
     ----------
     documents : list of Document
     n_tuning, n_test : int
-        How many to draw at most; where the corpus gives fewer, their proportion is kept, and of
-        less than four, none is for tuning.
+        How many to draw at most. A smaller corpus gives fewer in the same proportion; of less than
+        four questions, none is for tuning.
     rng : numpy.random.Generator
 
     Returns
     -------
     QuestionSet
-        Its documents have the order given; those asked for lack their first sentence.
+        Its documents are in the given order; the answers are without their first sentence.
     """
     drawn = {row: made for row, document in enumerate(documents) if (made := question_of(document))}
-    times = {}
+    times: dict[str, int] = {}
     for question, _ in drawn.values():
         times[question.casefold()] = times.get(question.casefold(), 0) + 1
     rows = [row for row, (question, _) in drawn.items() if times[question.casefold()] == 1]
@@ -107,13 +110,13 @@ def make_questions(documents, n_tuning, n_test, rng) -> QuestionSet:
     return QuestionSet(questions[:n_tuning], questions[n_tuning:], asked)
 
 
-def quality(found_ids, answers) -> Quality:
+def quality(found_ids: npt.ArrayLike, answers: npt.ArrayLike) -> Quality:
     """Recall@10 and MRR@10 of known items; O(n).
 
     Parameters
     ----------
     found_ids : int64[n, >= 10]
-        Document numbers, best first; -1 marks an empty place.
+        Rows of documents, best first; -1 for a missing hit.
     answers : int64[n]
 
     >>> quality(np.array([[7, 3], [1, 2]]), np.array([3, 9]))

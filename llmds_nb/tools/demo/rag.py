@@ -1,17 +1,19 @@
 """The demo's RAG service: admission, retrieval, prompts, continuous batching over a paged KV cache.
 
-Puts the structures together, runs a seeded workload through them on the virtual clock, and turns
-what happened into figures and verdicts. `report.DEFINITIONS` says what each figure is.
+Connects the structures, runs a seeded workload through them on the virtual clock, and computes the
+figures (defined in `report.DEFINITIONS`) and the verdicts of the checks.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
+from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, RetrievalPipeline, Scheduler
 
 from ..errors import BadInput
-from ..replay.arrivals import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
+from ..progress import Progress
 from ..replay.engine import (
     EngineStage,
     RetrievalCost,
@@ -21,12 +23,16 @@ from ..replay.engine import (
     serve,
 )
 from ..replay.sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
+from ..replay.workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
 from . import checks
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
 from .report import percentiles
 
+if TYPE_CHECKING:
+    from .run import Options, Retrieval
+
 RATE_PER_S = 50.0
-# Admission lets bursts of .4 s pass; what stays above 1.25 times the mean rate it refuses.
+# Admission accepts bursts of .4 s and refuses what exceeds 1.25 times the mean rate for longer.
 ADMITTED_PER_S = 1.25 * RATE_PER_S
 ADMITTED_TOKENS_PER_S = 150 * ADMITTED_PER_S  # of questions and answers
 BURST_MS = 400.0
@@ -36,18 +42,18 @@ MAX_RUNNING = 128
 MAX_STEP_TOKENS = 2048
 AUDITED_PROMPTS = 500
 VOCABULARY = 32_000
-_MS = 1e-6  # of a nanosecond
+_MS = 1e-6  # per nanosecond
 
 
 class Served(NamedTuple):
-    """What a run came to."""
+    """The result of a run."""
 
-    figures: dict  # sections of the report, by name
-    checks: list
+    figures: dict[str, dict]  # sections of the report, by name
+    checks: list[checks.Check]
 
 
 class Retriever:
-    """Answers a batch of requests with prompts, through a pipeline whose cache serves hot queries.
+    """Turns batches of requests into prompts by searching a pipeline, which caches hot queries.
 
     Parameters
     ----------
@@ -58,20 +64,22 @@ class Retriever:
         Which question each request asks.
     """
 
-    def __init__(self, pipeline, texts, asked):
+    def __init__(
+        self, pipeline: RetrievalPipeline, texts: Sequence[str], asked: npt.NDArray[np.int64]
+    ) -> None:
         self._pipeline, self._texts, self._asked = pipeline, texts, asked
         self._builder = PromptBuilder(pipeline.get)
         self._question_tokens = [self._builder.tokens(text) for text in texts]
         self.question_lengths = np.array([len(tokens) for tokens in self._question_tokens])
         self.n_retrieved = self.n_cached = 0
-        self.prompts = {}  # request -> int32[n]
+        self.prompts: dict[int, npt.NDArray[np.int32]] = {}  # by request
 
     @property
     def system_tokens(self) -> int:
         """Length of the system prompt."""
         return self._builder.system_tokens
 
-    def __call__(self, requests):
+    def __call__(self, requests: list[int]) -> tuple[list[npt.NDArray[np.int32]], int]:
         """Return the prompts of some requests, and how many queries the cache answered."""
         before = self._pipeline.stats().cache_hits
         numbers = self._asked[requests].tolist()
@@ -89,8 +97,8 @@ class Retriever:
         return prompts, cached
 
 
-def require_pages(options, texts) -> None:
-    """Refuse a cache that cannot hold one request that asks any of these questions (BadInput)."""
+def require_pages(options: "Options", texts: Sequence[str]) -> None:
+    """Raise BadInput if the cache cannot hold the longest request for any of these questions."""
     most = longest_prompt(texts) + ANSWER_TOKENS[-1]
     needed = pages_needed([most], options.page_size)
     if options.pages < needed:
@@ -100,8 +108,13 @@ def require_pages(options, texts) -> None:
         )
 
 
-def run(options, retrieval, rng, progress) -> Served:
-    """Serve `options.requests` requests over the questions of a `demo.Retrieval`."""
+def run(
+    options: "Options",
+    retrieval: "Retrieval",
+    rng: Mapping[str, np.random.Generator],
+    progress: Progress,
+) -> Served:
+    """Serve `options.requests` requests over the test questions."""
     texts = [question.text for question in retrieval.asked.test]
     load = make_workload(options.requests, len(texts), RATE_PER_S, rng["workload"])
     retriever = Retriever(retrieval.reloaded, texts, load.question)
@@ -163,20 +176,20 @@ def run(options, retrieval, rng, progress) -> Served:
                 "pages_saved_by_formula": needed - ideal,
                 "saved_percent": saved_percent(used, needed),
                 "pages_looked_at": audit.needed,
-                "pages_shared_wrongly": audit.n_torn,
+                "pages_shared_wrongly": audit.n_wrongly_shared,
             },
             "model": _model(options, retriever),
             "timeline": _timeline(records),
         },
         [
-            checks.pages_saved(needed - used, needed - ideal, audit.n_torn),
+            checks.pages_saved(needed - used, needed - ideal, audit.n_wrongly_shared),
             checks.ended_once(records.n_ends, leftovers),
         ],
     )
 
 
-def pages_held(prompts, page_size) -> int:
-    """Distinct pages of a fresh cache that holds all the prompts at once, attached in turn."""
+def pages_held(prompts: Sequence[npt.NDArray[np.int32]], page_size: int) -> int:
+    """Distinct pages of a new cache that holds all prompts at once, attached in this order."""
     cache = KVCache(max(pages_needed([len(p) for p in prompts], page_size), 1), page_size)
     for sequence, prompt in enumerate(prompts):
         cache.attach(sequence, prompt)
@@ -260,7 +273,7 @@ def _model(options, retriever):
 
 
 def _timeline(records, *, points=600):
-    """What the plot needs: at most `points` steps, evenly chosen."""
+    """Values for the plot: at most twice `points` steps, evenly spaced."""
     steps = records.steps[:: max(len(records.steps) // points, 1)]
     return {
         "time_s": [step.start_ns * 1e-9 for step in steps],

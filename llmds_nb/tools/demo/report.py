@@ -1,10 +1,14 @@
-"""The demo's result as one dictionary, as JSON, and as a table a person can read.
+"""The report of the demo: the definitions of its figures, and the table that it prints.
 
-Everything outside `wall_clock` repeats with the seed. `DEFINITIONS` says what each figure is and
-what it is divided by; the same words go into the JSON.
+Everything outside "wall_clock" repeats with the seed. `DEFINITIONS` is also written into the JSON.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
+
+from ..._core.statistics import nearest_rank
 
 DEFINITIONS = {
     "percentiles": "nearest rank over the sorted samples: the ceil(p * n)-th smallest of n",
@@ -38,20 +42,18 @@ DEFINITIONS = {
 }
 
 
-def percentiles(samples) -> dict:
-    """p50, p95 and p99 by nearest rank, and the number of samples.
+def percentiles(samples: npt.ArrayLike) -> dict[str, Any]:
+    """p50, p95 and p99 by nearest rank, 0 where there are no samples, and their number.
 
     >>> percentiles([3.0, 1.0, 2.0])
     {'p50': 2.0, 'p95': 3.0, 'p99': 3.0, 'n': 3}
     """
-    ordered = np.sort(np.asarray(samples, np.float64))
-    n = len(ordered)
-    # In integers, since ceil(0.95 * 20) is 20 in floating point where it should be 19.
-    ranks = {p: -(-p * n // 100) for p in (50, 95, 99)}
-    return {f"p{p}": float(ordered[r - 1]) if n else 0.0 for p, r in ranks.items()} | {"n": n}
+    n = np.size(samples)
+    values = nearest_rank(samples, (0.5, 0.95, 0.99)).tolist() if n else [0.0] * 3
+    return dict(zip(("p50", "p95", "p99"), values, strict=True)) | {"n": n}
 
 
-def table(report) -> str:
+def table(report: dict[str, Any]) -> str:
     """The report as text of less than 100 columns."""
     lines = [*_corpus_lines(report), "", *_retrieval_lines(report), "", *_serving_lines(report)]
     lines += ["", *_kv_lines(report), "", *_hot_lines(report), "", "Checks"]

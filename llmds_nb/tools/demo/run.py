@@ -1,4 +1,4 @@
-"""The main job: index real text, ask it real questions, serve a RAG workload, judge the result."""
+"""The demo: indexes and searches real text, serves a RAG workload over it, checks the results."""
 
 import contextlib
 import multiprocessing
@@ -6,9 +6,10 @@ import tempfile
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 import llmds_nb
 from llmds_nb import RetrievalPipeline
@@ -17,19 +18,20 @@ from llmds_nb.hnsw import Neighbors
 from .. import index
 from ..errors import BadInput
 from ..info import kernel_cache
+from ..progress import Progress
 from . import checks, corpus, priming, questions, rag
 from .questions import DEPTH
 from .report import DEFINITIONS, percentiles
 
-N_TUNING, N_TEST = 600, 1400  # to choose the fusion weight on, and others to report
+N_TUNING, N_TEST = 600, 1400  # questions to tune the fusion weight on, and to report
 QUICK_EVERY = 8
 WARM_FIRST = ("LsaEncoder", "InvertedIndex", "RetrievalPipeline")  # with the HNSW it needs
 WARM_NEXT = ("Scheduler", "AdmissionController", "KVCache", "ContinuousBatcher")
-WARM_ELSEWHERE = WARM_NEXT[2:]  # about half of all compilation, for the second core
+WARM_IN_CHILD = WARM_NEXT[2:]  # about half of all compilation, for a second core
 
 
 class Options(NamedTuple):
-    """What the user can choose."""
+    """The options of the demo."""
 
     corpus: str | None = None
     strict: bool = False
@@ -41,17 +43,17 @@ class Options(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """A built index, the same read back from its file, and the questions for it."""
+    """A built index, the same index loaded from its file, and the questions for it."""
 
     asked: questions.QuestionSet
-    vectors: np.ndarray  # float32[n, d], what the dense half holds
+    vectors: npt.NDArray[np.float32]  # [n, d], those of the dense half
     built: RetrievalPipeline
     reloaded: RetrievalPipeline
     n_bytes: int  # of the file
 
 
-def run(options, progress) -> dict:
-    """Do everything and return the report.
+def run(options: Options, progress: Progress) -> dict[str, Any]:
+    """Run the demo and return the report.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def run(options, progress) -> dict:
                 "four words or more and a rest of eight"
             )
         rag.require_pages(options, [question.text for question in asked.test])
-        if options.corpus is not None:  # now that bad input cannot stop it any more
+        if options.corpus is not None:  # after all that bad input can stop
             compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
         compilation.wait_for_text()
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -106,43 +108,44 @@ def run(options, progress) -> dict:
 
 
 class _Compilation:
-    """Compiles in the background: half of it in this process, half in another one.
+    """Compiles kernels in the background, half of them in a child process.
 
-    Numba compiles one function at a time in a process, so a second process uses the second core; it
-    leaves its work in the disk cache. With kernels in the cache already, there is no need for it.
+    Numba compiles one function at a time per process, so the child uses a second core. It leaves
+    the kernels in the disk cache. No child is started if the cache is not empty.
     """
 
     def __init__(self, progress):
         self._progress = progress
-        self._thread, self._pool, self._elsewhere = ThreadPoolExecutor(1), None, None
+        self._thread = ThreadPoolExecutor(1)
+        self._pool = self._child = None
         folder, kernels = kernel_cache()
         if not kernels:
             progress.say("first run: compiling kernels, which takes about a minute on two cores")
         if folder and not kernels:
-            with contextlib.suppress(OSError):  # no second process here: some containers
+            with contextlib.suppress(OSError):  # some containers allow no second process
                 self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-                self._elsewhere = self._pool.submit(llmds_nb.warmup, list(WARM_ELSEWHERE))
+                self._child = self._pool.submit(llmds_nb.warmup, list(WARM_IN_CHILD))
         self._first, self._next = (
             [self._thread.submit(compile_, name) for name in names]
             for compile_, names in ((llmds_nb.warmup, WARM_FIRST), (self._fetch, WARM_NEXT))
         )
 
     def _fetch(self, name):
-        if self._elsewhere is not None and name in WARM_ELSEWHERE:
-            with contextlib.suppress(OSError, BrokenExecutor):  # then it is done here
-                self._elsewhere.result()
+        if self._child is not None and name in WARM_IN_CHILD:
+            with contextlib.suppress(OSError, BrokenExecutor):  # then they compile in this process
+                self._child.result()
         llmds_nb.warmup(name)
 
     def wait_for_text(self):
-        """Return when texts can be made vectors; the rest compiles on beside that."""
+        """Return when texts can be encoded; the other kernels go on compiling."""
         self._wait("kernels for text", self._first[:1])
 
     def wait_for_retrieval(self):
-        """Return when the first part is compiled."""
+        """Return when the kernels of retrieval are compiled."""
         self._wait("kernels for retrieval", self._first[1:])
 
     def wait_for_serving(self):
-        """Return when the rest is compiled."""
+        """Return when all kernels are compiled."""
         self._wait("kernels for serving", self._next)
 
     def _wait(self, name, futures):
@@ -152,7 +155,7 @@ class _Compilation:
                 done(1)
 
     def close(self):
-        """Drop what has not begun and wait for what has."""
+        """Cancel what has not begun and wait for what has."""
         for executor in (self._thread, self._pool):
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
@@ -177,7 +180,7 @@ def _build(asked, path, seed, progress, compilation) -> Retrieval:
 
 
 def _ask(retrieval, progress):
-    """Known-item quality and latency of each half and of both, one question per call."""
+    """Known-item quality and latency of each half and of the fused search, one query per call."""
     pipeline = retrieval.built
     methods = {
         "dense": lambda text: _dense_search(pipeline, text),
@@ -194,7 +197,7 @@ def _ask(retrieval, progress):
             quality[name] = questions.quality(found[name], answers)._asdict()
     vectors = pipeline.encoder.encode([question.text for question in tests])
     graph = checks.neighbour_recall(found["dense"], retrieval.vectors, vectors, DEPTH)
-    # Not those that are served, so that the served pipeline has not seen its queries before.
+    # The tuning questions, so that the pipeline has not seen the queries that it serves later.
     tuning = [question.text for question in retrieval.asked.tuning or tests]
     verdicts = [
         checks.hnsw_recall(graph),
@@ -206,7 +209,7 @@ def _ask(retrieval, progress):
 
 def _dense_search(pipeline, text):
     vector = pipeline.encoder.encode([text])[0]
-    if not vector.any():  # none of its words is known: the dense half has no answer
+    if not vector.any():  # no word of the query is known: the dense half has no answer
         return Neighbors(np.full(DEPTH, -1), np.full(DEPTH, np.inf))
     return pipeline.dense.search(vector, DEPTH)
 

@@ -1,13 +1,16 @@
-"""Belady's bound on the hits of a cache, for reports."""
+"""Belady's upper bound on the hits of a cache of a given size."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ..._core import validation
 from .kernels import belady as k
 
 
-def belady_hits(pages, capacities) -> list[int]:
-    """The most hits that caches of these capacities could have had, knowing all accesses.
+def belady_hits(pages: npt.ArrayLike, capacities: Sequence[int]) -> list[int]:
+    """The most hits that caches of these capacities could have, knowing all accesses.
 
     Parameters
     ----------
@@ -19,28 +22,26 @@ def belady_hits(pages, capacities) -> list[int]:
     Returns
     -------
     list of int
-        O(m log m) for each capacity. That a prefix tree can give up leaves only, and that a request
-        holds its pages together, is left out: the bound is no lower for it.
+        O(m log m) for each capacity. A prefix tree evicts leaves only, and a request holds its
+        pages together; ignoring both can only raise the bound.
 
     >>> belady_hits([1, 2, 3, 1, 2, 3], [1, 2, 3])
     [0, 2, 3]
     """
-    pages = validation.integers(pages, "pages")
-    capacities = validation.integers(capacities, "capacities", low=1).tolist()
-    m = pages.size
+    accesses = validation.integers(pages, "pages")
+    sizes = validation.integers(capacities, "capacities", low=1).tolist()
+    m = accesses.size
     if not m:
-        return [0] * len(capacities)
-    _, names = np.unique(pages, return_inverse=True)
-    order = np.argsort(names, kind="stable")
-    following = np.arange(m) + m
-    same = names[order[1:]] == names[order[:-1]]
-    following[order[:-1][same]] = order[1:][same]
+        return [0] * len(sizes)
+    _, numbers = np.unique(accesses, return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    next_access = np.arange(m) + m
+    same = numbers[order[1:]] == numbers[order[:-1]]
+    next_access[order[:-1][same]] = order[1:][same]
     page_of_next = np.zeros(2 * m, np.int64)
-    page_of_next[following] = names
+    page_of_next[next_access] = numbers
     heap = np.empty(m, np.int64)
     return [
-        k.lookahead_hits(
-            names, page_of_next, following, capacity, np.zeros(m, np.bool_), heap
-        )
-        for capacity in capacities
-    ]  # fmt: skip
+        k.belady_count_hits(numbers, page_of_next, next_access, size, np.zeros(m, np.bool_), heap)
+        for size in sizes
+    ]

@@ -1,20 +1,27 @@
-"""Hit ratio against capacity: the trace as numbered pages, the policy's curve, Belady's bound."""
+"""Hit ratio against capacity: the curves of eviction policies, and Belady's bound."""
+
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from llmds_nb import KVCache
-from llmds_nb.tools.replay.belady import belady_hits
 
-from .replay import HASH_KEY
+from ..progress import Progress
+from .belady import belady_hits
+from .replay import HASH_KEY, Options
+from .traces import Trace
 
-STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the capacity asked about
+STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # the capacities of a curve / that of the replay
 
 
-def number_pages(trace, page_size):
-    """Every full page as the number of the prefix that ends with it.
+def number_pages(
+    trace: Trace, page_size: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Number every full page of the prompts by the prefix that ends with it.
 
-    Two pages have the same number exactly if all tokens up to their ends are equal, so a cache with
-    a page per number hits what a cache with the tokens would.
+    Two pages have the same number exactly if all tokens up to their ends are equal, so a cache of
+    these numbers, one token per page, has the hits of a cache of the tokens.
 
     Returns
     -------
@@ -23,7 +30,8 @@ def number_pages(trace, page_size):
     """
     counts = trace.prompt // page_size
     indptr = np.concatenate([[0], np.cumsum(counts)])
-    numbers, known = np.empty(indptr[-1], np.int32), {}
+    numbers = np.empty(indptr[-1], np.int32)
+    known: dict[tuple, int] = {}
     for first, stop in trace.chunks():
         keys, bounds = _keys(trace, page_size, first, stop, counts[first:stop])
         place = int(indptr[first])
@@ -35,15 +43,15 @@ def number_pages(trace, page_size):
                 parent = numbers[place] = known.setdefault(key, len(known))
                 place += 1
                 at += 1
-            at += 1  # what is behind the last full page
+            at += 1  # the remainder after the last full page
     return numbers, indptr
 
 
 def _keys(trace, page_size, first, stop, counts):
-    """The ranges of token ids that each page is made of, as bytes, and where each page starts.
+    """The ranges of token ids that make up each page, as bytes, and where each page's bytes begin.
 
-    The cuts of a request are where its parts begin, and where its pages and its rest do. Every
-    request has a rest, perhaps an empty one, without any range.
+    A range (first token id, length) begins at each boundary of a part, of a page, or of the
+    remainder after the last full page. Every request has a remainder, which may be empty.
     """
     a, b = trace.indptr[first], trace.indptr[stop]
     ends = np.cumsum(trace.length[a:b], dtype=np.int64)
@@ -63,10 +71,16 @@ def _keys(trace, page_size, first, stop, counts):
     return ranges.tobytes(), (places * 8).tolist()
 
 
-def curve(trace, page_size, policies, capacities, done=lambda n: None) -> dict:
-    """Hit ratios of a cache alone: a list for each policy, and one for "belady".
+def curve(
+    trace: Trace,
+    page_size: int,
+    policies: Iterable[str],
+    capacities: Sequence[int],
+    done: Callable[[int], object] = lambda n: None,
+) -> dict[str, list[float]]:
+    """Hit ratios of a cache without an engine: a list for each policy, and one for "belady".
 
-    A capacity that cannot hold the longest request has no ratio: NaN, but for Belady's.
+    NaN for a capacity that cannot hold the longest request, except under "belady".
     """
     numbers, indptr = number_pages(trace, page_size)
     begun = int((-(-trace.prompt // page_size)).sum())
@@ -85,10 +99,10 @@ def curve(trace, page_size, policies, capacities, done=lambda n: None) -> dict:
     return result
 
 
-def around(trace, options, progress) -> dict:
-    """The curves of LRU, of path-LRFU and of the policy asked about, around the pages asked about.
+def around(trace: Trace, options: Options, progress: Progress) -> dict[str, list]:
+    """Curves of LRU, path-LRFU and the policy of a replay, at capacities around that of the replay.
 
-    The lists stand under "capacity", "belady" and the policies' names.
+    Keys: "capacity", "belady" and the names of the policies.
     """
     capacities = sorted({max(1, round(options.pages * step)) for step in STEPS})
     policies = list(dict.fromkeys([options.eviction, "lru", "path-lrfu"]))
@@ -99,13 +113,13 @@ def around(trace, options, progress) -> dict:
 
 
 def _hits(numbers, indptr, trace, page_size, policy, capacity):
-    """Pages found in a cache of one token a page; a partial page is a token that comes once."""
+    """Pages found in a cache with one token per page, the number of the page."""
     cache = KVCache(capacity, 1, eviction=policy, key=HASH_KEY)
     partial = (trace.prompt % page_size > 0).tolist()
     bounds, hits = indptr.tolist(), 0
     for i in range(len(trace)):
         pages = numbers[bounds[i] : bounds[i + 1]]
-        if partial[i]:  # held while the request is, never committed
+        if partial[i]:  # takes a page while the request runs; never committed, so never found
             pages = np.append(pages, np.int32(2**31 - 1))
         hits += cache.attach(i, pages)
         cache.commit(i, bounds[i + 1] - bounds[i])

@@ -1,79 +1,73 @@
-"""Discrete-event serving on a virtual clock, over the real structures.
+"""Discrete-event simulation of RAG serving on a virtual clock, over the real structures.
 
-A request goes through: arrival, AdmissionController, Scheduler (micro-batches for the retrieval
-stage), RetrievalPipeline, prompt, ContinuousBatcher over a KVCache (prefill and decode steps, its
-prefix shared where the tokens are the same), end. What the structures decide is real; what a GPU
-and an embedding model would take is given by two cost models:
+A request passes through: arrival, AdmissionController, Scheduler (micro-batches of the retrieval
+stage), RetrievalPipeline, prompt, ContinuousBatcher over a KVCache (prefill and decode steps, equal
+prefixes shared), end. The decisions are those of the real structures; the time that a GPU and an
+embedding model would take comes from two cost models:
 
     one engine step      a + b * prefill tokens + c * decoding sequences + d * KV tokens read
     one retrieval batch  e + f * queries searched + g * queries served from the cache
 
-No wall time enters, so a run repeats exactly. Each stage does one thing at a time; the clock jumps
-to whatever ends next.
+No wall time enters, so a run repeats exactly. Each stage works on one batch or step at a time; the
+clock advances to the next event.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-NEVER = 2**63 - 1
+from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
+
+from .sharing import SharingAudit
+from .workload import Workload
+
+Tokens = npt.NDArray[np.int32]
+
+NEVER = 2**63 - 1  # the time of an event that does not happen
 _MS = 1_000_000  # ns
 
 
 class StepCost(NamedTuple):
-    """What an engine step takes, in ms; the defaults resemble a 7B model on one data-centre GPU."""
+    """Duration of an engine step in ms; the defaults resemble a 7B model on a data-centre GPU."""
 
     base: float = 8.0  # a
     prefill_token: float = 0.02  # b
     decoding: float = 0.03  # c
     kv_token: float = 2e-5  # d
 
-    def step_ns(self, prefill_tokens, decoding, kv_tokens) -> int:
+    def step_ns(self, prefill_tokens: int, decoding: int, kv_tokens: int) -> int:
         """Duration of one step."""
         ms = self.base + self.prefill_token * prefill_tokens
         return round((ms + self.decoding * decoding + self.kv_token * kv_tokens) * _MS)
 
 
 class RetrievalCost(NamedTuple):
-    """What a batch of the retrieval stage takes, in ms: encoding and search, or a cache read."""
+    """Duration of a retrieval batch in ms: encoding and search, or a read of the cache."""
 
     base: float = 12.0  # e
     searched: float = 1.5  # f
     cached: float = 0.05  # g
 
-    def batch_ns(self, searched, cached) -> int:
+    def batch_ns(self, searched: int, cached: int) -> int:
         """Duration of one batch."""
         return round((self.base + self.searched * searched + self.cached * cached) * _MS)
 
 
 class VirtualClock:
-    """Integer nanoseconds that pass only when the loop says so."""
+    """A clock for the structures; the simulation sets `now`, in integer nanoseconds."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 0
 
     def __call__(self) -> int:
+        """The present time."""
         return self.now
 
 
-class Records:
-    """What happened to each request, each batch and each step, on the virtual clock."""
-
-    def __init__(self, n_requests):
-        self.n_ends = np.zeros(n_requests, np.int64)  # must be 1 for every request at the end
-        self.rejected = np.zeros(n_requests, np.bool_)
-        self.retrieved_ns = np.full(n_requests, -1, np.int64)
-        self.first_token_ns = np.full(n_requests, -1, np.int64)
-        self.end_ns = np.full(n_requests, -1, np.int64)
-        self.prompt_tokens = np.zeros(n_requests, np.int64)
-        self.generated = np.zeros(n_requests, np.int64)
-        self.batch_sizes = []  # requests in every retrieval batch
-        self.steps = []  # one Step per engine step
-        self.n_preempted = 0
-
-
 class Step(NamedTuple):
-    """One engine step and the pages its sequences held."""
+    """One engine step and the pages that its sequences held."""
 
     start_ns: int
     duration_ns: int
@@ -81,40 +75,63 @@ class Step(NamedTuple):
     decoding: int
     running: int
     pages_used: int  # distinct pages in the page tables of the running sequences
-    pages_needed: int  # what the same sequences would need without sharing
-    pages_shared: int  # distinct pages that two running sequences or more hold
+    pages_needed: int  # pages of the same sequences without sharing
+    pages_shared: int  # distinct pages that two or more running sequences hold
+
+
+class Records:
+    """The events of each request, each batch and each step, on the virtual clock."""
+
+    def __init__(self, n_requests: int) -> None:
+        self.n_ends = np.zeros(n_requests, np.int64)  # must be 1 for every request at the end
+        self.rejected = np.zeros(n_requests, np.bool_)
+        self.retrieved_ns = np.full(n_requests, -1, np.int64)
+        self.first_token_ns = np.full(n_requests, -1, np.int64)
+        self.end_ns = np.full(n_requests, -1, np.int64)
+        self.prompt_tokens = np.zeros(n_requests, np.int64)
+        self.generated = np.zeros(n_requests, np.int64)
+        self.batch_sizes: list[int] = []  # requests in every retrieval batch
+        self.steps: list[Step] = []
+        self.n_preempted = 0
 
 
 class RetrievalStage:
-    """Micro-batches queries through a Scheduler; one batch at a time, as soon as it is free.
+    """Micro-batches queries through a Scheduler, one batch at a time, as soon as it is idle.
 
     Parameters
     ----------
     scheduler : Scheduler
     retrieve : callable
-        Takes request numbers, returns (list of prompts int32[n], queries served from a cache).
+        From request numbers to (list of prompts int32[n], number of queries served from a cache).
     cost : RetrievalCost
     query_tokens : int64[n_requests]
         The scheduler's estimate of each query's cost.
     """
 
-    def __init__(self, scheduler, retrieve, cost, query_tokens):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        retrieve: Callable[[list[int]], tuple[list[Tokens], int]],
+        cost: RetrievalCost,
+        query_tokens: npt.NDArray[np.int64],
+    ) -> None:
         self._scheduler, self._retrieve, self._cost = scheduler, retrieve, cost
         self._tokens = query_tokens
-        self._request_of = {}
-        self._ids, self._prompts = None, None  # the batch under way
+        self._request_of: dict[int, int] = {}  # by the scheduler's ids
+        self._ids: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # of the running batch
+        self._prompts: list[Tokens] = []
         self.busy_until = NEVER
 
-    def submit(self, request):
+    def submit(self, request: int) -> None:
         """Queue one request's query."""
-        ticket = self._scheduler.submit(int(self._tokens[request]))
-        self._request_of[ticket] = request
+        id_ = self._scheduler.submit(int(self._tokens[request]))
+        self._request_of[id_] = request
 
-    def run(self, now, records):
-        """Finish what is due and start what waits; return the finished (request, prompt) pairs."""
+    def run(self, now: int, records: Records) -> list[tuple[int, Tokens]]:
+        """Finish the batch that is due, start the next; return finished (request, prompt) pairs."""
         finished = []
         if self.busy_until <= now:
-            requests = [self._request_of.pop(ticket) for ticket in self._ids.tolist()]
+            requests = [self._request_of.pop(id_) for id_ in self._ids.tolist()]
             self._scheduler.complete(self._ids)
             records.retrieved_ns[requests] = now
             finished = list(zip(requests, self._prompts, strict=True))
@@ -123,7 +140,7 @@ class RetrievalStage:
             batch = self._scheduler.get_batch(idle=True)
             if batch:
                 self._ids = batch.ids
-                requests = [self._request_of[ticket] for ticket in batch.ids.tolist()]
+                requests = [self._request_of[id_] for id_ in batch.ids.tolist()]
                 self._prompts, cached = self._retrieve(requests)
                 records.batch_sizes.append(len(requests))
                 self.busy_until = now + self._cost.batch_ns(len(requests) - cached, cached)
@@ -142,27 +159,35 @@ class EngineStage:
     new_tokens : int64[n_requests]
         The length of each answer.
     sample : callable
-        Takes a count, returns that many token ids: the stand-in for a model.
+        From n to n token ids, in place of a model.
     audit : SharingAudit
-        Is told every prompt, and shown the page tables of the running sequences at every step.
+        Gets every prompt, and at every step the page tables of the running sequences.
     """
 
-    def __init__(self, batcher, cache, cost, new_tokens, sample, audit):
+    def __init__(
+        self,
+        batcher: ContinuousBatcher,
+        cache: KVCache,
+        cost: StepCost,
+        new_tokens: npt.NDArray[np.int64],
+        sample: Callable[[int], Tokens],
+        audit: SharingAudit,
+    ) -> None:
         self._batcher, self._cache, self._cost = batcher, cache, cost
         self._new_tokens, self._sample, self._audit = new_tokens, sample, audit
-        self._request_of = {}
+        self._request_of: dict[int, int] = {}  # by sequence
         self._plan = None
-        self._running = {}  # sequence -> tokens held, prompt and answer
+        self._running: dict[int, int] = {}  # sequence -> tokens held, prompt and answer
         self.busy_until = NEVER
 
-    def submit(self, request, prompt, records):
+    def submit(self, request: int, prompt: Tokens, records: Records) -> None:
         """Queue one request's prompt."""
         sequence = self._batcher.submit(prompt, max_new_tokens=int(self._new_tokens[request]))
         self._request_of[sequence] = request
         self._audit.submit(sequence, prompt)
         records.prompt_tokens[request] = len(prompt)
 
-    def run(self, now, records):
+    def run(self, now: int, records: Records) -> int:
         """Finish the step that is due and start the next; return how many requests ended."""
         n_ended = 0
         if self.busy_until <= now:
@@ -191,7 +216,7 @@ class EngineStage:
         running = np.fromiter(self._running, np.int64, len(self._running))
         table = self._cache.page_table(running)
         pages, holders = np.unique(table.indices, return_counts=True)
-        self._audit.look(running, table)
+        self._audit.check(running, table)
         return Step(
             now, duration, prefill, decoding, len(running),
             len(pages), len(table.indices), int((holders > 1).sum()),
@@ -216,21 +241,29 @@ class EngineStage:
         return len(ended)
 
 
-def serve(workload, admission_tokens, clock, admission, retrieval, engine, done) -> Records:
-    """Run a workload to its end: until nothing arrives, nothing is retrieved and no step runs.
+def serve(
+    workload: Workload,
+    admission_tokens: npt.NDArray[np.int64],
+    clock: VirtualClock,
+    admission: AdmissionController,
+    retrieval: RetrievalStage,
+    engine: EngineStage,
+    done: Callable[[int], object],
+) -> Records:
+    """Run a workload until all requests have ended.
 
     Parameters
     ----------
     workload : Workload
     admission_tokens : int64[n]
-        What each request asks of the admission's token rate.
+        Tokens of each request that count against the admission's token rate.
     clock : VirtualClock
-        The one that all structures were given.
+        The clock of all structures.
     admission : AdmissionController
     retrieval : RetrievalStage
     engine : EngineStage
     done : callable
-        Told how many more requests have ended.
+        Called with how many more requests have ended.
     """
     arrivals = workload.arrival_ns.tolist()
     records = Records(len(arrivals))

@@ -1,17 +1,19 @@
-"""Figures of a replay and of a sweep. Need the extra `plot`."""
+"""The figures of a replay and of a sweep. Need the extra `plot`."""
 
 import itertools
+import os
+from typing import Any
 
 import numpy as np
 
-from ..plots import COLOURS, GRID, INK, new_figure, save
+from ..plots import COLOURS, INK, new_figure, save, style_axes
 from .report import cost_line
 
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
-def draw_replay(result, path) -> None:
-    """TTFT, pages over time and the hit ratio against capacity, as far as there are any.
+def draw_replay(result: dict[str, Any], path: str | os.PathLike) -> None:
+    """TTFT and pages over time, after engine runs, and the hit ratio against capacity.
 
     Raises
     ------
@@ -24,26 +26,18 @@ def draw_replay(result, path) -> None:
     figure, axes = new_figure(1, len(panels), (5.6 * len(panels), 4.8))
     c = result["conditions"]
     over = f", {c['replicas']} replicas ({c['router']})" if c["replicas"] > 1 else ""
-    title = [
+    lines = [
         f"{c['trace']}: {c['requests']:,} requests",
         f"{c['pages']:,} pages of {c['page_size']} tokens, {c['eviction']}{over}",
     ]
     if "serving" in result:
-        title = [f"{title[0]}, {title[1]}, {c['batching']} batches, {c['policy']}"]
-        title.append(cost_line(c["cost"]))
-    title = "\n".join(title)
-    figure.suptitle(title, color=INK, fontsize=11)
+        lines = [f"{lines[0]}, {lines[1]}, {c['batching']} batches, {c['policy']}"]
+        lines.append(cost_line(c["cost"]))
+    figure.suptitle("\n".join(lines), color=INK, fontsize=11)
     for panel, ax in zip(panels, axes.flat, strict=True):
         panel(ax, result)
-        _plain(ax)
+        style_axes(ax)
     save(figure, path)
-
-
-def _plain(ax):
-    ax.set_axisbelow(True)
-    ax.grid(color=GRID)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
 
 
 def _ttft(ax, result):
@@ -54,8 +48,8 @@ def _ttft(ax, result):
     if not ttft.size:
         return
     shares = np.arange(1, ttft.size + 1) / ttft.size
-    thin = np.unique(np.linspace(0, ttft.size - 1, 2000).astype(int))
-    ax.plot(ttft[thin], shares[thin], color=COLOURS[0], linewidth=1.8)
+    drawn = np.unique(np.linspace(0, ttft.size - 1, 2000).astype(int))
+    ax.plot(ttft[drawn], shares[drawn], color=COLOURS[0], linewidth=1.8)
     for name, share, colour in (("p50", 0.5, COLOURS[2]), ("p95", 0.95, COLOURS[1])):
         value = result["serving"]["ttft_ms"][name]
         ax.plot([value], [share], "o", color=colour, label=f"{name}: {value:,.0f} ms")
@@ -66,9 +60,9 @@ def _ttft(ax, result):
 
 
 def _pages(ax, result):
-    line, c = result["samples"]["timeline"], result["conditions"]
-    time, held = np.array(line["time_s"]), np.array(line["held"])
-    cached = held + np.array(line["cached"])
+    timeline, c = result["samples"]["timeline"], result["conditions"]
+    time, held = np.array(timeline["time_s"]), np.array(timeline["held"])
+    cached = held + np.array(timeline["cached"])
     unit, per = ("h", 3600) if time.size and time[-1] > 7200 else ("s", 1)
     ax.fill_between(time / per, held, cached, color=COLOURS[0], alpha=0.3, linewidth=0,
                     label="cached, evictable")  # fmt: skip
@@ -87,8 +81,10 @@ def _capacity(ax, result):
     curve, c = result["curve"], result["conditions"]
     ax.plot(curve["capacity"], curve["belady"], color=INK, linestyle="--", label="Belady's bound")
     names = [name for name in curve if name not in ("capacity", "belady")]
-    for name, colour, mark in zip(names, itertools.cycle(COLOURS), _MARKS, strict=False):
-        ax.plot(curve["capacity"], curve[name], color=colour, marker=mark, markersize=5, label=name)
+    for name, colour, marker in zip(names, itertools.cycle(COLOURS), _MARKERS, strict=False):
+        ax.plot(
+            curve["capacity"], curve[name], color=colour, marker=marker, markersize=5, label=name
+        )
     ratio = result["cache"]["hit_ratio"]
     label = "this run" if c["replicas"] == 1 else f"this run, {c['replicas']} replicas"
     ax.plot([c["pages"]], [ratio], "*", color="#b00020", markersize=13, zorder=5,
@@ -108,11 +104,11 @@ def _capacity_axis(ax, capacities):
     ax.set_xlabel("pages")
 
 
-def draw_sweep(sweep, path) -> None:
+def draw_sweep(sweep: dict[str, Any], path: str | os.PathLike) -> None:
     """One panel for the hit ratio and, after engine runs, one for the p95 of TTFT.
 
-    The first axis of the grid that holds more than one number is the horizontal one, and each
-    combination of the others is a line; without such an axis there is a bar for each point.
+    The horizontal axis is that of the pages, else the first of the sweep's axes with more than one
+    number; each combination of the other axes is a line. Without such an axis each point is a bar.
 
     Raises
     ------
@@ -149,19 +145,19 @@ def draw_sweep(sweep, path) -> None:
             (ax.set_ylim if numeric else ax.set_xlim)(0, 1.08 * max(values) or 1)
         if max(values) > 10:
             axis.set_major_formatter("{x:,.0f}")
-        _plain(ax)
+        style_axes(ax)
     save(figure, path)
 
 
 def _lines(ax, points, key, measure):
-    lines = {}
+    lines: dict[str, list] = {}
     for point in points:
         rest = {k: v for k, v in point["values"].items() if k != key}
         lines.setdefault(_name(rest, rest), []).append((point["values"][key], measure(point)))
-    styles = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKS), strict=False)
-    for (name, line), (colour, mark) in zip(lines.items(), styles, strict=False):
-        line = sorted(line)
-        ax.plot(*zip(*line, strict=True), color=colour, marker=mark, markersize=6, label=name)
+    styles = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False)
+    for (name, line), (colour, marker) in zip(lines.items(), styles, strict=False):
+        xs, ys = zip(*sorted(line), strict=True)
+        ax.plot(xs, ys, color=colour, marker=marker, markersize=6, label=name)
     values = sorted({point["values"][key] for point in points})
     if min(values) > 0 and max(values) / min(values) > 4:
         ax.set_xscale("log")

@@ -1,26 +1,27 @@
-"""Replay of a request trace: what a cache of a given size, policy and number of replicas does.
+"""Replays a request trace: hits, latency and throughput for a cache size, policy and routing.
 
-Two ways. *Cache only*: each prompt is looked up, computed at once and let go, one after the other,
-so the hit ratio is that of the trace's order alone. *Engine*: a discrete-event replay on a virtual
-clock (`replicas.py`), where requests wait, run side by side and hold their pages meanwhile.
+There are two modes. *Cache only*: prompts are attached, committed and detached one after the other,
+so the hit ratio depends on the order of the trace alone. *Engine*: a discrete-event simulation on a
+virtual clock (`replicas.py`), in which requests wait, run concurrently and hold their pages.
 Both run over the real KVCache. No wall time enters, so a replay repeats exactly.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmds_nb import KVCache
-from llmds_nb.tools.replay.belady import belady_hits
 
 from ..demo.report import percentiles
 from ..errors import BadInput
+from .belady import belady_hits
 from .engine import StepCost
-from .replicas import NONE, TOO_LARGE, Replicas, make_router
-from .traces import from_parts
+from .replicas import NOT_REFUSED, TOO_LARGE, Replicas, make_router
+from .traces import Trace, from_parts
 
-HASH_KEY = b"llmds-nb replay"  # of the prefix hash: random by default, here the same in every run
-REFUSALS = ("too_large", "rate", "queue_full")
+HASH_KEY = b"llmds-nb replay"  # of the prefix hash; fixed, so that a replay repeats
+REFUSALS = ("too_large", "rate", "queue_full")  # by their numbers in replicas.py
 
 DEFINITIONS = {
     "hit_ratio": "prompt pages found cached / prompt pages begun, the last and partial one counted",
@@ -39,7 +40,7 @@ DEFINITIONS = {
 
 
 class Options(NamedTuple):
-    """What the user can choose."""
+    """The options of a replay."""
 
     cache_only: bool = False
     pages: int = 10_000  # in all, shared out evenly among the replicas
@@ -59,7 +60,9 @@ class Options(NamedTuple):
     cost: StepCost = StepCost()
 
 
-def run(trace, options, done=lambda n: None) -> dict:
+def run(
+    trace: Trace, options: Options, done: Callable[[int], object] = lambda n: None
+) -> dict[str, Any]:
     """Replay a trace.
 
     Parameters
@@ -67,21 +70,21 @@ def run(trace, options, done=lambda n: None) -> dict:
     trace : Trace
     options : Options
     done : callable
-        Told how many more requests have ended.
+        Called with how many more requests have ended.
 
     Returns
     -------
     dict
-        Figures as `DEFINITIONS` says; arrays for the plots are under "samples".
+        The figures of `DEFINITIONS`; arrays for the plots are under "samples".
 
     Raises
     ------
     BadInput
-        There are fewer pages than replicas.
+        Fewer pages than replicas, or times that the virtual clock cannot hold.
     """
     if options.pages < options.replicas:
         raise BadInput(f"--pages {options.pages} are fewer than --replicas {options.replicas}")
-    result = {"conditions": _conditions(trace, options)}
+    result: dict[str, Any] = {"conditions": _conditions(trace, options)}
     result |= (_cache_only if options.cache_only else _engine)(trace, options, done)
     if options.replicas > 1:
         alone = options._replace(replicas=1, pages=options.pages)
@@ -112,7 +115,7 @@ def _conditions(trace, options):
     }
 
 
-def new_cache(options) -> KVCache:
+def new_cache(options: Options) -> KVCache:
     """The cache of one replica."""
     return KVCache(
         options.pages // options.replicas, options.page_size, eviction=options.eviction,
@@ -179,9 +182,10 @@ def _engine(trace, options, done):
     ttft = (records.first_ns - arrival)[finished] / 1e6
     latency = (records.end_ns - arrival)[finished] / 1e6
     seconds = (int(records.end_ns.max()) - int(arrival[0])) / 1e9 if finished.any() else 0.0
-    looked_up = records.refused == NONE
+    looked_up = records.refused == NOT_REFUSED
     stats = [engine.counts() for engine in replicas.engines]
     steps = sum(count["steps"] for count in stats)
+    busy_ns = sum(count["busy_ns"] for count in stats)
     hits = np.array([count["cached_tokens"] for count in stats])
     loads = np.array([int(trace.prompt[records.replica == r].sum()) for r in range(len(stats))])
     served = np.array([int((records.replica == r).sum()) for r in range(len(stats))])
@@ -199,10 +203,7 @@ def _engine(trace, options, done):
             "ttft_ms": percentiles(ttft),
             "latency_ms": percentiles(latency),
             "steps": steps,
-            "busy": sum(count["busy_ns"] for count in stats)
-            / 1e9
-            / max(seconds, 1e-9)
-            / len(stats),
+            "busy": busy_ns / 1e9 / max(seconds, 1e-9) / len(stats),
             "step_tokens_mean": sum(count["tokens"] for count in stats) / max(steps, 1),
             "running_mean": sum(count["running"] for count in stats) / max(steps, 1),
             "preempted": sum(count["preempted"] for count in stats),

@@ -1,44 +1,52 @@
-"""Engines on a virtual clock, over the real structures, behind a router.
+"""Simulated engines behind a router, on a virtual clock, over the real structures.
 
-A request arrives, is admitted (AdmissionController), sent to a replica (`make_router`), waits, runs
-and ends. A replica is a KVCache and what forms its steps: a ContinuousBatcher, or for static
-batches a Scheduler. One step takes ``a + b * prefill tokens + c * decoding + d * KV tokens read``.
-Sampled tokens are drawn from the seed, so a generated answer is never what a later prompt holds.
+A request arrives, is admitted (AdmissionController), routed to a replica (`make_router`), waits,
+runs and ends. A replica is a KVCache with a ContinuousBatcher or, for static batches, a Scheduler
+that forms its steps. A step takes ``a + b * prefill tokens + c * decoding + d * KV tokens read``.
+Sampled tokens are random, so a generated answer is never the prefix of a later prompt.
 
-One arrival at a time; between arrivals each engine runs on by itself, many steps in one call
-(scheduling/kernels/simulated_engine.py). Memory: a few numbers per request, the texts of those that
-wait (`max_waiting` at most), and the caches.
+Arrivals are handled one after the other. Between two of them each engine runs independently, many
+steps in one call (scheduling/kernels/simulated_engine.py). Memory: a few numbers per request, the
+prompts of waiting requests (at most `max_waiting`), and the caches.
 """
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from llmds_nb import AdmissionController, ContinuousBatcher, PrefixRouter, Scheduler
+from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, PrefixRouter, Scheduler
 from llmds_nb.scheduling import SimulatedEngine
 
 from ..errors import BadInput
 from .engine import NEVER, VirtualClock
+from .traces import Trace
 
-NONE, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
-_TAPE = 2**18  # sampled tokens at least, read round and round
-_SAMPLES = 1024  # at most twice as many points of the timeline
-_LEAST_NS = 10_000_000  # between two of them
-_LAST_NS = 2**61  # 73 years: a clock that goes on could pass what int64 holds
+if TYPE_CHECKING:
+    from .replay import Options
+
+NOT_REFUSED, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
+_MIN_SAMPLED = 2**18  # length of the ring of sampled tokens
+_SAMPLES = 1024  # points of the timeline, at most twice as many
+_MIN_INTERVAL_NS = 10_000_000  # between two of them
+_LAST_NS = 2**61  # 73 years: later times could overflow int64
 
 
 class Records(NamedTuple):
-    """What happened to each request; -1 where it did not."""
+    """The events of each request; -1 for those that did not happen."""
 
-    refused: np.ndarray  # int8[n]
-    replica: np.ndarray  # int32[n]
-    first_ns: np.ndarray  # int64[n], the end of the step that computed the prompt
-    end_ns: np.ndarray  # int64[n]
+    refused: npt.NDArray[np.int8]  # [n], NOT_REFUSED or the reason
+    replica: npt.NDArray[np.int32]  # [n]
+    first_ns: npt.NDArray[np.int64]  # [n], end of the step that computed the prompt
+    end_ns: npt.NDArray[np.int64]  # [n]
 
 
-def make_router(options, loads):
-    """A function of a prompt's tokens that names a replica; `loads()` gives their loads."""
+def make_router(
+    options: "Options", loads: Callable[[], npt.ArrayLike]
+) -> Callable[[npt.NDArray[np.int32]], int]:
+    """A function from a prompt's tokens to a replica; `loads()` returns the load of each."""
     n = options.replicas
     if n == 1:
         return lambda tokens: 0
@@ -61,9 +69,9 @@ def _require_time(ns):
 
 
 class Replicas:
-    """All replicas and the loop that drives them; see `replay.run`."""
+    """All replicas and the event loop; see `replay.run`."""
 
-    def __init__(self, trace, options, caches):
+    def __init__(self, trace: Trace, options: "Options", caches: list[KVCache]) -> None:
         self._trace, self._options = trace, options
         n = len(trace)
         arrival = np.rint(trace.arrival_ns / options.speed)
@@ -82,20 +90,20 @@ class Replicas:
                 )
             except ValueError as error:
                 raise BadInput(f"--qps, --token-rate: {error}") from None
-        size = max(_TAPE, options.max_running)
-        tape = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
-        engine = {"continuous": _Continuous, "static": _Static}[options.batching]
-        self.engines = [
-            engine(cache, options, self._clock, self.records, tape, i)
+        size = max(_MIN_SAMPLED, options.max_running)
+        sampled = np.random.default_rng(options.seed).integers(0, 2**31, size, np.int32)
+        engine = _Static if options.batching == "static" else _Continuous
+        self.engines: list[_Continuous | _Static] = [
+            engine(cache, options, self._clock, self.records, sampled, i)
             for i, cache in enumerate(caches)
         ]
         self._route = make_router(options, lambda: [len(engine) for engine in self.engines])
         span = int(self.arrival_ns[-1] - self.arrival_ns[0])
-        self._every, self._due = max(span // _SAMPLES, _LEAST_NS), int(self.arrival_ns[0])
-        self.timeline = {"time_s": [], "held": [], "cached": [], "waiting": []}
+        self._every, self._due = max(span // _SAMPLES, _MIN_INTERVAL_NS), int(self.arrival_ns[0])
+        self.timeline: dict[str, list] = {"time_s": [], "held": [], "cached": [], "waiting": []}
 
-    def run(self, done) -> None:
-        """Replay to the end; `done` is told how many more requests have ended."""
+    def run(self, done: Callable[[int], object]) -> None:
+        """Replay to the end; `done` is called with how many more requests have ended."""
         arrivals, n = self.arrival_ns.tolist(), len(self._trace)
         pages = -(-(self._trace.prompt + self._trace.output - 1) // self._options.page_size)
         too_large = pages > self.engines[0].cache.n_pages
@@ -104,7 +112,7 @@ class Replicas:
         clock, engines = self._clock, self.engines
         coming = 0
         while True:
-            # Engines touch only at arrivals, so each may run on by itself until the next one.
+            # Engines depend on each other only at arrivals, so each runs on until the next one.
             when = arrivals[coming] if coming < n else NEVER
             until = min(when, self._due)
             for engine in engines:
@@ -127,7 +135,7 @@ class Replicas:
                     engine.start()
 
     def _arrive(self, request, tokens):
-        """Take one request in; False if it is refused."""
+        """Admit and route one request; False if it is refused."""
         if self._admission and not self._admission.admit(tokens.size).admitted:
             self.records.refused[request] = RATE
             return False
@@ -142,15 +150,15 @@ class Replicas:
         return True
 
     def _sample(self):
-        """Note how full the caches are at the time that is due."""
-        line, now = self.timeline, self._due
+        """Record how full the caches are at the time that is due."""
+        timeline, now = self.timeline, self._due
         stats = [engine.cache.stats() for engine in self.engines]
-        line["time_s"].append(now / 1e9)
-        line["held"].append(sum(s.n_used for s in stats))
-        line["cached"].append(sum(s.n_pages - s.n_free - s.n_used for s in stats))
-        line["waiting"].append(sum(engine.n_waiting for engine in self.engines))
-        if len(line["time_s"]) == 2 * _SAMPLES:  # a long tail: half as fine from now on
-            for values in line.values():
+        timeline["time_s"].append(now / 1e9)
+        timeline["held"].append(sum(s.n_used for s in stats))
+        timeline["cached"].append(sum(s.n_pages - s.n_free - s.n_used for s in stats))
+        timeline["waiting"].append(sum(engine.n_waiting for engine in self.engines))
+        if len(timeline["time_s"]) == 2 * _SAMPLES:  # halve the resolution from now on
+            for values in timeline.values():
                 del values[1::2]
             self._every *= 2
         self._due += self._every
@@ -159,14 +167,14 @@ class Replicas:
 class _Continuous:
     """Iteration-level batches."""
 
-    def __init__(self, cache, options, clock, records, tape, number):
+    def __init__(self, cache, options, clock, records, sampled, number):
         self.cache = cache
         self._batcher = ContinuousBatcher(
             cache, max_running=options.max_running, max_step_tokens=options.max_step_tokens,
             policy=options.policy, clock=clock,
         )  # fmt: skip
         self._engine = SimulatedEngine(
-            self._batcher, clock, options.cost, tape, number * 7919 % tape.size,
+            self._batcher, clock, options.cost, sampled, number * 7919 % sampled.size,
             records.end_ns.size, records.first_ns, records.end_ns,
         )  # fmt: skip
         self.submit, self.start, self.run = (
@@ -194,24 +202,25 @@ class _Continuous:
 
 
 class _Static:
-    """Batches that run to their end before the next begins, as servers did before Orca.
+    """Request-level batches: each runs to its end before the next begins, as before Orca.
 
-    Prompts are computed in the first step; each further step gives a token to every member that has
-    not ended. A batch takes those that fit with their whole answers; the others keep their places.
+    Prompts are computed in the first step; each further step generates a token for every request
+    that has not ended. A batch takes requests while they fit with their whole answers; the others
+    keep their positions in the queue.
     """
 
-    def __init__(self, cache, options, clock, records, tape, number):
+    def __init__(self, cache, options, clock, records, sampled, number):
         self.cache, self._cost, self._clock = cache, options.cost, clock
-        self._records, self._tape = records, tape
-        self._read = number * 7919 % tape.size
+        self._records, self._sampled = records, sampled
+        self._next_sampled = number * 7919 % sampled.size
         self._scheduler = Scheduler(options.max_running, 0.0, policy=options.policy, clock=clock)
         self._waiting = {}  # id -> (tokens, output)
         n = records.end_ns.size
         self._request_of = np.zeros(n, np.int64)
         self._length, self._last = np.zeros(n, np.int64), np.zeros(n, np.int64)  # now, at the end
-        self._ids = np.zeros(0, np.int64)  # members that have not ended
+        self._ids = np.zeros(0, np.int64)  # of the batch, those that have not ended
         self._prefill = False
-        self.end_ns = NEVER  # of the step under way
+        self.end_ns = NEVER  # of the running step
         names = ("steps", "busy_ns", "tokens", "running", "cached_tokens")
         self._counts = dict.fromkeys((*names, "preempted", "recomputed_tokens"), 0)
 
@@ -223,7 +232,7 @@ class _Static:
         return len(self._scheduler)
 
     def submit(self, request, tokens, output, tenant):
-        """Let a request wait."""
+        """Queue a request."""
         id_ = self._scheduler.submit(tokens.size, tenant=tenant)
         self._waiting[id_] = tokens, output
         self._request_of[id_], self._length[id_] = request, tokens.size
@@ -237,27 +246,27 @@ class _Static:
         n = self._ids.size
         if n:
             decoding = 0 if self._prefill else n
-            took = self._cost.step_ns(prefill, decoding, int(self._length[self._ids].sum()))
-            self.end_ns = self._clock.now + took
+            step_ns = self._cost.step_ns(prefill, decoding, int(self._length[self._ids].sum()))
+            self.end_ns = self._clock.now + step_ns
             counts = self._counts
             counts["steps"] += 1
-            counts["busy_ns"] += took
+            counts["busy_ns"] += step_ns
             counts["tokens"] += prefill + decoding
             counts["running"] += n
 
     def _form(self):
         """Attach the next batch; return the tokens to compute."""
         ids = self._scheduler.get_batch(idle=True).ids
-        room, size, taken, prefill = self.cache.n_pages, self.cache.page_size, 0, 0
+        n_free, size, taken, prefill = self.cache.n_pages, self.cache.page_size, 0, 0
         for id_ in ids.tolist():
             tokens, output = self._waiting[id_]
-            room -= -(-(tokens.size + output - 1) // size)
-            if room < 0:
+            n_free -= -(-(tokens.size + output - 1) // size)
+            if n_free < 0:
                 break
             hits = self.cache.attach(id_, tokens)
             del self._waiting[id_]
             self._counts["cached_tokens"] += hits
-            prefill += max(tokens.size - hits, 1)  # the last token is computed for its logits
+            prefill += max(tokens.size - hits, 1)  # the last one always, for its logits
             taken += 1
         self._ids = ids[:taken]
         self._scheduler.requeue(ids[taken:])
@@ -291,10 +300,10 @@ class _Static:
         return ended.size
 
     def _draw(self, n):
-        if self._read + n > self._tape.size:
-            self._read = 0
-        self._read += n
-        return self._tape[self._read - n : self._read]
+        if self._next_sampled + n > self._sampled.size:
+            self._next_sampled = 0
+        self._next_sampled += n
+        return self._sampled[self._next_sampled - n : self._next_sampled]
 
     def counts(self):
         """Sums over the steps and requests so far."""

@@ -1,14 +1,16 @@
-"""A replay, and a sweep of them, as tables that a person can read."""
+"""The result of a replay or a sweep as a table and as JSON."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .replay import DEFINITIONS
 
 
-def to_json(result) -> str:
-    """Every figure, without the samples that only plots need; NaN, which JSON lacks, as null."""
+def to_json(result: dict[str, Any]) -> str:
+    """Every figure, without the samples for plots; NaN, which JSON lacks, becomes null."""
     shown = {name: value for name, value in result.items() if name != "samples"}
     shown = {**_plain(shown), "definitions": DEFINITIONS}
     return json.dumps(shown, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -22,7 +24,7 @@ def _plain(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def table(result) -> str:
+def table(result: dict[str, Any]) -> str:
     """The result of `replay.run` as text of less than 100 columns."""
     c = result["conditions"]
     lines = [
@@ -73,8 +75,8 @@ def _cache_lines(result):
     return lines
 
 
-def cost_line(cost) -> str:
-    """The engine's cost model, with its numbers."""
+def cost_line(cost: dict[str, float]) -> str:
+    """The cost model of a step with its parameters."""
     return (
         f"step = {cost['base']:g} ms + {cost['prefill_token']:g} * prefill tokens + "
         f"{cost['decoding']:g} * decoding + {cost['kv_token']:g} * KV tokens"
@@ -122,19 +124,18 @@ def _curve_lines(result):
     return lines
 
 
-def sweep_table(sweep) -> str:
+def sweep_table(sweep: dict[str, Any]) -> str:
     """The result of `sweep.run`: one line for each point of the grid."""
     keys, points = sweep["keys"], sweep["points"]
     engine = not sweep["conditions"]["cache_only"]
-    columns = [(key.replace("_", "-"), lambda p, key=key: _short(p["values"][key])) for key in keys]
+    columns: list[tuple[str, Callable[[Any], str]]] = []
+    columns += [(key.replace("_", "-"), _value_column(key)) for key in keys]
     columns.append(("hit ratio", lambda p: f"{p['cache']['hit_ratio']:.4f}"))
     columns.append(("evictions", lambda p: f"{p['cache']['evictions']:,}"))
     if engine:
-        for name, at in (("ttft_ms", "p50"), ("ttft_ms", "p95"), ("latency_ms", "p95")):
-            label = f"{name.split('_')[0]} {at}".replace("ttft", "TTFT")
-            columns.append(
-                (label, lambda p, name=name, at=at: f"{p['serving'][name][at]:,.1f}"),
-            )
+        columns.append(("TTFT p50", _percentile_column("ttft_ms", "p50")))
+        columns.append(("TTFT p95", _percentile_column("ttft_ms", "p95")))
+        columns.append(("latency p95", _percentile_column("latency_ms", "p95")))
         columns.append(("requests/s", lambda p: f"{p['serving']['requests_per_s']:.2f}"))
         columns.append(("preempted", lambda p: f"{p['serving']['preempted']:,}"))
     columns.append(("refused", lambda p: f"{sum(p['refused'].values()):,}"))
@@ -148,6 +149,14 @@ def sweep_table(sweep) -> str:
         head.append(f"  {cost_line(c['cost'])}")
     body = ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*head, "", *body])
+
+
+def _value_column(key):
+    return lambda point: _short(point["values"][key])
+
+
+def _percentile_column(name, share):
+    return lambda point: f"{point['serving'][name][share]:,.1f}"
 
 
 def _short(value):

@@ -1,15 +1,20 @@
-"""What prefix sharing can save, worked out from the tokens alone: the cache is held against it.
+"""What prefix sharing can save, computed from the tokens alone, to check the cache against.
 
 A full page can be shared by all sequences whose tokens agree up to its end. `PrefixTree` numbers
-these prefixes exactly (a dictionary on the parent's number and the page's tokens, no hashing of
-its own), so two pages may be one exactly if they have the same number.
+these prefixes exactly (by a dictionary on the parent's number and the page's tokens), so two pages
+may be shared exactly if they have the same number.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
+
+from llmds_nb.kv import PageTable
 
 
 class PrefixTree:
-    """Numbers every distinct prefix of full pages that it is shown.
+    """Numbers every distinct prefix of full pages in the order of appearance.
 
     Parameters
     ----------
@@ -21,77 +26,77 @@ class PrefixTree:
     ([0, 1], [0, 2], [3])
     """
 
-    def __init__(self, page_size):
+    def __init__(self, page_size: int) -> None:
         self.page_size = page_size
-        self._numbers = {}
+        self._numbers: dict[tuple, int] = {}
 
-    def nodes(self, tokens) -> list:
+    def nodes(self, tokens: npt.ArrayLike) -> list[int]:
         """The number of each full page of `tokens`, O(n)."""
-        tokens = np.ascontiguousarray(tokens, np.int32)
+        ids = np.ascontiguousarray(tokens, np.int32)
         parent, numbers = -1, []
-        for stop in range(self.page_size, len(tokens) + 1, self.page_size):
-            page = (parent, tokens[stop - self.page_size : stop].tobytes())
+        for stop in range(self.page_size, len(ids) + 1, self.page_size):
+            page = (parent, ids[stop - self.page_size : stop].tobytes())
             parent = self._numbers.setdefault(page, len(self._numbers))
             numbers.append(parent)
         return numbers
 
 
 class SharingAudit:
-    """Looks at page tables while a cache serves, and holds them against the prompts.
+    """Compares page tables with the prompts while a cache serves.
 
-    It knows the prompts from the requests and asks the cache for nothing: two running sequences may
-    have a page in common only if it lies in a prefix that their prompts have in common.
+    The prompts come from the requests, not from the cache: two running sequences may share a page
+    only if it lies in a common prefix of their prompts.
 
     Parameters
     ----------
     page_size : int
     every : int
-        Look at every n-th page table; a look costs about as much as an engine step.
+        Check every n-th page table; a check costs about as much as an engine step.
     """
 
-    def __init__(self, page_size, *, every=20):
+    def __init__(self, page_size: int, *, every: int = 20) -> None:
         self._tree = PrefixTree(page_size)
-        self._nodes = {}
-        self._every, self._shown = every, 0
-        self.n_torn = 0  # pages seen that two sequences share without having that prefix in common
-        self.used = self.needed = self.ideal = 0  # pages, summed over the looks
+        self._nodes: dict[int, list[int]] = {}
+        self._every, self._n_tables = every, 0
+        self.n_wrongly_shared = 0  # pages that sequences share without a common prefix
+        self.used = self.needed = self.ideal = 0  # pages, summed over the checked tables
 
-    def submit(self, sequence, prompt):
+    def submit(self, sequence: int, prompt: npt.ArrayLike) -> None:
         """Remember a sequence's prompt."""
         self._nodes[sequence] = self._tree.nodes(prompt)
 
-    def look(self, sequences, table):
-        """Compare the page table (a PageTable) of running sequences with their prompts."""
-        self._shown += 1
-        if self._shown % self._every:
+    def check(self, sequences: npt.NDArray[np.int64], table: PageTable) -> None:
+        """Compare the page table of running sequences with their prompts."""
+        self._n_tables += 1
+        if self._n_tables % self._every:
             return
-        owner_of, owners = {}, set()
+        owner_of: dict[int, object] = {}
+        owners: set[object] = set()
         for row, sequence in enumerate(sequences.tolist()):
             nodes = self._nodes[sequence]
             pages = table.indices[table.indptr[row] : table.indptr[row + 1]].tolist()
-            for place, page in enumerate(pages):
-                # A prefix has one owner for all; what comes after the prompt, one per sequence.
-                owner = nodes[place] if place < len(nodes) else (sequence, place)
+            for i, page in enumerate(pages):
+                # The owner is the prefix; after the full pages of the prompt, the sequence.
+                owner = nodes[i] if i < len(nodes) else (sequence, i)
                 owners.add(owner)
-                self.n_torn += owner_of.setdefault(page, owner) != owner
+                self.n_wrongly_shared += owner_of.setdefault(page, owner) != owner
         self.used += len(owner_of)
         self.ideal += len(owners)
         self.needed += len(table.indices)
 
 
-def pages_needed(lengths, page_size) -> int:
-    """Pages that sequences of these lengths need when none is shared: the sum of ceil(n / size)."""
-    lengths = np.asarray(lengths, np.int64)
-    return int((-(-lengths // page_size)).sum())
+def pages_needed(lengths: npt.ArrayLike, page_size: int) -> int:
+    """Pages of sequences of these lengths without sharing: the sum of ceil(n / page_size)."""
+    return int((-(-np.asarray(lengths, np.int64) // page_size)).sum())
 
 
-def pages_shared_ideally(sequences, page_size) -> int:
-    """Pages if all that can be shared is: the distinct full prefixes, and the partial pages."""
+def pages_shared_ideally(sequences: Sequence[npt.NDArray[np.int32]], page_size: int) -> int:
+    """Pages with all possible sharing: one per distinct full prefix, and the partial pages."""
     tree = PrefixTree(page_size)
     distinct = {node for tokens in sequences for node in tree.nodes(tokens)}
     return len(distinct) + sum(len(tokens) % page_size > 0 for tokens in sequences)
 
 
-def saved_percent(used, needed) -> float:
-    """100 * (1 - pages used / pages needed without sharing); 0 where nothing is needed."""
+def saved_percent(used: float, needed: float) -> float:
+    """100 * (1 - pages used / pages needed without sharing); 0 if none are needed."""
     return 100.0 * (1.0 - used / needed) if needed else 0.0

@@ -1,18 +1,22 @@
-"""A grid of replays in parallel processes: the answer to how many pages, and which policy."""
+"""Replays of one trace at every point of a grid of options, in parallel processes."""
 
 import itertools
 import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadInput
+from ..progress import Progress
 from . import replay, traces
 
-_loaded = None  # the trace, in each process
+_loaded: traces.Trace  # in each process
 
 
-def grid(axes) -> list[dict]:
-    """Every combination of the values of ``axes``, a dict of lists, the last one fastest.
+def grid(axes: Mapping[str, Sequence]) -> list[dict[str, Any]]:
+    """Every combination of the values of ``axes``; the last axis varies fastest.
 
     >>> grid({"pages": [1, 2], "eviction": ["lru"]})
     [{'pages': 1, 'eviction': 'lru'}, {'pages': 2, 'eviction': 'lru'}]
@@ -20,8 +24,15 @@ def grid(axes) -> list[dict]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def run(path, limit, options, axes, jobs, progress) -> dict:
-    """Replay a trace at every point of a grid; the order of the points is that of `grid`.
+def run(
+    path: str | os.PathLike,
+    limit: int | None,
+    options: replay.Options,
+    axes: Mapping[str, Sequence],
+    jobs: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Replay a trace at every point of a grid; the points are in the order of `grid`.
 
     Parameters
     ----------
@@ -30,11 +41,11 @@ def run(path, limit, options, axes, jobs, progress) -> dict:
     limit : int or None
         Of requests.
     options : Options
-        What the axes leave open.
+        Values of all other options.
     axes : dict of list
         Values for fields of `Options`, by name.
     jobs : int
-        Processes; 1 works in this one.
+        Number of processes; 1 replays in this one.
     progress : Progress
     """
     points = grid(axes)
@@ -43,7 +54,7 @@ def run(path, limit, options, axes, jobs, progress) -> dict:
         if pages < replicas:
             raise BadInput(f"--pages {pages} are fewer than --replicas {replicas}")
     with progress.stage("read"):
-        _load(path, limit)  # what is wrong with it is said before any process starts
+        _load(path, limit)  # raises what is wrong with the trace before any process starts
     tasks = [options._replace(**point) for point in points]
     jobs = min(jobs, len(tasks))
     with progress.stage("sweep", len(tasks), "replays") as done:

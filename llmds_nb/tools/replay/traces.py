@@ -1,27 +1,31 @@
-"""Request traces: Mooncake JSONL, Azure LLM inference CSV, and our own JSONL, as flat arrays.
+"""Reads request traces as flat arrays: Mooncake JSONL, Azure LLM inference CSV, and our own JSONL.
 
-Each may be gzipped. Files are read line by line; what is kept are the arrays of `Trace`.
+Files may be gzipped. They are read line by line into the arrays of `Trace`.
 
 Mooncake   {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]},
-           one hash id for every 512 tokens begun; equal ids mean equal text up to there.
-Azure      TIMESTAMP,ContextTokens,GeneratedTokens; nothing is known of the text, so no two requests
-           share any.
+           one hash id for every block of 512 tokens, the last may be partial; equal ids mean
+           equal text up to the end of the block.
+Azure      TIMESTAMP,ContextTokens,GeneratedTokens; the texts are unknown, so no two requests share
+           a prefix.
 ours       {"arrival_ms": ms, "output_tokens": n, "tenant": 0} and one of
              "tokens": [...]                     the token ids themselves,
              "prompt": id, "prompt_tokens": n    the first n tokens of the text called `id`,
              "parts": [[id, n], ...]             such texts one after the other.
-           `tenant` may be left out. Token ids and text ids are two worlds; both are >= 0.
+           `tenant` is optional. Token ids and text ids are unrelated; both are >= 0.
 """
 
 import csv
 import gzip
 import json
 import math
+import os
 from array import array
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import BadInput
 
@@ -31,101 +35,96 @@ EXPECTED = (
     'a JSONL line with "hash_ids" (Mooncake) or "arrival_ms" (llmds-nb), or the CSV header '
     + ",".join(AZURE_HEADER)
 )
-_MOST_TOKENS = 2**31 - 1  # of one request, and of all distinct text together
-_MOST_MS = 2**62 / 1e6
+_MAX_TOKENS = 2**31 - 1  # of one request, and of all distinct text together
+_MAX_MS = 2**62 / 1e6
 
 
 class Trace(NamedTuple):
     """Requests in the order of arrival.
 
-    The prompt of request i is the ranges of token ids ``start[j] .. start[j] + length[j]`` for j in
-    ``indptr[i] .. indptr[i + 1]``. Different texts have ranges that do not overlap.
+    The prompt of request i is the concatenation of its parts j in ``indptr[i] .. indptr[i + 1]``,
+    each the token ids ``start[j] .. start[j] + length[j]``. Different texts have disjoint ranges.
     """
 
     kind: str  # "mooncake", "azure" or "llmds"
-    arrival_ns: np.ndarray  # int64[n], never falling
-    prompt: np.ndarray  # int64[n], tokens
-    output: np.ndarray  # int64[n], tokens
-    tenant: np.ndarray  # int64[n]
-    indptr: np.ndarray  # int64[n + 1]
-    start: np.ndarray  # int32[parts]
-    length: np.ndarray  # int32[parts]
-    notes: list  # one line for everything the reader changed
+    arrival_ns: npt.NDArray[np.int64]  # [n], non-decreasing
+    prompt: npt.NDArray[np.int64]  # [n], tokens
+    output: npt.NDArray[np.int64]  # [n], tokens
+    tenant: npt.NDArray[np.int64]  # [n]
+    indptr: npt.NDArray[np.int64]  # [n + 1]
+    start: npt.NDArray[np.int32]  # [parts]
+    length: npt.NDArray[np.int32]  # [parts]
+    notes: list[str]  # one line for each change that the reader made
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.arrival_ns.size
 
-    def tokens(self, first, stop):
+    def tokens(self, first: int, stop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Prompts of requests first .. stop, as (int32[total], offsets int64[stop - first + 1])."""
         a, b = self.indptr[first], self.indptr[stop]
         lengths = self.length[a:b]
         ends = np.cumsum(lengths, dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(self.prompt[first:stop])])
-        base = self.start[a:b] - (ends - lengths)  # may be below 0, and is above -2**31
+        base = self.start[a:b] - (ends - lengths)  # in int32: above -2**31
         tokens = np.repeat(base.astype(np.int32), lengths)
         tokens += np.arange(tokens.size, dtype=np.int32)
         return tokens, offsets
 
-    def prompts(self, most_tokens=2**21):
-        """Yield (request, tokens int32[n]) for all, expanding about `most_tokens` at a time."""
-        for first, stop in self.chunks(most_tokens):
+    def prompts(self, max_tokens: int = 2**21) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+        """Yield (request, tokens int32[n]) for all, expanding about `max_tokens` at a time."""
+        for first, stop in self.chunks(max_tokens):
             tokens, offsets = self.tokens(first, stop)
             bounds = offsets.tolist()
             for i in range(stop - first):
                 yield first + i, tokens[bounds[i] : bounds[i + 1]]
 
-    def chunks(self, most_tokens=2**21):
-        """Ranges (first, stop) of requests of at most so many tokens, or of one request."""
+    def chunks(self, max_tokens: int = 2**21) -> Iterator[tuple[int, int]]:
+        """Ranges (first, stop) of requests with at most `max_tokens` tokens, or of one request."""
         ends, first = np.cumsum(self.prompt), 0
         while first < len(self):
             before = int(ends[first - 1]) if first else 0
-            stop = int(np.searchsorted(ends, before + most_tokens, "right"))
+            stop = int(np.searchsorted(ends, before + max_tokens, "right"))
             yield first, max(stop, first + 1)
             first = max(stop, first + 1)
 
-    def head(self, n):
+    def head(self, n: int) -> "Trace":
         """The first n requests."""
         n = min(n, len(self))
         parts = int(self.indptr[n])
-        columns = (self.arrival_ns, self.prompt, self.output, self.tenant)
         return Trace(
-            self.kind,
-            *(column[:n] for column in columns),
-            self.indptr[: n + 1],
-            self.start[:parts],
-            self.length[:parts],
-            self.notes,
-        )
+            self.kind, self.arrival_ns[:n], self.prompt[:n], self.output[:n], self.tenant[:n],
+            self.indptr[: n + 1], self.start[:parts], self.length[:parts], self.notes,
+        )  # fmt: skip
 
 
 class _Columns:
-    """What a reader fills, request by request."""
+    """Growing columns that a reader appends to, request by request."""
 
     def __init__(self):
         self.arrival_ns, self.output, self.tenant = array("q"), array("q"), array("q")
         self.indptr, self.part, self.length = array("q", [0]), array("q"), array("i")
 
     def end_request(self, arrival_ns, output, tenant=0):
-        """The parts are there already."""
+        """Complete a request whose parts have been appended."""
         self.arrival_ns.append(arrival_ns)
         self.output.append(output)
         self.tenant.append(tenant)
         self.indptr.append(len(self.part))
 
 
-def read(path, *, limit=None) -> Trace:
-    """Read a trace; its first line says which format it is.
+def read(path: str | os.PathLike, *, limit: int | None = None) -> Trace:
+    """Read a trace; its first line tells the format.
 
     Parameters
     ----------
     path : str or os.PathLike
     limit : int, optional
-        Read only so many requests.
+        Read at most this many requests.
 
     Raises
     ------
     BadInput
-        The file cannot be read or is in no known format, or a line is broken: with its number.
+        The file cannot be read, is in no known format, or has a broken line (named by its number).
     """
     columns = _Columns()
     try:
@@ -136,7 +135,7 @@ def read(path, *, limit=None) -> Trace:
             lines.seek(0)
             kind, fill = _format(path, first)
             fill(path, lines, columns, math.inf if limit is None else limit)
-    except OSError as error:  # also what is not really gzip
+    except OSError as error:  # also: not a valid gzip file
         raise BadInput(f"{path}: {error.strerror or error}") from None
     except (EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error}") from None
@@ -166,11 +165,11 @@ def _format(path, line):
 
 
 class _Wrong(Exception):
-    """What is wrong with a line; the caller knows its number."""
+    """What is wrong with a line; the caller adds its number."""
 
 
 def _requests(path, lines, columns, limit, fill):
-    """Give each JSON line to `fill`."""
+    """Call `fill` for each JSON line."""
     for number, line in enumerate(lines, 1):
         if len(columns.arrival_ns) >= limit:
             return
@@ -205,13 +204,13 @@ def _time_ns(request, name):
     if name not in request:
         raise _Wrong(f'"{name}" is missing')
     value = request[name]
-    if type(value) not in (int, float) or not 0 <= value <= _MOST_MS:  # NaN fails as well
+    if type(value) not in (int, float) or not 0 <= value <= _MAX_MS:  # NaN fails as well
         raise _Wrong(f'"{name}" must be milliseconds >= 0, not {value!r:.60}')
     return round(value * 1_000_000)
 
 
 def _extend(columns, ids, name):
-    """Add ids as parts; their lengths are for the caller."""
+    """Append ids as parts; the caller appends their lengths."""
     if type(ids) is not list or not ids:
         raise _Wrong(f'"{name}" must be a list that is not empty, not {ids!r:.60}')
     try:
@@ -225,8 +224,8 @@ def _extend(columns, ids, name):
 def _read_mooncake(path, lines, columns, limit):
     def fill(request, columns):
         arrival = _time_ns(request, "timestamp")
-        n = _natural(request, "input_length", 1, _MOST_TOKENS)
-        output = _natural(request, "output_length", 1, _MOST_TOKENS)
+        n = _natural(request, "input_length", 1, _MAX_TOKENS)
+        output = _natural(request, "output_length", 1, _MAX_TOKENS)
         ids = request.get("hash_ids")
         _extend(columns, ids, "hash_ids")
         blocks = -(-n // MOONCAKE_BLOCK)
@@ -242,7 +241,7 @@ def _read_mooncake(path, lines, columns, limit):
 def _read_ours(path, lines, columns, limit):
     def fill(request, columns):
         arrival = _time_ns(request, "arrival_ms")
-        output = _natural(request, "output_tokens", 1, _MOST_TOKENS)
+        output = _natural(request, "output_tokens", 1, _MAX_TOKENS)
         tenant = _natural(request, "tenant") if "tenant" in request else 0
         given = [name for name in ("tokens", "prompt", "parts") if name in request]
         if len(given) != 1:
@@ -250,14 +249,14 @@ def _read_ours(path, lines, columns, limit):
         if given == ["tokens"]:
             before = len(columns.part)
             _extend(columns, request["tokens"], "tokens")
-            if max(request["tokens"]) > _MOST_TOKENS:
-                raise _Wrong(f'"tokens" must be at most {_MOST_TOKENS}')
+            if max(request["tokens"]) > _MAX_TOKENS:
+                raise _Wrong(f'"tokens" must be at most {_MAX_TOKENS}')
             for j in range(before, len(columns.part)):
-                columns.part[j] = -1 - columns.part[j]  # apart from the ids of texts
+                columns.part[j] = -1 - columns.part[j]  # distinct from the ids of texts
             columns.length.extend([1] * (len(columns.part) - before))
         elif given == ["prompt"]:
             columns.part.append(_natural(request, "prompt"))
-            columns.length.append(_natural(request, "prompt_tokens", 1, _MOST_TOKENS))
+            columns.length.append(_natural(request, "prompt_tokens", 1, _MAX_TOKENS))
         else:
             parts = request["parts"]
             if type(parts) is not list or not parts:
@@ -268,8 +267,8 @@ def _read_ours(path, lines, columns, limit):
                 id_, n = part
                 if type(id_) is not int or not 0 <= id_ < 2**63:
                     _in_range(id_, "the id of a part", 0, 2**63 - 1)
-                if type(n) is not int or not 1 <= n <= _MOST_TOKENS:
-                    _in_range(n, "tokens of a part", 1, _MOST_TOKENS)
+                if type(n) is not int or not 1 <= n <= _MAX_TOKENS:
+                    _in_range(n, "tokens of a part", 1, _MAX_TOKENS)
                 columns.part.append(id_)
                 columns.length.append(n)
         columns.end_request(arrival, output, tenant)
@@ -278,12 +277,12 @@ def _read_ours(path, lines, columns, limit):
 
 
 def _read_azure(path, lines, columns, limit):
-    begun = None
+    first = True
     epoch = datetime(1970, 1, 1)
     rows = csv.reader(lines, strict=True)
     try:
         for row in rows:
-            if not row or (begun is None and row[0].lstrip("\ufeff") == AZURE_HEADER[0]):
+            if not row or (first and row[0].lstrip("\ufeff") == AZURE_HEADER[0]):
                 continue
             if len(columns.arrival_ns) >= limit:
                 break
@@ -291,19 +290,19 @@ def _read_azure(path, lines, columns, limit):
             if len(row) != len(AZURE_HEADER):
                 raise BadInput(f"{where}: {len(AZURE_HEADER)} columns are wanted, not {len(row)}")
             try:
-                # Python knows microseconds; the trace has one digit more.
+                # datetime has microseconds; the trace has one digit more.
                 passed = datetime.fromisoformat(row[0].strip()[:26]).replace(tzinfo=None) - epoch
             except ValueError:
                 raise BadInput(f"{where}: not a time: {row[0]!r:.60}") from None
-            begun = 0 if begun is None else begun
+            first = False
             lengths = []
             for name, text in zip(AZURE_HEADER[1:], row[1:], strict=True):
                 if not text.strip().isascii() or not text.strip().isdigit():
                     raise BadInput(f"{where}: {name} must be an integer >= 1, not {text!r:.60}")
-                if not 1 <= int(text) <= _MOST_TOKENS:
-                    raise BadInput(f"{where}: {name} must be in [1, {_MOST_TOKENS}], not {text}")
+                if not 1 <= int(text) <= _MAX_TOKENS:
+                    raise BadInput(f"{where}: {name} must be in [1, {_MAX_TOKENS}], not {text}")
                 lengths.append(int(text))
-            # A first token of its own makes all pages of the request its own.
+            # A unique first token makes all pages of the request unique.
             columns.part.append(len(columns.arrival_ns) + 1)
             columns.length.append(1)
             if lengths[0] > 1:
@@ -316,7 +315,7 @@ def _read_azure(path, lines, columns, limit):
 
 
 def _finish(path, kind, columns) -> Trace:
-    """Arrays in the order of arrival, with a range of token ids for every text."""
+    """The trace in the order of arrival, with a range of token ids for every text."""
     arrival, output, tenant, indptr, part, length = (
         np.frombuffer(column, column.typecode) for column in (
             columns.arrival_ns, columns.output, columns.tenant,
@@ -340,11 +339,17 @@ def _finish(path, kind, columns) -> Trace:
 
 
 def from_parts(
-    kind, arrival_ns, output, tenant, indptr, part, length, notes=(), name="trace"
+    kind: str,
+    arrival_ns: npt.NDArray[np.int64],
+    output: npt.NDArray[np.int64],
+    tenant: npt.NDArray[np.int64],
+    indptr: npt.NDArray[np.int64],
+    part: npt.NDArray[np.int64],
+    length: npt.NDArray[np.integer],
+    notes: Sequence[str] = (),
+    name: str | os.PathLike = "trace",
 ) -> Trace:
-    """A Trace of requests whose prompts are parts (id, length), int64 and int32 arrays.
-
-    O(parts log parts).
+    """A Trace of requests whose prompts are parts (text id, length). O(parts log parts).
 
     Raises
     ------
@@ -357,8 +362,8 @@ def from_parts(
     ends = np.cumsum(longest)
     prompt = np.add.reduceat(length, indptr[:-1], dtype=np.int64)
     for what, tokens in (("all distinct texts", ends[-1]), ("a prompt", prompt.max())):
-        if tokens > _MOST_TOKENS:
-            raise BadInput(f"{name}: {what}: {tokens:,} tokens are more than {_MOST_TOKENS:,}")
+        if tokens > _MAX_TOKENS:
+            raise BadInput(f"{name}: {what}: {tokens:,} tokens are more than {_MAX_TOKENS:,}")
     start = (ends - longest).astype(np.int32)[text]
     return Trace(
         kind, arrival_ns, prompt, output, tenant, indptr, start,

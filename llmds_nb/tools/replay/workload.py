@@ -1,34 +1,58 @@
-"""Workloads of conversations, written as the JSONL that `tools/replay/traces.py` reads.
+"""Seeded workloads: when requests arrive, what they ask, and how long their answers are.
 
-All of it is drawn from one seeded generator, so a workload repeats. A request's prompt is a system
-prompt, the turns before it with their answers, and its own turn: retrieved chunks and a question.
+`make_workload` draws single questions, for the demo. `generate` draws conversations, which `write`
+stores as the JSONL that `traces.py` reads. All is drawn from one seeded generator, so a workload
+repeats.
 
-Conversations  begin with gamma-distributed gaps (see `tools/replay/arrivals.py`): bursts.
-Turns          geometric, `turns` on average, cut at `MOST_TURNS`; the next one comes the answer's
-               time (`ANSWER_MS` a token) and an exponential pause of `pause_s` on average later.
+Arrivals   Gamma-distributed gaps with mean 1/rate and shape `BURST_SHAPE`. A shape below 1 makes
+           bursts: the coefficient of variation is 1/sqrt(shape), 2 for a shape of 0.25; that of
+           Poisson arrivals is 1.
+Questions  of the demo by Zipf popularity: the r-th most popular is asked with probability
+           proportional to r ** -exponent.
+Answers    Log-normal lengths in tokens, clipped to a range.
+
+The prompt of a request of a conversation is a system prompt, the turns before it with their
+answers, and its own turn: retrieved chunks and a question.
+
+Conversations  begin at bursty arrivals, as above.
+Turns          a geometric number, `turns` on average, at most `MAX_TURNS`. The next turn comes when
+               the answer is complete (`ANSWER_MS` per token) and after a pause, exponential with
+               mean `pause_s`.
 Systems        one of `systems` prompts by Zipf popularity; log-normal lengths.
-Chunks         a conversation retrieves with probability `rag_share`; every turn of it then brings
+Chunks         a conversation retrieves with probability `rag_share`; each of its turns then brings
                `chunks_per_turn` of `chunks` texts of `CHUNK_TOKENS`, by Zipf popularity.
-Questions      log-normal lengths, never twice the same.
-Answers        log-normal lengths, as in `tools/replay/arrivals.py`.
+Questions      log-normal lengths; no two are equal.
 """
 
+import os
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from .arrivals import answer_lengths, bursty_arrivals, zipf_choices
-
-MOST_TURNS = 12
+BURST_SHAPE = 0.25
+ZIPF_EXPONENT = 1.0
+ANSWER_TOKENS = (8, 90, 384)  # smallest, median, largest
+ANSWER_SIGMA = 0.6  # of the logarithm
+MAX_TURNS = 12
 ANSWER_MS = 30.0
 CHUNK_TOKENS = 200
-SYSTEM_TOKENS = (64, 400, 2000)  # least, median, most
+SYSTEM_TOKENS = (64, 400, 2000)  # smallest, median, largest
 QUESTION_TOKENS = (4, 40, 400)
-SIGMA = 0.7  # of the logarithms
+PROMPT_SIGMA = 0.7  # of the logarithms of system prompts and questions
+
+
+class Workload(NamedTuple):
+    """Requests in the order of arrival."""
+
+    arrival_ns: npt.NDArray[np.int64]  # int64[n], non-decreasing
+    question: npt.NDArray[np.int64]  # int64[n], number of the question asked
+    new_tokens: npt.NDArray[np.int64]  # int64[n], length of the answer
 
 
 class Options(NamedTuple):
-    """What the user can choose."""
+    """A workload of conversations, as the user chooses it."""
 
     requests: int = 2000
     rate: float = 8.0  # requests per second
@@ -42,8 +66,42 @@ class Options(NamedTuple):
     zipf: float = 1.0  # exponent of all popularities
 
 
-def write(options, path, done=lambda n: None) -> int:
-    """Write a workload to a file and return its prompt tokens. O(requests * turns).
+def make_workload(
+    n: int, n_questions: int, rate_per_s: float, rng: np.random.Generator
+) -> Workload:
+    """`n` single requests over `n_questions` questions."""
+    return Workload(
+        bursty_arrivals(n, rate_per_s, rng),
+        zipf_choices(n, n_questions, rng),
+        answer_lengths(n, rng),
+    )
+
+
+def bursty_arrivals(
+    n: int, rate_per_s: float, rng: np.random.Generator, *, shape: float = BURST_SHAPE
+) -> npt.NDArray[np.int64]:
+    """Arrival times int64[n] in ns, with gamma-distributed gaps."""
+    gaps = rng.gamma(shape, 1e9 / (rate_per_s * shape), n)
+    return np.cumsum(gaps).astype(np.int64)
+
+
+def zipf_choices(
+    n: int, n_items: int, rng: np.random.Generator, *, exponent: float = ZIPF_EXPONENT
+) -> npt.NDArray[np.int64]:
+    """Items int64[n] in [0, n_items); item 0 is the most popular."""
+    weight = np.arange(1, n_items + 1, dtype=np.float64) ** -exponent
+    return rng.choice(n_items, size=n, p=weight / weight.sum()).astype(np.int64)
+
+
+def answer_lengths(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Answer lengths int64[n] in tokens."""
+    return _lengths(n, ANSWER_TOKENS, ANSWER_SIGMA, rng)
+
+
+def write(
+    options: Options, path: str | os.PathLike, done: Callable[[int], object] = lambda n: None
+) -> int:
+    """Write conversations to a file and return the prompt tokens in it. O(requests * turns).
 
     Raises
     ------
@@ -62,24 +120,24 @@ def write(options, path, done=lambda n: None) -> int:
     return total
 
 
-def generate(options):
+def generate(options: Options) -> Iterator[tuple[float, list[tuple[int, int]], int]]:
     """Yield (arrival in ms, [(text, tokens), ...], answer tokens) in the order of arrival."""
     rng = np.random.default_rng(options.seed)
-    most = MOST_TURNS
     n = int(options.requests * 1.2 / options.turns) + 20
     turns = np.zeros(0, np.int64)
-    while turns.sum() < options.requests:  # more conversations than needed; the first turns count
-        turns = np.minimum(rng.geometric(1 / options.turns, n), most)
+    while turns.sum() < options.requests:  # more than needed: the first to arrive are taken
+        turns = np.minimum(rng.geometric(1 / options.turns, n), MAX_TURNS)
         n = n * 3 // 2
     n = turns.size
     begins = bursty_arrivals(n, options.rate / turns.mean(), rng) / 1e6
     system = zipf_choices(n, options.systems, rng, exponent=options.zipf)
-    system_tokens = _lengths(options.systems, SYSTEM_TOKENS, rng)
+    system_tokens = _lengths(options.systems, SYSTEM_TOKENS, PROMPT_SIGMA, rng)
     retrieves = rng.random(n) < options.rag_share
 
-    first = np.cumsum(turns) - turns  # of each conversation's turns
-    of = np.repeat(np.arange(n), turns)
-    question, answer = _lengths(of.size, QUESTION_TOKENS, rng), answer_lengths(of.size, rng)
+    first = np.cumsum(turns) - turns  # number of each conversation's first turn
+    of = np.repeat(np.arange(n), turns)  # the conversation of each turn
+    question = _lengths(of.size, QUESTION_TOKENS, PROMPT_SIGMA, rng)
+    answer = answer_lengths(of.size, rng)
     chunks = zipf_choices(of.size * options.chunks_per_turn, options.chunks, rng,
                           exponent=options.zipf).reshape(of.size, -1)  # fmt: skip
     gaps = answer * ANSWER_MS + rng.exponential(options.pause_s * 1000, of.size)
@@ -88,7 +146,7 @@ def generate(options):
 
     first_chunk = options.systems
     first_turn = first_chunk + options.chunks
-    # What each turn brings, with the answer behind it.
+    # The texts that each turn adds to the prompt: chunks, then its question.
     brought = [
         [(first_chunk + c, CHUNK_TOKENS) for c in (row if r else ())] + [(first_turn + 2 * i, q)]
         for i, (row, r, q) in enumerate(
@@ -107,8 +165,8 @@ def generate(options):
         yield times[turn], parts + brought[turn], answers[turn]
 
 
-def _lengths(n, limits, rng):
-    """Log-normal lengths int64[n], cut to a range."""
-    least, median, most = limits
-    drawn = np.exp(rng.normal(np.log(median), SIGMA, n))
-    return np.clip(np.rint(drawn), least, most).astype(np.int64)
+def _lengths(n, tokens, sigma, rng):
+    """Log-normal lengths int64[n], clipped; tokens: (smallest, median, largest)."""
+    smallest, median, largest = tokens
+    drawn = np.exp(rng.normal(np.log(median), sigma, n))
+    return np.clip(np.rint(drawn), smallest, largest).astype(np.int64)

@@ -1,4 +1,4 @@
-"""`llmds-nb claims`: each measurement is right, each claim can fail, and reports can be read."""
+"""`llmds-nb claims`: each measurement is right, each claim can fail, each report format works."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_growth_is_measured_on_what_it_says(monkeypatch):
     one = growth.measure("sum", 0)
     assert built == one.sizes == [4_000, 40_000]
     assert one.us == [6_000, 60_000] and one.exponent == pytest.approx(1)
-    assert growth.measure("sum", 0, smaller=40).sizes == [1000]  # both are at the least size
+    assert growth.measure("sum", 0, smaller=40).sizes == [1000]  # both at the minimum
 
 
 def test_the_command_prints_conditions_and_ends_with_one_when_a_claim_fails(

@@ -1,4 +1,4 @@
-"""The demo end to end on a small real corpus, and that each of its checks can fail."""
+"""The demo end to end on a small real corpus; each of its checks can fail."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ FEW = ["--requests", "40", "--pages", "256", "--page-size", "32"]
 
 @pytest.fixture(scope="module", autouse=True)
 def small_vectors():
-    """Fewer directions: on a busy machine BLAS spends seconds on a QR of 272 columns."""
+    """Fewer dimensions: on a busy machine BLAS spends seconds on a QR of 272 columns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "LSA_DIM", 64)
         yield
@@ -243,7 +243,7 @@ def test_the_first_run_compiles_in_two_processes_if_it_can(monkeypatch, processe
 
         monkeypatch.setattr(demo, "ProcessPoolExecutor", refuse)
     with contextlib.closing(demo._Compilation(progress)) as compilation:
-        assert (compilation._elsewhere is not None) == processes
+        assert (compilation._child is not None) == processes
         compilation.wait_for_retrieval()
         compilation.wait_for_serving()
     assert "compiling kernels" in said[0]

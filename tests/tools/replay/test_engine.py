@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
-from llmds_nb.tools.replay.arrivals import Workload
 from llmds_nb.tools.replay.engine import (
     EngineStage,
     RetrievalCost,
@@ -14,6 +13,7 @@ from llmds_nb.tools.replay.engine import (
     serve,
 )
 from llmds_nb.tools.replay.sharing import SharingAudit
+from llmds_nb.tools.replay.workload import Workload
 
 STEP = StepCost(base=10.0, prefill_token=1.0, decoding=0.5, kv_token=0.01)
 RETRIEVAL = RetrievalCost(base=5.0, searched=2.0, cached=0.25)

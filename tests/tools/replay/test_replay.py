@@ -300,12 +300,12 @@ def test_every_eviction_policy_and_order_runs(conversations):
 
 def test_warmup_compiles_what_a_replay_needs():
     code = """
-from llmds_nb._jit import KERNELS
-from llmds_nb.serving import replay
+from llmds_nb._core.jit import KERNELS
+from llmds_nb.tools.replay import replay
 replay.warmup()
-own = [k for k in KERNELS if k.py_func.__module__.endswith(("stepping", "lookahead"))]
-doors = [k for k in own if not k.targetoptions.get("no_cpython_wrapper")]
-print(sorted(k.__name__ for k in doors), [len(k.signatures) for k in doors])
+own = [k for k in KERNELS if k.py_func.__module__.endswith(("simulated_engine", "belady"))]
+entries = [k for k in own if not k.targetoptions.get("no_cpython_wrapper")]
+print(sorted(k.__name__ for k in entries), [len(k.signatures) for k in entries])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "['lookahead_hits', 'step_begin', 'steps_run'] [1, 1, 1]"
+    assert out.stdout.strip() == "['belady_count_hits', 'step_begin', 'steps_run'] [1, 1, 1]"

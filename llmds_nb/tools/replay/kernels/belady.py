@@ -1,12 +1,21 @@
-"""Belady's MIN: the most that any cache of a given size could have hit, knowing the future.
+"""Belady's MIN: the most hits that any cache of a given size could have, knowing all accesses.
 
-Accesses are numbered 0 .. m - 1; each has a page, and `following` says which access is the next of
-the same page, or m + i where there is none. The cache throws out the page whose next access is
-farthest. Belady, IBM Systems Journal 1966; Mattson et al., same journal, 1970.
+The cache evicts the page whose next access is farthest in the future. Belady, IBM Systems Journal
+1966; Mattson et al., same journal, 1970.
 
-State of one run: `resident` bool[pages]; `heap` int64[m], a max-heap of the next accesses of the
-pages resident. An entry that has come to pass stays in it, but it is smaller than every other, so
-it is never the one on top while a page is resident.
+Accesses are numbered 0 .. m - 1; the distinct pages 0 .. p - 1:
+
+    pages         int64[m]      the page of each access
+    next_access   int64[m]      the next access to the same page, or m + i where there is none
+    page_of_next  int64[2 * m]  the page whose next access is j, for j of `next_access`
+
+State of one run:
+
+    resident  bool[p]   whether a page is in the cache
+    heap      int64[m]  max-heap of the next accesses of the resident pages
+
+An entry of the heap that has been reached is not removed. It is smaller than the entries of all
+resident pages, so it never is the largest while a page is resident.
 """
 
 from ...._core.jit import kernel
@@ -14,7 +23,7 @@ from ...._core.jit import kernel
 
 @kernel(internal=True)
 def _push(heap, n, value):
-    """Add a value to the n that are there. O(log n)."""
+    """Add a value to a heap of n. O(log n)."""
     i = n
     while i > 0 and heap[(i - 1) >> 1] < value:
         heap[i] = heap[(i - 1) >> 1]
@@ -24,7 +33,7 @@ def _push(heap, n, value):
 
 @kernel(internal=True)
 def _pop(heap, n):
-    """Take the largest of n values out. O(log n)."""
+    """Remove and return the largest value of a heap of n. O(log n)."""
     top, value = heap[0], heap[n - 1]
     i, child = 0, 1
     while child < n - 1:
@@ -39,11 +48,8 @@ def _pop(heap, n):
 
 
 @kernel(nogil=True)
-def lookahead_hits(pages, page_of_next, following, capacity, resident, heap):
-    """How many accesses find their page; page_of_next[j] = the page with next access j.
-
-    O(m log m). page_of_next has 2 * m entries, as `following` counts to 2 * m - 1.
-    """
+def belady_count_hits(pages, page_of_next, next_access, capacity, resident, heap):
+    """Hits of all accesses in a cache of `capacity` pages; `resident` all False. O(m log m)."""
     hits, held, n = 0, 0, 0
     for i in range(pages.size):
         page = pages[i]
@@ -56,6 +62,6 @@ def lookahead_hits(pages, page_of_next, following, capacity, resident, heap):
                 held -= 1
             resident[page] = True
             held += 1
-        _push(heap, n, following[i])
+        _push(heap, n, next_access[i])
         n += 1
     return hits
