@@ -280,7 +280,7 @@ class Size:
             self.kv.commit(seq_id, 4 * page_size)
 
     def sequences(self):
-        return self.kv._cache_state.arrays.hot.nbytes + self.kv._cache_state.arrays.seq.nbytes + self.kv._cache_state.arrays.ids.nbytes
+        return self.kv._cache_state.arrays.seq_hot.nbytes + self.kv._cache_state.arrays.seq_cold.nbytes + self.kv._cache_state.arrays.ids.nbytes
 
     def track_control_bytes_per_page(self, page_size):
         return (self.kv.nbytes - self.sequences()) / 8192 - 4 * page_size

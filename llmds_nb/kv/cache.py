@@ -16,7 +16,7 @@ from ..primitives.status import ABSENT
 from . import page_tables, persistence, prefixes, sequences
 from .allocator import Moves
 from .invariants import check
-from .kernels import operations as k, state as c
+from .kernels import operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
 from .page_tables import PageTable
@@ -456,7 +456,7 @@ class KVCache(Stored):
             return sum(array.nbytes for array in arrays)
 
     def __len__(self) -> int:
-        return int(self._cache_state.arrays.meta[c.N_SEQS])
+        return int(self._cache_state.arrays.meta[s.N_SEQUENCES])
 
     def __contains__(self, seq_id: int) -> bool:
         state = self._cache_state
@@ -464,7 +464,7 @@ class KVCache(Stored):
             return table_find(state.arrays.ids, validation.natural(seq_id, "seq_id")) != ABSENT
 
     def __repr__(self) -> str:
-        free = int(self._cache_state.arrays.meta[c.N_FREE])
+        free = int(self._cache_state.arrays.meta[s.N_FREE])
         return (
             f"KVCache({len(self)} sequences, {self.n_pages - free} of {self.n_pages} pages of "
             f"{self.page_size} tokens, eviction={self.eviction!r})"

@@ -8,14 +8,14 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.state import Handle
 from ..primitives.bits import float64_keys, keys_float64
-from .kernels import eviction_policy as ev, state as c
+from .kernels import eviction_policy as ev, state as s
 from .kernels.operations import kv_rekey
 
 POLICIES = {
     "lru": ev.LRU,
     "fifo": ev.FIFO,
     "lfu": ev.LFU,
-    "priority": ev.PRIO,
+    "priority": ev.PRIORITY,
     "path-lrfu": ev.PATH_LRFU,
 }
 
@@ -49,25 +49,25 @@ def ask_policy(policy: Any, handle: Handle) -> None:
     If it raises, it is asked about the same pages again after the next call.
     """
     page, meta = handle.state.page, handle.state.meta
-    pages = np.flatnonzero((page[:, c.EVENTS] != 0) & (page[:, c.STATE] == c.CACHED))
+    pages = np.flatnonzero((page[:, s.EVENTS] != 0) & (page[:, s.STATE] == s.CACHED))
     if not len(pages):
         return
-    events = page[pages, c.EVENTS]
+    events = page[pages, s.EVENTS]
     keys = policy.keys(
         PageEvents(
             pages=pages,
             inserted=(events & 1 << ev.INSERTED) != 0,
             touched=(events & 1 << ev.TOUCHED) != 0,
             released=(events & 1 << ev.RELEASED) != 0,
-            keys=keys_float64(page[pages, c.KEY : c.KEY + 2].copy().view("<i8")[:, 0]),
-            turns=page[pages, c.TURN],
-            uses=page[pages, c.USES],
-            depths=page[pages, c.DEPTH],
-            requests=int(meta[c.REQUESTS]),
-            clock=int(meta[c.CLOCK]),
+            keys=keys_float64(page[pages, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0]),
+            turns=page[pages, s.TURN],
+            uses=page[pages, s.USES],
+            depths=page[pages, s.DEPTH],
+            requests=int(meta[s.REQUESTS]),
+            clock=int(meta[s.CLOCK]),
         )
     )
     keys = validation.reals(keys, "keys of the eviction policy")
     validation.same_length("keys of the eviction policy", keys, "pages", pages)
     kv_rekey(handle.address, pages, float64_keys(keys))
-    page[:, c.EVENTS] = 0
+    page[:, s.EVENTS] = 0

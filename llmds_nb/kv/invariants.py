@@ -1,33 +1,34 @@
-"""The invariants of kernels/state.py, asserted over a whole KVCache."""
+"""Assertion of the invariants of kernels/state.py over a whole KVCache."""
 
 import numpy as np
 
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
-from .kernels import state as c
+from .kernels import state as s
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import TAGS, WAYS
 from .kernels.prefix_table import prefix_find, prefix_hash
 
 
-def check(state, pinned) -> None:
+def check(kv, pinned) -> None:
     """Assert every invariant; `pinned` are the pages of all pins. O(P + pages in use)."""
-    used = state.hot[:, c.ID] != ABSENT
-    hot, live = state.hot[used], state.seq[used]
+    used = kv.seq_hot[:, s.ID] != ABSENT
+    hot, live = kv.seq_hot[used], kv.seq_cold[used]
     blocks = [
-        state.pool[start:][:n] for start, n in zip(hot[:, c.BLOCKS], live[:, c.NPAGES], strict=True)
+        kv.arena[start:][:n]
+        for start, n in zip(hot[:, s.BLOCK_TABLE], live[:, s.N_PAGES], strict=True)
     ]
-    _check_counts(state, live, blocks, pinned)
-    _check_cached(state)
-    _check_heaps(state)
-    _check_sequences(state, hot, live, blocks)
-    _check_history(state)
+    _check_counts(kv, live, blocks, pinned)
+    _check_cached(kv)
+    _check_heaps(kv)
+    _check_sequences(kv, hot, live, blocks)
+    _check_ghosts(kv)
 
 
-def _check_counts(s, live, blocks, pinned):
-    n_pages = len(s.page)
-    ref, move, state = s.page[:, c.REF], s.page[:, c.MOVE], s.page[:, c.STATE]
-    moves = s.pool[s.meta[c.MOVES] :][: 2 * s.meta[c.N_MOVES]].reshape(-1, 2)
+def _check_counts(kv, live, blocks, pinned):
+    n_pages = len(kv.page)
+    ref, move, state = kv.page[:, s.REF], kv.page[:, s.PENDING], kv.page[:, s.STATE]
+    moves = kv.arena[kv.meta[s.PENDING_COPIES] :][: 2 * kv.meta[s.N_PENDING]].reshape(-1, 2)
     held_by = np.concatenate([np.zeros(0, np.int32), *blocks, pinned])
     assert ((held_by >= 0) & (held_by < n_pages)).all(), "a page number is out of range"
     assert np.array_equal(np.bincount(held_by, minlength=n_pages), ref), "REF"
@@ -35,116 +36,124 @@ def _check_counts(s, live, blocks, pinned):
     assert not wanted[moves[:, 1]].any(), "a source waits for a copy itself"
     wanted[moves[:, 1]] = np.arange(1, len(moves) + 1)
     assert len(set(moves[:, 1])) == len(moves), "a page is filled by two copies"
-    assert np.array_equal(wanted, move), "MOVE"
-    free, page = [], s.meta[c.FREE_PAGE]
+    assert np.array_equal(wanted, move), "PENDING"
+    free, page = [], kv.meta[s.FREE_PAGE]
     while page != ABSENT and len(free) <= n_pages:
         free.append(page)
-        page = s.page[page, c.PARENT]
-    assert len(free) == s.meta[c.N_FREE], "N_FREE"
-    assert np.array_equal(np.sort(free), np.flatnonzero(state == c.FREE)), "chain of free pages"
+        page = kv.page[page, s.PARENT]
+    assert len(free) == kv.meta[s.N_FREE], "N_FREE"
+    assert np.array_equal(np.sort(free), np.flatnonzero(state == s.FREE)), "chain of free pages"
     assert not (ref[free].any() or move[free].any()), "a free page is referred to"
-    private = state == c.PRIVATE
+    private = state == s.PRIVATE
     assert ((ref > 0) | (move < 0))[private].all(), "a private page without a holder"
-    owned = np.bincount(s.page[state != c.FREE, c.DOMAIN], minlength=len(s.dom))
-    assert np.array_equal(owned, s.dom[:, c.OWNED]), "OWNED"
-    seqs = np.bincount(live[:, c.SEQ_DOMAIN], minlength=len(s.dom))
-    assert np.array_equal(seqs, s.dom[:, c.SEQS]), "SEQS"
-    assert len(live) == s.meta[c.N_SEQS], "N_SEQS"
+    owned = np.bincount(kv.page[state != s.FREE, s.DOMAIN], minlength=len(kv.domain))
+    assert np.array_equal(owned, kv.domain[:, s.OWNED]), "OWNED"
+    seqs = np.bincount(live[:, s.SEQ_DOMAIN], minlength=len(kv.domain))
+    assert np.array_equal(seqs, kv.domain[:, s.SEQUENCES]), "SEQUENCES"
+    assert len(live) == kv.meta[s.N_SEQUENCES], "N_SEQUENCES"
 
 
-def _held(s):
-    held = (s.page[:, c.REF] > 0) | (s.page[:, c.MOVE] < 0) | (s.page[:, c.NHELD] > 0)
-    return held & (s.page[:, c.STATE] == c.CACHED)
+def _held(kv):
+    held = (
+        (kv.page[:, s.REF] > 0) | (kv.page[:, s.PENDING] < 0) | (kv.page[:, s.N_HELD_CHILDREN] > 0)
+    )
+    return held & (kv.page[:, s.STATE] == s.CACHED)
 
 
-def _check_cached(s):
-    cached = np.flatnonzero(s.page[:, c.STATE] == c.CACHED)
-    parent = s.page[cached, c.PARENT]
-    assert len(cached) == s.meta[c.N_CACHED], "N_CACHED"
+def _check_cached(kv):
+    cached = np.flatnonzero(kv.page[:, s.STATE] == s.CACHED)
+    parent = kv.page[cached, s.PARENT]
+    assert len(cached) == kv.meta[s.N_CACHED], "N_CACHED"
     roots = parent < 0
-    assert np.array_equal(parent[roots], -2 - s.page[cached[roots], c.DOMAIN]), "root of a domain"
+    assert np.array_equal(parent[roots], -2 - kv.page[cached[roots], s.DOMAIN]), "root of a domain"
     inner, above = cached[~roots], parent[~roots]
-    assert (s.page[above, c.STATE] == c.CACHED).all(), "a cached page has lost its parent"
-    assert np.array_equal(s.page[above, c.DOMAIN], s.page[inner, c.DOMAIN]), "DOMAIN"
-    assert np.array_equal(s.page[above, c.DEPTH] + 1, s.page[inner, c.DEPTH]), "DEPTH"
-    n_pages = len(s.page)
+    assert (kv.page[above, s.STATE] == s.CACHED).all(), "a cached page has lost its parent"
+    assert np.array_equal(kv.page[above, s.DOMAIN], kv.page[inner, s.DOMAIN]), "DOMAIN"
+    assert np.array_equal(kv.page[above, s.DEPTH] + 1, kv.page[inner, s.DEPTH]), "DEPTH"
+    n_pages = len(kv.page)
     children = np.bincount(above, minlength=n_pages)
-    assert np.array_equal(children[cached], s.page[cached, c.NCHILD]), "NCHILD"
-    held = _held(s)
+    assert np.array_equal(children[cached], kv.page[cached, s.N_CHILDREN]), "N_CHILDREN"
+    held = _held(kv)
     held_children = np.bincount(above[held[inner]], minlength=n_pages)
-    assert np.array_equal(held_children[cached], s.page[cached, c.NHELD]), "NHELD"
-    table = s.pool[s.meta[c.TABLE] :][: s.meta[c.TABLE_MASK] + 1]
+    assert np.array_equal(held_children[cached], kv.page[cached, s.N_HELD_CHILDREN]), (
+        "N_HELD_CHILDREN"
+    )
+    table = kv.arena[kv.meta[s.PREFIX_TABLE] :][: kv.meta[s.PREFIX_MASK] + 1]
     assert np.array_equal(np.sort(table[table > 0]) - 1, cached), "prefix table"
-    guesses = np.append(s.page[:, c.CHILD], s.dom[:, c.FIRST])
-    assert ((guesses >= ABSENT) & (guesses < n_pages)).all(), "CHILD or FIRST"
-    hashes = s.page[:, c.HASH : c.HASH + 4].copy().view("<u8")
-    roots = s.dom[:, [c.ROOT0, c.ROOT1]].view("<u8")
-    mask = s.meta[c.HASH_MASK : c.HASH_MASK + 1].view("<u8")[0]
+    guesses = np.append(kv.page[:, s.LAST_CHILD], kv.domain[:, s.LAST_ROOT_CHILD])
+    assert ((guesses >= ABSENT) & (guesses < n_pages)).all(), "LAST_CHILD or LAST_ROOT_CHILD"
+    hashes = kv.page[:, s.HASH : s.HASH + 4].copy().view("<u8")
+    roots = kv.domain[:, [s.ROOT0, s.ROOT1]].view("<u8")
+    mask = kv.meta[s.HASH_MASK : s.HASH_MASK + 1].view("<u8")[0]
     for page in cached:
-        above = s.page[page, c.PARENT]
+        above = kv.page[page, s.PARENT]
         start = hashes[above] if above >= 0 else roots[-2 - above]
-        hash_ = [half & mask for half in prefix_hash(*start, s.tok[page])]
+        hash_ = [half & mask for half in prefix_hash(*start, kv.tokens[page])]
         assert hash_ == list(hashes[page]), f"hash of page {page}"
-        found = prefix_find(s, *hashes[page], int(above), s.tok[page])
+        found = prefix_find(kv, *hashes[page], int(above), kv.tokens[page])
         assert found == page, f"page {page} is not found, or page {found} equals it"
 
 
-def _check_heaps(s):
-    held = _held(s)
-    evictable = (s.page[:, c.STATE] == c.CACHED) & ~held
-    assert evictable.sum() == s.meta[c.N_EVICTABLE], "N_EVICTABLE"
-    by_domain = np.bincount(s.page[evictable, c.DOMAIN], minlength=len(s.dom))
-    assert np.array_equal(by_domain, s.dom[:, c.EVICTABLE]), "EVICTABLE"
-    leaves = evictable & (s.page[:, c.NCHILD] == 0)
-    _check_heap(s, 0, s.meta[c.N_LEAVES], c.POS, leaves)
-    limited = s.dom[:, c.QUOTA] >= 0
-    assert (s.dom[~limited, c.N_HEAP] == 0).all(), "N_HEAP"
+def _check_heaps(kv):
+    held = _held(kv)
+    evictable = (kv.page[:, s.STATE] == s.CACHED) & ~held
+    assert evictable.sum() == kv.meta[s.N_EVICTABLE], "N_EVICTABLE"
+    by_domain = np.bincount(kv.page[evictable, s.DOMAIN], minlength=len(kv.domain))
+    assert np.array_equal(by_domain, kv.domain[:, s.EVICTABLE]), "EVICTABLE"
+    leaves = evictable & (kv.page[:, s.N_CHILDREN] == 0)
+    _check_heap(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, leaves)
+    limited = kv.domain[:, s.QUOTA] >= 0
+    assert (kv.domain[~limited, s.N_HEAP] == 0).all(), "N_HEAP"
     for domain in np.flatnonzero(limited):
-        own = leaves & (s.page[:, c.DOMAIN] == domain)
-        _check_heap(s, s.dom[domain, c.HEAP], s.dom[domain, c.N_HEAP], c.QPOS, own)
+        own = leaves & (kv.page[:, s.DOMAIN] == domain)
+        _check_heap(
+            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, own
+        )
 
 
-def _check_heap(s, start, n, column, wanted):
-    entries = s.pool[start : start + ENTRY * n].reshape(n, ENTRY)
+def _check_heap(kv, start, n, column, wanted):
+    entries = kv.arena[start : start + ENTRY * n].reshape(n, ENTRY)
     heap = entries[:, 3]
     assert np.array_equal(np.sort(heap), np.flatnonzero(wanted)), "a heap lacks or has a leaf"
-    assert np.array_equal(s.page[heap, column], np.arange(n)), "place in a heap"
-    assert np.array_equal(entries[:, :2], s.page[heap, c.KEY : c.KEY + 2]), "key in a heap"
-    assert np.array_equal(entries[:, 2], s.page[heap, c.PRIORITY]), "priority in a heap"
+    assert np.array_equal(kv.page[heap, column], np.arange(n)), "place in a heap"
+    assert np.array_equal(entries[:, :2], kv.page[heap, s.KEY : s.KEY + 2]), "key in a heap"
+    assert np.array_equal(entries[:, 2], kv.page[heap, s.PRIORITY]), "priority in a heap"
     keys = entries[:, :2].copy().view("<i8")[:, 0]
     order = list(zip(entries[:, 2], keys, heap, strict=True))
     for i in range(1, n):
         assert order[(i - 1) >> 2] < order[i], "order of a heap"
 
 
-def _check_sequences(s, hot, live, blocks):
-    size = s.tok.shape[1]
-    assert np.count_nonzero(s.ids[:, 1] != ABSENT) == len(live), "ids"
-    assert ((s.hot[:, c.LAST] >= 0) & (s.hot[:, c.LAST] < len(s.seq))).all(), "LAST"
-    assert len(s.hot) == len(s.seq), "rows"
+def _check_sequences(kv, hot, live, blocks):
+    size = kv.tokens.shape[1]
+    assert np.count_nonzero(kv.ids[:, 1] != ABSENT) == len(live), "ids"
+    assert (
+        (kv.seq_hot[:, s.STEP_ORDER] >= 0) & (kv.seq_hot[:, s.STEP_ORDER] < len(kv.seq_cold))
+    ).all(), "STEP_ORDER"
+    assert len(kv.seq_hot) == len(kv.seq_cold), "rows"
     for first, row, pages in zip(hot, live, blocks, strict=True):
-        name, length = f"sequence {first[c.ID]}", first[c.LENGTH]
-        assert s.hot[table_find(s.ids, first[c.ID]), c.ID] == first[c.ID], name
-        assert row[c.NPAGES] == -(-length // size) <= 1 << row[c.CLASS], name
-        assert 0 <= row[c.NHASH] * size <= first[c.COMMITTED] <= length, name
-        assert first[c.TAIL] == (pages[-1] if len(pages) else ABSENT), name
+        name, length = f"sequence {first[s.ID]}", first[s.LENGTH]
+        assert kv.seq_hot[table_find(kv.ids, first[s.ID]), s.ID] == first[s.ID], name
+        assert row[s.N_PAGES] == -(-length // size) <= 1 << row[s.TABLE_CLASS], name
+        assert 0 <= row[s.N_CHAINED] * size <= first[s.COMMITTED] <= length, name
+        assert first[s.TAIL_PAGE] == (pages[-1] if len(pages) else ABSENT), name
         assert len(set(pages)) == len(pages), f"{name} names a page twice"
         used = length % size
-        assert first[c.ROOM] in (0, size - used), name
-        if first[c.ROOM]:
-            tail = s.page[first[c.TAIL]]
-            assert used and tail[c.STATE] == c.PRIVATE and tail[c.REF] == 1, f"ROOM of {name}"
-            entered = row[c.NHASH] == length // size
-            assert entered or not s.meta[c.SHARING], f"ROOM of {name}"
-        assert (s.page[pages, c.STATE] != c.FREE).all(), f"{name} names a free page"
-        assert (s.page[pages, c.DOMAIN] == row[c.SEQ_DOMAIN]).all(), name
+        assert first[s.TAIL_FREE] in (0, size - used), name
+        if first[s.TAIL_FREE]:
+            tail = kv.page[first[s.TAIL_PAGE]]
+            assert used and tail[s.STATE] == s.PRIVATE and tail[s.REF] == 1, f"TAIL_FREE of {name}"
+            entered = row[s.N_CHAINED] == length // size
+            assert entered or not kv.meta[s.SHARING], f"TAIL_FREE of {name}"
+        assert (kv.page[pages, s.STATE] != s.FREE).all(), f"{name} names a free page"
+        assert (kv.page[pages, s.DOMAIN] == row[s.SEQ_DOMAIN]).all(), name
 
 
-def _check_history(s):
-    start, n = s.meta[c.HISTORY], s.meta[c.BUCKETS]
-    records = s.pool[start : start + 2 * WAYS * n].copy().view("<i8").reshape(n, WAYS)
+def _check_ghosts(kv):
+    start, n = kv.meta[s.GHOSTS], kv.meta[s.GHOST_BUCKETS]
+    records = kv.arena[start : start + 2 * WAYS * n].copy().view("<i8").reshape(n, WAYS)
     filled = records != 0
-    assert (records >= 0).all(), "a record of the history is negative"
-    assert (filled[:, 1:] <= filled[:, :-1]).all(), "a bucket of the history has a gap"
+    assert (records >= 0).all(), "a ghost entry is negative"
+    assert (filled[:, 1:] <= filled[:, :-1]).all(), "a bucket of ghost entries has a gap"
     for tags, full in zip(records & TAGS, filled, strict=True):
-        assert len(set(tags[full])) == full.sum(), "a tag stands twice in a bucket of the history"
+        assert len(set(tags[full])) == full.sum(), "two ghost entries of a bucket have one tag"

@@ -72,7 +72,7 @@ def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> npt.NDArray[np
         n = k.slots_count(state.handle.address, rows, start, stop)
         if n < 0:
             i = -1 - n
-            length = state.arrays.hot[rows[i], LENGTH]
+            length = state.arrays.seq_hot[rows[i], LENGTH]
             raise ValueError(f"tokens {start[i]} to {stop[i]} of a sequence of {length} tokens")
         out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64)
         k.table_slots(state.handle.address, rows, start, stop, out)
@@ -83,7 +83,7 @@ def tokens(state: CacheState, seq_id) -> npt.NDArray[np.int32]:
     """See `KVCache.tokens`."""
     with state.lock:
         row = state.find(seq_id)
-        out = np.empty(state.arrays.hot[row, LENGTH], np.int32)
+        out = np.empty(state.arrays.seq_hot[row, LENGTH], np.int32)
         k.table_tokens(state.handle.address, row, out)
     return out
 
@@ -92,7 +92,7 @@ def _find_many(state, seq_ids):
     """Rows int64[n] of the sequences, and [most pages of one, pages of all]."""
     seq_ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
     rows = np.empty(len(seq_ids), np.int64)
-    position = k.rows_find(state.handle.address, seq_ids, rows, state.sizes)
+    position = k.sequences_find(state.handle.address, seq_ids, rows, state.sizes)
     if position != ABSENT:
         raise KeyError(f"no sequence has id {seq_ids[position]}")
     return rows, state.sizes.tolist()

@@ -14,6 +14,11 @@ from .settings import CacheSettings, check_settings
 from .state import CacheState, empty_arrays
 from .tensors import Tensors
 
+# The names in files of those fields of KVState that were renamed since the format was fixed.
+_FILE_NAMES = {
+    "tokens": "tok", "arena": "pool", "seq_hot": "hot", "seq_cold": "seq", "domain": "dom",
+}  # fmt: skip
+
 
 def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict]:
     """The arrays, uncopied, and the header that JSON can hold."""
@@ -22,7 +27,7 @@ def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict
         raise TypeError(
             f"a KVCache with the custom policy {settings.custom_policy!r} cannot be saved"
         )
-    arrays = state.arrays._asdict()
+    arrays = {_FILE_NAMES.get(name, name): a for name, a in state.arrays._asdict().items()}
     arrays["pins"] = pins.all_pages()
     if state.tensors is not None:
         arrays["kv"] = state.tensors.kv
@@ -68,13 +73,14 @@ def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[C
 
 def _state_arrays(settings: CacheSettings, arrays) -> Any:
     found = {}
-    for name, empty in empty_arrays(settings)._asdict().items():
+    for field, empty in empty_arrays(settings)._asdict().items():
+        name = _FILE_NAMES.get(field, field)
         array = arrays[name]
-        fixed = name in ("page", "tok", "meta")
+        fixed = field in ("page", "tokens", "meta")
         same = array.shape == empty.shape if fixed else array.shape[1:] == empty.shape[1:]
         if array.dtype != empty.dtype or not same:
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
-        found[name] = array
+        found[field] = array
     return KVState(**found)
 
 

@@ -9,7 +9,7 @@ from .._core import validation
 from .._core.validation import INT32, INT32_MAX, INT64
 from . import page_tables
 from .allocator import Moves
-from .kernels import state as c
+from .kernels import state as s
 from .kernels.append import kv_append, kv_commit
 from .kernels.attach import kv_attach_many
 from .kernels.compaction import kv_compact
@@ -93,7 +93,7 @@ def compact(state: CacheState, pins: Pins) -> Moves:
     """See `KVCache.compact`."""
     src, dst, renamed = (np.empty(state.settings.n_pages, np.int32) for _ in range(3))
     with state.lock:
-        pending = int(state.arrays.meta[c.N_MOVES])
+        pending = int(state.arrays.meta[s.N_PENDING])
         if pending:
             raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
         n = kv_compact(state.handle.address, src, dst, renamed)

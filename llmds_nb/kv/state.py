@@ -14,7 +14,7 @@ from ..errors import CapacityError
 from ..primitives.hash_table import empty_table, table_find, table_rehash
 from ..primitives.status import ABSENT, BAD_ID, FULL, GROW, GROW_SEQUENCES, INVALID, PRESENT, UNEVEN
 from .eviction import POLICIES, ask_policy
-from .kernels import eviction_policy as ev, operations as k, state as c
+from .kernels import eviction_policy as ev, operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
 from .kernels.eviction_heap import ENTRY
@@ -23,7 +23,7 @@ from .salts import Salt, check_salt, salt_bytes
 from .settings import CacheSettings
 from .tensors import Tensors
 
-KVState: Any = c.KVState  # a named tuple class: see _core/state.py
+KVState: Any = s.KVState  # a named tuple class: see _core/state.py
 _FIRST_SEQUENCES = 64
 _FIRST_DOMAINS = 16
 _SALT_TYPES = frozenset({int, str, bytes})  # exact types, since True == 1
@@ -58,7 +58,7 @@ class CacheState:
         self.handle = Handle(empty_arrays(settings) if arrays is None else arrays)
         self.domains = {} if domains is None else domains
         taken = set(self.domains.values())
-        rows = range(len(self.arrays.dom))
+        rows = range(len(self.arrays.domain))
         self._free_domains = [row for row in reversed(rows) if row not in taken]
         if tensors is None and settings.kv_shape is not None:
             shape = (settings.n_pages, settings.page_size, *settings.kv_shape)
@@ -84,7 +84,7 @@ class CacheState:
         """The second half of `run`: refusals, pending copies, custom policy."""
         if status < 0:
             status = self.refused(kernel, status, args)
-        if self.tensors is not None and self.arrays.meta[c.N_MOVES]:
+        if self.tensors is not None and self.arrays.meta[s.N_PENDING]:
             src, dst = self.take_copies()
             self.tensors.kv[dst] = self.tensors.kv[src]
         if self._custom_policy is not None:
@@ -94,7 +94,7 @@ class CacheState:
     def refused(self, kernel: Any, status: int, args: tuple) -> int:
         """Grow the arrays and call again, or raise (statuses: kernels/sequences.py)."""
         while status in (GROW, GROW_SEQUENCES):
-            n = int(self.arrays.meta[c.MISSING])
+            n = int(self.arrays.meta[s.MISSING])
             if status == GROW:
                 self._grow_arena(n)
             else:
@@ -103,10 +103,10 @@ class CacheState:
         if status >= 0:
             return status
         meta = self.arrays.meta
-        value = int(meta[c.MISSING])
+        value = int(meta[s.MISSING])
         if status == FULL:
             raise CapacityError(
-                f"{value} pages lack: {meta[c.N_FREE]} free and {meta[c.N_EVICTABLE]} evictable of "
+                f"{value} pages lack: {meta[s.N_FREE]} free and {meta[s.N_EVICTABLE]} evictable of "
                 f"{self.settings.n_pages}, quotas permitting"
             )
         if status == ABSENT:
@@ -130,7 +130,7 @@ class CacheState:
     def length(self, seq_id: int) -> int:
         """Number of tokens of a sequence; KeyError if there is none. O(1)."""
         with self.lock:
-            return int(self.handle.state.hot[self.find(seq_id), c.LENGTH])
+            return int(self.handle.state.seq_hot[self.find(seq_id), s.LENGTH])
 
     def needed_tensors(self) -> Tensors:
         """The tensors; ValueError for a cache without."""
@@ -140,43 +140,43 @@ class CacheState:
 
     def take_copies(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Take the pending copies as (src, dst)."""
-        start, n = self.arrays.meta[c.MOVES], self.arrays.meta[c.N_MOVES]
-        moves = self.arrays.pool[start : start + 2 * n].reshape(n, 2).copy()
-        k.kv_moves_clear(self.handle.address)
+        start, n = self.arrays.meta[s.PENDING_COPIES], self.arrays.meta[s.N_PENDING]
+        moves = self.arrays.arena[start : start + 2 * n].reshape(n, 2).copy()
+        k.kv_pending_clear(self.handle.address)
         return moves[:, 0].copy(), moves[:, 1].copy()
 
     # ---- growth ----------------------------------------------------------------------------
 
     def _grow_arena(self, n):
-        old = self.arrays.pool
+        old = self.arrays.arena
         size = len(old) + len(old) // 4 + n
         if size >= 2**31:
             raise CapacityError(f"{size} entries of block tables are more than 2**31 - 1")
-        pool = np.zeros(size, np.int32)
-        pool[: len(old)] = old
-        self.handle.replace(self.arrays._replace(pool=pool))
+        arena = np.zeros(size, np.int32)
+        arena[: len(old)] = old
+        self.handle.replace(self.arrays._replace(arena=arena))
 
     def _grow_sequences(self, n):
-        """Let `hot`, `seq` and `ids` hold n more sequences."""
-        s = self.arrays
-        wanted = int(s.meta[c.N_SEQS]) + n
-        if 2 * wanted > len(s.ids):
+        """Let `seq_hot`, `seq_cold` and `ids` hold n more sequences."""
+        arrays = self.arrays
+        wanted = int(arrays.meta[s.N_SEQUENCES]) + n
+        if 2 * wanted > len(arrays.ids):
             ids = empty_table(wanted)  # twice as many or more, as any power of two
-            table_rehash(s.ids, ids)
-            s = s._replace(ids=ids)
-        old = len(s.seq)
+            table_rehash(arrays.ids, ids)
+            arrays = arrays._replace(ids=ids)
+        old = len(arrays.seq_cold)
         if wanted > old:
             size = max(_FIRST_SEQUENCES, wanted + wanted // 2)
-            hot = aligned_zeros((size, c.HOT_COLUMNS), np.int64)
-            hot[:old] = s.hot
-            hot[old:, c.ID] = ABSENT
-            hot[old:, c.LENGTH] = np.arange(old + 1, size + 1)
-            hot[-1, c.LENGTH] = s.meta[c.FREE_SEQ]
-            s.meta[c.FREE_SEQ] = old
-            seq = np.zeros((size, c.SEQ_COLUMNS), np.int64)
-            seq[:old] = s.seq
-            s = s._replace(hot=hot, seq=seq)
-        self.handle.replace(s)
+            hot = aligned_zeros((size, s.SEQ_HOT_COLUMNS), np.int64)
+            hot[:old] = arrays.seq_hot
+            hot[old:, s.ID] = ABSENT
+            hot[old:, s.LENGTH] = np.arange(old + 1, size + 1)  # chain of free rows
+            hot[-1, s.LENGTH] = arrays.meta[s.FREE_SEQUENCE]
+            arrays.meta[s.FREE_SEQUENCE] = old
+            cold = np.zeros((size, s.SEQ_COLD_COLUMNS), np.int64)
+            cold[:old] = arrays.seq_cold
+            arrays = arrays._replace(seq_hot=hot, seq_cold=cold)
+        self.handle.replace(arrays)
 
     # ---- domains ---------------------------------------------------------------------------
 
@@ -192,10 +192,10 @@ class CacheState:
         root = hashlib.blake2b(
             salt_bytes(salt), digest_size=16, key=self.settings.key, person=b"llmds_nb kv"
         )
-        dom = self.arrays.dom
+        dom = self.arrays.domain
         dom[domain] = 0
-        dom[domain, c.DOM_UNSET] = ABSENT
-        dom[domain, [c.ROOT0, c.ROOT1]] = np.frombuffer(root.digest(), "<i8")
+        dom[domain, s.DOMAIN_UNSET] = ABSENT
+        dom[domain, [s.ROOT0, s.ROOT1]] = np.frombuffer(root.digest(), "<i8")
         self.domains[salt] = domain
         return domain
 
@@ -206,16 +206,16 @@ class CacheState:
         """
         if n <= len(self._free_domains):
             return
-        dom = self.arrays.dom
-        idle = (dom[:, c.OWNED] == 0) & (dom[:, c.SEQS] == 0) & (dom[:, c.QUOTA] < 0)
+        dom = self.arrays.domain
+        idle = (dom[:, s.OWNED] == 0) & (dom[:, s.SEQUENCES] == 0) & (dom[:, s.QUOTA] < 0)
         self.domains = {salt: d for salt, d in self.domains.items() if not idle[d]}
         self._free_domains = np.flatnonzero(idle)[::-1].tolist()
         size = len(dom)
         while size < 2 * (len(self.domains) + n):
             size *= 2
-        more = np.zeros((size - len(dom), c.DOM_COLUMNS), np.int64)
-        more[:, c.DOM_UNSET] = ABSENT
-        self.handle.replace(self.arrays._replace(dom=np.concatenate([dom, more])))
+        more = np.zeros((size - len(dom), s.DOMAIN_COLUMNS), np.int64)
+        more[:, s.DOMAIN_UNSET] = ABSENT
+        self.handle.replace(self.arrays._replace(domain=np.concatenate([dom, more])))
         self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
 
 
@@ -225,35 +225,35 @@ def empty_arrays(settings: CacheSettings) -> Any:
     table = 1 << max(3, (3 * n_pages // 2).bit_length())
     policy = ev.CUSTOM if settings.custom_policy is not None else POLICIES[settings.eviction]
     buckets = -(-3 * n_pages // (2 * WAYS)) if policy == ev.PATH_LRFU else 0
-    history = ENTRY * n_pages + table
-    moves = history + 2 * WAYS * buckets
-    first_moves_class = 7
-    top = moves + (1 << first_moves_class)
-    page = np.zeros((n_pages, c.PAGE_COLUMNS), np.int32)
-    page[:-1, c.PARENT] = np.arange(1, n_pages)  # all are free, the lowest first
-    page[-1, c.PARENT] = ABSENT
-    page[:, [c.CHILD, c.POS, c.QPOS]] = ABSENT
-    dom = np.zeros((_FIRST_DOMAINS, c.DOM_COLUMNS), np.int64)
-    dom[:, c.DOM_UNSET] = ABSENT
-    meta = np.zeros(c.META_SIZE, np.int64)
-    meta[c.N_FREE] = n_pages
-    meta[c.FREE_SEQ] = ABSENT
-    meta[c.CHUNKS :] = ABSENT
-    meta[c.TABLE], meta[c.TABLE_MASK] = ENTRY * n_pages, table - 1
-    meta[c.HISTORY], meta[c.BUCKETS] = history, buckets
-    meta[c.MOVES], meta[c.MOVES_CLASS] = moves, first_moves_class
-    meta[c.POOL_TOP] = top
-    meta[c.HASH_MASK] = -1
-    meta[c.SHARING] = settings.prefix_sharing
-    meta[c.POLICY] = policy
+    ghosts = ENTRY * n_pages + table
+    pending = ghosts + 2 * WAYS * buckets
+    first_pending_class = 7
+    top = pending + (1 << first_pending_class)
+    page = np.zeros((n_pages, s.PAGE_COLUMNS), np.int32)
+    page[:-1, s.PARENT] = np.arange(1, n_pages)  # all are free, the lowest first
+    page[-1, s.PARENT] = ABSENT
+    page[:, [s.LAST_CHILD, s.HEAP_POS, s.DOMAIN_HEAP_POS]] = ABSENT
+    domain = np.zeros((_FIRST_DOMAINS, s.DOMAIN_COLUMNS), np.int64)
+    domain[:, s.DOMAIN_UNSET] = ABSENT
+    meta = np.zeros(s.META_SIZE, np.int64)
+    meta[s.N_FREE] = n_pages
+    meta[s.FREE_SEQUENCE] = ABSENT
+    meta[s.FREE_CHUNKS :] = ABSENT
+    meta[s.PREFIX_TABLE], meta[s.PREFIX_MASK] = ENTRY * n_pages, table - 1
+    meta[s.GHOSTS], meta[s.GHOST_BUCKETS] = ghosts, buckets
+    meta[s.PENDING_COPIES], meta[s.PENDING_CLASS] = pending, first_pending_class
+    meta[s.ARENA_TOP] = top
+    meta[s.HASH_MASK] = -1
+    meta[s.SHARING] = settings.prefix_sharing
+    meta[s.POLICY] = policy
     return KVState(
         page=page,
-        tok=np.zeros((n_pages, settings.page_size), np.int32),
-        pool=np.zeros(top + 1024, np.int32),
-        hot=aligned_zeros((0, c.HOT_COLUMNS), np.int64),
-        seq=np.zeros((0, c.SEQ_COLUMNS), np.int64),
+        tokens=np.zeros((n_pages, settings.page_size), np.int32),
+        arena=np.zeros(top + 1024, np.int32),
+        seq_hot=aligned_zeros((0, s.SEQ_HOT_COLUMNS), np.int64),
+        seq_cold=np.zeros((0, s.SEQ_COLD_COLUMNS), np.int64),
         ids=empty_table(_FIRST_SEQUENCES),
-        dom=dom,
+        domain=domain,
         meta=meta,
     )
 

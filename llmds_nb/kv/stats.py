@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..primitives.status import ABSENT
-from .kernels import state as c
+from .kernels import state as s
 from .prefixes import Pins
 from .state import CacheState
 
@@ -36,34 +36,34 @@ def collect_stats(state: CacheState, pins: Pins) -> KVCacheStats:
     """The present sizes and counts. O(n_pages)."""
     arrays, n_pages, page_size = state.arrays, state.settings.n_pages, state.settings.page_size
     page, meta = arrays.page, arrays.meta
-    used = page[:, c.STATE] != c.FREE
-    held = used & ((page[:, c.REF] > 0) | (page[:, c.MOVE] < 0))
-    live = arrays.hot[:, c.ID] != ABSENT
-    hot, seq = arrays.hot[live], arrays.seq[live]
-    occurrences = int(seq[:, c.NPAGES].sum())
-    starts, sizes = hot[:, c.BLOCKS], seq[:, c.NPAGES]
-    tables = [arrays.pool[i:][:n] for i, n in zip(starts, sizes, strict=True)]
+    used = page[:, s.STATE] != s.FREE
+    held = used & ((page[:, s.REF] > 0) | (page[:, s.PENDING] < 0))
+    live = arrays.seq_hot[:, s.ID] != ABSENT
+    hot, seq = arrays.seq_hot[live], arrays.seq_cold[live]
+    occurrences = int(seq[:, s.N_PAGES].sum())
+    starts, sizes = hot[:, s.BLOCK_TABLE], seq[:, s.N_PAGES]
+    tables = [arrays.arena[i:][:n] for i, n in zip(starts, sizes, strict=True)]
     own = len(np.unique(np.concatenate([np.zeros(0, np.int32), *tables])))
     # Only last pages can be part-filled, and a part-filled page is never cached.
     places = occurrences * page_size
-    n_tokens = int(hot[:, c.LENGTH].sum())
-    lookups, hits = int(meta[c.LOOKUPS]), int(meta[c.HITS])
+    n_tokens = int(hot[:, s.LENGTH].sum())
+    lookups, hits = int(meta[s.LOOKUPS]), int(meta[s.HITS])
     return KVCacheStats(
         n_pages=n_pages,
-        n_free=int(meta[c.N_FREE]),
+        n_free=int(meta[s.N_FREE]),
         n_used=int(held.sum()),
-        n_cached=int(meta[c.N_CACHED]),
-        n_evictable=int(meta[c.N_EVICTABLE]),
+        n_cached=int(meta[s.N_CACHED]),
+        n_evictable=int(meta[s.N_EVICTABLE]),
         n_pinned=len(np.unique(pins.all_pages())),
-        n_shared=int((page[:, c.REF] > 1).sum()),
+        n_shared=int((page[:, s.REF] > 1).sum()),
         n_sequences=len(hot),
         n_tokens=n_tokens,
         lookups=lookups,
         hits=hits,
         hit_ratio=hits / lookups if lookups else 0.0,
-        shares=int(meta[c.SHARES]),
-        copies=int(meta[c.COPIES]),
-        evictions=int(meta[c.EVICTIONS]),
+        shares=int(meta[s.SHARES]),
+        copies=int(meta[s.COPIES]),
+        evictions=int(meta[s.EVICTIONS]),
         saved=occurrences - own,
         fragmentation=1 - n_tokens / places if places else 0.0,
     )

@@ -242,7 +242,7 @@ def test_digests_of_salts_of_all_kinds_differ():
 
 def refused(cache, lacking, call):
     """The call lacks so many pages and leaves everything as it was."""
-    ids = cache._cache_state.arrays.hot[:, 0]
+    ids = cache._cache_state.arrays.seq_hot[:, 0]
     ids = ids[ids >= 0].tolist()
 
     def seen():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from llmds_nb import KVCache
-from llmds_nb.kv.kernels import state as c
+from llmds_nb.kv.kernels import state as s
 from llmds_nb.kv.kernels.ghost_entries import TAGS
 from llmds_nb.kv.kernels.prefix_table import prefix_hash
 
@@ -25,7 +25,9 @@ class Pair:
 
     def hash(self, prefix):
         salt, tokens = prefix
-        root = self.cache._cache_state.arrays.dom[self.cache._cache_state.domains[salt], [c.ROOT0, c.ROOT1]]
+        root = self.cache._cache_state.arrays.domain[
+            self.cache._cache_state.domains[salt], [s.ROOT0, s.ROOT1]
+        ]
         h0, h1 = root.view(np.uint64)
         for token in tokens:
             h0, h1 = prefix_hash(np.uint64(h0), np.uint64(h1), np.array([token], np.int32))
@@ -33,7 +35,7 @@ class Pair:
 
     def place(self, prefix):
         h1 = self.hash(prefix)[1]
-        return h1 * int(self.cache._cache_state.arrays.meta[c.BUCKETS]) >> 64, h1 & TAGS
+        return h1 * int(self.cache._cache_state.arrays.meta[s.GHOST_BUCKETS]) >> 64, h1 & TAGS
 
     def request(self, salt, tokens, n_commit):
         tokens = tuple(tokens[: self.cache.n_pages])
@@ -53,9 +55,9 @@ class Pair:
         """The same prefixes are cached, with the same keys but for the last bit of a logarithm."""
         self.cache.check()
         page = self.cache._cache_state.arrays.page
-        cached = page[page[:, c.STATE] == c.CACHED]
-        hashes = cached[:, c.HASH : c.HASH + 4].copy().view(np.uint64).tolist()
-        keys = cached[:, c.KEY : c.KEY + 2].copy().view(np.int64)[:, 0].tolist()
+        cached = page[page[:, s.STATE] == s.CACHED]
+        hashes = cached[:, s.HASH : s.HASH + 4].copy().view(np.uint64).tolist()
+        keys = cached[:, s.KEY : s.KEY + 2].copy().view(np.int64)[:, 0].tolist()
         keys = dict(zip(map(tuple, hashes), keys, strict=True))
         wanted = {self.hash(p): self.twin.key(p) for p in self.twin.cached}
         assert keys.keys() == wanted.keys()
@@ -110,7 +112,7 @@ def test_weight_and_turn_outlast_eviction():
     cache.attach(0, prompt)
     cache.commit(0, 4)
     page = cache._cache_state.arrays.page
-    assert (page[page[:, c.STATE] == c.CACHED, c.TURN] == 3).all()
+    assert (page[page[:, s.STATE] == s.CACHED, s.TURN] == 3).all()
 
 
 def test_truncate_forgets_the_past_of_what_was_cut():
@@ -120,9 +122,19 @@ def test_truncate_forgets_the_past_of_what_was_cut():
     cache.detach(0)
     cache.evict(8)
     cache.attach(0, np.arange(4, dtype=np.int32))
-    assert cache._cache_state.arrays.seq[cache._cache_state.arrays.hot[:, c.ID] == 0, c.PAST_PAGES] == 4
+    assert (
+        cache._cache_state.arrays.seq_cold[
+            cache._cache_state.arrays.seq_hot[:, s.ID] == 0, s.PRIOR_PAGES
+        ]
+        == 4
+    )
     cache.truncate(0, 2)
-    assert cache._cache_state.arrays.seq[cache._cache_state.arrays.hot[:, c.ID] == 0, c.PAST_PAGES] == 2
+    assert (
+        cache._cache_state.arrays.seq_cold[
+            cache._cache_state.arrays.seq_hot[:, s.ID] == 0, s.PRIOR_PAGES
+        ]
+        == 2
+    )
 
 
 def test_only_path_lrfu_keeps_a_history():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmds_nb import CapacityError, KVCache
-from llmds_nb.kv.kernels import state as c
+from llmds_nb.kv.kernels import state as s
 
 P = 9
 TOKENS = st.lists(st.integers(0, 2), max_size=9)
@@ -44,7 +44,7 @@ class CacheMachine(RuleBasedStateMachine):
             dtype=np.float32,
             eviction=self.eviction,
         )
-        self.cache._cache_state.arrays.meta[c.HASH_MASK] &= self.hash_mask
+        self.cache._cache_state.arrays.meta[s.HASH_MASK] &= self.hash_mask
         self.outside = np.zeros((P, self.size, 2), np.float32)
         self.seqs = {}  # id -> [salt, tokens, committed, written]
         self.pins = {}  # handle -> (salt, tokens)
@@ -78,8 +78,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     def refused(self, call):
         """Whether a call raised CapacityError; it must then have changed nothing."""
-        domains = list(self.cache._cache_state.domains.values())  # a new salt may still get a row: harmless
-        before = self.cache._cache_state.arrays.hot.copy(), self.cache._cache_state.arrays.dom[domains]
+        domains = list(
+            self.cache._cache_state.domains.values()
+        )  # a new salt may still get a row: harmless
+        before = (
+            self.cache._cache_state.arrays.seq_hot.copy(),
+            self.cache._cache_state.arrays.domain[domains],
+        )
         stats = self.cache.stats()
         try:
             self.result = call()
@@ -88,9 +93,10 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.cache.stats() == stats
             live = before[0][:, 0] >= 0
             assert np.array_equal(
-                self.cache._cache_state.arrays.hot[: len(live)][live][:, :5], before[0][live][:, :5]
+                self.cache._cache_state.arrays.seq_hot[: len(live)][live][:, :5],
+                before[0][live][:, :5],
             )
-            assert np.array_equal(self.cache._cache_state.arrays.dom[domains], before[1])
+            assert np.array_equal(self.cache._cache_state.arrays.domain[domains], before[1])
             return True
         return False
 
@@ -262,7 +268,7 @@ class CacheMachine(RuleBasedStateMachine):
     def compact(self):
         moves = self.cache.compact()
         self.run_engine(moves)
-        used = np.flatnonzero(self.cache._cache_state.arrays.page[:, c.STATE])
+        used = np.flatnonzero(self.cache._cache_state.arrays.page[:, s.STATE])
         assert np.array_equal(used, np.arange(len(used)))
 
     @rule(salt=SALTS, quota=st.none() | st.integers(0, P + 1))

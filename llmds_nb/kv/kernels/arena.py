@@ -5,7 +5,7 @@ A free chunk's first entry is the offset of the next free one of its class (kern
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
-from .state import CHUNKS, MISSING, MOVES, MOVES_CLASS, N_MOVES, POOL_TOP
+from . import state as s
 
 _LEAST_CLASS = 2
 
@@ -20,49 +20,51 @@ def chunk_class(n):
 
 
 @kernel(internal=True)
-def chunk_take(s, size_class):
+def chunk_take(kv, size_class):
     """Offset of a chunk; the caller has seen to the room. O(1)."""
-    offset = s.meta[CHUNKS + size_class]
+    offset = kv.meta[s.FREE_CHUNKS + size_class]
     if offset != ABSENT:
-        s.meta[CHUNKS + size_class] = s.pool[offset]
+        kv.meta[s.FREE_CHUNKS + size_class] = kv.arena[offset]
         return offset
-    offset = s.meta[POOL_TOP]
-    s.meta[POOL_TOP] = offset + (1 << size_class)
+    offset = kv.meta[s.ARENA_TOP]
+    kv.meta[s.ARENA_TOP] = offset + (1 << size_class)
     return offset
 
 
 @kernel(internal=True)
-def chunk_give(s, offset, size_class):
+def chunk_give(kv, offset, size_class):
     """Return a chunk. O(1)."""
-    s.pool[offset] = s.meta[CHUNKS + size_class]
-    s.meta[CHUNKS + size_class] = offset
+    kv.arena[offset] = kv.meta[s.FREE_CHUNKS + size_class]
+    kv.meta[s.FREE_CHUNKS + size_class] = offset
 
 
 @kernel(internal=True)
-def chunk_regrow(s, offset, size_class, used, n):
+def chunk_regrow(kv, offset, size_class, used, n):
     """Move the first `used` entries of a chunk to one that holds n; return its offset. O(used)."""
-    wider = chunk_take(s, chunk_class(n))
+    wider = chunk_take(kv, chunk_class(n))
     for i in range(used):  # a slice on both sides takes Numba three seconds to compile
-        s.pool[wider + i] = s.pool[offset + i]
-    chunk_give(s, offset, size_class)
+        kv.arena[wider + i] = kv.arena[offset + i]
+    chunk_give(kv, offset, size_class)
     return wider
 
 
 @kernel(internal=True)
-def pool_lacks(s, entries, copies):
+def arena_lacks(kv, entries, copies):
     """Whether the pool must grow before `entries` more and room for `copies` pending copies. O(1).
 
     Leaves the number of entries in meta[MISSING]; otherwise the room for the copies is there.
     """
-    wanted = 2 * (s.meta[N_MOVES] + copies)
-    wider = wanted > (1 << s.meta[MOVES_CLASS])
+    wanted = 2 * (kv.meta[s.N_PENDING] + copies)
+    wider = wanted > (1 << kv.meta[s.PENDING_CLASS])
     if wider:
         entries += 1 << chunk_class(wanted)
-    if s.meta[POOL_TOP] + entries > s.pool.size:
-        s.meta[MISSING] = entries
+    if kv.meta[s.ARENA_TOP] + entries > kv.arena.size:
+        kv.meta[s.MISSING] = entries
         return True
     if wider:
-        used = 2 * s.meta[N_MOVES]
-        s.meta[MOVES] = chunk_regrow(s, s.meta[MOVES], s.meta[MOVES_CLASS], used, wanted)
-        s.meta[MOVES_CLASS] = chunk_class(wanted)
+        used = 2 * kv.meta[s.N_PENDING]
+        kv.meta[s.PENDING_COPIES] = chunk_regrow(
+            kv, kv.meta[s.PENDING_COPIES], kv.meta[s.PENDING_CLASS], used, wanted
+        )
+        kv.meta[s.PENDING_CLASS] = chunk_class(wanted)
     return False

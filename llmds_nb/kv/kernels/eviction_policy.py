@@ -29,19 +29,19 @@ gain in a small cache (kernels/ghost_entries.py):
 - An evicted leaf leaves its weight and TURN in the history, unless a page below it has left one no
   less (KNOWN): a path that goes page by page from its end leaves one entry per distinct weight.
 - A request looks its whole prompt up. t = TURN + 1 of the deepest page that is cached or
-  remembered, 0 if none is. If that one is remembered, its weight is the PAST of the request:
-  missing pages down to it (PAST_PAGES) resume from there when they are cached again, the others
+  remembered, 0 if none is. If that one is remembered, its weight is the PRIOR_WEIGHT of the request:
+  missing pages down to it (PRIOR_PAGES) resume from there when they are cached again, the others
   from nothing.
 """
 
 import numpy as np
 
 from ..._core.jit import kernel
-from .ghost_entries import history_put
+from . import state as s
+from .ghost_entries import ghost_put
 from .prefix_table import hash_get
-from .state import CLOCK, DEPTH, EVENTS, KEY, PARENT, POLICY, REQUESTS, TURN, USES
 
-LRU, FIFO, LFU, PRIO, PATH_LRFU, CUSTOM = range(6)
+LRU, FIFO, LFU, PRIORITY, PATH_LRFU, CUSTOM = range(6)
 INSERTED, TOUCHED, RELEASED = range(3)
 HALF_LIFE = 500.0  # requests
 UNIT = 2.0**32  # fixed point of path-lrfu keys
@@ -51,61 +51,61 @@ _DECAY = np.log(2.0) / HALF_LIFE
 
 
 @kernel(internal=True)
-def key_get(s, page):
+def key_get(kv, page):
     """The eviction key of a cached page, int64. O(1)."""
-    row = s.page[page]
-    return np.int64(row[KEY + 1]) << 32 | np.int64(np.uint32(row[KEY]))
+    row = kv.page[page]
+    return np.int64(row[s.KEY + 1]) << 32 | np.int64(np.uint32(row[s.KEY]))
 
 
 @kernel(internal=True)
-def key_set(s, page, key):
+def key_set(kv, page, key):
     """Store the eviction key of a page that is not in the heap. O(1)."""
-    row = s.page[page]
-    row[KEY], row[KEY + 1] = np.int32(key), np.int32(key >> 32)
+    row = kv.page[page]
+    row[s.KEY], row[s.KEY + 1] = np.int32(key), np.int32(key >> 32)
 
 
 @kernel(internal=True)
-def weight_get(s, page):
+def weight_get(kv, page):
     """The weight of a cached page under path-lrfu, int64 > 0. O(1)."""
-    return key_get(s, page) + DEPTH_STEP * np.int64(s.page[page, DEPTH])
+    return key_get(kv, page) + DEPTH_STEP * np.int64(kv.page[page, s.DEPTH])
 
 
 @kernel(internal=True)
-def key_update(s, page, hook, turn, past):
+def key_update(kv, page, hook, turn, prior):
     """Set the key of a held cached page as its policy says. O(1).
 
-    turn: of the request; past: weight that an inserted page once had, 0 = none.
+    turn: of the request; prior: weight that an inserted page once had, 0 = none.
     """
-    policy = s.meta[POLICY]
-    row = s.page[page]
-    row[EVENTS] |= 1 << hook
+    policy = kv.meta[s.POLICY]
+    row = kv.page[page]
+    row[s.EVENTS] |= 1 << hook
     if hook != RELEASED:
-        row[USES] += 1
-    if policy == LRU or policy == PRIO or (policy == FIFO and hook == INSERTED):
-        key_set(s, page, s.meta[CLOCK])
+        row[s.USES] += 1
+    if policy == LRU or policy == PRIORITY or (policy == FIFO and hook == INSERTED):
+        key_set(kv, page, kv.meta[s.CLOCK])
     elif policy == LFU:
-        key_set(s, page, np.int64(row[USES]) << 32 | s.meta[CLOCK] & 0xFFFFFFFF)
+        key_set(kv, page, np.int64(row[s.USES]) << 32 | kv.meta[s.CLOCK] & 0xFFFFFFFF)
     elif policy == PATH_LRFU and hook != RELEASED:
-        weight = _DECAY * s.meta[REQUESTS] + np.log(1.0 + turn)
+        weight = _DECAY * kv.meta[s.REQUESTS] + np.log(1.0 + turn)
         if hook == TOUCHED:
-            past = weight_get(s, page)
-        if past > 0:
-            old = past / UNIT
+            prior = weight_get(kv, page)
+        if prior > 0:
+            old = prior / UNIT
             high, low = max(old, weight), min(old, weight)
             weight = high + np.log1p(np.exp(low - high))
-        key_set(s, page, np.int64(weight * UNIT) - DEPTH_STEP * np.int64(row[DEPTH]))
-        row[EVENTS] &= ~KNOWN
+        key_set(kv, page, np.int64(weight * UNIT) - DEPTH_STEP * np.int64(row[s.DEPTH]))
+        row[s.EVENTS] &= ~KNOWN
 
 
 @kernel(internal=True)
-def leaf_remember(s, page):
+def ghost_leave(kv, page):
     """Enter a leaf about to be evicted in the history, if the policy keeps one. O(1)."""
-    if s.meta[POLICY] != PATH_LRFU:
+    if kv.meta[s.POLICY] != PATH_LRFU:
         return
-    row = s.page[page]
-    weight = weight_get(s, page)
-    if row[EVENTS] & KNOWN == 0:
-        history_put(s, hash_get(s, page)[1], weight, np.int64(row[TURN]))
-    parent = np.int64(row[PARENT])
-    if parent >= 0 and weight_get(s, parent) <= weight:
-        s.page[parent, EVENTS] |= KNOWN
+    row = kv.page[page]
+    weight = weight_get(kv, page)
+    if row[s.EVENTS] & KNOWN == 0:
+        ghost_put(kv, hash_get(kv, page)[1], weight, np.int64(row[s.TURN]))
+    parent = np.int64(row[s.PARENT])
+    if parent >= 0 and weight_get(kv, parent) <= weight:
+        kv.page[parent, s.EVENTS] |= KNOWN

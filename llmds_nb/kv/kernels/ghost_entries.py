@@ -1,8 +1,8 @@
 """What path-lrfu remembers of evicted pages: their weight and turn (kernels/eviction_policy.py).
 
-pool[HISTORY : HISTORY + 16 * BUCKETS]: buckets of WAYS records, each an int64 as low and high half:
+pool[GHOSTS : GHOSTS + 16 * GHOST_BUCKETS]: buckets of WAYS records, each an int64 as low and high half:
 from the top, the page's weight but for its low 20 bits, 6 bits of turn (at most 63) and 20 bits of
-tag; 0 = empty. BUCKETS = ceil(3 * P / 16): 1.5 records or 12 bytes a page.
+tag; 0 = empty. GHOST_BUCKETS = ceil(3 * P / 16): 1.5 records or 12 bytes a page.
 
 Invariants: records of a bucket are filled from the front; their tags differ; none is negative.
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..._core.intrinsics import mul_hi
 from ..._core.jit import kernel
-from .state import BUCKETS, HISTORY
+from . import state as s
 
 WAYS = 8  # a bucket is 64 bytes
 TURNS = 63
@@ -26,40 +26,40 @@ _HIGH = 26  # where the weight begins
 
 
 @kernel(internal=True)
-def _record(s, i):
-    return np.int64(s.pool[i + 1]) << 32 | np.int64(np.uint32(s.pool[i]))
+def _record(kv, i):
+    return np.int64(kv.arena[i + 1]) << 32 | np.int64(np.uint32(kv.arena[i]))
 
 
 @kernel(internal=True)
-def _place(s, hash1):
+def _place(kv, hash1):
     """Where the bucket of a hash begins, and its tag."""
-    bucket = np.int64(mul_hi(hash1, np.uint64(s.meta[BUCKETS])))
-    return s.meta[HISTORY] + 2 * WAYS * bucket, np.int64(hash1) & TAGS
+    bucket = np.int64(mul_hi(hash1, np.uint64(kv.meta[s.GHOST_BUCKETS])))
+    return kv.meta[s.GHOSTS] + 2 * WAYS * bucket, np.int64(hash1) & TAGS
 
 
 @kernel(internal=True)
-def history_find(s, hash1):
+def ghost_find(kv, hash1):
     """Weight and turn of an evicted page by the second word of its hash; weight 0 = none. O(1)."""
-    start, tag = _place(s, hash1)
+    start, tag = _place(kv, hash1)
     for way in range(WAYS):
-        record = _record(s, start + 2 * way)
+        record = _record(kv, start + 2 * way)
         if record & TAGS == tag:
             return record >> _HIGH << _WEIGHT, record >> _TURN & TURNS
     return 0, 0
 
 
 @kernel(internal=True)
-def history_put(s, hash1, weight, turn):
+def ghost_put(kv, hash1, weight, turn):
     """Remember an evicted page in place of what was known of it, or of the lowest record. O(1)."""
-    start, tag = _place(s, hash1)
-    place, lowest = start, _record(s, start)
+    start, tag = _place(kv, hash1)
+    place, lowest = start, _record(kv, start)
     for way in range(WAYS):
         i = start + 2 * way
-        record = _record(s, i)
+        record = _record(kv, i)
         if record & TAGS == tag:
             place = i
             break
         if record < lowest:
             place, lowest = i, record
     record = weight >> _WEIGHT << _HIGH | min(turn, TURNS) << _TURN | tag
-    s.pool[place], s.pool[place + 1] = np.int32(record), np.int32(record >> 32)
+    kv.arena[place], kv.arena[place + 1] = np.int32(record), np.int32(record >> 32)

@@ -4,292 +4,258 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
+from . import state as s
 from .eviction_heap import became_evictable, became_held, is_held, leaf_add, leaf_drop, leaf_lowest
-from .eviction_policy import INSERTED, key_update, leaf_remember
+from .eviction_policy import INSERTED, ghost_leave, key_update
 from .prefix_table import hash_set, prefix_hash, prefix_insert, prefix_remove
-from .state import (
-    CACHED,
-    CHILD,
-    COPIES,
-    DEPTH,
-    DOMAIN,
-    EVENTS,
-    EVICTABLE,
-    EVICTIONS,
-    FIRST,
-    FREE,
-    FREE_PAGE,
-    GEN,
-    HASH_MASK,
-    HEAP,
-    MOVE,
-    MOVES,
-    N_CACHED,
-    N_EVICTABLE,
-    N_FREE,
-    N_LEAVES,
-    N_MOVES,
-    NCHILD,
-    NEED,
-    NHELD,
-    OWNED,
-    PARENT,
-    POS,
-    PRIORITY,
-    PRIVATE,
-    QPOS,
-    QUOTA,
-    REF,
-    ROOT0,
-    ROOT1,
-    STATE,
-    TURN,
-    USES,
-)
 
 
 @kernel(internal=True)
-def page_take(s, domain):
+def page_take(kv, domain):
     """A free page as a private one with one reference; the caller has made room. O(1)."""
-    page = s.meta[FREE_PAGE]
-    s.meta[FREE_PAGE] = s.page[page, PARENT]
-    s.meta[N_FREE] -= 1
-    s.page[page, STATE] = PRIVATE
-    s.page[page, REF] = 1
-    s.page[page, DOMAIN] = domain
-    s.dom[domain, OWNED] += 1
+    page = kv.meta[s.FREE_PAGE]
+    kv.meta[s.FREE_PAGE] = kv.page[page, s.PARENT]
+    kv.meta[s.N_FREE] -= 1
+    kv.page[page, s.STATE] = s.PRIVATE
+    kv.page[page, s.REF] = 1
+    kv.page[page, s.DOMAIN] = domain
+    kv.domain[domain, s.OWNED] += 1
     return page
 
 
 @kernel(internal=True)
-def _push_free(s, page):
-    s.page[page, STATE] = FREE
-    s.dom[s.page[page, DOMAIN], OWNED] -= 1
-    s.page[page, PARENT] = s.meta[FREE_PAGE]
-    s.meta[FREE_PAGE] = page
-    s.meta[N_FREE] += 1
+def _page_free(kv, page):
+    kv.page[page, s.STATE] = s.FREE
+    kv.domain[kv.page[page, s.DOMAIN], s.OWNED] -= 1
+    kv.page[page, s.PARENT] = kv.meta[s.FREE_PAGE]
+    kv.meta[s.FREE_PAGE] = page
+    kv.meta[s.N_FREE] += 1
 
 
 @kernel(internal=True)
-def _move_source(s, i):
-    return np.int64(s.pool[s.meta[MOVES] + 2 * i])
+def _pending_source(kv, i):
+    return np.int64(kv.arena[kv.meta[s.PENDING_COPIES] + 2 * i])
 
 
 @kernel(internal=True)
-def _move_cancel(s, page):
+def _pending_cancel(kv, page):
     """Forget the pending copy that was to fill `page`; return its source, to be settled. O(1)."""
-    i = np.int64(s.page[page, MOVE]) - 1
-    s.page[page, MOVE] = 0
-    source = _move_source(s, i)
-    last = s.meta[N_MOVES] - 1
-    s.meta[N_MOVES] = last
-    here, there = s.meta[MOVES] + 2 * i, s.meta[MOVES] + 2 * last
+    i = np.int64(kv.page[page, s.PENDING]) - 1
+    kv.page[page, s.PENDING] = 0
+    source = _pending_source(kv, i)
+    last = kv.meta[s.N_PENDING] - 1
+    kv.meta[s.N_PENDING] = last
+    here, there = kv.meta[s.PENDING_COPIES] + 2 * i, kv.meta[s.PENDING_COPIES] + 2 * last
     if i != last:
-        s.pool[here], s.pool[here + 1] = s.pool[there], s.pool[there + 1]
-        s.page[s.pool[here + 1], MOVE] = i + 1
-    s.page[source, MOVE] += 1
+        kv.arena[here], kv.arena[here + 1] = kv.arena[there], kv.arena[there + 1]
+        kv.page[kv.arena[here + 1], s.PENDING] = i + 1
+    kv.page[source, s.PENDING] += 1
     return source
 
 
 @kernel(internal=True)
-def _settle_source(s, page):
+def _settle_source(kv, page):
     """As page_settle, for the source of a copy that is no more: no copy fills it. O(log n)."""
-    if s.page[page, STATE] == CACHED:
-        if not is_held(s, page):
-            became_evictable(s, page)
-    elif (s.page[page, REF] == 0) & (s.page[page, MOVE] == 0):
-        _push_free(s, page)
+    if kv.page[page, s.STATE] == s.CACHED:
+        if not is_held(kv, page):
+            became_evictable(kv, page)
+    elif (kv.page[page, s.REF] == 0) & (kv.page[page, s.PENDING] == 0):
+        _page_free(kv, page)
 
 
 @kernel(internal=True)
-def page_give_back(s, page):
+def page_give_back(kv, page):
     """Make a page free that nothing refers to any more. O(log n)."""
-    if s.page[page, MOVE] > 0:
-        _settle_source(s, _move_cancel(s, page))
-    _push_free(s, page)
+    if kv.page[page, s.PENDING] > 0:
+        _settle_source(kv, _pending_cancel(kv, page))
+    _page_free(kv, page)
 
 
 @kernel(internal=True)
-def page_settle(s, page):
+def page_settle(kv, page):
     """Free or make evictable a page that just lost a reference, if it was the last. O(log n)."""
-    if s.page[page, STATE] == CACHED:
-        if not is_held(s, page):
-            became_evictable(s, page)
-    elif (s.page[page, REF] == 0) & (s.page[page, MOVE] >= 0):
-        page_give_back(s, page)
+    if kv.page[page, s.STATE] == s.CACHED:
+        if not is_held(kv, page):
+            became_evictable(kv, page)
+    elif (kv.page[page, s.REF] == 0) & (kv.page[page, s.PENDING] >= 0):
+        page_give_back(kv, page)
 
 
 @kernel(internal=True)
-def page_acquire(s, page):
+def page_acquire(kv, page):
     """One more reference to a cached page. O(log n)."""
-    was_held = is_held(s, page)
-    s.page[page, REF] += 1
+    was_held = is_held(kv, page)
+    kv.page[page, s.REF] += 1
     if not was_held:
-        became_held(s, page)
+        became_held(kv, page)
 
 
 @kernel(internal=True)
-def page_drop(s, page):
+def page_drop(kv, page):
     """One reference less. O(log n)."""
-    s.page[page, REF] -= 1
-    page_settle(s, page)
+    kv.page[page, s.REF] -= 1
+    page_settle(kv, page)
 
 
 @kernel(internal=True)
-def moves_clear(s):
+def pending_clear(kv):
     """All pending copies were fetched: release their sources. O(number of copies)."""
-    n = s.meta[N_MOVES]
-    s.meta[N_MOVES] = 0
+    n = kv.meta[s.N_PENDING]
+    kv.meta[s.N_PENDING] = 0
     for i in range(n):
-        s.page[s.pool[s.meta[MOVES] + 2 * i + 1], MOVE] = 0
+        kv.page[kv.arena[kv.meta[s.PENDING_COPIES] + 2 * i + 1], s.PENDING] = 0
     for i in range(n):
-        source = _move_source(s, i)
-        s.page[source, MOVE] += 1
-        _settle_source(s, source)
+        source = _pending_source(kv, i)
+        kv.page[source, s.PENDING] += 1
+        _settle_source(kv, source)
 
 
 @kernel(internal=True)
-def page_copy(s, page, n_tokens):
+def page_copy(kv, page, n_tokens):
     """A private copy of the first `n_tokens` of `page`; the K/V copy is left pending. O(T).
 
     The caller has made room for the page and the copy, and drops its reference to `page` itself.
     """
-    copy = page_take(s, np.int64(s.page[page, DOMAIN]))
+    copy = page_take(kv, np.int64(kv.page[page, s.DOMAIN]))
     for i in range(n_tokens):
-        s.tok[copy, i] = s.tok[page, i]
+        kv.tokens[copy, i] = kv.tokens[page, i]
     source = page
-    if s.page[page, MOVE] > 0:  # its own contents are still elsewhere
-        source = _move_source(s, np.int64(s.page[page, MOVE]) - 1)
-    n = s.meta[N_MOVES]
-    s.pool[s.meta[MOVES] + 2 * n] = source
-    s.pool[s.meta[MOVES] + 2 * n + 1] = copy
-    s.meta[N_MOVES] = n + 1
-    s.page[copy, MOVE] = n + 1
-    s.page[source, MOVE] -= 1
-    s.meta[COPIES] += 1
+    if kv.page[page, s.PENDING] > 0:  # its own contents are still elsewhere
+        source = _pending_source(kv, np.int64(kv.page[page, s.PENDING]) - 1)
+    n = kv.meta[s.N_PENDING]
+    kv.arena[kv.meta[s.PENDING_COPIES] + 2 * n] = source
+    kv.arena[kv.meta[s.PENDING_COPIES] + 2 * n + 1] = copy
+    kv.meta[s.N_PENDING] = n + 1
+    kv.page[copy, s.PENDING] = n + 1
+    kv.page[source, s.PENDING] -= 1
+    kv.meta[s.COPIES] += 1
     return copy
 
 
 @kernel(internal=True)
-def leaf_evict(s, page):
+def leaf_evict(kv, page):
     """Evict one evictable leaf. O(log n)."""
-    leaf_drop(s, page)
-    leaf_remember(s, page)
-    s.meta[N_EVICTABLE] -= 1
-    s.dom[s.page[page, DOMAIN], EVICTABLE] -= 1
-    s.meta[N_CACHED] -= 1
-    s.meta[EVICTIONS] += 1
-    prefix_remove(s, page)
-    s.page[page, GEN] += 1
-    parent = np.int64(s.page[page, PARENT])
-    page_give_back(s, page)
+    leaf_drop(kv, page)
+    ghost_leave(kv, page)
+    kv.meta[s.N_EVICTABLE] -= 1
+    kv.domain[kv.page[page, s.DOMAIN], s.EVICTABLE] -= 1
+    kv.meta[s.N_CACHED] -= 1
+    kv.meta[s.EVICTIONS] += 1
+    prefix_remove(kv, page)
+    kv.page[page, s.GENERATION] += 1
+    parent = np.int64(kv.page[page, s.PARENT])
+    page_give_back(kv, page)
     if parent >= 0:
-        s.page[parent, NCHILD] -= 1
-        if s.page[parent, NCHILD] == 0 and not is_held(s, parent):
-            leaf_add(s, parent)
+        kv.page[parent, s.N_CHILDREN] -= 1
+        if kv.page[parent, s.N_CHILDREN] == 0 and not is_held(kv, parent):
+            leaf_add(kv, parent)
 
 
 @kernel(internal=True)
-def evict_many(s, n):
+def evict_many(kv, n):
     """Evict up to n pages, lowest key first, leaves only; return how many. O(n log P)."""
     done = 0
-    while done < n and s.meta[N_LEAVES] > 0:
-        leaf_evict(s, leaf_lowest(s, 0))
+    while done < n and kv.meta[s.N_LEAVES] > 0:
+        leaf_evict(kv, leaf_lowest(kv, 0))
         done += 1
     return done
 
 
 @kernel(internal=True)
-def domain_missing(s, domain, need):
+def domain_missing(kv, domain, need):
     """How many pages a domain's quota lacks for `need` more, after evicting all it can. O(1)."""
-    quota = s.dom[domain, QUOTA]
+    quota = kv.domain[domain, s.QUOTA]
     if quota < 0 or need == 0:  # a quota set below what is in use takes nothing away
         return 0
-    return max(0, s.dom[domain, OWNED] + need - quota - s.dom[domain, EVICTABLE])
+    return max(0, kv.domain[domain, s.OWNED] + need - quota - kv.domain[domain, s.EVICTABLE])
 
 
 @kernel(internal=True)
-def pool_missing(s, need):
+def free_missing(kv, need):
     """How many pages the pool lacks for `need` more, after evicting all it can. O(1)."""
-    return max(0, need - s.meta[N_FREE] - s.meta[N_EVICTABLE])
+    return max(0, need - kv.meta[s.N_FREE] - kv.meta[s.N_EVICTABLE])
 
 
 @kernel(internal=True)
-def make_room(s, domain, need):
+def pages_reserve(kv, domain, need):
     """Evict until `need` pages are free and within quota; it was checked that this works."""
-    if s.dom[domain, QUOTA] >= 0 and need > 0:
-        while s.dom[domain, OWNED] + need > s.dom[domain, QUOTA]:
-            leaf_evict(s, leaf_lowest(s, s.dom[domain, HEAP]))
-    evict_many(s, need - s.meta[N_FREE])
+    if kv.domain[domain, s.QUOTA] >= 0 and need > 0:
+        while kv.domain[domain, s.OWNED] + need > kv.domain[domain, s.QUOTA]:
+            leaf_evict(kv, leaf_lowest(kv, kv.domain[domain, s.HEAP]))
+    evict_many(kv, need - kv.meta[s.N_FREE])
 
 
 @kernel(internal=True)
-def rooms_missing(s, rows_domain, rows_need):
-    """Pages lacking for a batch; rows_domain[i] wants rows_need[i]. O(n)."""
+def pages_missing(kv, domains, need):
+    """Pages lacking for a batch; domains[i] wants need[i]. O(n)."""
     total = 0
-    n = rows_need.size
+    n = need.size
     for i in range(n):
-        total += rows_need[i]
-        s.dom[rows_domain[i], NEED] += rows_need[i]
-    missing = pool_missing(s, total)
+        total += need[i]
+        kv.domain[domains[i], s.NEEDED] += need[i]
+    missing = free_missing(kv, total)
     for i in range(n):
-        missing = max(missing, domain_missing(s, rows_domain[i], s.dom[rows_domain[i], NEED]))
-        s.dom[rows_domain[i], NEED] = 0
+        missing = max(missing, domain_missing(kv, domains[i], kv.domain[domains[i], s.NEEDED]))
+        kv.domain[domains[i], s.NEEDED] = 0
     return missing
 
 
 @kernel(internal=True)
-def chain_start(s, domain):
+def chain_start(kv, domain):
     """What precedes the first page of a domain: (hash, hash, parent)."""
-    return np.uint64(s.dom[domain, ROOT0]), np.uint64(s.dom[domain, ROOT1]), -2 - domain
+    return (
+        np.uint64(kv.domain[domain, s.ROOT0]),
+        np.uint64(kv.domain[domain, s.ROOT1]),
+        -2 - domain,
+    )
 
 
 @kernel(internal=True)
-def chain_step(s, h0, h1, tokens):
+def chain_step(kv, h0, h1, tokens):
     """Hash of the next page. O(T)."""
-    mask = np.uint64(s.meta[HASH_MASK])
+    mask = np.uint64(kv.meta[s.HASH_MASK])
     h0, h1 = prefix_hash(h0, h1, tokens)
     return h0 & mask, h1 & mask
 
 
 @kernel(internal=True)
-def child_guess(s, parent, page):
+def last_child_set(kv, parent, page):
     """Let `page` be the child of `parent` that is looked at first. O(1)."""
     if parent >= 0:
-        s.page[parent, CHILD] = page
+        kv.page[parent, s.LAST_CHILD] = page
     else:
-        s.dom[-2 - parent, FIRST] = page
+        kv.domain[-2 - parent, s.LAST_ROOT_CHILD] = page
 
 
 @kernel(internal=True)
-def page_cache(s, page, h0, h1, parent, turn, priority, past):
+def page_cache(kv, page, h0, h1, parent, turn, priority, prior):
     """Make a full, committed, private page findable below `parent`. O(1) but for twins.
 
-    turn, past: see key_update.
+    turn, prior: see key_update.
     """
-    s.page[page, STATE] = CACHED
-    s.page[page, PARENT] = parent
-    s.page[page, CHILD] = ABSENT
-    s.page[page, NCHILD] = 0
-    s.page[page, NHELD] = 0
-    s.page[page, PRIORITY] = priority
-    s.page[page, TURN] = turn
-    s.page[page, USES] = 0
-    s.page[page, EVENTS] = 0
-    s.page[page, DEPTH] = 0
-    s.page[page, POS] = ABSENT
-    s.page[page, QPOS] = ABSENT
-    hash_set(s, page, h0, h1)
-    prefix_insert(s, page)
-    s.meta[N_CACHED] += 1
-    child_guess(s, parent, page)
+    kv.page[page, s.STATE] = s.CACHED
+    kv.page[page, s.PARENT] = parent
+    kv.page[page, s.LAST_CHILD] = ABSENT
+    kv.page[page, s.N_CHILDREN] = 0
+    kv.page[page, s.N_HELD_CHILDREN] = 0
+    kv.page[page, s.PRIORITY] = priority
+    kv.page[page, s.TURN] = turn
+    kv.page[page, s.USES] = 0
+    kv.page[page, s.EVENTS] = 0
+    kv.page[page, s.DEPTH] = 0
+    kv.page[page, s.HEAP_POS] = ABSENT
+    kv.page[page, s.DOMAIN_HEAP_POS] = ABSENT
+    hash_set(kv, page, h0, h1)
+    prefix_insert(kv, page)
+    kv.meta[s.N_CACHED] += 1
+    last_child_set(kv, parent, page)
     if parent >= 0:
-        s.page[page, DEPTH] = s.page[parent, DEPTH] + 1
-        s.page[parent, NCHILD] += 1
-        if s.page[parent, POS] != ABSENT:
-            leaf_drop(s, parent)
-        was_held = is_held(s, parent)
-        s.page[parent, NHELD] += 1
+        kv.page[page, s.DEPTH] = kv.page[parent, s.DEPTH] + 1
+        kv.page[parent, s.N_CHILDREN] += 1
+        if kv.page[parent, s.HEAP_POS] != ABSENT:
+            leaf_drop(kv, parent)
+        was_held = is_held(kv, parent)
+        kv.page[parent, s.N_HELD_CHILDREN] += 1
         if not was_held:
-            became_held(s, parent)
-    key_update(s, page, INSERTED, turn, past)
+            became_held(kv, parent)
+    key_update(kv, page, INSERTED, turn, prior)

@@ -4,7 +4,7 @@ A page's hash covers its tokens and its parent's hash; the chain starts at a roo
 the cache's key and the tenant's salt. The hash only narrows the search. A page is a hit when hash,
 tokens *and* parent page are equal, so by induction the whole prefix is, whatever the hash does.
 
-The table is pool[TABLE : TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0 where empty.
+The table is pool[PREFIX_TABLE : PREFIX_TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0 where empty.
 
 Invariants: open addressing with linear probing from home `first hash & (C - 1)`, no empty place
 between a page's home and its place; a page stands at most once.
@@ -15,7 +15,7 @@ import numpy as np
 from ..._core.jit import kernel
 from ...primitives.hashing import fold64, mix64
 from ...primitives.status import ABSENT
-from .state import HASH, PARENT, TABLE, TABLE_MASK
+from . import state as s
 
 _K0 = np.uint64(0x2D358DCCAA6C78A5)
 _K1 = np.uint64(0x8BB84B93962EACC9)
@@ -69,64 +69,64 @@ def tokens_equal(a, b):
 
 
 @kernel(internal=True)
-def hash_get(s, page):
+def hash_get(kv, page):
     """The hash of a cached page, two uint64. O(1)."""
-    row = s.page[page]
-    return _join(row[HASH], row[HASH + 1]), _join(row[HASH + 2], row[HASH + 3])
+    row = kv.page[page]
+    return _join(row[s.HASH], row[s.HASH + 1]), _join(row[s.HASH + 2], row[s.HASH + 3])
 
 
 @kernel(internal=True)
-def hash_set(s, page, h0, h1):
+def hash_set(kv, page, h0, h1):
     """Store a page's hash. O(1)."""
-    row = s.page[page]
-    row[HASH], row[HASH + 1] = np.int32(h0), np.int32(h0 >> _S32)
-    row[HASH + 2], row[HASH + 3] = np.int32(h1), np.int32(h1 >> _S32)
+    row = kv.page[page]
+    row[s.HASH], row[s.HASH + 1] = np.int32(h0), np.int32(h0 >> _S32)
+    row[s.HASH + 2], row[s.HASH + 3] = np.int32(h1), np.int32(h1 >> _S32)
 
 
 @kernel
-def prefix_find(s, h0, h1, parent, tokens):
+def prefix_find(kv, h0, h1, parent, tokens):
     """The cached page that holds `tokens` after page `parent`, or ABSENT. O(T) expected.
 
     The parent of a first page is -2 - domain, so tenants are apart whatever the hash does.
     """
-    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
+    table, mask = kv.meta[s.PREFIX_TABLE], np.uint64(kv.meta[s.PREFIX_MASK])
     i = h0 & mask
     while True:
-        page = np.int64(s.pool[table + np.int64(i)]) - 1
+        page = np.int64(kv.arena[table + np.int64(i)]) - 1
         if page < 0:
             return ABSENT
-        if s.page[page, PARENT] == parent:
-            p0, p1 = hash_get(s, page)
-            if p0 == h0 and p1 == h1 and tokens_equal(s.tok[page], tokens):
+        if kv.page[page, s.PARENT] == parent:
+            p0, p1 = hash_get(kv, page)
+            if p0 == h0 and p1 == h1 and tokens_equal(kv.tokens[page], tokens):
                 return page
         i = (i + _ONE) & mask
 
 
 @kernel(internal=True)
-def prefix_insert(s, page):
+def prefix_insert(kv, page):
     """Enter a page that is not in the table, under its hash. O(1) expected."""
-    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
-    i = hash_get(s, page)[0] & mask
-    while s.pool[table + np.int64(i)] != 0:
+    table, mask = kv.meta[s.PREFIX_TABLE], np.uint64(kv.meta[s.PREFIX_MASK])
+    i = hash_get(kv, page)[0] & mask
+    while kv.arena[table + np.int64(i)] != 0:
         i = (i + _ONE) & mask
-    s.pool[table + np.int64(i)] = page + 1
+    kv.arena[table + np.int64(i)] = page + 1
 
 
 @kernel(internal=True)
-def prefix_remove(s, page):
+def prefix_remove(kv, page):
     """Take a page out, shifting later ones back. O(1) expected."""
-    table, mask = s.meta[TABLE], np.uint64(s.meta[TABLE_MASK])
-    hole = hash_get(s, page)[0] & mask
-    while s.pool[table + np.int64(hole)] != page + 1:
+    table, mask = kv.meta[s.PREFIX_TABLE], np.uint64(kv.meta[s.PREFIX_MASK])
+    hole = hash_get(kv, page)[0] & mask
+    while kv.arena[table + np.int64(hole)] != page + 1:
         hole = (hole + _ONE) & mask
     i = hole
     while True:
         i = (i + _ONE) & mask
-        other = np.int64(s.pool[table + np.int64(i)]) - 1
+        other = np.int64(kv.arena[table + np.int64(i)]) - 1
         if other < 0:
             break
-        home = hash_get(s, other)[0] & mask
+        home = hash_get(kv, other)[0] & mask
         if ((i - home) & mask) >= ((i - hole) & mask):
-            s.pool[table + np.int64(hole)] = other + 1
+            kv.arena[table + np.int64(hole)] = other + 1
             hole = i
-    s.pool[table + np.int64(hole)] = 0
+    kv.arena[table + np.int64(hole)] = 0

@@ -1,46 +1,51 @@
-"""The state of a KV cache: what every array, row and counter of it means.
+"""The arrays of a KV cache: the meaning of every row, column and counter.
 
-P pages of T tokens, S sequence rows, D domains (one per salt in use), all growing by the object:
+P pages of T tokens, S rows for sequences, D domains (one for each salt in use). The object that
+owns the arrays replaces them by longer ones as they fill up:
 
-    page   int32[P, 22]   one row per page, columns below
-    tok    int32[P, T]    tokens of every page in use, filled as far as its sequences are long
-    pool   int32[A]       heap of evictable leaves (kernels/eviction_heap.py), 4 * P; table of the
-                          cached prefixes (kernels/prefix_table.py), C; with path-lrfu, history of
-                          evicted pages (kernels/ghost_entries.py), 16 * BUCKETS; then chunks of
-                          2**class entries: block tables, quota heaps, and pending copies as
-                          (source, destination)
-    hot    int64[S, 8]    one row per sequence, in a cache line of its own: what a decode step needs
-    seq    int64[S, 11]   the same rows, what it does not need; columns of both below
-    ids    int64[H, 2]    sequence id -> row of `hot` and `seq` (primitives/hash_table.py)
-    dom    int64[D, 11]   one row per domain, columns below
-    meta   int64[64]      counters below
+    page      int32[P, 22]  one row a page, columns below
+    tokens    int32[P, T]   the tokens of every page in use, as far as its sequences reach
+    arena     int32[A]      four regions: the heap of evictable leaves (kernels/eviction_heap.py),
+                            4 * P entries; the table of cached prefixes (kernels/prefix_table.py);
+                            with path-lrfu, the ghost entries of evicted pages
+                            (kernels/ghost_entries.py), 16 * GHOST_BUCKETS entries; then chunks of
+                            2**class entries (kernels/arena.py): block tables, heaps of domains with
+                            a quota, and the pending copies as pairs (source, destination)
+    seq_hot   int64[S, 8]   one row a sequence, in one cache line: what a decode step reads
+    seq_cold  int64[S, 11]  the same rows: what it does not read; columns of both below
+    ids       int64[H, 2]   sequence id -> row (primitives/hash_table.py)
+    domain    int64[D, 11]  one row a domain, columns below
+    meta      int64[64]     counters, places below
 
 Kernels that Python calls take the state as a handle (_core/state.py) and unpack it to a KVState.
 
-A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only,
-findable). It is *held* when a sequence or pin refers to it, or a pending copy reads it, or a held
-cached page hangs below it; *evictable* when it is cached and not held; a *leaf* when it is cached
-and no cached page hangs below it.
+A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only, found by
+prefix). It is *held* while a sequence or pin refers to it, a pending copy reads it, or a held
+cached page is its child; *evictable* if cached and not held; a *leaf* if cached and without cached
+children. Two pages are *duplicates* if they have equal tokens after equal prefixes: one of them is
+cached, the *canonical* page; the others are private.
 
 Invariants:
 
-- REF of a page = its occurrences in block tables + pins. MOVE = 1 + the number of the pending copy
-  that fills the page, or -(number of pending copies that read it): a page is the destination of at
-  most one pending copy, and never the source of one.
-- FREE pages have REF = MOVE = 0, and PARENT chains the N_FREE of them from FREE_PAGE on.
-- PRIVATE and CACHED pages count in OWNED of their domain.
-- A cached page's PARENT is a cached page of its domain one less deep, or -2 - domain at depth 0;
-  NCHILD and NHELD count its cached and its held cached children. CHILD and FIRST name any page or
-  none: a guess at which child is asked for next.
-- The heap holds exactly the evictable leaves; N_EVICTABLE (and per domain EVICTABLE) count the
-  evictable pages. Evicting leaves until none is left removes exactly those.
+- REF of a page = its occurrences in block tables + pins. PENDING = 1 + the number of the pending
+  copy that fills the page, or -(number of pending copies that read it): a page is the destination
+  of at most one pending copy, and never the source of one at the same time.
+- FREE pages have REF = PENDING = 0; PARENT links the N_FREE of them into a list from FREE_PAGE on.
+- PRIVATE and CACHED pages are counted in OWNED of their domain.
+- PARENT of a cached page is a cached page of its domain with a DEPTH one less, or -2 - domain at
+  depth 0; N_CHILDREN and N_HELD_CHILDREN count its cached and its held cached children. LAST_CHILD
+  and LAST_ROOT_CHILD are any page or -1: a guess which child a request wants next.
+- The heap holds exactly the evictable leaves; N_EVICTABLE (and EVICTABLE of each domain) count the
+  evictable pages. Evicting leaves until none is left evicts exactly those.
 - The prefix table finds exactly the cached pages; no two have equal tokens and equal parents.
-- LENGTH tokens of a sequence lie in its ceil(LENGTH / T) pages; COMMITTED <= LENGTH; the last page
-  is TAIL. The first NHASH full pages are committed and have a cached twin or are cached themselves,
-  unless that twin was evicted since; CANON is the twin of the last of them, valid while its GEN is
-  CGEN.
-- ROOM is 0 (to be looked at), or the free places of a part-filled TAIL that is private, has one
-  reference, and stands behind NHASH = LENGTH // T pages: an append there concerns nothing else.
+- The LENGTH tokens of a sequence are in its ceil(LENGTH / T) pages, the last of which is TAIL_PAGE;
+  COMMITTED <= LENGTH.
+- The first N_CHAINED full pages of a sequence are committed, and are cached or have a canonical
+  page, which may have been evicted since. CANONICAL is that of the last of them, and valid while
+  its GENERATION is CANONICAL_GENERATION.
+- TAIL_FREE is 0 (to be found out), or the number of tokens that still fit TAIL_PAGE, which is then
+  partly filled, private, with one reference, and the next after N_CHAINED = LENGTH // T pages. An
+  append within TAIL_FREE changes this sequence only.
 """
 
 import numpy as np
@@ -51,79 +56,79 @@ from ..._core.state import ANY, array, state, unpacker
 REF = 0  # sequences and pins that hold the page
 STATE = 1  # FREE, PRIVATE or CACHED
 PARENT = 2  # cached: parent page, or -2 - domain for a first page; free: the next free page
-NCHILD = 3  # cached children
-NHELD = 4  # held cached children
-MOVE = 5  # pending copies that fill (> 0) or read (< 0) the page
+N_CHILDREN = 3  # cached children
+N_HELD_CHILDREN = 4  # held cached children
+PENDING = 5  # pending copies that fill (> 0) or read (< 0) the page
 DOMAIN = 6  # owner, while not free
-GEN = 7  # how often the page stopped being cached
-CHILD = 8  # cached: the child that was found or cached last, -1 = none; may be out of date
-PRIORITY = 9  # cached: highest priority of a request that touched it; a tier above `key`
+GENERATION = 7  # how often the page stopped being cached
+LAST_CHILD = 8  # cached: the child found or cached last, -1 = none; may be out of date
+PRIORITY = 9  # cached: highest priority of the requests that touched it; compared before KEY
 TURN = 10  # cached: turn of the conversation that made it
 USES = 11  # cached: requests that touched it
-DEPTH = 12  # cached: pages above it
-POS = 13  # place in the heap of leaves, -1 = not there
-QPOS = 14  # place in its domain's heap, -1 = not there
+DEPTH = 12  # cached: pages of the prefix before it
+HEAP_POS = 13  # its entry in the heap of leaves, -1 = none
+DOMAIN_HEAP_POS = 14  # its entry in the heap of its domain, -1 = none
 EVENTS = 15  # bits of the policy hooks since a custom policy was last asked; KNOWN for path-lrfu
 HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
-KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the smallest leaf goes first
+KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the lowest is evicted first
 PAGE_COLUMNS = 22
 
 FREE, PRIVATE, CACHED = 0, 1, 2
 
-# Columns of `hot`.
+# Columns of `seq_hot`.
 ID = 0  # -1 = free row
 LENGTH = 1  # tokens; of a free row: the next free row
 COMMITTED = 2  # tokens whose K/V is known to be computed
-TAIL = 3  # last page, -1 = none
-ROOM = 4  # tokens that may be appended with nothing else to do
-STAMP = 5  # last batch call that named the row
-LAST = 6  # of row i, free or not: the row that came i-th in the last decode step; a guess
-BLOCKS = 7  # offset of the block table in `pool`
-HOT_COLUMNS = 8
+TAIL_PAGE = 3  # last page, -1 = none
+TAIL_FREE = 4  # tokens that can be appended without looking at anything else
+LAST_CALL = 5  # number of the last batch call that named the sequence
+STEP_ORDER = 6  # of row i, used or free: the row that came i-th in the last decode step; a guess
+BLOCK_TABLE = 7  # offset of the block table in `arena`
+SEQ_HOT_COLUMNS = 8
 
-# Columns of `seq`.
-NPAGES = 0
-CLASS = 1  # size class of the block table
+# Columns of `seq_cold`.
+N_PAGES = 0
+TABLE_CLASS = 1  # size class of the chunk of the block table
 SEQ_DOMAIN = 2
 SEQ_PRIORITY = 3
-NHASH = 4  # full committed pages that were looked up or entered
-CANON = 5  # cached page equal to the last of them, -1 = none
-CGEN = 6  # its GEN then; -1 = to be looked up anew
-TWINS = 7  # 1 if some of the NHASH pages may be private copies of cached ones
+N_CHAINED = 4  # leading full pages that were cached, or found to have a canonical page
+CANONICAL = 5  # cached page equal to the last of them, -1 = none
+CANONICAL_GENERATION = 6  # its GENERATION then; -1 = to be looked up anew
+HAS_DUPLICATES = 7  # 1 if some of the N_CHAINED pages may be private duplicates of cached ones
 SEQ_TURN = 8
-PAST = 9  # path-lrfu: weight that the deepest page remembered of the prompt once had, 0 = none
-PAST_PAGES = 10  # how many leading pages of the sequence it holds for
-SEQ_COLUMNS = 11
+PRIOR_WEIGHT = 9  # path-lrfu: weight in the ghost entry of the deepest evicted page, 0 = none
+PRIOR_PAGES = 10  # how many leading pages of the sequence start from that weight
+SEQ_COLD_COLUMNS = 11
 
-# Columns of `dom`.
+# Columns of `domain`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
 OWNED = 2  # pages not free
 EVICTABLE = 3
 QUOTA = 4  # most pages it may own, -1 = no limit
-SEQS = 5  # sequences
-HEAP = 6  # offset in `pool` of the heap of its own leaves, -1 = no quota, no heap
+SEQUENCES = 5
+HEAP = 6  # offset in `arena` of the heap of its own leaves, -1 = no quota, no heap
 N_HEAP = 7  # entries there
 HEAP_CLASS = 8  # size class of that chunk
-NEED = 9  # scratch of one batch call: pages wanted
-FIRST = 10  # as CHILD, for its first pages
-DOM_COLUMNS = 11
-DOM_UNSET = [QUOTA, HEAP, FIRST]  # -1 in a new row, the others 0
+NEEDED = 9  # scratch of one batch call: pages wanted
+LAST_ROOT_CHILD = 10  # as LAST_CHILD, for first pages
+DOMAIN_COLUMNS = 11
+DOMAIN_UNSET = [QUOTA, HEAP, LAST_ROOT_CHILD]  # -1 in a new row, the others 0
 
 # Places in `meta`.
 N_FREE = 0
 N_LEAVES = 1
 N_CACHED = 2
 N_EVICTABLE = 3
-N_MOVES = 4
-N_SEQS = 5
-FREE_SEQ = 6  # first free row of a sequence, -1 = none
-POOL_TOP = 7  # chunks end here
-CLOCK = 8  # moves at every attach and detach
+N_PENDING = 4  # pending copies
+N_SEQUENCES = 5
+FREE_SEQUENCE = 6  # first free row for a sequence, -1 = none
+ARENA_TOP = 7  # end of the chunks
+CLOCK = 8  # advances at every attach and detach
 REQUESTS = 9  # attaches
 POLICY = 10
-CALL = 11  # batch calls, for STAMP
-LOOKUPS = 12  # tokens asked for
-HITS = 13  # tokens found
+CALLS = 11  # batch calls, for LAST_CALL
+LOOKUPS = 12  # prompt tokens attached
+HITS = 13  # of them found cached
 EVICTIONS = 14  # pages
 COPIES = 15  # pages copied on write
 SHARES = 16  # pages taken from the cache instead of being filled
@@ -131,13 +136,13 @@ MISSING = 17  # why the last call was refused: see kernels/sequences.py
 HASH_MASK = 18  # and-ed to every hash: 0 in a test makes all of them collide
 SHARING = 19  # 0 = prefix sharing is off
 FREE_PAGE = 20  # first free page, -1 = none
-TABLE = 21  # where the prefix table begins
-TABLE_MASK = 22  # its size - 1
-MOVES = 23  # where the pending copies begin
-MOVES_CLASS = 24  # size class of their chunk
-HISTORY = 25  # where the history of evicted pages begins
-BUCKETS = 26  # how many buckets it has, 0 = none is kept
-CHUNKS = 32  # [CHUNKS + class]: first free chunk of a size class, -1 = none
+PREFIX_TABLE = 21  # offset of the prefix table
+PREFIX_MASK = 22  # its size - 1
+PENDING_COPIES = 23  # offset of the pending copies
+PENDING_CLASS = 24  # size class of their chunk
+GHOSTS = 25  # offset of the ghost entries
+GHOST_BUCKETS = 26  # how many buckets they have, 0 = none are kept
+FREE_CHUNKS = 32  # [FREE_CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 
 
@@ -146,12 +151,12 @@ class KVState:
     """The arrays above."""
 
     page = array(np.int32, ANY, PAGE_COLUMNS)
-    tok = array(np.int32, ANY, ANY)
-    pool = array(np.int32, ANY)
-    hot = array(np.int64, ANY, HOT_COLUMNS)
-    seq = array(np.int64, ANY, SEQ_COLUMNS)
+    tokens = array(np.int32, ANY, ANY)
+    arena = array(np.int32, ANY)
+    seq_hot = array(np.int64, ANY, SEQ_HOT_COLUMNS)
+    seq_cold = array(np.int64, ANY, SEQ_COLD_COLUMNS)
     ids = array(np.int64, ANY, 2)
-    dom = array(np.int64, ANY, DOM_COLUMNS)
+    domain = array(np.int64, ANY, DOMAIN_COLUMNS)
     meta = array(np.int64, META_SIZE)
 
 
