@@ -1,41 +1,55 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
-import re
+import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from ..primitives.status import ABSENT
-from .kernels import tokenize as k
-from .token_batch import TokenBatch, joined, joined_lists, kept_or_dropped, mapped, split_up
+from .analyzer import PATTERN, STOPWORDS, Analyzer, missing_extra, without_surrogates
+from .token_batch import TokenBatch, joined, joined_lists, kept_or_dropped, lists_of, mapped
 from .vocabulary import StringTable, offsets
-from .word_cache import KnownWords
+from .word_cache import WordCache
 
-__all__ = ["STOPWORDS", "TokenBatch", "Tokenizer"]
+__all__ = ["STOPWORDS", "TokenBatch", "Tokenizer", "encode_into"]
 
-# The 33 words of Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET (Apache 2.0), which bm25s calls
-# "english" too. Short on purpose: BM25's idf already makes frequent words weigh little.
-STOPWORDS = {
-    "english": frozenset(
-        [
-            "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is",
-            "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there",
-            "these", "they", "this", "to", "was", "will", "with",
-        ]
-    )
-}  # fmt: skip
+_CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
 
-# Words of two or more word characters, the default of scikit-learn and bm25s as well: single
-# characters are mostly what is left of "it's", "e.g." and formulae, and make the longest lists.
-PATTERN = r"\b\w\w+\b"
 
-# Patterns that take whole runs of word characters, and the shortest run they take: the kernel
-# splits ASCII text exactly as `re` would.
-_RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
-_CHUNK_CHARS = 1 << 20  # a chunk's words stay in the cache
-_KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
+def encode_into(tokenizer: "Tokenizer", text: str, scratch) -> int:
+    """Encode one short text into memory of the caller's. Internal: for the searches of bm25.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    text : str
+    scratch : object
+        With `text`, a memoryview of uint8, at address `text_at`; and `tokens`, an int32 array no
+        shorter than `text`, at address `tokens_at`. No other thread may use them meanwhile.
+
+    Returns
+    -------
+    int
+        How many ids were written to `scratch.tokens`, or ABSENT if it cannot hold all.
+    """
+    analyzer = tokenizer._analyzer
+    n, shortest = len(text), analyzer.shortest
+    if shortest is not None and n <= len(scratch.text) and text.isascii():
+        analyzer.check_complete()
+        scratch.text[:n] = text.encode().translate(analyzer.fold)
+        n_ids = tokenizer._cache.encode_one(scratch.text_at, n, shortest, scratch.tokens_at)
+        if n_ids != ABSENT:
+            return n_ids
+    ids = tokenizer._encode([text]).ids
+    if len(ids) > len(scratch.tokens):
+        return ABSENT
+    scratch.tokens[: len(ids)] = ids
+    return len(ids)
 
 
 class Tokenizer:
@@ -44,8 +58,8 @@ class Tokenizer:
     A tokenizer owns a vocabulary, empty at first. `fit` grows it, and so do `InvertedIndex.add` and
     `LsaEncoder.fit` with the tokenizer they were given; `encode` never does and gives unknown terms
     the id -1. Ids count up as terms are met and never change, so several structures may share one
-    tokenizer. ASCII text with a plain-word pattern takes a compiled path, every other
-    text Python's `re`, with the same result.
+    tokenizer. ASCII text with a plain-word pattern takes a compiled path, every other text Python's
+    `re`, with the same result. Thread-safe.
 
     Parameters
     ----------
@@ -60,6 +74,13 @@ class Tokenizer:
         A regular expression whose matches are the words, with at most one group; or a function from
         text to an iterable of words. Default: runs of two or more word characters.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, an unknown language or a bad pattern.
+    ImportError
+        A Snowball language without PyStemmer.
+
     Examples
     --------
     >>> tokenizer = Tokenizer()
@@ -73,25 +94,34 @@ class Tokenizer:
     4
     """
 
-    def __init__(self, *, lowercase=True, stopwords="english", stemmer=None, pattern=PATTERN):
-        if not isinstance(lowercase, bool):
-            raise TypeError(f"lowercase must be True or False, not {lowercase!r}")
-        self.lowercase = lowercase
-        self.stopwords = _stopwords(stopwords)
+    def __init__(
+        self,
+        *,
+        lowercase: bool = True,
+        stopwords: str | Iterable[str] | None = "english",
+        stemmer: str | Callable[[str], str] | None = None,
+        pattern: str | Callable[[str], Iterable[str]] = PATTERN,
+    ):
+        self._analyzer = Analyzer(lowercase, stopwords, stemmer, pattern)
         self._table = StringTable()
+        self._cache = WordCache()
         self._lock = threading.RLock()  # of writers
         self._is_growing = False
-        self._missing = ()  # callables that a file could not hold
-        self._model = None  # the text of a tokenizer.json
-        self._set_stemmer(stemmer)
-        self._set_pattern(pattern)
+        self._model: str | None = None  # the text of a tokenizer.json
 
     @classmethod
-    def from_file(cls, path) -> "Tokenizer":
+    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Open a Hugging Face ``tokenizer.json``: the ids and counts of the model itself.
 
         The vocabulary is the file's, without special tokens being added to texts; it needs
         ``pip install 'llmds_nb[text]'``.
+
+        Raises
+        ------
+        ValueError
+            The file is no tokenizer.json.
+        ImportError
+            The package tokenizers is not installed.
         """
         with open(path, encoding="utf-8") as file:
             return cls._from_model(file.read())
@@ -101,16 +131,16 @@ class Tokenizer:
         try:
             from tokenizers import Tokenizer as Model
         except ImportError:
-            raise _missing_extra("Tokenizer.from_file", "tokenizers") from None
+            raise missing_extra("Tokenizer.from_file", "tokenizers") from None
         try:
             compiled = Model.from_str(model)
         except Exception as error:  # the package raises a bare Exception
             raise ValueError(f"not a tokenizer.json: {error}") from None
-        tokenizer = cls(
-            lowercase=False,
-            stopwords=None,
-            pattern=lambda text: compiled.encode(_clean(text), add_special_tokens=False).tokens,
-        )
+
+        def tokens(text):
+            return compiled.encode(without_surrogates(text), add_special_tokens=False).tokens
+
+        tokenizer = cls(lowercase=False, stopwords=None, pattern=tokens)
         tokenizer._model = model
         vocabulary = compiled.get_vocab(with_added_tokens=True)
         # A gap in the ids is filled with a string that no token can be, to keep every id in place.
@@ -120,84 +150,46 @@ class Tokenizer:
         tokenizer._table.add(terms)
         return tokenizer
 
-    def _set_stemmer(self, stemmer):
-        self.stemmer = stemmer
-        self._forget()
-        if stemmer is None or callable(stemmer):
-            self._stem = stemmer and (lambda words: [stemmer(word) for word in words])
-            return
-        if not isinstance(stemmer, str):
-            raise TypeError(f"stemmer must be a language, a callable or None, not {stemmer!r}")
-        try:
-            import Stemmer
-        except ImportError:
-            raise _missing_extra(f"stemmer={stemmer!r}", "PyStemmer") from None
-        validation.choice(stemmer, "stemmer", Stemmer.algorithms())
-        # Every call brings distinct words, so the stemmer's own cache would only cost time.
-        compiled = Stemmer.Stemmer(stemmer, 0)
-        lock = threading.Lock()  # one Stemmer serves one thread at a time
+    @property
+    def lowercase(self) -> bool:
+        """Whether texts are lower-cased."""
+        return self._analyzer.lowercase
 
-        def stem(words):
-            with lock:
-                try:
-                    return compiled.stemWords(words)
-                except (
-                    UnicodeEncodeError
-                ):  # a lone surrogate, which a pattern of one's own may keep
-                    return [
-                        w if _clean(w) != w else stemmed
-                        for w, stemmed in zip(
-                            words, compiled.stemWords([_clean(w) for w in words]), strict=True
-                        )
-                    ]
+    @property
+    def stopwords(self) -> frozenset[str]:
+        """The words that are left out."""
+        return self._analyzer.stopwords
 
-        self._stem = stem
+    @property
+    def stemmer(self) -> str | Callable[[str], str] | None:
+        """The stemmer's language or function."""
+        return self._analyzer.stemmer
 
-    def _forget(self):
-        """Look every word up anew, since the vocabulary or what becomes of words has changed."""
-        self._known = KnownWords()
+    @property
+    def pattern(self) -> str | Callable[[str], Iterable[str]]:
+        """The regular expression or function that gives the words."""
+        return self._analyzer.pattern
 
-    def _look_up(self, words):
-        return self._table.find(self._terms_of(words))
+    def supply(
+        self,
+        *,
+        stemmer: Callable[[str], str] | None = None,
+        pattern: Callable[[str], Iterable[str]] | None = None,
+    ) -> None:
+        """Set the callables that a file could not hold, after loading what used them.
 
-    def _set_pattern(self, pattern):
-        self.pattern = pattern
-        self._shortest = None
-        if callable(pattern):
-            self._split = pattern
-            return
-        if not isinstance(pattern, str):
-            raise TypeError(f"pattern must be a regular expression or callable, not {pattern!r}")
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
-        if compiled.groups > 1:
-            raise ValueError(f"pattern may have at most one group, not {compiled.groups}")
-        self._split = compiled.findall
-        self._shortest = _RUNS.get(pattern)
-        self._fold = bytes(
-            ord(chr(b).lower() if self.lowercase else chr(b))
-            if b < 128 and (chr(b).isalnum() or b == ord("_"))
-            else 0
-            for b in range(256)
-        )
-
-    def supply(self, *, stemmer=None, pattern=None) -> None:
-        """Give back the callables that a file could not hold, after loading what used them."""
-        for name, function in (("stemmer", stemmer), ("pattern", pattern)):
-            if function is None:
-                continue
-            if name not in self._missing:
-                raise ValueError(f"this tokenizer lacks no {name}")
-            if not callable(function):
-                raise TypeError(f"{name} must be callable, not {function!r}")
-            getattr(self, f"_set_{name}")(function)
-            self._missing = tuple(m for m in self._missing if m != name)
+        Raises
+        ------
+        ValueError
+            The tokenizer has one already.
+        """
+        # The cache is empty, since nothing is encoded while a callable is missing.
+        self._analyzer.supply("stemmer", stemmer)
+        self._analyzer.supply("pattern", pattern)
 
     @property
     def terms(self) -> list[str]:
-        """Every term of the vocabulary; the position is its id. A new list."""
+        """Every term of the vocabulary, at the position that is its id. A new list."""
         return self._table.texts(range(len(self._table)))
 
     @property
@@ -205,21 +197,29 @@ class Tokenizer:
         """Bytes of the vocabulary's arrays."""
         return self._table.nbytes
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._table)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self._model is not None:
             return f"Tokenizer({len(self):,} terms, from a tokenizer.json)"
         return f"Tokenizer({len(self):,} terms, stemmer={self.stemmer!r})"
 
-    def __contains__(self, term):
-        return isinstance(term, str) and self._table.find([term])[0] != ABSENT
+    def __contains__(self, term: object) -> bool:
+        return isinstance(term, str) and bool(self._table.find([term])[0] != ABSENT)
 
-    def fit(self, texts) -> "Tokenizer":
+    def fit(self, texts: str | Iterable[str]) -> "Tokenizer":
         """Add every term of `texts` to the vocabulary, or none if it fails; return self.
 
-        `texts` is a str or any iterable of str, of which about a million characters are held.
+        Parameters
+        ----------
+        texts : str or iterable of str
+            One text counts as a list of one. About a million characters are held at a time.
+
+        Raises
+        ------
+        TypeError
+            A text is no str.
         """
         stream, _ = validation.text_stream(texts)
         with self._growing():
@@ -227,8 +227,8 @@ class Tokenizer:
                 pass
         return self
 
-    def encode(self, texts) -> TokenBatch:
-        """Ids of the terms of each text, stop words left out, unknown terms -1.
+    def encode(self, texts: str | Iterable[str]) -> TokenBatch:
+        """Return the ids of the terms of each text, stop words left out, unknown terms -1.
 
         Parameters
         ----------
@@ -238,29 +238,45 @@ class Tokenizer:
         Returns
         -------
         TokenBatch
-            ids int32[n_tokens] and indptr int64[n + 1]. Time grows with the characters.
+            ids int32[n_tokens] and indptr int64[n + 1]. O(characters).
+
+        Raises
+        ------
+        TypeError
+            A text is no str.
+        ValueError
+            The tokenizer was loaded and lacks a callable, see `supply`.
         """
         return self._encode(validation.texts(texts))
 
+    @overload
+    def count_tokens(self, text: str) -> int: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def count_tokens(self, text: Iterable[str]) -> npt.NDArray[np.int64]: ...
+
     def count_tokens(self, text):
-        """Tokens that `encode` would return: an int for one text, int64[n] for a list of texts."""
+        """Return how many ids `encode` gives: an int for one text, int64[n] for a list of texts."""
         texts = validation.texts(text, "text")
         parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]
         counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
+
+    # What follows, down to `_find_term`, is also for the structures that own a tokenizer.
 
     def _encode(self, texts, grow=False) -> TokenBatch:
         """`encode` of a checked list; with `grow`, unknown terms are added (all or none)."""
         if grow:
             with self._growing():
                 return joined(list(self._grown(texts)))
-        return self._encode_known(texts)
+        return self._encode_cached(texts)
 
     @contextmanager
-    def _growing(self):
-        """Let the vocabulary grow: what failed has added nothing. Other writers wait.
+    def _growing(self) -> Iterator[None]:
+        """Let the vocabulary grow: a block that fails has added nothing. Other writers wait.
 
-        Texts may come from code of the caller's, which could write here itself: it is refused.
+        Within the block texts may come from the caller's own code: if that writes to this
+        tokenizer, it is refused.
         """
         with self._lock:
             if self._is_growing:
@@ -273,147 +289,74 @@ class Tokenizer:
                 self._table.truncate(before)
                 raise
             finally:
-                self._forget()
+                self._cache = WordCache()  # another one, since readers may be using the old one
                 self._is_growing = False
 
-    def _grown(self, texts):
-        """Yield the tokens of some texts at a time, unknown terms being added: in `_growing`."""
+    def _grown(self, texts) -> Iterator[TokenBatch]:
+        """Yield the tokens of some texts at a time, adding unknown terms; within `_growing`."""
         for chunk in self._chunks(texts):
             yield mapped(*chunk, self._table.add)
 
-    def _encode_known(self, texts) -> TokenBatch:
-        """`_encode` by the words that are known: in one kernel call where the texts are plain."""
-        self._check_whole()
-        together = texts[0] if len(texts) == 1 else "".join(texts)
-        if len(together) > _CHUNK_CHARS:
-            return joined([mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
-        known = self._known  # replaced, not emptied, when the vocabulary changes
-        if self._shortest is None:
-            return joined_lists([known.find(self._words(t), self._look_up) for t in texts])
-        if together.isascii():
-            return self._encode_plain(known, together, texts)
-        plain = [text for text in texts if text.isascii()]
-        parts = split_up(self._encode_plain(known, "".join(plain), plain))
-        found = [
-            next(parts) if text.isascii() else known.find(self._words(text), self._look_up)
-            for text in texts
-        ]
-        return joined_lists(found)
-
-    def _encode_plain(self, known, together, texts) -> TokenBatch:
-        data = np.frombuffer(bytearray(together, "ascii").translate(self._fold), np.uint8)
-        text_ptr = offsets(list(map(len, texts)))
-        return TokenBatch(*known.encode(data, text_ptr, self._shortest, self._look_up))
-
-    def _encode_short(self, text, scratch) -> int:
-        """Write the ids of one text to scratch.tokens; return how many, or -1 if that cannot hold
-        them."""
-        n = len(text)
-        if self._shortest is not None and n <= len(scratch.text) and text.isascii():
-            self._check_whole()
-            scratch.text[:n] = text.encode().translate(self._fold)
-            n = self._known.encode_one(n, scratch.text_at, scratch.tokens_at, self._shortest)
-            if n >= 0:
-                return n
-        ids = self._encode([text]).ids
-        if len(ids) > len(scratch.tokens):
-            return -1
-        scratch.tokens[: len(ids)] = ids
-        return len(ids)
-
-    def _check_whole(self):
-        if self._missing:
-            raise ValueError(
-                f"this tokenizer was saved with a callable {' and '.join(self._missing)}; "
-                "give it back with supply()"
-            )
-
-    def _chunks(self, texts):
-        """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
-        self._check_whole()
-        some, size = [], 0
-        for text in texts:
-            some.append(text)
-            size += len(text)
-            if size + len(some) >= _CHUNK_CHARS:  # empty texts take room as well
-                yield self._chunk(some, size)
-                some, size = [], 0
-        if some:
-            yield self._chunk(some, size)
-
-    def _chunk(self, texts, size):
-        numbers, word_ptr, words = self._number(texts, size)
-        return numbers, word_ptr, self._terms_of(words)
-
-    def _number(self, texts, size):
-        """Number the words of some texts: (numbers int32[w], word_ptr int64[n + 1], words)."""
-        if self._shortest is None or size < _KERNEL_CHARS:
-            return self._number_slowly(texts)
-        plain = [text for text in texts if text.isascii()]
-        if not plain:
-            return self._number_slowly(texts)
-        folded = bytearray("".join(plain).encode()).translate(self._fold)
-        ptr = offsets([len(text) for text in plain])
-        data = np.frombuffer(folded, np.uint8)
-        numbers, word_ptr, starts, stops = k.words_number(data, ptr, self._shortest)
-        words = [
-            folded[start:stop].decode()
-            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-        ]
-        if len(plain) == len(texts):
-            return numbers, word_ptr, words
-        # Some texts went the other way: put both streams together in the order of the texts.
-        other, other_ptr, other_words = self._number_slowly([t for t in texts if not t.isascii()])
-        is_plain = np.array([text.isascii() for text in texts])
-        counts = np.empty(len(texts), np.int64)
-        counts[is_plain] = np.diff(word_ptr)
-        counts[~is_plain] = np.diff(other_ptr)
-        from_plain = np.repeat(is_plain, counts)
-        merged = np.empty(len(from_plain), np.int32)
-        merged[from_plain] = numbers
-        merged[~from_plain] = other + len(words)
-        return merged, offsets(counts), words + other_words
-
-    def _number_slowly(self, texts):
-        seen: dict[str, int] = {}
-        numbers, counts = [], []
-        for text in texts:
-            before = len(numbers)
-            numbers += [seen.setdefault(word, len(seen)) for word in self._words(text)]
-            counts.append(len(numbers) - before)
-        return np.array(numbers, np.int32), offsets(counts), list(seen)
-
-    def _words(self, text) -> list[str]:
-        words = self._split(text.lower() if self.lowercase else text)
-        if callable(self.pattern):
-            words = list(words)
-            _check_strings(words, "pattern")
-        return words
-
-    def _terms_of(self, words) -> list[str]:
-        """The term of each word: stemmed, "" for those left out."""
-        if self.stopwords:
-            stop = self.stopwords
-            words = ["" if word in stop else word for word in words]
-        if self._stem is not None:
-            stems = iter(self._stem([word for word in words if word]))
-            words = [next(stems) if word else "" for word in words]
-            if callable(self.stemmer):
-                _check_strings(words, "stemmer")
-        return words
+    _encode_short = encode_into
 
     def _find_term(self, term) -> int:
-        """Id of a term as it stands in the vocabulary, or of the one term a word becomes; or -1."""
+        """The id of `term`, as it is or as the one term that it is analyzed to; or ABSENT."""
         if not isinstance(term, str):
             raise TypeError(f"term must be a str, not {type(term).__name__}")
         id_ = int(self._table.find([term])[0])
-        if id_ == ABSENT and not self._missing:
+        if id_ == ABSENT and not self._analyzer.missing:
             ids = self._encode([term]).ids
             id_ = int(ids[0]) if len(ids) == 1 else ABSENT
         return id_
 
+    def _encode_cached(self, texts) -> TokenBatch:
+        """`_encode` by the word cache: in one kernel call where all texts are ASCII."""
+        analyzer = self._analyzer
+        analyzer.check_complete()
+        together = texts[0] if len(texts) == 1 else "".join(texts)
+        if len(together) > _CHUNK_CHARS:
+            return joined([mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
+        cache = self._cache  # the same for all texts, whatever is added meanwhile
+        if analyzer.shortest is None:
+            return joined_lists([cache.find(analyzer.words(t), self._look_up) for t in texts])
+        if together.isascii():
+            return self._encode_ascii(cache, together, texts)
+        plain = [text for text in texts if text.isascii()]
+        by_kernel = lists_of(self._encode_ascii(cache, "".join(plain), plain))
+        ids = [
+            next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), self._look_up)
+            for t in texts
+        ]
+        return joined_lists(ids)
+
+    def _encode_ascii(self, cache, together, texts) -> TokenBatch:
+        data = np.frombuffer(self._analyzer.folded(together), np.uint8)
+        text_ptr = offsets(list(map(len, texts)))
+        return TokenBatch(*cache.encode(data, text_ptr, self._analyzer.shortest, self._look_up))
+
+    def _look_up(self, words):
+        return self._table.find(self._analyzer.terms(words))
+
+    def _chunks(self, texts) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
+        """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
+        self._analyzer.check_complete()
+        chunk: list[str] = []
+        size = 0
+        for text in texts:
+            chunk.append(text)
+            size += len(text)
+            if size + len(chunk) >= _CHUNK_CHARS:  # empty texts take memory as well
+                yield self._chunk(chunk)
+                chunk, size = [], 0
+        if chunk:
+            yield self._chunk(chunk)
+
+    def _chunk(self, texts):
+        numbers, word_ptr, words = self._analyzer.word_stream(texts)
+        return numbers, word_ptr, self._analyzer.terms(words)
+
     def _state(self):
-        callables = [] if self._model else [n for n in ("stemmer", "pattern") if self._callable(n)]
+        callables = [] if self._model else self._analyzer.callables()
         header = {
             "lowercase": self.lowercase,
             "stopwords": sorted(self.stopwords),
@@ -426,9 +369,6 @@ class Tokenizer:
             arrays["model"] = np.frombuffer(self._model.encode(), np.uint8)
         return arrays, header
 
-    def _callable(self, name):
-        return name in self._missing or callable(getattr(self, name))
-
     @classmethod
     def _from_state(cls, arrays, header):
         if "model" in arrays:
@@ -439,7 +379,7 @@ class Tokenizer:
             stemmer=header["stemmer"],
             pattern=PATTERN if header["pattern"] is None else header["pattern"],
         )
-        tokenizer._missing = tuple(header["callables"])
+        tokenizer._analyzer.missing = tuple(header["callables"])
         tokenizer._table = StringTable.from_arrays(arrays)
         return tokenizer
 
@@ -448,31 +388,8 @@ class Tokenizer:
         self._table.check()
 
     @staticmethod
-    def _warmup():
+    def _warmup() -> None:
         texts = ["warm up the kernels " * 60, "warm \u00fcp"]
         tokenizer = Tokenizer().fit(texts)
         tokenizer.encode(texts)
         StringTable.from_arrays(tokenizer._table.arrays())
-
-
-def _clean(text) -> str:
-    """The text with lone surrogates, which UTF-8 cannot hold, replaced."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _check_strings(values, name):
-    for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must give str, not {type(value).__name__}")
-
-
-def _stopwords(value) -> frozenset:
-    if value is None:
-        return frozenset()
-    if isinstance(value, str):
-        return STOPWORDS[validation.choice(value, "stopwords", tuple(STOPWORDS))]
-    return frozenset(validation.texts(value, "stopwords"))
-
-
-def _missing_extra(what, package):
-    return ImportError(f"{what} needs {package}: pip install 'llmds_nb[text]'")

@@ -1,129 +1,151 @@
 """StringTable: distinct strings numbered in order of arrival, the store of a vocabulary."""
 
 import threading
+from collections.abc import Iterable
 from itertools import accumulate
 
 import numpy as np
 
 from .._core import validation
+from .._core.state import Handle
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .kernels import tokenize as k
 
-DROPPED = -2  # the number of the empty string, which stands for a word that is no term
+_FIRST_STRINGS, _FIRST_BYTES = 32, 256
 
 
 class StringTable:
     """Distinct strings numbered in order of arrival; the arrays of `kernels.tokenize`.
 
-    Strings are kept as UTF-8, a lone surrogate as its three bytes. `blob` and `ptr` may be read
-    without the lock for strings known before: what is there never changes.
+    Strings are kept as UTF-8, a lone surrogate as its three bytes. Thread-safe.
     """
 
     def __init__(self):
-        self.blob = np.zeros(256, np.uint8)
-        self.ptr = np.zeros(33, np.int64)
-        self._lookup = (np.zeros(32, np.uint64), np.full(64, ABSENT, np.int32))  # hashes, slots
+        self._handle = Handle(_empty_state())
         self._n = 0
         self._lock = threading.Lock()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._n
 
     @property
-    def nbytes(self):
-        return sum(a.nbytes for a in (self.blob, self.ptr, *self._lookup))
+    def state(self):
+        """The StringTableState: it changes in place, or is replaced when the table grows."""
+        return self._handle.state
 
-    def first(self, n) -> tuple[np.ndarray, np.ndarray]:
-        """(blob, ptr) of the first n strings, which no writer will take back: they never change."""
-        return self.blob, self.ptr[: n + 1]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.state)
 
-    def lookup(self) -> tuple:
-        """(blob, ptr, hashes, slots), for a kernel that looks strings up while none are added."""
-        return self.blob, self.ptr, *self._lookup
+    def first(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (blob, ptr) of the first n strings, which must never be truncated.
 
-    def find(self, strings) -> np.ndarray:
-        """int32[len(strings)]: the number of each, ABSENT if unknown, DROPPED for ""."""
+        They never change then, so readers need no lock.
+        """
+        state = self.state
+        return state.blob, state.ptr[: n + 1]
+
+    def find(self, strings: list[str]) -> np.ndarray:
+        """Return the number of each string, int32[n]: ABSENT if unknown, DROPPED for ""."""
         data, data_ptr = _packed(strings)
         out = np.empty(len(strings), np.int32)
         with self._lock:
-            k.strings_find_many(self.blob, self.ptr, *self._lookup, data, data_ptr, out)
+            k.strings_find_many(self._handle.address, data, data_ptr, out)
         if "" in strings:
-            out[np.diff(data_ptr) == 0] = DROPPED
+            out[np.diff(data_ptr) == 0] = k.DROPPED
         return out
 
-    def add(self, strings) -> np.ndarray:
-        """Like `find`, but unknown strings are added."""
+    def add(self, strings: Iterable[str]) -> np.ndarray:
+        """Add the unknown strings, and return the number of each as `find` does."""
         strings = list(strings)
-        out = np.full(len(strings), DROPPED, np.int32)
+        out = np.full(len(strings), k.DROPPED, np.int32)
         places = [place for place, string in enumerate(strings) if string]
         data, data_ptr = _packed([strings[place] for place in places])
         found = np.empty(len(places), np.int32)
         with self._lock:
-            self._make_room(len(places), int(data_ptr[-1]))
-            self._n = k.strings_add_many(
-                self.blob, self.ptr, self._n, *self._lookup, data, data_ptr, found
-            )
+            self._reserve(len(places), int(data_ptr[-1]))
+            self._n = k.strings_add_many(self._handle.address, self._n, data, data_ptr, found)
         out[places] = found
         return out
 
-    def _make_room(self, n_strings, n_bytes):
-        n, used = self._n, int(self.ptr[self._n])
+    def reserve(self, n_strings: int, n_bytes: int) -> None:
+        """Grow now, so that `add` of so many strings and bytes replaces no array."""
+        with self._lock:
+            self._reserve(n_strings, n_bytes)
+
+    def _reserve(self, n_strings, n_bytes):
+        n, (blob, ptr, hashes, slots) = self._n, self.state
+        used = int(ptr[n])
         if n + n_strings > validation.INT32_MAX:
             raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
-        if used + n_bytes > len(self.blob):
-            self.blob = _enlarged(self.blob, used, used + n_bytes)
-        if n + n_strings >= len(self.ptr):
-            self.ptr = _enlarged(self.ptr, n + 1, n + 1 + n_strings)
-            hashes, _ = self._lookup
-            hashes = _enlarged(hashes, n, len(self.ptr) - 1)
-            self._lookup = (hashes, self._slots(hashes, n))
+        if used + n_bytes > len(blob):
+            blob = _enlarged(blob, used, used + n_bytes)
+            self._handle.replace(k.StringTableState(blob, ptr, hashes, slots))
+        if n + n_strings >= len(ptr):
+            ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
+            self._handle.replace(_indexed(blob, ptr, n, len(ptr) - 1))
 
-    def _slots(self, hashes, n):
-        slots = np.full(1 << (2 * len(hashes) - 1).bit_length(), ABSENT, np.int32)
-        k.strings_rebuild(self.blob, self.ptr, n, hashes, slots)
-        return slots
-
-    def truncate(self, n) -> None:
-        """Forget every string from number n on."""
+    def truncate(self, n: int) -> None:
+        """Remove every string from number n on. O(bytes of the others)."""
         with self._lock:
-            hashes, _ = self._lookup
+            blob, ptr, hashes, _ = self.state
             self._n = n
-            self._lookup = (hashes, self._slots(hashes, n))
+            self._handle.replace(_indexed(blob, ptr, n, len(hashes)))
 
-    def texts(self, numbers) -> list[str]:
-        blob, ptr = self.blob, self.ptr
+    def texts(self, numbers: Iterable[int]) -> list[str]:
+        """Return the strings of these numbers."""
+        blob, ptr, _, _ = self.state
         return [
             blob[ptr[i] : ptr[i + 1]].tobytes().decode("utf-8", "surrogatepass") for i in numbers
         ]
 
-    def arrays(self) -> dict:
-        """Copies to store; the hash table is rebuilt on opening."""
-        n = self._n
-        return {"blob": self.blob[: self.ptr[n]], "ptr": self.ptr[: n + 1]}
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays to store in a file; the hash table is rebuilt on opening."""
+        blob, ptr = self.first(self._n)
+        return {"blob": blob[: ptr[-1]], "ptr": ptr}
 
     @classmethod
-    def from_arrays(cls, arrays):
-        table = cls()
-        table.blob, table.ptr = arrays["blob"], arrays["ptr"]
-        if table.blob.dtype != np.uint8 or table.ptr.dtype != np.int64:
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "StringTable":
+        """Open what `arrays` gave; CorruptFileError or ValueError for what it cannot have given."""
+        blob, ptr = arrays["blob"], arrays["ptr"]
+        if blob.dtype != np.uint8 or ptr.dtype != np.int64:
             raise CorruptFileError("the vocabulary has arrays of the wrong kind")
-        validation.indptr(table.ptr, len(table.blob))
-        table._n = len(table.ptr) - 1
-        hashes = np.empty(table._n, np.uint64)
-        table._lookup = (hashes, table._slots(hashes, table._n))
+        validation.indptr(ptr, len(blob))
+        table = cls()
+        table._n = len(ptr) - 1
+        table._handle.replace(_indexed(blob, ptr, table._n, table._n))
         return table
 
-    def check(self):
-        n = self._n
-        _, slots = self._lookup
-        assert self.ptr[0] == 0
-        assert (np.diff(self.ptr[: n + 1]) > 0).all(), "an empty string has a number"
+    def check(self) -> None:
+        """Assert the invariants of `kernels.tokenize`. O(bytes)."""
+        n, (_, ptr, _, slots) = self._n, self.state
+        assert ptr[0] == 0
+        assert (np.diff(ptr[: n + 1]) > 0).all(), "an empty string has a number"
         assert 2 * n <= len(slots) and len(slots) & (len(slots) - 1) == 0
         assert sorted(slots[slots != ABSENT].tolist()) == list(range(n))
         strings = self.texts(range(n))
-        assert len(set(strings)) == n, "a string stands twice"
+        assert len(set(strings)) == n, "a string occurs twice"
         assert (self.find(strings) == np.arange(n)).all(), "a string is not found"
+
+
+def _empty_state():
+    blob, ptr = np.zeros(_FIRST_BYTES, np.uint8), np.zeros(_FIRST_STRINGS + 1, np.int64)
+    hashes, slots = np.zeros(_FIRST_STRINGS, np.uint64), _empty_slots(_FIRST_STRINGS)
+    return k.StringTableState(blob, ptr, hashes, slots)
+
+
+def _empty_slots(capacity) -> np.ndarray:
+    return np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
+
+
+def _indexed(blob, ptr, n, capacity):
+    """The state of n strings that grows beyond `capacity` of them, its hash table built anew."""
+    hashes = np.empty(capacity, np.uint64)
+    state = k.StringTableState(blob, ptr, hashes, _empty_slots(capacity))
+    k.strings_rebuild(Handle(state).address, n)
+    return state
 
 
 def _packed(strings):
@@ -137,9 +159,9 @@ def _packed(strings):
     return np.frombuffer(bytearray(blob), np.uint8), offsets(lengths)
 
 
-def offsets(counts) -> np.ndarray:
+def offsets(counts: list[int] | np.ndarray) -> np.ndarray:
     """CSR offsets int64[n + 1] of n counts."""
-    if isinstance(counts, list):  # shorter than a cumulative sum for the few words of a query
+    if isinstance(counts, list):  # faster than a cumulative sum for the few words of a query
         return np.array([0, *accumulate(counts)], np.int64)
     result = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=result[1:])

@@ -1,59 +1,60 @@
-"""KnownWords: what the words of texts become, remembered so that a query is one kernel call."""
+"""WordCache: the term id of each word met so far, so that encoding a text is one kernel call."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
-from .._core.arrays import address_of
 from .._core.jit import EntryPoints
+from .._core.state import Handle
 from .kernels import tokenize as k
-from .vocabulary import DROPPED, StringTable
+from .vocabulary import StringTable
 
-_MOST = 1 << 16  # words that are remembered
-_SOME = 64  # words that a query may bring and that are looked up at once
+_MAX_WORDS = 1 << 16
+_MISSING = 64  # unknown words of a batch that are collected in one pass
+
+_entries = EntryPoints(encode_one=k.words_encode_one)
 
 
-_entries = EntryPoints(find_one=k.words_find_one)
+class WordCache:
+    """The term id of each word that was looked up in one vocabulary.
 
-
-class KnownWords:
-    """The term id of each word that was looked up, ABSENT or DROPPED; of one vocabulary.
-
-    `look_up` gives int32 ids for a list of words. As it says when a word is first met, so it stays:
-    whoever changes the vocabulary begins anew.
+    `look_up` gives int32 ids for a list of words: ABSENT for an unknown term, DROPPED for a word
+    that is no term. Its answer for a word is kept: after a change of the vocabulary a new cache is
+    needed.
     """
 
     def __init__(self):
         self._by_word = {}
-        self._words = StringTable()
-        self._ids = np.empty(0, np.int32)
-        self._state = (), np.empty(0, np.int64)  # arrays, and where they are
+        self._table = StringTable()
+        self._handle = Handle(_state(self._table, _no_ids()))
         self._lock = threading.Lock()
 
-    def find(self, words, look_up) -> list[int]:
-        """The ids of words, those left out left out."""
+    def find(self, words: list[str], look_up: Callable) -> list[int]:
+        """Return the ids of words that Python has split, without those that are dropped."""
         known = self._by_word
         try:
             ids = [known[word] for word in words]
         except KeyError:
             new = list({word: None for word in words if word not in known})
-            fresh = dict(zip(new, look_up(new).tolist(), strict=True))
-            ids = [fresh[word] if word in fresh else known[word] for word in words]
-            if len(known) < _MOST:
-                known.update(fresh)
-        return [id_ for id_ in ids if id_ != DROPPED]
+            found = dict(zip(new, look_up(new).tolist(), strict=True))
+            ids = [found[word] if word in found else known[word] for word in words]
+            if len(known) < _MAX_WORDS:
+                known.update(found)
+        return [id_ for id_ in ids if id_ != k.DROPPED]
 
-    def encode(self, data, text_ptr, shortest, look_up) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, indptr) of texts as `kernels.tokenize` takes them. O(bytes)."""
+    def encode(
+        self, data: np.ndarray, text_ptr: np.ndarray, shortest: int, look_up: Callable
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, indptr) of texts in the form that `kernels.tokenize` takes. O(bytes)."""
         out = np.empty(data.size // shortest, np.int32)
         out_ptr = np.empty(text_ptr.size, np.int64)
-        missing = np.empty((_SOME, 2), np.int64)
+        missing = np.empty((_MISSING, 2), np.int64)
         while True:
             with self._lock:
-                n_missing = k.words_find(
-                    data, text_ptr, shortest, *self._words.lookup(), self._ids, DROPPED, out,
-                    out_ptr, missing,
-                )  # fmt: skip
+                n_missing = k.words_encode(
+                    self._handle.address, data, text_ptr, shortest, out, out_ptr, missing
+                )
             if n_missing == 0:
                 return out[: out_ptr[-1]], out_ptr
             if n_missing > len(missing):
@@ -62,28 +63,35 @@ class KnownWords:
             spans = missing[:n_missing].tolist()
             self._learn(list({bytes(data[start:stop]): None for start, stop in spans}), look_up)
 
-    def encode_one(self, n, text, tokens, shortest) -> int:
-        """Write the ids of the n <= TEXT bytes at address `text` to `tokens`; return how many, or
-        -1 if a word was never looked up. While this runs, no other thread adds words.
+    def encode_one(self, text: int, n: int, shortest: int, tokens: int) -> int:
+        """Write the ids of the n bytes at address `text` as int32 to address `tokens`.
+
+        Return how many, at most n / shortest; or ABSENT if a word was never looked up. Takes no
+        lock: the kernel keeps the GIL, and `_learn` keeps what it reads consistent.
         """
-        arrays, known = self._state
-        if not arrays:
-            return -1
-        return _entries.find_one(known, text, n, tokens, DROPPED, shortest)
+        return _entries.encode_one(self._handle.address, text, n, shortest, tokens)
 
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]
         ids = look_up(words)
         with self._lock:
-            if len(self._words) > _MOST:
-                self._words, self._ids = StringTable(), np.empty(0, np.int32)
-            numbers = self._words.add(words)
-            blob, ptr, hashes, slots = self._words.lookup()
-            if len(self._ids) < len(hashes):
-                ids_of = np.full(len(hashes), k.UNSET, np.int32)
-                ids_of[: len(self._ids)] = self._ids
-                self._ids = ids_of
-            self._ids[numbers] = ids
-            arrays = blob, ptr, hashes, slots, self._ids
-            sizes = len(blob), len(hashes), len(slots)
-            self._state = arrays, np.array([*map(address_of, arrays), *sizes])
+            if len(self._table) > _MAX_WORDS:
+                self._table, known = StringTable(), _no_ids()
+            else:
+                known = self._handle.state.term_ids
+            # First the arrays of the cache are replaced, all at once, by some that suffice; only
+            # then words are added in place. A word without an id is UNSET.
+            self._table.reserve(len(words), sum(map(len, new)))
+            capacity = len(self._table.state.hashes)
+            if len(known) < capacity:
+                known = np.concatenate([known, np.full(capacity - len(known), k.UNSET, np.int32)])
+            self._handle.replace(_state(self._table, known))
+            known[self._table.add(words)] = ids
+
+
+def _no_ids() -> np.ndarray:
+    return np.empty(0, np.int32)
+
+
+def _state(table, term_ids):
+    return k.WordCacheState(table.state, term_ids)

@@ -69,7 +69,7 @@ def test_many_chunks_and_a_growing_table(monkeypatch):
 
 @pytest.mark.parametrize("most", [1 << 16, 50])
 def test_words_that_are_remembered(most, monkeypatch):
-    monkeypatch.setattr("llmds_nb.text.word_cache._MOST", most)
+    monkeypatch.setattr("llmds_nb.text.word_cache._MAX_WORDS", most)
     asked = []
 
     def stem(word):

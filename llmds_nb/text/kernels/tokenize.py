@@ -1,33 +1,66 @@
-"""Words of ASCII text, and the table of distinct strings that numbers them.
+"""Splitting ASCII text into words, and the hash table of strings that numbers words and terms.
 
-State of a string table, which a vocabulary keeps:
+State of a string table, S strings at most (StringTableState):
 
     blob    uint8[B]      the strings end to end
     ptr     int64[S + 1]  string i is blob[ptr[i]:ptr[i + 1]]; ptr[0] = 0
     hashes  uint64[S]     its hash_bytes
     slots   int32[C]      open addressing from hash to i, ABSENT where empty; C a power of two
 
-The first n strings are in use; ids are given in the order of arrival and never change. Invariants:
-the strings are distinct; every slot between a string's home `hashes[i] & (C - 1)` and the slot it
-stands in (cyclically) is taken; 2 * n <= C. The owner makes room before it adds.
+The first n strings are in use; they are numbered in the order of arrival, and a number never
+changes. Invariants: the strings are distinct and none is empty; every slot between a string's home
+`hashes[i] & (C - 1)` and the slot that holds i (cyclically) is taken; 2 * n <= C. The owner grows
+the arrays before it adds.
+
+State of a word cache (WordCacheState), which remembers what became of words:
+
+    words     a string table of the words met so far
+    term_ids  int32[S]    the term id of each, ABSENT for an unknown term, DROPPED for a word that
+                          is no term (a stop word, say), UNSET while it is looked up
 
 Text to split is `data uint8[n]` in which every byte that belongs to no word is 0; text i is
 data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
+
+Kernels that Python calls take either state as a handle (_core/state.py).
 """
 
 import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
+from ..._core.state import ANY, array, state, unpacker
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
-UNSET = -3  # the id of a word that is just being added
+DROPPED = -2
+UNSET = -3
 _SEED = np.uint64(0)
 _FIRST_SLOTS = 1 << 12
 
 
-@kernel(noinline=True)
+@state
+class StringTableState:
+    """Strings, and a hash table that finds them; see the module docstring."""
+
+    blob = array(np.uint8, ANY)
+    ptr = array(np.int64, ANY)
+    hashes = array(np.uint64, ANY)
+    slots = array(np.int32, ANY)
+
+
+@state
+class WordCacheState:
+    """Words and their term ids; see the module docstring."""
+
+    words = StringTableState
+    term_ids = array(np.int32, ANY)
+
+
+_strings_at = unpacker(StringTableState)
+_word_cache_at = unpacker(WordCacheState)
+
+
+@kernel(noinline=True, borrow=True)
 def _same_bytes(a, start_a, b, start_b, n):
     left, right = a[start_a : start_a + n], b[start_b : start_b + n]
     for i in range(n):
@@ -36,7 +69,7 @@ def _same_bytes(a, start_a, b, start_b, n):
     return True
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def _slots_fill(hashes, n, slots):
     """Enter the strings 0..n-1 into empty slots. O(n) expected."""
     mask = np.uint64(slots.size - 1)
@@ -47,56 +80,59 @@ def _slots_fill(hashes, n, slots):
         slots[slot] = i
 
 
-@kernel
-def strings_rebuild(blob, ptr, n, hashes, slots):
+@kernel(borrow=True)
+def strings_rebuild(handle, n):
     """Hash the first n strings and fill `slots`, all ABSENT before. O(n + bytes)."""
+    s = _strings_at(handle)
     for i in range(n):
-        hashes[i] = hash_bytes(blob, ptr[i], ptr[i + 1], _SEED)
-    _slots_fill(hashes, n, slots)
+        s.hashes[i] = hash_bytes(s.blob, s.ptr[i], s.ptr[i + 1], _SEED)
+    _slots_fill(s.hashes, n, s.slots)
 
 
-@kernel(noinline=True)
-def _strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_):
-    """The slot where data[start:stop] stands, or the empty slot where its search ends."""
-    mask = np.uint64(slots.size - 1)
+@kernel(noinline=True, borrow=True)
+def _strings_slot(s, data, start, stop, hash_):
+    """The slot that holds the string data[start:stop], or the empty slot where its search ends."""
+    mask = np.uint64(s.slots.size - 1)
     slot = hash_ & mask
-    while slots[slot] != ABSENT:
-        i = slots[slot]
+    while s.slots[slot] != ABSENT:
+        i = s.slots[slot]
         if (
-            hashes[i] == hash_
-            and ptr[i + 1] - ptr[i] == stop - start
-            and _same_bytes(blob, ptr[i], data, start, stop - start)
+            s.hashes[i] == hash_
+            and s.ptr[i + 1] - s.ptr[i] == stop - start
+            and _same_bytes(s.blob, s.ptr[i], data, start, stop - start)
         ):
             break
         slot = (slot + np.uint64(1)) & mask
     return slot
 
 
-@kernel
-def strings_find_many(blob, ptr, hashes, slots, data, data_ptr, out):
+@kernel(borrow=True)
+def strings_find_many(handle, data, data_ptr, out):
     """out[j] = the number of string j of `data`, or ABSENT. O(bytes) expected."""
+    s = _strings_at(handle)
     for j in range(out.size):
         start, stop = data_ptr[j], data_ptr[j + 1]
         hash_ = hash_bytes(data, start, stop, _SEED)
-        out[j] = slots[_strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_)]
+        out[j] = s.slots[_strings_slot(s, data, start, stop, hash_)]
 
 
-@kernel
-def strings_add_many(blob, ptr, n, hashes, slots, data, data_ptr, out):
+@kernel(borrow=True)
+def strings_add_many(handle, n, data, data_ptr, out):
     """out[j] = the number of string j of `data`, new ones added; return the new n. O(bytes)."""
+    s = _strings_at(handle)
     for j in range(out.size):
         start, stop = data_ptr[j], data_ptr[j + 1]
         hash_ = hash_bytes(data, start, stop, _SEED)
-        slot = _strings_slot(blob, ptr, hashes, slots, data, start, stop, hash_)
-        if slots[slot] == ABSENT:
-            begin = ptr[n]
+        slot = _strings_slot(s, data, start, stop, hash_)
+        if s.slots[slot] == ABSENT:
+            begin = s.ptr[n]
             for i in range(stop - start):
-                blob[begin + i] = data[start + i]
-            ptr[n + 1] = begin + stop - start
-            hashes[n] = hash_
-            slots[slot] = n
+                s.blob[begin + i] = data[start + i]
+            s.ptr[n + 1] = begin + stop - start
+            s.hashes[n] = hash_
+            s.slots[slot] = n
             n += 1
-        out[j] = slots[slot]
+        out[j] = s.slots[slot]
     return n
 
 
@@ -107,7 +143,7 @@ def _grown_slots(hashes, n, size):
     return slots
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _word_at(data, position, end):
     """(start, stop) of the first word in data[position:end], (end, end) if none. O(bytes)."""
     while position < end and data[position] == 0:
@@ -123,8 +159,8 @@ def words_number(data, text_ptr, shortest):
     """Number the distinct words of each text, words shorter than `shortest` left out.
 
     Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them,
-    starts int64[d] and stops int64[d], the place in `data` of each number's first appearance).
-    O(bytes) expected; all memory is the caller's from then on.
+    starts int64[d] and stops int64[d], the place in `data` where each number first occurs). The
+    caller owns all four. O(bytes) expected.
     """
     n_texts = text_ptr.size - 1
     most = data.size // shortest + 1
@@ -170,64 +206,61 @@ def words_number(data, text_ptr, shortest):
     return numbers[:n_words].copy(), word_ptr, starts[:n].copy(), stops[:n].copy()
 
 
-@kernel
-def words_find(
-    data, text_ptr, shortest, blob, ptr, hashes, slots, ids_of, dropped, out, out_ptr, missing
-):  # fmt: skip
-    """The ids of the words of each text, by a table of words and ids_of int32[>= S] its strings.
+@kernel(internal=True, borrow=True)
+def _text_encode(cache, data, start, stop, shortest, out, n, missing, n_missing):
+    """`words_encode` of the text data[start:stop], ids from out[n] on: the new (n, n_missing)."""
+    position = start
+    while position < stop:
+        begin, position = _word_at(data, position, stop)
+        if position - begin < shortest:
+            continue
+        hash_ = hash_bytes(data, begin, position, _SEED)
+        word = cache.words.slots[_strings_slot(cache.words, data, begin, position, hash_)]
+        if word == ABSENT or cache.term_ids[word] == UNSET:
+            if n_missing < missing.shape[0]:
+                missing[n_missing, 0], missing[n_missing, 1] = begin, position
+            n_missing += 1
+        elif cache.term_ids[word] != DROPPED:
+            out[n] = cache.term_ids[word]
+            n += 1
+    return n, n_missing
 
-    out int32[bytes / shortest] and out_ptr int64[n_texts + 1] are filled, words whose id is
-    `dropped` left out. Return how many words are not in the table, or UNSET; of so many as missing
-    int64[m, 2] has room for it takes where in `data` they start and stop. O(bytes) expected.
+
+@kernel(borrow=True)
+def words_encode(handle, data, text_ptr, shortest, out, out_ptr, missing):
+    """The term ids of the words of each text, by a word cache.
+
+    out int32[bytes / shortest] and out_ptr int64[n_texts + 1] are filled, dropped words left out.
+    Return how many words are not in the cache; missing int64[m, 2] takes where in `data` the first
+    m of them start and stop. O(bytes) expected.
     """
+    cache = _word_cache_at(handle)
     n, n_missing = 0, 0
     out_ptr[0] = 0
     for text in range(text_ptr.size - 1):
-        position, end = text_ptr[text], text_ptr[text + 1]
-        while position < end:
-            start, position = _word_at(data, position, end)
-            if position - start < shortest:
-                continue
-            hash_ = hash_bytes(data, start, position, _SEED)
-            slot = _strings_slot(blob, ptr, hashes, slots, data, start, position, hash_)
-            word = slots[slot]
-            if word == ABSENT or ids_of[word] == UNSET:
-                if n_missing < missing.shape[0]:
-                    missing[n_missing, 0], missing[n_missing, 1] = start, position
-                n_missing += 1
-            elif ids_of[word] != dropped:
-                out[n] = ids_of[word]
-                n += 1
+        n, n_missing = _text_encode(
+            cache, data, text_ptr[text], text_ptr[text + 1], shortest, out, n, missing, n_missing
+        )
         out_ptr[text + 1] = n
     return n_missing
 
 
-@kernel
-def words_find_one(known, text, n, tokens, dropped, shortest):
-    """`words_find` of the one text in the n bytes at address `text`, into int32 at `tokens`.
+@kernel(borrow=True)
+def words_encode_one(handle, text, n, shortest, tokens):
+    """`words_encode` of the one text in the n bytes at address `text`, into int32 at `tokens`.
 
-    known int64[8]: the addresses of blob, ptr, hashes, slots and ids_of, and the sizes of the
-    first, the third and the fourth. Return how many tokens, or -1 if a word is not known.
+    Return how many ids, at most n / shortest, or ABSENT if a word is not in the cache.
     """
-    size, n_strings, n_slots = known[5], known[6], known[7]
-    out_ptr, missing = np.zeros(2, np.int64), np.empty((0, 2), np.int64)
-    text_ptr = np.zeros(2, np.int64)
-    text_ptr[1] = n
-    n_missing = words_find(
-        array_at(text, n, np.uint8), text_ptr, shortest,
-        array_at(known[0], size, np.uint8),
-        array_at(known[1], n_strings + 1, np.int64),
-        array_at(known[2], n_strings, np.uint64),
-        array_at(known[3], n_slots, np.int32),
-        array_at(known[4], n_strings, np.int32), dropped,
-        array_at(tokens, n // shortest, np.int32), out_ptr, missing,
-    )  # fmt: skip
-    return out_ptr[1] if n_missing == 0 else -1
+    cache = _word_cache_at(handle)
+    data, out = array_at(text, n, np.uint8), array_at(tokens, n // shortest, np.int32)
+    none = array_at(0, (0, 2), np.int64)
+    n_ids, n_missing = _text_encode(cache, data, 0, n, shortest, out, 0, none, 0)
+    return n_ids if n_missing == 0 else ABSENT
 
 
 @kernel(nogil=True)
-def tokens_map(numbers, word_ptr, ids_of, dropped, out, out_ptr):
-    """Turn word numbers into the ids of their terms, leaving out those whose id is `dropped`.
+def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
+    """Replace word numbers by the ids of their terms, leaving out those whose id is DROPPED.
 
     out int32[w] takes ids_of[numbers], out_ptr int64[n + 1] the offsets per text; return how many
     were written. O(w).
@@ -237,14 +270,14 @@ def tokens_map(numbers, word_ptr, ids_of, dropped, out, out_ptr):
     for text in range(word_ptr.size - 1):
         for w in range(word_ptr[text], word_ptr[text + 1]):
             id_ = ids_of[numbers[w]]
-            if id_ != dropped:
+            if id_ != DROPPED:
                 out[n] = id_
                 n += 1
         out_ptr[text + 1] = n
     return n
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _text_key(blob, ptr, i):
     """The first eight bytes of a string as a number that sorts like them; a 0 where it ends."""
     start = ptr[i]
@@ -255,7 +288,7 @@ def _text_key(blob, ptr, i):
     return key
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def _text_less(blob, ptr, a, b):
     """Whether string a comes before string b in byte order, which is code point order."""
     start_a, start_b = ptr[a], ptr[b]
@@ -271,7 +304,7 @@ def _text_less(blob, ptr, a, b):
 def _text_sort(blob, ptr, ids, n):
     """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3).
 
-    Their first bytes tell most of them apart; only where those are equal the strings are compared.
+    Most differ in the first eight bytes; whole strings are compared only where those are equal.
     """
     keys = np.empty(n, np.uint64)
     for i in range(n):
@@ -297,8 +330,9 @@ def _text_sort(blob, ptr, ids, n):
 def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
     """The distinct known terms of each query in ascending order of their text, and their counts.
 
-    ids int32[n] per query_ptr, of which those that are no number of the table are left out; terms
-    int32[n] and counts int32[n] are filled per term_ptr int64[q + 1]. O(n^1.3) comparisons.
+    Query i has ids[query_ptr[i]:query_ptr[i + 1]], int32; ids that are no string of the table are
+    left out. terms int32[n] and counts int32[n] are filled, with offsets term_ptr int64[q + 1].
+    Returns the number of terms. O(n^1.3) comparisons.
     """
     end = 0
     term_ptr[0] = 0

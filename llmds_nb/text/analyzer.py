@@ -1,0 +1,254 @@
+"""Analyzer: texts to words and words to terms, by case, pattern, stop words and stemmer."""
+
+import re
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._core import validation
+from .kernels import tokenize as k
+from .vocabulary import offsets
+
+# The 33 words of Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET (Apache 2.0), which bm25s calls
+# "english" too. Short on purpose: BM25's idf already makes frequent words weigh little.
+STOPWORDS = {
+    "english": frozenset(
+        [
+            "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is",
+            "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there",
+            "these", "they", "this", "to", "was", "will", "with",
+        ]
+    )
+}  # fmt: skip
+
+# Words of two or more word characters, the default of scikit-learn and bm25s as well: single
+# characters are mostly what is left of "it's", "e.g." and formulae, and make the longest lists.
+PATTERN = r"\b\w\w+\b"
+
+# Patterns that match whole runs of word characters, and the shortest run they match: ASCII text is
+# split by a kernel, exactly as `re` would.
+_RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
+_KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
+
+
+class WordStream(NamedTuple):
+    """The words of n texts, each distinct word with a number."""
+
+    numbers: np.ndarray  # int32[w], the number of each word in order
+    word_ptr: np.ndarray  # int64[n + 1], offsets of the texts in `numbers`
+    words: list[str]  # the word of each number
+
+
+class Analyzer:
+    """What a Tokenizer does to a text before terms become ids; see there for the parameters.
+
+    Attributes
+    ----------
+    shortest : int or None
+        Where the pattern matches whole runs of word characters, the shortest run it matches.
+    fold : bytes
+        In that case, for each byte of ASCII text what the kernels take: the lower-cased character,
+        or 0 for one that belongs to no word.
+    missing : tuple of str
+        Which of "stemmer" and "pattern" are callables that a file could not hold.
+    """
+
+    fold: bytes
+    shortest: int | None
+    stemmer: str | Callable[[str], str] | None
+    pattern: str | Callable[[str], Iterable[str]]
+    _stem: Callable[[list[str]], list[str]] | None
+    _split: Callable[[str], Iterable[str]]
+
+    def __init__(
+        self,
+        lowercase: bool,
+        stopwords: str | Iterable[str] | None,
+        stemmer: str | Callable[[str], str] | None,
+        pattern: str | Callable[[str], Iterable[str]],
+    ):
+        if not isinstance(lowercase, bool):
+            raise TypeError(f"lowercase must be True or False, not {lowercase!r}")
+        self.lowercase = lowercase
+        self.stopwords = _stopwords(stopwords)
+        self.missing: tuple[str, ...] = ()
+        self.set_stemmer(stemmer)
+        self.set_pattern(pattern)
+
+    def set_stemmer(self, stemmer: str | Callable[[str], str] | None) -> None:
+        """Stem by a Snowball language or a function, or not at all."""
+        self.stemmer = stemmer
+        if stemmer is None:
+            self._stem = None
+        elif callable(stemmer):
+            self._stem = lambda words: [stemmer(word) for word in words]
+        elif isinstance(stemmer, str):
+            self._stem = _snowball(stemmer)
+        else:
+            raise TypeError(f"stemmer must be a language, a callable or None, not {stemmer!r}")
+
+    def set_pattern(self, pattern: str | Callable[[str], Iterable[str]]) -> None:
+        """Split by a regular expression or a function."""
+        self.pattern = pattern
+        self.shortest = None
+        if callable(pattern):
+            self._split = pattern
+            return
+        if not isinstance(pattern, str):
+            raise TypeError(f"pattern must be a regular expression or callable, not {pattern!r}")
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        if compiled.groups > 1:
+            raise ValueError(f"pattern may have at most one group, not {compiled.groups}")
+        self._split = compiled.findall
+        self.shortest = _RUNS.get(pattern)
+        self.fold = bytes(
+            ord(chr(b).lower() if self.lowercase else chr(b))
+            if b < 128 and (chr(b).isalnum() or b == ord("_"))
+            else 0
+            for b in range(256)
+        )
+
+    def supply(self, name: str, function: Callable | None) -> None:
+        """Set a callable, "stemmer" or "pattern", that a file could not hold."""
+        if function is None:
+            return
+        if name not in self.missing:
+            raise ValueError(f"this tokenizer lacks no {name}")
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, not {function!r}")
+        if name == "stemmer":
+            self.set_stemmer(function)
+        else:
+            self.set_pattern(function)
+        self.missing = tuple(other for other in self.missing if other != name)
+
+    def callables(self) -> list[str]:
+        """Return which of "stemmer" and "pattern" a file cannot hold."""
+        settings = {"stemmer": self.stemmer, "pattern": self.pattern}
+        return [n for n, value in settings.items() if n in self.missing or callable(value)]
+
+    def check_complete(self) -> None:
+        """Raise ValueError while a callable is missing."""
+        if self.missing:
+            raise ValueError(
+                f"this tokenizer was saved with a callable {' and '.join(self.missing)}; "
+                "give it back with supply()"
+            )
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text, by `re` or the caller's function."""
+        words: Any = self._split(text.lower() if self.lowercase else text)
+        if callable(self.pattern):
+            words = list(words)
+            _check_strings(words, "pattern")
+        return words
+
+    def folded(self, text: str) -> bytearray:
+        """Return ASCII text in the form that the kernels split."""
+        return bytearray(text, "ascii").translate(self.fold)
+
+    def terms(self, words: list[str]) -> list[str]:
+        """Return the term of each word: stemmed, "" for those left out."""
+        if self.stopwords:
+            stop = self.stopwords
+            words = ["" if word in stop else word for word in words]
+        if self._stem is not None:
+            stems = iter(self._stem([word for word in words if word]))
+            words = [next(stems) if word else "" for word in words]
+            if callable(self.stemmer):
+                _check_strings(words, "stemmer")
+        return words
+
+    def word_stream(self, texts: list[str]) -> WordStream:
+        """Split some texts and number their distinct words."""
+        n_chars = sum(map(len, texts))
+        plain = []
+        if self.shortest is not None and n_chars >= _KERNEL_CHARS:
+            plain = [text for text in texts if text.isascii()]
+        if not plain:
+            return self._words_by_python(texts)
+        found = self._words_by_kernel(plain)
+        if len(plain) == len(texts):
+            return found
+        # The other texts are split by Python: merge both streams in the order of the texts.
+        others = self._words_by_python([text for text in texts if not text.isascii()])
+        is_plain = np.array([text.isascii() for text in texts])
+        counts = np.empty(len(texts), np.int64)
+        counts[is_plain] = np.diff(found.word_ptr)
+        counts[~is_plain] = np.diff(others.word_ptr)
+        from_plain = np.repeat(is_plain, counts)
+        merged = np.empty(len(from_plain), np.int32)
+        merged[from_plain] = found.numbers
+        merged[~from_plain] = others.numbers + len(found.words)
+        return WordStream(merged, offsets(counts), found.words + others.words)
+
+    def _words_by_kernel(self, texts):
+        folded = self.folded("".join(texts))
+        data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
+        numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest)
+        words = [
+            folded[start:stop].decode()
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+        ]
+        return WordStream(numbers, word_ptr, words)
+
+    def _words_by_python(self, texts):
+        seen = {}
+        numbers, counts = [], []
+        for text in texts:
+            before = len(numbers)
+            numbers += [seen.setdefault(word, len(seen)) for word in self.words(text)]
+            counts.append(len(numbers) - before)
+        return WordStream(np.array(numbers, np.int32), offsets(counts), list(seen))
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def missing_extra(what: str, package: str) -> ImportError:
+    """Return the error for an optional dependency that is not installed."""
+    return ImportError(f"{what} needs {package}: pip install 'llmds_nb[text]'")
+
+
+def _snowball(language):
+    """A function that stems a list of words by PyStemmer."""
+    try:
+        import Stemmer
+    except ImportError:
+        raise missing_extra(f"stemmer={language!r}", "PyStemmer") from None
+    validation.choice(language, "stemmer", Stemmer.algorithms())
+    # Without the stemmer's own cache: every call has distinct words, so it would only cost time.
+    compiled = Stemmer.Stemmer(language, 0)
+    lock = threading.Lock()  # a Stemmer serves one thread at a time
+
+    def stem(words):
+        with lock:
+            try:
+                return compiled.stemWords(words)
+            except UnicodeEncodeError:  # a lone surrogate, which a caller's pattern may keep
+                clean = [without_surrogates(word) for word in words]
+                stemmed = compiled.stemWords(clean)
+                return [w if w != c else s for w, c, s in zip(words, clean, stemmed, strict=True)]
+
+    return stem
+
+
+def _check_strings(values, name):
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must give str, not {type(value).__name__}")
+
+
+def _stopwords(value) -> frozenset[str]:
+    if value is None:
+        return frozenset()
+    if isinstance(value, str):
+        return STOPWORDS[validation.choice(value, "stopwords", tuple(STOPWORDS))]
+    return frozenset(validation.texts(value, "stopwords"))
