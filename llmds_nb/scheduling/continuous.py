@@ -5,26 +5,26 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
-from ..errors import CapacityError
 from ..kv.cache import KVCache
 from ..kv.salts import check_salt
-from ..primitives.hash_table import table_find, table_find_many
 from ..primitives.status import ABSENT, INVALID, PRESENT
-from .kernels import continuous as k, queue_state, request_queue as waiting
-from .request_queue import Percentiles, WaitingRequests, check_queue, request_terms
+from .batcher_state import BatcherState
+from .kernels import continuous as k, queue_state as s
+from .request_queue import Clock, Percentiles, Policy, RequestQueue, request_terms
 
-_NONE = np.zeros(0, np.int64)
-_NOT_ONE = np.zeros(0, np.bool_)
+_NO_IDS = np.zeros(0, np.int64)
+_NO_MASK = np.zeros(0, np.bool_)
 
 
 class StepPlan(NamedTuple):
     """What the engine computes in one step; false when there is nothing to do.
 
     Sequence i computes its tokens ``starts[i] .. starts[i] + n_tokens[i]``, whose K/V belongs in
-    the next ``n_tokens[i]`` entries of `slots`. Its last token is the last that it has exactly when
-    a token is to be sampled for it.
+    the next ``n_tokens[i]`` entries of `slots`. A token is to be sampled for it exactly when these
+    include the last token that it has.
     """
 
     seq_ids: np.ndarray  # int64[n], in the order of admission
@@ -58,7 +58,7 @@ class ContinuousStats(NamedTuple):
     latency_ms: Percentiles  # from submit to the end
 
 
-class ContinuousBatcher(WaitingRequests):
+class ContinuousBatcher:
     """Forms each step of an engine: which sequence computes which tokens, and where.
 
     The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
@@ -75,24 +75,24 @@ class ContinuousBatcher(WaitingRequests):
         prefill; then waiting ones are admitted. A long prompt is computed in chunks.
     policy : str or callable
         Order of admission: "fcfs", "shortest" (prompt), "slo" (earliest deadline of the first
-        token), "aging" (``ms_per_token * prompt tokens + aging * arrival_ms``) or "fair" (the
-        tenant that was given the fewest tokens, prompt and generated), or a function of your own
-        of the prompt's tokens; see `Scheduler`. The first
-        in that order is never overtaken because it is large.
+        token), "aging" (``ms_per_token * prompt tokens + aging * arrival_ms``), "fair" (the tenant
+        that was served the fewest tokens, prompt and generated) or a function of your own, which
+        gets the number of prompt tokens; see `Scheduler`. No request is admitted before the first
+        in that order because it is smaller.
     ms_per_token, aging, default_slo_ms, clock
         As for `Scheduler`; a deadline is that of the first token.
 
     Notes
     -----
     *Reservation.* A request is admitted when the pages of its whole prompt are free or evictable,
-    and beyond them one page for each running request. They are taken at once. Pages for generated
-    tokens are taken one by one, so that requests that end early never hold more than they use.
+    and one more page for each running request. The pages of the prompt are taken at once, those for
+    generated tokens one by one, so that requests that end early never hold more than they use.
 
-    *Preemption.* When these run out, a request is preempted: it loses its pages, waits at its old
-    place and is computed again, except for what is still cached. The victim is never the running
-    request of highest priority that came first, so that one always ends, then the next: there is no
-    livelock. Of the others it is one of lowest priority, and among those the one with the most
-    tokens still to compute and generate.
+    *Preemption by recomputation.* When no page is left for a generated token, a request is
+    preempted: it loses its pages, waits at its old place and is computed again, except for what is
+    still cached. The victim is never the running request of highest priority that came first, so
+    that this one ends, then the next: there is no livelock. Of the others it is one of lowest
+    priority, and among those the one with the most tokens still to compute and generate.
 
     Priority is a strict tier above the policy, for admission and for preemption. Thread-safe by one
     lock per object; a call that raises has changed nothing. Iteration-level scheduling: Yu et al.,
@@ -119,16 +119,16 @@ class ContinuousBatcher(WaitingRequests):
 
     def __init__(
         self,
-        cache,
+        cache: KVCache,
         *,
-        max_running=256,
-        max_step_tokens=2048,
-        policy="aging",
-        ms_per_token=0.02,
-        aging=0.02,
-        default_slo_ms=1000.0,
-        clock=time.monotonic_ns,
-    ):
+        max_running: int = 256,
+        max_step_tokens: int = 2048,
+        policy: Policy = "aging",
+        ms_per_token: float = 0.02,
+        aging: float = 0.02,
+        default_slo_ms: float = 1000.0,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         if not isinstance(cache, KVCache):
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
         self.cache = cache
@@ -136,19 +136,25 @@ class ContinuousBatcher(WaitingRequests):
         self.max_step_tokens = validation.integer(
             max_step_tokens, "max_step_tokens", low=1, high=2**26
         )
-        super().__init__(
-            policy, ms_per_token, aging, default_slo_ms, clock, n_meta=k.N_META, width=k.ROW_WIDTH
+        self._queue = RequestQueue(
+            policy, ms_per_token, aging, default_slo_ms, clock, width=k.ROW_WIDTH
         )
-        self._running = np.zeros(self.max_running, np.int64)
-        most = min(self.max_step_tokens, cache.n_pages * cache.page_size * self.max_running)
-        self._slots = np.empty(most, np.int64)  # of the step being planned
-        self._tokens = {}  # id -> tokens int32[n] of each waiting request
-        self._salts = {}  # id -> salt of each live request
-        self._planned = _NONE  # ids of the step that is not advanced yet
-        self._preempted = []  # ids since the last plan
+        self.policy = self._queue.policy
+        self._lock, self._cache_lock = self._queue.lock, cache._cache_state.lock
+        self._batcher_state = BatcherState(
+            cache, self._queue, self.max_running, self.max_step_tokens
+        )
+        self._handle = self._batcher_state.handle
 
     def submit(
-        self, prompt_tokens, *, max_new_tokens, salt=0, slo_ms=None, priority=0, tenant=0
+        self,
+        prompt_tokens: npt.ArrayLike,
+        *,
+        max_new_tokens: int,
+        salt: int | bytes | str = 0,
+        slo_ms: float | None = None,
+        priority: int = 0,
+        tenant: int = 0,
     ) -> int:
         """Let a request wait and return its id, which is its sequence's id. O(tokens + log n).
 
@@ -157,7 +163,7 @@ class ContinuousBatcher(WaitingRequests):
         prompt_tokens : int32[n]
             At least one; kept without a copy until the request is admitted.
         max_new_tokens : int
-            It ends when so many tokens were sampled, >= 1.
+            The request ends when this many tokens were sampled, >= 1.
         salt : int, bytes or str
             Prefixes are shared only within a salt.
         slo_ms : float, optional
@@ -176,7 +182,7 @@ class ContinuousBatcher(WaitingRequests):
         if not tokens.size:
             raise ValueError("prompt_tokens must hold at least one token")
         new = validation.integer(max_new_tokens, "max_new_tokens", low=1, high=validation.INT32_MAX)
-        terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
+        terms = request_terms(slo_ms, self._queue.default_slo_ns, priority, tenant)
         if type(salt) is not int:  # the usual kind
             check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
@@ -186,16 +192,7 @@ class ContinuousBatcher(WaitingRequests):
                 f"{self.cache.page_size}; the cache has {self.cache.n_pages}"
             )
         with self._lock:
-            id_ = self._enter(k.step_submit, tokens.size, *terms, new)
-            self._tokens[id_] = tokens
-            self._salts[id_] = salt
-        return id_
-
-    def _make_room(self, m, n_tenants):
-        running = self._running[: self.n_running]
-        ids = self._queue.request[running, queue_state.ID]
-        super()._make_room(m, n_tenants)
-        table_find_many(self._queue.table, ids, running)  # the slots may be others now
+            return self._batcher_state.submit(tokens, salt, new, *terms)
 
     def step(self) -> StepPlan:
         """Plan the next step and reserve its pages. O(running + admitted tokens).
@@ -208,68 +205,29 @@ class ContinuousBatcher(WaitingRequests):
             Nothing runs, and the first waiting request does not fit, because pages are pinned,
             held by other sequences, or beyond its tenant's quota.
         """
-        with self._lock, self.cache._cache_state.lock:
-            meta, request, _, _, _ = self._queue
-            n, end = k.step_form(
-                meta, request, *self._cached(), self.max_step_tokens, *self._plan()
-            )
-            if n == INVALID:
-                raise RuntimeError("advance() the last step before the next one")
-            if n < 0:  # requests wait, and there is budget for them
-                self._admit(end)
-                n, end = k.step_plan(meta, request, *self._cached(), *self._plan())
-            return self._planned_step(n, end)
+        state = self._batcher_state
+        with self._lock, self._cache_lock:
+            n, end = state.form()
+            preempted = _NO_IDS
+            if state.preempted:
+                preempted = np.array(state.preempted, np.int64)
+                state.preempted.clear()
+            arrays = state.arrays
+            ids, starts, n_tokens = arrays.plan[:, :n].copy()
+            is_prefill, slots = arrays.is_prefill[:n].copy(), arrays.slots[:end].copy()
+        return StepPlan(ids, starts, n_tokens, is_prefill, preempted, slots)
 
-    def _admit(self, budget):
-        """Let waiting requests run while budget and pages last."""
-        now = validation.now_ns(self._clock)
-        meta, request, line, _, tenants = self._queue
-        while budget > 0 and self.n_waiting and self.n_running < self.max_running:
-            slot = waiting.waiting_first(meta, request, line, tenants)
-            id_ = int(request[slot, queue_state.ID])
-            lacking = self._lacking(id_)
-            if lacking and not self.n_running:
-                raise CapacityError(
-                    f"request {id_} lacks {lacking} pages and nothing runs that could free any"
-                )
-            if lacking:
-                break
-            hits = self.cache.attach(id_, self._tokens.pop(id_), salt=self._salts[id_])
-            budget = k.step_admit(
-                meta, request, line, tenants, self._running, now, slot, hits, budget
-            )
-
-    def _lacking(self, id_) -> int:
-        state = self.cache._cache_state
-        domain = state.domains.get(self._salts[id_], ABSENT)
-        return k.pages_missing(state.handle.address, domain, self._tokens[id_], self.n_running)
-
-    def _cached(self):
-        """What a step's kernels read of the cache, beside the running requests."""
-        state = self.cache._cache_state.arrays
-        return self._running, state.ids, state.hot, state.pool, self.cache.page_size
-
-    def _plan(self):
-        """Room for a plan; a step may admit as many as may run."""
-        self._out = np.empty((3, self.max_running), np.int64), np.empty(self.max_running, np.bool_)
-        return *self._out, self._slots
-
-    def _planned_step(self, n, end) -> StepPlan:
-        plan, is_prefill = self._out
-        self._planned = plan[0, :n]
-        preempted = _NONE
-        if self._preempted:
-            preempted, self._preempted = np.array(self._preempted, np.int64), []
-        slots = self._slots[:end].copy()
-        return StepPlan(
-            plan[0, :n].copy(), plan[1, :n], plan[2, :n], is_prefill[:n], preempted, slots
-        )
-
-    def advance(self, seq_ids, sampled_tokens, *, finished=None) -> np.ndarray:
+    def advance(
+        self,
+        seq_ids: npt.ArrayLike,
+        sampled_tokens: npt.ArrayLike,
+        *,
+        finished: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.int64]:
         """Take over what the engine computed. O(n), and O(running) for each preemption.
 
         Every sequence of the step commits its tokens. One whose last token was computed gets the
-        sampled token appended, and ends instead if that is its last: `finished` says so, or it has
+        sampled token appended, unless it ends: because of `finished`, or because it has
         `max_new_tokens`. Where no page is left for a token, a request is preempted.
 
         Parameters
@@ -277,7 +235,7 @@ class ContinuousBatcher(WaitingRequests):
         seq_ids : int64[n]
             The sequences of the plan, in any order; those cancelled since may be left out.
         sampled_tokens : int32[n]
-            Ignored for a sequence that is still in prefill; -1 by custom.
+            Ignored for a sequence that is still in prefill; by convention -1 there.
         finished : bool[n], optional
             Sequences that end here, after an end-of-text token for instance.
 
@@ -289,34 +247,28 @@ class ContinuousBatcher(WaitingRequests):
         Raises
         ------
         ValueError
-            The sequences are not those of the plan, or a token lacks.
+            The sequences are not those of the plan, or a token is missing.
         """
         ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
         sampled = validation.for_kernel(sampled_tokens, "sampled_tokens", validation.INT32, low=-1)
         validation.same_length("sampled_tokens", sampled, "seq_ids", ids)
-        finished = _mask(finished, ids.size)
-        growing, tokens = np.empty(ids.size, np.int64), np.empty(ids.size, np.int32)
-        committed, done = np.empty((ids.size, 2), np.int64), np.empty(ids.size, np.int64)
-        with self._lock, self.cache._cache_state.lock:
-            meta, request, _, table, tenants = self._queue
-            self._accept(ids, sampled)
-            now = validation.now_ns(self._clock)
-            n_growing, n_committed, n_done = k.step_advance(
-                meta, request, table, tenants, now, ids, sampled, finished,
-                growing, tokens, committed, done,
-            )  # fmt: skip
-            self._planned = _NONE
-            for id_, n_tokens in committed[:n_committed].tolist():
+        mask = _mask(finished, ids.size)
+        state, handle = self._batcher_state, self._handle.address
+        with self._lock, self._cache_lock:
+            self._check_answer(ids, sampled)
+            now = self._queue.now()
+            n_growing, n_committed, n_done = k.step_advance(handle, now, ids, sampled, mask)
+            arrays = state.arrays
+            for id_, n_tokens in arrays.committed[:n_committed].tolist():
                 self.cache.commit(id_, n_tokens)
-            done = done[:n_done].copy()
-            self._end(done)
-            self._append(growing[:n_growing], tokens[:n_growing])
+            done = arrays.done[:n_done].copy()
+            state.end(done)
+            state.append(n_growing)
         return done
 
-    def _accept(self, ids, sampled):
+    def _check_answer(self, ids, sampled):
         """Refuse what is not the answer to the present plan."""
-        queue, planned = self._queue, self._planned
-        status, j = k.step_check(queue.request, queue.table, planned, ids, sampled)
+        status, j = k.step_check(self._handle.address, ids, sampled)
         if status == ABSENT and (ids == ids[j]).sum() > 1:
             raise ValueError(f"seq_ids must be distinct, but {ids[j]} stands twice")
         if status == ABSENT:
@@ -326,38 +278,7 @@ class ContinuousBatcher(WaitingRequests):
         if status == PRESENT:
             raise ValueError(f"sequence {j} of the present step is not in seq_ids")
 
-    def _append(self, ids, tokens):
-        """Append one token to each sequence, preempting where pages lack."""
-        while ids.size:
-            try:
-                self.cache.append_many(ids, tokens)
-                return
-            except CapacityError:
-                victim = k.step_victim(self._queue.meta, self._queue.request, self._running)
-            own = ids == victim
-            self._preempt(victim, tokens[own])
-            ids, tokens = ids[~own], tokens[~own]
-
-    def _preempt(self, id_, appended):
-        """Take a running request's pages; `appended` is what it was about to append."""
-        row = self._queue.request[table_find(self._queue.table, id_)]
-        self.cache.commit(id_, int(row[k.COMPUTED]))
-        self._tokens[id_] = np.concatenate([self.cache.tokens(id_), appended])
-        self.cache.detach(id_)
-        k.step_preempt(*self._queue, self._running, id_)
-        self._preempted.append(id_)
-
-    def _end(self, ids):
-        """Forget requests and what the cache holds for them."""
-        if ids.size:
-            running = [id_ for id_ in ids.tolist() if id_ not in self._tokens]
-            self.cache.detach(running)
-            k.step_end(*self._queue, self._running, ids)
-            for id_ in ids.tolist():
-                self._tokens.pop(id_, None)
-                del self._salts[id_]
-
-    def cancel(self, seq_ids) -> None:
+    def cancel(self, seq_ids: npt.ArrayLike) -> None:
         """End requests, int or int64[m], whether they wait or run. O(m log n + running).
 
         A sequence of a step that is not advanced yet may be cancelled too.
@@ -368,12 +289,8 @@ class ContinuousBatcher(WaitingRequests):
             An id is unknown or has ended.
         """
         ids = validation.ids(seq_ids, "seq_ids")
-        with self._lock, self.cache._cache_state.lock:
-            for id_ in ids.tolist():
-                if id_ not in self._salts:
-                    raise self._absent(id_)
-            self._end(ids)
-            self._queue.meta[k.CANCELLED] += ids.size
+        with self._lock, self._cache_lock:
+            self._batcher_state.cancel(ids)
 
     def __len__(self) -> int:
         """Return how many requests have not ended."""
@@ -382,59 +299,51 @@ class ContinuousBatcher(WaitingRequests):
     def __repr__(self) -> str:
         return (
             f"<ContinuousBatcher: {self.n_waiting} waiting, {self.n_running} of "
-            f"{self.max_running} running, policy={self._policy_name}>"
+            f"{self.max_running} running, policy={self._queue.policy_name}>"
         )
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait."""
+        return self._queue.n_waiting
+
+    @property
+    def n_running(self) -> int:
+        """Requests that run: admitted, and not ended."""
+        return self._queue.n_running
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, without the cache."""
-        own = (self._running, self._slots, *self._tokens.values())
-        return super().nbytes + sum(array.nbytes for array in own)
+        return self._batcher_state.nbytes
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
-        rings = (k.FIRST, k.FIRSTS), (k.WHOLE, k.FINISHED)
-        tally, first, whole = self._counts(k.FIRST, k.WINDOW, *rings)
-        steps = tally[k.STEPS]
+        own = self._batcher_state.arrays
+        rings = (own.first_tokens, k.FIRSTS), (own.latencies, k.FINISHED)
+        queued, count, first, latency = self._queue.tally(own.count, *rings)
+        steps = count[k.STEPS]
         return ContinuousStats(
-            waiting=tally[queue_state.WAITING],
-            running=tally[queue_state.RUNNING],
-            submitted=tally[k.SUBMITTED],
-            finished=tally[k.FINISHED],
-            cancelled=tally[k.CANCELLED],
-            preempted=tally[k.PREEMPTED],
-            late=tally[k.LATE],
+            waiting=queued[s.WAITING],
+            running=queued[s.RUNNING],
+            submitted=count[k.SUBMITTED],
+            finished=count[k.FINISHED],
+            cancelled=count[k.CANCELLED],
+            preempted=count[k.PREEMPTED],
+            late=count[k.LATE],
             steps=steps,
-            mean_step_tokens=tally[k.COMPUTED_TOKENS] / steps if steps else math.nan,
-            computed_tokens=tally[k.COMPUTED_TOKENS],
-            generated_tokens=tally[k.GENERATED_TOKENS],
-            cached_tokens=tally[k.CACHED_TOKENS],
-            recomputed_tokens=tally[k.RECOMPUTED_TOKENS],
+            mean_step_tokens=count[k.COMPUTED_TOKENS] / steps if steps else math.nan,
+            computed_tokens=count[k.COMPUTED_TOKENS],
+            generated_tokens=count[k.GENERATED_TOKENS],
+            cached_tokens=count[k.CACHED_TOKENS],
+            recomputed_tokens=count[k.RECOMPUTED_TOKENS],
             ttft_ms=first,
-            latency_ms=whole,
+            latency_ms=latency,
         )
 
     def check(self) -> None:
         """Assert every invariant written in kernels/continuous.py. O(n)."""
-        queue, tally = self._queue, self._queue.meta
-        check_queue(queue)
-        slots = self._running[: self.n_running]
-        runs = np.flatnonzero(queue.request[:, queue_state.STATE] == queue_state.IS_RUNNING)
-        assert sorted(slots.tolist()) == runs.tolist()
-        rows = queue.request[slots]
-        assert (rows[:, k.COMPUTED] + rows[:, k.PLANNED] <= rows[:, k.LENGTH]).all()
-        assert (rows[:, k.COMPUTED] < rows[:, k.LENGTH]).all()
-        assert (rows[:, k.GENERATED] < rows[:, k.MAX_NEW]).all()
-        for row in rows:
-            assert self.cache.length(int(row[queue_state.ID])) == row[k.LENGTH]
-            assert row[k.LENGTH] == row[queue_state.TOKENS] + row[k.GENERATED]
-        for id_, tokens in self._tokens.items():
-            row = queue.request[table_find(queue.table, id_)]
-            assert row[queue_state.STATE] == queue_state.IS_WAITING
-            assert tokens.size == row[k.LENGTH] == row[queue_state.TOKENS] + row[k.GENERATED]
-        assert len(self._tokens) == self.n_waiting and len(self._salts) == len(self)
-        ended = tally[k.FINISHED] + tally[k.CANCELLED]
-        assert tally[k.SUBMITTED] == queue.meta[queue_state.NEXT_ID] == len(self) + ended
+        self._batcher_state.check()
 
     @staticmethod
     def _warmup() -> None:
@@ -447,11 +356,13 @@ class ContinuousBatcher(WaitingRequests):
                 plan = batcher.step()
                 batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
             batcher.cancel(0)
+            for _ in range(64):  # more than the arrays hold: they grow
+                batcher.submit([1], max_new_tokens=1)
 
 
-def _mask(finished, n) -> np.ndarray:
+def _mask(finished, n) -> npt.NDArray[np.bool_]:
     if finished is None:
-        return _NOT_ONE
+        return _NO_MASK
     mask = np.asarray(finished)
     if mask.dtype != np.bool_ and mask.size:
         raise TypeError(f"finished must be booleans, not {mask.dtype}")

@@ -5,16 +5,20 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
-from ..primitives.status import ABSENT, FULL, INVALID, OK, REPEATED
-from .kernels import micro_batch as k, queue_state, request_queue as waiting
+from .._core.state import Handle
+from ..primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
+from .kernels import micro_batch as k, queue_state as s
+from .kernels.request_queue import requests_slots
 from .request_queue import (
     FOREVER_NS,
     MAX_TOKENS,
+    Clock,
     Percentiles,
-    WaitingRequests,
-    check_queue,
+    Policy,
+    RequestQueue,
     one_each,
     one_or_each,
     request_priorities,
@@ -48,20 +52,20 @@ class SchedulerStats(NamedTuple):
     batch_fill: float  # the same, as a share of max_batch_size
     mean_batch_tokens: float
     released_full: int  # batches released because they were full,
-    released_wait: int  # because the oldest had waited max_wait_ms,
+    released_wait: int  # because the oldest request had waited max_wait_ms,
     released_idle: int  # because the engine was idle,
-    released_force: int  # or because it was forced
+    released_force: int  # or by force
     wait_ms: Percentiles  # from submit to the first batch
     latency_ms: Percentiles  # from submit to complete
 
 
-class Scheduler(WaitingRequests):
+class Scheduler:
     """Queue of requests that are released in micro-batches.
 
     A request waits from `submit` until `get_batch` hands it out, then runs until `complete`,
     `cancel` or `requeue`. A batch is ready as soon as it is full, when the oldest request has
-    waited `max_wait_ms`, or when the engine says it is idle. Every operation costs O(log n) per
-    request, growth shared out; nothing scans the queue.
+    waited `max_wait_ms`, or when the engine is idle. Every operation is O(log n) per request,
+    amortised over growth; nothing scans the queue.
 
     Parameters
     ----------
@@ -75,26 +79,27 @@ class Scheduler(WaitingRequests):
     policy : str or callable
         "fcfs": in order of arrival. "shortest": fewest remaining tokens. "slo": earliest deadline;
         a request past its deadline goes first, and `stats().late` counts it. "aging": smallest
-        `ms_per_token * tokens + aging * arrival_ms`, short requests first, yet each waits no longer
-        than its cost over `aging` behind later ones. "fair": the tenant that was given the fewest
-        tokens; a tenant that had no waiting request starts at the lowest count of those that have,
-        and a request is charged when it first runs (later only for what it has grown). Of
-        equal tenants the one that came first goes first; other ties, and the requests of one
-        tenant, go in order of arrival. Or a function of your own that Numba can compile,
-        ``key(tokens, arrival_ms, deadline_ms, tenant) -> float``, the smallest first; times count
-        from the making of the scheduler, and a key is asked for at `submit` and at `update`.
+        `ms_per_token * tokens + aging * arrival_ms`: short requests first, but a request waits
+        behind later ones for its `ms_per_token * tokens / aging` ms at most. "fair": the tenant
+        that was served the fewest tokens; a tenant without waiting requests starts at the lowest
+        count of those that have some, and a request is charged when it first runs (when it runs
+        again, only for what it has grown by). Of equal tenants the one that came first goes first;
+        other ties, and the requests of one tenant, go in order of arrival. Or a function of your
+        own that Numba can compile, ``key(tokens, arrival_ms, deadline_ms, tenant) -> float``, the
+        smallest first; times count from the creation of the scheduler, and the key is computed at
+        `submit` and at `update`.
     ms_per_token, aging : float
-        Of the policy "aging".
+        Parameters of the policy "aging".
     default_slo_ms : float
         Deadline of requests submitted without one, from their arrival; inf for none.
     clock : callable
-        Returns integer nanoseconds. A clock that goes back counts as standing still.
+        Returns integer nanoseconds. Where it goes back, the latest time seen is used.
 
     Notes
     -----
     Priority is a strict tier above the policy: a request runs before every one of lower priority.
-    One call costs a few microseconds; `submit_many` and the other batch forms a fraction per
-    request. Every method holds the object's lock; a call that raises has changed nothing.
+    A call costs a few microseconds; `submit_many` and the other batch forms cost a fraction of one
+    per request. Every method holds the object's lock; a call that raises has changed nothing.
 
     >>> now = 0
     >>> scheduler = Scheduler(2, max_wait_ms=50, policy="shortest", clock=lambda: now)
@@ -114,37 +119,41 @@ class Scheduler(WaitingRequests):
 
     def __init__(
         self,
-        max_batch_size=32,
-        max_wait_ms=50.0,
+        max_batch_size: int = 32,
+        max_wait_ms: float = 50.0,
         *,
-        max_batch_tokens=None,
-        policy="aging",
-        ms_per_token=0.02,
-        aging=0.02,
-        default_slo_ms=1000.0,
-        clock=time.monotonic_ns,
-    ):
+        max_batch_tokens: int | None = None,
+        policy: Policy = "aging",
+        ms_per_token: float = 0.02,
+        aging: float = 0.02,
+        default_slo_ms: float = 1000.0,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         size = validation.integer(max_batch_size, "max_batch_size", low=1, high=2**20)
         wait = validation.real(max_wait_ms, "max_wait_ms", low=0.0, infinite=True)
         limit = 0
         if max_batch_tokens is not None:
             limit = validation.integer(max_batch_tokens, "max_batch_tokens", low=1, high=MAX_TOKENS)
-        super().__init__(
-            policy,
-            ms_per_token,
-            aging,
-            default_slo_ms,
-            clock,
-            n_meta=k.N_META,
-            width=queue_state.WIDTH,
+        self._queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock)
+        self.policy = self._queue.policy
+        self._lock = self._queue.lock
+        self._max_size, self._max_tokens = size, limit or MAX_TOKENS
+        self._handle = Handle(
+            k.MicroBatcher(
+                queue=self._queue.handle.address,
+                max_size=size,
+                max_tokens=limit,
+                largest=self._max_tokens,
+                max_wait_ns=int(min(wait * 1e6, FOREVER_NS)),
+                count=np.zeros(k.N_COUNTS, np.int64),
+                waits=np.zeros(k.WINDOW, np.int64),
+                latencies=np.zeros(k.WINDOW, np.int64),
+            )
         )
-        self._max_tokens = limit or MAX_TOKENS
-        meta = self._queue.meta
-        meta[[k.MAX_SIZE, k.MAX_TOKENS, k.LARGEST]] = size, limit, self._max_tokens
-        meta[k.MAX_WAIT_NS] = min(wait * 1e6, FOREVER_NS)
-        self._max_size = size
 
-    def submit(self, tokens, *, slo_ms=None, priority=0, tenant=0) -> int:
+    def submit(
+        self, tokens: int, *, slo_ms: float | None = None, priority: int = 0, tenant: int = 0
+    ) -> int:
         """Let a request wait and return its id; ids count up from 0. O(log n).
 
         Parameters
@@ -165,11 +174,24 @@ class Scheduler(WaitingRequests):
         """
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
             tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
-        terms = request_terms(slo_ms, self._default_slo_ns, priority, tenant)
+        queue, handle = self._queue, self._handle.address
+        terms = request_terms(slo_ms, queue.default_slo_ns, priority, tenant)
         with self._lock:
-            return self._enter(k.batch_submit, tokens, *terms)
+            request = queue.new_request(tokens, *terms)
+            id_ = k.batch_submit(handle, *request)
+            if id_ == GROW:
+                queue.grow(1, 1)
+                id_ = k.batch_submit(handle, *request)
+        return id_
 
-    def submit_many(self, tokens, *, slo_ms=None, priority=0, tenant=0) -> np.ndarray:
+    def submit_many(
+        self,
+        tokens: npt.ArrayLike,
+        *,
+        slo_ms: npt.ArrayLike | None = None,
+        priority: npt.ArrayLike = 0,
+        tenant: npt.ArrayLike = 0,
+    ) -> npt.NDArray[np.int64]:
         """Let m requests wait, in order, and return their ids as int64[m]. O(m log n).
 
         Parameters
@@ -177,14 +199,14 @@ class Scheduler(WaitingRequests):
         tokens : int64[m]
         slo_ms : float or float64[m], optional
         priority, tenant : int or int64[m]
-            As for `submit`; one value stands for all.
+            As for `submit`; a single value holds for all requests.
         """
         tokens = validation.for_kernel(
             tokens, "tokens", validation.INT64, low=1, high=self._max_tokens
         )
-        m = tokens.size
+        queue, handle, m = self._queue, self._handle.address, tokens.size
         if slo_ms is None:
-            slo_ns = np.array([self._default_slo_ns])
+            slo_ns = np.array([queue.default_slo_ns])
         else:
             slo_ms = one_or_each(validation.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
             if not (slo_ms > 0).all():
@@ -194,19 +216,19 @@ class Scheduler(WaitingRequests):
         tenants = one_or_each(validation.integers(tenant, "tenant"), tenant, "tenant", m)
         ids = np.empty(m, np.int64)
         with self._lock:
-            now = validation.now_ns(self._clock)
-            arrival = self._arrival(now)
-            keys = self._keys(tokens, arrival, arrival + slo_ns, tenants)
-            rest = now, tokens, slo_ns, priorities, tenants, keys, ids
-            status, j = k.batch_submit_many(*self._queue, *rest)
-            if status == FULL:
-                self._make_room(m, np.unique(tenants).size)
-                status, j = k.batch_submit_many(*self._queue, *rest)
+            now = queue.now()
+            arrival = queue.arrival(now)
+            keys = queue.keys(tokens, arrival, arrival + slo_ns, tenants)
+            requests = now, tokens, slo_ns, priorities, tenants, keys, ids
+            status, j = k.batch_submit_many(handle, *requests)
+            if status == GROW:
+                queue.grow(m, np.unique(tenants).size)
+                status, j = k.batch_submit_many(handle, *requests)
         if status == INVALID:
-            raise self._bad_tokens("tokens", tokens[j])
+            raise ValueError(f"tokens must be in [1, {self._max_tokens}], not {tokens[j]}")
         return ids
 
-    def get_batch(self, *, idle=False, force=False) -> Batch:
+    def get_batch(self, *, idle: bool = False, force: bool = False) -> Batch:
         """Hand out a batch if one is ready, else an empty (false) one. O(size log n).
 
         Parameters
@@ -214,27 +236,26 @@ class Scheduler(WaitingRequests):
         idle : bool
             The engine has nothing to do: release whatever waits.
         force : bool
-            Release whatever waits for another reason, such as a shutdown; counted apart.
+            Release whatever waits for another reason, such as a shutdown; counted separately.
         """
         demand = k.ENGINE_IDLE if idle else k.FORCED if force else k.ONLY_IF_READY
+        queue = self._queue
         with self._lock:
-            now = validation.now_ns(self._clock)
-            meta, request, line, _, tenants = self._queue
-            room = min(meta.item(queue_state.WAITING), self._max_size)
-            ids, tokens = np.empty(room, np.int64), np.empty(room, np.int64)
-            size = k.batch_get(meta, request, line, tenants, now, demand, ids, tokens)
-        if size < room:
+            now = queue.now()
+            most = min(queue.meta.item(s.WAITING), self._max_size)
+            ids, tokens = np.empty(most, np.int64), np.empty(most, np.int64)
+            size = k.batch_get(self._handle.address, now, demand, ids, tokens)
+        if size < most:
             ids, tokens = ids[:size].copy(), tokens[:size].copy()
         return Batch(ids, tokens)
 
     def next_due_ms(self) -> float:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""
         with self._lock:
-            queue, now = self._queue, validation.now_ns(self._clock)
-            due = k.batch_due_ns(queue.meta, queue.request, queue.line, now)
+            due = k.batch_due_ns(self._handle.address, self._queue.now())
         return math.inf if due == ABSENT or due >= FOREVER_NS // 2 else due / 1e6
 
-    def update(self, ids, remaining_tokens) -> None:
+    def update(self, ids: npt.ArrayLike, remaining_tokens: npt.ArrayLike) -> None:
         """Set the remaining tokens of waiting or running requests. O(m log n).
 
         Parameters
@@ -253,21 +274,21 @@ class Scheduler(WaitingRequests):
         tokens = validation.integers(remaining_tokens, name, low=1, high=self._max_tokens)
         tokens = one_each(tokens, remaining_tokens, name, ids.size)
         with self._lock:
-            meta, request, line, table, _ = self._queue
             keys = self._new_keys(ids, tokens)
-            self._accept(ids, *k.batch_update_many(meta, request, line, table, ids, tokens, keys))
+            self._accept(ids, *k.batch_update_many(self._handle.address, ids, tokens, keys))
 
     def _new_keys(self, ids, tokens):
         """The keys that requests will have by the user's function, if there is one."""
-        if self._keys_of is None or not ids.size:
+        queue = self._queue
+        if not queue.has_user_keys or not ids.size:
             return np.zeros(0, np.int64)
         slots = np.empty(ids.size, np.int64)
-        request = self._queue.request
-        self._accept(ids, *waiting.requests_find(request, self._queue.table, ids, 0, slots))
-        columns = (queue_state.ARRIVAL_NS, queue_state.DEADLINE_NS, queue_state.TENANT)
-        return self._keys(tokens, *(request[slots, column] for column in columns))
+        self._accept(ids, *requests_slots(queue.handle.address, ids, slots))
+        rows = queue.handle.state.request[slots]
+        columns = (s.ARRIVAL_NS, s.DEADLINE_NS, s.TENANT)
+        return queue.keys(tokens, *(rows[:, column] for column in columns))
 
-    def complete(self, ids) -> None:
+    def complete(self, ids: npt.ArrayLike) -> None:
         """End running requests, int or int64[m]. O(m).
 
         Raises
@@ -279,7 +300,7 @@ class Scheduler(WaitingRequests):
         """
         self._end(ids, k.TO_COMPLETE)
 
-    def cancel(self, ids) -> None:
+    def cancel(self, ids: npt.ArrayLike) -> None:
         """End requests, int or int64[m], that wait or run. O(m log n).
 
         Raises
@@ -289,7 +310,7 @@ class Scheduler(WaitingRequests):
         """
         self._end(ids, k.TO_CANCEL)
 
-    def requeue(self, ids) -> None:
+    def requeue(self, ids: npt.ArrayLike) -> None:
         """Let running requests, int or int64[m], wait again at their old places. O(m log n).
 
         Their waiting time counts from their arrival, so a batch is soon due again. Raises as
@@ -300,71 +321,86 @@ class Scheduler(WaitingRequests):
     def _end(self, ids, how):
         ids = _ids(ids)
         with self._lock:
-            now = validation.now_ns(self._clock)
-            self._accept(ids, *k.batch_end_many(*self._queue, now, ids, how))
+            now = self._queue.now()
+            self._accept(ids, *k.batch_end_many(self._handle.address, now, ids, how))
 
     def _accept(self, ids, status, j):
+        """Raise what the status of a kernel over `ids` says about ids[j]."""
         if status == OK:
             return
         if status == ABSENT and ids[j] < 0:
             raise ValueError(f"ids must be >= 0, not {ids[j]}")
         if status == ABSENT:
-            raise self._absent(ids[j])
+            raise self._queue.absent(ids[j])
         if status == REPEATED:
             raise ValueError(f"ids must be distinct, but {ids[j]} stands twice")
         raise ValueError(f"request {ids[j]} is waiting, not running")
 
-    def _bad_tokens(self, name, value):
-        return ValueError(f"{name} must be in [1, {self._max_tokens}], not {value}")
-
     def __len__(self) -> int:
         """Return how many requests wait."""
-        return self.n_waiting
+        return self._queue.n_waiting
 
     def __repr__(self) -> str:
         return (
             f"<Scheduler: {len(self)} waiting, {self.n_running} running, "
-            f"policy={self._policy_name}, max_batch_size={self._max_size}>"
+            f"policy={self._queue.policy_name}, max_batch_size={self._max_size}>"
         )
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait."""
+        return self._queue.n_waiting
+
+    @property
+    def n_running(self) -> int:
+        """Requests that run: handed out, and not ended."""
+        return self._queue.n_running
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        own = self._handle.state
+        return self._queue.nbytes + own.count.nbytes + own.waits.nbytes + own.latencies.nbytes
 
     def stats(self) -> SchedulerStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
-        rings = (k.WAIT, k.STARTED), (k.LATENCY, k.COMPLETED)
-        tally, wait, latency = self._counts(k.SAMPLE, k.WINDOW, *rings)
-        batches = tally[k.BATCHES]
-        mean = tally[k.BATCHED] / batches if batches else math.nan
+        own = self._handle.state
+        rings = (own.waits, k.STARTED), (own.latencies, k.COMPLETED)
+        queued, count, wait, latency = self._queue.tally(own.count, *rings)
+        batches = count[k.BATCHES]
+        mean = count[k.BATCHED] / batches if batches else math.nan
         return SchedulerStats(
-            waiting=tally[queue_state.WAITING],
-            running=tally[queue_state.RUNNING],
-            waiting_tokens=tally[queue_state.WAITING_TOKENS],
-            submitted=tally[k.SUBMITTED],
-            completed=tally[k.COMPLETED],
-            cancelled=tally[k.CANCELLED],
-            requeued=tally[k.REQUEUED],
-            late=tally[k.LATE],
+            waiting=queued[s.WAITING],
+            running=queued[s.RUNNING],
+            waiting_tokens=queued[s.WAITING_TOKENS],
+            submitted=count[k.SUBMITTED],
+            completed=count[k.COMPLETED],
+            cancelled=count[k.CANCELLED],
+            requeued=count[k.REQUEUED],
+            late=count[k.LATE],
             batches=batches,
             mean_batch_size=mean,
             batch_fill=mean / self._max_size,
-            mean_batch_tokens=tally[k.BATCHED_TOKENS] / batches if batches else math.nan,
-            released_full=tally[k.BY_FULL],
-            released_wait=tally[k.BY_WAIT],
-            released_idle=tally[k.BY_IDLE],
-            released_force=tally[k.BY_FORCE],
+            mean_batch_tokens=count[k.BATCHED_TOKENS] / batches if batches else math.nan,
+            released_full=count[k.BY_FULL],
+            released_wait=count[k.BY_WAIT],
+            released_idle=count[k.BY_IDLE],
+            released_force=count[k.BY_FORCE],
             wait_ms=wait,
             latency_ms=latency,
         )
 
     def check(self) -> None:
         """Assert every invariant in kernels/queue_state.py and kernels/micro_batch.py. O(n)."""
-        queue, tally = self._queue, self._queue.meta
-        check_queue(queue)
-        ended = tally[k.COMPLETED] + tally[k.CANCELLED]
-        assert tally[k.SUBMITTED] == queue.meta[queue_state.NEXT_ID]
-        assert tally[k.SUBMITTED] == len(self) + self.n_running + ended
-        assert tally[k.BATCHES] == tally[k.BY_FULL : k.BY_FORCE + 1].sum()
-        live = queue.request[queue.request[:, queue_state.STATE] != queue_state.FREE]
-        assert (live[:, queue_state.TOKENS] >= 1).all()
-        assert (live[:, queue_state.TOKENS] <= self._max_tokens).all()
+        queue, count = self._queue, self._handle.state.count
+        queue.check()
+        ended = count[k.COMPLETED] + count[k.CANCELLED]
+        assert count[k.SUBMITTED] == queue.meta[s.NEXT_ID]
+        assert count[k.SUBMITTED] == len(self) + self.n_running + ended
+        assert count[k.BATCHES] == count[k.BY_FULL : k.BY_FORCE + 1].sum()
+        request = queue.handle.state.request
+        tokens = request[request[:, s.STATE] != s.FREE, s.TOKENS]
+        assert (tokens >= 1).all() and (tokens <= self._max_tokens).all()
 
     @staticmethod
     def _warmup() -> None:
@@ -378,9 +414,10 @@ class Scheduler(WaitingRequests):
             scheduler.requeue(first)
             scheduler.complete(second)
             scheduler.cancel(first)
-            scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))  # more than room
+            # More than the arrays hold: they grow.
+            scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))
 
 
-def _ids(ids) -> np.ndarray:
+def _ids(ids) -> npt.NDArray[np.int64]:
     """Ids as int64[n]; the kernel refuses what is negative, unknown or given twice."""
     return validation.for_kernel(ids, "ids", validation.INT64)

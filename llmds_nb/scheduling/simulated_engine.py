@@ -1,110 +1,128 @@
-"""A ContinuousBatcher driven by a simulated engine, many steps in one call."""
+"""SimulatedEngine: a ContinuousBatcher driven by a simulated engine, many steps in one call."""
+
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from .._core.state import Handle
+from .continuous import ContinuousBatcher
 from .kernels import simulated_engine as k
-from .kernels.continuous import step_plan
 
 NEVER = 2**63 - 1
 _ENDED = 4096
 
 
 class SimulatedEngine:
-    """Runs the steps of a batcher on a virtual clock; the results are those of step by step.
+    """Runs the steps of a batcher on a virtual clock, with the same results as step by step.
 
-    How: kernels/simulated_engine.py.
+    How: kernels/simulated_engine.py. One thread at a time may use the batcher and the engine.
 
     Parameters
     ----------
     batcher : ContinuousBatcher
-        Over a cache without tensors, its own, with a named policy.
-    clock : VirtualClock
-        The batcher's: its attribute `now` is set to the time of what happens.
+        With a named policy, and a cache without tensors that nothing else uses.
+    clock : object
+        The batcher's clock: its attribute `now` is set to the time of each event, in ns.
     cost_ms : float64[4]
         What a step takes: as a whole, for each prefill token, decoding request, and token of K/V.
     tape : int32[n]
-        Sampled tokens, read round and round from `start` on; at least `batcher.max_running`.
+        Sampled tokens, read from `start` on and from 0 again at the end; at least
+        `batcher.max_running`.
+    start : int
     n_requests : int
         How many requests will be submitted in all.
     first_ns, end_ns : int64[.]
         Where the times of a request's first and last token are written, at its `place`.
     """
 
-    def __init__(self, batcher, clock, cost_ms, tape, start, n_requests, first_ns, end_ns):
+    def __init__(
+        self,
+        batcher: ContinuousBatcher,
+        clock: Any,
+        cost_ms: npt.ArrayLike,
+        tape: npt.NDArray[np.int32],
+        start: int,
+        n_requests: int,
+        first_ns: npt.NDArray[np.int64],
+        end_ns: npt.NDArray[np.int64],
+    ) -> None:
         self._batcher, self._clock = batcher, clock
-        most = batcher.max_running
-        self._r = k.Run(
-            plan=np.zeros((3, most), np.int64),
-            is_prefill=np.zeros(most, np.bool_),
-            growing=np.zeros(most, np.int64),
-            tokens=np.zeros(most, np.int32),
-            committed=np.zeros((most, 2), np.int64),
-            done=np.zeros(most, np.int64),
-            run=np.zeros(k.N_RUN, np.int64),
-            cost=np.array(cost_ms, np.float64),
-            tape=tape,
-            ended=np.zeros(max(_ENDED, 2 * most), np.int64),
-            admitted=np.zeros(max(_ENDED, 2 * most), np.int64),
-            one=np.zeros(6, np.int64),
-            length=np.zeros(n_requests, np.int64),
-            new=np.ones(n_requests, np.bool_),
-            waits=np.ones(n_requests, np.bool_),
-            request_of=np.zeros(n_requests, np.int64),
-            address=np.zeros(n_requests, np.int64),
-            first_ns=first_ns,
-            end_ns=end_ns,
+        self._state = batcher._batcher_state
+        cache = batcher.cache._cache_state
+        most, domain = max(_ENDED, 2 * batcher.max_running), cache.domain(0)
+        self._fair = batcher.policy == "fair"
+        self._handle = Handle(
+            k.Engine(
+                batcher=self._state.handle.address,
+                cache=cache.handle.address,
+                domain=domain,
+                fair=int(self._fair),
+                page_size=batcher.cache.page_size,
+                run=np.zeros(k.N_RUN, np.int64),
+                cost=np.array(cost_ms, np.float64),
+                tape=tape,
+                ended=np.zeros(most, np.int64),
+                admitted=np.zeros(most, np.int64),
+                attach_id=np.zeros(1, np.int64),
+                attach_indptr=np.zeros(2, np.int64),
+                attach_domain=np.array([domain], np.int64),
+                attach_priority=np.zeros(1, np.int64),
+                attach_hits=np.zeros(1, np.int64),
+                length=np.zeros(n_requests, np.int64),
+                new=np.ones(n_requests, np.bool_),
+                no_token=np.ones(n_requests, np.bool_),
+                request_of=np.zeros(n_requests, np.int64),
+                address=np.zeros(n_requests, np.int64),
+                first_ns=first_ns,
+                end_ns=end_ns,
+            )
         )
-        run = self._r.run
-        run[k.READ], run[k.PAGE_SIZE] = start, batcher.cache.page_size
-        run[k.DOMAIN], run[k.FAIR] = batcher.cache._cache_state.domain(0), batcher.policy == "fair"
-        self._none = np.zeros(0, np.bool_)
+        self._arrays: Any = self._handle.state
+        self._arrays.run[k.READ] = start
         self.end_ns = NEVER  # of the step under way
 
-    def submit(self, place, tokens, output, tenant) -> None:
-        """Let a request wait: int32[n] tokens, so many to generate."""
+    def submit(self, place: int, tokens: npt.NDArray[np.int32], output: int, tenant: int) -> None:
+        """Let a request wait: int32[n] tokens, and how many to generate."""
         id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
-        self._r.request_of[id_], self._r.length[id_] = place, tokens.size
-        self._r.address[id_] = self._batcher._tokens[id_].ctypes.data
-        self._r.run[k.BLOCKED] = 0  # it may be admitted where others were not
+        arrays = self._arrays
+        arrays.request_of[id_], arrays.length[id_] = place, tokens.size
+        self._keep_address(id_)
+        arrays.run[k.BLOCKED] = 0  # this one may fit where the others did not
+
+    def _keep_address(self, id_):
+        self._arrays.address[id_] = self._state.tokens[id_].ctypes.data
 
     def start(self) -> None:
         """Begin a step now, if there is anything to do."""
-        batcher = self._batcher
-        plan = batcher.step()
-        n = plan.seq_ids.size
-        self._r.plan[0, :n], self._r.plan[1, :n] = plan.seq_ids, plan.starts
-        self._r.plan[2, :n], self._r.is_prefill[:n] = plan.n_tokens, plan.is_prefill
-        self._begin(n, plan.slots.size)
+        self._begin(*self._state.form())
+        self._state.preempted.clear()
 
     def _begin(self, n, n_tokens):
-        run = self._r.run
-        run[k.N_PLANNED] = n
+        run = self._arrays.run
         if n == 0:
             self.end_ns = NEVER
         else:
-            # With tokens of the step left over, those that wait were asked, and found no room.
+            # With tokens of the step left over, an admission was tried, and pages lacked.
             # Under "fair" another may be the next before anything else changes.
-            asked = n_tokens < self._batcher.max_step_tokens
-            run[k.BLOCKED] = asked and self._batcher.n_waiting > 0 and not run[k.FAIR]
-            k.step_begin(self._r, self._clock.now)
+            tried = n_tokens < self._batcher.max_step_tokens
+            run[k.BLOCKED] = tried and self._batcher.n_waiting > 0 and not self._fair
+            k.step_begin(self._handle.address, self._clock.now)
             self.end_ns = int(run[k.END_NS])
 
-    def run(self, until) -> int:
+    def run(self, until: int) -> int:
         """Run all steps that end before `until`; return how many requests ended."""
-        batcher, r, n_ended = self._batcher, self._r, 0
-        handle, run = batcher.cache._cache_state.handle.address, r.run
+        arrays, state, n_ended = self._arrays, self._state, 0
+        run = arrays.run
         while self.end_ns < until:
             run[k.N_ENDED] = run[k.N_ADMITTED] = 0
-            code = k.steps_run(
-                batcher._queue, batcher._running, batcher._slots, handle, r, self._none,
-                batcher.max_step_tokens, until,
-            )  # fmt: skip
+            code = k.steps_run(self._handle.address, until)
             n = int(run[k.N_ENDED])
             n_ended += n
-            for id_ in r.admitted[: run[k.N_ADMITTED]].tolist():
-                del batcher._tokens[id_]
-            for id_ in r.ended[:n].tolist():
-                del batcher._salts[id_]
+            for id_ in arrays.admitted[: run[k.N_ADMITTED]].tolist():
+                del state.tokens[id_]
+            for id_ in arrays.ended[:n].tolist():
+                del state.salts[id_]
             if code == k.UNDER_WAY:
                 self.end_ns = int(run[k.END_NS])
             elif code == k.IDLE:
@@ -112,28 +130,18 @@ class SimulatedEngine:
             else:
                 self._clock.now = int(run[k.END_NS])
                 if code == k.TO_APPEND:
-                    n = int(run[k.N_GROWING])
-                    batcher._append(r.growing[:n].copy(), r.tokens[:n].copy())
-                    for id_ in batcher._preempted:  # they wait with what they have generated, too
-                        r.address[id_] = batcher._tokens[id_].ctypes.data
+                    state.append(int(run[k.N_GROWING]))
+                    for id_ in state.preempted:  # their tokens now include what was generated
+                        self._keep_address(id_)
                     self.start()
                 else:
-                    self._admit(int(run[k.BUDGET]))
+                    self._begin(*state.admit(int(run[k.BUDGET])))
         return n_ended
 
-    def _admit(self, budget):
-        batcher, r = self._batcher, self._r
-        batcher._admit(budget)
-        meta, request, _, _, _ = batcher._queue
-        n, end = step_plan(
-            meta, request, *batcher._cached(), r.plan, r.is_prefill, batcher._slots
-        )  # fmt: skip
-        self._begin(n, end)
-
     @property
-    def counts(self) -> dict:
+    def counts(self) -> dict[str, int]:
         """Sums over the steps so far."""
-        run = self._r.run.tolist()
+        run = self._arrays.run.tolist()
         return {
             "steps": run[k.STEPS],
             "busy_ns": run[k.BUSY_NS],

@@ -6,7 +6,7 @@ has a test of its own.
 
 from llmds_nb import CapacityError
 from llmds_nb.primitives.status import ABSENT
-from llmds_nb.scheduling.kernels.continuous import pages_missing
+from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
 MS = 10**6
 

@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmds_nb import CapacityError, ContinuousBatcher, KVCache
 from llmds_nb.primitives.status import ABSENT
-from llmds_nb.scheduling.kernels.continuous import pages_missing
+from llmds_nb.scheduling.kernels.queue_state import ID
+from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
 from .oracle_continuous import SlowBatcher
 
@@ -156,15 +157,16 @@ class BatcherMachine(RuleBasedStateMachine):
         assert [r["id"] for r in self.slow.running] == self.running_ids()
         for id_ in self.running_ids():
             assert self.caches[0].tokens(id_).tolist() == self.texts[id_]
-        for id_, tokens in self.fast._tokens.items():
+        for id_, tokens in self.fast._batcher_state.tokens.items():
             assert tokens.tolist() == self.texts[id_]
         stats = self.fast.stats()
         assert stats.preempted == self.slow.n_preempted
         assert len(self.fast) == stats.waiting + stats.running == len(self.texts)
 
     def running_ids(self):
-        slots = self.fast._running[: self.fast.n_running]
-        return self.fast._queue.request[slots, 0].tolist()
+        state = self.fast._batcher_state
+        slots = state.arrays.running[: self.fast.n_running]
+        return state.queue.handle.state.request[slots, ID].tolist()
 
 
 BatcherMachine.TestCase.settings = settings()  # of the profile in conftest

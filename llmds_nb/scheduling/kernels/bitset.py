@@ -1,12 +1,12 @@
-"""Set of small integers as bits, with summaries that find the smallest in a few steps.
+"""A set of small integers as bits, with summary levels that find the smallest in a few steps.
 
 State:
 
-    words  int64[bitmap_words(C)]  levels of 64-bit words: bit i of the first says that i is in the
-                                   set; bit i of each further one that word i of the one below is
-                                   not 0; the last level is one word
+    words  int64[bitset_words(C)]  levels of 64-bit words: bit i of the first level is set where i
+                                   is in the set, bit i of each further level where word i of the
+                                   level below is not 0; the last level is one word
 
-Invariant: exactly that. A million integers take 128 KiB and four levels.
+Invariant: the words are exactly that. A million integers take 128 KiB and four levels.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _WORD, _SHIFT = 63, 6
 
 
 @kernel(inline=True)
-def bitmap_words(capacity):
+def bitset_words(capacity):
     """Words of all levels for integers below `capacity`. O(log C)."""
     total, size = 0, capacity
     while True:
@@ -29,7 +29,7 @@ def bitmap_words(capacity):
 
 
 @kernel(borrow=True)
-def bitmap_add(words, capacity, i):
+def bitset_add(words, capacity, i):
     """Put i into the set. O(log C), mostly O(1)."""
     start, size = 0, capacity
     while True:
@@ -44,7 +44,7 @@ def bitmap_add(words, capacity, i):
 
 
 @kernel(internal=True, borrow=True)
-def bitmap_discard(words, capacity, i):
+def bitset_discard(words, capacity, i):
     """Take i out of the set. O(log C), mostly O(1)."""
     start, size = 0, capacity
     while True:
@@ -58,7 +58,7 @@ def bitmap_discard(words, capacity, i):
 
 
 @kernel(borrow=True)
-def bitmap_first(words, capacity):
+def bitset_first(words, capacity):
     """The smallest integer of the set, which is not empty. O(log C)."""
     levels, size = 1, (capacity + _WORD) >> _SHIFT
     while size > 1:

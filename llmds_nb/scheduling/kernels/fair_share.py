@@ -1,78 +1,41 @@
-"""Tenants of a queue under the policy FAIR: counters and leftist heaps (kernels/queue_state.py)."""
+"""Tenants of a queue under the policy FAIR: token counters and leftist heaps (queue_state.py)."""
 
 import numpy as np
 
 from ..._core.jit import kernel
-from ...primitives.dary_heap import ROOT, entries_insert, entries_put, entries_rekey, entries_remove
-from ...primitives.hash_table import table_find, table_rehash, table_set
-from ...primitives.status import ABSENT, FULL, OK
-from .queue_state import (
-    COUNTER,
-    LAST_TENANT,
-    LEFT,
-    N_TENANTS,
-    NAME,
-    PRIORITY,
-    RANK,
-    RIGHT,
-    ROOT_SLOT,
-    SIZE,
-    T_CAPACITY,
-    TENANT,
-    UP,
-    order_of,
-    tenant_heaps,
-    tenant_parts,
-)
-
-
-@kernel(borrow=True)
-def tenants_move(tenants, new):
-    """Take the tenants over into empty arrays of a larger capacity. O(T)."""
-    own, table = tenant_parts(tenants)
-    new_own, new_table = tenant_parts(new)
-    n = tenants[N_TENANTS]
-    new[N_TENANTS] = n
-    for number in range(n):
-        for column in range(4):
-            new_own[number, column] = own[number, column]
-    table_rehash(table, new_table)
-    order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
-    new_order, new_order_pos, new_floor, new_floor_pos = tenant_heaps(new)
-    new_order[0, 0] = order[0, 0]
-    new_floor[0, 0] = floor[0, 0]
-    for i in range(ROOT, ROOT + order[0, 0]):
-        entries_put(new_order, new_order_pos, i, order[i, 0], order[i, 1])
-        entries_put(new_floor, new_floor_pos, i, floor[i, 0], floor[i, 1])
+from ...primitives.dary_heap import ROOT, entries_insert, entries_rekey, entries_remove
+from ...primitives.hash_table import table_find, table_set
+from ...primitives.status import ABSENT, GROW, OK
+from . import queue_state as s
 
 
 @kernel(internal=True, borrow=True)
 def _rank(request, slot):
-    return 0 if slot == ABSENT else request[slot, RANK]
+    return 0 if slot == ABSENT else request[slot, s.RANK]
 
 
 @kernel(internal=True, borrow=True)
 def _lean_left(request, slot):
-    """Put the child of higher rank left; whether the rank of `slot` changed. O(1)."""
+    """Make the child of higher rank the left one; whether the rank of `slot` changed. O(1)."""
     row = request[slot]
-    left, right = _rank(request, row[LEFT]), _rank(request, row[RIGHT])
+    left, right = _rank(request, row[s.LEFT]), _rank(request, row[s.RIGHT])
     if left < right:
-        row[LEFT], row[RIGHT] = row[RIGHT], row[LEFT]
-    changed = row[RANK] != min(left, right) + 1
-    row[RANK] = min(left, right) + 1
+        row[s.LEFT], row[s.RIGHT] = row[s.RIGHT], row[s.LEFT]
+    changed = row[s.RANK] != min(left, right) + 1
+    row[s.RANK] = min(left, right) + 1
     return changed
 
 
 @kernel(internal=True, borrow=True)
 def _goes_first(request, a, b):
-    if request[a, PRIORITY] != request[b, PRIORITY]:
-        return request[a, PRIORITY] > request[b, PRIORITY]
+    if request[a, s.PRIORITY] != request[b, s.PRIORITY]:
+        return request[a, s.PRIORITY] > request[b, s.PRIORITY]
     return a < b
 
 
 @kernel(internal=True, borrow=True)
 def _meld(request, a, b):
-    """Join two leftist heaps, either may be -1; return the root, whose UP is unset. O(log n)."""
+    """Merge two leftist heaps (-1: empty); return the root, whose UP is not set. O(log n)."""
     if a == ABSENT:
         return b
     if b == ABSENT:
@@ -81,10 +44,10 @@ def _meld(request, a, b):
         a, b = b, a
     node = a
     while True:  # b belongs somewhere on the right spine below node
-        right = request[node, RIGHT]
+        right = request[node, s.RIGHT]
         if right == ABSENT or _goes_first(request, b, right):
-            request[node, RIGHT] = b
-            request[b, UP] = node
+            request[node, s.RIGHT] = b
+            request[b, s.UP] = node
             if right == ABSENT:
                 break
             b, right = right, b
@@ -93,115 +56,117 @@ def _meld(request, a, b):
         _lean_left(request, node)
         if node == a:
             return a
-        node = request[node, UP]
+        node = request[node, s.UP]
 
 
 @kernel(internal=True, borrow=True)
 def _cut(request, root, slot):
     """Take `slot` out of the leftist heap under `root`; return the new root. O(log n)."""
-    below = _meld(request, request[slot, LEFT], request[slot, RIGHT])
-    up = ABSENT if slot == root else request[slot, UP]
+    below = _meld(request, request[slot, s.LEFT], request[slot, s.RIGHT])
+    up = ABSENT if slot == root else request[slot, s.UP]
     if below != ABSENT:
-        request[below, UP] = up
+        request[below, s.UP] = up
     if slot == root:
         return below
-    side = LEFT if request[up, LEFT] == slot else RIGHT
+    side = s.LEFT if request[up, s.LEFT] == slot else s.RIGHT
     request[up, side] = below
     while _lean_left(request, up) and up != root:
-        up = request[up, UP]
+        up = request[up, s.UP]
     return root
 
 
 @kernel(internal=True, borrow=True)
-def tenant_number(tenants, name):
-    """Number of a tenant, given now if it is new; FULL where there is no room. O(1)."""
-    own, table = tenant_parts(tenants)
-    number = table_find(table, name)
+def tenant_number(queue, name):
+    """Number of a tenant, given now if it is new; GROW where no row is left for it. O(1)."""
+    fair = queue.fair
+    number = table_find(fair.table, name)
     if number == ABSENT:
-        number = tenants[N_TENANTS]
-        if number == tenants[T_CAPACITY]:
-            return np.int64(FULL)
-        tenants[N_TENANTS] = number + 1
-        table_set(table, name, number)
-        own[number, NAME] = name
+        number = queue.meta[s.N_TENANTS]
+        if number == fair.tenant.shape[0]:
+            return np.int64(GROW)
+        queue.meta[s.N_TENANTS] = number + 1
+        table_set(fair.table, name, number)
+        fair.tenant[number, s.NAME] = name
     return number
 
 
 @kernel(internal=True, borrow=True)
-def tenants_number(tenants, names):
-    """Number all tenants; FULL where there is no room for one. O(m)."""
+def tenants_number(queue, names):
+    """Number all tenants: OK, or GROW where no row is left for one. O(m)."""
     for j in range(names.size):
-        if tenant_number(tenants, names[j]) == FULL:
-            return FULL
+        if tenant_number(queue, names[j]) == GROW:
+            return GROW
     return OK
 
 
 @kernel(internal=True, borrow=True)
-def _tenant_reorder(request, tenants, number):
-    """Set a tenant's rows to its root and counter. O(log T)."""
-    own, _table = tenant_parts(tenants)
-    order, order_pos, floor, floor_pos = tenant_heaps(tenants)
-    row = own[number]
-    place = np.int64(order_pos[number])
-    if row[SIZE] == 0:
+def _tenant_reorder(queue, number):
+    """Give a tenant the places in both heaps that its root and counter have. O(log T)."""
+    fair = queue.fair
+    row = fair.tenant[number]
+    place = np.int64(fair.order_position[number])
+    if row[s.SIZE] == 0:
         if place > 0:
-            entries_remove(order, order_pos, place)
-            entries_remove(floor, floor_pos, np.int64(floor_pos[number]))
+            entries_remove(fair.order, fair.order_position, place)
+            floor_place = np.int64(fair.floor_position[number])
+            entries_remove(fair.floor, fair.floor_position, floor_place)
         return
-    high, low = order_of(request[row[ROOT_SLOT], PRIORITY], row[COUNTER], number)
+    priority = queue.request[row[s.ROOT_SLOT], s.PRIORITY]
+    high, low = s.order_of(priority, row[s.COUNTER], number)
     if place > 0:
-        entries_rekey(order, order_pos, place, high, low)
-        entries_rekey(floor, floor_pos, np.int64(floor_pos[number]), row[COUNTER], number)
+        entries_rekey(fair.order, fair.order_position, place, high, low)
+        floor_place = np.int64(fair.floor_position[number])
+        entries_rekey(fair.floor, fair.floor_position, floor_place, row[s.COUNTER], number)
     else:
-        entries_insert(order, order_pos, high, low)
-        entries_insert(floor, floor_pos, row[COUNTER], number)
+        entries_insert(fair.order, fair.order_position, high, low)
+        entries_insert(fair.floor, fair.floor_position, row[s.COUNTER], number)
 
 
 @kernel(internal=True, borrow=True)
-def tenant_charge(request, tenants, number, tokens):
+def tenant_charge(queue, number, tokens):
     """Add to a tenant's counter. O(log T)."""
-    own, _table = tenant_parts(tenants)
-    own[number, COUNTER] += tokens
-    if own[number, SIZE] > 0:
-        _tenant_reorder(request, tenants, number)
+    row = queue.fair.tenant[number]
+    row[s.COUNTER] += tokens
+    if row[s.SIZE] > 0:
+        _tenant_reorder(queue, number)
 
 
 @kernel(internal=True, borrow=True)
-def tenant_enter(meta, request, tenants, slot):
-    """A request of a tenant waits from now on. O(log T + log n)."""
-    own, _table = tenant_parts(tenants)
-    number = request[slot, TENANT]
-    row = own[number]
-    if row[SIZE] == 0:
-        _order, _order_pos, floor, _floor_pos = tenant_heaps(tenants)
-        if floor[0, 0] > 0:
-            row[COUNTER] = max(row[COUNTER], floor[ROOT, 0])
-        elif meta[LAST_TENANT] != ABSENT:
-            row[COUNTER] = max(row[COUNTER], own[meta[LAST_TENANT], COUNTER])
-    request[slot, LEFT] = ABSENT
-    request[slot, RIGHT] = ABSENT
-    request[slot, RANK] = 1
-    row[SIZE] += 1
-    old = row[ROOT_SLOT]
-    row[ROOT_SLOT] = _meld(request, old, slot)
-    request[row[ROOT_SLOT], UP] = ABSENT
-    if row[ROOT_SLOT] != old:
-        _tenant_reorder(request, tenants, number)
+def tenant_enter(queue, slot):
+    """Add a waiting request to its tenant's. O(log T + log n)."""
+    request, fair = queue.request, queue.fair
+    number = request[slot, s.TENANT]
+    row = fair.tenant[number]
+    if row[s.SIZE] == 0:
+        last = queue.meta[s.LAST_TENANT]
+        if fair.floor[0, 0] > 0:
+            row[s.COUNTER] = max(row[s.COUNTER], fair.floor[ROOT, 0])
+        elif last != ABSENT:
+            row[s.COUNTER] = max(row[s.COUNTER], fair.tenant[last, s.COUNTER])
+    request[slot, s.LEFT] = ABSENT
+    request[slot, s.RIGHT] = ABSENT
+    request[slot, s.RANK] = 1
+    row[s.SIZE] += 1
+    old = row[s.ROOT_SLOT]
+    row[s.ROOT_SLOT] = _meld(request, old, slot)
+    request[row[s.ROOT_SLOT], s.UP] = ABSENT
+    if row[s.ROOT_SLOT] != old:
+        _tenant_reorder(queue, number)
 
 
 @kernel(internal=True, borrow=True)
-def tenant_leave(meta, request, tenants, slot):
-    """A request of a tenant waits no more. O(log T + log n)."""
-    own, _table = tenant_parts(tenants)
-    number = request[slot, TENANT]
-    row = own[number]
-    row[SIZE] -= 1
-    old = row[ROOT_SLOT]
-    row[ROOT_SLOT] = _cut(request, old, slot)
-    request[slot, UP] = ABSENT
-    request[slot, LEFT] = ABSENT
-    request[slot, RIGHT] = ABSENT
-    if row[ROOT_SLOT] != old:
-        _tenant_reorder(request, tenants, number)
-    if row[SIZE] == 0:
-        meta[LAST_TENANT] = number
+def tenant_leave(queue, slot):
+    """Take a request out of its tenant's waiting ones. O(log T + log n)."""
+    request = queue.request
+    number = request[slot, s.TENANT]
+    row = queue.fair.tenant[number]
+    row[s.SIZE] -= 1
+    old = row[s.ROOT_SLOT]
+    row[s.ROOT_SLOT] = _cut(request, old, slot)
+    request[slot, s.UP] = ABSENT
+    request[slot, s.LEFT] = ABSENT
+    request[slot, s.RIGHT] = ABSENT
+    if row[s.ROOT_SLOT] != old:
+        _tenant_reorder(queue, number)
+    if row[s.SIZE] == 0:
+        queue.meta[s.LAST_TENANT] = number

@@ -1,331 +1,335 @@
-"""Requests that wait, run and leave, in a policy's order (kernels/queue_state.py)."""
+"""Requests that enter a queue, wait in a policy's order, run, and end (state: queue_state.py).
+
+Kernels that take a slot expect one whose STATE fits what they do; the queue's owner sees to that.
+"""
 
 import numpy as np
 
 from ..._core.arrays import aligned_zeros
 from ..._core.jit import kernel
+from ..._core.state import Handle
 from ...primitives.bits import float64_key
 from ...primitives.dary_heap import (
-    HANDLE,
-    MAX_HANDLES,
+    MAX_SLOTS,
     ROOT,
+    SLOT_MASK,
     entries_insert,
     entries_put,
     entries_rekey,
     entries_remove,
-    entries_words,
 )
-from ...primitives.hash_table import empty_table, table_find, table_remove, table_set
-from ...primitives.status import ABSENT, FULL, INVALID, OK, REPEATED
-from .bitset import bitmap_add, bitmap_discard, bitmap_first, bitmap_words
-from .fair_share import tenant_enter, tenant_leave, tenant_number, tenants_move
-from .queue_state import (
-    AGING,
-    AGING_COST,
-    AGING_RATE,
-    ARRIVAL_NS,
-    CHARGED,
-    COUNTER,
-    CUSTOM,
-    DEADLINE_NS,
-    FAIR,
-    FREE,
-    FRESH,
-    ID,
-    IS_RUNNING,
-    IS_WAITING,
-    KEY,
-    LAST_TENANT,
-    LEFT,
-    N_TENANTS,
-    NEXT_ID,
-    NOW,
-    ORIGIN,
-    POLICY,
-    PRIORITY,
-    RIGHT,
-    ROOT_SLOT,
-    RUNNING,
-    SHORTEST,
-    SLO,
-    STARTED_NS,
-    STATE,
-    T_CAPACITY,
-    TENANT,
-    TOKENS,
-    UP,
-    WAITING,
-    WAITING_TOKENS,
-    Queue,
-    line_parts,
-    order_of,
-    tenant_heaps,
-    tenant_parts,
-    tenant_table_start,
-)
+from ...primitives.hash_table import empty_table, table_find, table_rehash, table_remove, table_set
+from ...primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
+from . import queue_state as s
+from .bitset import bitset_add, bitset_discard, bitset_first, bitset_words
+from .fair_share import tenant_enter, tenant_leave, tenant_number
+
+_FIRST_REQUESTS, _FIRST_TENANTS = 64, 8
 
 
-def empty_queue(policy, aging_cost, aging_rate, now, *, n_meta, width):
-    """A queue without requests; meta and rows have room for the owner's (plain Python)."""
-    meta = aligned_zeros(n_meta, np.int64)
-    meta[[NOW, ORIGIN, POLICY, LAST_TENANT]] = now, now, policy, ABSENT
-    meta[[AGING_COST, AGING_RATE]] = np.array([aging_cost, aging_rate]).view(np.int64)
-    tenants = _empty_tenants(8) if policy == FAIR else np.zeros(0, np.int64)
-    return Queue(meta, *_empty_requests(64, (width + 7) & -8), tenants)
+# ---- allocation and growth (plain Python) ------------------------------------------------------
+
+
+def empty_queue(policy, aging_cost, aging_rate, now, width=s.WIDTH):
+    """A Queue without requests, whose rows have `width` columns at least."""
+    meta = aligned_zeros(s.N_META, np.int64)
+    meta[[s.NOW, s.LAST_TENANT]] = now, ABSENT
+    return s.Queue(
+        meta=meta,
+        **_empty_requests(_FIRST_REQUESTS, (width + 7) & -8),
+        fair=_empty_tenants(_FIRST_TENANTS if policy == s.FAIR else 0),
+        policy=policy,
+        aging_cost=aging_cost,
+        aging_rate=aging_rate,
+        origin=now,
+    )
 
 
 def _empty_requests(capacity, width):
-    request = aligned_zeros((capacity, width), np.int64)
-    line = aligned_zeros(entries_words(capacity) + bitmap_words(capacity), np.int64)
-    return request, line, empty_table(capacity)
+    return {
+        "request": aligned_zeros((capacity, width), np.int64),
+        "table": empty_table(capacity),
+        "ready": aligned_zeros((capacity + 4, 2), np.int64),
+        "ready_position": aligned_zeros(capacity, np.int32),
+        "bitset": aligned_zeros(bitset_words(capacity), np.int64),
+    }
 
 
 def _empty_tenants(capacity):
-    table = empty_table(capacity)
-    tenants = aligned_zeros(tenant_table_start(capacity) + table.size, np.int64)
-    tenants[T_CAPACITY] = capacity
-    rows, own_table = tenant_parts(tenants)
-    rows[:, ROOT_SLOT] = ABSENT
-    own_table[:] = table
-    return tenants
+    fair = s.FairShare(
+        tenant=aligned_zeros((capacity, 4), np.int64),
+        table=empty_table(capacity),
+        order=aligned_zeros((capacity + 4, 2), np.int64),
+        order_position=aligned_zeros(capacity, np.int32),
+        floor=aligned_zeros((capacity + 4, 2), np.int64),
+        floor_position=aligned_zeros(capacity, np.int32),
+    )
+    fair.tenant[:, s.ROOT_SLOT] = ABSENT
+    return fair
 
 
-def with_room(queue, m, n_tenants):
-    """The queue with room for `m` more requests and `n_tenants` more tenants (plain Python)."""
-    meta, request, line, _, tenants = queue
-    capacity, width = request.shape
-    if meta[FRESH] + m > capacity:
-        needed = int(meta[WAITING] + meta[RUNNING]) + m
-        if needed > MAX_HANDLES:
-            raise ValueError(f"at most {MAX_HANDLES} requests wait and run, not {needed}")
-        if 2 * needed > capacity:  # else closing the gaps makes room enough
+def queue_grow(handle, m, n_tenants):
+    """Let the queue of a Handle take `m` more requests and `n_tenants` more tenants."""
+    queue = handle.state
+    capacity, width = queue.request.shape
+    if queue.meta[s.FRESH] + m > capacity:
+        needed = int(queue.meta[s.WAITING] + queue.meta[s.RUNNING]) + m
+        if needed > MAX_SLOTS:
+            raise ValueError(f"at most {MAX_SLOTS} requests wait and run, not {needed}")
+        if 2 * needed > capacity:  # else closing the gaps is enough
             capacity = max(2 * capacity, needed)
-        new = _empty_requests(capacity, width)
-        queue_move(meta, request, line, tenants, *new)
-        queue = Queue(meta, *new, tenants)
-    if tenants.size and tenants[N_TENANTS] + n_tenants > tenants[T_CAPACITY]:
-        capacity = max(2 * int(tenants[T_CAPACITY]), int(tenants[N_TENANTS]) + n_tenants)
-        queue = queue._replace(tenants=_empty_tenants(capacity))
-        tenants_move(tenants, queue.tenants)
-    return queue
+        grown = Handle(queue._replace(**_empty_requests(capacity, width)))
+        queue_move(handle.address, grown.address)
+        handle.replace(grown.state)
+    if queue.policy == s.FAIR:
+        _grow_tenants(handle, n_tenants)
+
+
+def _grow_tenants(handle, n_tenants):
+    queue = handle.state
+    old, needed = queue.fair, int(queue.meta[s.N_TENANTS]) + n_tenants
+    if needed <= len(old.tenant):
+        return
+    new = _empty_tenants(max(2 * len(old.tenant), needed))
+    for name in ("tenant", "order", "order_position", "floor", "floor_position"):
+        grown, array = getattr(new, name), getattr(old, name)
+        grown[: len(array)] = array
+    table_rehash(old.table, new.table)
+    handle.replace(queue._replace(fair=new))
 
 
 @kernel
-def queue_move(meta, request, line, tenants, new_request, new_line, new_table):
-    """Take the live requests over into empty arrays, without gaps. O(C)."""
-    rows, _pos, _bits = line_parts(line, request.shape[0])
-    capacity = new_request.shape[0]
-    new_rows, new_pos, new_bits = line_parts(new_line, capacity)
+def queue_move(handle, grown):
+    """Move the live requests into the empty arrays of the queue at `grown`, without gaps. O(C)."""
+    queue, new = s.queue_at(handle), s.queue_at(grown)
+    meta, request, ready = queue.meta, queue.request, queue.ready
+    capacity = new.request.shape[0]
     target = np.full(request.shape[0], ABSENT, np.int64)
     fresh = np.int64(0)
-    for slot in range(meta[FRESH]):
-        if request[slot, STATE] == FREE:
+    for slot in range(meta[s.FRESH]):
+        if request[slot, s.STATE] == s.FREE:
             continue
         for column in range(request.shape[1]):
-            new_request[fresh, column] = request[slot, column]
-        if request[slot, STATE] == IS_WAITING:
-            bitmap_add(new_bits, capacity, fresh)
-        table_set(new_table, request[slot, ID], fresh)
+            new.request[fresh, column] = request[slot, column]
+        if request[slot, s.STATE] == s.IS_WAITING:
+            bitset_add(new.bitset, capacity, fresh)
+        table_set(new.table, request[slot, s.ID], fresh)
         target[slot] = fresh
         fresh += 1
-    meta[FRESH] = fresh
-    new_rows[0, 0] = rows[0, 0]
-    for i in range(ROOT, ROOT + rows[0, 0]):
-        low = rows[i, 1]
-        entries_put(new_rows, new_pos, i, rows[i, 0], (low & ~HANDLE) | target[low & HANDLE])
-    if tenants.size > 0:
+    meta[s.FRESH] = fresh
+    new.ready[0, 0] = ready[0, 0]
+    for i in range(ROOT, ROOT + ready[0, 0]):
+        low = ready[i, 1]
+        moved = (low & ~SLOT_MASK) | target[low & SLOT_MASK]
+        entries_put(new.ready, new.ready_position, i, ready[i, 0], moved)
+    if queue.policy == s.FAIR:
         for slot in range(fresh):
-            for column in (UP, LEFT, RIGHT):
-                link = new_request[slot, column]
-                new_request[slot, column] = ABSENT if link < 0 else target[link]
-        own, _table = tenant_parts(tenants)
-        for number in range(tenants[N_TENANTS]):
-            if own[number, ROOT_SLOT] != ABSENT:
-                own[number, ROOT_SLOT] = target[own[number, ROOT_SLOT]]
+            for column in (s.UP, s.LEFT, s.RIGHT):
+                link = new.request[slot, column]
+                new.request[slot, column] = ABSENT if link < 0 else target[link]
+        tenant = queue.fair.tenant
+        for number in range(meta[s.N_TENANTS]):
+            if tenant[number, s.ROOT_SLOT] != ABSENT:
+                tenant[number, s.ROOT_SLOT] = target[tenant[number, s.ROOT_SLOT]]
 
 
-@kernel(borrow=True)
-def waiting_key(meta, request, slot):
+# ---- the order of waiting requests -------------------------------------------------------------
+
+
+@kernel(internal=True, borrow=True)
+def policy_key(queue, slot):
     """What the policy orders a request by, within its priority; smaller goes first. O(1)."""
-    row = request[slot]
-    policy = meta[POLICY]
-    if policy == SHORTEST:
-        return row[TOKENS]
-    if policy == SLO:
-        return row[DEADLINE_NS]
-    if policy == AGING:
-        since = np.float64(row[ARRIVAL_NS] - meta[ORIGIN])
-        cost = np.int64(meta[AGING_COST]).view(np.float64) * np.float64(row[TOKENS])
-        return float64_key(cost + np.int64(meta[AGING_RATE]).view(np.float64) * since)
-    return row[KEY]
-
-
-@kernel(internal=True, borrow=True)
-def waiting_enter(meta, request, line, tenants, slot):
-    """Let a request wait, at the place that its slot, priority and key give it. O(log n)."""
-    rows, pos, bits = line_parts(line, request.shape[0])
-    row = request[slot]
-    row[STATE] = IS_WAITING
-    meta[WAITING] += 1
-    meta[WAITING_TOKENS] += row[TOKENS]
-    bitmap_add(bits, request.shape[0], slot)
-    if meta[POLICY] == FAIR:
-        tenant_enter(meta, request, tenants, slot)
-    else:
-        high, low = order_of(row[PRIORITY], row[KEY], slot)
-        entries_insert(rows, pos, high, low)
-
-
-@kernel(internal=True, borrow=True)
-def waiting_leave(meta, request, line, tenants, slot):
-    """Take a request out of the queue; the caller sets its next state. O(log n)."""
-    rows, pos, bits = line_parts(line, request.shape[0])
-    meta[WAITING] -= 1
-    meta[WAITING_TOKENS] -= request[slot, TOKENS]
-    bitmap_discard(bits, request.shape[0], slot)
-    if meta[POLICY] == FAIR:
-        tenant_leave(meta, request, tenants, slot)
-    else:
-        entries_remove(rows, pos, np.int64(pos[slot]))
-
-
-@kernel(internal=True, borrow=True)
-def request_resize(meta, request, line, slot, tokens, key):
-    """Give a request another number of remaining tokens; `key` is for CUSTOM. O(log n)."""
-    row = request[slot]
-    waits = row[STATE] == IS_WAITING
-    if waits:
-        meta[WAITING_TOKENS] += tokens - row[TOKENS]
-    row[TOKENS] = tokens
-    old = row[KEY]
-    row[KEY] = key if meta[POLICY] == CUSTOM else waiting_key(meta, request, slot)
-    if waits and row[KEY] != old:
-        rows, pos, _bits = line_parts(line, request.shape[0])
-        high, low = order_of(row[PRIORITY], row[KEY], slot)
-        entries_rekey(rows, pos, np.int64(pos[slot]), high, low)
+    row = queue.request[slot]
+    policy = queue.policy
+    if policy == s.SHORTEST:
+        return row[s.TOKENS]
+    if policy == s.SLO:
+        return row[s.DEADLINE_NS]
+    if policy == s.AGING:
+        since = np.float64(row[s.ARRIVAL_NS] - queue.origin)
+        cost = queue.aging_cost * np.float64(row[s.TOKENS])
+        return float64_key(cost + queue.aging_rate * since)
+    return row[s.KEY]
 
 
 @kernel(borrow=True)
-def waiting_first(meta, request, line, tenants):
-    """Slot of the request that the policy serves next; one waits at least. O(1)."""
-    if meta[POLICY] == FAIR:
-        own, _table = tenant_parts(tenants)
-        order, _order_pos, _floor, _floor_pos = tenant_heaps(tenants)
-        return own[order[ROOT, 1] & HANDLE, ROOT_SLOT]
-    rows, _pos, _bits = line_parts(line, request.shape[0])
-    return rows[ROOT, 1] & HANDLE
+def request_key(handle, slot):
+    """`policy_key` of the queue at a handle. O(1)."""
+    return policy_key(s.queue_at(handle), slot)
 
 
 @kernel(internal=True, borrow=True)
-def waiting_oldest(request, line):
-    """Slot of the request that has waited longest; one waits at least. O(log n)."""
-    _rows, _pos, bits = line_parts(line, request.shape[0])
-    return bitmap_first(bits, request.shape[0])
+def queue_enter(queue, slot):
+    """Let a request wait, at the place that its slot, priority and key give it. O(log n)."""
+    meta, row = queue.meta, queue.request[slot]
+    row[s.STATE] = s.IS_WAITING
+    meta[s.WAITING] += 1
+    meta[s.WAITING_TOKENS] += row[s.TOKENS]
+    bitset_add(queue.bitset, queue.request.shape[0], slot)
+    if queue.policy == s.FAIR:
+        tenant_enter(queue, slot)
+    else:
+        high, low = s.order_of(row[s.PRIORITY], row[s.KEY], slot)
+        entries_insert(queue.ready, queue.ready_position, high, low)
 
 
 @kernel(internal=True, borrow=True)
-def clock_advance(meta, now):
-    """The time as the queue takes it: a clock that went back stands still. O(1)."""
-    now = max(now, meta[NOW])
-    meta[NOW] = now
+def queue_leave(queue, slot):
+    """Take a request out of the waiting ones; the caller sets its next STATE. O(log n)."""
+    queue.meta[s.WAITING] -= 1
+    queue.meta[s.WAITING_TOKENS] -= queue.request[slot, s.TOKENS]
+    bitset_discard(queue.bitset, queue.request.shape[0], slot)
+    if queue.policy == s.FAIR:
+        tenant_leave(queue, slot)
+    else:
+        place = np.int64(queue.ready_position[slot])
+        entries_remove(queue.ready, queue.ready_position, place)
+
+
+@kernel(internal=True, borrow=True)
+def queue_first(queue):
+    """Slot of the request that the policy serves next; there is one. O(1)."""
+    if queue.policy == s.FAIR:
+        return queue.fair.tenant[queue.fair.order[ROOT, 1] & SLOT_MASK, s.ROOT_SLOT]
+    return queue.ready[ROOT, 1] & SLOT_MASK
+
+
+@kernel(internal=True, borrow=True)
+def queue_oldest(queue):
+    """Slot of the request that has waited longest; there is one. O(log n)."""
+    return bitset_first(queue.bitset, queue.request.shape[0])
+
+
+@kernel(internal=True, borrow=True)
+def clock_advance(queue, now):
+    """The time for the queue: where the clock went back, the latest time seen. O(1)."""
+    now = max(now, queue.meta[s.NOW])
+    queue.meta[s.NOW] = now
     return now
 
 
+# ---- the life of a request ---------------------------------------------------------------------
+
+
 @kernel(internal=True, borrow=True)
-def request_new(meta, request, line, table, tenants, now, tokens, deadline, priority, tenant, key):
-    """Number a new request and let it wait; its slot, or FULL. O(log n)."""
-    slot = meta[FRESH]
-    if slot == request.shape[0]:
-        return np.int64(FULL)
-    if meta[POLICY] == FAIR:
-        tenant = tenant_number(tenants, tenant)
-        if tenant == FULL:
-            return np.int64(FULL)
-    meta[FRESH] = slot + 1
-    row = request[slot]
+def request_new(queue, now, tokens, deadline, priority, tenant, key):
+    """Number a new request and let it wait; its slot, or GROW. O(log n)."""
+    meta = queue.meta
+    slot = meta[s.FRESH]
+    if slot == queue.request.shape[0]:
+        return np.int64(GROW)
+    if queue.policy == s.FAIR:
+        tenant = tenant_number(queue, tenant)
+        if tenant == GROW:
+            return np.int64(GROW)
+    meta[s.FRESH] = slot + 1
+    row = queue.request[slot]
     for column in range(row.size):
         row[column] = 0
-    row[ID] = meta[NEXT_ID]
-    meta[NEXT_ID] += 1
-    row[TOKENS] = tokens
-    row[ARRIVAL_NS] = now
-    row[STARTED_NS] = ABSENT
-    row[PRIORITY] = priority
-    row[DEADLINE_NS] = deadline
-    row[TENANT] = tenant
-    row[UP] = ABSENT
-    row[LEFT] = ABSENT
-    row[RIGHT] = ABSENT
-    row[KEY] = key
-    row[KEY] = waiting_key(meta, request, slot)
-    table_set(table, row[ID], slot)
-    waiting_enter(meta, request, line, tenants, slot)
+    row[s.ID] = meta[s.NEXT_ID]
+    meta[s.NEXT_ID] += 1
+    row[s.TOKENS] = tokens
+    row[s.ARRIVAL_NS] = now
+    row[s.STARTED_NS] = ABSENT
+    row[s.PRIORITY] = priority
+    row[s.DEADLINE_NS] = deadline
+    row[s.TENANT] = tenant
+    row[s.UP] = ABSENT
+    row[s.LEFT] = ABSENT
+    row[s.RIGHT] = ABSENT
+    row[s.KEY] = key
+    row[s.KEY] = policy_key(queue, slot)
+    table_set(queue.table, row[s.ID], slot)
+    queue_enter(queue, slot)
     return slot
 
 
 @kernel(internal=True, borrow=True)
-def request_start(meta, request, line, tenants, slot, now):
+def request_resize(queue, slot, tokens, key):
+    """Give a request another number of remaining tokens; `key` is for CUSTOM. O(log n)."""
+    row = queue.request[slot]
+    waits = row[s.STATE] == s.IS_WAITING
+    if waits:
+        queue.meta[s.WAITING_TOKENS] += tokens - row[s.TOKENS]
+    row[s.TOKENS] = tokens
+    old = row[s.KEY]
+    row[s.KEY] = key if queue.policy == s.CUSTOM else policy_key(queue, slot)
+    if waits and row[s.KEY] != old:
+        high, low = s.order_of(row[s.PRIORITY], row[s.KEY], slot)
+        place = np.int64(queue.ready_position[slot])
+        entries_rekey(queue.ready, queue.ready_position, place, high, low)
+
+
+@kernel(internal=True, borrow=True)
+def request_start(queue, slot, now):
     """Move a waiting request to the running ones. O(log n).
 
-    Its tenant is charged for its tokens; at a second start only for what they have grown.
+    Its tenant is charged for its tokens; at a later start only for what they have grown by.
     """
-    row = request[slot]
-    if meta[POLICY] == FAIR:
-        extra = max(0, row[TOKENS] - row[CHARGED])
-        row[CHARGED] += extra
-        own, _table = tenant_parts(tenants)
-        own[row[TENANT], COUNTER] += extra  # its rows follow, as its root leaves
-    waiting_leave(meta, request, line, tenants, slot)
-    row[STATE] = IS_RUNNING
-    meta[RUNNING] += 1
-    if row[STARTED_NS] == ABSENT:
-        row[STARTED_NS] = now
+    row = queue.request[slot]
+    if queue.policy == s.FAIR:
+        extra = max(0, row[s.TOKENS] - row[s.CHARGED])
+        row[s.CHARGED] += extra
+        # No reordering yet: the request is its tenant's root, and `queue_leave` reorders for it.
+        queue.fair.tenant[row[s.TENANT], s.COUNTER] += extra
+    queue_leave(queue, slot)
+    row[s.STATE] = s.IS_RUNNING
+    queue.meta[s.RUNNING] += 1
+    if row[s.STARTED_NS] == ABSENT:
+        row[s.STARTED_NS] = now
 
 
 @kernel(internal=True, borrow=True)
-def request_requeue(meta, request, line, tenants, slot):
+def request_requeue(queue, slot):
     """Let a running request wait again, in its old place. O(log n)."""
-    meta[RUNNING] -= 1
-    waiting_enter(meta, request, line, tenants, slot)
+    queue.meta[s.RUNNING] -= 1
+    queue_enter(queue, slot)
 
 
 @kernel(internal=True, borrow=True)
-def request_end(meta, request, line, table, tenants, slot):
+def request_end(queue, slot):
     """Forget a waiting or running request. O(log n)."""
-    row = request[slot]
-    if row[STATE] == IS_WAITING:
-        waiting_leave(meta, request, line, tenants, slot)
+    meta, row = queue.meta, queue.request[slot]
+    if row[s.STATE] == s.IS_WAITING:
+        queue_leave(queue, slot)
     else:
-        meta[RUNNING] -= 1
-    table_remove(table, row[ID])
-    row[STATE] = FREE
-    if meta[WAITING] + meta[RUNNING] == 0:
-        meta[FRESH] = 0
+        meta[s.RUNNING] -= 1
+    table_remove(queue.table, row[s.ID])
+    row[s.STATE] = s.FREE
+    if meta[s.WAITING] + meta[s.RUNNING] == 0:
+        meta[s.FRESH] = 0
 
 
-@kernel(borrow=True)
-def requests_find(request, table, ids, state, slots):
+@kernel(internal=True, borrow=True)
+def requests_find(queue, ids, state, slots):
     """Fill slots with those of the ids: (OK, 0), or why the j-th is refused: (status, j). O(m).
 
-    ABSENT for an id that does not live; REPEATED for one that stands twice; INVALID for one
-    that is not in `state` (FREE: any).
+    ABSENT for an id that is unknown or has ended; REPEATED for one that is given twice; INVALID for
+    one that is not in `state` (FREE: any).
     """
+    request = queue.request
     status, bad = np.int64(OK), np.int64(0)
     found = 0
     for j in range(ids.size):
-        slots[j] = table_find(table, ids[j])
+        slots[j] = table_find(queue.table, ids[j])
         if slots[j] == ABSENT:
             status, bad = np.int64(ABSENT), np.int64(j)
             break
         row = request[slots[j]]
-        if row[STATE] < 0:
+        if row[s.STATE] < 0:
             status, bad = np.int64(REPEATED), np.int64(j)
             break
-        if state != FREE and row[STATE] != state:
+        if state != s.FREE and row[s.STATE] != state:
             status, bad = np.int64(INVALID), np.int64(j)
             break
-        row[STATE] = -row[STATE]  # seen, until all are found
+        row[s.STATE] = -row[s.STATE]  # marks the request as seen until all are found
         found += 1
     for j in range(found):
-        request[slots[j], STATE] = -request[slots[j], STATE]
+        request[slots[j], s.STATE] = -request[slots[j], s.STATE]
     return status, bad
+
+
+@kernel(borrow=True)
+def requests_slots(handle, ids, slots):
+    """`requests_find` in any state, of the queue at a handle. O(m)."""
+    return requests_find(s.queue_at(handle), ids, s.FREE, slots)

@@ -1,92 +1,116 @@
 """A simulated engine that runs its steps one after the other, admissions included.
 
 What `ContinuousBatcher.step` and `advance` do in turns, with the same kernels in the same order,
-for an engine whose steps take the time of a cost model and whose tokens come from a tape. A replay
-makes hundreds of thousands of steps, and in few of them must an array grow or a request be
-preempted, which is Python's.
+for an engine whose steps take the time of a cost model and whose tokens are read from a tape. A
+replay makes hundreds of thousands of steps; only the few in which an array must grow or a request
+be preempted go back to Python.
 
-State beside that of the batcher (kernels/continuous.py), R the most requests that run:
+State (n = requests in all), an `Engine`:
 
-    plan        int64[3, R]  the step under way, as `step_plan` writes it
-    is_prefill  bool[R]
-    growing, tokens, committed, done   what `step_advance` fills
-    run         int64[.]     the names below: what the step under way, and the run, are at
-    cost        float64[4]   ms: of a step, of a prefill token, of a decoding request, of a KV token
-    tape        int32[.]     sampled tokens, read from run[READ] on; back to 0 where it ends
-    ended       int64[.]     ids that ended since the call, run[N_ENDED] of them
-    admitted    int64[.]     ids that were admitted since the call, run[N_ADMITTED] of them
-    one         int64[6]     the arguments of an attach of one sequence
-
-and, under the ids of the requests, length (tokens known), new (never in a step), waits (for its
-first token), request_of (its place in first_ns and end_ns, where times are written), address (of
-its tokens, while it waits; as many as the batcher counts).
+    batcher       handle of the Batcher (kernels/continuous.py), over a cache without tensors
+    cache         handle of its cache's state
+    domain        row of the one salt in the cache's state
+    fair          1 under the policy FAIR, else 0
+    page_size
+    run           int64[N_RUN]  the state of the step under way and sums over the steps, see below
+    cost          float64[4]    ms: of a step, a prefill token, a decoding request, a token of K/V
+    tape          int32[.]      sampled tokens, read from run[READ] on; from 0 again at its end
+    ended         int64[.]      ids that ended during the call, run[N_ENDED] of them
+    admitted      int64[.]      ids that were admitted during the call, run[N_ADMITTED] of them
+    attach_...                  the arguments of an attach of one sequence
+    by id:
+    length        int64[n]      tokens known
+    new           bool[n]       was in no step yet
+    no_token      bool[n]       no token was sampled for it yet
+    request_of    int64[n]      its place in first_ns and end_ns
+    address       int64[n]      where its tokens are while it waits, as many as its row's LENGTH
+    and by place:
+    first_ns      int64[.]      when the first token came
+    end_ns        int64[.]      when the last token came
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
+from ..._core.state import ANY, INT, array, state, unpacker
 from ...kv.kernels.append import kv_append_many, kv_commit
 from ...kv.kernels.attach import kv_attach_many, kv_detach_many
-from ...kv.kernels.state import state_at
-from ...primitives.status import FULL, OK
+from ...primitives.status import ABSENT, FULL, OK
+from . import queue_state as s
 from .continuous import (
-    LENGTH,
-    pages_missing,
+    N_PLANNED,
+    batcher_at,
     step_admit,
     step_advance,
     step_end,
     step_form,
+    step_next,
     step_plan,
 )
-from .queue_state import ID, RUNNING, WAITING
-from .request_queue import waiting_first
+from .sequence_pages import pages_missing
 
-(END_NS, N_PLANNED, READ, N_ENDED, N_GROWING, BUDGET, BLOCKED, STEPS, BUSY_NS, TOKENS, RAN,
- PREFILL, PAGE_SIZE, HIT_TOKENS, DOMAIN, FAIR, N_ADMITTED, N_RUN) = range(18)  # fmt: skip
+# Places in `run`.
+END_NS = 0  # of the step under way
+READ = 1
+N_ENDED = 2
+N_ADMITTED = 3
+N_GROWING = 4  # entries of the batcher's `growing` that wait for their append
+BUDGET = 5  # tokens left for admissions
+BLOCKED = 6  # 1 while waiting requests cannot be admitted, see `steps_run`
+PREFILL = 7  # prefill tokens of the step under way
+STEPS, BUSY_NS, TOKENS, RAN, HIT_TOKENS = 8, 9, 10, 11, 12  # sums over the steps
+N_RUN = 13
+
 UNDER_WAY, IDLE, TO_ADMIT, TO_APPEND = range(4)
 _MS = 1_000_000
 
 
-class Run(NamedTuple):
-    """The arrays of the module docstring."""
+@state
+class Engine:
+    """The arrays and numbers of the module docstring."""
 
-    plan: np.ndarray
-    is_prefill: np.ndarray
-    growing: np.ndarray
-    tokens: np.ndarray
-    committed: np.ndarray
-    done: np.ndarray
-    run: np.ndarray
-    cost: np.ndarray
-    tape: np.ndarray
-    ended: np.ndarray
-    admitted: np.ndarray
-    one: np.ndarray
-    length: np.ndarray
-    new: np.ndarray
-    waits: np.ndarray
-    request_of: np.ndarray
-    address: np.ndarray
-    first_ns: np.ndarray
-    end_ns: np.ndarray
+    batcher = INT
+    cache = INT
+    domain = INT
+    fair = INT
+    page_size = INT
+    run = array(np.int64, N_RUN)
+    cost = array(np.float64, 4)
+    tape = array(np.int32, ANY)
+    ended = array(np.int64, ANY)
+    admitted = array(np.int64, ANY)
+    attach_id = array(np.int64, 1)
+    attach_indptr = array(np.int64, 2)
+    attach_domain = array(np.int64, 1)
+    attach_priority = array(np.int64, 1)
+    attach_hits = array(np.int64, 1)
+    length = array(np.int64, ANY)
+    new = array(np.bool_, ANY)
+    no_token = array(np.bool_, ANY)
+    request_of = array(np.int64, ANY)
+    address = array(np.int64, ANY)
+    first_ns = array(np.int64, ANY)
+    end_ns = array(np.int64, ANY)
 
 
-@kernel
-def step_begin(r, now):
-    """Begin the step of run[N_PLANNED] requests that was planned; work out when it ends. O(n)."""
-    run, cost = r.run, r.cost
+_engine_at = unpacker(Engine)
+
+
+@kernel(internal=True, borrow=True)
+def _begin(engine, batcher, now):
+    """Begin the planned step at `now`; work out when it ends. O(n)."""
+    run, cost, plan, n = engine.run, engine.cost, batcher.plan, batcher.count[N_PLANNED]
     prefill, decoding, read = 0, 0, 0
-    for j in range(run[N_PLANNED]):
-        read += r.plan[1, j] + r.plan[2, j]
-        if r.new[r.plan[0, j]]:
-            r.new[r.plan[0, j]] = False
+    for j in range(n):
+        id_, start, planned = plan[0, j], plan[1, j], plan[2, j]
+        read += start + planned
+        if engine.new[id_]:
+            engine.new[id_] = False
             # Where all was cached, the last token is computed all the same: a page begun.
-            run[HIT_TOKENS] += -(-r.plan[1, j] // run[PAGE_SIZE]) * run[PAGE_SIZE]
-        if r.is_prefill[j]:
-            prefill += r.plan[2, j]
+            run[HIT_TOKENS] += -(-start // engine.page_size) * engine.page_size
+        if batcher.is_prefill[j]:
+            prefill += planned
         else:
             decoding += 1
     took = np.int64(
@@ -97,123 +121,125 @@ def step_begin(r, now):
     run[STEPS] += 1
     run[BUSY_NS] += took
     run[TOKENS] += prefill + decoding
-    run[RAN] += run[N_PLANNED]
+    run[RAN] += n
+
+
+@kernel(borrow=True)
+def step_begin(handle, now):
+    """Begin the step that the batcher planned. O(n)."""
+    engine = _engine_at(handle)
+    _begin(engine, batcher_at(engine.batcher), now)
+
+
+@kernel(internal=True, borrow=True)
+def _tokens_sampled(engine, batcher, now):
+    """Count the token of each request whose last known one was computed. O(n)."""
+    plan = batcher.plan
+    for j in range(batcher.count[N_PLANNED]):
+        id_ = plan[0, j]
+        if plan[1, j] + plan[2, j] == engine.length[id_]:
+            engine.length[id_] += 1
+            if engine.no_token[id_]:
+                engine.no_token[id_] = False
+                engine.first_ns[engine.request_of[id_]] = now
 
 
 @kernel(internal=True)
-def _tokens_sampled(r, now):
-    """Count the token that comes to each request whose last known one was computed. O(n)."""
-    for j in range(r.run[N_PLANNED]):
-        id_ = r.plan[0, j]
-        if r.plan[1, j] + r.plan[2, j] == r.length[id_]:
-            r.length[id_] += 1
-            if r.waits[id_]:
-                r.waits[id_] = False
-                r.first_ns[r.request_of[id_]] = now
-
-
-@kernel(internal=True)
-def _step_finish(queue, running, handle, r, none):
+def _finish(engine, batcher):
     """End the step under way; whether the cache took the tokens sampled. O(n)."""
-    run = r.run
-    now, n = run[END_NS], run[N_PLANNED]
-    _tokens_sampled(r, now)
-    if run[READ] + n > r.tape.size:
+    run, cache = engine.run, engine.cache
+    now, n = run[END_NS], batcher.count[N_PLANNED]
+    _tokens_sampled(engine, batcher, now)
+    if run[READ] + n > engine.tape.size:
         run[READ] = 0
-    sampled = r.tape[run[READ] : run[READ] + n]
+    sampled = engine.tape[run[READ] : run[READ] + n]
     run[READ] += n
+    no_mask = batcher.is_prefill[:0]
     n_growing, n_committed, n_done = step_advance(
-        queue.meta, queue.request, queue.table, queue.tenants, now, r.plan[0, :n], sampled, none,
-        r.growing, r.tokens, r.committed, r.done,
-    )  # fmt: skip
+        engine.batcher, now, batcher.plan[0, :n], sampled, no_mask
+    )
     for j in range(n_committed):
-        kv_commit(handle, r.committed[j, 0], r.committed[j, 1])
+        kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
     if run[PREFILL] > 0 or n_done > 0:
         run[BLOCKED] = 0
     if n_done > 0:
-        done = r.done[:n_done]
-        kv_detach_many(handle, done)
-        step_end(queue.meta, queue.request, queue.line, queue.table, queue.tenants, running, done)
+        done = batcher.done[:n_done]
+        kv_detach_many(cache, done)
+        step_end(engine.batcher, done)
         for j in range(n_done):
-            r.end_ns[r.request_of[done[j]]] = now
-            r.ended[run[N_ENDED]] = done[j]
+            engine.end_ns[engine.request_of[done[j]]] = now
+            engine.ended[run[N_ENDED]] = done[j]
             run[N_ENDED] += 1
     if n_growing == 0:
         return True
     run[N_GROWING] = n_growing
-    status = kv_append_many(handle, r.growing[:n_growing], r.tokens[:n_growing], r.done[:n_growing])
-    return status == OK
+    growing, tokens = batcher.growing[:n_growing], batcher.sampled[:n_growing]
+    return kv_append_many(cache, growing, tokens, batcher.done[:n_growing]) == OK
 
 
 @kernel(internal=True)
-def _admit(queue, running, handle, r, budget):
-    """Let waiting requests run while budget and pages last; the budget left, or -1. O(tokens).
+def _admit(engine, n_running, budget):
+    """Let waiting requests run while budget and pages last; whether all of it was done. O(tokens).
 
-    -1, where an array must grow or nothing runs that could free pages: run[BUDGET] is left,
-    and whoever goes on is the next to be admitted. run[BLOCKED] becomes whether pages lacked.
+    False where an array must grow or nothing runs that could free pages: run[BUDGET] is left, and
+    the request that could not be admitted is the next. run[BLOCKED] becomes whether pages lacked.
     """
-    run, meta, one = r.run, queue.meta, r.one
+    run = engine.run
     run[BLOCKED] = 0
-    while budget > 0 and meta[WAITING] > 0 and meta[RUNNING] < running.size:
-        slot = waiting_first(meta, queue.request, queue.line, queue.tenants)
-        id_, size = queue.request[slot, ID], queue.request[slot, LENGTH]
-        tokens = array_at(r.address[id_], size, np.int32)
-        lacks = pages_missing(handle, run[DOMAIN], tokens, meta[RUNNING]) > 0
-        if lacks and meta[RUNNING] > 0:
-            # Under "fair" another request may be the first before anything else changes.
-            run[BLOCKED] = 1 - run[FAIR]
-            break
-        one[:] = 0
-        one[0], one[2], one[3] = id_, size, run[DOMAIN]
+    while True:
+        slot, id_, size = step_next(engine.batcher, budget)
+        if slot == ABSENT:
+            return True
+        tokens = array_at(engine.address[id_], size, np.int32)
+        lacks = pages_missing(engine.cache, engine.domain, tokens, n_running) > 0
+        if lacks and n_running > 0:
+            # Under FAIR another request may become the first before anything else changes.
+            run[BLOCKED] = 1 - engine.fair
+            return True
         status = np.int64(FULL)
         if not lacks:
+            engine.attach_id[0] = id_
+            engine.attach_indptr[1] = size
+            engine.attach_hits[0] = 0
             status = kv_attach_many(
-                handle, one[0:1], tokens, one[1:3], one[3:4], one[4:5], one[5:6]
-            )
+                engine.cache, engine.attach_id, tokens, engine.attach_indptr,
+                engine.attach_domain, engine.attach_priority, engine.attach_hits,
+            )  # fmt: skip
         if status != OK:
             run[BUDGET] = budget
-            return np.int64(-1)
-        r.admitted[run[N_ADMITTED]] = id_
+            return False
+        engine.admitted[run[N_ADMITTED]] = id_
         run[N_ADMITTED] += 1
-        budget = step_admit(
-            meta, queue.request, queue.line, queue.tenants, running, run[END_NS], slot, one[5],
-            budget,
-        )  # fmt: skip
-    return budget
+        budget = step_admit(engine.batcher, run[END_NS], slot, engine.attach_hits[0], budget)
+        n_running += 1
 
 
 @kernel
-def steps_run(queue, running, slots, handle, r, none, budget, until):
+def steps_run(handle, until):
     """Finish steps, and begin others, while they end before `until`; from a step under way on.
 
     UNDER_WAY: the step under way ends later, or a list is nearly full. IDLE: nothing runs.
-    TO_ADMIT: the running requests have had their shares, and run[BUDGET] is left for those that
-    wait, the first of which makes the cache grow. TO_APPEND: the cache must grow, or a request be
-    preempted, before `growing` get `tokens`. The step just finished ended at run[END_NS].
+    TO_ADMIT: the running requests have had their shares, and run[BUDGET] is left for the waiting
+    ones, the first of which needs the cache to grow. TO_APPEND: the cache must grow, or a request
+    be preempted, before `growing` get their tokens. The step just finished ended at run[END_NS].
 
-    While run[BLOCKED], none that wait are asked: pages lacked, and since then no prompt was
-    computed, which could be theirs, and no request ended or came. O(R) for each step.
+    While run[BLOCKED], no admission is tried: pages lacked, and since then no prompt was computed
+    whose pages others could share, and no request ended or came. O(R) for each step.
     """
-    run, page_size = r.run, r.run[PAGE_SIZE]
-    room = min(r.ended.size, r.admitted.size) - running.size
-    while run[END_NS] < until and run[N_ENDED] <= room and run[N_ADMITTED] <= room:
-        if not _step_finish(queue, running, handle, r, none):
+    engine = _engine_at(handle)
+    batcher = batcher_at(engine.batcher)
+    queue, run, n_slots = s.queue_at(batcher.queue), engine.run, batcher.running.size
+    most = min(engine.ended.size, engine.admitted.size) - n_slots
+    while run[END_NS] < until and run[N_ENDED] <= most and run[N_ADMITTED] <= most:
+        if not _finish(engine, batcher):
             return TO_APPEND
-        cache = state_at(handle)
-        n, left = step_form(
-            queue.meta, queue.request, running, cache.ids, cache.hot, cache.pool, page_size,
-            budget, r.plan, r.is_prefill, slots,
-        )  # fmt: skip
+        n, left = step_form(engine.batcher)
         if n < 0:
-            if run[BLOCKED] == 0 and _admit(queue, running, handle, r, left) < 0:
+            blocked = run[BLOCKED] != 0
+            if not blocked and not _admit(engine, queue.meta[s.RUNNING], left):
                 return TO_ADMIT
-            cache = state_at(handle)
-            n, left = step_plan(
-                queue.meta, queue.request, running, cache.ids, cache.hot, cache.pool, page_size,
-                r.plan, r.is_prefill, slots,
-            )  # fmt: skip
-        run[N_PLANNED] = n
+            n, left = step_plan(engine.batcher)
         if n == 0:
             return IDLE
-        step_begin(r, run[END_NS])
+        _begin(engine, batcher, run[END_NS])
     return UNDER_WAY
