@@ -1,64 +1,62 @@
-"""Which lists of a segment are kept unpacked, and the making of them."""
+"""Decoding the longest lists of a segment ahead of searches, within a budget of memory."""
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
+from .._core.state import Handle
 from ..primitives.status import ABSENT
 from .kernels import decoded_lists as k
+from .kernels.decoded_lists import MAX_CODES, WINDOW
+
+DecodedLists: Any = k.DecodedLists  # a named tuple class: see _core/state.py
+
+MIN_ENTRIES = 4  # shorter lists are decoded as fast as they are read
+MIN_BUDGET = 12 << 20  # bytes that decoded lists may take in any case
+BYTES_PER_POSTING = 1.0  # of the segment, that they may take
+MAX_PAIRS = 1 << 21  # of tf and length class that are counted
 
 
-class Unpacked(NamedTuple):
-    """Lists with four bytes a posting; the arrays are described in kernels/decoded_lists.py."""
+def decoded_lists(segment: Any, handle: Handle) -> Handle:
+    """The DecodedLists of a segment: its longest lists, 1 byte a posting of it, or 12 MB if more.
 
-    slots: np.ndarray  # int32[U]
-    steps: np.ndarray  # int32[H, W + 1]
-    postings: np.ndarray  # uint32[E]
-    odd_ptr: np.ndarray  # int32[H + 1]
-    odd_rows: np.ndarray  # int32[O]
-    odd_tfs: np.ndarray  # int32[O]
-    tfs: np.ndarray  # int32[P]
-    lengths: np.ndarray  # int32[P]
-    codes: np.ndarray  # int32[T, C]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self)
-
-
-def unpacked(segment) -> Unpacked:
-    """The longest lists of a segment, in 1 byte a posting of it, or 12 MB if that is more."""
+    `handle` is that of the segment. O(postings of these lists).
+    """
     entries = segment.entries
-    budget = max(k.FLOOR, int(k.SHARE * entries.sum(dtype=np.int64)))
-    n_windows = -(-len(segment.classes) // k.WINDOW)
-    candidates = np.flatnonzero(entries >= k.LEAST)
+    budget = max(MIN_BUDGET, int(BYTES_PER_POSTING * entries.sum(dtype=np.int64)))
+    n_windows = -(-len(segment.classes) // WINDOW)
+    candidates = np.flatnonzero(entries >= MIN_ENTRIES)
     candidates = candidates[np.argsort(-entries[candidates], kind="stable")]
     costs = 4 * entries[candidates].astype(np.int64) + 4 * n_windows + 12
-    places = np.sort(candidates[np.cumsum(costs) <= min(budget, 2**31)]).astype(np.int32)
+    ordinals = np.sort(candidates[np.cumsum(costs) <= min(budget, 2**31)]).astype(np.int32)
 
-    rows, tfs = np.empty((2, entries[places].max(initial=0)), np.int32)
-    n_sizes = len(segment.sizes)
-    counts = np.zeros((max(2, min(256, k.PAIRS // max(1, n_sizes))), n_sizes), np.int32)
-    n_odd = k.unpacked_count(segment, places, counts, rows, tfs)
+    n_classes = len(segment.class_lengths)
+    counts = np.zeros((max(2, min(256, MAX_PAIRS // max(1, n_classes))), n_classes), np.int32)
+    n_exceptions = k.pairs_count(handle.address, ordinals, counts)
     counts = counts[: int(np.flatnonzero(counts.any(axis=1)).max(initial=0)) + 1]
     flat = counts.ravel()
     pairs = np.flatnonzero(flat)
-    pairs = pairs[np.argsort(-flat[pairs], kind="stable")]  # the frequent ones share cache lines
-    n_odd += int(flat[pairs[k.CODES :]].sum(dtype=np.int64))
-    pairs = pairs[: k.CODES]
-    tf_of, class_of = np.divmod(pairs, max(1, n_sizes))
-    codes = np.full((len(counts) + 1, n_sizes + 1), ABSENT, np.int32)
-    codes[tf_of, class_of] = np.arange(len(pairs), dtype=np.int32)
+    pairs = pairs[np.argsort(-flat[pairs], kind="stable")]  # frequent pairs share cache lines
+    n_exceptions += int(flat[pairs[MAX_CODES:]].sum(dtype=np.int64))
+    pairs = pairs[:MAX_CODES]
+    tfs, classes = np.divmod(pairs, max(1, n_classes))
+    codes = np.full((len(counts) + 1, n_classes + 1), ABSENT, np.int32)
+    codes[tfs, classes] = np.arange(len(pairs), dtype=np.int32)
 
-    steps = np.zeros((len(places), n_windows + 1), np.int32)
-    n = int(entries[places].sum(dtype=np.int64)) - n_odd
-    postings = np.zeros(n, np.uint32)
-    odd_ptr = np.zeros(len(places) + 1, np.int32)
-    odd_rows, odd_tfs = np.zeros((2, n_odd), np.int32)
-    k.unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs)
-    slots = np.full(len(entries), ABSENT, np.int32)
-    slots[places] = np.arange(len(places), dtype=np.int32)
-    return Unpacked(
-        slots, steps, postings, odd_ptr, odd_rows, odd_tfs,
-        tf_of.astype(np.int32), segment.sizes[class_of], codes,
-    )  # fmt: skip
+    list_of = np.full(len(entries), ABSENT, np.int32)
+    list_of[ordinals] = np.arange(len(ordinals), dtype=np.int32)
+    exception_docs, exception_tfs = np.zeros((2, n_exceptions), np.int32)
+    lists = DecodedLists(
+        list_of=list_of,
+        window_ptr=np.zeros((len(ordinals), n_windows + 1), np.int32),
+        postings=np.zeros(int(entries[ordinals].sum(dtype=np.int64)) - n_exceptions, np.uint32),
+        exception_ptr=np.zeros(len(ordinals) + 1, np.int32),
+        exception_docs=exception_docs,
+        exception_tfs=exception_tfs,
+        code_tfs=tfs.astype(np.int32),
+        code_lengths=segment.class_lengths[classes],
+        codes=codes,
+    )
+    result = Handle(lists)
+    k.decoded_fill(handle.address, result.address, ordinals)
+    return result

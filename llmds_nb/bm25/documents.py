@@ -1,108 +1,118 @@
-"""What a segment keeps of its documents: ids, lengths and which are dead, in few bytes each."""
+"""The ids and lengths of a segment's documents, and which of them are dead, in few bytes each.
+
+The arrays are those of `Segment` in kernels/postings.py; a *doc* is the number of a document there.
+"""
+
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core.arrays import are_consecutive
 from .kernels.postings import NO_CLASS
 
 _SLICE = 1 << 18
 
+Ints = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.int32]
+
 
 class IdsJoined:
-    """The ids of `n` documents, which come part by part, as a Segment keeps them.
+    """The `ids` of a Segment of `n` documents, from parts that come one after the other.
 
-    As long as they count up by one there is no array of them.
+    While the ids count up by one no array of them is made.
     """
 
-    def __init__(self, n):
+    def __init__(self, n: int):
         self._n, self._done = n, 0
-        self._first = self._all = None
+        self._first: Any = None
+        self._all: Ints | None = None
 
-    def add(self, part):
-        """Put int64[m] behind those that came before."""
+    def add(self, part: Ints) -> None:
+        """Append int64[m]."""
         stop = self._done + len(part)
         if self._first is None and len(part):
             self._first = part[0]
-        if self._all is None and not self._follow(part):
+        if self._all is None and not self._continues(part):
             self._all = np.empty(self._n, np.int64)
             self._all[: self._done] = self._first + np.arange(self._done)
         if self._all is not None:
             self._all[self._done : stop] = part
         self._done = stop
 
-    def _follow(self, part):
+    def _continues(self, part):
         return not len(part) or (part[0] - self._first == self._done and are_consecutive(part))
 
-    def made(self) -> np.ndarray:
-        """int64[n], or [1] if they count up by one; n must have come."""
+    def made(self) -> Ints:
+        """int64[n], or [1] if they count up by one; all n must have been added."""
         if self._all is None:
             return np.array([] if self._first is None else [self._first], np.int64)
         return self._all
 
 
-def short_ids(ids) -> np.ndarray:
-    """int64[n] as a Segment keeps them, in memory of their own."""
+def short_ids(ids: Ints) -> Ints:
+    """The `ids` of a Segment for int64[n], in memory of their own."""
     joined = IdsJoined(len(ids))
     for start in range(0, len(ids), _SLICE):
         joined.add(ids[start : start + _SLICE])
     return joined.made()
 
 
-def ids_at(segment, rows):
-    """The ids of rows."""
-    return segment.ids[rows] if len(segment.ids) > 1 else segment.ids[0] + rows
+def ids_at(segment: Any, docs: Any) -> Any:
+    """The ids of docs, an int or an array."""
+    return segment.ids[docs] if len(segment.ids) > 1 else segment.ids[0] + docs
 
 
-def ids_of(segment) -> np.ndarray:
+def ids_of(segment: Any) -> Ints:
     """int64[n], all ids."""
     return ids_at(segment, np.arange(len(segment.classes)))
 
 
-def last_id(segment) -> int:
+def last_id(segment: Any) -> int:
     """The largest id."""
     return int(ids_at(segment, len(segment.classes) - 1))
 
 
-def rows_below(segment, ids, *, side="left"):
-    """For each of the ids how many rows have a smaller one, or, with "right", no larger one."""
+def docs_below(segment: Any, ids: Any, *, side: Literal["left", "right"] = "left") -> Any:
+    """For each of the ids how many docs have a smaller one, or, with "right", no larger one."""
     if len(segment.ids) > 1:
         return np.searchsorted(segment.ids, ids, side=side)
     one = int(side == "right")
     return np.clip(ids - segment.ids[0], -one, len(segment.classes) - one) + one
 
 
-def rows_alive(segment, low=0, high=None) -> np.ndarray:
-    """The rows from `low` to `high` whose document is not dead, int64."""
+def docs_alive(segment: Any, low: int = 0, high: int | None = None) -> Ints:
+    """The docs from `low` to `high` that are not dead, int64."""
     if len(segment.dead):
         return low + np.flatnonzero(~segment.dead[low:high])
     return np.arange(low, len(segment.classes) if high is None else high)
 
 
-def numbered(lengths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(classes uint16[n], sizes int32[C], long int32[2, L]) of int32[n] lengths."""
+def length_classes(lengths: Lengths) -> tuple[npt.NDArray[np.uint16], Lengths, Lengths]:
+    """(classes uint16[n], class_lengths int32[C], long_docs int32[2, L]) of int32[n] lengths."""
     if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
         present = np.zeros(int(lengths.max(initial=0)) + 1, np.bool_)
         present[lengths] = True
-        sizes = np.flatnonzero(present)
-        numbers = np.minimum(np.cumsum(present) - 1, NO_CLASS).astype(np.uint16)
-        classes = numbers[lengths]
+        distinct = np.flatnonzero(present)
+        class_of = np.minimum(np.cumsum(present) - 1, NO_CLASS).astype(np.uint16)
+        classes = class_of[lengths]
     else:
-        sizes, classes = np.unique(lengths, return_inverse=True)
-        classes = np.minimum(classes, NO_CLASS).astype(np.uint16)
-    rows = np.flatnonzero(classes == NO_CLASS)
-    long = np.array([rows, lengths[rows]], np.int32)
-    return classes, sizes[:NO_CLASS].astype(np.int32), long
+        distinct, inverse = np.unique(lengths, return_inverse=True)
+        classes = np.minimum(inverse, NO_CLASS).astype(np.uint16)
+    docs = np.flatnonzero(classes == NO_CLASS)
+    long_docs = np.array([docs, lengths[docs]], np.int32)
+    return classes, distinct[:NO_CLASS].astype(np.int32), long_docs
 
 
-def lengths_at(segment, rows) -> np.ndarray:
-    """The lengths of int64[m] rows, int32."""
-    classes = segment.classes[rows]
-    lengths = segment.sizes[np.minimum(classes, max(0, len(segment.sizes) - 1))]
-    (odd,) = np.nonzero(classes == NO_CLASS)
-    lengths[odd] = segment.long[1, np.searchsorted(segment.long[0], rows[odd])]
+def lengths_at(segment: Any, docs: Ints) -> Lengths:
+    """The lengths of int64[m] docs, int32."""
+    classes = segment.classes[docs]
+    lengths = segment.class_lengths[np.minimum(classes, max(0, len(segment.class_lengths) - 1))]
+    (long,) = np.nonzero(classes == NO_CLASS)
+    lengths[long] = segment.long_docs[1, np.searchsorted(segment.long_docs[0], docs[long])]
     return lengths
 
 
-def lengths_of(segment) -> np.ndarray:
+def lengths_of(segment: Any) -> Lengths:
     """int32[n], all lengths."""
     return lengths_at(segment, np.arange(len(segment.classes)))

@@ -1,11 +1,13 @@
-"""InvertedIndex: exact BM25 over texts that come and go."""
+"""InvertedIndex: exact BM25 ranking of texts that are added and removed at any time."""
 
 import copy
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.progress import progress_bar
@@ -13,48 +15,28 @@ from .._core.storage import Stored, nest, unnest
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from ..text.tokenizer import TokenBatch, Tokenizer
-from . import (
-    documents as _documents,
-    search as _bm25_search,
-    segment_builder as _building,
-    segments as _segments,
-)
-from .kernels.postings import posting_find, postings_df_add, postings_read
-from .kernels.scoring import VARIANTS, bm25_contribution, bm25_idf
+from . import documents, persistence, search as searching, segments as segs
+from .explanation import Explanation, explain
+from .kernels.postings import postings_read
+from .kernels.scoring import VARIANTS
+from .merging import merge, tidy
+from .segment_builder import Ids, segment_of
 
-__all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings", "TermScore"]
+__all__ = ["Hits", "InvertedIndex", "InvertedIndexStats", "Postings"]
 
 
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf."""
 
-    ids: np.ndarray  # int64[k] or int64[n, k]
-    scores: np.ndarray  # float64, the same shape
+    ids: npt.NDArray[np.int64]  # [k] or [n, k]
+    scores: npt.NDArray[np.float64]  # the same shape
 
 
 class Postings(NamedTuple):
     """The documents that hold a term, ascending by id, and how often each does."""
 
-    ids: np.ndarray  # int64[df]
-    tfs: np.ndarray  # int32[df]
-
-
-class TermScore(NamedTuple):
-    """What one term of a query adds to the score of a document."""
-
-    term: str
-    count: int  # times in the query
-    tf: int  # times in the document
-    df: int  # documents that hold it
-    idf: float
-    score: float
-
-
-class Explanation(NamedTuple):
-    """A document's score for a query: the sum of the terms' scores, in this order."""
-
-    score: float
-    terms: list[TermScore]
+    ids: npt.NDArray[np.int64]  # [df]
+    tfs: npt.NDArray[np.int32]  # [df]
 
 
 class InvertedIndexStats(NamedTuple):
@@ -73,13 +55,13 @@ class InvertedIndexStats(NamedTuple):
 class InvertedIndex(Stored):
     """Sparse retrieval: documents ranked by BM25, exactly, while they are added and removed.
 
-    Scores are those of the formula in float64 (see `kernels.bm25` for the variants); an index
-    after any adds and removes ranks exactly as one built anew from the same documents. Stored are
-    counts and lengths, not scores: `k1`, `b` and `variant` are attributes that may be changed at
-    any time. A document of score 0, or that holds no term of the query, is never a hit.
+    Scores are those of the formula in float64 (`bm25/kernels/scoring.py` has the variants); an
+    index after any adds and removes ranks exactly as one built anew from the same documents. The
+    index stores counts and lengths, not scores: `k1`, `b` and `variant` are attributes that may be
+    changed at any time. A document of score 0, or that holds no term of the query, is never a hit.
 
-    The first search after a write unpacks the longest lists of a new segment, 1 byte a posting (or
-    up to 12 MB, if that is more), which makes later ones faster and changes no answer.
+    The first search after a write decodes the longest lists of a new segment, into 1 byte a posting
+    (or up to 12 MB, if that is more), which makes later searches faster and changes no answer.
 
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
@@ -87,9 +69,9 @@ class InvertedIndex(Stored):
     Parameters
     ----------
     k1 : float in [0, 1e6]
-        How slowly repetitions of a term saturate.
+        How slowly the weight of a term saturates with its count in a document.
     b : float in [0, 1]
-        How much long documents are marked down.
+        How much scores are normalised by document length.
     variant : "lucene", "robertson", "atire", "bm25+" or "bm25l"
     tokenizer : Tokenizer or callable, optional
         Splits texts and queries; its vocabulary grows with `add`. A callable takes a text and gives
@@ -110,8 +92,15 @@ class InvertedIndex(Stored):
     array([10, -1])
     """
 
-    def __init__(self, *, k1=1.2, b=0.75, variant="lucene", tokenizer=None):
-        self._formula = _bm25_search.Formula(variant, k1, b)
+    def __init__(
+        self,
+        *,
+        k1: float = 1.2,
+        b: float = 0.75,
+        variant: str = "lucene",
+        tokenizer: Tokenizer | Callable[[str], Iterable[str]] | None = None,
+    ):
+        self._formula = searching.Formula(variant, k1, b)
         self.k1, self.b, self.variant = k1, b, variant
         if tokenizer is None:
             tokenizer = Tokenizer()
@@ -119,45 +108,48 @@ class InvertedIndex(Stored):
             if not callable(tokenizer):
                 raise TypeError(f"tokenizer must be a Tokenizer or callable, not {tokenizer!r}")
             tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
-        self.tokenizer = tokenizer
-        self._snapshot = _segments.snapshot([])
+        self.tokenizer: Tokenizer = tokenizer
+        self._snapshot = segs.snapshot([])
         self._next_id = 0
         self._lock = threading.RLock()
-        self._prepared = None  # of the latest search
-        self._scratch = deque()  # accumulators that no search is using
+        self._prepared: searching.Prepared | None = None  # of the latest search
+        self._buffers: searching.Pool = deque()
 
     @property
     def k1(self) -> float:
+        """How slowly the weight of a term saturates; may be set at any time."""
         return self._formula.k1
 
     @k1.setter
-    def k1(self, value):
+    def k1(self, value: float) -> None:
         self._formula = self._formula._replace(k1=validation.real(value, "k1", low=0, high=1e6))
 
     @property
     def b(self) -> float:
+        """How much scores are normalised by length; may be set at any time."""
         return self._formula.b
 
     @b.setter
-    def b(self, value):
+    def b(self, value: float) -> None:
         self._formula = self._formula._replace(b=validation.real(value, "b", low=0, high=1))
 
     @property
     def variant(self) -> str:
+        """The variant of the formula; may be set at any time."""
         return self._formula.variant
 
     @variant.setter
-    def variant(self, value):
+    def variant(self, value: str) -> None:
         variant = validation.choice(value, "variant", tuple(VARIANTS))
         self._formula = self._formula._replace(variant=variant)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._snapshot.n_docs
 
-    def __contains__(self, id):
-        return _segments.find(self._snapshot.segments, validation.one_id(id))[1] != ABSENT
+    def __contains__(self, id: object) -> bool:
+        return segs.find(self._snapshot.segments, validation.one_id(id))[1] != ABSENT
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"InvertedIndex({len(self):,} documents, {len(self.tokenizer):,} terms, "
             f"{len(self._snapshot.segments)} segments, {self.nbytes / 1e6:.1f} MB)"
@@ -165,16 +157,17 @@ class InvertedIndex(Stored):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, the vocabulary and what searches keep unpacked included."""
+        """Bytes of all arrays, with the vocabulary and the decoded lists that searches keep."""
         segments, ready = self._snapshot.segments, self._prepared
         arrays = {id(a): a for s in segments for a in s}
         if ready is not None:
-            arrays |= {id(a): a for parts in (*ready.unpacked, *ready.arrays) for a in parts}
+            arrays |= {id(a): a for s in ready.snapshot.segments for a in s}
+            arrays |= {id(a): a for a in ready.arrays()}
         return self.tokenizer.nbytes + sum(array.nbytes for array in arrays.values())
 
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
-        segments, n_docs, n_tokens = self._snapshot
+        segments, _, n_docs, n_tokens = self._snapshot
         return InvertedIndexStats(
             n_docs,
             len(self.tokenizer),
@@ -186,18 +179,24 @@ class InvertedIndex(Stored):
             self.nbytes,
         )
 
-    def add(self, ids, texts, *, progress=False) -> np.ndarray:
+    def add(
+        self,
+        ids: npt.ArrayLike | Iterable[int] | None,
+        texts: str | Iterable[str],
+        *,
+        progress: bool = False,
+    ) -> npt.NDArray[np.int64]:
         """Add documents, or replace those whose id exists; searchable on return.
 
         Parameters
         ----------
         ids : int, int64[n] or iterable of int, or None
-            Distinct, >= 0. None numbers on from the largest id ever used. An iterable that is no
-            sequence, such as a generator, is taken in step with the texts.
+            Distinct, >= 0. None counts up from the largest id ever used. An iterable that is no
+            sequence, such as a generator, is read in step with the texts.
         texts : str or iterable of str, n of them
-            A generator is taken a million characters at a time and never held as a whole.
+            A generator is read a million characters at a time and never held as a whole.
         progress : bool
-            Show a progress bar, without an end where neither `texts` nor `ids` has a length.
+            Show a progress bar, without a total where neither `texts` nor `ids` has a length.
 
         Returns
         -------
@@ -207,20 +206,20 @@ class InvertedIndex(Stored):
         Raises
         ------
         TypeError, ValueError
-            A text that is no str, an id twice, fewer or more ids than texts. Whatever is raised, at
-            any place of a stream, by a stream itself, the tokenizer or a key (KeyboardInterrupt),
-            nothing was added, to the vocabulary neither.
+            A text that is no str, a repeated id, fewer or more ids than texts. Whatever is raised,
+            anywhere in a stream, by a stream itself, the tokenizer or the user
+            (KeyboardInterrupt), nothing was added, not even to the vocabulary.
         RuntimeError
-            A stream adds texts itself, to this index or another with its tokenizer.
+            A stream itself adds texts to this index or to another with its tokenizer.
 
         Notes
         -----
         O(characters). Searches see the state before until all is added; other writers wait.
 
-        Every call makes a segment; segments of like size are merged by eights, so each posting is
-        rewritten O(log n) times and one large call is faster than many small ones. A long call
-        makes segments of four million tokens and merges them likewise: its peak of memory is at
-        most three times the finished index and 200 MB.
+        Every call makes a segment; eight segments of like size are merged into one, so each posting
+        is rewritten O(log n) times and one large call is faster than many small ones. A long call
+        makes segments of four million tokens and merges them likewise: its peak memory is at most
+        three times the finished index and 200 MB.
 
         Examples
         --------
@@ -233,58 +232,67 @@ class InvertedIndex(Stored):
         stream, n_texts = validation.text_stream(texts)
         tokenizer = self.tokenizer
         with self._lock:
-            ids = _building.Ids(ids, n_texts, self._next_id)
+            taken = Ids(ids, n_texts, self._next_id)
             with (
-                progress_bar(progress, ids.total, "index", "text") as report,
+                progress_bar(progress, taken.total, "index", "text") as report,
                 tokenizer._growing(),
             ):
-                new = _building.segment_of(ids, tokenizer, stream, report)
+                new = segment_of(taken, tokenizer, stream, report)
                 if new is not None:
-                    ids_new = _documents.ids_of(new)
-                    kept, _ = _segments.without_ids(self._snapshot.segments, ids_new)
-                    del ids_new
-                    snapshot = _segments.snapshot(_segments.tidy([*kept, new]))
-            if new is not None:  # only now do searches know all terms
-                self._next_id = max(self._next_id, _documents.last_id(new) + 1)
+                    new_ids = documents.ids_of(new)
+                    kept, _ = segs.without_ids(self._snapshot.segments, new_ids)
+                    del new_ids
+                    snapshot = segs.snapshot(tidy([*kept, new]), self._snapshot)
+            if new is not None:  # only now can searches look all terms up
+                self._next_id = max(self._next_id, documents.last_id(new) + 1)
                 self._snapshot = snapshot
-        return ids.taken()
+        return taken.taken()
 
-    def remove(self, ids) -> None:
-        """Take documents out, at once and for every later search.
+    def remove(self, ids: npt.ArrayLike) -> None:
+        """Remove documents, from every later search.
+
+        O(documents of the segments that hold them); the space is reclaimed by later merges.
 
         Raises
         ------
         KeyError
             An id is not in the index; then nothing is removed.
         """
-        ids = validation.ids(ids)
+        wanted = validation.ids(ids)
         with self._lock:
-            kept, found = _segments.without_ids(self._snapshot.segments, ids)
+            kept, found = segs.without_ids(self._snapshot.segments, wanted)
             if not found.all():
-                raise KeyError(f"id {ids[~found][0]} is not in the index")
-            if len(ids):
-                self._snapshot = _segments.snapshot(_segments.tidy(kept))
+                raise KeyError(f"id {wanted[~found][0]} is not in the index")
+            if len(wanted):
+                self._snapshot = segs.snapshot(tidy(kept), self._snapshot)
 
     def compact(self) -> None:
         """Merge everything into one segment: the smallest and fastest form. O(postings)."""
         with self._lock:
             segments = self._snapshot.segments
             if len(segments) > 1 or any(s.dead.any() for s in segments):
-                self._snapshot = _segments.snapshot([_segments.merge(segments)])
+                self._snapshot = segs.snapshot([merge(segments)])
 
-    def search(self, queries, k=10, *, filter=None, threads=1) -> Hits:
+    def search(
+        self,
+        queries: str | Iterable[str] | TokenBatch,
+        k: int = 10,
+        *,
+        filter: Any = None,
+        threads: int = 1,
+    ) -> Hits:
         """The k documents of highest score for each query.
 
         Parameters
         ----------
         queries : str, list of str, or TokenBatch
-            Terms that stand more than once weigh by their count; unknown terms add nothing. A
-            TokenBatch is what ``tokenizer.encode(texts)`` gives, one row for each query.
+            Repeated terms are weighted by their count; unknown terms add nothing. A TokenBatch is
+            what ``tokenizer.encode(texts)`` gives, one row for each query.
         k : int >= 1
         filter : bool mask by id, ids, or a list of either (one per query), optional
             Only these documents may be hits; df and lengths stay those of all documents.
         threads : int
-            Threads that share the queries of a batch.
+            Threads among which the queries of a batch are divided.
 
         Returns
         -------
@@ -297,7 +305,7 @@ class InvertedIndex(Stored):
         usual = type(text) is str and filter is None and type(k) is type(threads) is int
         if usual and 1 <= k <= snapshot.n_docs and threads >= 1 and snapshot.n_tokens:
             ready = self._ready(snapshot)
-            found = _bm25_search.search_one(ready, self.tokenizer, text, k, self._scratch)
+            found = searching.search_one(ready, self.tokenizer, text, k, self._buffers)
             if found is not None:
                 ids, scores = found
                 return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
@@ -312,8 +320,8 @@ class InvertedIndex(Stored):
         if depth:
             if tokens is None:
                 tokens = self.tokenizer._encode(texts)
-            ids, scores = _bm25_search.search(
-                self._ready(snapshot), tokens, depth, filters, threads, self._scratch
+            ids, scores = searching.search(
+                self._ready(snapshot), tokens, depth, filters, threads, self._buffers
             )
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
@@ -330,46 +338,47 @@ class InvertedIndex(Stored):
         ready, formula = self._prepared, self._formula
         if ready is None or ready.snapshot is not snapshot or ready.formula is not formula:
             table = self.tokenizer._table
-            self._prepared = ready = _bm25_search.prepared(snapshot, formula, table, ready)
+            self._prepared = ready = searching.prepare(snapshot, formula, table, ready)
         return ready
 
     def _frozen(self) -> "InvertedIndex":
-        """An index with the present documents and parameters that no later write to this one
-        changes. O(1): it shares the snapshot, the vocabulary and the scratch memory.
+        """An index with the present documents and parameters, which later writes do not change.
+
+        O(1): it shares the snapshot, the vocabulary and the search buffers with this one.
         """
         return copy.copy(self)
 
-    def postings(self, term) -> Postings:
+    def postings(self, term: str) -> Postings:
         """The documents that hold a term.
 
-        `term` is looked up as it stands in the vocabulary (that is, stemmed), and otherwise as the
-        word it is in a text. Unknown: empty arrays. O(segments log terms + df).
+        `term` is looked up as it is in the vocabulary (that is, stemmed), and otherwise as the word
+        it is in a text. Unknown: empty arrays. O(segments log terms + df).
         """
-        snapshot = self._snapshot
-        wanted = np.array([self.tokenizer._find_term(term)], np.int32)
-        ids, tfs = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-        for segment in snapshot.segments:
-            place, df = np.empty(1, np.int32), np.zeros(1, np.int64)
-            postings_df_add(segment, wanted, place, df)
-            if df[0]:
-                rows, here = np.empty((2, segment.entries[place[0]]), np.int32)
-                n = postings_read(segment, int(place[0]), rows, here)
-                ids.append(_documents.ids_at(segment, rows[:n]))
-                tfs.append(here[:n])
-        ids, tfs = np.concatenate(ids), np.concatenate(tfs)
+        snapshot, ordinals, _ = self._find_term(term)
+        all_ids, all_tfs = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+        for segment, handle, (ordinal,) in zip(
+            snapshot.segments, snapshot.handles, ordinals, strict=True
+        ):
+            if ordinal != ABSENT:
+                docs, tfs = np.empty((2, segment.entries[ordinal]), np.int32)
+                n = postings_read(handle.address, int(ordinal), docs, tfs)
+                all_ids.append(documents.ids_at(segment, docs[:n]))
+                all_tfs.append(tfs[:n])
+        ids = np.concatenate(all_ids)
         order = np.argsort(ids, kind="stable")
-        return Postings(ids[order], tfs[order])
+        return Postings(ids[order], np.concatenate(all_tfs)[order])
 
-    def doc_freq(self, term) -> int:
+    def doc_freq(self, term: str) -> int:
         """How many documents hold a term, looked up as by `postings`. O(segments log terms)."""
+        return int(self._find_term(term)[2][0])
+
+    def _find_term(self, term):
+        """The snapshot, and of a term its ordinal int32[1] in each segment and df int64[1]."""
         snapshot = self._snapshot
         wanted = np.array([self.tokenizer._find_term(term)], np.int32)
-        df = np.zeros(1, np.int64)
-        for segment in snapshot.segments:
-            postings_df_add(segment, wanted, np.empty(1, np.int32), df)
-        return int(df[0])
+        return snapshot, *segs.find_terms(snapshot, wanted)
 
-    def explain(self, query, id) -> Explanation:
+    def explain(self, query: str, id: int) -> Explanation:
         """Why a document has its score: every known term of the query, ascending.
 
         Raises
@@ -380,56 +389,38 @@ class InvertedIndex(Stored):
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
-        number, row = _segments.find(snapshot.segments, validation.one_id(id))
-        if row == ABSENT:
+        number, doc = segs.find(snapshot.segments, validation.one_id(id))
+        if doc == ABSENT:
             raise KeyError(f"id {id} is not in the index")
-        segment = snapshot.segments[number]
-        formula = self._formula
         tokens, table = self.tokenizer._encode([query]), self.tokenizer._table
-        terms, counts, places, gain, bonus, df = _bm25_search.weighed(
-            snapshot, formula, table, tokens
-        )
-        (length,) = _documents.lengths_at(segment, np.array([row]))
-        variant = VARIANTS[formula.variant]
-        total, rows_out = 0.0, []
-        for e, term in enumerate(table.texts(terms)):
-            if not df[e]:
-                continue
-            place = places[number][e]
-            tf = posting_find(segment, int(place), row) if place != ABSENT else 0
-            score = 0.0
-            if tf and gain[e] > 0:
-                shape = formula.shape(snapshot)
-                score = bm25_contribution(tf, length, gain[e], bonus[e], *shape)
-            total += score
-            idf = bm25_idf(variant, snapshot.n_docs, df[e])
-            rows_out.append(TermScore(term, int(counts[e]), int(tf), int(df[e]), idf, score))
-        return Explanation(total, rows_out)
+        return explain(snapshot, self._formula, table, tokens, number, doc)
 
     def check(self) -> None:
         """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
-        segments, n_docs, n_tokens = self._snapshot
+        segments, handles, n_docs, n_tokens = self._snapshot
         self.tokenizer.check()
-        alive = [_documents.ids_at(s, _documents.rows_alive(s)) for s in segments]
+        assert all(h.state is s for h, s in zip(handles, segments, strict=True))
         for segment in segments:
-            _segments.check(segment)
+            segs.check(segment)
             assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
-        alive = np.concatenate([np.zeros(0, np.int64), *alive])
-        assert len(np.unique(alive)) == len(alive) == n_docs, "an id stands twice"
-        assert not len(alive) or alive.max() < self._next_id
-        lengths = [_documents.lengths_at(s, _documents.rows_alive(s)) for s in segments]
+        alive = [documents.docs_alive(s) for s in segments]
+        own_ids = [documents.ids_at(s, docs) for s, docs in zip(segments, alive, strict=True)]
+        ids = np.concatenate([np.zeros(0, np.int64), *own_ids])
+        assert len(np.unique(ids)) == len(ids) == n_docs, "an id occurs twice"
+        assert not len(ids) or ids.max() < self._next_id
+        lengths = [documents.lengths_at(s, docs) for s, docs in zip(segments, alive, strict=True)]
         assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
-        assert all(not (r.arrays.acc.any() or r.arrays.marks.any()) for r in self._scratch)
+        assert all(buffers.is_clean() for buffers in self._buffers)
 
     def _state(self):
         with self._lock:
             snapshot, next_id = self._snapshot, self._next_id
         segments = snapshot.segments
         if len(segments) != 1 or segments[0].dead.any():
-            segments = [_segments.merge(segments)] if segments else []
+            segments = (merge(segments),) if segments else ()
         arrays, header = nest("tokenizer", self.tokenizer._state())
         if segments:
-            arrays |= _segments.to_arrays(segments[0])
+            arrays |= persistence.to_arrays(segments[0])
         header |= {
             **self._formula._asdict(), "next_id": next_id,
             "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
@@ -446,11 +437,11 @@ class InvertedIndex(Stored):
         index._next_id = validation.integer(header["next_id"], "next_id", low=0)
         if n_docs:
             n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
-            segment = _segments.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
-            last = _documents.last_id(segment)
+            segment = persistence.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
+            last = documents.last_id(segment)
             if last >= index._next_id:
                 raise CorruptFileError(f"id {last} is beyond those ever used")
-            index._snapshot = _segments.snapshot([segment])
+            index._snapshot = segs.snapshot([segment])
         return index
 
     @staticmethod
@@ -470,7 +461,7 @@ class InvertedIndex(Stored):
 
 
 def _checked(tokens, n_terms) -> TokenBatch:
-    """The terms of queries as kernels take them, or a clear error."""
+    """The terms of queries as the kernels' types, in range; ValueError or TypeError otherwise."""
     ids = validation.integers(
         tokens.ids, "queries.ids", dtype=np.int32, low=ABSENT, high=n_terms - 1
     )

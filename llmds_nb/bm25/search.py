@@ -1,27 +1,32 @@
-"""The reader's side of an InvertedIndex: what searches share, the weights of terms, the threads."""
+"""The read side of an InvertedIndex: state that searches share, buffers of a search, threads."""
 
 import itertools
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core.arrays import address_of
 from .._core.jit import EntryPoints
-from ..text.kernels.tokenize import queries_group
-from .decoded_lists import Unpacked, unpacked
-from .kernels import search as k
-from .kernels.postings import postings_df_add
-from .kernels.scoring import DELTA_L, VARIANTS, bm25_table_fill, bm25_weights
+from .._core.state import Handle
+from ..text.token_batch import TokenBatch
+from ..text.tokenizer import Tokenizer
+from ..text.vocabulary import StringTable
+from .decoded_lists import decoded_lists
+from .kernels import scoring, search as k, state as s
 from .kernels.segment_search import LISTED, MASK, NO_FILTER
-from .kernels.state import Room, SegmentState, index_of, room_made
+from .segments import Snapshot
 
-_TEXT = 1 << 12  # bytes of a query that goes the short way
-_PARTS = 4  # of a batch for each thread, since queries take unlike times
+Saturation: Any = scoring.Saturation  # named tuple classes: see _core/state.py
+IndexState: Any = s.IndexState
+SegmentState: Any = s.SegmentState
+
+_MAX_TEXT = 1 << 12  # bytes of a query that `search_one` takes
+_TASKS_PER_THREAD = 4  # of a batch, since queries take different times
 
 _entries = EntryPoints(search_many=k.bm25_search_many)
-_TERMS = 32
-_KEPT_WORK = 1 << 17
 
 
 class Formula(NamedTuple):
@@ -31,183 +36,166 @@ class Formula(NamedTuple):
     k1: float
     b: float
 
-    def shape(self, snapshot) -> tuple[float, float, float, float]:
-        """(p, q, base, slope) of the formula in kernels/scoring.py."""
-        delta = DELTA_L if self.variant == "bm25l" else 0.0
+    def saturation(self, snapshot: Snapshot) -> Any:
+        """The Saturation of kernels/scoring.py, for the documents of a snapshot."""
+        delta = scoring.DELTA_L if self.variant == "bm25l" else 0.0
         slope = self.b * snapshot.n_docs / snapshot.n_tokens
-        return delta, self.k1 + delta, 1.0 - self.b, slope
+        return Saturation(p=delta, q=self.k1 + delta, base=1.0 - self.b, slope=slope)
 
 
 class Prepared(NamedTuple):
     """What all searches of one snapshot with one formula share."""
 
-    snapshot: object
+    snapshot: Snapshot
     formula: Formula
-    unpacked: list[Unpacked]  # for each segment
-    arrays: list[SegmentState]  # for each segment
-    vocabulary: tuple[np.ndarray, np.ndarray]  # blob and ptr
-    index: np.ndarray  # all of it, as in kernels/state.py
-    address: int  # of index
+    decoded: list[Handle]  # DecodedLists of each segment
+    segments: list[Handle]  # SegmentState of each segment
+    index: Handle  # IndexState
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """The arrays that are kept besides those of the snapshot."""
+        tables = [a for h in self.segments for a in (h.state.code_scores, h.state.code_bounds)]
+        return [*tables, *(array for handle in self.decoded for array in handle.state)]
 
 
-def prepared(snapshot, formula, table, before) -> Prepared:
-    """That of a snapshot, a formula and a vocabulary, with what of `before` still holds."""
+def prepare(
+    snapshot: Snapshot, formula: Formula, table: StringTable, before: Prepared | None
+) -> Prepared:
+    """What searches of a snapshot by a formula and a vocabulary share.
+
+    Decoded lists of segments that `before` has as well are taken over. O(postings) otherwise.
+    """
     known = {}
     if before is not None:
-        for segment, lists in zip(before.snapshot.segments, before.unpacked, strict=True):
-            known[id(segment.data)] = lists  # dead documents change a segment, not its lists
-    shape = formula.shape(snapshot)
-    all_lists, states = [], []
-    for segment in snapshot.segments:
-        lists = known.get(id(segment.data))
-        if lists is None:
-            lists = unpacked(segment)
-        all_lists.append(lists)
-        pairs = np.empty(len(lists.tfs))
-        bm25_table_fill(pairs, lists.tfs, lists.lengths, *shape)
-        read = {**segment._asdict(), **lists._asdict()}
-        read |= {"table": pairs, "bounds": pairs.astype(np.float32)}
-        states.append(SegmentState(*(read[name] for name in SegmentState._fields)))
-    plain = [not segment.dead.any() for segment in snapshot.segments]
-    vocabulary = _vocabulary(snapshot, table)
-    variant = VARIANTS[formula.variant]
-    index = index_of(snapshot, variant, formula.k1, shape, *vocabulary, states, plain)
-    return Prepared(snapshot, formula, all_lists, states, vocabulary, index, address_of(index))
+        for segment, handle in zip(before.snapshot.segments, before.decoded, strict=True):
+            known[id(segment.data)] = handle  # `dead` changes a segment, but not its lists
+    saturation = formula.saturation(snapshot)
+    all_decoded, segments = [], []
+    for segment, handle in zip(snapshot.segments, snapshot.handles, strict=True):
+        decoded = known.get(id(segment.data)) or decoded_lists(segment, handle)
+        all_decoded.append(decoded)
+        lists = decoded.state
+        code_scores = np.empty(len(lists.code_tfs))
+        scoring.bm25_table_fill(code_scores, lists.code_tfs, lists.code_lengths, saturation)
+        state = SegmentState(
+            segment=handle.address,
+            decoded=decoded.address,
+            code_scores=code_scores,
+            code_bounds=code_scores.astype(np.float32),
+            all_alive=not segment.dead.any(),
+        )
+        segments.append(Handle(state))
+    term_text, term_ptr = vocabulary(snapshot, table)
+    index = IndexState(
+        n_docs=snapshot.n_docs,
+        variant=scoring.VARIANTS[formula.variant],
+        k1=formula.k1,
+        saturation=saturation,
+        term_text=term_text,
+        term_ptr=term_ptr,
+        segments=np.array([handle.address for handle in segments], np.int64),
+        scan_docs=k.SCAN_DOCS,
+        lookup_cost=k.LOOKUP_COST,
+    )
+    return Prepared(snapshot, formula, all_decoded, segments, Handle(index))
 
 
-def _vocabulary(snapshot, table):
-    """blob and ptr of the terms up to the last in a snapshot: later ones may be taken back."""
-    ends = [int(s.terms[-1]) + 1 for s in snapshot.segments if len(s.terms)]
+def vocabulary(snapshot: Snapshot, table: StringTable) -> tuple[np.ndarray, np.ndarray]:
+    """(blob, ptr) of the terms up to the last in a snapshot: later ones may be taken back."""
+    ends = [int(part.terms[-1]) + 1 for part in snapshot.segments if len(part.terms)]
     return table.first(max(ends, default=0))
 
 
-class Scratch:
-    """What one thread's searches work with, and where it is, for the kernel."""
+class SearchBuffers:
+    """What one search works with: scratch for the kernel, and the text and terms of a query."""
 
     __slots__ = (
-        "address", "addresses", "arrays", "fits", "query_ptr", "query_ptr_at", "text", "text_at",
-        "tokens", "tokens_at", "work", "work_at",
+        "handle", "query_ptr", "query_ptr_at", "text", "text_at", "tokens", "tokens_at"
     )  # fmt: skip
 
-    def __init__(self):
-        self.arrays: Room = room_made()
-        self.addresses = np.array([*map(address_of, self.arrays)])
-        self.address = address_of(self.addresses)
-        text, self.tokens = np.empty(_TEXT, np.uint8), np.empty(_TEXT, np.int32)
+    def __init__(self) -> None:
+        self.handle = Handle(s.empty_scratch())
+        text, self.tokens = np.empty(_MAX_TEXT, np.uint8), np.empty(_MAX_TEXT, np.int32)
         self.text, self.text_at = memoryview(text), address_of(text)
         self.tokens_at = address_of(self.tokens)
         query_ptr = np.zeros(2, np.int64)
         self.query_ptr, self.query_ptr_at = memoryview(query_ptr), address_of(query_ptr)
-        self.work, self.fits = np.empty(0, np.int64), None
 
-    def work_for(self, n_segments, m, depth) -> int:
-        """The address of memory for queries of up to m terms."""
-        wanted = n_segments, m, depth
-        if wanted != self.fits:  # usually it is for what it was made for
-            size = k.work_size(n_segments, m, depth)
-            if size > len(self.work):
-                self.work = np.empty(size, np.int64)
-                self.work_at = address_of(self.work)
-            self.fits = wanted
-        return self.work_at
+    def is_clean(self) -> bool:
+        """Whether bounds and scores are 0, as they must be between searches."""
+        return not (self.handle.state.bounds.any() or self.handle.state.scores.any())
 
 
-class Weighed(NamedTuple):
-    """The known terms of a query, e in all, and what each can add to a score."""
-
-    terms: np.ndarray  # int32[e]
-    counts: np.ndarray  # int32[e], times in the query
-    places: list[np.ndarray]  # int32[e] for each segment
-    gain: np.ndarray  # float64[e]
-    bonus: np.ndarray  # float64[e]
-    df: np.ndarray  # int64[e]
+Pool = deque[SearchBuffers]  # those that no search is using
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # ids and scores
 
 
-def weighed(snapshot, formula, table, tokens) -> Weighed:
-    """The terms of one query, a TokenBatch, by their weights in `snapshot`."""
-    terms, counts = np.empty((2, len(tokens.ids)), np.int32)
-    blob, ptr = _vocabulary(snapshot, table)
-    term_ptr = np.empty(2, np.int64)
-    n = queries_group(blob, ptr, tokens.ids, tokens.indptr, terms, counts, term_ptr)
-    terms, counts = terms[:n], counts[:n]
-    df = np.zeros(n, np.int64)
-    places = []
-    for segment in snapshot.segments:
-        places.append(np.empty(n, np.int32))
-        postings_df_add(segment, terms, places[-1], df)
-    gain, bonus = np.empty((2, n))
-    variant = VARIANTS[formula.variant]
-    bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
-    return Weighed(terms, counts, places, gain, bonus, df)
-
-
-def search(ready, tokens, depth, filters, threads, scratch):
+def search(
+    ready: Prepared,
+    tokens: TokenBatch,
+    depth: int,
+    filters: list[npt.NDArray[Any] | None],
+    threads: int,
+    pool: Pool,
+) -> Found:
     """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
 
-    `tokens` are the terms of q queries; `filters` holds one filter of `_checks.id_filters`, or one
-    for each query; `scratch` is a deque of Scratch that no search is using.
+    `tokens` are the terms of q queries; `filters` holds one filter of `validation.id_filters`, or
+    one for each query.
     """
     n = len(tokens.indptr) - 1
     scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
-
-    widest = max(1, int(np.diff(tokens.indptr).max(initial=0)))
-    n_segments, tokens_at = len(ready.arrays), address_of(tokens.ids)
+    tokens_at = address_of(tokens.ids)
 
     def run(start, stop, one_filter):
-        room = _borrow(scratch)
-        here = tokens.indptr[start : stop + 1]
+        buffers = _borrow(pool)
         _entries.search_many(
-            ready.address, room.address, room.work_for(n_segments, widest, depth), widest,
-            tokens_at, address_of(here), stop - start, *_filter_words(one_filter), depth, k.DENSE,
-            k.LOOKUP, scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
+            ready.index.address, buffers.handle.address, tokens_at,
+            address_of(tokens.indptr[start : stop + 1]), *_filter_words(one_filter), depth,
+            scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
         )  # fmt: skip
-        _give_back(scratch, room)
+        pool.append(buffers)
 
     if len(filters) > 1:
-        jobs = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
+        tasks = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
     else:
-        n_parts = 1 if threads == 1 else max(1, min(_PARTS * threads, n))
-        edges = [n * i // n_parts for i in range(n_parts + 1)]
-        jobs = [(start, stop, filters[0]) for start, stop in itertools.pairwise(edges)]
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            run(*job)
+        n_tasks = 1 if threads == 1 else max(1, min(_TASKS_PER_THREAD * threads, n))
+        edges = [n * i // n_tasks for i in range(n_tasks + 1)]
+        tasks = [(start, stop, filters[0]) for start, stop in itertools.pairwise(edges)]
+    if threads == 1 or len(tasks) == 1:
+        for task in tasks:
+            run(*task)
     else:
-        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-            for done in [pool.submit(run, *job) for job in jobs]:
+        with ThreadPoolExecutor(min(threads, len(tasks))) as executor:
+            for done in [executor.submit(run, *task) for task in tasks]:
                 done.result()
     return ids, scores
 
 
-def search_one(ready, tokenizer, text, depth, scratch):
+def search_one(
+    ready: Prepared, tokenizer: Tokenizer, text: str, depth: int, pool: Pool
+) -> Found | None:
     """`search` for one query without a filter, [depth] each, or None if it is too long."""
-    room = _borrow(scratch)
-    n = tokenizer._encode_short(text, room)
+    buffers = _borrow(pool)
+    n = tokenizer._encode_short(text, buffers)
     if n < 0:
-        _give_back(scratch, room)
+        pool.append(buffers)
         return None
-    room.query_ptr[1] = n
-    m = max(n, _TERMS)  # of most queries, so that there is memory for it
+    buffers.query_ptr[1] = n
     scores, ids = np.empty(depth), np.empty(depth, np.int64)
     _entries.search_many(
-        ready.address, room.address, room.work_for(len(ready.arrays), m, depth), m, room.tokens_at,
-        room.query_ptr_at, 1, NO_FILTER, 0, 0, depth, k.DENSE, k.LOOKUP, scores, ids,
+        ready.index.address, buffers.handle.address, buffers.tokens_at, buffers.query_ptr_at,
+        NO_FILTER, 0, 0, depth, scores, ids,
     )  # fmt: skip
-    _give_back(scratch, room)
+    pool.append(buffers)
     return ids, scores
 
 
-def _borrow(scratch):
-    """Room for one thread."""
+def _borrow(pool):
     try:
-        return scratch.pop()
+        return pool.pop()
     except IndexError:
-        return Scratch()
-
-
-def _give_back(scratch, room):
-    if len(room.work) <= _KEPT_WORK:  # that of a search for very many hits is not kept
-        scratch.append(room)
+        return SearchBuffers()
 
 
 def _filter_words(one_filter):

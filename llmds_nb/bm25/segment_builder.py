@@ -1,32 +1,44 @@
-"""One segment of texts that come one after the other, in bounded memory."""
+"""Building one segment from a stream of texts, in bounded memory."""
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from ..text.token_batch import joined
-from . import segments as _segments
+from ..text.tokenizer import Tokenizer
+from .merging import merge, tidy
+from .segments import build
 
-_SEGMENT_TOKENS = 1 << 22  # tokens and texts before they are packed: 70 MB of arrays meanwhile
+_SEGMENT_TOKENS = 1 << 22  # tokens and texts before a segment is built: 70 MB of arrays meanwhile
 _NOTHING = object()
 
 
 class Ids:
-    """The ids of texts that come one after the other.
+    """The ids of a stream of texts, taken in step with it.
 
-    `values` numbers them all, or is an iterable to be taken in step with the texts, or None:
-    numbered on from `next_id`. `n_texts` is their number or None where it is not known; `total`
-    then is that of the ids.
+    Parameters
+    ----------
+    values : array-like, iterable or None
+        All ids, or an iterable that is read in step with the texts, or None: count up from
+        `next_id`.
+    n_texts : int or None
+        The number of texts, where it is known. Otherwise `total` is the number of ids, if known.
+    next_id : int
     """
 
-    def __init__(self, values, n_texts, next_id):
+    def __init__(self, values: npt.ArrayLike | Iterable[int], n_texts: int | None, next_id: int):
         self.total = n_texts
         self._next_id = next_id
-        self._given = self._stream = None  # of the three ways one is used
+        # One of the two is set, or neither: the ids count up.
+        self._given: npt.NDArray[np.int64] | None = None
+        self._stream: Iterator[int] | None = None
         if values is None:
             pass
-        elif _comes_one_by_one(values):
+        elif _is_stream(values):
             self._stream = iter(values)
         else:
             self._given = validation.ids(values)
@@ -37,8 +49,8 @@ class Ids:
         self._parts = [np.zeros(0, np.int64)]  # what the stream gave
         self._n = 0
 
-    def take(self, n) -> np.ndarray:
-        """The ids of the next n texts as int64[n]; those of a stream may stand twice in all."""
+    def take(self, n: int) -> npt.NDArray[np.int64]:
+        """The ids of the next n texts as int64[n]; a stream may repeat an id of an earlier part."""
         if self._stream is not None:
             part = validation.integers(list(itertools.islice(self._stream, n)), "ids")
             self._parts.append(part)
@@ -60,8 +72,8 @@ class Ids:
         if more:
             raise ValueError(f"ids has more entries than the {self._n} texts")
 
-    def taken(self) -> np.ndarray:
-        """All that were taken, as an int64[n] that the caller owns."""
+    def taken(self) -> npt.NDArray[np.int64]:
+        """All ids that were taken, as an int64[n] that the caller owns."""
         if self._stream is not None:
             return np.concatenate(self._parts)
         if self._given is not None:
@@ -69,31 +81,33 @@ class Ids:
         return validation.new_ids(None, self._n, "texts", self._next_id)
 
 
-def _comes_one_by_one(values) -> bool:
+def _is_stream(values) -> bool:
     return (
         hasattr(values, "__iter__")
         and not hasattr(values, "__getitem__")
-        and not isinstance(values, set | frozenset)  # their order is nobody's choice
+        and not isinstance(values, set | frozenset)  # their order is arbitrary
     )
 
 
-def segment_of(ids, tokenizer, texts, report):
-    """The segment of all `texts` (an iterator), or None if there are none.
+def segment_of(
+    ids: Ids, tokenizer: Tokenizer, texts: Iterable[str], report: Callable[[int], Any]
+) -> Any:
+    """The segment of all `texts`, or None if there are none.
 
-    `ids` is their `Ids`, and `tokenizer` is in `_growing`; `report(n)` is told of every n texts.
-    They are packed into segments of some million tokens, and eight of like size are merged into
-    one: a posting is rewritten O(log n) times, and beside these segments and the one that they
-    become in the end there are never more than some 100 MB.
+    The caller holds `tokenizer._growing()`; `report(n)` is called after every n texts. Segments of
+    some million tokens are built, and eight of like size are merged into one: a posting is
+    rewritten O(log n) times, and beside these segments and the one that they become in the end
+    there are never more than some 100 MB.
     """
-    segments = []
+    segments: list[Any] = []
     for part in _parts(ids, tokenizer._grown(texts), report):
-        new = _segments.build(*part, len(tokenizer))
+        new = build(*part, len(tokenizer))
         del part
-        segments = _segments.tidy([*segments, new])
+        segments = tidy([*segments, new])
         validation.distinct(segments[-1].ids, "ids")
     ids.end()
     if len(segments) > 1:
-        segments = [_segments.merge(segments)]
+        segments = [merge(segments)]
         validation.distinct(segments[0].ids, "ids")
     return segments[0] if segments else None
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the inverted index and the tokenizer."""
+"""Slow, obvious references for the inverted index and the tokenizer."""
 
 import math
 import re
@@ -77,8 +77,8 @@ def assert_hits(hits, expected, k):
     assert hits.ids.shape == hits.scores.shape == (k,)
     n = min(k, len(expected))
     np.testing.assert_allclose(hits.scores[:n], [s for _, s in expected[:n]], rtol=1e-9)
-    # Twins that differ in the last bit only may rank either way against the plain reference, those
-    # beyond the k-th among them.
+    # Scores that differ in their last bit only may rank either way against this reference, also
+    # across the k-th place.
     for got, (want, score) in zip(hits.ids.tolist(), expected[:n], strict=False):
         if got != want:
             assert any(got == i and math.isclose(s, score, rel_tol=1e-12) for i, s in expected)

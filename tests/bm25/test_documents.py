@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb.bm25 import documents as documents
+from llmds_nb.bm25 import documents
 from llmds_nb.bm25.index import Hits
 from llmds_nb.bm25.kernels.postings import NO_CLASS
 
@@ -23,18 +23,18 @@ class Kept:
 @given(
     st.integers(0, 2**62), st.lists(st.sampled_from([1, 1, 1, 1, 2, 1000]), max_size=30), st.data()
 )
-def test_short_ids_stand_for_the_ids(first, steps, data):
+def test_short_ids_represent_the_ids(first, steps, data):
     ids = first + np.cumsum([0, *steps], dtype=np.int64)
     kept = Kept(ids)
     follow = all(step == 1 for step in steps)
     assert len(kept.ids) == (1 if follow else len(ids))
     assert (documents.ids_of(kept) == ids).all() and documents.last_id(kept) == ids[-1]
-    rows = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1))), np.int64)
-    assert (documents.ids_at(kept, rows) == ids[rows]).all()
+    docs = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1))), np.int64)
+    assert (documents.ids_at(kept, docs) == ids[docs]).all()
     wanted = np.unique(np.concatenate([ids - 1, ids, ids + 1, [0, 2**63 - 1]]))
     wanted = wanted[wanted >= 0]
     for side in ("left", "right"):
-        below = documents.rows_below(kept, wanted, side=side)
+        below = documents.docs_below(kept, wanted, side=side)
         assert (below == np.searchsorted(ids, wanted, side=side)).all()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=4)))
     joined = documents.IdsJoined(len(ids))
@@ -43,13 +43,13 @@ def test_short_ids_stand_for_the_ids(first, steps, data):
     assert (joined.made() == kept.ids).all()
 
 
-def test_ids_that_stand_twice_do_not_count_up():
+def test_repeated_ids_are_not_taken_as_consecutive():
     assert documents.short_ids(np.array([4, 4, 6])).tolist() == [4, 4, 6]
     with pytest.raises(ValueError, match="4 stands twice"):
         InvertedIndex().add(iter([4, 6, 4]), ["aa", "bb", "cc"])
 
 
-def test_default_ids_take_no_room_and_removals_none_until_the_first():
+def test_default_ids_take_no_memory_and_removals_none_before_the_first():
     index = InvertedIndex()
     for n in (5, 3, 4):
         index.add(None, ["red fox"] * n)
@@ -68,22 +68,22 @@ def test_default_ids_take_no_room_and_removals_none_until_the_first():
     index.check()
 
 
-def numbered_few(lengths):
-    """As `documents.numbered` would with three numbers only."""
-    sizes, classes = np.unique(lengths, return_inverse=True)
+def three_length_classes(lengths):
+    """As `documents.length_classes` would with three classes only."""
+    distinct, classes = np.unique(lengths, return_inverse=True)
     classes = np.where(classes < 3, classes, NO_CLASS).astype(np.uint16)
-    rows = np.flatnonzero(classes == NO_CLASS)
-    return classes, sizes[:3].astype(np.int32), np.array([rows, lengths[rows]], np.int32)
+    docs = np.flatnonzero(classes == NO_CLASS)
+    return classes, distinct[:3].astype(np.int32), np.array([docs, lengths[docs]], np.int32)
 
 
-def test_more_lengths_than_numbers(monkeypatch, tmp_path):
+def test_more_lengths_than_length_classes(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     words = ["aa", "bb", "cc", "dd"]
     texts = [" ".join(rng.choice(words, n)) for n in rng.integers(0, 60, 300)]
     usual = InvertedIndex()
     usual.add(None, texts[:200])
     usual.add(range(190, 290), texts[200:])
-    monkeypatch.setattr(documents, "numbered", numbered_few)
+    monkeypatch.setattr(documents, "length_classes", three_length_classes)
     index, plain = InvertedIndex(), PlainBm25()
     index.add(None, texts[:200])
     index.add(range(190, 290), texts[200:])
@@ -92,7 +92,7 @@ def test_more_lengths_than_numbers(monkeypatch, tmp_path):
     index.save(tmp_path / "index")
     for one in (index, InvertedIndex.load(tmp_path / "index")):
         one.check()
-        assert sum(s.long.shape[1] for s in one._snapshot.segments) > 200
+        assert sum(s.long_docs.shape[1] for s in one._snapshot.segments) > 200
         assert one.stats().n_tokens == usual.stats().n_tokens
         for k in (3, 40):
             got, same = one.search(words, k), usual.search(words, k)

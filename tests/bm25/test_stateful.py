@@ -1,4 +1,4 @@
-"""InvertedIndex against its twin and against an index built anew, in any order of calls."""
+"""InvertedIndex against a slow reference and an index built anew, in any order of calls."""
 
 import pytest
 from hypothesis import given, settings, strategies as st

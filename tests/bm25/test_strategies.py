@@ -6,23 +6,10 @@ from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
 from llmds_nb._core.jit import kernel
+from llmds_nb.bm25 import decoded_lists
 from llmds_nb.bm25.index import Hits
-from llmds_nb.bm25.kernels import (
-    decoded_lists as unpacked,
-    search as bm25,
-    segment_search as bm25_segment,
-)
-from llmds_nb.bm25.kernels.window import (
-    GRAIN,
-    PAD,
-    columns_largest,
-    columns_reach,
-    kth_mark,
-    marks_reach,
-    rows_reach,
-    strips_width,
-    values_reach,
-)
+from llmds_nb.bm25.kernels import postings, search as kernels, window
+from llmds_nb.bm25.kernels.segment_search import MAX_TERMS
 from llmds_nb.primitives import topk
 
 from .oracle import VARIANTS, PlainBm25, assert_hits
@@ -44,14 +31,24 @@ def corpus():
     return texts, tfs, 3 * np.arange(N_DOCS)
 
 
-def indexed(corpus, monkeypatch, floor, share, least):
-    monkeypatch.setattr(unpacked, "FLOOR", floor)
-    monkeypatch.setattr(unpacked, "SHARE", share)
-    monkeypatch.setattr(unpacked, "LEAST", least)
+def indexed(corpus, monkeypatch, min_budget, bytes_per_posting, min_entries):
+    monkeypatch.setattr(decoded_lists, "MIN_BUDGET", min_budget)
+    monkeypatch.setattr(decoded_lists, "BYTES_PER_POSTING", bytes_per_posting)
+    monkeypatch.setattr(decoded_lists, "MIN_ENTRIES", min_entries)
     texts, _, ids = corpus
     index = InvertedIndex()
     index.add(ids, texts)
     return index
+
+
+def set_strategy(index, monkeypatch, scan_docs, lookup_cost):
+    """When windows are scanned and when postings are looked up, from the next search on."""
+    monkeypatch.setattr(kernels, "SCAN_DOCS", scan_docs)
+    monkeypatch.setattr(kernels, "LOOKUP_COST", lookup_cost)
+    index.k1 = index.k1  # what searches share is prepared anew
+    index.search("w00", 1)
+    prepared = index._prepared.index.state
+    assert (prepared.scan_docs, prepared.lookup_cost) == (scan_docs, lookup_cost)
 
 
 QUERIES = [
@@ -81,9 +78,8 @@ def test_every_strategy_gives_the_same_answer(corpus, monkeypatch):
     answers = []
     for budget in [(1 << 24, 1.2, 16), (0, 0.0, 16), (0, 0.7, 16), (1 << 24, 0.0, 1)]:
         index = indexed(corpus, monkeypatch, *budget)
-        for dense, lookup in ((0, 16), (32, 0), (1 << 40, 1 << 40), (0, 0), (1 << 40, 16)):
-            monkeypatch.setattr(bm25, "DENSE", dense)
-            monkeypatch.setattr(bm25, "LOOKUP", lookup)
+        for scan_docs, lookup_cost in ((0, 16), (32, 0), (1 << 40, 1 << 40), (0, 0), (1 << 40, 16)):
+            set_strategy(index, monkeypatch, scan_docs, lookup_cost)
             hits = [index.search(QUERIES, k, filter=f) for k in (1, 10, 16, 17, 300, N_DOCS)
                     for f in (None, mask)]  # fmt: skip
             answers.append(hits)
@@ -113,35 +109,34 @@ def test_removed_documents_are_never_hits_in_any_strategy(corpus, monkeypatch):
     fresh = InvertedIndex()
     keep = np.arange(N_DOCS) % 3 != 0
     fresh.add(ids[keep], [text for text, kept in zip(texts, keep, strict=True) if kept])
-    for dense, lookup in ((0, 0), (32, 16), (1 << 40, 1 << 40)):
-        monkeypatch.setattr(bm25, "DENSE", dense)
-        monkeypatch.setattr(bm25, "LOOKUP", lookup)
+    for scan_docs, lookup_cost in ((0, 0), (32, 16), (1 << 40, 1 << 40)):
+        set_strategy(index, monkeypatch, scan_docs, lookup_cost)
         for k in (5, 100):
             one, other = index.search(QUERIES, k), fresh.search(QUERIES, k)
             assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_large_tfs_and_many_lengths_have_no_code(monkeypatch, variant):
+def test_large_tfs_and_many_lengths_are_exceptions(monkeypatch, variant):
     rng = np.random.default_rng(4)
     counts = rng.integers(1, 700, 300)
     texts = [f"{'aa ' * int(n)} bb {'cc ' * (i % 2)}" for i, n in enumerate(counts)]
-    monkeypatch.setattr(unpacked, "PAIRS", 600)
+    monkeypatch.setattr(decoded_lists, "MAX_PAIRS", 600)
     index = InvertedIndex(variant=variant)
     index.add(None, texts)
     index.search("aa", 1)
-    monkeypatch.setattr(unpacked, "FLOOR", 0)
-    monkeypatch.setattr(unpacked, "SHARE", 0.0)
-    packed = InvertedIndex(variant=variant)
-    packed.add(None, texts)
+    monkeypatch.setattr(decoded_lists, "MIN_BUDGET", 0)
+    monkeypatch.setattr(decoded_lists, "BYTES_PER_POSTING", 0.0)
+    encoded = InvertedIndex(variant=variant)
+    encoded.add(None, texts)
     for k1 in (1.2, 0.0, 3.0):
-        index.k1 = packed.k1 = k1
-        one, other = (i.search(["aa", "aa bb cc", "cc"], 300) for i in (index, packed))
+        index.k1 = encoded.k1 = k1
+        one, other = (i.search(["aa", "aa bb cc", "cc"], 300) for i in (index, encoded))
         assert (one.ids == other.ids).all() and (one.scores == other.scores).all()
 
 
-def test_more_terms_than_marks_can_tell_apart():
-    names = [f"t{i:05}" for i in range(bm25_segment.TERMS + 100)]
+def test_more_terms_than_bounds_can_tell_apart():
+    names = [f"t{i:05}" for i in range(MAX_TERMS + 100)]
     texts = [" ".join(names), " ".join(names[:9]), "other", " ".join(names[::50]), " ".join(names)]
     index = InvertedIndex()
     index.add([5, 3, 2, 4, 1], texts)
@@ -162,7 +157,7 @@ def test_hits_are_those_of_the_reference_whatever_the_documents(data):
     plain = PlainBm25(index.variant)
     for _ in range(data.draw(st.integers(1, 3))):
         texts = data.draw(st.lists(text, min_size=1, max_size=40))
-        texts *= data.draw(st.sampled_from([1, 1, 4]))  # so many that the bar rises in time
+        texts *= data.draw(st.sampled_from([1, 1, 4]))  # so many that the threshold rises early
         ids = data.draw(st.permutations(range(200)))[: len(texts)]
         index.add(ids, texts)
         plain.add(ids, texts)
@@ -190,18 +185,18 @@ def test_topk_spread_sorts(values):
 
 
 @kernel
-def reaching(values, n, bar):
-    return values_reach(values, n, bar)
+def bounds_count(bounds, n, threshold):
+    return window.bounds_count(bounds, n, threshold)
 
 
 @kernel
-def kth(values, n, k):
-    return kth_mark(values, n, k)
+def kth_bound(bounds, n, k):
+    return window.kth_bound(bounds, n, k)
 
 
 @kernel
-def width_of(rows, strips):
-    return strips_width(rows, strips)
+def strips_width(n_docs, strips):
+    return window.strips_width(n_docs, strips)
 
 
 @settings(max_examples=100, deadline=None)
@@ -209,28 +204,42 @@ def width_of(rows, strips):
     st.integers(1, 5000), st.integers(0, 2**32), st.sampled_from([1, 40, 65535]),
     st.integers(1, 65535), st.sampled_from([4, 32, 128]),
 )  # fmt: skip
-def test_rows_that_reach_a_bar_are_listed(n, seed, most, bar, strips):
+def test_documents_that_reach_a_threshold_are_listed(n, seed, most, threshold, strips):
     rng = np.random.default_rng(seed)
-    bar = min(bar, most)
-    marks = np.zeros(1 << 16, np.uint16)
-    marks[:n] = rng.integers(0, most + 1, n)
-    expected = np.flatnonzero(marks >= bar)
-    found = np.empty(len(marks) + 1, np.int32)
-    assert marks_reach(marks, n, np.uint16(bar), found) == len(expected)
+    threshold = np.uint16(min(threshold, most))
+    bounds = np.zeros(1 << 16, np.uint16)
+    bounds[:n] = rng.integers(0, most + 1, n)
+    expected = np.flatnonzero(bounds >= threshold)
+    found = np.empty(len(bounds) + 1, np.int32)
+    assert window.docs_select(bounds, n, threshold, found) == len(expected)
     assert (found[: len(expected)] == expected).all()
-    width = width_of(n, strips)
-    assert width % PAD == 0 and strips * width >= n
-    largest = np.full(width + PAD, 7, np.uint16)
-    columns_largest(marks, strips, width, largest)
-    assert (largest[:width] == marks[: strips * width].reshape(strips, width).max(axis=0)).all()
+    width = strips_width(n, strips)
+    assert width % window.PAD == 0 and strips * width >= n
+    largest = np.full(width + window.PAD, 7, np.uint16)
+    window.columns_largest(bounds, strips, width, largest)
+    assert (largest[:width] == bounds[: strips * width].reshape(strips, width).max(axis=0)).all()
     assert (largest[width:] == 7).all()
-    listed = columns_reach(marks, strips, width, largest, np.uint16(bar), found)
+    listed = window.columns_select(bounds, strips, width, largest, threshold, found)
     assert (np.sort(found[:listed]) == expected).all()
-    some = rng.permutation(n).astype(np.int32)
-    listed = rows_reach(marks, some, n, np.uint16(bar), found)
+    docs = rng.permutation(n).astype(np.int32)
+    listed = window.docs_filter(bounds, docs, n, threshold, found)
     assert (np.sort(found[:listed]) == expected).all()
-    assert reaching(marks, n, np.uint16(bar)) == len(expected)
+    assert bounds_count(bounds, n, threshold) == len(expected)
     k = int(rng.integers(1, n + 1))
-    bound = kth(marks, n, k)
-    assert np.count_nonzero(marks[:n] >= bound) >= k
-    assert np.count_nonzero(marks[:n] >= bound + GRAIN) < k
+    kth = kth_bound(bounds, n, k)
+    assert np.count_nonzero(bounds[:n] >= kth) >= k
+    assert np.count_nonzero(bounds[:n] >= kth + window.GRAIN) < k
+
+
+@kernel
+def lower_bound(values, low, high, value):
+    return postings.lower_bound(values, low, high, value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 2**63 - 1)), st.integers(0, 2**63 - 1), st.data())
+def test_lower_bound_is_that_of_numpy(values, value, data):
+    values = np.array(sorted(values), np.int64)
+    low, high = sorted(data.draw(st.integers(0, len(values))) for _ in range(2))
+    expected = low + np.searchsorted(values[low:high], value)
+    assert lower_bound(values, low, high, value) == expected

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.bm25 import documents as documents, segment_builder as building, segments as segments
+from llmds_nb.bm25 import documents, merging, segment_builder as building
 from llmds_nb.text import tokenizer as tokenizing
 
 WORDS = ["aa", "bb", "cc", "dd", "ee", "ff", "the", "\u00e9t\u00e9", "gg", "hh"]
@@ -22,16 +22,16 @@ def small_parts(monkeypatch):
     def limit(chars=20, tokens=20, docs=3, lists=2, size=5):
         monkeypatch.setattr(tokenizing, "_CHUNK_CHARS", chars)
         monkeypatch.setattr(building, "_SEGMENT_TOKENS", tokens)
-        monkeypatch.setattr(segments, "_SLICE_DOCS", docs)
-        monkeypatch.setattr(segments, "_SLICE_LISTS", lists)
-        monkeypatch.setattr(segments, "_SLICE_BYTES", size)
+        monkeypatch.setattr(merging, "_SLICE_DOCS", docs)
+        monkeypatch.setattr(merging, "_SLICE_LISTS", lists)
+        monkeypatch.setattr(merging, "_SLICE_BYTES", size)
 
     limit()
     return limit
 
 
 def lists_of(index):
-    """{term: bytes of its list}, and the documents: whatever the order in which terms came."""
+    """{term: bytes of its list}, and the documents: the same for any order of terms."""
     (segment,) = index._snapshot.segments
     terms, data = index.tokenizer.terms, segment.data.tobytes()
     spans = zip(segment.terms, segment.starts[:-1], segment.starts[1:], strict=True)
@@ -80,9 +80,9 @@ def test_a_stream_makes_the_index_that_one_call_makes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizing, "_CHUNK_CHARS", chars)
         patch.setattr(building, "_SEGMENT_TOKENS", tokens)
-        patch.setattr(segments, "_SLICE_DOCS", docs)
-        patch.setattr(segments, "_SLICE_LISTS", lists)
-        patch.setattr(segments, "_SLICE_BYTES", size)
+        patch.setattr(merging, "_SLICE_DOCS", docs)
+        patch.setattr(merging, "_SLICE_LISTS", lists)
+        patch.setattr(merging, "_SLICE_BYTES", size)
         how = data.draw(st.sampled_from([iter, list, np.array]))
         given = np.array(ids, np.int64) if how is np.array else how(ids)
         found = streamed.add(given, data.draw(st.sampled_from([iter, list]))(texts))
@@ -126,7 +126,7 @@ def test_ids_and_texts_are_taken_in_step(small_parts):
     assert index.add(ids, texts).tolist() == list(range(300))
 
 
-def test_numbering():
+def test_ids_count_up_from_the_largest_ever_used():
     index = InvertedIndex()
     index.add(7, "aa")
     assert index.add(None, (text for text in ["bb", "cc"])).tolist() == [8, 9]
@@ -151,7 +151,7 @@ def stream(values, error):
 
 
 def failing():
-    """{name: (ids, texts, error, message)}: most go wrong behind the first segments."""
+    """{name: (ids, texts, error, message)}: most fail only after the first segments."""
     good = [f"new{i} aa bb" for i in range(60)]
     n = len(good)
     up, stop = list(range(100, 100 + n)), KeyboardInterrupt()
@@ -244,7 +244,7 @@ def test_searches_see_the_state_before_until_the_end(small_parts):
     index.check()
 
 
-def test_texts_may_not_write_where_they_are_added(small_parts):
+def test_a_stream_may_not_write_to_its_own_index(small_parts):
     tokenizer = Tokenizer()
     index, other = InvertedIndex(tokenizer=tokenizer), InvertedIndex(tokenizer=tokenizer)
     index.add(1, "aa")

@@ -1,4 +1,4 @@
-"""Integers packed into bytes come back."""
+"""Varints are decoded to the integers that were encoded."""
 
 import numpy as np
 from hypothesis import given, strategies as st

@@ -1,134 +1,178 @@
-"""The longest lists of a segment, unpacked once so that queries need not: four bytes a posting.
+"""Decoded postings lists: the longest lists of a segment, four bytes a posting, ready to search.
 
-A posting is a row and a code. The code stands for a tf and a document length together, of which a
-collection has few pairs, so what a posting adds is one look-up whatever the formula, and unpacked
-lists outlive changes of its parameters. State (`Unpacked` in _unpacked.py), of H lists:
+A posting is a doc and a code. A code is a pair of a tf and a length class, of which a collection
+has few, so what a posting contributes is one table look-up whatever the formula, and decoded lists
+outlive changes of its parameters. State (`DecodedLists`) of H lists of a segment with U terms, in W
+windows of WINDOW docs, so that the position in a window fits 16 bits:
 
-    slots    int32[U]        the number h of each list, ascending, or ABSENT
-    steps    int32[H, W + 1] postings[steps[h, w]:steps[h, w + 1]] are those of list h in window w
-    postings uint32[E]       row - w * WINDOW | code << 16
-    odd_ptr  int32[H + 1]    what has no code, because the pair is rare or the tf large, is kept
-    odd_rows int32[O]        apart: the entries of list h are odd_ptr[h]:odd_ptr[h + 1]
-    odd_tfs  int32[O]
-    tfs      int32[P]        the pair of each code, P <= 65536
-    lengths  int32[P]
-    codes    int32[T, C]     the code of each tf with each of the segment's sizes, or ABSENT, as is
-                             all of the last row and column, which stand for larger ones
-
-A window is WINDOW rows, so the place in it fits 16 bits.
+    list_of         int32[U]         the decoded list of each ordinal, or ABSENT
+    window_ptr      int32[H, W + 1]  list h has postings[window_ptr[h, w]:window_ptr[h, w + 1]] in
+                                     window w
+    postings        uint32[E]        doc - w * WINDOW | code << 16
+    exception_ptr   int32[H + 1]     postings without a code, because the pair is rare or the tf
+    exception_docs  int32[O]         large, are kept apart: those of list h are
+    exception_tfs   int32[O]         exception_ptr[h]:exception_ptr[h + 1]
+    code_tfs        int32[P]         the tf of each code, P <= MAX_CODES
+    code_lengths    int32[P]         and its document length
+    codes           int32[T, C]      the code of each tf and length class, or ABSENT, as is all of
+                                     the last row and column, which stand for larger ones
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
+from ..._core.state import ANY, array, state, unpacker
 from ...primitives.status import ABSENT
-from .block_codec import list_unpack
+from .postings import list_read, lower_bound, segment_at
 
 WINDOW = 1 << 16
-CODES = 1 << 16
-LEAST = 4  # shorter lists are read as fast as they lie
-FLOOR = 12 << 20  # bytes that are given to unpacked lists in any case
-SHARE = 1.0  # bytes for each posting of the segment
-PAIRS = 1 << 21  # of tf and length that are looked at
-_PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
+MAX_CODES = 1 << 16
+_IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
+
+
+@state
+class DecodedLists:
+    """The arrays above."""
+
+    list_of = array(np.int32, ANY)
+    window_ptr = array(np.int32, ANY, ANY)
+    postings = array(np.uint32, ANY)
+    exception_ptr = array(np.int32, ANY)
+    exception_docs = array(np.int32, ANY)
+    exception_tfs = array(np.int32, ANY)
+    code_tfs = array(np.int32, ANY)
+    code_lengths = array(np.int32, ANY)
+    codes = array(np.int32, ANY, ANY)
+
+
+class Entries(NamedTuple):
+    """Scratch for the entries of one list."""
+
+    docs: np.ndarray  # int32[size]
+    tfs: np.ndarray  # int32[size]
+    codes: np.ndarray  # int32[size]
+
+
+class Decoded(NamedTuple):
+    """Where lists are decoded to: three arrays of the state above."""
+
+    postings: np.ndarray
+    exception_docs: np.ndarray
+    exception_tfs: np.ndarray
+
+
+decoded_lists_at = unpacker(DecodedLists)
 
 
 @kernel(internal=True, borrow=True)
-def list_rows(segment, place, rows, tfs):
-    """`list_unpack` of list `place`, as far as its rows ascend, as all do in a sound file."""
-    n = list_unpack(
-        segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.classes.size, rows, tfs,
-    )  # fmt: skip
-    before, after = rows[: max(n - 1, 0)], rows[1 : max(n, 1)]
+def list_ascending(segment, ordinal, docs, tfs):
+    """`list_read` as far as its docs ascend, as all do in an undamaged file."""
+    n = list_read(segment, ordinal, docs, tfs)
+    before, after = docs[: max(n - 1, 0)], docs[1 : max(n, 1)]
     falls = 0
     for j in range(after.size):
         falls += after[j] <= before[j]
     if falls:
         n = 1
-        while rows[n] > rows[n - 1]:
+        while docs[n] > docs[n - 1]:
             n += 1
     return n
 
 
 @kernel(internal=True, borrow=True)
-def _rows_below(rows, low, high, row):
-    """How many of ascending rows[:high] are less than `row`, at least low. O(log), no branches."""
-    left = high - low
-    while left > 0:
-        half = (left + 1) >> 1
-        low += half & (np.int64(rows[low + half - 1]) - row >> 63)
-        left -= half
-    return low
+def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
+    """Write the first `size` entries of a list: postings from n on, exceptions from n_exceptions.
+
+    Fills window_ptr int32[W + 1] of the list. Return where postings and exceptions end.
+    O(size + windows log size).
+    """
+    docs, tfs, code_of = entries.docs, entries.tfs, entries.codes
+    max_tf, max_class = codes.shape[0] - 1, codes.shape[1] - 1
+    signs = np.int32(0)
+    for j in range(size):
+        number = min(np.int64(classes[np.uint64(docs[j])]), max_class)
+        code_of[j] = codes[np.uint64(min(np.int64(tfs[j]), max_tf)), np.uint64(number)]
+        signs |= code_of[j]
+    if signs >= 0:  # usually there is no exception
+        begin = 0
+        for window in range(window_ptr.size):
+            begin = lower_bound(docs, begin, size, window * WINDOW)
+            window_ptr[window] = n + begin
+        part = out.postings[n : n + size]
+        for j in range(size):
+            part[j] = np.uint32(docs[j]) & _IN_WINDOW | np.uint32(code_of[j]) << _CODE
+        return n + size, n_exceptions
+    window = 0
+    window_ptr[0] = n
+    for j in range(size):
+        while docs[j] >= (window + 1) * WINDOW:
+            window += 1
+            window_ptr[window] = n
+        if code_of[j] == ABSENT:
+            out.exception_docs[n_exceptions], out.exception_tfs[n_exceptions] = docs[j], tfs[j]
+            n_exceptions += 1
+        else:
+            posting = np.uint32(docs[j]) & _IN_WINDOW | np.uint32(code_of[j]) << _CODE
+            out.postings[np.uint64(n)] = posting
+            n += 1
+    for w in range(window + 1, window_ptr.size):
+        window_ptr[w] = n
+    return n, n_exceptions
 
 
 @kernel(internal=True, borrow=True)
-def list_code(
-    rows, tfs, some, size, classes, codes, steps, postings, n, odd_rows, odd_tfs, odd
-):  # fmt: skip
-    """Write a list's steps int32[W + 1], its postings from n on, its odd ones from `odd` on.
-
-    some int32[size] is room. Return where both end. O(size + windows log size).
-    """
-    tf_most, number_most = codes.shape[0] - 1, codes.shape[1] - 1
-    signs = np.int32(0)
-    for j in range(size):
-        number = min(np.int64(classes[np.uint64(rows[j])]), number_most)
-        some[j] = codes[np.uint64(min(np.int64(tfs[j]), tf_most)), np.uint64(number)]
-        signs |= some[j]
-    if signs >= 0:  # usually none is odd
-        begin = 0
-        for window in range(steps.size):
-            begin = _rows_below(rows, begin, size, window * WINDOW)
-            steps[window] = n + begin
-        part = postings[n : n + size]
-        for j in range(size):
-            part[j] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
-        return n + size, odd
-    window = 0
-    steps[0] = n
-    for j in range(size):
-        while rows[j] >= (window + 1) * WINDOW:
-            window += 1
-            steps[window] = n
-        if some[j] == ABSENT:
-            odd_rows[odd], odd_tfs[odd] = rows[j], tfs[j]
-            odd += 1
-        else:
-            postings[np.uint64(n)] = np.uint32(rows[j]) & _PLACE | np.uint32(some[j]) << _CODE
-            n += 1
-    for w in range(window + 1, steps.size):
-        steps[w] = n
-    return n, odd
+def _longest(segment, ordinals):
+    longest = np.int64(0)
+    for h in range(ordinals.size):
+        longest = max(longest, np.int64(segment.entries[ordinals[h]]))
+    return longest
 
 
 @kernel(nogil=True)
-def unpacked_count(segment, places, counts, rows, tfs):
-    """Count each pair in counts int32[T, C]; return the postings of pairs beyond it. O(postings).
+def pairs_count(segment, ordinals, counts):
+    """Count each pair of tf and length class in counts int32[T, C], over some lists of a segment.
 
-    rows and tfs int32 have room for any list.
+    `segment` is its handle. Return the number of postings whose pair is beyond T or C. O(postings).
     """
+    segment = segment_at(segment)
+    size = _longest(segment, ordinals)
+    parts = ((size, np.int32), (size, np.int32))
+    memory = scratch(parts)
+    docs, tfs = cut(memory, parts)
     beyond = 0
-    for h in range(places.size):
-        for j in range(list_rows(segment, places[h], rows, tfs)):
-            number = segment.classes[rows[j]]
+    for h in range(ordinals.size):
+        for j in range(list_ascending(segment, ordinals[h], docs, tfs)):
+            number = segment.classes[docs[j]]
             if tfs[j] < counts.shape[0] and number < counts.shape[1]:
                 counts[tfs[j], number] += 1
             else:
                 beyond += 1
+    keep_alive(memory)
     return beyond
 
 
 @kernel(nogil=True)
-def unpacked_fill(segment, places, codes, steps, postings, odd_ptr, odd_rows, odd_tfs, rows, tfs):
-    """Fill steps, postings and the odd ones. O(postings)."""
-    numbers = np.empty(rows.size, np.int32)
-    n, odd = 0, 0
-    for h in range(places.size):
-        odd_ptr[h] = odd
-        size = list_rows(segment, places[h], rows, tfs)
-        n, odd = list_code(
-            rows, tfs, numbers, size, segment.classes, codes, steps[h], postings, n, odd_rows,
-            odd_tfs, odd,
-        )  # fmt: skip
-    odd_ptr[places.size] = odd
+def decoded_fill(segment, decoded, ordinals):
+    """Decode list `ordinals[h]` of a segment as list h of a DecodedLists, for every h.
+
+    Both are handles; filled are its postings, window_ptr and exceptions. O(postings).
+    """
+    segment, lists = segment_at(segment), decoded_lists_at(decoded)
+    size = _longest(segment, ordinals)
+    parts = ((size, np.int32), (size, np.int32), (size, np.int32))
+    memory = scratch(parts)
+    docs, tfs, codes = cut(memory, parts)
+    entries = Entries(docs, tfs, codes)
+    out = Decoded(lists.postings, lists.exception_docs, lists.exception_tfs)
+    n, n_exceptions = 0, 0
+    for h in range(ordinals.size):
+        lists.exception_ptr[h] = n_exceptions
+        size = list_ascending(segment, ordinals[h], docs, tfs)
+        n, n_exceptions = list_split(
+            entries, size, segment.classes, lists.codes, lists.window_ptr[h], out, n, n_exceptions
+        )
+    lists.exception_ptr[ordinals.size] = n_exceptions
+    keep_alive(memory)

@@ -1,22 +1,24 @@
-"""Postings of one immutable segment: which documents hold a term, how often, in few bytes.
+"""The postings of one immutable segment: which documents hold a term, and how often.
 
-State of a segment with n documents and U terms that occur in it (`Segment`):
+A *doc* is a document's number within its segment, as in Lucene, and an *ordinal* the position of a
+term in the segment's `terms`. State of a segment with n documents and U distinct terms (`Segment`):
 
-    ids      int64[n]      external ids, strictly ascending; the position is the document's row. Or
-                           int64[1], the first of n that count up by one
-    classes  uint16[n]     the number of each document's length, or NO_CLASS
-    sizes    int32[C]      those lengths: tokens, stop words excluded, ascending, C <= NO_CLASS
-    long     int32[2, L]   the row and the length of each document of NO_CLASS, ascending by row
-    dead     bool[n]       removed or replaced since the segment was made; [0] while none is
-    terms    int32[U]      term ids, strictly ascending
-    starts   int64[U + 1]  the list of term u is data[starts[u]:starts[u + 1]]
-    entries  int32[U]      documents in each list
-    live     int32[U]      those of them that are not dead; ABSENT = to be counted when needed
-    data     uint8[B + 1]  the lists, packed as in `blocks`, and a byte 0
+    ids            int64[n]      external ids, strictly ascending, by doc. Or int64[1]: the first of
+                                 n ids that count up by one
+    classes        uint16[n]     the length class of each document, or NO_CLASS
+    class_lengths  int32[C]      the length of the documents of a class, in tokens without stop
+                                 words, ascending; C <= NO_CLASS
+    long_docs      int32[2, L]   doc and length of each document of NO_CLASS, ascending by doc
+    dead           bool[n]       removed or replaced since the segment was made; [0] while none is
+    terms          int32[U]      term ids, strictly ascending
+    starts         int64[U + 1]  the list of ordinal u is data[starts[u]:starts[u + 1]]
+    entries        int32[U]      documents in each list
+    live           int32[U]      those of them that are not dead, or ABSENT: not yet counted
+    data           uint8[B + 1]  the lists, encoded as in `block_codec`, and a byte 0
 
-Invariants: no list is empty; every list ends at its end; rows < n; the tfs of a document sum to its
-length; live, where known, counts the rows that are not dead. A published segment never changes but
-for `live`, where any two writers would write the same.
+Invariants: no list is empty; every list ends exactly at its end; docs < n; the tfs of a document
+sum to its length; `live`, where known, is the number of docs that are not dead. A published segment
+never changes except for `live`, where any two writers would write the same.
 """
 
 from typing import NamedTuple
@@ -24,300 +26,365 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
+from ..._core.state import ANY, array, state, unpacker
 from ...primitives.status import ABSENT
-from .block_codec import BLOCK, list_find, list_pack, list_unpack
+from .block_codec import BLOCK, list_decode, list_encode, list_find
 
 NO_CLASS = (1 << 16) - 1
-_ENTRY_MOST = 12  # bytes: 8 / 128 of the table, 11.2 in a block, 10 as varints
+_MAX_ENTRY_BYTES = 12  # 8 / 128 of the table and 11.2 in a block, or 10 as varints
+_N_WIDTHS = 33  # of a gap, in bits
 
 
-class Segment(NamedTuple):
-    """Some documents and their packed postings: the arrays above."""
+@state
+class Segment:
+    """Some documents and their encoded postings: the arrays above."""
 
-    ids: object
-    classes: object
-    sizes: object
-    long: object
-    dead: object
-    terms: object
-    starts: object
-    entries: object
-    live: object
-    data: object
-
-
-@kernel(internal=True)
-def id_at(ids, row):
-    """The id of a row. O(1)."""
-    return ids[row] if ids.size > 1 else ids[0] + row
+    ids = array(np.int64, ANY)
+    classes = array(np.uint16, ANY)
+    class_lengths = array(np.int32, ANY)
+    long_docs = array(np.int32, 2, ANY)
+    dead = array(np.bool_, ANY)
+    terms = array(np.int32, ANY)
+    starts = array(np.int64, ANY)
+    entries = array(np.int32, ANY)
+    live = array(np.int32, ANY)
+    data = array(np.uint8, ANY)
 
 
-@kernel(internal=True)
-def is_dead(dead, row):
-    """Whether the document of a row is dead. O(1)."""
-    return dead.size > 0 and dead[row]
+@state
+class MergeInput:
+    """Encoded lists of several segments, to be merged into one list for each of G groups.
+
+    List l is the sizes[l] entries in data[begins[l]:ends[l]]; its docs, numbered within their
+    segment, have the new docs doc_of[bases[l, 0]:bases[l, 1]], ABSENT for a dead document. Group g
+    is the lists group[g]..group[g + 1] - 1.
+    """
+
+    data = array(np.uint8, ANY)
+    begins = array(np.int64, ANY)
+    ends = array(np.int64, ANY)
+    sizes = array(np.int32, ANY)
+    bases = array(np.int64, ANY, 2)
+    group = array(np.int64, ANY)
+    doc_of = array(np.int32, ANY)
 
 
-@kernel(internal=True)
-def length_at(segment, row):
-    """The length of the document of a row. O(1), O(log L) for one of NO_CLASS."""
-    number = segment.classes[row]
+class EncodedLists(NamedTuple):
+    """Lists that a kernel encodes: `data`, `starts` and `entries` of a segment."""
+
+    data: np.ndarray
+    starts: np.ndarray
+    entries: np.ndarray
+
+
+segment_at = unpacker(Segment)
+_merge_input_at = unpacker(MergeInput)
+
+
+@kernel(internal=True, borrow=True)
+def lower_bound(values, low, high, value):
+    """The first position in low..high - 1 of ascending values that is not below `value`, or high.
+
+    For values >= 0. O(log(high - low)), without branches.
+    """
+    left = high - low
+    while left > 0:
+        half = (left + 1) >> 1
+        low += half & (np.int64(values[low + half - 1]) - value >> 63)
+        left -= half
+    return low
+
+
+@kernel(internal=True, borrow=True)
+def id_at(ids, doc):
+    """The id of a document. O(1)."""
+    return ids[doc] if ids.size > 1 else ids[0] + doc
+
+
+@kernel(internal=True, borrow=True)
+def is_dead(dead, doc):
+    """Whether a document is dead. O(1)."""
+    return dead.size > 0 and dead[doc]
+
+
+@kernel(internal=True, borrow=True)
+def length_at(segment, doc):
+    """The length of a document. O(1), O(log L) for one of NO_CLASS."""
+    number = segment.classes[doc]
     if number != NO_CLASS:
-        return segment.sizes[number]
-    low, high = 0, segment.long.shape[1] - 1
-    while low < high:
-        middle = (low + high) >> 1
-        if segment.long[0, middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return segment.long[1, low]
+        return segment.class_lengths[number]
+    long_docs = segment.long_docs
+    return long_docs[1, lower_bound(long_docs[0], 0, long_docs.shape[1] - 1, doc)]
 
 
-@kernel(nogil=True)
-def tokens_count(segment):
-    """The tokens of all documents that are not dead. O(n)."""
-    sizes, long, dead = segment.sizes, segment.long, segment.dead
+@kernel(nogil=True, borrow=True)
+def segment_tokens(segment):
+    """The tokens of all documents of a segment (its handle) that are not dead. O(n)."""
+    segment = segment_at(segment)
+    class_lengths, long_docs, dead = segment.class_lengths, segment.long_docs, segment.dead
     total = np.int64(0)
-    for row in range(segment.classes.size):
-        number = segment.classes[row]
-        if number < sizes.size and not is_dead(dead, row):
-            total += sizes[number]
-    for i in range(long.shape[1]):
-        if not is_dead(dead, long[0, i]):
-            total += long[1, i]
+    for doc in range(segment.classes.size):
+        number = segment.classes[doc]
+        if number < class_lengths.size and not is_dead(dead, doc):
+            total += class_lengths[number]
+    for i in range(long_docs.shape[1]):
+        if not is_dead(dead, long_docs[0, i]):
+            total += long_docs[1, i]
     return total
 
 
 @kernel(nogil=True)
-def postings_group(local, doc_ptr, order, first, rows):
-    """Sort the tokens of documents by term: the rows of term u, one per token, in rows[...].
+def postings_group(local, doc_ptr, order, first, docs):
+    """Sort the tokens of documents by term: the docs of ordinal u, one per token, in docs[...].
 
-    local int32[t] numbers the terms 0..U-1; row r is document order[r]; rows int32[t]; first
-    int64[U + 1] all 0 before, the offsets of each term's rows after. O(t + U).
+    local int32[t] are the ordinals of the tokens, those of document i from doc_ptr[i] on; doc d is
+    document order[d]; docs int32[t]; first int64[U + 1], all 0 before, is where the docs of each
+    ordinal begin after. O(t + U).
     """
     for j in range(local.size):
         first[local[j] + 1] += 1
     for u in range(1, first.size):
         first[u] += first[u - 1]
     cursor = first[:-1].copy()
-    for row in range(order.size):
-        doc = order[row]
-        for j in range(doc_ptr[doc], doc_ptr[doc + 1]):
+    for doc in range(order.size):
+        document = order[doc]
+        for j in range(doc_ptr[document], doc_ptr[document + 1]):
             u = local[j]
-            rows[cursor[u]] = row
+            docs[cursor[u]] = doc
             cursor[u] += 1
 
 
-@kernel(internal=True)
-def _list_end(rows, tfs, n, counts, data, position):
-    """Where the list of n entries would end at data[position:], at most data.size if it has room.
+@kernel(internal=True, borrow=True)
+def _list_append(out, u, position, docs, tfs, n, counts):
+    """Encode n entries as list u at out.data[position:], if they fit.
 
-    It is measured only where room for the longest list of so many entries lacks. O(n).
+    Return where the list ends, or would end: beyond out.data.size if it does not fit, and then
+    nothing is written. It is measured only where the longest list of n entries would not fit. O(n).
     """
-    if position + _ENTRY_MOST * n <= data.size:
-        return position
-    return list_pack(rows, tfs, n, counts, data, position, True)
+    if position + _MAX_ENTRY_BYTES * n > out.data.size:
+        end = list_encode(docs, tfs, n, counts, out.data, position, True)
+        if end > out.data.size:
+            return end
+    out.starts[u] = position
+    out.entries[u] = n
+    return list_encode(docs, tfs, n, counts, out.data, position, False)
 
 
 @kernel(nogil=True)
-def postings_pack(first, rows, most, data, starts, entries, u, position):
-    """Pack what `postings_group` made, lists u and later at data[position:], while there is room.
+def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
+    """Encode what `postings_group` made, lists u and later at data[position:], while they fit.
 
-    No list has more than `most` entries. Fills starts int64[U + 1] and entries int32[U]. Return
-    (the first list that has no room, where it would begin, where it would end); that is U, the end
-    and the end when all are packed. O(t).
+    No list has more than `max_entries` entries. Fills starts int64[U + 1] and entries int32[U].
+    Return (the first list that does not fit, where it would begin, where it would end); once all
+    are encoded, U and twice their end. O(t).
     """
-    some, tfs = np.empty((2, most), np.int32)
-    counts = np.empty(33, np.int64)
+    out = EncodedLists(data, starts, entries)
+    parts = ((max_entries, np.int32), (max_entries, np.int32), (_N_WIDTHS, np.int64))
+    memory = scratch(parts)
+    list_docs, list_tfs, counts = cut(memory, parts)
     position = np.int64(position)
+    end = position
     while u < first.size - 1:
         n = 0
-        j, end = first[u], first[u + 1]
-        while j < end:
-            row = rows[j]
+        j, stop = first[u], first[u + 1]
+        while j < stop:
+            doc = docs[j]
             tf = 0
-            while j < end and rows[j] == row:
+            while j < stop and docs[j] == doc:
                 tf += 1
                 j += 1
-            some[n], tfs[n] = row, tf
+            list_docs[n], list_tfs[n] = doc, tf
             n += 1
-        needed = _list_end(some, tfs, n, counts, data, position)
-        if needed > data.size:
-            return u, position, needed
-        starts[u] = position
-        entries[u] = n
-        position = list_pack(some, tfs, n, counts, data, position, False)
+        end = _list_append(out, u, position, list_docs, list_tfs, n, counts)
+        if end > data.size:
+            break
+        position = end
         u += 1
-    starts[u] = position
-    return u, position, position
+    if u == first.size - 1:
+        starts[u] = position
+    keep_alive(memory)
+    return u, position, end
 
 
 @kernel(internal=True)
-def _entries_sort(rows, tfs, n, keys):
-    """Sort n entries by row and leave out repeated rows, which only a damaged file has.
+def _entries_sort(docs, tfs, n, keys):
+    """Sort n entries by doc and leave out repeated docs, which only a damaged file has.
 
-    keys int64[>= n] is room. Return how many are left. O(n log n).
+    keys int64[>= n] is scratch. Return how many are left. O(n log n).
     """
     for j in range(n):
-        keys[j] = np.int64(rows[j]) << 32 | tfs[j]
+        keys[j] = np.int64(docs[j]) << 32 | tfs[j]
     keys[:n].sort()
     kept = 0
     for j in range(n):
-        row = np.int32(keys[j] >> 32)
-        if kept == 0 or row > rows[kept - 1]:
-            rows[kept], tfs[kept] = row, np.int32(keys[j] & 0x7FFFFFFF)
+        doc = np.int32(keys[j] >> 32)
+        if kept == 0 or doc > docs[kept - 1]:
+            docs[kept], tfs[kept] = doc, np.int32(keys[j] & 0x7FFFFFFF)
             kept += 1
     return kept
 
 
 @kernel(nogil=True)
-def postings_merge(
-    data, begins, ends, sizes, bases, group, row_of, out, starts, entries, g, position
-):
-    """Merge lists of several segments into one list per group, from group g on at out[position:].
+def postings_merge(merge_input, data, starts, entries, g, position):
+    """Merge the lists of a MergeInput (its handle), from group g on, into data[position:].
 
-    List l is the sizes[l] entries in data[begins[l]:ends[l]], and the rows of its segment are
-    bases[l, 0] to bases[l, 1] of row_of int32, which gives the new row or ABSENT for a dead one.
-    Group g merges lists group[g]..group[g + 1] - 1, ascending in the new row. Fills starts
-    int64[G + 1] and entries int32[G] (0 where all are dead). Return as `postings_pack` does.
-    O(entries log(lists per group)), without the logarithm where the rows follow one another.
+    Entries ascend in the new doc. Fills starts int64[G + 1] and entries int32[G] (0 where all are
+    dead). Return as `postings_pack` does. O(entries log(lists per group)), without the logarithm
+    where the docs of one segment follow those of another.
     """
+    lists = _merge_input_at(merge_input)
+    out = EncodedLists(data, starts, entries)
+    n_groups = lists.group.size - 1
     most = np.int64(0)
-    for i in range(group.size - 1):
+    for i in range(n_groups):
         n = np.int64(0)
-        for j in range(group[i], group[i + 1]):
-            n += sizes[j]
+        for j in range(lists.group[i], lists.group[i + 1]):
+            n += lists.sizes[j]
         most = max(most, n)
-    rows, tfs = np.empty((2, most), np.int32)
+    parts = ((most, np.int32), (most, np.int32), (_N_WIDTHS, np.int64))
+    memory = scratch(parts)
+    docs, tfs, counts = cut(memory, parts)
     keys = np.empty(0, np.int64)
-    counts = np.empty(33, np.int64)
     position = np.int64(position)
-    while g < group.size - 1:
+    end = position
+    while g < n_groups:
         n = 0
         ordered = True
-        for i in range(group[g], group[g + 1]):
-            base, n_docs = bases[i, 0], bases[i, 1] - bases[i, 0]
-            new_rows, new_tfs = rows[n:], tfs[n:]
-            m = list_unpack(data, begins[i], ends[i], sizes[i], n_docs, new_rows, new_tfs)
+        for i in range(lists.group[g], lists.group[g + 1]):
+            base, n_docs = lists.bases[i, 0], lists.bases[i, 1] - lists.bases[i, 0]
+            new_docs, new_tfs = docs[n:], tfs[n:]
+            m = list_decode(
+                lists.data, lists.begins[i], lists.ends[i], lists.sizes[i], n_docs, new_docs,
+                new_tfs,
+            )  # fmt: skip
             for j in range(m):
-                row, tf = row_of[base + new_rows[j]], new_tfs[j]
-                if row != ABSENT:
-                    ordered &= n == 0 or rows[n - 1] < row
-                    rows[n], tfs[n] = row, tf
+                doc, tf = lists.doc_of[base + new_docs[j]], new_tfs[j]
+                if doc != ABSENT:
+                    ordered &= n == 0 or docs[n - 1] < doc
+                    docs[n], tfs[n] = doc, tf
                     n += 1
         if not ordered:
             if keys.size == 0:
                 keys = np.empty(most, np.int64)
-            n = _entries_sort(rows, tfs, n, keys)
-        needed = _list_end(rows, tfs, n, counts, out, position)
-        if needed > out.size:
-            return g, position, needed
-        starts[g] = position
-        entries[g] = n
-        position = list_pack(rows, tfs, n, counts, out, position, False)
+            n = _entries_sort(docs, tfs, n, keys)
+        end = _list_append(out, g, position, docs, tfs, n, counts)
+        if end > data.size:
+            break
+        position = end
         g += 1
-    starts[g] = position
-    return g, position, position
+    if g == n_groups:
+        starts[g] = position
+    keep_alive(memory)
+    return g, position, end
 
 
-@kernel(noinline=True)
-def term_place(terms, term):
-    """Position of `term` in ascending int32[U] terms, or ABSENT. O(log U), O(1) if none lacks."""
-    low, high = 0, min(terms.size, term + 1)
+@kernel(noinline=True, borrow=True)
+def term_find(terms, term):
+    """The ordinal of `term` in ascending int32[U] terms, or ABSENT.
+
+    O(log U), O(1) if no smaller term is missing.
+    """
+    high = min(terms.size, term + 1)
     if high > 0 and terms[high - 1] == term:
         return high - 1
-    while low < high:
-        middle = (low + high) >> 1
-        if terms[middle] < term:
-            low = middle + 1
-        else:
-            high = middle
-    if low < terms.size and terms[low] == term:
-        return low
+    ordinal = lower_bound(terms, 0, high, term)
+    if ordinal < terms.size and terms[ordinal] == term:
+        return ordinal
     return ABSENT
 
 
-@kernel(internal=True)
-def _list_read(segment, place, rows, tfs):
-    """The whole list, as `list_unpack`."""
-    return list_unpack(
-        segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.classes.size, rows, tfs,
+@kernel(internal=True, borrow=True)
+def list_read(segment, ordinal, docs, tfs):
+    """`list_decode` of a whole list."""
+    return list_decode(
+        segment.data, segment.starts[ordinal], segment.starts[ordinal + 1],
+        segment.entries[ordinal], segment.classes.size, docs, tfs,
     )  # fmt: skip
 
 
 @kernel(noinline=True)
-def _live_count(segment, place):
-    rows, tfs = np.empty((2, segment.entries[place]), np.int32)
+def _live_count(segment, ordinal):
+    docs, tfs = np.empty((2, segment.entries[ordinal]), np.int32)
     count = 0
-    for j in range(_list_read(segment, place, rows, tfs)):
-        count += not is_dead(segment.dead, rows[j])
+    for j in range(list_read(segment, ordinal, docs, tfs)):
+        count += not is_dead(segment.dead, docs[j])
     return count
 
 
-@kernel(nogil=True)
-def postings_df_add(segment, wanted, places, df):
-    """Add each wanted term's live documents to df int64[e]; places int32[e] take its position.
+@kernel(internal=True)
+def postings_df_add(segment, wanted, ordinals, df):
+    """Add each wanted term's live documents to df int64[e]; ordinals int32[e] are filled.
 
     O(e log U), and once for every list in a segment with newly dead documents its length.
     """
     for e in range(wanted.size):
-        place = term_place(segment.terms, wanted[e])
-        places[e] = place
-        if place == ABSENT:
+        ordinal = term_find(segment.terms, wanted[e])
+        ordinals[e] = ordinal
+        if ordinal == ABSENT:
             continue
-        if segment.live[place] == ABSENT:
-            segment.live[place] = _live_count(segment, place)
-        df[e] += segment.live[place]
+        if segment.live[ordinal] == ABSENT:
+            segment.live[ordinal] = _live_count(segment, ordinal)
+        df[e] += segment.live[ordinal]
 
 
 @kernel(nogil=True)
-def postings_read(segment, place, rows, tfs):
-    """The live entries of list `place` into rows int32[m] and tfs int32[m]; m = entries[place].
+def segment_df_add(segment, wanted, ordinals, df):
+    """`postings_df_add` for the handle of a segment."""
+    postings_df_add(segment_at(segment), wanted, ordinals, df)
+
+
+@kernel(nogil=True, borrow=True)
+def postings_read(segment, ordinal, docs, tfs):
+    """The live entries of a list of a segment (its handle) into docs and tfs int32[entries].
 
     Return how many there are. O(length of the list).
     """
+    segment = segment_at(segment)
     n = 0
-    for j in range(_list_read(segment, place, rows, tfs)):
-        if not is_dead(segment.dead, rows[j]):
-            rows[n], tfs[n] = rows[j], tfs[j]
+    for j in range(list_read(segment, ordinal, docs, tfs)):
+        if not is_dead(segment.dead, docs[j]):
+            docs[n], tfs[n] = docs[j], tfs[j]
             n += 1
     return n
 
 
 @kernel(nogil=True)
-def posting_find(segment, place, wanted):
-    """tf of row `wanted` in list `place`, or 0. O(log of the list's length)."""
-    some, many = np.empty((2, BLOCK), np.uint32)
+def posting_find(segment, ordinal, doc):
+    """tf of a document in a list of a segment (its handle), or 0. O(log of the list's length)."""
+    segment = segment_at(segment)
+    docs, tfs = np.empty((2, BLOCK), np.uint32)
     return list_find(
-        segment.data, segment.starts[place], segment.starts[place + 1], segment.entries[place],
-        segment.classes.size, wanted, some, many,
+        segment.data, segment.starts[ordinal], segment.starts[ordinal + 1],
+        segment.entries[ordinal], segment.classes.size, doc, docs, tfs,
     )  # fmt: skip
 
 
 @kernel(nogil=True)
 def postings_sums(segment, sums):
-    """Add every tf to sums int64[n] of its row, for `check`; return the entries, or -1 - u where
-    list u is no list of ascending rows that is as `list_pack` writes it. O(entries).
+    """Add every tf to sums int64[n] of its document, for `check`. O(entries).
+
+    Return the number of entries, or -1 - u where list u of the segment (its handle) does not have
+    ascending docs or is not as `list_encode` writes it.
     """
+    segment = segment_at(segment)
     n = 0
-    rows, tfs = np.empty((2, segment.classes.size), np.int32)
-    counts = np.empty(33, np.int64)
+    docs, tfs = np.empty((2, segment.classes.size), np.int32)
+    counts = np.empty(_N_WIDTHS, np.int64)
     again = segment.data.copy()
     for u in range(segment.terms.size):
-        m = _list_read(segment, u, rows, tfs)
+        m = list_read(segment, u, docs, tfs)
         if m != segment.entries[u]:
             return -1 - u
         for j in range(m):
-            if (j > 0 and rows[j] <= rows[j - 1]) or tfs[j] < 1:
+            if (j > 0 and docs[j] <= docs[j - 1]) or tfs[j] < 1:
                 return -1 - u
-            sums[rows[j]] += tfs[j]
+            sums[docs[j]] += tfs[j]
         n += m
         start, end = segment.starts[u], segment.starts[u + 1]
-        if list_pack(rows, tfs, m, counts, again, start, True) != end:
+        if list_encode(docs, tfs, m, counts, again, start, True) != end:
             return -1 - u
-        list_pack(rows, tfs, m, counts, again, start, False)
+        list_encode(docs, tfs, m, counts, again, start, False)
     for i in range(again.size):
         if again[i] != segment.data[i]:
             return -1

@@ -1,7 +1,7 @@
-"""The formula of BM25 in its variants, in float64.
+"""The BM25 formula in its variants, in float64.
 
 The variants (Kamphuis, de Vries, Boytsov and Lin, "Which BM25 Do You Mean?", ECIR 2020) are one
-formula. With B = 1 - b + b * length / mean length, a posting adds
+formula. With B = 1 - b + b * length / mean length, a posting contributes
 
     gain * (tf + p * B) / (tf + q * B) + bonus
 
@@ -12,18 +12,29 @@ formula. With B = 1 - b + b * length / mean length, a posting adds
     bm25+      log((N + 1) / df)                        0    k1      k1 + 1       1
     bm25l      log((N + 1) / (df + .5))                 .5   k1+.5   k1 + 1       0
 
-and gain and bonus are multiplied by the times the term stands in the query. Only terms that the
-document holds count (Lv and Zhai, 2011, with their deltas 1 and .5).
+where gain and bonus are also multiplied by how often the query has the term. Only terms that the
+document holds contribute (Lv and Zhai, 2011, with their deltas 1 and .5).
 """
 
 import math
 
 from ..._core.jit import kernel
+from ..._core.state import FLOAT, state
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
 DELTA_PLUS = 1.0
 DELTA_L = 0.5
+
+
+@state
+class Saturation:
+    """The part of the formula that all terms share: p and q as above, B = base + slope * length."""
+
+    p = FLOAT
+    q = FLOAT
+    base = FLOAT
+    slope = FLOAT
 
 
 @kernel
@@ -50,14 +61,14 @@ def bm25_weights(variant, k1, n_docs, df, counts, gain, bonus):
 
 
 @kernel
-def bm25_contribution(tf, length, gain, bonus, p, q, base, slope):
-    """What one posting adds; B = base + slope * length. O(1)."""
-    norm = base + slope * length
-    return gain * ((tf + p * norm) / (tf + q * norm)) + bonus
+def bm25_contribution(tf, length, gain, bonus, saturation):
+    """What one posting contributes to the score of a document of this length. O(1)."""
+    norm = saturation.base + saturation.slope * length
+    return gain * ((tf + saturation.p * norm) / (tf + saturation.q * norm)) + bonus
 
 
 @kernel
-def bm25_table_fill(table, tfs, lengths, p, q, base, slope):
-    """Fill float64[P] table for pairs of int32[P] tfs and lengths. O(P)."""
+def bm25_table_fill(table, tfs, lengths, saturation):
+    """Fill float64[P] table: what pairs of int32[P] tfs and lengths contribute at gain 1. O(P)."""
     for i in range(table.size):
-        table[i] = bm25_contribution(tfs[i], lengths[i], 1.0, 0.0, p, q, base, slope)
+        table[i] = bm25_contribution(tfs[i], lengths[i], 1.0, 0.0, saturation)

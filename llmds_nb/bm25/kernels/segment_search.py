@@ -1,17 +1,22 @@
-"""BM25 over the documents of one segment, window after window.
+"""BM25 search of one segment, window by window, in two passes.
 
-First every posting of the query adds to the mark of its row, which is no less than the row's score
-(`bm25_window`); then the scores of the rows whose mark reaches the bar, so that they may be among
-the best, are added up in float64. Lists that are not unpacked are unpacked for the query, in the
-same form. If many rows have a posting, all marks of a window are scanned; else only those that were
-touched. None of this changes any answer.
+First every posting of the query adds to the score upper bound of its document (`window`). Then the
+scores of those documents whose bound reaches the threshold, so that they may be among the best, are
+added up in float64. Lists that are not among the decoded ones are decoded for the query, into the
+same form. If many documents have a posting, all bounds of a window are scanned; otherwise only
+those that were touched. None of these choices changes an answer.
 
-The best so far are kept in scores float64[room] and ids int64[room], in order or, if k > FEW, as
-unordered entries (`topk`; room = 2 k). Of a query's lists there are
+The best so far are kept in order or, if k > SMALL_K, as unordered entries (`topk`). Of the lists of
+a query there is
 
-    lists    int64[m, 7]   columns below
-    used     int64[m]      the entry of gain and bonus of each
+    lists    int64[m, 7]   one row per list, columns below
+    term_of  int64[m]      the term of each list, as an index of gain and bonus
+
+Functions that are compiled apart take states as handles: a named tuple of arrays is passed as seven
+words an array.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,77 +24,106 @@ from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select
-from .decoded_lists import WINDOW, list_code, list_rows
-from .postings import id_at, is_dead, length_at
-from .scoring import bm25_contribution
-from .state import SOME, begin_of, is_plain, postings_of, room_at, segment_at
-from .window import (
-    MANY_ROWS,
-    MOST,
-    ROUND_UP,
-    SLACK,
-    STRIPS,
-    bins_bound,
-    bins_count,
-    bounds_add,
-    bounds_touch,
-    columns_largest,
-    columns_reach,
-    kth_mark,
-    marks_reach,
-    odd_mark,
-    rows_reach,
-    scores_add,
-    scores_find,
-    strips_width,
-    values_pad,
-    values_reach,
-)
+from . import window as w
+from .decoded_lists import WINDOW, Decoded, Entries, decoded_lists_at, list_ascending, list_split
+from .postings import id_at, is_dead, lower_bound, segment_at
+from .scoring import Saturation
+from .state import CHUNK, scratch_at, segment_state_at, start_of
 
-FEW = 16  # more hits than this are selected from twice as many
-TERMS = 1 << 14  # with more, marks could not tell scores apart
+SMALL_K = 16  # more hits than this are selected from twice as many
+MAX_TERMS = 1 << 14  # with more, bounds could not tell scores apart
 
-# Columns of `lists`: the addresses of its postings and of its steps; the addresses of the rows and
-# tfs that have no code, where those of the window begin and end, and where all end.
-_POSTINGS, _STEPS, _ODD_ROWS, _ODD_TFS, _ODD, _ODD_STOP, _ODD_END = range(7)
+# Columns of `lists`: the addresses of its postings and window_ptr, and of the docs and tfs of its
+# exceptions; where the exceptions of the window begin and stop, and where all end.
+_POSTINGS, _WINDOW_PTR, _EXC_DOCS, _EXC_TFS, _EXC_BEGIN, _EXC_STOP, _EXC_END = range(7)
+LIST_COLUMNS = 7
 
 NO_FILTER, MASK, LISTED = range(3)
 
 
-@kernel(noinline=True)
-def _passes(kind, mask, listed, id_):
-    if kind == MASK:
-        return id_ < mask.size and mask[id_]
-    if kind == LISTED:
-        low, high = 0, listed.size
-        while low < high:
-            middle = (low + high) >> 1
-            if listed[middle] < id_:
-                low = middle + 1
-            else:
-                high = middle
-        return low < listed.size and listed[low] == id_
+class Filter(NamedTuple):
+    """Which ids may be hits: all, those set in `mask`, or those in `listed`, by `kind`."""
+
+    kind: int
+    mask: np.ndarray  # bool[n], by id
+    listed: np.ndarray  # int64[n], ascending
+
+
+class Best(NamedTuple):
+    """The best documents of a query so far."""
+
+    scores: np.ndarray  # float64[k], or [2 k] if k > SMALL_K
+    ids: np.ndarray  # int64, likewise
+    k: int
+
+
+class Lists(NamedTuple):
+    """The lists of a query that add to scores in one segment."""
+
+    n_lists: int
+    max_score: float  # no document has more
+    n_postings: int
+    n_encoded: int  # lists that are not decoded
+    encoded_postings: int
+    longest: int  # of the encoded lists
+
+
+class DecodingArea(NamedTuple):
+    """Where the encoded lists of a query are decoded to: p postings, the longest list having q."""
+
+    postings: np.ndarray  # uint32[p]
+    exception_docs: np.ndarray  # int32[p]
+    exception_tfs: np.ndarray  # int32[p]
+    docs: np.ndarray  # int32[q]
+    tfs: np.ndarray  # int32[q]
+    codes: np.ndarray  # int32[q]
+    window_ptr: np.ndarray  # int32[lists, windows + 1]
+
+
+class Query(NamedTuple):
+    """A query in one segment, and how to search for it."""
+
+    lists: np.ndarray  # int64[m, 7]
+    term_of: np.ndarray  # int64[m]
+    n_lists: int
+    gain: np.ndarray  # float64[m]
+    bonus: np.ndarray  # float64[m]
+    saturation: Saturation
+    max_score: float
+    scan: bool  # scan all bounds of a window
+    lookup_cost: int
+
+
+@kernel(noinline=True, borrow=True)
+def _passes(allowed, id_):
+    if allowed.kind == MASK:
+        return id_ < allowed.mask.size and allowed.mask[id_]
+    if allowed.kind == LISTED:
+        listed = allowed.listed
+        position = lower_bound(listed, 0, listed.size, id_)
+        return position < listed.size and listed[position] == id_
     return True
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _is_better(score_a, id_a, score_b, id_b):
     return score_a > score_b or (score_a == score_b and id_a < id_b)
 
 
-@kernel(internal=True)
-def _offer(scores, ids, k, n, least, score, id_):
-    """Offer one document; return the entries kept and the least score that still counts."""
-    if k <= FEW:
+@kernel(internal=True, borrow=True)
+def _offer(best, n, min_score, score, id_):
+    """Offer one document; return the entries kept and the least score that can still enter."""
+    scores, ids, k = best
+    if k <= SMALL_K:
         place = min(n, k - 1)
         if n == k and not _is_better(score, id_, scores[place], ids[place]):
-            return n, least
+            return n, min_score
         while place > 0 and _is_better(score, id_, scores[place - 1], ids[place - 1]):
             scores[place], ids[place] = scores[place - 1], ids[place - 1]
             place -= 1
         scores[place], ids[place] = score, id_
         n = min(n + 1, k)
-        return n, (scores[k - 1] if n == k else least)
+        return n, (scores[k - 1] if n == k else min_score)
     scores[n], ids[n] = score, id_
     n += 1
     if n == 2 * k:
@@ -98,171 +132,154 @@ def _offer(scores, ids, k, n, least, score, id_):
         score = scores[0]
         for j in range(1, n):
             score = min(score, scores[j])
-        least = max(least, score)
-    return n, least
+        min_score = max(min_score, score)
+    return n, min_score
 
 
-@kernel(internal=True)
-def _ints(address, n):
-    return array_at(address, n, np.int32)
-
-
-@kernel(internal=True)
-def _window_of(row, window, n_windows):
+@kernel(internal=True, borrow=True)
+def _window_postings(row, window, n_windows):
     """(postings, where those of the window begin, where they end) of a list. O(1)."""
-    steps = _ints(row[_STEPS], n_windows + 1)
-    postings = array_at(row[_POSTINGS], np.int64(steps[n_windows]), np.uint32)
-    return postings, np.int64(steps[window]), np.int64(steps[window + 1])
+    window_ptr = array_at(row[_WINDOW_PTR], n_windows + 1, np.int32)
+    postings = array_at(row[_POSTINGS], np.int64(window_ptr[n_windows]), np.uint32)
+    return postings, np.int64(window_ptr[window]), np.int64(window_ptr[window + 1])
 
 
-@kernel(internal=True)
-def lists_choose(segment, places, gain, bonus, used):
-    """Choose the lists that add to scores.
+@kernel(internal=True, borrow=True)
+def _exceptions(row, stop):
+    """The exceptions of a list from that which begins the window to `stop`. O(1)."""
+    return w.Exceptions(
+        array_at(row[_EXC_DOCS], stop, np.int32),
+        array_at(row[_EXC_TFS], stop, np.int32),
+        row[_EXC_BEGIN],
+        stop,
+    )
 
-    Return (how many, no score is larger, their postings, int32 of room to unpack them). O(terms).
-    """
-    n_used, most, postings, packed, longest, n_packed = 0, 0.0, 0, 0, 0, 0
-    for e in range(places.size):
-        if places[e] == ABSENT or gain[e] <= 0.0:
+
+@kernel(internal=True, borrow=True)
+def lists_choose(segment, list_of, ordinals, gain, bonus, term_of):
+    """Choose the Lists that add to scores, and fill term_of of each. O(terms)."""
+    n_lists, max_score, n_postings, n_encoded, encoded, longest = 0, 0.0, 0, 0, 0, 0
+    for e in range(ordinals.size):
+        if ordinals[e] == ABSENT or gain[e] <= 0.0:
             continue
-        size = np.int64(segment.entries[places[e]])
-        most += gain[e] + bonus[e]
-        postings += size
-        if segment.slots[places[e]] == ABSENT:
-            packed += size
+        size = np.int64(segment.entries[ordinals[e]])
+        max_score += gain[e] + bonus[e]
+        n_postings += size
+        if list_of[ordinals[e]] == ABSENT:
+            encoded += size
             longest = max(longest, size)
-            n_packed += 1
-        used[n_used] = e
-        n_used += 1
-    n_windows = segment.steps.shape[1] - 1
-    return n_used, most, postings, 3 * packed + 3 * longest + n_packed * (n_windows + 1)
+            n_encoded += 1
+        term_of[n_lists] = e
+        n_lists += 1
+    return Lists(n_lists, max_score, n_postings, n_encoded, encoded, longest)
 
 
 @kernel(noinline=True, borrow=True)
-def lists_open(index, number, places, used, n_used, spare, lists):
-    """Fill the first n_used rows of `lists`, unpacking into `spare` what is packed. O(packed)."""
-    segment = segment_at(index, number)
-    n_windows = segment.steps.shape[1] - 1
-    packed, longest = 0, 0
-    for u in range(n_used):
-        place = places[used[u]]
-        if segment.slots[place] == ABSENT:
-            packed += segment.entries[place]
-            longest = max(longest, segment.entries[place])
-    postings, odd_rows = spare[:packed].view(np.uint32), spare[packed : 2 * packed]
-    odd_tfs, free = spare[2 * packed : 3 * packed], 3 * packed + 3 * longest
-    rows, tfs = spare[3 * packed : 3 * packed + longest], spare[free - longest : free]
-    some = spare[3 * packed + longest : free - longest]
-    n, odd = 0, 0
-    for u in range(n_used):
+def lists_open(segment_state, ordinals, term_of, n_lists, area, lists):
+    """Fill the first n_lists rows of `lists`, decoding into the area. O(encoded postings)."""
+    state = segment_state_at(segment_state)
+    segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
+    entries = Entries(area.docs, area.tfs, area.codes)
+    out = Decoded(area.postings, area.exception_docs, area.exception_tfs)
+    n, n_exceptions, n_encoded = 0, 0, 0
+    for u in range(n_lists):
         row = lists[u]
-        place = places[used[u]]
-        slot = segment.slots[place]
-        if slot != ABSENT:
-            row[_POSTINGS], row[_STEPS] = begin_of(segment.postings), begin_of(segment.steps[slot])
-            row[_ODD_ROWS], row[_ODD_TFS] = begin_of(segment.odd_rows), begin_of(segment.odd_tfs)
-            row[_ODD], row[_ODD_END] = segment.odd_ptr[slot], segment.odd_ptr[slot + 1]
+        ordinal = ordinals[term_of[u]]
+        h = decoded.list_of[ordinal]
+        if h != ABSENT:
+            row[_POSTINGS] = start_of(decoded.postings)
+            row[_WINDOW_PTR] = start_of(decoded.window_ptr[h])
+            row[_EXC_DOCS] = start_of(decoded.exception_docs)
+            row[_EXC_TFS] = start_of(decoded.exception_tfs)
+            row[_EXC_BEGIN] = decoded.exception_ptr[h]
+            row[_EXC_END] = decoded.exception_ptr[h + 1]
             continue
-        steps = spare[free : free + n_windows + 1]
-        free += n_windows + 1
-        row[_POSTINGS], row[_STEPS] = begin_of(postings), begin_of(steps)
-        row[_ODD_ROWS], row[_ODD_TFS], row[_ODD] = begin_of(odd_rows), begin_of(odd_tfs), odd
-        size = list_rows(postings_of(segment), place, rows, tfs)
-        n, odd = list_code(
-            rows, tfs, some, size, segment.classes, segment.codes, steps, postings, n, odd_rows,
-            odd_tfs, odd,
-        )  # fmt: skip
-        row[_ODD_END] = odd
+        window_ptr = area.window_ptr[n_encoded]
+        n_encoded += 1
+        row[_POSTINGS], row[_WINDOW_PTR] = start_of(area.postings), start_of(window_ptr)
+        row[_EXC_DOCS], row[_EXC_TFS] = start_of(area.exception_docs), start_of(area.exception_tfs)
+        row[_EXC_BEGIN] = n_exceptions
+        size = list_ascending(segment, ordinal, area.docs, area.tfs)
+        n, n_exceptions = list_split(
+            entries, size, segment.classes, decoded.codes, window_ptr, out, n, n_exceptions
+        )
+        row[_EXC_END] = n_exceptions
 
 
 @kernel(noinline=True, borrow=True)
-def _window_mark(
-    index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
-):  # fmt: skip
-    """Add the lists to the marks of a window; without `scan` note the rows touched.
+def _window_bound(segment_state, scratch, query, window, scale):
+    """Add the lists to the bounds of a window; unless it is to be scanned, list the docs touched.
 
-    Return (postings, rows touched) and set where the odd rows of the window stop. O(postings).
+    Return (postings, docs touched), and set where the exceptions of the window stop. O(postings).
     """
-    segment, scratch = segment_at(index, number), room_at(room)
-    marks, touched = scratch.marks, scratch.touched
-    n_windows = segment.steps.shape[1] - 1
+    state, scratch = segment_state_at(segment_state), scratch_at(scratch)
+    segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
+    bounds, touched = scratch.bounds, scratch.touched
+    n_windows = decoded.window_ptr.shape[1] - 1
     total, n_touched = 0, 0
-    for u in range(n_used):
-        row, e = lists[u], used[u]
-        postings, begin, stop = _window_of(row, window, n_windows)
+    for u in range(query.n_lists):
+        row, e = query.lists[u], query.term_of[u]
+        postings, begin, stop = _window_postings(row, window, n_windows)
         total += stop - begin
         if scale > 0.0 and begin < stop:
-            factor = np.float32(gain[e] * scale)
-            extra = np.float32(bonus[e] * scale + ROUND_UP)
-            if scan:
-                bounds_add(postings, begin, stop, segment.bounds, factor, extra, marks)
+            factor = np.float32(query.gain[e] * scale)
+            extra = np.float32(query.bonus[e] * scale + w.ROUND_UP)
+            if query.scan:
+                w.bounds_add(postings, begin, stop, state.code_bounds, factor, extra, bounds)
             else:
-                n_touched = bounds_touch(
-                    postings, begin, stop, segment.bounds, factor, extra, marks, touched, n_touched
-                )
-        row[_ODD_STOP] = row[_ODD]
-        if row[_ODD] < row[_ODD_END]:
-            odd_rows = _ints(row[_ODD_ROWS], row[_ODD_END])
-            odd_tfs = _ints(row[_ODD_TFS], row[_ODD_END])
-            low, end = window * WINDOW, row[_ODD]
-            while end < row[_ODD_END] and odd_rows[end] < low + WINDOW:
+                n_touched = w.bounds_touch(
+                    postings, begin, stop, state.code_bounds, factor, extra, bounds, touched,
+                    n_touched,
+                )  # fmt: skip
+        row[_EXC_STOP] = row[_EXC_BEGIN]
+        if row[_EXC_BEGIN] < row[_EXC_END]:
+            docs = array_at(row[_EXC_DOCS], row[_EXC_END], np.int32)
+            low, end = window * WINDOW, row[_EXC_BEGIN]
+            while end < row[_EXC_END] and docs[end] < low + WINDOW:
                 end += 1
-            row[_ODD_STOP] = end
-            total += end - row[_ODD]
+            row[_EXC_STOP] = end
+            total += end - row[_EXC_BEGIN]
             if scale > 0.0:
-                n_touched = odd_mark(
-                    odd_rows, odd_tfs, row[_ODD], end, low, segment, gain[e], bonus[e], shape,
-                    scale, marks, touched, n_touched,
+                n_touched = w.exceptions_touch(
+                    _exceptions(row, end), low, segment, query.gain[e], query.bonus[e],
+                    query.saturation, scale, bounds, touched, n_touched,
                 )  # fmt: skip
     return total, n_touched
 
 
 @kernel(noinline=True, borrow=True)
-def _window_score(
-    index, number, room, lists, used, n_used, gain, bonus, shape, window, bar, n_found, lookup
-):  # fmt: skip
-    """Add up the scores of the rows that reach the bar, which are found[:n_found]. O(postings).
+def _window_score(segment_state, scratch, query, window, threshold, n_found):
+    """Add up the scores of docs whose bound reaches the threshold, candidates[:n_found].
 
-    They are looked up in lists that have more than `lookup` postings for each.
+    They are looked up in lists that have more than `lookup_cost` postings for each. O(postings).
     """
-    segment, scratch = segment_at(index, number), room_at(room)
-    marks, acc, found = scratch.marks, scratch.acc, scratch.found
-    n_windows = segment.steps.shape[1] - 1
-    low = window * WINDOW
-    p, q, base, slope = shape
-    for u in range(n_used):
-        row, e = lists[u], used[u]
-        postings, begin, stop = _window_of(row, window, n_windows)
-        if n_found * lookup < stop - begin:
-            scores_find(
-                postings,
-                begin,
-                stop,
-                segment.table,
-                gain[e],
-                bonus[e],
-                found,
-                n_found,
-                scratch.named,
-                acc,
-            )
+    state, scratch = segment_state_at(segment_state), scratch_at(scratch)
+    segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
+    bounds, scores, candidates = scratch.bounds, scratch.scores, scratch.candidates
+    n_windows = decoded.window_ptr.shape[1] - 1
+    for u in range(query.n_lists):
+        row, e = query.lists[u], query.term_of[u]
+        gain, bonus = query.gain[e], query.bonus[e]
+        postings, begin, stop = _window_postings(row, window, n_windows)
+        if n_found * query.lookup_cost < stop - begin:
+            w.scores_find(
+                postings, begin, stop, state.code_scores, gain, bonus, candidates, n_found,
+                scratch.chunk_ids, scores,
+            )  # fmt: skip
         else:
-            scores_add(postings, begin, stop, segment.table, gain[e], bonus[e], marks, bar, acc)
-        if row[_ODD] < row[_ODD_STOP]:
-            odd_rows = _ints(row[_ODD_ROWS], row[_ODD_STOP])
-            odd_tfs = _ints(row[_ODD_TFS], row[_ODD_STOP])
-            for i in range(row[_ODD], row[_ODD_STOP]):
-                place = np.uint64(odd_rows[i] - low)
-                if marks[place] >= bar:
-                    tf, length = np.float64(odd_tfs[i]), length_at(segment, odd_rows[i])
-                    acc[place] += bm25_contribution(
-                        tf, length, gain[e], bonus[e], p, q, base, slope
-                    )
+            w.scores_add(
+                postings, begin, stop, state.code_scores, gain, bonus, bounds, threshold, scores
+            )
+        if row[_EXC_BEGIN] < row[_EXC_STOP]:
+            w.exceptions_add(
+                _exceptions(row, row[_EXC_STOP]), window * WINDOW, segment, gain, bonus,
+                query.saturation, bounds, threshold, scores,
+            )  # fmt: skip
 
 
 @kernel(noinline=True, borrow=True)
-def _rank(scores, ids, n, k, best, best_ids):
-    """Put the k best of n <= SOME documents in order; return how many. O(n^2), no branches."""
+def _rank(scores, ids, n, best):
+    """Put the k best of n <= CHUNK documents in order; return how many. O(n^2), no branches."""
     positive = 0
     for i in range(n):
         score, id_ = scores[i], ids[i]
@@ -270,110 +287,113 @@ def _rank(scores, ids, n, k, best, best_ids):
         for j in range(n):
             rank += (scores[j] > score) | ((scores[j] == score) & (ids[j] < id_))
         positive += score > 0.0
-        if rank < k:
-            best[rank], best_ids[rank] = score, id_
-    return min(positive, k)
+        if rank < best.k:
+            best.scores[rank], best.ids[rank] = score, id_
+    return min(positive, best.k)
 
 
 @kernel(noinline=True, borrow=True)
-def segment_search(
-    index, number, room, lists, used, n_used, gain, bonus, shape, most, scan, lookup, kind, mask,
-    listed, k, best, best_ids, n, least
-):  # fmt: skip
-    """Offer the documents of a segment to the best of a query; return as `_offer`."""
-    segment, scratch = segment_at(index, number), room_at(room)
-    marks, acc, found, touched = scratch.marks, scratch.acc, scratch.found, scratch.touched
-    values, bins, named, sums = scratch.values, scratch.bins, scratch.named, scratch.sums
+def segment_search(segment_state, scratch, query, allowed, best, n, min_score):
+    """Offer the documents of a segment to the n best of a query so far; return as `_offer`.
+
+    `segment_state` and `scratch` are handles.
+    """
+    state, arrays = segment_state_at(segment_state), scratch_at(scratch)
+    segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
+    bounds, scores, candidates = arrays.bounds, arrays.scores, arrays.candidates
+    touched, sample, histogram = arrays.touched, arrays.sample, arrays.histogram
+    chunk_ids, chunk_scores = arrays.chunk_ids, arrays.chunk_scores
+    k, scan = best.k, query.scan
     n_docs = segment.classes.size
-    plain = kind == NO_FILTER and is_plain(index, number)
+    all_pass = allowed.kind == NO_FILTER and state.all_alive != 0
     scale = 0.0
-    if n_used <= TERMS:
-        scale = (MOST - 2 - SLACK * n_used) / most
-    slack = np.int64(SLACK * n_used) + 1
-    bar = 1 if least <= 0.0 else np.int64(least * scale) + 1  # of marks
-    fresh = 0
-    if k > FEW:
-        bins[:] = 0
-    strips = STRIPS[0] if n_docs <= MANY_ROWS else STRIPS[1]
-    for window in range(segment.steps.shape[1] - 1):
-        if bar > MOST:
+    if query.n_lists <= MAX_TERMS:
+        scale = (w.MAX_BOUND - 2 - w.SLACK * query.n_lists) / query.max_score
+    slack = np.int64(w.SLACK * query.n_lists) + 1
+    threshold = 1 if min_score <= 0.0 else np.int64(min_score * scale) + 1  # of bounds
+    n_counted = 0  # bounds in the histogram
+    if k > SMALL_K:
+        histogram[:] = 0
+    strips = w.STRIPS[0] if n_docs <= w.MANY_DOCS else w.STRIPS[1]
+    for window in range(decoded.window_ptr.shape[1] - 1):
+        if threshold > w.MAX_BOUND:
             break
         low = window * WINDOW
-        rows = min(WINDOW, n_docs - low)
-        total, n_touched = _window_mark(
-            index, number, room, lists, used, n_used, gain, bonus, shape, window, scale, scan
-        )
+        size = min(WINDOW, n_docs - low)
+        total, n_touched = _window_bound(segment_state, scratch, query, window, scale)
         if total == 0:
             continue
         if scale == 0.0:
-            marks[:rows] = 1
+            bounds[:size] = 1
         if scan:
-            if k > FEW:  # until a window gave k rows
-                strips = min(STRIPS[0], rows // (k + k // 2)) if plain and fresh < k else 0
-            width = strips_width(rows, strips) if strips > 1 else 0
+            if k > SMALL_K:  # until windows gave k candidates
+                wanted = all_pass and n_counted < k
+                strips = min(w.STRIPS[0], size // (k + k // 2)) if wanted else 0
+            width = w.strips_width(size, strips) if strips > 1 else 0
             if width > 0:
-                columns_largest(marks, strips, width, values)
-                if plain and values_reach(values, width, np.uint16(bar)) > k:
-                    bar = max(bar, kth_mark(values, width, k) - slack)
-            if k > FEW or n_docs <= MANY_ROWS:
-                n_found = marks_reach(marks, rows, np.uint16(bar), found)
+                w.columns_largest(bounds, strips, width, sample)
+                if all_pass and w.bounds_count(sample, width, np.uint16(threshold)) > k:
+                    threshold = max(threshold, w.kth_bound(sample, width, k) - slack)
+            if k > SMALL_K or n_docs <= w.MANY_DOCS:
+                n_found = w.docs_select(bounds, size, np.uint16(threshold), candidates)
             else:
-                n_found = columns_reach(marks, strips, width, values, np.uint16(bar), found)
+                n_found = w.columns_select(
+                    bounds, strips, width, sample, np.uint16(threshold), candidates
+                )
         else:
-            if plain and k <= FEW and k < n_touched <= MOST:
+            if all_pass and k <= SMALL_K and k < n_touched <= w.MAX_BOUND:
                 for j in range(n_touched):
-                    values[j] = marks[np.uint64(touched[j])]
-                values_pad(values, n_touched)
-                if values_reach(values, n_touched, np.uint16(bar)) > k:
-                    bar = max(bar, kth_mark(values, n_touched, k) - slack)
-            n_found = rows_reach(marks, touched, n_touched, np.uint16(bar), found)
-        if not plain:
+                    sample[j] = bounds[np.uint64(touched[j])]
+                w.bounds_pad(sample, n_touched)
+                if w.bounds_count(sample, n_touched, np.uint16(threshold)) > k:
+                    threshold = max(threshold, w.kth_bound(sample, n_touched, k) - slack)
+            n_found = w.docs_filter(bounds, touched, n_touched, np.uint16(threshold), candidates)
+        if not all_pass:
             passing = 0
             for j in range(n_found):
-                place = found[j]
-                if is_dead(segment.dead, low + place) or not _passes(
-                    kind, mask, listed, id_at(segment.ids, low + place)
+                doc = candidates[j]
+                if is_dead(segment.dead, low + doc) or not _passes(
+                    allowed, id_at(segment.ids, low + doc)
                 ):
-                    marks[place] = 0
+                    bounds[doc] = 0
                     continue
-                found[passing] = place
+                candidates[passing] = doc
                 passing += 1
             n_found = passing
-        if k > FEW:
-            bins_count(marks, found, n_found, bins)
-            fresh += n_found
-            if fresh >= k:
-                higher = bins_bound(bins, k) - slack
-                if higher > bar:
-                    bar = higher
-                    n_found = rows_reach(marks, found, n_found, np.uint16(bar), found)
+        if k > SMALL_K:
+            w.histogram_add(bounds, candidates, n_found, histogram)
+            n_counted += n_found
+            if n_counted >= k:
+                higher = w.histogram_kth(histogram, k) - slack
+                if higher > threshold:
+                    threshold = higher
+                    n_found = w.docs_filter(
+                        bounds, candidates, n_found, np.uint16(threshold), candidates
+                    )
         if n_found > 0:
-            _window_score(
-                index, number, room, lists, used, n_used, gain, bonus, shape, window,
-                np.uint16(bar), n_found, lookup,
-            )  # fmt: skip
-        for first in range(0, n_found, SOME):
-            some = found[first : min(first + SOME, n_found)]
-            for j in range(some.size):  # its cache misses are under way at once
-                named[j] = id_at(segment.ids, low + some[j])
-            for j in range(some.size):
-                place = np.uint64(some[j])
-                sums[j] = acc[place]
-                acc[place] = 0.0
-            if n == 0 and k <= FEW and n_found <= SOME:
-                n = _rank(sums, named, n_found, k, best, best_ids)
-                least = best[k - 1] if n == k else least
+            _window_score(segment_state, scratch, query, window, np.uint16(threshold), n_found)
+        for first in range(0, n_found, CHUNK):
+            chunk = candidates[first : min(first + CHUNK, n_found)]
+            for j in range(chunk.size):  # in a loop of its own, so that cache misses overlap
+                chunk_ids[j] = id_at(segment.ids, low + chunk[j])
+            for j in range(chunk.size):
+                doc = np.uint64(chunk[j])
+                chunk_scores[j] = scores[doc]
+                scores[doc] = 0.0
+            if n == 0 and k <= SMALL_K and n_found <= CHUNK:
+                n = _rank(chunk_scores, chunk_ids, n_found, best)
+                min_score = best.scores[k - 1] if n == k else min_score
                 break
-            for j in range(some.size):
-                if sums[j] > 0.0 and sums[j] >= least:
-                    n, least = _offer(best, best_ids, k, n, least, sums[j], named[j])
-        if least > 0.0:
-            bar = max(bar, np.int64(least * scale) + 1)
-        for u in range(n_used):
-            lists[u, _ODD] = lists[u, _ODD_STOP]
+            for j in range(chunk.size):
+                if chunk_scores[j] > 0.0 and chunk_scores[j] >= min_score:
+                    n, min_score = _offer(best, n, min_score, chunk_scores[j], chunk_ids[j])
+        if min_score > 0.0:
+            threshold = max(threshold, np.int64(min_score * scale) + 1)
+        for u in range(query.n_lists):
+            query.lists[u, _EXC_BEGIN] = query.lists[u, _EXC_STOP]
         if scan:
-            marks[:rows] = 0
+            bounds[:size] = 0
         else:
             for j in range(n_touched):
-                marks[np.uint64(touched[j])] = 0
-    return n, least
+                bounds[np.uint64(touched[j])] = 0
+    return n, min_score

@@ -1,7 +1,7 @@
-"""The bit planes of a block of 128 postings as vector code in portable LLVM IR (block_codec.py).
+"""SIMD decoding of the planes of a postings block (block_codec.py), in portable LLVM IR.
 
-Plain loops over slices cost twice the time: LLVM checks at each whether the arrays overlap, and
-finds no vector form of a prefix sum.
+Plain loops over slices take twice as long: LLVM checks at each loop whether the arrays overlap, and
+it does not vectorise a prefix sum.
 """
 
 from llvmlite import ir
@@ -48,10 +48,10 @@ def _total(builder, vector):
 
 
 def _planes_of(builder, planes, data):
-    """A function of chunk that gives what the planes at `data` hold of its gaps.
+    """A function that gives, for chunk i of 16 gaps, the bits that the planes at `data` hold.
 
-    Nothing branches: a plane that is absent reads zeros, since which ones there are is hard to
-    predict, and costs more than all of them.
+    A plane that the block does not have is read as zeros instead of branching: which planes there
+    are is hard to predict, and a misprediction costs more than reading all of them.
     """
     nothing = cgutils.global_constant(builder, "no_plane", ir.Constant(
         ir.ArrayType(_BYTE, 128), [0] * 128))  # fmt: skip
@@ -74,23 +74,23 @@ def _planes_of(builder, planes, data):
     def gaps(chunk):
         value = _bytes_at(builder, low, chunk * _LANES)
         for plane, bits, shift in parts:
-            turn, place = divmod(chunk * _LANES, 128 * bits // 8)
-            some = builder.lshr(_bytes_at(builder, plane, place), _same(turn * bits))
-            some = builder.and_(some, _same((1 << bits) - 1))
-            value = builder.add(value, builder.shl(some, shift))
+            group, offset = divmod(chunk * _LANES, 128 * bits // 8)
+            part = builder.lshr(_bytes_at(builder, plane, offset), _same(group * bits))
+            part = builder.and_(part, _same((1 << bits) - 1))
+            value = builder.add(value, builder.shl(part, shift))
         return value
 
     return gaps
 
 
-def _rows_sum(context, builder, signature, args):
-    planes, row = args[3:]
+def _gaps_sum(context, builder, signature, args):
+    planes, doc = args[3:]
     gaps = _planes_of(builder, planes, _data_of(context, builder, signature, args))
-    carry = spread(builder, builder.trunc(builder.sub(row, _WORD(1)), _INT), _LANES)
-    before = builder.trunc(row, _INT)
+    carry = spread(builder, builder.trunc(builder.sub(doc, _WORD(1)), _INT), _LANES)
+    before = builder.trunc(doc, _INT)
     high = _same(0)
-    for chunk, place in enumerate(_chunks(context, builder, signature.args[0], args[0])):
-        value = builder.add(builder.load(place, align=4), gaps(chunk))
+    for chunk, pointer in enumerate(_chunks(context, builder, signature.args[0], args[0])):
+        value = builder.add(builder.load(pointer, align=4), gaps(chunk))
         high = builder.add(high, builder.lshr(value, _same(16)))
         step = 1
         while step < _LANES:
@@ -98,44 +98,46 @@ def _rows_sum(context, builder, signature, args):
             value = builder.add(value, pick(builder, _same(0), value, lanes))
             step *= 2
         value = builder.add(value, carry)
-        builder.store(value, place, align=4)
+        builder.store(value, pointer, align=4)
         carry = pick(builder, value, value, [_LANES - 1] * _LANES)
-    # The sum of 128 lower halves is less than 2**32, so the last row tells it.
+    # The lower halves of 128 gaps sum to less than 2**32, so the last document number, which is
+    # that sum modulo 2**32, has all of it.
     high = builder.shl(builder.zext(_total(builder, high), _WORD), _WORD(16))
     last = builder.add(builder.extract_element(carry, _INT(0)), _INT(1))
     low = builder.sub(builder.sub(last, before), builder.trunc(high, _INT))
-    return builder.add(builder.add(row, high), builder.zext(low, _WORD))
+    return builder.add(builder.add(doc, high), builder.zext(low, _WORD))
 
 
-def _bits_spread(context, builder, signature, args):
+def _tfs_decode(context, builder, signature, args):
     bits = _bytes_at(builder, _data_of(context, builder, signature, args), 0)
-    for chunk, place in enumerate(_chunks(context, builder, signature.args[0], args[0])):
+    for chunk, pointer in enumerate(_chunks(context, builder, signature.args[0], args[0])):
         bit = builder.and_(builder.lshr(bits, _same(chunk)), _same(1))
-        builder.store(builder.add(bit, _same(1)), place, align=4)
+        builder.store(builder.add(bit, _same(1)), pointer, align=4)
     return context.get_dummy_value()
 
 
 @intrinsic
-def rows_sum(typingctx, rows, data, position, planes, row):
-    """Turn parts of 128 gaps + 1 in rows, an int32 or uint32 array, into rows.
+def gaps_sum(typingctx, docs, data, position, planes, doc):
+    """Turn 128 gaps into document numbers, in place: a prefix sum modulo 2**32.
 
-    To each is added what the first byte plane, the nibbles and the pairs of a block hold, which
-    begins at data[position] and has the planes of its header, less than 32; then all are summed up,
-    from row - 1 on, without a carry beyond 32 bits. Return row + their sum as uint64, exact: if
-    that is less than 2**32, no row is larger or was cut.
+    docs, int32 or uint32, holds for each gap 1 + the bits that are in no plane handled here. Added
+    are the bits in the first byte plane, the nibble plane and the pair plane of the block whose
+    planes begin at data[position] and are those of the header byte `planes` < 32. The sum starts at
+    doc - 1. Return doc + the sum of all as uint64, exact: where that is less than 2**32 nothing has
+    overflown.
     """
-    _four_bytes(rows)
-    kind = types.uint64(rows, data, types.uint64, types.uint64, types.uint64)
-    return kind, _rows_sum
+    _check_four_bytes(docs)
+    kind = types.uint64(docs, data, types.uint64, types.uint64, types.uint64)
+    return kind, _gaps_sum
 
 
 @intrinsic
-def bits_spread(typingctx, tfs, data, position):
-    """tfs[i], of 128 int32 or uint32, is 1 + bit i // 16 of data[position + i % 16]."""
-    _four_bytes(tfs)
-    return types.void(tfs, data, types.uint64), _bits_spread
+def tfs_decode(typingctx, tfs, data, position):
+    """tfs[i] = 1 + bit i // 16 of data[position + i % 16], for 128 int32 or uint32."""
+    _check_four_bytes(tfs)
+    return types.void(tfs, data, types.uint64), _tfs_decode
 
 
-def _four_bytes(array):
+def _check_four_bytes(array):
     if array.dtype not in (types.int32, types.uint32):
-        raise TypeError(f"rows and tfs must be int32 or uint32, not {array.dtype}")
+        raise TypeError(f"docs and tfs must be int32 or uint32, not {array.dtype}")

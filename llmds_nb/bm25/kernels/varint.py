@@ -1,4 +1,4 @@
-"""Integers in as few bytes as they need: LEB128 varints, and zigzag for those that may be negative.
+"""Integers of variable length: LEB128 varints, with zigzag for those that may be negative.
 
     data  uint8[n]   varints end to end
 
@@ -18,7 +18,7 @@ _LOW = np.uint64(127)
 _HIGH = np.uint64(128)
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def varint_size(value):
     """Bytes that the uint64 `value` takes: 1 to 10. O(1)."""
     size = 1
@@ -29,7 +29,7 @@ def varint_size(value):
     return size
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def varint_write(data, position, value):
     """Write `value` at data[position:]; return the position after it. O(1)."""
     value = np.uint64(value)
@@ -41,7 +41,7 @@ def varint_write(data, position, value):
     return position + 1
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def varint_read(data, position):
     """Return (uint64 at data[position:], uint64 position after it). O(1)."""
     position = np.uint64(position)
@@ -63,7 +63,7 @@ def zigzag(value):
     return np.uint64((value << 1) ^ (value >> 63))
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def unzigzag(value):
     """The int64 that `zigzag` made `value` of. O(1)."""
     return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1))

@@ -1,13 +1,17 @@
-"""BM25 within a window of rows: marks that no score exceeds, and the scores of the few that count.
+"""The loops of a BM25 search within one window: score upper bounds, and scores of the candidates.
 
-A posting adds to its row's mark, a uint16, what it adds to the score in *units*, rounded up: scores
-are scaled so that no mark exceeds 65535. With n lists, u a score in units and m its mark,
+A posting adds to the bound of its document, a uint16, what it adds to the score in *units*, rounded
+up: scores are scaled so that no bound exceeds MAX_BOUND. With n lists, u a score in units and m its
+bound,
 
     u < m <= u + SLACK * n
 
-since float32 errs by less than .02 of 65536 units, ROUND_UP makes up for it, and one is truncated.
-Arrays are as in `unpacked` and `bm25_state`.
+since float32 errs by less than .02 of 65536 units, ROUND_UP makes up for it, and adding one to a
+bound truncates it. Documents are numbered within the window here. Arrays are as in `decoded_lists`
+and `state`.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,194 +20,220 @@ from ...primitives.bits import count_bits, lowest_bit
 from .decoded_lists import WINDOW
 from .postings import length_at
 from .scoring import bm25_contribution
-from .simd_threshold import BITS, columns_most, reach_bits
-from .state import BINS
+from .simd_threshold import LANES, columns_max, threshold_mask
+from .state import N_BINS
 
-MOST = 65535  # units
+MAX_BOUND = 65535  # units
 ROUND_UP = 1.03125
 SLACK = 1.05
-STRIPS = (32, 128)  # of a window of few rows, of many
-MANY_ROWS = 1 << 13
-PAD = BITS
+STRIPS = (32, 128)  # of a window of few documents, of many
+MANY_DOCS = 1 << 13
+PAD = LANES
 GRAIN = 16
 _BIN_SHIFT = 5
 
-_PLACE, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
+_IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 _0, _1 = np.uint64(0), np.uint64(1)
 
 
+class Exceptions(NamedTuple):
+    """The postings without a code of one list in one window: docs[begin:stop] and their tfs."""
+
+    docs: np.ndarray  # int32, numbered within the segment
+    tfs: np.ndarray  # int32
+    begin: int
+    stop: int
+
+
 @kernel(noinline=True, borrow=True)
-def bounds_add(postings, at, stop, bounds, factor, extra, marks):
-    """Add postings[at:stop] to the marks: factor * bounds[code] + extra in float32. O(postings)."""
+def bounds_add(postings, at, stop, code_bounds, factor, extra, bounds):
+    """Add postings[at:stop] to the bounds: factor * code_bounds + extra in float32. O(postings)."""
     part = postings[at:stop]
     for i in range(part.size):
         posting = part[i]
-        bound = factor * bounds[np.uint64(posting >> _CODE)] + extra
-        marks[np.uint64(posting & _PLACE)] += np.uint16(np.int32(bound))
+        bound = factor * code_bounds[np.uint64(posting >> _CODE)] + extra
+        bounds[np.uint64(posting & _IN_WINDOW)] += np.uint16(np.int32(bound))
 
 
 @kernel(noinline=True, borrow=True)
-def bounds_touch(postings, at, stop, bounds, factor, extra, marks, touched, n_touched):
-    """`bounds_add` that notes the rows whose mark was 0; return how many there are now."""
+def bounds_touch(postings, at, stop, code_bounds, factor, extra, bounds, touched, n_touched):
+    """`bounds_add` that lists the documents whose bound was 0; return how many are listed now."""
     part = postings[at:stop]
     n = np.uint64(n_touched)
     for i in range(part.size):
         posting = part[i]
-        bound = factor * bounds[np.uint64(posting >> _CODE)] + extra
-        place = np.uint64(posting & _PLACE)
-        before = marks[place]
-        touched[n] = place
-        marks[place] = before + np.uint16(np.int32(bound))
+        bound = factor * code_bounds[np.uint64(posting >> _CODE)] + extra
+        doc = np.uint64(posting & _IN_WINDOW)
+        before = bounds[doc]
+        touched[n] = doc
+        bounds[doc] = before + np.uint16(np.int32(bound))
         n += np.uint64(before == 0)
     return np.int64(n)
 
 
 @kernel(noinline=True, borrow=True)
-def scores_add(postings, at, stop, table, gain, bonus, marks, bar, acc):
-    """Add postings[at:stop] to the scores of rows whose mark reaches the bar. O(postings)."""
+def scores_add(postings, at, stop, code_scores, gain, bonus, bounds, threshold, scores):
+    """Add postings[at:stop] to scores of docs whose bound reaches the threshold. O(postings)."""
     part = postings[at:stop]
     for i in range(part.size):
         posting = part[i]
-        place = np.uint64(posting & _PLACE)
-        if marks[place] >= bar:
-            acc[place] += gain * table[np.uint64(posting >> _CODE)] + bonus
+        doc = np.uint64(posting & _IN_WINDOW)
+        if bounds[doc] >= threshold:
+            scores[doc] += gain * code_scores[np.uint64(posting >> _CODE)] + bonus
 
 
 @kernel(noinline=True, borrow=True)
-def scores_find(postings, at, stop, table, gain, bonus, rows, n, spots, acc):
-    """Add what postings[at:stop], at least one, hold of n rows to their scores. O(n log postings).
+def scores_find(postings, at, stop, code_scores, gain, bonus, docs, n, positions, scores):
+    """Look n documents up in postings[at:stop], at least one, and add what they contribute.
 
-    All rows take a step before the next: none waits for another, and there is nothing to predict.
+    Binary searches advance in lockstep, as many as `positions` int64 holds, to hide latency and
+    avoid branches. O(n log postings).
     """
     part = postings[at:stop]
-    for first in range(0, n, spots.size):
-        some = rows[first : min(first + spots.size, n)]
-        for j in range(some.size):
-            spots[j] = 0
+    for first in range(0, n, positions.size):
+        wanted = docs[first : min(first + positions.size, n)]
+        for j in range(wanted.size):
+            positions[j] = 0
         left = part.size
         while left > 1:
             half = left >> 1
-            for j in range(some.size):
-                before = np.int64(part[np.uint64(spots[j] + half - 1)] & _PLACE) - some[j]
-                spots[j] += half & (before >> 63)
+            for j in range(wanted.size):
+                last = part[np.uint64(positions[j] + half - 1)]
+                before = np.int64(last & _IN_WINDOW) - wanted[j]
+                positions[j] += half & (before >> 63)
             left -= half
-        for j in range(some.size):
-            posting = part[np.uint64(spots[j])]
-            hit = np.float64(np.int64(posting & _PLACE) == some[j])
-            acc[np.uint64(some[j])] += hit * (gain * table[np.uint64(posting >> _CODE)] + bonus)
+        for j in range(wanted.size):
+            posting = part[np.uint64(positions[j])]
+            hit = np.float64(np.int64(posting & _IN_WINDOW) == wanted[j])
+            added = gain * code_scores[np.uint64(posting >> _CODE)] + bonus
+            scores[np.uint64(wanted[j])] += hit * added
 
 
-@kernel(internal=True)
-def odd_mark(rows, tfs, at, stop, low, segment, gain, bonus, shape, scale, marks, touched, n):
-    """`bounds_touch` for rows[at:stop] without a code, which are windows from `low` on. O(rows)."""
-    p, q, base, slope = shape
-    for i in range(at, stop):
-        tf, length = np.float64(tfs[i]), length_at(segment, rows[i])
-        added = bm25_contribution(tf, length, gain, bonus, p, q, base, slope)
-        place = np.uint64(rows[i] - low)
-        before = marks[place]
-        touched[n] = place
-        marks[place] = before + np.uint16(np.int32(added * scale + ROUND_UP))
-        n += before == 0
-    return n
+@kernel(internal=True, borrow=True)
+def exceptions_touch(
+    exceptions, low, segment, gain, bonus, saturation, scale, bounds, touched, n_touched
+):
+    """`bounds_touch` for exceptions, in the window whose first document is `low`. O(exceptions)."""
+    for i in range(exceptions.begin, exceptions.stop):
+        tf, length = np.float64(exceptions.tfs[i]), length_at(segment, exceptions.docs[i])
+        added = bm25_contribution(tf, length, gain, bonus, saturation)
+        doc = np.uint64(exceptions.docs[i] - low)
+        before = bounds[doc]
+        touched[n_touched] = doc
+        bounds[doc] = before + np.uint16(np.int32(added * scale + ROUND_UP))
+        n_touched += before == 0
+    return n_touched
+
+
+@kernel(internal=True, borrow=True)
+def exceptions_add(exceptions, low, segment, gain, bonus, saturation, bounds, threshold, scores):
+    """`scores_add` for exceptions, in the window whose first document is `low`. O(exceptions)."""
+    for i in range(exceptions.begin, exceptions.stop):
+        doc = np.uint64(exceptions.docs[i] - low)
+        if bounds[doc] >= threshold:
+            tf, length = np.float64(exceptions.tfs[i]), length_at(segment, exceptions.docs[i])
+            scores[doc] += bm25_contribution(tf, length, gain, bonus, saturation)
 
 
 @kernel(borrow=True)
-def marks_reach(marks, rows, bar, found):
-    """List the rows whose mark reaches the bar >= 1, ascending; return how many. O(rows)."""
+def docs_select(bounds, n_docs, threshold, found):
+    """List the docs whose bound reaches the threshold >= 1, ascending; return how many. O(docs)."""
     n = np.uint64(0)
-    for first in range(0, rows, BITS):
-        bits = reach_bits(marks, first, bar)
-        while bits != _0:
-            found[n] = first + lowest_bit(bits)
+    for first in range(0, n_docs, LANES):
+        mask = threshold_mask(bounds, first, threshold)
+        while mask != _0:
+            found[n] = first + lowest_bit(mask)
             n += _1
-            bits &= bits - _1
+            mask &= mask - _1
     return np.int64(n)
 
 
-@kernel(internal=True)
-def strips_width(rows, strips):
-    """Rows of each of so many strips that cover a window, a multiple of PAD. O(1)."""
-    return ((rows + strips - 1) // strips + PAD - 1) // PAD * PAD
+@kernel(internal=True, borrow=True)
+def strips_width(n_docs, strips):
+    """Documents of each of so many strips that cover a window, a multiple of PAD. O(1)."""
+    return ((n_docs + strips - 1) // strips + PAD - 1) // PAD * PAD
 
 
 @kernel(borrow=True)
-def columns_largest(marks, strips, width, largest):
-    """The largest mark of each column: row i of every strip. O(rows), without a step across."""
-    for first in range(0, width, BITS):
-        columns_most(marks, first, strips, width, largest)
+def columns_largest(bounds, strips, width, largest):
+    """The largest bound of each column: document i of every strip. O(documents), vertical SIMD."""
+    for first in range(0, width, LANES):
+        columns_max(bounds, first, strips, width, largest)
 
 
 @kernel(borrow=True)
-def columns_reach(marks, strips, width, largest, bar, found):
-    """List the rows whose mark reaches the bar >= 1; return how many. O(columns + their rows)."""
+def columns_select(bounds, strips, width, largest, threshold, found):
+    """`docs_select`, in no order, looking only into columns whose largest bound reaches it.
+
+    O(columns + documents of those).
+    """
     n = np.uint64(0)
-    for first in range(0, width, BITS):
-        bits = reach_bits(largest, first, bar)
-        while bits != _0:
-            column = first + lowest_bit(bits)
-            bits &= bits - _1
+    for first in range(0, width, LANES):
+        mask = threshold_mask(largest, first, threshold)
+        while mask != _0:
+            column = first + lowest_bit(mask)
+            mask &= mask - _1
             for strip in range(strips):
-                row = strip * width + column
-                found[n] = row
-                n += np.uint64(marks[np.uint64(row)] >= bar)
+                doc = strip * width + column
+                found[n] = doc
+                n += np.uint64(bounds[np.uint64(doc)] >= threshold)
     return np.int64(n)
 
 
 @kernel(borrow=True)
-def rows_reach(marks, rows, n, bar, found):
-    """List those of n rows whose mark reaches the bar; return how many. O(n)."""
+def docs_filter(bounds, docs, n, threshold, found):
+    """List those of n documents whose bound reaches the threshold; return how many. O(n)."""
     n_found = np.uint64(0)
     for j in range(n):
-        row = rows[j]
-        found[n_found] = row
-        n_found += np.uint64(marks[np.uint64(row)] >= bar)
+        doc = docs[j]
+        found[n_found] = doc
+        n_found += np.uint64(bounds[np.uint64(doc)] >= threshold)
     return np.int64(n_found)
 
 
-@kernel(internal=True)
-def values_reach(values, n, bar):
-    """How many of n values reach the bar; n is rounded up to PAD, beyond which are 0. O(n)."""
+@kernel(internal=True, borrow=True)
+def bounds_count(bounds, n, threshold):
+    """How many of n bounds reach the threshold; up to the next multiple of PAD they are 0. O(n)."""
     count = np.int64(0)
-    for first in range(0, n, BITS):
-        count += count_bits(reach_bits(values, first, bar))
+    for first in range(0, n, LANES):
+        count += count_bits(threshold_mask(bounds, first, threshold))
     return count
 
 
-@kernel(internal=True)
-def kth_mark(values, n, k):
-    """A number that at least k of n >= k values reach, and fewer a number GRAIN larger.
+@kernel(internal=True, borrow=True)
+def kth_bound(bounds, n, k):
+    """A number that at least k of n >= k bounds reach, and fewer than k a number GRAIN larger.
 
-    As for `values_reach`. O(n log values), without branches.
+    Padded as for `bounds_count`. O(n log MAX_BOUND), without branches.
     """
-    bound = 0
+    result = 0
     step = 1 << 15
     while step >= GRAIN:
-        bound += step * np.int64(values_reach(values, n, np.uint16(bound + step)) >= k)
+        result += step * np.int64(bounds_count(bounds, n, np.uint16(result + step)) >= k)
         step >>= 1
-    return bound
+    return result
 
 
-@kernel(internal=True)
-def values_pad(values, n):
+@kernel(internal=True, borrow=True)
+def bounds_pad(bounds, n):
     """Fill up with 0 to a multiple of PAD. O(PAD)."""
     for i in range(n, (n + PAD - 1) // PAD * PAD):
-        values[i] = 0
+        bounds[i] = 0
 
 
 @kernel(noinline=True, borrow=True)
-def bins_count(marks, rows, n, bins):
-    """Count the marks of n rows into the bins. O(n)."""
+def histogram_add(bounds, docs, n, histogram):
+    """Count the bounds of n documents. O(n)."""
     for j in range(n):
-        bins[np.uint64(marks[np.uint64(rows[j])] >> np.uint16(_BIN_SHIFT))] += 1
+        histogram[np.uint64(bounds[np.uint64(docs[j])] >> np.uint16(_BIN_SHIFT))] += 1
 
 
 @kernel(noinline=True, borrow=True)
-def bins_bound(bins, k):
-    """A number that at least k of all marks counted reach, or 0. O(bins)."""
+def histogram_kth(histogram, k):
+    """A number that at least k of all bounds counted reach, or 0. O(bins)."""
     count = 0
-    for i in range(BINS - 1, 0, -1):
-        count += bins[i]
+    for i in range(N_BINS - 1, 0, -1):
+        count += histogram[i]
         if count >= k:
             return i << _BIN_SHIFT
     return 0

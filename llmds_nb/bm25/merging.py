@@ -1,0 +1,171 @@
+"""Merging of segments, a slice of documents and of terms at a time, and when to merge."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._core.state import Handle
+from ..primitives.status import ABSENT
+from . import documents
+from .kernels import postings as k
+from .segments import end_data, n_live, new_segment, write_lists
+
+MergeInput: Any = k.MergeInput  # a named tuple class: see _core/state.py
+_MERGE_FACTOR = 8  # so many segments of one size class become one
+# Merged at a time: so much of all segments together, but one term's lists at least.
+_SLICE_DOCS, _SLICE_LISTS, _SLICE_BYTES = 1 << 18, 1 << 16, 1 << 22
+
+
+def tidy(segments: Iterable[Any]) -> list[Any]:
+    """Merge what has become too many or too dead.
+
+    Eight segments of one size class are merged into one, so that a posting is rewritten O(log n)
+    times and the number of segments stays O(log n); a segment of which more than half is dead is
+    rewritten alone.
+    """
+    classed = []
+    for segment in segments:
+        n = n_live(segment)
+        if n and 2 * n < len(segment.classes):
+            segment = merge([segment])
+        if n:
+            classed.append((n.bit_length() // 3, segment))
+    while True:
+        classes = [size for size, _ in classed]
+        full = [size for size in sorted(set(classes)) if classes.count(size) >= _MERGE_FACTOR]
+        if not full:
+            return [segment for _, segment in classed]
+        merged = merge([segment for size, segment in classed if size == full[0]])
+        classed = [pair for pair in classed if pair[0] != full[0]]
+        classed.append((len(merged.classes).bit_length() // 3, merged))
+
+
+def merge(segments: Sequence[Any]) -> Any:
+    """One segment with the live documents of all; live ids must differ between them.
+
+    Some documents and some terms at a time: beside the segments and the new one there are 4 bytes
+    a document and a few MB. O(postings).
+    """
+    edges = np.cumsum([0, *(len(s.classes) for s in segments)])
+    ids, lengths, doc_of = _documents(segments, edges)
+    data = np.empty(sum(len(s.data) for s in segments), np.uint8)
+    end = 0
+    parts = []
+    n_lists, n_bytes = _share(_SLICE_LISTS, segments), _share(_SLICE_BYTES, segments)
+
+    def slice_end(s, low):
+        near = int(np.searchsorted(s.starts, s.starts[low] + n_bytes))
+        return min(low + n_lists, max(near, low + 1))
+
+    sizes = [len(s.terms) for s in segments]
+    for ranges in _ranges(segments, sizes, _term_at, _terms_upto, slice_end):
+        terms, lists = _lists(segments, ranges, edges, doc_of)
+        handle, n_groups = Handle(lists), len(lists.group) - 1
+        starts, entries = np.empty(n_groups + 1, np.int64), np.empty(n_groups, np.int32)
+
+        def pack(g, position, handle=handle, starts=starts, entries=entries):
+            return k.postings_merge(handle.address, data, starts, entries, g, position)
+
+        end = write_lists(pack, n_groups, data, end)
+        kept = entries > 0
+        parts.append((terms[lists.group[:-1]][kept], starts[:-1][kept], entries[kept]))
+    end_data(data, end)
+    parts.append((np.zeros(0, np.int32), np.array([end]), np.zeros(0, np.int32)))
+    terms, starts, entries = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return new_segment(ids, lengths, terms, starts, entries, data)
+
+
+def _documents(segments, edges):
+    """The live documents of all as (ids, lengths), and the new doc of each, ABSENT for the dead.
+
+    The documents of segment i are edges[i] to edges[i + 1] of the last.
+    """
+    n = sum(map(n_live, segments))
+    ids, lengths = documents.IdsJoined(n), np.empty(n, np.int32)
+    doc_of = np.full(edges[-1], ABSENT, np.int32)
+    n_docs = _share(_SLICE_DOCS, segments)
+    start = 0
+
+    def slice_end(s, low):
+        return low + n_docs
+
+    for ranges in _ranges(segments, np.diff(edges), documents.ids_at, _docs_upto, slice_end):
+        old_docs, new_ids, new_lengths = [], [], []
+        for s, edge, (low, high) in zip(segments, edges, ranges, strict=False):
+            alive = documents.docs_alive(s, low, high)
+            old_docs.append(alive + edge)
+            new_ids.append(documents.ids_at(s, alive))
+            new_lengths.append(documents.lengths_at(s, alive))
+        ids_here = np.concatenate(new_ids)
+        order = np.argsort(ids_here, kind="stable")
+        stop = start + len(order)
+        ids.add(ids_here[order])
+        lengths[start:stop] = np.concatenate(new_lengths)[order]
+        doc_of[np.concatenate(old_docs)[order]] = np.arange(start, stop, dtype=np.int32)
+        start = stop
+    return ids.made(), lengths, doc_of
+
+
+def _share(total, segments) -> int:
+    return total // len(segments) + 1
+
+
+def _docs_upto(segment, last):
+    return documents.docs_below(segment, last, side="right")
+
+
+def _term_at(segment, ordinal):
+    return segment.terms[ordinal]
+
+
+def _terms_upto(segment, last):
+    return np.searchsorted(segment.terms, last, side="right")
+
+
+def _ranges(segments, sizes, key_at, n_upto, slice_end) -> Iterator[list[tuple[int, int]]]:
+    """Cut the ascending keys of every segment at the same keys: yield (first, last + 1) of each.
+
+    Segment s has sizes[s] keys, number i of them is key_at(segment, i), and n_upto(segment, key)
+    are not larger than a key. A range ends at slice_end(segment, first) > first at the latest.
+    """
+    lows = [0] * len(segments)
+    while True:
+        lasts = [
+            key_at(s, min(slice_end(s, low), size) - 1)
+            for s, size, low in zip(segments, sizes, lows, strict=True)
+            if low < size
+        ]
+        if not lasts:
+            return
+        last = min(lasts)
+        highs = [int(n_upto(s, last)) for s in segments]
+        yield list(zip(lows, highs, strict=True))
+        lows = highs
+
+
+def _lists(segments, ranges, edges, doc_of):
+    """The lists of ranges of terms, by term and then by segment: (their terms, MergeInput)."""
+    parts = [
+        (s.terms[low:high], s.starts[low : high + 1], s.entries[low:high])
+        for s, (low, high) in zip(segments, ranges, strict=True)
+    ]
+    terms = np.concatenate([terms for terms, _, _ in parts])
+    order = np.argsort(terms, kind="stable")
+    terms = terms[order]
+    data = [s.data[p[0] : p[-1]] for s, (_, p, _) in zip(segments, parts, strict=True)]
+    moved = np.cumsum([0, *map(len, data)])[:-1] - [p[0] for _, p, _ in parts]
+    begins = np.concatenate([p[:-1] + m for (_, p, _), m in zip(parts, moved, strict=True)])
+    ends = np.concatenate([p[1:] + m for (_, p, _), m in zip(parts, moved, strict=True)])
+    sizes = np.concatenate([entries for _, _, entries in parts])
+    n_lists = [high - low for low, high in ranges]
+    bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)
+    return terms, MergeInput(
+        data=np.concatenate([*data, np.zeros(1, np.uint8)]),
+        begins=begins[order],
+        ends=ends[order],
+        sizes=sizes[order],
+        bases=bases[order],
+        group=np.flatnonzero(np.concatenate([[True], terms[1:] != terms[:-1], [True]])),
+        doc_of=doc_of,
+    )
