@@ -240,6 +240,7 @@ def entries_by_low(entries):
 def entries_sort(entries, position):
     """Sort all entries; sorted they are a heap too. O(n).
 
+    Entries that are equal in `high` must differ in the upper half of `low`.
     Faster than popping as soon as a quarter of the entries are to leave in order.
     """
     n = entries[0, 0]

@@ -1,12 +1,18 @@
 """LsaEncoder: text vectors from the texts themselves, without a model to download."""
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
 from .._core.storage import Stored, nest, unnest
 from ..errors import CorruptFileError
-from .kernels.lsa import lsa_encode_many
-from .tokenizer import TokenBatch, Tokenizer
+from .kernels import lsa as k
+from .token_batch import TokenBatch
+from .tokenizer import Tokenizer
 
 __all__ = ["LsaEncoder"]
 
@@ -14,6 +20,21 @@ _OVERSAMPLE = 16  # random directions beyond dim
 _ITERATIONS = 2  # power iterations; more do not rank better on the judged collections
 _BLOCK_ROWS = 4096
 _NEGLIGIBLE = 1e-4  # singular values below this share of the largest are float32 noise
+
+
+class _Fit(NamedTuple):
+    """What `fit` has learnt: replaced as a whole, so that it can be read without a lock."""
+
+    tokenizer: Tokenizer
+    handle: Handle  # of an LsaState
+
+    @property
+    def idf(self) -> np.ndarray:
+        return self.handle.state.idf
+
+    @property
+    def components(self) -> np.ndarray:
+        return self.handle.state.components
 
 
 class LsaEncoder(Stored):
@@ -27,9 +48,15 @@ class LsaEncoder(Stored):
     ----------
     dim : int >= 1
         Length of the vectors. Where the texts have fewer directions, the rest is zeros.
-    seed : int
+    seed : int >= 0
+        Of the random directions that the SVD begins with.
     tokenizer : Tokenizer, optional
         Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, or out of range.
 
     Examples
     --------
@@ -41,43 +68,42 @@ class LsaEncoder(Stored):
     array([[0., 0.]], dtype=float32)
     """
 
-    def __init__(self, dim=256, *, seed=0, tokenizer=None):
+    def __init__(self, dim: int = 256, *, seed: int = 0, tokenizer: Tokenizer | None = None):
         self.dim = validation.integer(dim, "dim", low=1, high=validation.INT32_MAX)
         self.seed = validation.natural(seed, "seed")
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise TypeError(f"tokenizer must be a Tokenizer, not {tokenizer!r}")
         self.tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
-        self._fitted = None  # (tokenizer, idf float32[T], components float32[T, rank])
+        self._fit: _Fit | None = None
 
     @property
     def fitted(self) -> bool:
         """Whether `fit` has been called."""
-        return self._fitted is not None
+        return self._fit is not None
 
     @property
     def rank(self) -> int:
         """How many of the `dim` directions the fitted texts have; 0 before `fit`."""
-        return self._fitted[2].shape[1] if self.fitted else 0
+        return 0 if self._fit is None else self._fit.components.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, the vocabulary included."""
-        own = sum(array.nbytes for array in self._fitted[1:]) if self.fitted else 0
+        own = 0 if self._fit is None else sum(a.nbytes for a in self._fit.handle.state)
         return own + (self.tokenizer.nbytes if self.tokenizer is not None else 0)
 
-    def __repr__(self):
-        if not self.fitted:
+    def __repr__(self) -> str:
+        if self._fit is None:
             return f"LsaEncoder({self.dim}, not fitted)"
-        _, idf, _ = self._fitted
-        return f"LsaEncoder({self.dim}, rank {self.rank}, {len(idf):,} terms)"
+        return f"LsaEncoder({self.dim}, rank {self.rank}, {len(self._fit.idf):,} terms)"
 
-    def stats(self) -> dict:
-        """Sizes: dim, rank, terms and nbytes."""
-        terms = len(self._fitted[1]) if self.fitted else 0
+    def stats(self) -> dict[str, int]:
+        """Return the sizes: dim, rank, n_terms and nbytes."""
+        terms = 0 if self._fit is None else len(self._fit.idf)
         return {"dim": self.dim, "rank": self.rank, "n_terms": terms, "nbytes": self.nbytes}
 
-    def fit(self, texts) -> "LsaEncoder":
+    def fit(self, texts: str | Iterable[str]) -> "LsaEncoder":
         """Learn the directions of these texts; return self.
 
         Parameters
@@ -86,6 +112,8 @@ class LsaEncoder(Stored):
 
         Raises
         ------
+        TypeError
+            A text is no str.
         ValueError
             No text holds a word.
 
@@ -95,17 +123,19 @@ class LsaEncoder(Stored):
         of [terms, dim].
         """
         texts = validation.texts(texts)
-        tokenizer = Tokenizer() if self._own_tokenizer else self.tokenizer
+        tokenizer = self.tokenizer
+        if self._own_tokenizer or tokenizer is None:
+            tokenizer = Tokenizer()
         tokens = tokenizer._encode(texts, grow=True)
         if not len(tokens.ids):
             raise ValueError(f"none of the {len(texts)} texts holds a word: nothing to fit")
         matrix, idf = _tf_idf(tokens, len(tokenizer))
         components = _directions(matrix, self.dim, self.seed)
-        self.tokenizer, self._fitted = tokenizer, (tokenizer, idf, components)
+        self.tokenizer, self._fit = tokenizer, _fit(tokenizer, idf, components)
         return self
 
-    def encode(self, texts) -> np.ndarray:
-        """The vectors of texts, float32[n, dim], each of length 1.
+    def encode(self, texts: str | Iterable[str]) -> npt.NDArray[np.float32]:
+        """Return the vectors of texts, float32[n, dim], each of length 1.
 
         A text without a word that `fit` has seen gets the zero vector: no direction is like it.
         Any number of threads may call this. O(dim) per term.
@@ -116,24 +146,25 @@ class LsaEncoder(Stored):
             `fit` has not been called.
         """
         texts = validation.texts(texts)
-        if not self.fitted:
+        fit = self._fit  # kept alive meanwhile
+        if fit is None:
             raise ValueError("this LsaEncoder is not fitted: call fit(texts) first")
-        tokenizer, idf, components = self._fitted
-        tokens = tokenizer._encode(texts)
+        tokens = fit.tokenizer._encode(texts)
+        rank = fit.components.shape[1]
         out = np.zeros((len(texts), self.dim), np.float32)
-        vectors = np.empty((len(texts), components.shape[1]), np.float32)
-        lsa_encode_many(tokens.ids, tokens.indptr, idf, components, vectors)
-        out[:, : components.shape[1]] = vectors
+        vectors = np.empty((len(texts), rank), np.float32)
+        k.lsa_encode_many(fit.handle.address, tokens.ids, tokens.indptr, vectors)
+        out[:, :rank] = vectors
         return out
 
     __call__ = encode
 
     def check(self) -> None:
         """Assert that the arrays fit together."""
-        if self.fitted:
-            tokenizer, idf, components = self._fitted
-            tokenizer.check()
-            assert len(idf) == len(components) <= len(tokenizer)
+        if self._fit is not None:
+            idf, components = self._fit.idf, self._fit.components
+            self._fit.tokenizer.check()
+            assert len(idf) == len(components) <= len(self._fit.tokenizer)
             assert 1 <= components.shape[1] <= self.dim
             assert np.isfinite(idf).all() and (idf >= 0).all()
             assert np.isfinite(components).all()
@@ -147,9 +178,8 @@ class LsaEncoder(Stored):
         if tokenizer is not None:
             arrays, inner = nest("tokenizer", tokenizer._state())
             header |= inner
-        if self.fitted:
-            _, idf, components = self._fitted
-            arrays |= {"idf": idf, "components": components}
+        if self._fit is not None:
+            arrays |= {"idf": self._fit.idf, "components": self._fit.components}
         return arrays, header
 
     @classmethod
@@ -166,15 +196,19 @@ class LsaEncoder(Stored):
                 raise CorruptFileError("the vocabulary and the term vectors differ in size")
             if not 1 <= components.shape[1] <= encoder.dim:
                 raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
-            encoder._fitted = (encoder.tokenizer, idf, components)
+            encoder._fit = _fit(encoder.tokenizer, idf, components)
         return encoder
 
     @staticmethod
-    def _warmup():
+    def _warmup() -> None:
         LsaEncoder(2).fit(["warm up", "the kernels"]).encode(["warm kernels"])
 
 
-def _tf_idf(tokens: TokenBatch, n_terms):
+def _fit(tokenizer, idf, components):
+    return _Fit(tokenizer, Handle(k.LsaState(idf, components)))
+
+
+def _tf_idf(tokens: TokenBatch, n_terms: int) -> tuple[Any, np.ndarray]:
     """(TF-IDF as a float32 CSR matrix [n, T] with unit rows, idf float32[T])."""
     from scipy import sparse
 
@@ -206,16 +240,16 @@ def _directions(matrix, dim, seed) -> np.ndarray:
         for _ in range(_ITERATIONS):
             within = matrix @ (transposed @ np.linalg.qr(within)[0])
         within = np.linalg.qr(within)[0]
-    # The matrix seen within those directions; its Gram matrix in float64 gives the small SVD.
-    seen = transposed @ within
-    gram = np.zeros((seen.shape[1], seen.shape[1]))
+    # The matrix projected on those directions; its Gram matrix in float64 gives the small SVD.
+    projected = transposed @ within
+    gram = np.zeros((projected.shape[1], projected.shape[1]))
     for first in range(0, n_terms, _BLOCK_ROWS):
-        block = seen[first : first + _BLOCK_ROWS].astype(np.float64)
+        block = projected[first : first + _BLOCK_ROWS].astype(np.float64)
         gram += block.T @ block
     squares, left = np.linalg.eigh(gram)
     best = np.argsort(-squares, kind="stable")[:dim]
     best = best[squares[best] > _NEGLIGIBLE**2 * squares[best[0]]]
-    components = seen @ (left[:, best] / np.sqrt(squares[best])).astype(np.float32)
-    # A singular vector is only given up to its sign: make its largest entry positive.
+    components = projected @ (left[:, best] / np.sqrt(squares[best])).astype(np.float32)
+    # The sign of a singular vector is arbitrary: make its largest entry positive.
     largest = components[np.abs(components).argmax(axis=0), np.arange(len(best))]
     return np.ascontiguousarray(components * np.where(largest < 0, np.float32(-1), np.float32(1)))

@@ -26,8 +26,8 @@ class WordCache:
 
     def __init__(self):
         self._by_word = {}
-        self._table = StringTable()
-        self._handle = Handle(_state(self._table, _no_ids()))
+        self._table = None
+        self._handle = _EMPTY  # until the first word: every change of a vocabulary makes a cache
         self._lock = threading.Lock()
 
     def find(self, words: list[str], look_up: Callable) -> list[int]:
@@ -69,29 +69,32 @@ class WordCache:
         Return how many, at most n / shortest; or ABSENT if a word was never looked up. Takes no
         lock: the kernel keeps the GIL, and `_learn` keeps what it reads consistent.
         """
-        return _entries.encode_one(self._handle.address, text, n, shortest, tokens)
+        handle = self._handle  # kept alive meanwhile
+        return _entries.encode_one(handle.address, text, n, shortest, tokens)
 
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]
         ids = look_up(words)
         with self._lock:
-            if len(self._table) > _MAX_WORDS:
-                self._table, known = StringTable(), _no_ids()
-            else:
-                known = self._handle.state.term_ids
+            known = self._handle.state.term_ids
+            if self._table is None or len(self._table) > _MAX_WORDS:
+                self._table, known = StringTable(), known[:0]
             # First the arrays of the cache are replaced, all at once, by some that suffice; only
             # then words are added in place. A word without an id is UNSET.
             self._table.reserve(len(words), sum(map(len, new)))
             capacity = len(self._table.state.hashes)
             if len(known) < capacity:
                 known = np.concatenate([known, np.full(capacity - len(known), k.UNSET, np.int32)])
-            self._handle.replace(_state(self._table, known))
+            state = k.WordCacheState(self._table.state, known)
+            if self._handle is _EMPTY:
+                self._handle = Handle(state)
+            else:
+                self._handle.replace(state)
             known[self._table.add(words)] = ids
 
 
-def _no_ids() -> np.ndarray:
-    return np.empty(0, np.int32)
+def _empty_state():
+    return k.WordCacheState(StringTable().state, np.empty(0, np.int32))
 
 
-def _state(table, term_ids):
-    return k.WordCacheState(table.state, term_ids)
+_EMPTY = Handle(_empty_state())

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.text.tokenizer import STOPWORDS
+from llmds_nb.text.tokenizer import STOPWORDS, encode_into
 
 from ..bm25.oracle import words
+from .test_vocabulary import Query
 
 has_stemmer = importlib.util.find_spec("Stemmer") is not None
 has_models = importlib.util.find_spec("tokenizers") is not None
@@ -68,7 +69,7 @@ def test_many_chunks_and_a_growing_table(monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1 << 16, 50])
-def test_words_that_are_remembered(most, monkeypatch):
+def test_words_in_the_cache_are_not_looked_up_again(most, monkeypatch):
     monkeypatch.setattr("llmds_nb.text.word_cache._MAX_WORDS", most)
     asked = []
 
@@ -87,7 +88,7 @@ def test_words_that_are_remembered(most, monkeypatch):
             assert got.ids.tolist() == [*here, terms["abc"], *here]
             assert got.indptr.tolist() == [0, len(here), len(here) + 1, 2 * len(here) + 1]
 
-    many = " ".join(f"w{n:03}" for n in range(300))  # more new words than are noted at once
+    many = " ".join(f"w{n:03}" for n in range(300))  # more new words than one pass collects
     for text in ("AB01 the drop xyz abc1", many + " drop ab02", "ab01 " + many, ""):
         check(text)
     asked.clear()
@@ -96,6 +97,25 @@ def test_words_that_are_remembered(most, monkeypatch):
     assert tokenizer.encode("xyz").ids.tolist() == [-1]
     tokenizer.fit("xyz1")
     assert tokenizer.encode("xyz").ids.tolist() == [len(terms)]
+
+
+@given(
+    mixed_texts,
+    st.sampled_from([r"\b\w\w+\b", r"\w+", r"[ab]+|\d"]),
+    st.sampled_from([8, 4096]),
+)
+@example([HARD, "ab12 " * 9, ""], r"\w+", 8)
+@settings(max_examples=60, deadline=None)
+def test_one_text_is_encoded_into_memory_of_the_caller(texts, pattern, size):
+    tokenizer, query = Tokenizer(pattern=pattern).fit(texts[::2]), Query(size)
+    for text in texts:
+        for _ in range(2):  # with new words, and with words in the cache
+            expected = tokenizer.encode(text).ids.tolist()
+            n = encode_into(tokenizer, text, query)
+            if n < 0:
+                assert len(expected) > size
+            else:
+                assert query.tokens[:n].tolist() == expected
 
 
 def test_encoding_never_grows_the_vocabulary():

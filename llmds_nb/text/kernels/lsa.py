@@ -1,8 +1,11 @@
 """Vectors of texts by latent semantic analysis: weighted terms times term vectors.
 
-ids         int32[t]      term ids of the texts, per indptr int64[n + 1]; unknown ones < 0 or >= T
-idf         float32[T]    weight of each term, 0 for terms the encoder was not fitted on
-components  float32[T, d] vector of each term
+State, which never changes after a fit:
+
+    idf         float32[T]     weight of each term, >= 0; 0 for terms that the fit has not seen
+    components  float32[T, d]  vector of each term, all finite; d orthonormal columns
+
+Texts are ids int32[t], those of text i at indptr[i]:indptr[i + 1]; an unknown term is < 0 or >= T.
 """
 
 import math
@@ -10,9 +13,21 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.state import ANY, array, state, unpacker
 
 
-@kernel(noinline=True)
+@state
+class LsaState:
+    """The arrays of the module docstring."""
+
+    idf = array(np.float32, ANY)
+    components = array(np.float32, ANY, ANY)
+
+
+_lsa_at = unpacker(LsaState)
+
+
+@kernel(noinline=True, borrow=True)
 def _sort(values):
     """Shell sort with gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
     gap = 1
@@ -30,11 +45,12 @@ def _sort(values):
 
 
 @kernel(nogil=True)
-def lsa_encode_many(ids, indptr, idf, components, out):
+def lsa_encode_many(handle, ids, indptr, out):
     """Fill out float32[n, d] with unit vectors: sum over terms of (1 + log tf) * idf * vector.
 
     Texts without a known term get the zero vector. O(d * terms) per text.
     """
+    idf, components = _lsa_at(handle)
     d = out.shape[1]
     total = np.empty(d, np.float32)
     for text in range(out.shape[0]):

@@ -1,0 +1,140 @@
+"""StringTable against a list, and what lock-free readers of the word cache may see."""
+
+import numpy as np
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from llmds_nb import CorruptFileError
+from llmds_nb._core.state import Handle
+from llmds_nb.primitives.status import ABSENT
+from llmds_nb.text.kernels import tokenize as k
+from llmds_nb.text.vocabulary import StringTable
+from llmds_nb.text.word_cache import WordCache
+
+STRINGS = st.text(max_size=3) | st.sampled_from(["", "a", "b", "ab", "\0", "\ud800", "x" * 300])
+
+
+class TableMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.table, self.plain = StringTable(), []
+
+    def number(self, string):
+        if not string:
+            return k.DROPPED
+        return self.plain.index(string) if string in self.plain else ABSENT
+
+    @rule(strings=st.lists(STRINGS, max_size=20))
+    def add(self, strings):
+        for string in strings:
+            if self.number(string) == ABSENT:
+                self.plain.append(string)
+        assert self.table.add(strings).tolist() == [self.number(string) for string in strings]
+
+    @rule(count=st.integers(0, 100))
+    def add_many(self, count):
+        self.add([f"{count}-{i}" for i in range(count)])
+
+    @rule(strings=st.lists(STRINGS, max_size=20))
+    def find(self, strings):
+        assert self.table.find(strings).tolist() == [self.number(string) for string in strings]
+
+    @rule(n_strings=st.integers(0, 200), n_bytes=st.integers(0, 2000))
+    def reserve(self, n_strings, n_bytes):
+        self.table.reserve(n_strings, n_bytes)
+        before = self.table.state
+        self.table.reserve(n_strings, n_bytes)
+        assert self.table.state is before
+
+    @rule(share=st.floats(0, 1))
+    def truncate(self, share):
+        n = int(share * len(self.plain))
+        self.table.truncate(n)
+        del self.plain[n:]
+
+    @rule()
+    def through_arrays(self):
+        self.table = StringTable.from_arrays(self.table.arrays())
+
+    @invariant()
+    def same(self):
+        self.table.check()
+        assert len(self.table) == len(self.plain)
+        assert self.table.texts(range(len(self.plain))) == self.plain
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings()  # of the profile in conftest
+
+
+def test_the_first_strings_never_change():
+    table = StringTable()
+    table.add(["one", "two"])
+    blob, ptr = table.first(2)
+    before = blob[: ptr[-1]].tobytes()
+    table.add([f"word{i}" for i in range(1000)])
+    table.truncate(2)
+    table.add(["other"])
+    assert blob[: ptr[-1]].tobytes() == before == b"onetwo" and ptr.tolist() == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"blob": np.zeros(3, np.int8)}, {"ptr": np.zeros(2, np.int32)}],
+)
+def test_arrays_of_another_kind_are_refused(change):
+    table = StringTable()
+    table.add(["one"])
+    with pytest.raises(CorruptFileError):
+        StringTable.from_arrays({**table.arrays(), **change})
+
+
+class Query:
+    """Memory of one query, as the searches of bm25 have it."""
+
+    def __init__(self, size=4096):
+        text, self.tokens = np.empty(size, np.uint8), np.empty(size, np.int32)
+        self.text, self.text_at = memoryview(text), text.__array_interface__["data"][0]
+        self.tokens_at = self.tokens.__array_interface__["data"][0]
+
+    def encode(self, cache, text):
+        """The ids of a lower-case text by the kernel for one query, or None for an unknown word."""
+        self.text[: len(text)] = text.replace(" ", "\0").encode()
+        n = cache.encode_one(self.text_at, len(text), 1, self.tokens_at)
+        return None if n == ABSENT else self.tokens[:n].tolist()
+
+
+def test_a_reader_beside_a_writer_never_sees_half_of_a_word(monkeypatch):
+    cache, query, seen = WordCache(), Query(), []
+    look_up = {f"word{i}": i for i in range(2000)}
+
+    def ids_of(words):
+        return np.array([look_up.get(word, ABSENT) for word in words], np.int32)
+
+    def read():
+        for text in ("word0", "word1 word0", "word1999", "new"):
+            ids = query.encode(cache, text)
+            assert ids is None or ids == ids_of(text.split()).tolist()
+            seen.append(ids is None)
+
+    replace, add = Handle.replace, StringTable.add
+    monkeypatch.setattr(Handle, "replace", lambda *args: (read(), replace(*args), read()))
+    monkeypatch.setattr(StringTable, "add", lambda *args: (read(), add(*args), read())[1])
+    read()
+    for start in range(0, 2000, 40):
+        data = " ".join(f"word{i}" for i in range(start, start + 40)) + " new"
+        folded = np.frombuffer(bytearray(data.replace(" ", "\0"), "ascii"), np.uint8)
+        ids, _ = cache.encode(folded, np.array([0, len(data)]), 1, ids_of)
+        assert ids.tolist() == [*range(start, start + 40), ABSENT]
+        read()
+    assert True in seen and False in seen
+    assert query.encode(cache, "word5 word1234 new") == [5, 1234, ABSENT]
+
+
+def test_caches_without_words_share_no_state_that_changes():
+    one, other, query = WordCache(), WordCache(), Query()
+    word, ends = np.frombuffer(bytearray(b"word"), np.uint8), np.array([0, 4])
+    assert one.encode(word, ends, 1, lambda _: np.array([7], np.int32))[0].tolist() == [7]
+    assert query.encode(one, "word") == [7] and query.encode(other, "word") is None
+    assert other.encode(word, ends, 1, lambda _: np.array([8], np.int32))[0].tolist() == [8]
