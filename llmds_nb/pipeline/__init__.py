@@ -1,16 +1,17 @@
-"""Hybrid retrieval: dense and sparse search fused, tuned, and cached for hot queries."""
+"""Hybrid retrieval: dense and sparse search with fusion, tuning, and a cache of hot queries."""
 
 from typing import TYPE_CHECKING
 
 from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .pipeline import PipelineStats as PipelineStats, RetrievalPipeline as RetrievalPipeline
+    from .pipeline import RetrievalPipeline as RetrievalPipeline
+    from .stats import PipelineStats as PipelineStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "PipelineStats": "pipeline",
+        "PipelineStats": "stats",
         "RetrievalPipeline": "pipeline",
     },
 )

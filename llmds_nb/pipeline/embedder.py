@@ -1,20 +1,24 @@
-"""Texts to vectors, by what the caller gave: a function, an LsaEncoder, or nothing."""
+"""Encodes texts as vectors: by a function of the caller or an LsaEncoder, with checked output."""
 
 import copy
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from ..text.lsa import LsaEncoder
 
+Encoder = LsaEncoder | Callable[[list[str]], npt.ArrayLike]
+
 
 class Embedder:
-    """An encoder with its output checked.
+    """An encoder, or none, with checked output.
 
-    `lost` tells that there was a function when the pipeline was saved, which no file can hold.
+    `lost`: the pipeline was saved with a function as encoder, which the file does not hold.
     """
 
-    def __init__(self, encoder, lost=False):
+    def __init__(self, encoder: Encoder | None, lost: bool = False) -> None:
         if encoder is not None and not isinstance(encoder, LsaEncoder) and not callable(encoder):
             raise TypeError(f"encoder must be an LsaEncoder or callable, not {encoder!r}")
         self.encoder = encoder
@@ -22,27 +26,27 @@ class Embedder:
 
     @property
     def lsa(self) -> LsaEncoder | None:
-        """The encoder if it can be saved."""
+        """The encoder if it is one that can be saved."""
         return self.encoder if isinstance(self.encoder, LsaEncoder) else None
 
     @property
     def is_function(self) -> bool:
-        """Whether load will need the encoder again."""
+        """Whether `load` needs the encoder as an argument."""
         return self.lost or (self.encoder is not None and self.lsa is None)
 
-    def fitted(self, texts) -> "Embedder":
-        """This one, or one whose LsaEncoder, fitted on `texts`, can encode."""
+    def fitted(self, texts: Sequence[str]) -> "Embedder":
+        """The embedder itself, or one with its LsaEncoder fitted on `texts` if it is not yet."""
         if self.lsa is None or self.lsa.fitted:
             return self
         return Embedder(copy.copy(self.lsa).fit(texts))
 
-    def adopt(self, fitted) -> None:
-        """Let the caller's own encoder be as `fitted` is: what it was fitted for has succeeded."""
+    def adopt(self, fitted: "Embedder") -> None:
+        """Make the caller's encoder equal to that of `fitted`, after the write has succeeded."""
         if fitted is not self:
             vars(self.encoder).update(vars(fitted.encoder))
 
-    def encode(self, texts) -> np.ndarray:
-        """Numbers [n, d] for n texts; ValueError if there is no encoder or it gives another n."""
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Numbers [n, d] for n texts; ValueError without an encoder or with another shape."""
         if self.encoder is None:
             reason = "it was saved with a function: give it to load" if self.lost else "none given"
             raise ValueError(f"vectors are needed, since the pipeline has no encoder ({reason})")
@@ -55,7 +59,9 @@ class Embedder:
         return vectors
 
 
-def checked_vectors(vectors, dim, texts, name="vectors") -> np.ndarray:
+def checked_vectors(
+    vectors: npt.ArrayLike, dim: int | None, texts: Sequence[str], name: str = "vectors"
+) -> npt.NDArray[np.float32]:
     """Vectors as float32[n, dim], one per text; of any dimension if `dim` is None."""
     if dim is None:
         shape = np.shape(vectors)
@@ -67,8 +73,8 @@ def checked_vectors(vectors, dim, texts, name="vectors") -> np.ndarray:
     return vectors
 
 
-def checked_vector(vector, dim, text) -> np.ndarray:
-    """The vector of one query as float32[dim]; as such an array it may hold NaN or infinity."""
+def checked_vector(vector: npt.ArrayLike, dim: int | None, text: str) -> npt.NDArray[np.float32]:
+    """The vector of one query as float32[dim]; one of that type may still hold NaN or infinity."""
     if (
         type(vector) is np.ndarray
         and vector.dtype is validation.FLOAT32
@@ -79,6 +85,6 @@ def checked_vector(vector, dim, text) -> np.ndarray:
     return checked_vectors(vector, dim, [text])[0]
 
 
-def is_usual(vector) -> bool:
-    """Whether a vector is finite and has a direction, beyond any doubt. O(d)."""
-    return 1e-30 < np.vdot(vector, vector) < 1e30
+def is_ordinary(vector: npt.NDArray[np.float32]) -> bool:
+    """A quick sufficient test: True only for finite vectors that have a direction. O(d)."""
+    return 1e-30 < float(np.vdot(vector, vector)) < 1e30

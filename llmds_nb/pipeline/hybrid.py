@@ -1,122 +1,94 @@
-"""Both halves of a pipeline and its texts, changed together and searched as of one moment."""
+"""The dense half, the sparse half and the texts of a pipeline, over the same ids."""
 
-import copy
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.jit import EntryPoints
-from .._core.storage import nest, unnest
 from ..bm25.index import Hits, InvertedIndex
-from ..errors import CorruptFileError
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
-from ..text.lsa import LsaEncoder
-from .embedder import Embedder, checked_vectors, is_usual
+from .embedder import Embedder, checked_vectors, is_ordinary
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
+from .requests import Request
+from .snapshot import Snapshot
 from .text_store import TextStore
 
-FUSIONS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
-DEPTH = 100  # candidates that each half contributes, or k if that is more
-_NO_LENGTH = 1e-18  # HNSW refuses shorter vectors where directions are compared
-_NOTHING = np.zeros(0, np.int64), np.zeros(0, np.float32)
+_METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
+FUSIONS = tuple(_METHODS)
+DEPTH = 100  # candidates of each half, or k if that is more
+_MIN_LENGTH = 1e-18  # of vectors with a direction: HNSW refuses shorter ones, except with l2
+_NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _entries = EntryPoints(fuse=fusion_combine_many)
-_PARTS = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
-
-
-class State(NamedTuple):
-    """What a search reads: never changed, only replaced as a whole."""
-
-    dense: HNSW | None
-    sparse: InvertedIndex
-    formula: tuple  # (k1, b, variant) of `sparse`
-    version: int
-
-
-class Moment(NamedTuple):
-    """An index as one search sees it, from its first look to its answer."""
-
-    index: "HybridIndex"
-    state: State
-    settings: tuple
-    threads: int = 1
-
-    @property
-    def version(self) -> int:
-        """That of the documents."""
-        return self.state.version
-
-    def encoded(self, requests) -> list:
-        """See HybridIndex.encoded."""
-        return self.index.encoded(self.state, requests)
-
-    def search(self, requests) -> Hits:
-        """See HybridIndex.search."""
-        return self.index.search(self.state, self.settings, self.threads, requests)
-
-    def search_one(self, request) -> Hits:
-        """See HybridIndex.search_one."""
-        return self.index.search_one(self.state, self.settings, request)
 
 
 class HybridIndex:
     """HNSW, InvertedIndex and TextStore over the same ids.
 
-    `now` is replaced at the end of a write, together with what `get` reads. A document whose vector
-    has no direction is in `sparse` and `texts` alone.
+    Every write ends by replacing `snapshot` and the texts that `get` reads, both at once. A
+    document whose vector has no direction is in `sparse` and in the texts alone.
     """
 
-    def __init__(self, dense, sparse, dim, embedder, seed):
+    def __init__(
+        self,
+        dense: HNSW | None,
+        sparse: InvertedIndex,
+        dim: int | None,
+        embedder: Embedder,
+        seed: int,
+    ) -> None:
         self.dense: HNSW | None = dense
         self.sparse: InvertedIndex = sparse
         self.dim: int | None = dim
         self.embedder: Embedder = embedder
-        self._texts = TextStore()
+        self.texts = TextStore()
         self._seed = seed
-        self._next_id = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._write_lock = threading.RLock()  # writers take turns
-        self._swap_lock = threading.Lock()  # held for moments: texts and `now` change together
+        self.next_id = 0
+        self._executor: ThreadPoolExecutor | None = None
+        self.write_lock = threading.RLock()  # one writer at a time
+        self._swap_lock = threading.Lock()  # held briefly: texts and `snapshot` change together
         self._publish(0)
 
     def _publish(self, version):
-        # Each half replaces its `_snapshot` as a whole, so a shallow copy keeps the present one
-        # while the half moves on. HNSW's table of ids is changed in place: O(n) bytes to copy.
-        dense = self.dense
-        if dense is not None:
-            dense = copy.copy(dense)
-            dense._table = dense._table.copy()
-        sparse = copy.copy(self.sparse)
-        self.now = State(dense, sparse, _formula(sparse), version)
+        dense = None if self.dense is None else self.dense._frozen()
+        sparse = self.sparse._frozen()
+        self.snapshot = Snapshot(dense, sparse, _formula(sparse), version)
 
     @property
     def settings(self) -> tuple:
-        """(ef, (k1, b, variant)): what may change in the halves at any time and changes answers."""
+        """(ef, (k1, b, variant)): the settings of the halves that change answers, at present."""
         dense = self.dense
         return 0 if dense is None else dense.ef_search, _formula(self.sparse)
 
     @property
     def nbytes(self) -> int:
         """Memory of both halves and the texts."""
-        parts = (self.dense, self.sparse, self._texts)
+        parts = (self.dense, self.sparse, self.texts)
         return sum(part.nbytes for part in parts if part is not None)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.texts)
 
-    def __contains__(self, id) -> bool:
+    def __contains__(self, id: int) -> bool:
         wanted = validation.one_id(id)
         with self._swap_lock:
-            return bool(self._texts.find(wanted)[0] != ABSENT)
+            return bool(self.texts.find(wanted)[0] != ABSENT)
 
-    def add(self, ids, texts, vectors) -> np.ndarray:
+    def add(
+        self,
+        ids: npt.ArrayLike | None,
+        texts: str | Sequence[str],
+        vectors: npt.ArrayLike | None,
+    ) -> npt.NDArray[np.int64]:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
-        with self._write_lock:
-            ids = validation.new_ids(ids, len(texts), "texts", self._next_id)
+        with self.write_lock:
+            ids = validation.new_ids(ids, len(texts), "texts", self.next_id)
             if not texts:
                 return ids
             embedder = self.embedder
@@ -127,97 +99,106 @@ class HybridIndex:
             dense = self.dense
             if dense is None:
                 dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
-            before = copy.copy(self.sparse)
+            before = self.sparse._frozen()
             try:
                 self.sparse.add(ids, texts)
-                rows = self._texts.append(texts)
+                rows = self.texts.append(texts)
                 _add_vectors(dense, ids, vectors)
             except BaseException:
-                vars(self.sparse).update(vars(before))
+                _roll_back(self.sparse, before)
                 raise
             self.embedder.adopt(embedder)
             self.dense, self.dim = dense, vectors.shape[1]
-            self._next_id = max(self._next_id, int(ids.max()) + 1)
+            self.next_id = max(self.next_id, int(ids.max()) + 1)
             with self._swap_lock:
-                self._texts.point(ids, rows)
-                self._publish(self.now.version + 1)
+                self.texts.point(ids, rows)
+                self._publish(self.snapshot.version + 1)
             self._compact_texts()
         return ids
 
-    def remove(self, ids) -> None:
+    def remove(self, ids: npt.ArrayLike) -> None:
         """See RetrievalPipeline.remove."""
         ids = validation.ids(ids)
-        with self._write_lock:
+        with self.write_lock:
             self._rows(ids)
             if not ids.size:
                 return
-            with_vector = [id_ for id_ in ids.tolist() if id_ in self.dense]
-            before = copy.copy(self.sparse)
+            dense = self.dense
+            with_vector = [] if dense is None else [id_ for id_ in ids.tolist() if id_ in dense]
+            before = self.sparse._frozen()
             try:
                 self.sparse.remove(ids)
-                if with_vector:
-                    self.dense.remove(with_vector)
+                if dense is not None and with_vector:
+                    dense.remove(with_vector)
             except BaseException:
-                vars(self.sparse).update(vars(before))
+                _roll_back(self.sparse, before)
                 raise
             with self._swap_lock:
-                self._texts.drop(ids)
-                self._publish(self.now.version + 1)
+                self.texts.drop(ids)
+                self._publish(self.snapshot.version + 1)
             self._compact_texts()
 
     def _compact_texts(self):
-        texts = self._texts.compacted()
+        texts = self.texts.compacted()
         with self._swap_lock:
-            self._texts = texts
+            self.texts = texts
 
     def _rows(self, ids):
-        rows = self._texts.find(ids)
+        rows = self.texts.find(ids)
         if (rows == ABSENT).any():
             raise KeyError(f"id {ids[rows == ABSENT][0]} is not in the pipeline")
         return rows
 
-    def get(self, ids) -> list[str]:
+    def get(self, ids: npt.ArrayLike) -> list[str]:
         """See RetrievalPipeline.get."""
         ids = validation.ids(ids, unique=False)
         with self._swap_lock:
-            rows, view = self._rows(ids), self._texts.view()
+            rows, view = self._rows(ids), self.texts.view()
         return TextStore.read(view, rows)
 
-    def search_one(self, state, settings, request) -> Hits:
+    def search_one(self, snapshot: Snapshot, settings: tuple, request: Request) -> Hits:
         """`search` for one request without a filter, in this thread: ids and scores [k]."""
+        vector: Any  # not None where there is a dense half
         text, k, fusion, weight, vector, _, _ = request
-        dense, depth = state.dense, max(DEPTH, k)
-        near = _NOTHING
-        if vector is not None and not is_usual(vector):
+        dense, depth = snapshot.dense, max(DEPTH, k)
+        near: tuple = _NO_NEIGHBORS
+        if vector is not None and not is_ordinary(vector):
             vector = checked_vectors(vector, self.dim, [text])[0]
             if dense is not None and not _has_direction(dense, vector[None])[0]:
                 dense = None
         if dense is not None:
             near = dense.search(vector, depth, ef=_ef(settings, depth))
-        words = self._ready(state, settings).sparse.search(text, depth)
+        words = self._under(snapshot, settings).sparse.search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _entries.fuse(*near, *words, FUSIONS[fusion], weight, 1, *answer)
+        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer)
         return answer
 
-    def search(self, state, settings, threads, requests) -> Hits:
+    def search(
+        self, snapshot: Snapshot, settings: tuple, threads: int, requests: list[Request]
+    ) -> Hits:
         """Answers [n, k] to requests of one k, fusion and weight."""
         _, k, fusion, weight, *_ = requests[0]
-        return fused(self.candidates(state, settings, threads, requests), fusion, weight, k)
+        return fuse(self.candidates(snapshot, settings, threads, requests), fusion, weight, k)
 
-    def candidates(self, state, settings, threads, requests) -> tuple:
-        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them."""
+    def candidates(
+        self, snapshot: Snapshot, settings: tuple, threads: int, requests: list[Request]
+    ) -> tuple:
+        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them.
+
+        (dense ids, dense distances, sparse ids, sparse scores)
+        """
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         depth = max(DEPTH, requests[0].k)
-        sparse = self._ready(state, settings).sparse
+        dense, sparse = snapshot.dense, self._under(snapshot, settings).sparse
 
         def search_dense():
-            useful = np.zeros(0, np.int64)
-            if state.dense is not None:
+            useful = np.zeros(0, np.int64)  # the requests whose vectors have a direction
+            if dense is not None:
                 vectors = np.array([request.vector for request in requests])
-                useful = np.flatnonzero(_has_direction(state.dense, vectors))
+                useful = np.flatnonzero(_has_direction(dense, vectors))
             if useful.size:
-                found = state.dense.search(
+                found = dense.search(
                     vectors if useful.size == len(texts) else vectors[useful],
                     depth,
                     ef=_ef(settings, depth),
@@ -236,19 +217,19 @@ class HybridIndex:
             return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
 
         if threads >= 2 and len(texts) == 1:
-            other_half = self._executor().submit(search_dense)
+            near = self._shared_executor().submit(search_dense)
             words = search_sparse()
-            return *other_half.result(), *words
+            return *near.result(), *words
         return *search_dense(), *search_sparse()
 
-    def encoded(self, state, requests) -> list:
-        """The requests of one call, with vectors; without, where no search of `state` needs them.
+    def encode(self, snapshot: Snapshot, requests: list[Request]) -> list[Request]:
+        """The requests of one call with vectors, unless the snapshot has no dense half.
 
-        Either all had vectors, checked, or none had.
+        Either all requests have vectors already, which were checked, or none has.
         """
         if not requests or all(request.vector is not None for request in requests):
             return requests
-        if state.dense is None and self.embedder.encoder is not None:
+        if snapshot.dense is None and self.embedder.encoder is not None:
             return requests
         texts = [request.text for request in requests]
         vectors = checked_vectors(self.embedder.encode(texts), self.dim, texts, "query vectors")
@@ -257,94 +238,62 @@ class HybridIndex:
             for request, vector in zip(requests, vectors, strict=True)
         ]
 
-    def tune(self, vectors, target_recall) -> int:
-        """Set and return the dense half's ef for its share of answers to query vectors."""
-        with self._write_lock:
+    def tune(self, vectors: npt.ArrayLike, target_recall: float) -> int:
+        """Set and return the `ef` of the dense half that reaches a recall on query vectors."""
+        with self.write_lock:
             if self.dense is None:
                 raise ValueError("there are no documents to tune on")
             vectors = np.array(vectors)
             useful = vectors[_has_direction(self.dense, vectors)]
             ef = self.dense.tune(useful, k=DEPTH, target_recall=target_recall)
             with self._swap_lock:
-                self._publish(self.now.version + 1)
+                self._publish(self.snapshot.version + 1)
         return ef
 
-    def _ready(self, state, settings) -> State:
-        """The state, under these settings of the sparse half."""
+    def _under(self, snapshot, settings) -> Snapshot:
+        """The snapshot under these settings of the sparse half."""
         formula = settings[1]
-        if formula == state.formula:
-            return state
-        sparse = copy.copy(state.sparse)
+        if formula == snapshot.formula:
+            return snapshot
+        sparse = snapshot.sparse._frozen()
         sparse.k1, sparse.b, sparse.variant = formula
-        ready = state._replace(sparse=sparse, formula=formula)
+        changed = snapshot._replace(sparse=sparse, formula=formula)
         with self._swap_lock:
-            if self.now is state:  # so that later searches share what is computed for the formula
-                self.now = ready
-        return ready
+            if self.snapshot is snapshot:  # later searches share what is computed for the formula
+                self.snapshot = changed
+        return changed
 
-    def _executor(self):
+    def _shared_executor(self):
         with self._swap_lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
-            return self._pool
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
+            return self._executor
 
     def check(self) -> None:
-        """Assert that the parts are whole and agree on the documents. O(everything)."""
-        with self._write_lock:
-            self._texts.check()
+        """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
+        with self.write_lock:
+            self.texts.check()
             self.sparse.check()
-            ids = self._texts.ids().tolist()
+            ids = self.texts.ids().tolist()
             assert len(self.sparse) == len(ids) == len(self)
             assert all(id_ in self.sparse for id_ in ids)
-            assert not ids or ids[-1] < self._next_id
+            assert not ids or ids[-1] < self.next_id
             if self.dense is not None:
                 self.dense.check()
                 assert self.dense.dim == self.dim
                 assert len(self.dense) == sum(id_ in self.dense for id_ in ids)
-            now = self.now
-            assert len(now.sparse) == len(ids)
-            assert now.dense is None or len(now.dense) == len(self.dense)
-
-    def state(self) -> tuple[dict, dict]:
-        """Arrays and header to store."""
-        with self._write_lock:
-            parts = {"dense": self.dense, "sparse": self.sparse, "encoder": self.embedder.lsa}
-            arrays, header = nest("texts", self._texts.state())
-            header |= {"parts": {}, "dim": self.dim, "next_id": self._next_id}
-            for name, part in parts.items():
-                if part is not None:
-                    part_arrays, part_header = nest(name, part._state())
-                    arrays |= part_arrays
-                    header |= part_header
-                    header["parts"][name] = part._stored_version
-        return arrays, header | {"needs_encoder": self.embedder.is_function}
-
-    @classmethod
-    def from_state(cls, arrays, header, seed) -> "HybridIndex":
-        """The index whose `state` this is."""
-        parts = {}
-        for name, version in header["parts"].items():
-            part = _PARTS[name]
-            if not 1 <= version <= part._stored_version:
-                raise CorruptFileError(f"{name} has format {version}, newer than this version's")
-            parts[name] = part._from_state(*unnest(name, arrays, header))
-        embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
-        index = cls(parts.get("dense"), parts["sparse"], header["dim"], embedder, seed)
-        index._texts = TextStore.from_state(*unnest("texts", arrays, header))
-        index._next_id = validation.integer(header["next_id"], "next_id", low=0)
-        if len(index) != len(index.sparse):
-            raise CorruptFileError(f"{len(index)} texts, but {len(index.sparse)} documents")
-        if index.dense is not None and index.dense.dim != index.dim:
-            raise CorruptFileError(f"dim {index.dim}, but vectors of {index.dense.dim}")
-        return index
+            snapshot = self.snapshot
+            assert len(snapshot.sparse) == len(ids)
+            if snapshot.dense is not None:
+                assert self.dense is not None and len(snapshot.dense) == len(self.dense)
 
 
-def fused(found, fusion, weight, k) -> Hits:
+def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
     """The k best of `candidates`: ids int64[n, k] and scores float64[n, k]."""
     n = len(found[0])
     answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
     flat = [part.reshape(-1) for part in (*found, *answer)]
-    _entries.fuse(*flat[:4], FUSIONS[fusion], weight, n, *flat[4:])
+    _entries.fuse(*flat[:4], _METHODS[fusion], weight, n, *flat[4:])
     return answer
 
 
@@ -354,18 +303,18 @@ def _formula(sparse) -> tuple:
 
 def _ef(settings, depth) -> int:
     ef = settings[0]
-    return ef if ef >= depth else depth + depth // 2  # .99 of the true `depth` on text
+    return ef if ef >= depth else depth + depth // 2  # recall .99 of `depth` on text
 
 
 def _has_direction(dense, vectors) -> np.ndarray:
-    """Which rows can be compared: with l2 all, otherwise those that are not zero."""
+    """Which vectors [n, d] can be compared: with l2 all, otherwise those that are not zero."""
     if dense.metric == "l2":
         return np.ones(len(vectors), np.bool_)
-    return np.abs(vectors).max(axis=1, initial=0) > _NO_LENGTH
+    return np.abs(vectors).max(axis=1, initial=0) > _MIN_LENGTH
 
 
 def _add_vectors(dense, ids, vectors):
-    """Index the vectors that have a direction; those that have none leave the index."""
+    """Index the vectors that have a direction; remove the ids of those that have none."""
     useful = _has_direction(dense, vectors)
     if useful.any():
         dense.add(vectors[useful], ids[useful])
@@ -374,8 +323,13 @@ def _add_vectors(dense, ids, vectors):
         dense.remove(gone)
 
 
+def _roll_back(index, frozen):
+    """Give an index the contents that it had when it was frozen."""
+    vars(index).update(vars(frozen))
+
+
 def _one_or_each(filters):
-    """The `filter` argument for a batch: one for all where they are the same."""
+    """The `filter` argument for a batch: one for all if they are the same object."""
     if all(one is filters[0] for one in filters):
         return filters[0]
     return filters

@@ -1,84 +1,67 @@
-"""RetrievalPipeline: dense and sparse retrieval fused, with texts and hot queries, in one file."""
+"""RetrievalPipeline: hybrid retrieval with its texts, a cache of hot queries, and one file."""
 
-import logging
-from collections.abc import Callable
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.storage import Stored, nest, unnest
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..structures.sketch import CountMinSketch
-from ..text.lsa import LsaEncoder
-from .embedder import Embedder, checked_vector, checked_vectors
-from .hybrid import FUSIONS, HybridIndex, Moment, fused
-from .query_cache import HotQueries, Request
-from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune
-
-logger = logging.getLogger(__name__)
-logger.addHandler(logging.NullHandler())
-
-
-class PipelineStats(NamedTuple):
-    """Sizes, and how often answers came from the cache.
-
-    `vectors` is less than `documents` by those whose vector is zero. `queries` counts all queries
-    ever; `cache_hits` and `cache_misses` the look-ups since the start or load.
-    """
-
-    documents: int
-    vectors: int
-    dim: int | None
-    version: int
-    queries: int
-    cached: int
-    cached_tokens: int
-    cache_hits: int
-    cache_misses: int
-    nbytes: int
+from . import persistence
+from .embedder import Embedder, Encoder, checked_vector
+from .hybrid import FUSIONS, HybridIndex
+from .query_cache import QueryCache
+from .requests import Request, make_requests
+from .snapshot import Searcher
+from .stats import PipelineStats, stats_of
+from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
 
 
 class RetrievalPipeline(Stored):
     """Hybrid retrieval: HNSW over vectors and BM25 over words, fused into one ranking.
 
-    Each half contributes its best max(100, k) documents. Any number of threads may search beside
-    one that writes; a search sees the state before or after a write, vectors and words together.
+    Each half contributes its best max(100, k) documents. Any number of threads may search while
+    one writes; a search sees the documents before or after a write, in both halves alike.
 
     Parameters
     ----------
     encoder : LsaEncoder or callable, optional
         `list[str] -> float32[n, d]`, for documents and queries. An `LsaEncoder` not yet fitted is
-        fitted on the texts of the first `add`; later texts are encoded by that model. Without one,
+        fitted on the texts of the first `add` and encodes all later texts. Without an encoder,
         `add` and `search` need `vectors`.
     dim : int, optional
         Dimension of the vectors. Default: that of the first.
     dense, sparse : HNSW, InvertedIndex, optional
-        Configured empty halves; from then on only the pipeline adds and removes. Their settings
-        (`ef_search`, `k1`, `b`, `variant`) may be changed at any time; an `ef_search` below the
-        max(100, k) documents asked for counts as 1.5 times these. Default: cosine HNSW, BM25.
+        Configured, empty halves; documents are then added and removed by the pipeline only. Their
+        settings (`ef_search`, `k1`, `b`, `variant`) may be changed at any time and apply to every
+        later search. An `ef_search` below max(100, k) is raised to 1.5 times that. Default: cosine
+        HNSW, BM25.
     fusion : "convex", "minmax", "rrf" or "dbsf"
-        How the halves' scores are made comparable (see `kernels.fusion`). "convex" is TM2C2 of
+        How the scores of the halves are normalised (see `kernels.fusion`). "convex" is TM2C2 of
         Bruch, Gai and Ingber (TOIS 2023) and needs bounded distances: with a metric other than
         cosine the default is "minmax".
     weight : float in [0, 1]
-        Share of the dense half.
+        Weight of the dense half; the sparse half has 1 - weight.
     cache_tokens : int
-        Budget of the answers kept for hot queries, each counted as the words of its query plus k.
-        0 keeps none.
+        Budget for the cached answers of hot queries, each counted as the words of its query plus k.
+        0 caches none.
     hot_threshold : int
-        Times a query must have been asked before its answer is kept.
+        How often a query must be asked for its answer to be cached.
     seed : int
 
     Notes
     -----
-    A document or query whose vector is zero (no word that LSA knows) has no direction to compare:
-    it is found, or answered, by its words alone. A query without known words is answered by its
-    vector alone.
+    A zero vector (of a text without a word that LSA knows) has no direction to compare: such a
+    document is found, and such a query answered, by its words alone. A query without known words is
+    answered by its vector alone.
 
-    `save` writes the whole file anew, however little has changed, and puts it in the place of the
-    old one in a single step: parts added to an old file would leave it half-written in a crash.
+    `save` always writes the whole file and replaces the old one atomically: appending to the old
+    file could leave it half-written after a crash.
 
     >>> pipeline = RetrievalPipeline(dim=2)
     >>> texts = ["red fox", "blue sky", "red sky at night"]
@@ -91,18 +74,10 @@ class RetrievalPipeline(Stored):
     """
 
     def __init__(
-        self,
-        *,
-        encoder: LsaEncoder | Callable | None = None,
-        dim: int | None = None,
-        dense: HNSW | None = None,
-        sparse: InvertedIndex | None = None,
-        fusion: str = "convex",
-        weight: float = 0.7,
-        cache_tokens: int = 100_000,
-        hot_threshold: int = 8,
-        seed: int = 0,
-    ):
+        self, *, encoder: Encoder | None = None, dim: int | None = None, dense: HNSW | None = None,
+        sparse: InvertedIndex | None = None, fusion: str = "convex", weight: float = 0.7,
+        cache_tokens: int = 100_000, hot_threshold: int = 8, seed: int = 0,
+    ) -> None:  # fmt: skip
         for name, part, cls in (("dense", dense, HNSW), ("sparse", sparse, InvertedIndex)):
             if part is not None and not isinstance(part, cls):
                 raise TypeError(f"{name} must be a {cls.__name__}, not {type(part).__name__}")
@@ -118,7 +93,8 @@ class RetrievalPipeline(Stored):
         self._weight = validation.real(weight, "weight", low=0, high=1)
         self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0)
         threshold = validation.integer(hot_threshold, "hot_threshold", low=1)
-        self._hot = HotQueries(self._cache_tokens, threshold, HotQueries.new_sketch(self._seed))
+        sketch = QueryCache.new_sketch(self._seed)
+        self._cache = QueryCache(self._cache_tokens, threshold, sketch)
         self._tuning: Tuning | None = None
         sparse = InvertedIndex() if sparse is None else sparse
         dim = dim if dense is None else dense.dim
@@ -135,7 +111,7 @@ class RetrievalPipeline(Stored):
         return self._index.sparse
 
     @property
-    def encoder(self):
+    def encoder(self) -> Any:
         """The encoder, or None."""
         return self._index.embedder.encoder
 
@@ -146,28 +122,28 @@ class RetrievalPipeline(Stored):
 
     @property
     def weight(self) -> float:
-        """The default share of the dense half; `tune_weight` sets it."""
+        """The default weight of the dense half; `tune_weight` sets it."""
         return self._weight
 
     @property
     def hot_threshold(self) -> int:
-        """Times a query must have been asked before its answer is kept."""
-        return self._hot.threshold
+        """How often a query must be asked for its answer to be cached."""
+        return self._cache.threshold
 
     @property
     def tuning(self) -> Tuning | None:
-        """What the last `tune_weight` found."""
+        """The result of the last `tune_weight`."""
         return self._tuning
 
     @property
     def nbytes(self) -> int:
         """Memory of both halves, the texts and the sketch."""
-        return self._index.nbytes + self._hot.sketch.nbytes
+        return self._index.nbytes + self._cache.sketch.nbytes
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __contains__(self, id) -> bool:
+    def __contains__(self, id: int) -> bool:
         return id in self._index
 
     def __repr__(self) -> str:
@@ -178,13 +154,16 @@ class RetrievalPipeline(Stored):
 
     # ---- writing ------------------------------------------------------------------------------
 
-    def add(self, ids, texts, vectors=None) -> np.ndarray:
-        """Add documents; an id that exists is replaced. Searchable on return.
+    def add(
+        self, ids: npt.ArrayLike | None, texts: str | Sequence[str],
+        vectors: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        """Add documents; one with an existing id is replaced. Searchable on return.
 
         Parameters
         ----------
         ids : int or int64[n], or None
-            Distinct, >= 0. None numbers on from the largest id ever used.
+            Distinct, >= 0. None: the numbers after the largest id ever used.
         texts : str or list of str
         vectors : float32[n, d], optional
             Default: from the encoder.
@@ -197,13 +176,13 @@ class RetrievalPipeline(Stored):
         Raises
         ------
         ValueError
-            Lengths or dimensions that do not fit, NaN, an id twice, or no vectors and no encoder.
-            Whatever is raised, also by the encoder, nothing was added.
+            Lengths or dimensions that do not fit, NaN, a repeated id, or neither vectors nor an
+            encoder. Whatever is raised, also by the encoder, nothing is added.
         """
         return self._index.add(ids, texts, vectors)
 
-    def remove(self, ids) -> None:
-        """Take documents out, at once and for every later search.
+    def remove(self, ids: npt.ArrayLike) -> None:
+        """Remove documents; no later search finds them.
 
         Raises
         ------
@@ -212,7 +191,7 @@ class RetrievalPipeline(Stored):
         """
         self._index.remove(ids)
 
-    def get(self, ids) -> list[str]:
+    def get(self, ids: npt.ArrayLike) -> list[str]:
         """The texts of documents, in the order of `ids` (which may repeat).
 
         Raises
@@ -225,8 +204,10 @@ class RetrievalPipeline(Stored):
     # ---- searching ----------------------------------------------------------------------------
 
     def search(
-        self, queries, k=10, *, vectors=None, fusion=None, weight=None, filter=None, threads=1
-    ) -> Hits:
+        self, queries: str | Sequence[str], k: int = 10, *, vectors: npt.ArrayLike | None = None,
+        fusion: str | None = None, weight: float | None = None,
+        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None, threads: int = 1,
+    ) -> Hits:  # fmt: skip
         """The k best documents for each query.
 
         Parameters
@@ -240,51 +221,43 @@ class RetrievalPipeline(Stored):
         filter : bool mask by id, ids, or a list of either (one per query), optional
             Only these documents may be hits.
         threads : int
-            From 2 on, the halves of one query run side by side, and batches are shared out.
+            With 2 or more, the halves of one query run concurrently, and the queries of a batch are
+            distributed over the threads.
 
         Returns
         -------
         Hits
             ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
-            by smaller id, missing places -1 and -inf.
+            by smaller id, padded with -1 and -inf.
         """
-        state, settings = self._index.now, self._index.settings
-        usual = type(queries) is str and filter is None and type(k) is type(threads) is int
-        if usual and k > 0 and threads == 1:
+        index = self._index
+        snapshot, settings = index.snapshot, index.settings
+        one = type(queries) is str and filter is None and type(k) is type(threads) is int
+        if one and k > 0 and threads == 1:
             if fusion is weight is None:
                 fusion, weight = self._fusion, self._weight
             else:
                 fusion, weight = self._checked_fusion(fusion, weight)
-            return self._search_one(queries, k, vectors, fusion, weight, state, settings)
+            return self._search_one(queries, k, vectors, fusion, weight, snapshot, settings)
         texts = validation.texts(queries, "queries")
         k, filters, threads = validation.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
-        requests = self._requests(texts, vectors, k, fusion, weight, filters)
+        requests = make_requests(texts, vectors, index.dim, k, fusion, weight, filters)
         hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
         if requests:
-            moment = Moment(self._index, state, settings, threads)
-            hits = self._hot.answer(requests, moment)
+            searcher = Searcher(index, snapshot, settings, threads)
+            hits = self._cache.answer(requests, searcher)
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
 
-    def _search_one(self, text, k, vector, fusion, weight, state, settings) -> Hits:
+    def _search_one(self, text, k, vector, fusion, weight, snapshot, settings) -> Hits:
         if vector is None:
-            hits = self._hot.kept_answer(text, k, fusion, weight, state.version, settings)
+            hits = self._cache.cached_answer(text, k, fusion, weight, snapshot.version, settings)
             if hits is not None:
                 return hits
         else:
             vector = checked_vector(vector, self._index.dim, text)
         request = Request(text, k, fusion, weight, vector)
-        return self._hot.answer_one(request, Moment(self._index, state, settings))
-
-    def _requests(self, texts, vectors, k, fusion, weight, filters=(None,)) -> list[Request]:
-        if vectors is None:
-            vectors = [None] * len(texts)
-        else:
-            vectors = checked_vectors(vectors, self._index.dim, texts)
-        return [
-            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
-            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
-        ]
+        return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
 
     def _checked_fusion(self, fusion, weight):
         if fusion is None:
@@ -297,12 +270,15 @@ class RetrievalPipeline(Stored):
             return fusion, self._weight
         return fusion, validation.real(weight, "weight", low=0, high=1)
 
-    def tune_weight(self, queries, relevant, *, vectors=None) -> float:
-        """Choose the dense half's share on judged queries, and make it the default.
+    def tune_weight(
+        self, queries: str | Sequence[str], relevant: Sequence, *,
+        vectors: npt.ArrayLike | None = None,
+    ) -> float:  # fmt: skip
+        """Choose the weight of the dense half on judged queries, and make it the default.
 
-        The weight of highest mean nDCG@10 of 0, .05, ... 1 is taken only if weights chosen on one
-        half of the queries do better on the other half than the present weight does: otherwise the
-        present one stays. `tuning` tells the figures, each half alone included.
+        Of 0, .05, ... 1 the weight of highest mean nDCG@10 is taken, but only if weights chosen on
+        one half of the queries are better on the other half than the present weight is. `tuning`
+        holds the figures, also those of each half of the pipeline alone.
 
         Parameters
         ----------
@@ -322,33 +298,24 @@ class RetrievalPipeline(Stored):
         ValueError
             Fewer than 2 queries have a relevant document.
         """
-        requests = self._asked(queries, vectors)
-        gains = gains_of(relevant, len(requests))
-        index = self._index
-        state = index.now
-        requests = index.encoded(state, requests)
-        found = index.candidates(state, index.settings, 1, requests)
-
-        def rank(weight):
-            return fused(found, self._fusion, weight, DEPTH).ids
-
-        self._tuning = tune(rank, gains, self._weight)
-        logger.info("tuned the fusion weight: %s", self._tuning)
-        if self._tuning.fusion_hurt:
-            logger.warning("fusion hurt at weight %g: %s", self._weight, self._tuning)
+        requests = self._tuning_requests(queries, vectors)
+        self._tuning = tune_weight(self._index, requests, relevant, self._fusion, self._weight)
         self._weight = self._tuning.weight
         return self._weight
 
-    def tune(self, queries, relevant=None, *, vectors=None, target_recall=0.99) -> Tuned:
-        """Choose the dense half's `ef_search`, and its share as `tune_weight` does, in one call.
+    def tune(
+        self, queries: str | Sequence[str], relevant: Sequence | None = None, *,
+        vectors: npt.ArrayLike | None = None, target_recall: float = 0.99,
+    ) -> Tuned:  # fmt: skip
+        """Choose `ef_search` of the dense half, and its weight as `tune_weight` does.
 
         Parameters
         ----------
         queries, relevant, vectors
-            As for `tune_weight`. Without `relevant` the weight stays.
+            As for `tune_weight`. Without `relevant` the weight is kept.
         target_recall : float
-            Share of the exact max(100, k) nearest that the dense half is to contribute: the
-            smallest ef that does on these queries becomes `dense.ef_search`.
+            Share of the exact 100 nearest that the dense half must find on these queries: the
+            smallest ef that reaches it becomes `dense.ef_search`.
 
         Returns
         -------
@@ -358,120 +325,109 @@ class RetrievalPipeline(Stored):
         Raises
         ------
         ValueError
-            As `tune_weight` and `HNSW.tune`; then nothing has changed.
+            As `tune_weight` and `HNSW.tune`; then nothing is changed.
         """
-        requests = self._asked(queries, vectors)
+        requests = self._tuning_requests(queries, vectors)
         if not requests:
             raise ValueError("tune needs at least one query")
         if relevant is not None:
             gains_of(relevant, len(requests))
         index = self._index
-        requests = index.encoded(index.now, requests)
-        vectors = [request.vector for request in requests]
-        ef = index.tune(vectors, target_recall)
+        requests = index.encode(index.snapshot, requests)
+        encoded: Any = [request.vector for request in requests]
+        ef = index.tune(encoded, target_recall)
         if relevant is not None:
-            self.tune_weight([request.text for request in requests], relevant, vectors=vectors)
+            self.tune_weight([request.text for request in requests], relevant, vectors=encoded)
         return Tuned(ef, self._weight)
 
-    def _asked(self, queries, vectors) -> list[Request]:
+    def _tuning_requests(self, queries, vectors) -> list[Request]:
         texts = validation.texts(queries, "queries")
-        return self._requests(texts, vectors, DEPTH, self._fusion, self._weight)
+        return make_requests(texts, vectors, self._index.dim, DEPTH, self._fusion, self._weight)
 
     # ---- hot queries --------------------------------------------------------------------------
 
     def hot_queries(self, k: int) -> list[tuple[str, int]]:
-        """The k most frequent queries and how often each was asked (never less than it was)."""
-        return self._hot.hottest(k)
+        """The k most frequent queries and how often each was asked; counts are upper bounds."""
+        return self._cache.hottest(k)
 
     def prime(self, k: int = 100) -> int:
-        """Answer the k hottest queries anew, so that their next search after a change is quick.
+        """Answer the k hottest queries again after a change, so that their next search is quick.
 
-        Each is answered as it was last asked (vectors, filter and all) when its answer was kept,
-        and not encoded again; one without a kept answer as a plain `search(query)`, if there is an
-        encoder.
+        A query with a cached answer is answered for the same request (vector and filter included)
+        without being encoded again; others as a plain `search(query)`, if there is an encoder.
 
         Returns
         -------
         int
             How many of the k hottest are now answered from the cache.
         """
-        moment = Moment(self._index, self._index.now, self._index.settings)
+        index = self._index
 
-        def plain(text):
+        def plain_request(text):
             if self.encoder is None:
                 return None
             return Request(text, 10, self._fusion, self._weight)
 
-        return self._hot.prime(k, plain, moment)
+        return self._cache.prime(k, plain_request, Searcher(index, index.snapshot, index.settings))
 
     def watch_hot(self, on_hot: Callable | None, on_cold: Callable | None = None) -> None:
-        """Tell a serving layer which queries are hot, so that it keeps more than their answers.
+        """Notify a serving layer of hot queries, so that it can also keep what belongs to them.
 
         Parameters
         ----------
         on_hot : callable, or None for no more calls
-            `on_hot(query, hits)`: an answer is about to be kept, because the query has become hot
-            or has a new answer after a change. What it returns is the answer's lease.
+            `on_hot(query, hits)` before an answer is cached, because the query has become hot or
+            has a new answer after a change. Its result is the lease of that answer.
         on_cold : callable, optional
-            `on_cold(lease)`, unless that is None: the answer has left the cache or been replaced.
+            `on_cold(lease)` after the answer was evicted or replaced; not if the lease is None.
 
         Notes
         -----
         Both are called in the thread that searches or primes, without a lock. If `on_hot` raises,
-        so does that call, and the answer is not kept. Pipelines are saved without them.
+        so does that search, and the answer is not cached. Hooks are not saved.
 
-        So that prompts of hot queries stay in a KVCache `cache`, with a `prompt` of your own:
+        To pin the prompts of hot queries in a KVCache `cache`, for a function `prompt` of yours:
         `pipeline.watch_hot(lambda query, hits: cache.pin(prompt(query, hits)), cache.unpin)`.
         """
         for name, function in (("on_hot", on_hot), ("on_cold", on_cold)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be callable, not {function!r}")
-        self._hot.on_hot, self._hot.on_cold = on_hot, on_cold
+        self._cache.on_hot, self._cache.on_cold = on_hot, on_cold
 
     def stats(self) -> PipelineStats:
         """Sizes and counters."""
-        cache = self._hot.cache
-        cached = (0, 0) if cache is None else cache.stats()
-        return PipelineStats(
-            documents=len(self),
-            vectors=0 if self.dense is None else len(self.dense),
-            dim=self._index.dim,
-            version=self._index.now.version,
-            queries=self._hot.sketch.total,
-            cached=cached[0],
-            cached_tokens=cached[1],
-            cache_hits=self._hot.hits,
-            cache_misses=self._hot.misses,
-            nbytes=self.nbytes,
-        )
+        return stats_of(self._index, self._cache)
 
     def check(self) -> None:
-        """Assert that the parts are whole and agree on the documents. O(everything)."""
+        """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
         self._index.check()
-        self._hot.sketch.check()
-        if self._hot.cache is not None:
-            self._hot.cache.check()
+        self._cache.sketch.check()
+        if self._cache.answers is not None:
+            self._cache.answers.check()
 
     def _state(self):
-        arrays, header = nest("index", self._index.state())
-        sketch_arrays, sketch_header = nest("sketch", self._hot.sketch._state())
+        arrays, header = nest("index", persistence.pack(self._index))
+        sketch_arrays, sketch_header = nest("sketch", self._cache.sketch._state())
         settings = {
             "fusion": self._fusion, "weight": self._weight, "seed": self._seed,
-            "cache_tokens": self._cache_tokens, "hot_threshold": self._hot.threshold,
+            "cache_tokens": self._cache_tokens, "hot_threshold": self._cache.threshold,
         }  # fmt: skip
         return arrays | sketch_arrays, header | sketch_header | {"settings": settings}
 
     @classmethod
     def _from_state(cls, arrays, header):
         pipeline = cls(**header["settings"])
-        index = HybridIndex.from_state(*unnest("index", arrays, header), pipeline._seed)
+        pipeline._index = persistence.unpack(*unnest("index", arrays, header), pipeline._seed)
         sketch = CountMinSketch._from_state(*unnest("sketch", arrays, header))
-        pipeline._index = index
-        pipeline._hot = HotQueries(pipeline._cache_tokens, pipeline._hot.threshold, sketch)
+        threshold = pipeline._cache.threshold
+        pipeline._cache = QueryCache(pipeline._cache_tokens, threshold, sketch)
         return pipeline
 
     @classmethod
-    def load(cls, path, *, encoder=None, mmap=False, verify=None):
+    def load(
+        cls, path: str | os.PathLike, *, encoder: Encoder | None = None, mmap: bool = False,
+        verify: bool | None = None,
+    ) -> "RetrievalPipeline":  # fmt: skip
         """Open a file that `save` wrote, as `HNSW.load` does, with an encoder.
 
         Parameters
@@ -479,8 +435,8 @@ class RetrievalPipeline(Stored):
         path, mmap, verify
             As for `HNSW.load`; so are the errors.
         encoder : LsaEncoder or callable, optional
-            A function is not saved and must be given again, or queries need `vectors`. An
-            `LsaEncoder` is saved; one given here takes its place.
+            A function is not saved and must be given again, else queries need `vectors`. An
+            `LsaEncoder` is saved; one given here replaces it.
         """
         pipeline = super().load(path, mmap=mmap, verify=verify)
         if encoder is not None:
@@ -489,7 +445,7 @@ class RetrievalPipeline(Stored):
 
     @staticmethod
     def _warmup() -> None:
-        pipeline = RetrievalPipeline(dim=32, hot_threshold=1)  # wide enough for codes, as usual
+        pipeline = RetrievalPipeline(dim=32, hot_threshold=1)  # wide enough to be quantized
         vectors = np.eye(8, 32, dtype=np.float32)
         pipeline.add([0, 1], ["warm up", "the kernels"], vectors[:2])
         pipeline.add(range(1, 8), ["the kernels again"] * 7, vectors[1:])

@@ -1,6 +1,9 @@
-"""The documents of a pipeline: one blob of UTF-8 bytes, in the file as it is in memory."""
+"""Stores the texts of documents in one blob of UTF-8 bytes, laid out in files as in memory."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from ..errors import CorruptFileError
@@ -15,20 +18,20 @@ from ..primitives.status import ABSENT
 
 
 class TextStore:
-    """Texts by id. Rows are only ever appended, so what a reader holds stays as it is.
+    """Texts by id. Rows are only ever appended, so a reader's arrays are never changed.
 
     State:
 
-        table   int64[C, 2]    id -> row (primitives/hash_table.py)
+        table   int64[C, 2]      id -> row (primitives/hash_table.py)
         indptr  int64[>= n + 1]  row r is blob[indptr[r]:indptr[r + 1]]
         blob    uint8[>= indptr[n]]
         n       rows in use, replaced and removed ones included
 
-    A write has two steps: `append` puts texts behind everything readers can see, `point` makes the
-    ids lead to them. The owner makes `point`, `drop` and `find` exclude one another.
+    A write has two steps: `append` writes texts after all rows that readers can see, `point` maps
+    ids to them. `point`, `drop` and `find` must not run at the same time: the owner holds a lock.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._table = empty_table(4)
         self._indptr = np.zeros(16, np.int64)
         self._blob = np.zeros(1024, np.uint8)
@@ -43,27 +46,29 @@ class TextStore:
         """Bytes of all arrays."""
         return self._table.nbytes + self._indptr.nbytes + self._blob.nbytes
 
-    def find(self, ids) -> np.ndarray:
+    def find(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Row of each id int64[n], or ABSENT."""
         rows = np.empty(ids.size, np.int64)
         table_find_many(self._table, ids, rows)
         return rows
 
-    def view(self):
-        """What `read` needs beside rows: take it together with them."""
+    def view(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """The arrays that `read` needs: take them under the same lock as the rows."""
         return self._indptr, self._blob
 
     @staticmethod
-    def read(view, rows) -> list[str]:
-        """The texts of rows that `find` gave."""
+    def read(
+        view: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]], rows: npt.NDArray[np.int64]
+    ) -> list[str]:
+        """The texts of rows that `find` returned, none of them ABSENT."""
         indptr, blob = view
         return [
             blob[indptr[row] : indptr[row + 1]].tobytes().decode("utf-8", "surrogatepass")
             for row in rows.tolist()
         ]
 
-    def append(self, texts) -> np.ndarray:
-        """Put texts behind the visible rows; return their rows int64[n]. O(bytes), amortised."""
+    def append(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Write texts after the visible rows; return their rows int64[n]. O(bytes), amortised."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         data = np.frombuffer(b"".join(encoded), np.uint8)
         start, n = int(self._indptr[self._n]), self._n + len(texts)
@@ -78,8 +83,8 @@ class TextStore:
         self._n = n
         return rows
 
-    def point(self, ids, rows) -> None:
-        """Make ids lead to rows, new ids and old ones alike. O(n), amortised."""
+    def point(self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
+        """Map ids, new or known, to rows. O(n), amortised."""
         added = int((self.find(ids) == ABSENT).sum())
         if 2 * (self._n_ids + added) > len(self._table):
             table = empty_table(2 * (self._n_ids + added))
@@ -88,13 +93,13 @@ class TextStore:
         table_set_many(self._table, ids, rows)
         self._n_ids += added
 
-    def drop(self, ids) -> None:
-        """Forget ids that are there. O(n)."""
+    def drop(self, ids: npt.NDArray[np.int64]) -> None:
+        """Remove known ids. O(n)."""
         table_remove_many(self._table, ids)
         self._n_ids -= ids.size
 
     def compacted(self) -> "TextStore":
-        """This store, or a copy without dead rows when those take more than half."""
+        """The store itself, or a copy without unused rows if those take more than half."""
         live = self._table[self._table[:, 1] != ABSENT]
         live = live[np.argsort(live[:, 1])]
         lengths = np.diff(self._indptr[: self._n + 1])[live[:, 1]]
@@ -110,7 +115,7 @@ class TextStore:
         new.point(np.ascontiguousarray(live[:, 0]), np.arange(len(live)))
         return new
 
-    def ids(self) -> np.ndarray:
+    def ids(self) -> npt.NDArray[np.int64]:
         """Every id int64[n], ascending."""
         return np.sort(self._table[self._table[:, 1] != ABSENT, 0])
 
@@ -121,9 +126,9 @@ class TextStore:
         assert self._n_ids == int(taken.sum()) <= n_rows // 2
         rows = self._table[taken, 1]
         assert ((rows >= 0) & (rows < self._n)).all()
-        led_to = np.zeros(self._n, np.bool_)
-        led_to[rows] = True
-        assert int(led_to.sum()) == rows.size, "two ids lead to one row"
+        used_by_id = np.zeros(self._n, np.bool_)
+        used_by_id[rows] = True
+        assert int(used_by_id.sum()) == rows.size, "two ids have one row"
         assert (self.find(self._table[taken, 0].copy()) == rows).all()
         used = self._indptr[: self._n + 1]
         assert used[0] == 0 and (np.diff(used) >= 0).all() and used[-1] <= self._blob.size
@@ -139,7 +144,7 @@ class TextStore:
         return arrays, {"n_ids": self._n_ids}
 
     @classmethod
-    def from_state(cls, arrays, header) -> "TextStore":
+    def from_state(cls, arrays: dict, header: dict) -> "TextStore":
         """The store whose `state` this is. Reads the table, not the texts."""
         store = cls()
         table, blob = arrays["table"], arrays["blob"]
@@ -152,14 +157,14 @@ class TextStore:
         store._n = store._indptr.size - 1
         store._n_ids = validation.integer(header["n_ids"], "n_ids", low=0)
         try:
-            store.check()  # a table without an empty row would be searched for ever
+            store.check()  # a search in a table without an empty row would not end
         except AssertionError:
-            raise CorruptFileError("the text table does not lead to the texts") from None
+            raise CorruptFileError("the text table does not fit the texts") from None
         return store
 
 
 def _grown(array, size) -> np.ndarray:
-    """A copy with room for `size` and half as much again; the old one stays as readers see it."""
+    """A copy with capacity for `size` entries and half as many again; readers keep the old one."""
     new = np.zeros(size + size // 2, array.dtype)
     new[: array.size] = array
     return new

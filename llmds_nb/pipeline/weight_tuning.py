@@ -1,21 +1,28 @@
-"""Choosing the dense half's share on judged queries, with a held-out check."""
+"""Chooses the fusion weight on judged queries, with a held-out check."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .hybrid import HybridIndex, fuse
+from .requests import Request
+
+logger = logging.getLogger(__name__)
 
 DEPTH = 10
 _WEIGHTS = np.round(np.linspace(0, 1, 21), 2)
 
 
 class Tuning(NamedTuple):
-    """What `tune_weight` found; the figures are mean nDCG@10 over the judged queries.
+    """The result of `tune_weight`; all but `weight` are mean nDCG@10 over the judged queries.
 
-    `held_out`: each half of the queries at the weight that is best for the other half. `weight` is
-    the one that is best for all, if `held_out` beats `before`, else the one from before.
+    `before` is that of the previous weight. `held_out` is measured by two-fold cross-validation:
+    each half of the queries at the weight that is best for the other half. `weight` is the best for
+    all queries if `held_out` is above `before`, else the previous one, and `ndcg` is its nDCG.
     """
 
     weight: float
@@ -27,18 +34,18 @@ class Tuning(NamedTuple):
 
     @property
     def fusion_hurt(self) -> bool:
-        """Whether, at the weight from before, the better half alone ranked better than both."""
+        """Whether the dense or the sparse half alone ranked better than both at `before`."""
         return self.before < max(self.dense_alone, self.sparse_alone)
 
 
 class Tuned(NamedTuple):
-    """What `tune` chose: candidates that the dense half keeps, and its share."""
+    """The result of `tune`: `ef_search` and weight of the dense half."""
 
     ef: int
     weight: float
 
 
-def gains_of(relevant, n_queries) -> list[dict[int, float]]:
+def gains_of(relevant: Any, n_queries: int) -> list[dict[int, float]]:
     """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
     if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):
         raise TypeError(f"relevant must hold ids for each query, not {relevant!r}")
@@ -66,7 +73,7 @@ def _judged(gains) -> list[int]:
     return [i for i, of_query in enumerate(gains) if any(of_query.values())]
 
 
-def ndcg(ids, gains) -> float:
+def ndcg(ids: npt.NDArray[np.int64], gains: Mapping[int, float]) -> float:
     """nDCG with linear gain (Jarvelin and Kekalainen 2002) of one ranking int64[DEPTH]."""
     discounts = 1 / np.log2(np.arange(len(ids)) + 2)
     ideal = sorted(gains.values(), reverse=True)[: len(ids)]
@@ -74,7 +81,26 @@ def ndcg(ids, gains) -> float:
     return float(found @ discounts / (np.array(ideal) @ discounts[: len(ideal)]))
 
 
-def tune(rank, gains, present) -> Tuning:
+def tune_weight(
+    index: HybridIndex, requests: list[Request], relevant: Any, fusion: str, present: float
+) -> Tuning:
+    """The best weight for judged queries; see RetrievalPipeline.tune_weight."""
+    gains = gains_of(relevant, len(requests))
+    snapshot = index.snapshot
+    requests = index.encode(snapshot, requests)
+    found = index.candidates(snapshot, index.settings, 1, requests)
+    tuning = _tune(lambda weight: fuse(found, fusion, weight, DEPTH).ids, gains, present)
+    logger.info("tuned the fusion weight: %s", tuning)
+    if tuning.fusion_hurt:
+        logger.warning("fusion hurt at weight %g: %s", present, tuning)
+    return tuning
+
+
+def _tune(
+    rank: Callable[[float], npt.NDArray[np.int64]],
+    gains: Sequence[Mapping[int, float]],
+    present: float,
+) -> Tuning:
     """The best weight for queries with `gains`; `rank(weight)` gives int64[n, DEPTH]."""
     judged = _judged(gains)
 
@@ -101,6 +127,6 @@ def tune(rank, gains, present) -> Tuning:
 
 
 def _best(scores, present) -> int:
-    """The weight of highest mean; of equals the nearest to the present one."""
+    """The index of the weight of highest mean; of equals the nearest to the present one."""
     means = scores.mean(axis=1)
     return int(np.lexsort((np.abs(_WEIGHTS - present), -means))[0])

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from llmds_nb import HNSW, RetrievalPipeline
+from llmds_nb.pipeline import persistence
 
 from .samples import DOCUMENTS, MATRIX, small
 
 
 def everything(pipeline):
-    arrays, header = pipeline._index.state()
+    arrays, header = persistence.pack(pipeline._index)
     return {name: array.tobytes() for name, array in arrays.items()}, json.dumps(header)
 
 
@@ -46,7 +47,7 @@ def test_half_that_fails_leaves_nothing(monkeypatch, method):
     before = everything(pipeline)
 
     def fail(*args, **kwargs):
-        raise MemoryError("no room")
+        raise MemoryError("no memory")
 
     monkeypatch.setattr(pipeline.dense, method, fail)
     with pytest.raises(MemoryError):

@@ -1,18 +1,20 @@
-"""Fusion of a dense and a sparse ranking of one query into one.
+"""Fuses the dense and the sparse ranking of a query into one ranking.
 
-Input, the lists of n queries one after the other, each sorted best first, missing places at its
-end; a or b may be 0:
+Input: the lists of n queries, concatenated, a or b entries each (either may be 0). A list is sorted
+best first and padded at its end:
 
-    dense_ids       int64[n * a]     distinct in a list; -1 marks a missing place
-    dense_distances float32[n * a]   lower is better; the score is the negative
-    sparse_ids      int64[n * b]     likewise
-    sparse_scores   float64[n * b]   higher is better
+    dense_ids        int64[n * a]    distinct in a list; -1 is padding
+    dense_distances  float32[n * a]  lower is better; the score is the negative distance
+    sparse_ids       int64[n * b]    as dense_ids
+    sparse_scores    float64[n * b]  higher is better
 
-Output: ids int64[n * k] and scores float64[n * k], best first, equal scores by smaller id, missing
-places -1 and -inf.
+Output, best first, equal scores by smaller id, padded with -1 and -inf:
 
-A candidate's fused score is `weight * f(dense) + (1 - weight) * f(sparse)`; a side that did not
-return the candidate contributes 0, which is what f gives to that side's floor:
+    out_ids     int64[n * k]
+    out_scores  float64[n * k]
+
+The fused score of a candidate is `weight * f(dense) + (1 - weight) * f(sparse)`. A side that did
+not return the candidate contributes 0, the value of f at that side's floor:
 
     CONVEX  f(s) = (s - floor) / (max - floor): the theoretical minimum and the query's maximum,
             TM2C2 of Bruch, Gai and Ingber (TOIS 2023). Floors: cosine distance 2, BM25 score 0.
@@ -38,7 +40,7 @@ SPARSE_FLOOR = 0.0
 
 @kernel(internal=True)
 def _normalise(scores, n, method, floor):
-    """Replace scores[:n], best first, by f of each. O(n)."""
+    """Replace scores[:n], sorted best first, by f of each. O(n)."""
     if n == 0:
         return
     if method == RRF:
@@ -62,7 +64,7 @@ def _normalise(scores, n, method, floor):
         deviation = np.sqrt(squares / max(n - 1, 1))
         low = mean - 3.0 * deviation
         span = 6.0 * deviation
-        if scores[0] == scores[n - 1]:  # rounding of the mean must not decide
+        if scores[0] == scores[n - 1]:  # the deviation may be > 0 by rounding of the mean
             span = 0.0
     for i in range(n):
         scores[i] = (scores[i] - low) / span if span > 0.0 else equal
@@ -70,7 +72,7 @@ def _normalise(scores, n, method, floor):
 
 @kernel(internal=True)
 def _count(ids):
-    """Places taken at the start of a list. O(n)."""
+    """Entries of a list before its padding. O(n)."""
     n = 0
     while n < ids.size and ids[n] >= 0:
         n += 1
@@ -78,23 +80,23 @@ def _count(ids):
 
 
 @kernel(internal=True)
-def _row_of(table, ids, id_):
-    """The row of `table` that holds the place of id_ in `ids`, or the empty one where it would be.
+def _slot_of(table, ids, id_):
+    """The slot of `table` with the position of id_ in `ids`, or the empty slot for it.
 
-    table int32[C], C a power of two and at least twice the ids in it. O(1) expected.
+    table int32[C], C a power of two and at least twice the number of ids. O(1) expected.
     """
     mask = np.uint64(table.size - 1)
-    row = mix64(id_) & mask
-    while table[row] != ABSENT and ids[table[row]] != id_:
-        row = (row + np.uint64(1)) & mask
-    return row
+    slot = mix64(id_) & mask
+    while table[slot] != ABSENT and ids[table[slot]] != id_:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
 
 
 @kernel(nogil=True)
 def fusion_combine_many(
     dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, n, out_ids, out_scores
 ):
-    """Fuse the lists of n > 0 queries as the module says. O((a + b) log k) per query."""
+    """Fuse the lists of n > 0 queries, as in the module docstring. O((a + b) log k) per query."""
     dense_ids, dense_distances = borrowed(dense_ids), borrowed(dense_distances)
     sparse_ids, sparse_scores = borrowed(sparse_ids), borrowed(sparse_scores)
     out_ids, out_scores = borrowed(out_ids), borrowed(out_scores)
@@ -116,17 +118,17 @@ def fusion_combine_many(
         _normalise(sparse, n_sparse, method, SPARSE_FLOOR)
         table[:] = ABSENT
         for i in range(n_sparse):
-            table[_row_of(table, of_sparse, of_sparse[i])] = i
+            table[_slot_of(table, of_sparse, of_sparse[i])] = i
             matched[i] = False
         ids, scores = out_ids[query * k :][:k], out_scores[query * k :][:k]
         kept = 0
         for i in range(n_dense):
             id_ = of_dense[i]
             score = weight * dense[i]
-            place = table[_row_of(table, of_sparse, id_)]
-            if place != ABSENT:
-                matched[place] = True
-                score += (1.0 - weight) * sparse[place]
+            position = table[_slot_of(table, of_sparse, id_)]
+            if position != ABSENT:
+                matched[position] = True
+                score += (1.0 - weight) * sparse[position]
             kept = topk_push(scores, ids, kept, score, id_)
         for i in range(n_sparse):
             if not matched[i]:

@@ -1,0 +1,55 @@
+"""Packs a hybrid index, with its parts and its texts, into arrays and a header, and back."""
+
+from typing import Any
+
+from .._core import validation
+from .._core.storage import Stored, nest, unnest
+from ..bm25.index import InvertedIndex
+from ..errors import CorruptFileError
+from ..hnsw.index import HNSW
+from ..text.lsa import LsaEncoder
+from .embedder import Embedder
+from .hybrid import HybridIndex
+from .text_store import TextStore
+
+_PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
+
+
+def pack(index: HybridIndex) -> tuple[dict, dict]:
+    """Arrays and header to store."""
+    with index.write_lock:
+        parts = {"dense": index.dense, "sparse": index.sparse, "encoder": index.embedder.lsa}
+        arrays, header = nest("texts", index.texts.state())
+        header |= {"parts": {}, "dim": index.dim, "next_id": index.next_id}
+        for name, part in parts.items():
+            if part is not None:
+                part_arrays, part_header = nest(name, part._state())
+                arrays |= part_arrays
+                header |= part_header
+                header["parts"][name] = part._stored_version
+    return arrays, header | {"needs_encoder": index.embedder.is_function}
+
+
+def unpack(arrays: dict, header: dict, seed: int) -> HybridIndex:
+    """The index that `pack` packed.
+
+    Raises
+    ------
+    CorruptFileError
+        A part has a newer format than this version reads, or the parts do not fit together.
+    """
+    parts: dict[str, Any] = {}
+    for name, version in header["parts"].items():
+        part = _PARTS[name]
+        if not 1 <= version <= part._stored_version:
+            raise CorruptFileError(f"{name} has format {version}, newer than this version's")
+        parts[name] = part._from_state(*unnest(name, arrays, header))
+    embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
+    index = HybridIndex(parts.get("dense"), parts["sparse"], header["dim"], embedder, seed)
+    index.texts = TextStore.from_state(*unnest("texts", arrays, header))
+    index.next_id = validation.integer(header["next_id"], "next_id", low=0)
+    if len(index) != len(index.sparse):
+        raise CorruptFileError(f"{len(index)} texts, but {len(index.sparse)} documents")
+    if index.dense is not None and index.dense.dim != index.dim:
+        raise CorruptFileError(f"dim {index.dim}, but vectors of {index.dense.dim}")
+    return index
