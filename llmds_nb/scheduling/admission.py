@@ -1,19 +1,24 @@
-"""AdmissionController: which requests to let in, by requests and by tokens per second."""
+"""AdmissionController: rate limits on requests and on tokens per second."""
 
 import math
 import threading
 import time
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
+from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
+from .request_queue import Clock
 
+TokenBuckets: Any = k.TokenBuckets  # a named tuple class: see _core/state.py
 _NS = 1_000_000_000
 _MAX_GRAINS = 2**62
-_REASONS = {k.OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
+_REASONS = {OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
 
 
 class Admission(NamedTuple):
@@ -33,10 +38,10 @@ class AdmissionStats(NamedTuple):
     refused_by_qps: int
     refused_by_tokens: int
     too_large: int
-    qps: float  # requests per second that came
+    qps: float  # requests per second, admitted or not
     admitted_qps: float
     admitted_token_rate: float  # tokens per second
-    available_requests: float  # what the buckets hold now; inf without a limit
+    available_requests: float  # in the buckets now; inf without a limit
     available_tokens: float
 
 
@@ -55,12 +60,12 @@ class AdmissionController:
     burst_ms : float
         How long an idle bucket fills.
     clock : callable
-        Returns integer nanoseconds. A clock that goes back counts as standing still.
+        Returns integer nanoseconds. Where it goes back, the latest time seen is used.
 
     Notes
     -----
-    Refusals are for one of these reasons: "qps" or "tokens", the bucket that takes longer to hold
-    enough; "too_large", more tokens than the bucket ever holds, so waiting never helps.
+    The reason of a refusal is "qps" or "tokens", the bucket that takes longer to hold enough, or
+    "too_large": more tokens than the bucket ever holds, so that waiting never helps.
 
     >>> now = 0
     >>> control = AdmissionController(qps_limit=2, token_rate_limit=100, clock=lambda: now)
@@ -76,28 +81,28 @@ class AdmissionController:
 
     def __init__(
         self,
-        qps_limit=None,
-        token_rate_limit=None,
+        qps_limit: float | None = None,
+        token_rate_limit: float | None = None,
         *,
-        burst_ms=1000.0,
-        clock=time.monotonic_ns,
-    ):
+        burst_ms: float = 1000.0,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
-        self._bucket = np.zeros((2, 6), np.int64)
-        self._bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
-        self._bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
-        self._counter = np.zeros(7, np.int64)
-        self._average = np.zeros(3)
+        buckets = TokenBuckets(
+            bucket=np.zeros((2, 6), np.int64), counter=np.zeros(7, np.int64), average=np.zeros(3)
+        )
+        buckets.bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
+        buckets.bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
+        buckets.counter[k.LAST_NS] = validation.now_ns(clock)
         self._clock = clock
-        self._counter[k.LAST_NS] = validation.now_ns(clock)
-        self._arrays = self._bucket, self._counter, self._average
+        self._handle = Handle(buckets)
         self._one, self._answer = np.zeros(1, np.int64), np.zeros(1, np.bool_)  # of single calls
         self._lock = threading.Lock()
 
-    def admit(self, tokens=0) -> Admission:
-        """Admit one request of `tokens` tokens, or say why not and when to come back. O(1).
+    def admit(self, tokens: int = 0) -> Admission:
+        """Admit one request of `tokens` tokens, or return why not and when to retry. O(1).
 
         An identical request is admitted `retry_after_ms` later, if nothing else is meanwhile.
 
@@ -106,17 +111,19 @@ class AdmissionController:
         ValueError
             `tokens` is negative.
         """
-        if type(tokens) is not int or not 0 <= tokens <= k.MOST_TOKENS:  # else checked enough
-            tokens = validation.integer(tokens, "tokens", low=0, high=k.MOST_TOKENS)
+        if type(tokens) is not int or not 0 <= tokens <= k.MAX_TOKENS:
+            tokens = validation.integer(tokens, "tokens", low=0, high=k.MAX_TOKENS)
         with self._lock:
             now = validation.now_ns(self._clock)
             self._one[0] = tokens
-            reason, wait = k.admission_admit_many(*self._arrays, now, self._one, self._answer)
+            reason, wait = k.admission_admit_many(
+                self._handle.address, now, self._one, self._answer
+            )
         retry = math.inf if wait == k.NEVER else wait / 1e6
-        return Admission(reason == k.OK, _REASONS[reason], retry)
+        return Admission(reason == OK, _REASONS[reason], retry)
 
-    def admit_many(self, tokens) -> np.ndarray:
-        """Admit requests at one instant, first come first served; a refusal takes nothing. O(n).
+    def admit_many(self, tokens: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Admit requests that arrive at one time, in order; a refusal takes nothing. O(n).
 
         Parameters
         ----------
@@ -126,46 +133,47 @@ class AdmissionController:
         -------
         bool[n]
         """
-        tokens = validation.for_kernel(tokens, "tokens", validation.INT64, high=k.MOST_TOKENS)
+        tokens = validation.for_kernel(tokens, "tokens", validation.INT64, high=k.MAX_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
         with self._lock:
             now = validation.now_ns(self._clock)
-            status, i = k.admission_admit_many(*self._arrays, now, tokens, admitted)
-        if status == k.INVALID:
-            raise ValueError(f"tokens must be in [0, {k.MOST_TOKENS}], not {tokens[i]}")
+            status, i = k.admission_admit_many(self._handle.address, now, tokens, admitted)
+        if status == INVALID:
+            raise ValueError(f"tokens must be in [0, {k.MAX_TOKENS}], not {tokens[i]}")
         return admitted
 
     def stats(self) -> AdmissionStats:
         """Return counts, moving averages and what the buckets hold now. O(1)."""
+        bucket, counter, average = self._handle.state
         with self._lock:
             now = validation.now_ns(self._clock)
-            k.admission_advance(*self._arrays, now)
+            k.admission_advance(self._handle.address, now)
             available = [
-                int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf
-                for row in self._bucket
+                int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf for row in bucket
             ]
-            return AdmissionStats(*self._counter[1:].tolist(), *self._average.tolist(), *available)
+            return AdmissionStats(*counter[1:].tolist(), *average.tolist(), *available)
 
     def __repr__(self) -> str:
+        bucket, counter, _ = self._handle.state
         rates = [
             f"{name}={row[k.RATE] * _NS / row[k.UNIT]:g}" if row[k.RATE] else f"{name}=None"
-            for name, row in zip(("qps_limit", "token_rate_limit"), self._bucket, strict=True)
+            for name, row in zip(("qps_limit", "token_rate_limit"), bucket, strict=True)
         ]
-        return f"<AdmissionController: {', '.join(rates)}, admitted {self._counter[k.ADMITTED]}>"
+        return f"<AdmissionController: {', '.join(rates)}, admitted {counter[k.ADMITTED]}>"
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(array.nbytes for array in self._arrays)
+        return sum(array.nbytes for array in self._handle.state)
 
     def check(self) -> None:
         """Assert every invariant written in kernels/token_bucket.py. O(1)."""
-        bucket = self._bucket
+        bucket, counter, average = self._handle.state
         assert (bucket >= 0).all()
         assert (bucket[:, k.LEVEL] <= bucket[:, k.CAPACITY]).all()
         assert (bucket[:, k.CAPACITY] < _MAX_GRAINS).all()
-        assert (self._counter[1:] >= 0).all()
-        assert np.isfinite(self._average).all() and (self._average >= 0).all()
+        assert (counter[1:] >= 0).all()
+        assert np.isfinite(average).all() and (average >= 0).all()
 
     @staticmethod
     def _warmup() -> None:
@@ -176,7 +184,7 @@ class AdmissionController:
 
 
 def _bucket(rate, name, burst_ms):
-    """A full row of `bucket`."""
+    """The row of a full bucket."""
     if rate is None:
         return 0
     rate = Fraction(validation.real(rate, name, above=0.0))

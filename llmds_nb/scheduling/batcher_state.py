@@ -14,6 +14,8 @@ from .kernels import continuous as k, queue_state as s
 from .kernels.sequence_pages import pages_missing
 from .request_queue import RequestQueue
 
+Batcher: Any = k.Batcher  # a named tuple class: see _core/state.py
+
 
 class BatcherState:
     """The state of kernels/continuous.py, with what it does to the cache.
@@ -41,7 +43,7 @@ class BatcherState:
         self.cache, self.queue = cache, queue
         most = min(max_step_tokens, cache.n_pages * cache.page_size * max_running)
         self.handle = Handle(
-            k.Batcher(
+            Batcher(
                 queue=queue.handle.address,
                 cache=cache._cache_state.handle.address,
                 max_step_tokens=max_step_tokens,

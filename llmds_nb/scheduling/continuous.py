@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .._core import validation
 from ..kv.cache import KVCache
-from ..kv.salts import check_salt
+from ..kv.salts import Salt, check_salt
 from ..primitives.status import ABSENT, INVALID, PRESENT
 from .batcher_state import BatcherState
 from .kernels import continuous as k, queue_state as s
@@ -151,7 +151,7 @@ class ContinuousBatcher:
         prompt_tokens: npt.ArrayLike,
         *,
         max_new_tokens: int,
-        salt: int | bytes | str = 0,
+        salt: Salt = 0,
         slo_ms: float | None = None,
         priority: int = 0,
         tenant: int = 0,
@@ -368,4 +368,4 @@ def _mask(finished, n) -> npt.NDArray[np.bool_]:
         raise TypeError(f"finished must be booleans, not {mask.dtype}")
     if mask.shape != (n,):
         raise ValueError(f"finished must have shape [{n}], not {list(mask.shape)}")
-    return np.require(mask, np.bool_, "CAW")
+    return np.require(mask, np.bool_, ["C", "A", "W"])

@@ -2,16 +2,19 @@
 
 import hashlib
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
 from .._core.validation import INT32, INT32_MAX
-from ..kv.salts import check_salt, salt_bytes
+from ..kv.salts import Salt, check_salt, salt_bytes
 from ..primitives.status import ABSENT, INVALID
 from .kernels import router as k
 
+Router: Any = k.Router  # a named tuple class: see _core/state.py
 _MOST_REPLICAS = 4096
 _LARGEST = np.finfo(np.float64).max  # infinity times no load would not be a number
 
@@ -21,14 +24,14 @@ class RouterStats(NamedTuple):
 
     replicas: int
     routed: int
-    followed: int  # went where a prefix of theirs had gone
-    spilled: int  # did not go where the longest known prefix was: too much was sent there already
+    followed: int  # went to a replica that had been sent a prefix of theirs
+    spilled: int  # whose longest known prefix was on an overloaded replica
     prefixes: int  # whole-page prefixes remembered
-    imbalance: float  # load of the replica that has most / mean load; 1.0 at the start
+    imbalance: float  # largest load / mean load; 1.0 at the start
 
 
-def _root(salt) -> np.ndarray:
-    """Where the hash chain of a tenant starts, uint64[2]."""
+def _root(salt) -> npt.NDArray[np.uint64]:
+    """Where the hash chain of a salt starts, uint64[2]."""
     digest = hashlib.blake2b(salt_bytes(salt), digest_size=16, person=b"llmds_nb route")
     return np.frombuffer(digest.digest(), "<u8").astype(np.uint64)
 
@@ -41,10 +44,11 @@ class PrefixRouter:
 
     It remembers, for every prefix of whole pages that it has seen, the replica it was last sent to,
     in a table of fixed size that forgets the oldest. A prompt goes to the replica of its longest
-    known prefix, unless that one has too much: a load above `max_imbalance` times the mean (counted
-    as if each had been sent eight prompts like this one besides). Then the next shorter prefixes
-    are asked, and at last rendezvous hashing on the first page decides among those that have not
-    too much. Load is prompt tokens sent (and one per request), halved every 256 routes per replica.
+    known prefix, unless that one is overloaded: its load is above `max_imbalance` times the mean
+    (counted as if each had been sent eight more prompts like this one). Then the next shorter
+    prefixes are tried, and at last rendezvous hashing on the first page decides among the replicas
+    that are not overloaded. Load is prompt tokens sent, plus one per request, halved every 256
+    routes per replica.
 
     Parameters
     ----------
@@ -53,17 +57,17 @@ class PrefixRouter:
     page_size : int
         Tokens per page, a power of two from 1 to 4096: that of the caches.
     max_imbalance : float
-        At least 1; infinity always follows the prefix.
+        The bound on load, at least 1; with infinity a prompt always follows its prefix.
     max_prefixes : int
         Prefixes remembered, rounded up to a power of two; 24 bytes each.
 
     Notes
     -----
-    The hash has no key, so routers on several machines agree on what they have not seen. Only the
-    hit ratio depends on it: two prefixes that collide go to the same replica, no more. A route is
-    O(tokens + pages + replicas). Thread-safe by one lock per object; a call that raises has changed
-    nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans. Networking 1998; bounded
-    loads: Mirrokni et al., SODA 2018.
+    The hash has no key, so routers on several machines send a prompt that none of them has seen to
+    the same replica. Two prefixes that collide go to one replica, which costs hits and nothing
+    else. A route is O(tokens + pages + replicas). Thread-safe by one lock per object; a call that
+    raises has changed nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans.
+    Networking 1998; bounded loads: Mirrokni et al., SODA 2018.
 
     >>> import numpy as np
     >>> router = PrefixRouter(3, page_size=4)
@@ -78,28 +82,41 @@ class PrefixRouter:
     (False, True)
     """
 
-    def __init__(self, n_replicas, *, page_size=512, max_imbalance=1.25, max_prefixes=2**18):
+    def __init__(
+        self,
+        n_replicas: int,
+        *,
+        page_size: int = 512,
+        max_imbalance: float = 1.25,
+        max_prefixes: int = 2**18,
+    ) -> None:
         n = validation.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
         self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         self.max_imbalance = validation.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
         slots = validation.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
         slots = max(k.WAYS, 1 << (slots - 1).bit_length())
-        self._prefix = np.zeros((slots, 3), np.uint64)
-        self._replica = np.zeros((n, 2), np.int64)
-        self._replica[:, k.ID] = np.arange(n)
-        self._meta = np.zeros(k.N_META, np.int64)
+        replica = np.zeros((n, 2), np.int64)
+        replica[:, k.ID] = np.arange(n)
+        self._handle = Handle(
+            Router(
+                prefix=np.zeros((slots, 3), np.uint64),
+                replica=replica,
+                meta=np.zeros(k.N_META, np.int64),
+                page_size=self.page_size,
+            )
+        )
         self._next_id = n
         self._lock = threading.Lock()
 
-    def route(self, tokens, *, salt=0) -> int:
-        """Choose a replica for a prompt and remember that it has it. O(tokens + replicas).
+    def route(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+        """Choose a replica for a prompt and remember the choice. O(tokens + replicas).
 
         Parameters
         ----------
         tokens : int32[n]
             The prompt; may be empty. An array is read without a copy.
         salt : int, bytes or str
-            Tenant: equal tokens of two salts have nothing in common, as in a KVCache.
+            Prefixes are shared only within a salt, as in a KVCache.
 
         Returns
         -------
@@ -113,11 +130,9 @@ class PrefixRouter:
         """
         tokens = validation.for_kernel(tokens, "tokens", INT32)
         root = _ROOT_0 if type(salt) is int and salt == 0 else _root(check_salt(salt))
+        imbalance = min(self.max_imbalance, _LARGEST)
         with self._lock:
-            id_ = k.route_one(
-                self._prefix, self._replica, self._meta, root, tokens, self.page_size,
-                min(self.max_imbalance, _LARGEST),
-            )  # fmt: skip
+            id_ = k.route_one(self._handle.address, root, tokens, imbalance)
         if id_ == INVALID:
             raise ValueError(f"tokens must be in [0, {INT32_MAX}], not {tokens.min()}")
         return id_
@@ -125,8 +140,8 @@ class PrefixRouter:
     def add(self) -> int:
         """Add a replica and return its number, which was never used before. O(replicas).
 
-        It gets its share of prefixes that are new; known ones stay where they are cached. It starts
-        with the mean load, so that not everything goes to it at first.
+        It gets its share of new prefixes; known ones stay where they are cached. It starts with the
+        mean load, so that not every prompt goes to it at first.
 
         Raises
         ------
@@ -134,17 +149,18 @@ class PrefixRouter:
             There are 4,096 already.
         """
         with self._lock:
-            n = len(self._replica)
+            state, n = self._handle.state, len(self)
             if n == _MOST_REPLICAS:
                 raise ValueError(f"there are {n} replicas already, the most there may be")
-            id_, load = self._next_id, int(self._meta[k.LOADED]) // n
-            self._replica = np.concatenate([self._replica, [[id_, load]]])
-            self._meta[k.LOADED] += load
+            id_, load = self._next_id, int(state.meta[k.LOADED]) // n
+            replica = np.concatenate([state.replica, [[id_, load]]])
+            self._handle.replace(state._replace(replica=replica))
+            state.meta[k.LOADED] += load
             self._next_id += 1
         return id_
 
-    def remove(self, replica) -> None:
-        """Take a replica away: what went there goes elsewhere, all else stays. O(replicas).
+    def remove(self, replica: int) -> None:
+        """Take a replica away: its prefixes go elsewhere, all others stay. O(replicas).
 
         Raises
         ------
@@ -155,29 +171,30 @@ class PrefixRouter:
         """
         id_ = validation.natural(replica, "replica")
         with self._lock:
-            row = k.replica_row(self._replica, id_)
+            state, row = self._handle.state, k.replica_row(self._handle.address, id_)
             if row == ABSENT:
                 raise KeyError(f"no replica has number {id_}")
-            if len(self._replica) == 1:
+            if len(self) == 1:
                 raise ValueError(f"replica {id_} is the last one")
-            self._meta[k.LOADED] -= self._replica[row, k.LOAD]
-            self._replica = np.delete(self._replica, row, axis=0)
+            state.meta[k.LOADED] -= state.replica[row, k.LOAD]
+            rest = np.ascontiguousarray(np.delete(state.replica, row, axis=0))
+            self._handle.replace(state._replace(replica=rest))
 
     @property
     def replicas(self) -> list[int]:
         """The numbers of the replicas there are, rising."""
         with self._lock:
-            return self._replica[:, k.ID].tolist()
+            return self._handle.state.replica[:, k.ID].tolist()
 
     @property
     def loads(self) -> dict[int, int]:
         """The load of each replica, by its number."""
         with self._lock:
-            return dict(self._replica.tolist())
+            return dict(self._handle.state.replica.tolist())
 
     def __len__(self) -> int:
         """Return how many replicas there are."""
-        return len(self._replica)
+        return len(self._handle.state.replica)
 
     def __repr__(self) -> str:
         return (
@@ -188,34 +205,35 @@ class PrefixRouter:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self._prefix.nbytes + self._replica.nbytes + self._meta.nbytes
+        prefix, replica, meta, _ = self._handle.state
+        return prefix.nbytes + replica.nbytes + meta.nbytes
 
     def stats(self) -> RouterStats:
         """Return counts and loads. O(slots of the table)."""
         with self._lock:
-            meta, n = self._meta.tolist(), len(self._replica)
-            most = int(self._replica[:, k.LOAD].max())
+            state, n = self._handle.state, len(self)
+            meta, most = state.meta.tolist(), int(state.replica[:, k.LOAD].max())
             return RouterStats(
                 replicas=n,
                 routed=meta[k.ROUTES],
                 followed=meta[k.FOLLOWED],
                 spilled=meta[k.SPILLED],
-                prefixes=int((self._prefix[:, k.OWNER] != 0).sum()),
+                prefixes=int((state.prefix[:, k.OWNER] != 0).sum()),
                 imbalance=most * n / meta[k.LOADED] if meta[k.LOADED] else 1.0,
             )
 
     def check(self) -> None:
         """Assert every invariant written in kernels/router.py. O(slots of the table)."""
         with self._lock:
-            meta, replica = self._meta, self._replica
-            used = self._prefix[:, k.OWNER] != 0
+            prefix, replica, meta, _ = self._handle.state
+            used = prefix[:, k.OWNER] != 0
             buckets = np.flatnonzero(used) // k.WAYS
-            hashes = self._prefix[used, k.HASH]
+            hashes = prefix[used, k.HASH]
             assert (hashes & np.uint64(len(used) // k.WAYS - 1) == buckets.astype(np.uint64)).all()
             assert np.unique(hashes).size == hashes.size
-            assert (self._prefix[used, k.OWNER] <= self._next_id).all()
-            assert (self._prefix[used, k.STAMP] >= 1).all() and not self._prefix[~used].any()
-            assert (self._prefix[used, k.STAMP] <= meta[k.ROUTES]).all()
+            assert (prefix[used, k.OWNER] <= self._next_id).all()
+            assert (prefix[used, k.STAMP] >= 1).all() and not prefix[~used].any()
+            assert (prefix[used, k.STAMP] <= meta[k.ROUTES]).all()
             assert (np.diff(replica[:, k.ID]) > 0).all() and replica[-1, k.ID] < self._next_id
             assert (replica >= 0).all() and replica[:, k.LOAD].sum() == meta[k.LOADED]
             assert 0 <= meta[k.SINCE] <= meta[k.ROUTES] >= meta[k.FOLLOWED] >= 0

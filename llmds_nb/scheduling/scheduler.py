@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from .request_queue import (
     request_priorities,
     request_terms,
 )
+
+MicroBatcher: Any = k.MicroBatcher  # a named tuple class: see _core/state.py
 
 
 class Batch(NamedTuple):
@@ -139,7 +141,7 @@ class Scheduler:
         self._lock = self._queue.lock
         self._max_size, self._max_tokens = size, limit or MAX_TOKENS
         self._handle = Handle(
-            k.MicroBatcher(
+            MicroBatcher(
                 queue=self._queue.handle.address,
                 max_size=size,
                 max_tokens=limit,

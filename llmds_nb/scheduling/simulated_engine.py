@@ -9,6 +9,7 @@ from .._core.state import Handle
 from .continuous import ContinuousBatcher
 from .kernels import simulated_engine as k
 
+Engine: Any = k.Engine  # a named tuple class: see _core/state.py
 NEVER = 2**63 - 1
 _ENDED = 4096
 
@@ -53,7 +54,7 @@ class SimulatedEngine:
         most, domain = max(_ENDED, 2 * batcher.max_running), cache.domain(0)
         self._fair = batcher.policy == "fair"
         self._handle = Handle(
-            k.Engine(
+            Engine(
                 batcher=self._state.handle.address,
                 cache=cache.handle.address,
                 domain=domain,

@@ -1,32 +1,37 @@
-"""Which replica gets a prompt: the one that was sent its longest prefix, loads permitting.
+"""Which replica gets a prompt: the one that was sent its longest prefix, within a bound on load.
 
-State (N replicas, S slots):
+State (N replicas, S rows of the prefix table), a `Router`:
 
-    prefix   uint64[S, 3]  rows (HASH, OWNER, STAMP) of prefixes of whole pages: the chained hash,
-                           one more than the replica it was last sent to, the route that did so;
-                           a bucket is WAYS rows, and there is a power of two of them, B
-    replica  int64[N, 2]   rows (ID, LOAD), ids rising; ids are never used again
-    meta     int64[5]      ROUTES so far; LOADED, the sum of all loads; SINCE, routes since loads
-                           were last halved; FOLLOWED, routes that went where a prefix was; SPILLED,
-                           routes whose longest known prefix lay on a replica that had too much
+    prefix     uint64[S, 3]  set-associative table of prefixes of whole pages, a row (HASH, OWNER,
+                             STAMP) each: the chained hash, one more than the id of the replica it
+                             was last sent to, the number of that route; a bucket is WAYS rows, and
+                             the number of buckets B is a power of two
+    replica    int64[N, 2]   rows (ID, LOAD), ids rising; ids are never used again
+    meta       int64[5]      ROUTES so far; LOADED, the sum of all loads; SINCE, routes since loads
+                             were last halved; FOLLOWED, routes to a replica that had been sent a
+                             prefix; SPILLED, routes whose longest known prefix was on an overloaded
+                             replica
+    page_size
 
-Invariants: a row with OWNER 0 is empty; a hash stands in the bucket `hash & (B - 1)` only, and at
-most once; STAMP <= ROUTES; ids are distinct; loads are >= 0 and add up to LOADED; FOLLOWED and
-SINCE are at most ROUTES.
+Invariants: a row with OWNER 0 is empty; a hash is in the bucket `hash & (B - 1)` only, and at most
+once; STAMP <= ROUTES; ids are distinct; loads are >= 0 and add up to LOADED; FOLLOWED and SINCE are
+at most ROUTES.
 
-A load counts prompt tokens, one more per request, halved every HALVING routes per replica, so it is
-about what was sent lately. A replica *has too much* when its load is above `imbalance` times the
-mean of all, counted as if each had been sent PRIOR prompts like the one to route besides, or the
-second prompt ever would not follow the first. The one with least never has, since imbalance >= 1.
+A load counts prompt tokens, plus one per request, halved every HALVING routes per replica, so that
+recent prompts count most. A replica is *overloaded* when its load is above `imbalance` times the
+mean, both counted as if every replica had been sent PRIOR more prompts like the one to route:
+without these the second prompt ever could not follow the first. The replica of least load is never
+overloaded, since imbalance >= 1.
 
-Where no prefix is known, or all that know one have too much, rendezvous hashing on the first page
-chooses: each replica has a score for it, and the highest wins. A replica that is removed thus
-leaves every other choice as it was. A row that names a removed replica is passed over.
+Where no prefix is known, or all replicas that were sent one are overloaded, rendezvous hashing on
+the first page chooses: each replica has a score for it, and the highest wins. So the removal of a
+replica changes no other choice. Rows that name a removed replica are skipped.
 """
 
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.state import ANY, INT, array, state, unpacker
 from ...kv.kernels.prefix_table import prefix_hash
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, INVALID
@@ -39,6 +44,19 @@ WAYS = 8
 HALVING = 256
 PRIOR = 8
 _ONE = np.uint64(1)
+
+
+@state
+class Router:
+    """The arrays and numbers of the module docstring."""
+
+    prefix = array(np.uint64, ANY, 3)
+    replica = array(np.int64, ANY, 2)
+    meta = array(np.int64, N_META)
+    page_size = INT
+
+
+_router_at = unpacker(Router)
 
 
 @kernel(internal=True)
@@ -59,7 +77,7 @@ def _owner(prefix, h):
 
 @kernel(internal=True)
 def _record(prefix, h, owner, stamp):
-    """Note where a prefix was sent, in place of the oldest of its bucket if need be. O(WAYS)."""
+    """Record where a prefix was sent, replacing the oldest of a full bucket. O(WAYS)."""
     first = _bucket(prefix, h)
     place = first
     for i in range(first, first + WAYS):
@@ -73,16 +91,22 @@ def _record(prefix, h, owner, stamp):
     prefix[place, STAMP] = np.uint64(stamp)
 
 
-@kernel
-def replica_row(replica, id_):
+@kernel(internal=True)
+def _row_of(replica, id_):
     """Row of a replica, or ABSENT. O(log N)."""
     row = np.searchsorted(replica[:, ID], id_)
     return row if row < replica.shape[0] and replica[row, ID] == id_ else ABSENT
 
 
+@kernel
+def replica_row(handle, id_):
+    """Row of a replica, or ABSENT. O(log N)."""
+    return _row_of(_router_at(handle).replica, id_)
+
+
 @kernel(internal=True)
 def _rendezvous(replica, h, most):
-    """Row of the highest score for a hash among those that have not too much. O(N)."""
+    """Row of the highest score for a hash among those of a load up to `most`. O(N)."""
     best, highest = ABSENT, np.uint64(0)
     for row in range(replica.shape[0]):
         score = mix64(h ^ mix64(np.uint64(replica[row, ID]) + _ONE))
@@ -93,7 +117,7 @@ def _rendezvous(replica, h, most):
 
 @kernel(internal=True)
 def _charge(replica, meta, row, load):
-    """Add to a load, and halve all of them when it is time. O(N / HALVING) on average."""
+    """Add to a load; every HALVING routes per replica halve all. O(1) amortised."""
     replica[row, LOAD] += load
     meta[LOADED] += load
     meta[SINCE] += 1
@@ -107,11 +131,13 @@ def _charge(replica, meta, row, load):
 
 
 @kernel
-def route_one(prefix, replica, meta, root, tokens, size, imbalance):
+def route_one(handle, root, tokens, imbalance):
     """The id of the replica that gets a prompt, or INVALID for a negative token.
 
     root uint64[2] is where the chain of hashes starts. O(tokens + pages + N).
     """
+    router = _router_at(handle)
+    prefix, replica, meta, size = router.prefix, router.replica, router.meta, router.page_size
     signs = np.int32(0)
     for i in range(tokens.size):
         signs |= tokens[i]
@@ -130,7 +156,7 @@ def route_one(prefix, replica, meta, root, tokens, size, imbalance):
     chosen, spilled = ABSENT, False
     for j in range(n - 1, -1, -1):
         owner = _owner(prefix, hashes[j])
-        row = replica_row(replica, owner) if owner != ABSENT else ABSENT
+        row = _row_of(replica, owner) if owner != ABSENT else ABSENT
         if row == ABSENT:
             continue
         if replica[row, LOAD] <= most:

@@ -1,6 +1,6 @@
 """Two token buckets, requests and tokens per second, in exact integer arithmetic.
 
-State:
+State, a `TokenBuckets`:
 
     bucket   int64[2, 6]  a row per bucket, QPS = 0 and TOKENS = 1, with the columns below; a rate
                           of 0 marks a bucket without a limit
@@ -11,13 +11,14 @@ State:
         FILL_NS   nanoseconds that fill it from empty, rounded up
         LEVEL     grains in it
     counter  int64[7]     LAST_NS, the latest time seen; requests and tokens admitted, tokens
-                          refused; requests refused by QPS, by TOKENS and by size
+                          refused; requests refused for each of the three reasons
     average  float64[3]   requests, admitted requests and admitted tokens per second, each event
-                          weighted by exp(-age / time constant)
+                          weighted by exp(-age / AVERAGE_NS)
 
 A rate is a fraction p / q per second and a grain is 1 / (q * 1e9) of a request or token, so a
 nanosecond adds exactly p grains, a request takes exactly q * 1e9, and nothing is ever rounded: the
-buckets cannot drift. Invariants: 0 <= LEVEL <= CAPACITY < 2**62 in both rows; LAST_NS never falls.
+buckets cannot drift. Invariants: 0 <= LEVEL <= CAPACITY < 2**62 in both rows; LAST_NS never falls;
+the other counters and the averages are >= 0.
 """
 
 import math
@@ -25,23 +26,38 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.state import array, state, unpacker
+from ...primitives.status import INVALID, OK
 
 QPS, TOKENS = 0, 1
 RATE, UNIT, CAPACITY, LARGEST, FILL_NS, LEVEL = range(6)
-LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED_QPS = range(5)  # and two more
+LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED = range(5)  # and two more of REFUSED
 AVERAGE_NS = 10_000_000_000  # time constant of the moving averages
 
-# What admit can say. The numbers of the three refusals are offsets from REFUSED_QPS.
-OK, BY_QPS, BY_TOKENS, BY_SIZE, INVALID = -1, 0, 1, 2, -2
-MOST_TOKENS = 2**40
-NEVER = -1  # the wait of a request that can never be admitted
+# Why a request is refused; OK where it is not. The counter is REFUSED + reason - BY_QPS.
+BY_QPS, BY_TOKENS, BY_SIZE = 1, 2, 3
+MAX_TOKENS = 2**40
+NEVER = 2**63 - 1  # the wait of a request that can never be admitted
 
 
-@kernel(borrow=True)
-def admission_advance(bucket, counter, average, now):
-    """Let time pass: refill the buckets, fade the averages. A clock that went back waits. O(1)."""
+@state
+class TokenBuckets:
+    """The arrays of the module docstring."""
+
+    bucket = array(np.int64, 2, 6)
+    counter = array(np.int64, 7)
+    average = array(np.float64, 3)
+
+
+_buckets_at = unpacker(TokenBuckets)
+
+
+@kernel(internal=True, borrow=True)
+def _advance(buckets, now):
+    """Let time pass: refill the buckets, fade the averages. O(1)."""
+    bucket, counter = buckets.bucket, buckets.counter
     elapsed = now - counter[LAST_NS]
-    if elapsed <= 0:
+    if elapsed <= 0:  # no time passed, or the clock went back
         return
     counter[LAST_NS] = now
     for b in range(2):
@@ -52,7 +68,13 @@ def admission_advance(bucket, counter, average, now):
             bucket[b, LEVEL] = min(level, bucket[b, CAPACITY])
     fading = math.exp(-elapsed / AVERAGE_NS)
     for j in range(3):
-        average[j] *= fading
+        buckets.average[j] *= fading
+
+
+@kernel(borrow=True)
+def admission_advance(handle, now):
+    """Bring the state to the time `now`. O(1)."""
+    _advance(_buckets_at(handle), now)
 
 
 @kernel(inline=True)
@@ -64,18 +86,19 @@ def _wait_ns(rate, missing):
 
 
 @kernel(borrow=True)
-def admission_admit_many(bucket, counter, average, now, tokens, admitted):
-    """admitted[i] for each request in order, all at `now`; a refusal takes nothing. O(n).
+def admission_admit_many(handle, now, tokens, admitted):
+    """Set admitted[i] for each request in order, all at `now`; a refusal takes nothing. O(n).
 
-    Returns (reason, wait in ns) of the last one; (INVALID, i) for tokens out of range, when nothing
-    has changed. The whole state stays in registers: a request that is admitted costs some ten
-    instructions, and one that is refused a division only if its wait is asked for or both buckets
-    lack.
+    Returns (OK or reason, wait in ns) of the last one; (INVALID, i) for tokens out of range, when
+    nothing has changed. The levels stay in registers: an admitted request costs some ten
+    instructions, and a refused one a division only if it is the last or exceeds both buckets.
     """
     for i in range(tokens.size):
-        if tokens[i] < 0 or tokens[i] > MOST_TOKENS:
+        if tokens[i] < 0 or tokens[i] > MAX_TOKENS:
             return np.int64(INVALID), np.int64(i)
-    admission_advance(bucket, counter, average, now)
+    buckets = _buckets_at(handle)
+    _advance(buckets, now)
+    bucket, counter, average = buckets.bucket, buckets.counter, buckets.average
     rate, unit, level = bucket[QPS, RATE], bucket[QPS, UNIT], bucket[QPS, LEVEL]
     token_rate, token_unit = bucket[TOKENS, RATE], bucket[TOKENS, UNIT]
     token_level, largest = bucket[TOKENS, LEVEL], bucket[TOKENS, LARGEST]
@@ -108,7 +131,7 @@ def admission_admit_many(bucket, counter, average, now, tokens, admitted):
             by_tokens = _wait_ns(token_rate, -tokens_left)
             reason = np.int64(BY_TOKENS if by_tokens > wait else BY_QPS)
             wait = max(wait, by_tokens)
-        counter[REFUSED_QPS + reason] += 1
+        counter[REFUSED + reason - BY_QPS] += 1
     bucket[QPS, LEVEL] = level
     bucket[TOKENS, LEVEL] = token_level
     counter[ADMITTED] += n_admitted
