@@ -1,21 +1,25 @@
-"""PagedAllocator: fixed-size pages with reference counts."""
+"""PagedAllocator: fixed-size pages of KV memory with reference counts."""
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
 from ..errors import CapacityError
 from ..primitives.status import ABSENT, FULL
 from .kernels import allocator as k
+
+AllocatorState: Any = k.AllocatorState  # a named tuple class: see _core/state.py
 
 
 class Moves(NamedTuple):
     """Page copies: gather all of `src`, then scatter to `dst` (``kv[dst] = kv[src]``)."""
 
-    src: np.ndarray  # int32[n]
-    dst: np.ndarray  # int32[n], distinct
+    src: npt.NDArray[np.int32]  # int32[n]
+    dst: npt.NDArray[np.int32]  # int32[n], distinct
 
 
 class AllocatorStats(NamedTuple):
@@ -26,18 +30,18 @@ class AllocatorStats(NamedTuple):
     n_free: int
     n_used: int
     n_shared: int  # pages with more than one reference
-    holes: int  # free pages below the highest used one: what compact() would close
+    holes: int  # free pages below the highest used one, which compact() closes
 
 
 class PagedAllocator:
-    """Hands out fixed-size pages by number and counts their holders.
+    """Allocates fixed-size pages by number and counts the references to them.
 
     Parameters
     ----------
     n_pages : int
         Pages in the pool, 1 to 2**31 - 1.
     page_size : int
-        Tokens per page, a power of two from 1 to 4096. The allocator only reports it.
+        Tokens per page, a power of two from 1 to 4096; only reported by `stats`.
 
     Notes
     -----
@@ -55,15 +59,18 @@ class PagedAllocator:
     (3, array([1, 0], dtype=int32))
     """
 
-    def __init__(self, n_pages, page_size=512):
+    def __init__(self, n_pages: int, page_size: int = 512):
         self.n_pages = validation.integer(n_pages, "n_pages", low=1, high=validation.INT32_MAX)
         self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
-        self._ref = np.zeros(self.n_pages, np.int32)
-        self._stack = np.empty(self.n_pages, np.int32)
-        self._meta = np.array([k.page_stack_free(self._ref, self._stack)])
+        self._arrays = AllocatorState(
+            ref=np.zeros(self.n_pages, np.int32),
+            free_stack=np.arange(self.n_pages - 1, -1, -1, dtype=np.int32),
+            meta=np.array([self.n_pages]),
+        )
+        self._handle = Handle(self._arrays)
         self._lock = threading.Lock()
 
-    def alloc(self, n=1) -> np.ndarray:
+    def alloc(self, n: int = 1) -> npt.NDArray[np.int32]:
         """Take `n` free pages, each with one reference. O(n).
 
         Returns
@@ -77,11 +84,11 @@ class PagedAllocator:
         """
         out = np.empty(validation.integer(n, "n", low=0, high=validation.INT32_MAX), np.int32)
         with self._lock:
-            if k.page_alloc_many(self._ref, self._stack, self._meta, out) == FULL:
+            if k.page_alloc_many(self._handle.address, out) == FULL:
                 raise CapacityError(f"{n} pages wanted, {self.n_free} of {self.n_pages} free")
         return out
 
-    def share(self, pages) -> None:
+    def share(self, pages: npt.ArrayLike) -> None:
         """Add one reference to each page. O(n).
 
         Raises
@@ -91,11 +98,11 @@ class PagedAllocator:
         """
         pages = self._pages(pages)
         with self._lock:
-            position = k.page_share_many(self._ref, pages)
+            position = k.page_share_many(self._handle.address, pages)
         if position != ABSENT:
             raise ValueError(f"page {pages[position]} is free and cannot be shared")
 
-    def free(self, pages) -> None:
+    def free(self, pages: npt.ArrayLike) -> None:
         """Drop one reference from each page; pages without any become free. O(n).
 
         Raises
@@ -105,55 +112,55 @@ class PagedAllocator:
         """
         pages = self._pages(pages)
         with self._lock:
-            position = k.page_free_many(self._ref, self._stack, self._meta, pages)
+            position = k.page_free_many(self._handle.address, pages)
         if position != ABSENT:
             raise ValueError(f"page {pages[position]} is free already (double free)")
 
-    def refcount(self, pages) -> np.ndarray:
+    def refcount(self, pages: npt.ArrayLike) -> npt.NDArray[np.int32]:
         """Return the number of references of each page as int32[n]; 0 means free. O(n)."""
-        return self._ref[self._pages(pages)]
+        return self._arrays.ref[self._pages(pages)]
 
     def compact(self) -> Moves:
-        """Move the live pages to the lowest ids. O(n_pages).
+        """Move the pages in use to the lowest ids. O(n_pages).
 
-        The pool is renumbered at once; the caller copies the contents and renames the pages it
-        holds: page ``src[i]`` is now ``dst[i]``.
+        They have their new ids at once: page ``src[i]`` is now ``dst[i]``. The caller copies the
+        contents and renames the pages it holds.
         """
         src, dst = np.empty(self.n_pages, np.int32), np.empty(self.n_pages, np.int32)
         with self._lock:
-            n = k.page_compact(self._ref, self._stack, self._meta, src, dst)
+            n = k.page_compact(self._handle.address, src, dst)
         return Moves(src[:n].copy(), dst[:n].copy())
 
     @property
     def n_free(self) -> int:
-        """Pages without a holder."""
-        return int(self._meta[0])
+        """Pages without a reference."""
+        return int(self._arrays.meta[0])
 
     @property
     def n_used(self) -> int:
-        """Pages with at least one holder."""
+        """Pages with at least one reference."""
         return self.n_pages - self.n_free
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self._ref.nbytes + self._stack.nbytes + self._meta.nbytes
+        return sum(array.nbytes for array in self._arrays)
 
     def stats(self) -> AllocatorStats:
         """Return the sizes. O(n_pages)."""
         with self._lock:
-            used = np.flatnonzero(self._ref)
+            used = np.flatnonzero(self._arrays.ref)
             holes = int(used[-1]) + 1 - used.size if used.size else 0
             return AllocatorStats(
                 self.n_pages, self.page_size, self.n_free, self.n_used,
-                int((self._ref > 1).sum()), holes,
+                int((self._arrays.ref > 1).sum()), holes,
             )  # fmt: skip
 
     def check(self) -> None:
         """Assert the invariants of kernels/allocator.py. O(n_pages)."""
-        free = self._stack[: self.n_free]
-        assert (self._ref >= 0).all()
-        assert np.array_equal(np.sort(free), np.flatnonzero(self._ref == 0))
+        free = self._arrays.free_stack[: self.n_free]
+        assert (self._arrays.ref >= 0).all()
+        assert np.array_equal(np.sort(free), np.flatnonzero(self._arrays.ref == 0))
 
     def __len__(self) -> int:
         return self.n_used
@@ -161,7 +168,7 @@ class PagedAllocator:
     def __repr__(self) -> str:
         return f"PagedAllocator({self.n_used} of {self.n_pages} pages used, {self.page_size} tokens each)"  # noqa: E501
 
-    def _pages(self, pages):
+    def _pages(self, pages) -> npt.NDArray[np.int32]:
         return validation.integers(pages, "pages", dtype=np.int32, high=self.n_pages - 1)
 
     @staticmethod

@@ -12,11 +12,20 @@ from .._core.arrays import aligned_zeros
 from .._core.state import Handle
 from ..errors import CapacityError
 from ..primitives.hash_table import empty_table, table_find, table_rehash
-from ..primitives.status import ABSENT, BAD_ID, FULL, GROW, GROW_SEQUENCES, INVALID, PRESENT, UNEVEN
+from ..primitives.status import (
+    ABSENT,
+    BAD_ID,
+    FULL,
+    GROW,
+    GROW_SEQUENCES,
+    INVALID,
+    PRESENT,
+    REPEATED,
+    UNEVEN,
+)  # fmt: skip
 from .eviction import POLICIES, ask_policy
 from .kernels import eviction_policy as ev, operations as k, state as s
-from .kernels.append import kv_append_many, kv_commit
-from .kernels.attach import kv_attach_many, kv_detach_many
+from .kernels.append import kv_commit
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
 from .salts import Salt, check_salt, salt_bytes
@@ -113,6 +122,8 @@ class CacheState:
             raise KeyError(f"no sequence has id {value}")
         if status == PRESENT:
             raise ValueError(f"sequence {value} is attached already")
+        if status == REPEATED:
+            raise ValueError(f"seq_ids must be distinct, but {value} stands twice")
         if status == INVALID:
             raise ValueError(_INVALID[kernel].format(value, *args))
         if status == UNEVEN:
@@ -260,9 +271,6 @@ def empty_arrays(settings: CacheSettings) -> Any:
 
 # What INVALID means to each kernel: {0} is meta[MISSING], the rest are the kernel's arguments.
 _INVALID = {
-    kv_attach_many: "seq_ids must be distinct, but {0} stands twice",
-    kv_detach_many: "seq_ids must be distinct, but {0} stands twice",
-    kv_append_many: "seq_ids must be distinct, but {0} stands twice",
     kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_write: "write from token {2}, but those before {0} lie in pages shared by prefix",

@@ -1,37 +1,52 @@
-"""Pool of fixed-size pages with reference counts.
+"""Kernels of a page allocator: fixed-size pages with reference counts.
 
-State (P pages):
+State of P pages:
 
-    ref    int32[P]   how many holders a page has; 0 = free
-    stack  int32[P]   stack[:n_free] are the free pages; the top is handed out next
-    meta   int64[1]   [n_free]
+    ref         int32[P]  references to each page; 0 = free
+    free_stack  int32[P]  free_stack[:n_free] are the free pages; the last is taken next
+    meta        int64[1]  [n_free]
 
-Invariants: stack[:n_free] holds every page with ref 0, once each, and no other.
+Invariants: free_stack[:n_free] holds every page with ref 0, once each, and no other.
 """
 
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.state import ANY, array, state, unpacker
 from ...primitives.status import ABSENT, FULL, INVALID, OK
 
 
-@kernel
-def page_alloc_many(ref, stack, meta, out):
+@state
+class AllocatorState:
+    """The arrays above."""
+
+    ref = array(np.int32, ANY)
+    free_stack = array(np.int32, ANY)
+    meta = array(np.int64, 1)
+
+
+state_at = unpacker(AllocatorState)
+
+
+@kernel(borrow=True)
+def page_alloc_many(handle, out):
     """Fill `out` int32[n] with free pages, each with one reference; FULL if too few. O(n)."""
-    n_free = meta[0]
+    pages = state_at(handle)
+    n_free = pages.meta[0]
     if out.size > n_free:
         return FULL
     for i in range(out.size):
         n_free -= 1
-        out[i] = stack[n_free]
-        ref[out[i]] = 1
-    meta[0] = n_free
+        out[i] = pages.free_stack[n_free]
+        pages.ref[out[i]] = 1
+    pages.meta[0] = n_free
     return OK
 
 
-@kernel
-def page_share_many(ref, pages):
+@kernel(borrow=True)
+def page_share_many(handle, pages):
     """Add one reference each; return the first position whose page is free, or ABSENT. O(n)."""
+    ref = state_at(handle).ref
     for i in range(pages.size):
         if ref[pages[i]] == 0:
             return i
@@ -40,12 +55,13 @@ def page_share_many(ref, pages):
     return ABSENT
 
 
-@kernel
-def page_free_many(ref, stack, meta, pages):
+@kernel(borrow=True)
+def page_free_many(handle, pages):
     """Drop one reference each; return the first position that drops one too many, or ABSENT. O(n).
 
-    The same page may stand several times, up to its count. A refused call changes nothing.
+    A page may be named several times, up to its count. A refused call changes nothing.
     """
+    ref, free_stack, meta = state_at(handle)
     for i in range(pages.size):
         if ref[pages[i]] == 0:
             for j in range(i):  # undo
@@ -53,20 +69,20 @@ def page_free_many(ref, stack, meta, pages):
             return i
         ref[pages[i]] -= 1
     n_free = meta[0]
-    # Pages are pushed in reverse, so that freeing what alloc gave restores the stack.
+    # Pages are pushed in reverse, so that freeing what was just allocated restores the stack.
     for i in range(pages.size - 1, -1, -1):
         page = pages[i]
         if ref[page] == 0:
-            ref[page] = INVALID  # on the stack already: a second mention must not push it again
-            stack[n_free] = page
+            ref[page] = INVALID  # on the stack already: named again, it is not pushed again
+            free_stack[n_free] = page
             n_free += 1
     for i in range(meta[0], n_free):
-        ref[stack[i]] = 0
+        ref[free_stack[i]] = 0
     meta[0] = n_free
     return ABSENT
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def page_compact_plan(live, src, dst):
     """Moves that bring all live pages (bool[P]) to the lowest ids; return their number. O(P).
 
@@ -88,22 +104,16 @@ def page_compact_plan(live, src, dst):
 
 
 @kernel
-def page_compact(ref, stack, meta, src, dst):
-    """Carry out page_compact_plan on the pool itself; return the number of moves. O(P)."""
+def page_compact(handle, src, dst):
+    """Carry out page_compact_plan on the reference counts; return the number of moves. O(P)."""
+    ref, free_stack, meta = state_at(handle)
     n = page_compact_plan(ref > 0, src, dst)
     for i in range(n):
         ref[dst[i]] = ref[src[i]]
         ref[src[i]] = 0
-    page_stack_free(ref, stack)
-    return n
-
-
-@kernel
-def page_stack_free(ref, stack):
-    """Rebuild the stack so that the lowest free page is handed out first; return n_free. O(P)."""
-    n_free = 0
-    for page in range(ref.size - 1, -1, -1):
+    meta[0] = 0
+    for page in range(ref.size - 1, -1, -1):  # the lowest free page is taken next
         if ref[page] == 0:
-            stack[n_free] = np.int32(page)
-            n_free += 1
-    return n_free
+            free_stack[meta[0]] = page
+            meta[0] += 1
+    return n

@@ -1,15 +1,16 @@
-"""Sequences of a KV cache that grow: append and commit (kernels/sequences.py).
+"""Kernels that append tokens to sequences of a KV cache and commit them.
 
-A decode step is one call for many sequences, of which few reach the end of a page or share one. The
-others store their token in the tail page as they are found, which cannot fail; those few are found
-by TAIL_FREE = 0 and follow, all or none. If they cannot, or an id is bad, the others are taken back.
+A decode step is one call for many sequences. Most of them only store a token in their tail page,
+which cannot fail (the fast path). The few with TAIL_FREE = 0, at the end of a page or sharing it,
+are appended to afterwards, all or none (the slow path). If that fails, or an id is bad, the tokens
+of the fast path are removed again. Statuses are in kernels/sequences.py.
 """
 
 import numpy as np
 
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
-from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, INVALID, OK, UNEVEN
+from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, OK, REPEATED, UNEVEN
 from . import state as s
 from .arena import arena_lacks
 from .attach import tokens_check
@@ -25,43 +26,43 @@ from .sequences import (
 )
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tail_plan(kv, seq):
-    """1 if the next token needs a copy of the tail page first; lets go of a private one."""
+    """1 if the next token needs a copy of the tail page; a private one then loses a reference."""
     if kv.seq_hot[seq, s.LENGTH] % kv.tokens.shape[1] == 0:
         return 0
     tail = kv.seq_hot[seq, s.TAIL_PAGE]
     if kv.page[tail, s.STATE] == s.CACHED:
         return 1
     if kv.page[tail, s.REF] > 1:
-        # Let go now, so that the last of several sharers in one batch keeps the page.
+        # Dropped now, so that the last of several sharers in one batch keeps the page.
         kv.page[tail, s.REF] -= 1
         return 1
     return 0
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tail_unplan(kv, seq):
-    """Take a planned copy back."""
+    """Undo _tail_plan where it returned 1."""
     tail = kv.seq_hot[seq, s.TAIL_PAGE]
     if kv.page[tail, s.STATE] == s.PRIVATE:
         kv.page[tail, s.REF] += 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tail_copy(kv, seq):
     """Replace the tail page by a private copy of its used part. O(T)."""
     tail = kv.seq_hot[seq, s.TAIL_PAGE]
     copy = page_copy(kv, tail, kv.seq_hot[seq, s.LENGTH] % kv.tokens.shape[1])
     if kv.page[tail, s.STATE] == s.CACHED:
-        page_drop(kv, tail)  # a private tail was let go by the plan
+        page_drop(kv, tail)  # _tail_plan dropped the reference to a private one
     block_table_get(kv, seq)[kv.seq_cold[seq, s.N_PAGES] - 1] = copy
     kv.seq_hot[seq, s.TAIL_PAGE] = copy
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _tokens_fill(kv, seq, tokens, slots):
-    """Store tokens behind the last one and give their slots; pages were made room for. O(n)."""
+    """Store tokens behind the last one; slots int64[n]. The pages have been reserved. O(n)."""
     size = kv.tokens.shape[1]
     length = kv.seq_hot[seq, s.LENGTH]
     for i in range(tokens.size):
@@ -80,9 +81,9 @@ def _tokens_fill(kv, seq, tokens, slots):
 
 @kernel(internal=True)
 def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
-    """Append n_tokens >= 1 tokens to each of the distinct rows int64[m], all or none. O(tokens).
+    """Append n_tokens >= 1 tokens to each of the distinct seqs int64[m], all or none. O(tokens).
 
-    Those of rows[j] begin at tokens[first[j]], their slots at slots[first[j]].
+    Those of seqs[j] begin at tokens[first[j]], their slots at slots[first[j]].
     """
     m, size = seqs.size, kv.tokens.shape[1]
     scratch = np.empty((3, m), np.int64)
@@ -109,7 +110,7 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
             if copy[j] != 0:
                 _tail_unplan(kv, seqs[j])
         return status
-    # Room first, then commits: a commit can hold a cached canonical that the plan counted as evictable.
+    # Evict before any commit: a commit can hold a canonical page that was counted as evictable.
     for j in range(m):
         seq = seqs[j]
         if need[j] > 0:
@@ -129,7 +130,7 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
 def kv_append(handle, seq_id, tokens, slots):
     """Append tokens int32[n] to one sequence; slots int64[n]. O(n).
 
-    What stood before counts as committed.
+    The tokens before them count as committed.
     """
     kv = s.state_at(handle)
     seq = sequence_find(kv, seq_id)
@@ -144,7 +145,7 @@ def kv_append(handle, seq_id, tokens, slots):
 
 @kernel(internal=True)
 def _append_slow(kv, n, tokens, slots):
-    """Append to those n of the step's rows whose slots int64[m] are -1: they have no TAIL_FREE."""
+    """Append to those n sequences of the step whose slots int64[m] are -1."""
     scratch = np.empty((2, n), np.int64)
     slow, first = scratch[0], scratch[1]
     j = 0
@@ -155,11 +156,12 @@ def _append_slow(kv, n, tokens, slots):
     return _append_sequences(kv, slow, first, 1, tokens, slots)
 
 
-@kernel(noinline=True)
+@kernel(noinline=True, borrow=True)
 def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
-    """Do the step from its start-th sequence on up to one that is not where it was, or has no TAIL_FREE.
+    """Fast path from seq_ids[start] on; return the index of the sequence at which it stopped. O(n).
 
-    Return which. Apart from the rest, where registers run short; unsigned, for fewer of them. O(n).
+    It stops where STEP_ORDER guesses wrong, TAIL_FREE is 0, or a sequence is named again. Not
+    inlined, since its caller has no registers left; unsigned indices need fewer of them.
     """
     kv = s.state_at(handle)
     hot, tok, size = kv.seq_hot, kv.tokens.reshape(kv.tokens.size), kv.tokens.shape[1]
@@ -185,9 +187,9 @@ def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
     return np.int64(i)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _append_undo(kv, slots, committed):
-    """Take back the tokens that the step's first n rows just got; committed int64[n] before it."""
+    """Remove the tokens of the fast path; committed int64[n]: COMMITTED before the call. O(n)."""
     for i in range(committed.size):
         if slots[i] >= 0:
             seq = kv.seq_hot[i, s.STEP_ORDER]
@@ -200,8 +202,7 @@ def _append_undo(kv, slots, committed):
 def kv_append_many(handle, seq_ids, tokens, slots):
     """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
 
-    What stood before counts as committed. INVALID: a sequence stands twice. UNEVEN: there are not
-    as many tokens and slots as sequences.
+    The tokens before them count as committed. UNEVEN: seq_ids, tokens and slots differ in length.
     """
     kv = s.state_at(handle)
     hot, meta, n = kv.seq_hot, kv.meta, seq_ids.size
@@ -218,7 +219,7 @@ def kv_append_many(handle, seq_ids, tokens, slots):
         seq = table_find(kv.ids, seq_ids[done])
         if seq == ABSENT or hot[seq, s.LAST_CALL] == call:
             meta[s.MISSING] = seq_ids[done]
-            status = ABSENT if seq == ABSENT else INVALID
+            status = ABSENT if seq == ABSENT else REPEATED
             break
         hot[done, s.STEP_ORDER] = seq
         if hot[seq, s.TAIL_FREE] == 0:
@@ -234,9 +235,9 @@ def kv_append_many(handle, seq_ids, tokens, slots):
     return status
 
 
-@kernel
+@kernel(borrow=True)
 def kv_commit(handle, seq_id, n_tokens):
-    """sequence_commit by id. INVALID if longer than the sequence. O(n_tokens new)."""
+    """sequence_commit by id. INVALID: n_tokens > LENGTH, in meta[MISSING]. O(new tokens)."""
     kv = s.state_at(handle)
     seq = sequence_find_long(kv, seq_id, n_tokens)
     if seq < 0:

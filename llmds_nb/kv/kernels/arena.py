@@ -1,27 +1,28 @@
-"""Chunks of 2**class entries in the pool of a KV cache: block tables, quota heaps, pending copies.
+"""Chunks of the arena of a KV cache, which hold block tables, quota heaps and pending copies.
 
-A free chunk's first entry is the offset of the next free one of its class (kernels/state.py).
+A chunk has 2**class entries. The first entry of a free chunk is the offset of the next free one of
+its class, -1 = none; the first of all is meta[FREE_CHUNKS + class].
 """
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 from . import state as s
 
-_LEAST_CLASS = 2
+_MIN_CLASS = 2
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chunk_class(n):
     """The smallest size class that holds n entries. O(log n)."""
-    size_class = _LEAST_CLASS
+    size_class = _MIN_CLASS
     while (1 << size_class) < n:
         size_class += 1
     return size_class
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chunk_take(kv, size_class):
-    """Offset of a chunk; the caller has seen to the room. O(1)."""
+    """Take a chunk; return its offset. The caller has checked arena_lacks. O(1)."""
     offset = kv.meta[s.FREE_CHUNKS + size_class]
     if offset != ABSENT:
         kv.meta[s.FREE_CHUNKS + size_class] = kv.arena[offset]
@@ -31,16 +32,16 @@ def chunk_take(kv, size_class):
     return offset
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chunk_give(kv, offset, size_class):
-    """Return a chunk. O(1)."""
+    """Free a chunk. O(1)."""
     kv.arena[offset] = kv.meta[s.FREE_CHUNKS + size_class]
     kv.meta[s.FREE_CHUNKS + size_class] = offset
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chunk_regrow(kv, offset, size_class, used, n):
-    """Move the first `used` entries of a chunk to one that holds n; return its offset. O(used)."""
+    """Move the first `used` entries to a chunk that holds n; return its offset. O(used)."""
     wider = chunk_take(kv, chunk_class(n))
     for i in range(used):  # a slice on both sides takes Numba three seconds to compile
         kv.arena[wider + i] = kv.arena[offset + i]
@@ -48,11 +49,12 @@ def chunk_regrow(kv, offset, size_class, used, n):
     return wider
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def arena_lacks(kv, entries, copies):
-    """Whether the pool must grow before `entries` more and room for `copies` pending copies. O(1).
+    """Whether the arena must grow to take `entries` more and `copies` more pending copies. O(1).
 
-    Leaves the number of entries in meta[MISSING]; otherwise the room for the copies is there.
+    If so meta[MISSING] is by how many entries; if not, the chunk of the pending copies has been
+    made large enough.
     """
     wanted = 2 * (kv.meta[s.N_PENDING] + copies)
     wider = wanted > (1 << kv.meta[s.PENDING_CLASS])

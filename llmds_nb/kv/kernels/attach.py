@@ -1,4 +1,7 @@
-"""Sequences of a KV cache that come and go: match, attach, detach (kernels/sequences.py)."""
+"""Kernels that match a prompt, attach and detach sequences of a KV cache.
+
+Statuses are in kernels/sequences.py.
+"""
 
 import numpy as np
 
@@ -11,9 +14,9 @@ from ...primitives.status import (
     FULL,
     GROW,
     GROW_SEQUENCES,
-    INVALID,
     OK,
     PRESENT,
+    REPEATED,
 )
 from . import state as s
 from .arena import arena_lacks, chunk_class
@@ -40,9 +43,9 @@ from .sequences import (
 )
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def tokens_check(kv, tokens):
-    """Whether all tokens are >= 0; leaves the first other one in meta[MISSING]. O(n)."""
+    """Whether all tokens are >= 0; if not, meta[MISSING] is the first that is not. O(n)."""
     signs = np.int32(0)
     for i in range(tokens.size):
         signs |= tokens[i]
@@ -55,36 +58,38 @@ def tokens_check(kv, tokens):
     return False
 
 
-@kernel(internal=True)
-def _last_children_follow(page, tok, guess, parent, tokens, pages):
-    """Fill `pages` from the front while each guess holds the next tokens; return how many. O(n).
+@kernel(internal=True, borrow=True)
+def _last_children_follow(kv, guess, parent, tokens, pages):
+    """Follow the guessed children while they hold the next tokens; return how many. O(n).
 
-    Such a hit needs no hash: with equal tokens and an equal parent the hash is equal too.
+    Fills `pages` with them. Such a hit needs no hash: pages with equal tokens and an equal parent
+    have equal hashes.
     """
-    size = tok.shape[1]
+    size = kv.tokens.shape[1]
     n = 0
     while n < pages.size and guess >= 0:
-        seq, held, asked = page[guess], tok[guess], tokens[n * size : (n + 1) * size]
-        different = np.int32((seq[s.STATE] != s.CACHED) | (seq[s.PARENT] != parent))
+        row, held = kv.page[guess], kv.tokens[guess]
+        wanted = tokens[n * size : (n + 1) * size]
+        different = np.int32((row[s.STATE] != s.CACHED) | (row[s.PARENT] != parent))
         for i in range(size):
-            different |= held[i] ^ asked[i]
+            different |= held[i] ^ wanted[i]
         if different != 0:
             break
         pages[n] = guess
         parent = guess
-        guess = np.int64(seq[s.LAST_CHILD])
+        guess = np.int64(row[s.LAST_CHILD])
         n += 1
     return n
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chain_match(kv, domain, tokens, pages):
     """Fill `pages` with the longest cached prefix of full pages; return how many. O(n_tokens)."""
     size = kv.tokens.shape[1]
     parent, guess = -2 - domain, kv.domain[domain, s.LAST_ROOT_CHILD]
     n = 0
     while True:
-        n += _last_children_follow(kv.page, kv.tokens, guess, parent, tokens[n * size :], pages[n:])
+        n += _last_children_follow(kv, guess, parent, tokens[n * size :], pages[n:])
         if n == pages.size:
             break
         h0, h1, parent = chain_start(kv, domain)
@@ -102,9 +107,9 @@ def chain_match(kv, domain, tokens, pages):
     return n
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _prior_find(kv, seq, tokens, hits):
-    """Set SEQ_TURN, and PRIOR_WEIGHT of path-lrfu, as eviction_policy.py says. O(n_tokens missed)."""
+    """Set SEQ_TURN, PRIOR_WEIGHT and PRIOR_PAGES (eviction_policy.py). O(tokens not hit)."""
     size = kv.tokens.shape[1]
     h0, h1, _ = chain_start(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
     if hits > 0:
@@ -122,9 +127,9 @@ def _prior_find(kv, seq, tokens, hits):
             kv.seq_cold[seq, s.SEQ_TURN] = turn + 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _attach_match(kv, seq, tokens):
-    """Take the cached prefix into the block table; return the number of pages still to take."""
+    """Put the cached prefix into the block table; return how many pages are left to take."""
     size = kv.tokens.shape[1]
     blocks = block_table_get(kv, seq)
     hits = 0
@@ -139,9 +144,9 @@ def _attach_match(kv, seq, tokens):
     return (tokens.size + size - 1) // size - hits
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _attach_fill(kv, seq, tokens):
-    """Second half of an attach: touch the hits, take the other pages, store the tokens."""
+    """Touch the pages that were hit, take the others, store the tokens; return the tokens hit."""
     size = kv.tokens.shape[1]
     domain = kv.seq_cold[seq, s.SEQ_DOMAIN]
     blocks = block_table_get(kv, seq)
@@ -178,9 +183,9 @@ def _attach_fill(kv, seq, tokens):
     return hits * size
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _attach_plan(kv, seq_ids, tokens, indptr):
-    """Why the sequences cannot be attached, before pages are looked at; OK else. O(tokens)."""
+    """Check ids and tokens, and the size of the arrays; a status. O(tokens)."""
     n, size = seq_ids.size, kv.tokens.shape[1]
     entries = 0
     for i in range(n):
@@ -201,8 +206,8 @@ def _attach_plan(kv, seq_ids, tokens, indptr):
 def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     """Attach n sequences, all or none; hits int64[n] = tokens found cached. O(tokens).
 
-    Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. No two of one call share
-    pages that neither has committed. INVALID: an id stands twice.
+    Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. Sequences of one call do
+    not share pages with one another, since none of them is committed yet.
     """
     kv = s.state_at(handle)
     n, size = seq_ids.size, kv.tokens.shape[1]
@@ -215,7 +220,7 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     for i in range(n):
         if table_find(kv.ids, seq_ids[i]) != ABSENT:
             kv.meta[s.MISSING] = seq_ids[i]
-            status = INVALID
+            status = REPEATED
             break
         part = tokens[indptr[i] : indptr[i + 1]]
         n_pages = (part.size + size - 1) // size
@@ -237,9 +242,9 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     return OK
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_release_pages(kv, seq, keep):
-    """sequence_drop_pages with the policy's hook. O(pages log pages)."""
+    """sequence_drop_pages after the policy's hook for each page. O(pages log pages)."""
     blocks = block_table_get(kv, seq)
     for j in range(keep, kv.seq_cold[seq, s.N_PAGES]):
         if kv.page[blocks[j], s.STATE] == s.CACHED:
@@ -247,9 +252,9 @@ def sequence_release_pages(kv, seq, keep):
     sequence_drop_pages(kv, seq, keep)
 
 
-@kernel
+@kernel(borrow=True)
 def kv_detach_many(handle, seq_ids):
-    """Detach sequences, all or none. INVALID: an id stands twice. O(pages log pages)."""
+    """Detach sequences, all or none. O(pages log pages)."""
     kv = s.state_at(handle)
     kv.meta[s.CALLS] += 1
     for i in range(seq_ids.size):
@@ -258,7 +263,7 @@ def kv_detach_many(handle, seq_ids):
             return ABSENT
         if kv.seq_hot[seq, s.LAST_CALL] == kv.meta[s.CALLS]:
             kv.meta[s.MISSING] = seq_ids[i]
-            return INVALID
+            return REPEATED
         kv.seq_hot[seq, s.LAST_CALL] = kv.meta[s.CALLS]
     for i in range(seq_ids.size):
         seq = table_find(kv.ids, seq_ids[i])
@@ -269,9 +274,9 @@ def kv_detach_many(handle, seq_ids):
     return OK
 
 
-@kernel
+@kernel(borrow=True)
 def kv_match(handle, domain, tokens, pages):
-    """chain_match on the state, 0 for an ABSENT domain, or BAD_TOKEN. O(n_tokens)."""
+    """chain_match; 0 if the domain is ABSENT. BAD_TOKEN. O(n_tokens)."""
     kv = s.state_at(handle)
     if not tokens_check(kv, tokens):
         return BAD_TOKEN

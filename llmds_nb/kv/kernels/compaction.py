@@ -1,4 +1,4 @@
-"""Compaction of a KV cache: pages in use move to the lowest ids, and every mention follows."""
+"""Kernel that moves the pages in use of a KV cache to the lowest ids and renames them."""
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
@@ -8,20 +8,23 @@ from .eviction_heap import leaf_heaps_rename
 from .prefix_table import prefix_insert
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _forget_evicted_duplicates(kv):
-    """GENERATION travels with its page, so a canonical that was evicted could seem to be alive again."""
+    """Mark CANONICAL of each sequence as unknown where that page was evicted. O(S).
+
+    GENERATION moves with its page, so the id could otherwise come to look valid again.
+    """
     for seq in range(kv.seq_cold.shape[0]):
-        canon = kv.seq_cold[seq, s.CANONICAL]
+        page = kv.seq_cold[seq, s.CANONICAL]
         if kv.seq_hot[seq, s.ID] != ABSENT and kv.seq_cold[seq, s.CANONICAL_GENERATION] != ABSENT:
             if (
-                kv.page[canon, s.STATE] != s.CACHED
-                or kv.page[canon, s.GENERATION] != kv.seq_cold[seq, s.CANONICAL_GENERATION]
+                kv.page[page, s.STATE] != s.CACHED
+                or kv.page[page, s.GENERATION] != kv.seq_cold[seq, s.CANONICAL_GENERATION]
             ):
                 kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _move_pages(kv, src, dst, n):
     for i in range(n):
         a, b = src[i], dst[i]
@@ -34,7 +37,7 @@ def _move_pages(kv, src, dst, n):
             kv.tokens[b, j] = kv.tokens[a, j]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _rename_in_sequences(kv, renamed):
     for seq in range(kv.seq_cold.shape[0]):
         if kv.seq_hot[seq, s.ID] == ABSENT:
@@ -50,12 +53,12 @@ def _rename_in_sequences(kv, renamed):
 
 @kernel
 def kv_compact(handle, src, dst, renamed):
-    """Compact; return the number of moves in src and dst, int32[P]. No copies may be pending. O(P).
+    """Fill src and dst int32[P] with the moves; return their number. No copy may be pending. O(P).
 
     renamed int32[P] becomes the new id of every page that is in use.
     """
     kv = s.state_at(handle)
-    page, pool, dom, meta = kv.page, kv.arena, kv.domain, kv.meta
+    page, arena, domain, meta = kv.page, kv.arena, kv.domain, kv.meta
     n = page_compact_plan(page[:, s.STATE] != s.FREE, src, dst)
     for p in range(renamed.size):
         renamed[p] = p
@@ -64,16 +67,16 @@ def kv_compact(handle, src, dst, renamed):
     _forget_evicted_duplicates(kv)
     _move_pages(kv, src, dst, n)
     for i in range(meta[s.PREFIX_TABLE], meta[s.PREFIX_TABLE] + meta[s.PREFIX_MASK] + 1):
-        pool[i] = 0
+        arena[i] = 0
     for p in range(page.shape[0]):
         if page[p, s.STATE] == s.CACHED:
             prefix_insert(kv, p)
             for column in (s.PARENT, s.LAST_CHILD):
                 if page[p, column] >= 0:
                     page[p, column] = renamed[page[p, column]]
-    for d in range(dom.shape[0]):
-        if dom[d, s.LAST_ROOT_CHILD] >= 0:
-            dom[d, s.LAST_ROOT_CHILD] = renamed[dom[d, s.LAST_ROOT_CHILD]]
+    for d in range(domain.shape[0]):
+        if domain[d, s.LAST_ROOT_CHILD] >= 0:
+            domain[d, s.LAST_ROOT_CHILD] = renamed[domain[d, s.LAST_ROOT_CHILD]]
     _rename_in_sequences(kv, renamed)
     leaf_heaps_rename(kv, renamed)
     meta[s.FREE_PAGE] = ABSENT

@@ -1,11 +1,12 @@
-"""The heap of evictable leaves of a KV cache, and what keeps a page out of it.
+"""The heaps of evictable leaves of a KV cache, and the counts that keep held pages out of them.
 
-A heap of n entries is pool[heap : heap + 4 * n], 4-ary, each entry (low half of the key, high half,
-PRIORITY, page), so that comparing reads no row of `page`, and the children of an entry share a
-cache line. The one of all leaves begins at 0, with N_LEAVES entries and HEAP_POS in `page`; a domain
-with a quota has a second one of its own leaves, at HEAP with N_HEAP entries and DOMAIN_HEAP_POS.
+A heap of n entries is arena[heap : heap + 4 * n], 4-ary. An entry is four int32, (low half of the
+key, high half, PRIORITY, page), so that a comparison reads no row of `page`; the children of an
+entry share a cache line. The heap of all leaves is at offset 0, with N_LEAVES entries, and HEAP_POS
+of a page is its entry. A domain with a quota has a second heap of its own leaves, at HEAP with
+N_HEAP entries and DOMAIN_HEAP_POS.
 
-Invariants: an entry repeats key and PRIORITY of its page, and is no lower than the entry at
+Invariants: an entry repeats KEY and PRIORITY of its page, and is not lower than its parent entry
 (i - 1) // 4, in the order of (PRIORITY, key, page).
 """
 
@@ -19,14 +20,14 @@ from .eviction_policy import key_get, key_set
 ENTRY = 4  # int32 per entry
 
 
-@kernel(internal=True)
-def _entry_get(pool, at):
-    """(priority, key, page) of the entry at pool[at]."""
-    key = np.int64(pool[at + 1]) << 32 | np.int64(np.uint32(pool[at]))
-    return np.int64(pool[at + 2]), key, np.int64(pool[at + 3])
+@kernel(internal=True, borrow=True)
+def _entry_get(arena, at):
+    """(priority, key, page) of the entry at arena[at]."""
+    key = np.int64(arena[at + 1]) << 32 | np.int64(np.uint32(arena[at]))
+    return np.int64(arena[at + 2]), key, np.int64(arena[at + 3])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _entry_put(kv, heap, column, i, priority, key, page):
     at = heap + ENTRY * i
     kv.arena[at], kv.arena[at + 1] = np.int32(key), np.int32(key >> 32)
@@ -34,17 +35,17 @@ def _entry_put(kv, heap, column, i, priority, key, page):
     kv.page[page, column] = i
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _lower(priority, key, page, other_priority, other_key, other_page):
-    """Whether the first leaves before the second; a branch here would often mispredict."""
+    """Whether the first is evicted before the second; branch-free, as branches would mispredict."""
     same = priority == other_priority
     by_key = (key < other_key) | ((key == other_key) & (page < other_page))
     return (priority < other_priority) | (same & by_key)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _sift_up(kv, heap, column, i, priority, key, page):
-    """Put an entry in the open place i or above it. O(log n)."""
+    """Put an entry at i or above it. O(log n)."""
     while i > 0:
         above = (i - 1) >> 2
         p, k, g = _entry_get(kv.arena, heap + ENTRY * above)
@@ -55,9 +56,9 @@ def _sift_up(kv, heap, column, i, priority, key, page):
     _entry_put(kv, heap, column, i, priority, key, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _sift_down(kv, heap, n, column, i, priority, key, page):
-    """Put an entry in the open place i or below it, of a heap of n. O(log n)."""
+    """Put an entry at i or below it, in a heap of n. O(log n)."""
     while True:
         child = 4 * i + 1
         if child >= n:
@@ -75,15 +76,15 @@ def _sift_down(kv, heap, n, column, i, priority, key, page):
     _entry_put(kv, heap, column, i, priority, key, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _heap_add(kv, heap, n, column, page):
-    """Enter a page in a heap of n. O(log n)."""
+    """Add a page to a heap of n. O(log n)."""
     _sift_up(kv, heap, column, n, np.int64(kv.page[page, s.PRIORITY]), key_get(kv, page), page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _heap_remove(kv, heap, n, column, page):
-    """Take a page out of a heap of n. O(log n)."""
+    """Remove a page from a heap of n. O(log n)."""
     i = np.int64(kv.page[page, column])
     kv.page[page, column] = ABSENT
     priority, key, last = _entry_get(kv.arena, heap + ENTRY * (n - 1))
@@ -97,21 +98,21 @@ def _heap_remove(kv, heap, n, column, page):
     _sift_down(kv, heap, n - 1, column, i, priority, key, last)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_lowest(kv, heap):
-    """The page that leaves first of the heap at `heap`, which is not empty. O(1)."""
+    """The page that is evicted first of a heap that is not empty. O(1)."""
     return np.int64(kv.arena[heap + ENTRY - 1])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_add(kv, page):
-    """Enter an evictable leaf. O(log n)."""
+    """Add an evictable leaf to its heaps. O(log n)."""
     _heap_add(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, page)
     kv.meta[s.N_LEAVES] += 1
     _domain_add(kv, np.int64(kv.page[page, s.DOMAIN]), page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _domain_add(kv, domain, page):
     if kv.domain[domain, s.QUOTA] >= 0:
         _heap_add(
@@ -124,9 +125,9 @@ def _domain_add(kv, domain, page):
         kv.domain[domain, s.N_HEAP] += 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_drop(kv, page):
-    """Take out a page that is in the heap. O(log n)."""
+    """Remove an evictable leaf from its heaps. O(log n)."""
     _heap_remove(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, page)
     kv.meta[s.N_LEAVES] -= 1
     if kv.page[page, s.DOMAIN_HEAP_POS] != ABSENT:
@@ -141,16 +142,16 @@ def leaf_drop(kv, page):
         kv.domain[domain, s.N_HEAP] -= 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def is_held(kv, page):
     """Whether something keeps a cached page from being evicted. O(1)."""
     row = kv.page[page]
     return (row[s.REF] > 0) | (row[s.PENDING] < 0) | (row[s.N_HELD_CHILDREN] > 0)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def became_held(kv, page):
-    """A cached page just went from evictable to held: tell its ancestors. O(1) but for twins."""
+    """A cached page became held: so may its ancestors. O(log n), O(DEPTH) at worst."""
     while True:
         kv.meta[s.N_EVICTABLE] -= 1
         kv.domain[kv.page[page, s.DOMAIN], s.EVICTABLE] -= 1
@@ -165,9 +166,9 @@ def became_held(kv, page):
             break
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def became_evictable(kv, page):
-    """A cached page just lost its last holder: the reverse of became_held. O(log n)."""
+    """A cached page lost its last holder; undoes became_held. O(log n), O(DEPTH) at worst."""
     while True:
         kv.meta[s.N_EVICTABLE] += 1
         kv.domain[kv.page[page, s.DOMAIN], s.EVICTABLE] += 1
@@ -181,9 +182,9 @@ def became_evictable(kv, page):
             break
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def domain_heap_fill(kv, domain):
-    """Enter all evictable leaves of a domain that just got a quota. O(P)."""
+    """Add all evictable leaves of a domain that has a new quota to its heap. O(P)."""
     kv.domain[domain, s.N_HEAP] = 0
     for page in range(kv.page.shape[0]):
         row = kv.page[page]
@@ -191,17 +192,17 @@ def domain_heap_fill(kv, domain):
             _domain_add(kv, domain, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _heap_rename(kv, heap, n, column, renamed):
     for i in range(n):
-        # Equal keys go by page, so the order may change.
+        # Pages break ties between equal keys, so the order may change.
         priority, key, page = _entry_get(kv.arena, heap + ENTRY * i)
         _sift_up(kv, heap, column, i, priority, key, np.int64(renamed[page]))
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_heaps_rename(kv, renamed):
-    """Give the pages in the heaps their new ids; renamed int32[P]. O(n log n)."""
+    """Replace the pages in the heaps by their new ids, renamed int32[P]. O(n log n)."""
     _heap_rename(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, renamed)
     for domain in range(kv.domain.shape[0]):
         if kv.domain[domain, s.QUOTA] >= 0:
@@ -214,9 +215,9 @@ def leaf_heaps_rename(kv, renamed):
             )
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_rekey(kv, page, priority, key):
-    """Change PRIORITY and key of a cached page, in the heap or not. O(log n)."""
+    """Change PRIORITY and key of a cached page, in the heaps or not. O(log n)."""
     in_heap = kv.page[page, s.HEAP_POS] != ABSENT
     if in_heap:
         leaf_drop(kv, page)

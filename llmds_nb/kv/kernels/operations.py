@@ -1,7 +1,6 @@
-"""What else a KV cache does: write, fork, truncate, pin, evict, quotas (kernels/sequences.py).
+"""Kernels of a KV cache that write, fork, truncate, pin, evict, and set quotas.
 
-Entry points, called from Python, take the arrays flat, since a tuple costs more at that door;
-inside, the state is one KVState.
+They take the state as a handle and unpack it once. Statuses are in kernels/sequences.py.
 """
 
 import numpy as np
@@ -13,6 +12,7 @@ from . import state as s
 from .arena import arena_lacks, chunk_class, chunk_give, chunk_take
 from .attach import sequence_release_pages
 from .eviction_heap import ENTRY, domain_heap_fill, leaf_lowest, leaf_rekey
+from .page_tables import slots_fill
 from .pages import (
     evict_many,
     leaf_evict,
@@ -37,7 +37,7 @@ from .sequences import (
 def kv_write(handle, seq_id, start, out):
     """Slots int64[n] of tokens start .. start + n to write to, copying pages that others hold.
 
-    INVALID if one lies in a cached page; meta[MISSING] is then the last such position + 1. O(n).
+    INVALID: some are in a cached page, the last of which ends at token meta[MISSING]. O(n).
     """
     kv = s.state_at(handle)
     seq = sequence_find(kv, seq_id)
@@ -68,21 +68,13 @@ def kv_write(handle, seq_id, start, out):
             blocks[j] = page_copy(kv, shared, min(size, kv.seq_hot[seq, s.LENGTH] - j * size))
             page_drop(kv, shared)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[kv.seq_cold[seq, s.N_PAGES] - 1]
-    _fill_slots(kv, seq, start, out)
+    slots_fill(kv, seq, start, start + out.size, out, 0)
     return OK
 
 
-@kernel(internal=True)
-def _fill_slots(kv, seq, start, out):
-    size = kv.tokens.shape[1]
-    blocks = block_table_get(kv, seq)
-    for i in range(out.size):
-        out[i] = np.int64(blocks[(start + i) // size]) * size + (start + i) % size
-
-
-@kernel
+@kernel(borrow=True)
 def kv_fork(handle, seq_id, new_id):
-    """A second sequence on the same pages. O(pages)."""
+    """A new sequence that shares all pages of another. O(pages)."""
     kv = s.state_at(handle)
     seq = sequence_find(kv, seq_id)
     if seq == ABSENT:
@@ -107,13 +99,13 @@ def kv_fork(handle, seq_id, new_id):
     source, target = block_table_get(kv, seq), block_table_get(kv, new)
     for j in range(n):
         target[j] = source[j]
-        kv.page[source[j], s.REF] += 1  # held already: by the parent sequence
+        kv.page[source[j], s.REF] += 1  # held already, by the first sequence
     return OK
 
 
-@kernel
+@kernel(borrow=True)
 def kv_truncate(handle, seq_id, n_tokens):
-    """Keep the first n_tokens. INVALID if longer than the sequence. O(pages dropped)."""
+    """Keep the first n_tokens. INVALID: n_tokens > LENGTH, in meta[MISSING]. O(pages dropped)."""
     kv = s.state_at(handle)
     seq = sequence_find_long(kv, seq_id, n_tokens)
     if seq < 0:
@@ -128,19 +120,19 @@ def kv_truncate(handle, seq_id, n_tokens):
     kv.seq_cold[seq, s.PRIOR_PAGES] = min(kv.seq_cold[seq, s.PRIOR_PAGES], n_tokens // size)
     blocks = block_table_get(kv, seq)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[keep - 1] if keep > 0 else ABSENT
-    n_hash = min(kv.seq_cold[seq, s.N_CHAINED], n_tokens // size)
-    if n_hash < kv.seq_cold[seq, s.N_CHAINED]:
-        kv.seq_cold[seq, s.N_CHAINED] = n_hash
+    n_chained = min(kv.seq_cold[seq, s.N_CHAINED], n_tokens // size)
+    if n_chained < kv.seq_cold[seq, s.N_CHAINED]:
+        kv.seq_cold[seq, s.N_CHAINED] = n_chained
         kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
-        if n_hash > 0 and kv.page[blocks[n_hash - 1], s.STATE] == s.CACHED:
-            kv.seq_cold[seq, s.CANONICAL] = blocks[n_hash - 1]
-            kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[blocks[n_hash - 1], s.GENERATION]
+        if n_chained > 0 and kv.page[blocks[n_chained - 1], s.STATE] == s.CACHED:
+            kv.seq_cold[seq, s.CANONICAL] = blocks[n_chained - 1]
+            kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[blocks[n_chained - 1], s.GENERATION]
     return OK
 
 
-@kernel
+@kernel(borrow=True)
 def kv_pin(handle, pages, by):
-    """Hold (by = 1) or let go (by = -1) cached pages int32[n], parents first. O(n log P)."""
+    """Acquire (by = 1) or drop (by = -1) cached pages int32[n], parents first. O(n log P)."""
     kv = s.state_at(handle)
     if by > 0:
         for i in range(pages.size):
@@ -150,21 +142,21 @@ def kv_pin(handle, pages, by):
             page_drop(kv, np.int64(pages[i]))
 
 
-@kernel
+@kernel(borrow=True)
 def kv_evict(handle, n):
-    """evict_many on the state. O(n log P)."""
+    """evict_many. O(n log P)."""
     kv = s.state_at(handle)
     return evict_many(kv, n)
 
 
-@kernel
+@kernel(borrow=True)
 def kv_pending_clear(handle):
-    """pending_clear on the state. O(number of copies)."""
+    """pending_clear. O(number of copies)."""
     kv = s.state_at(handle)
     pending_clear(kv)
 
 
-@kernel
+@kernel(borrow=True)
 def kv_rekey(handle, pages, keys):
     """leaf_rekey for cached pages int64[n] with keys int64[n]. O(n log P)."""
     kv = s.state_at(handle)
@@ -172,9 +164,9 @@ def kv_rekey(handle, pages, keys):
         leaf_rekey(kv, pages[i], np.int64(kv.page[pages[i], s.PRIORITY]), keys[i])
 
 
-@kernel
+@kernel(borrow=True)
 def kv_quota(handle, domain, quota):
-    """Set the quota of a domain (-1 = none) and evict its own pages above it. GROW. O(P)."""
+    """Set the quota of a domain (-1 = none) and evict its pages above it. GROW. O(P)."""
     kv = s.state_at(handle)
     entries = max(quota, kv.domain[domain, s.OWNED])  # its evictable leaves can never be more
     size_class = chunk_class(ENTRY * entries)

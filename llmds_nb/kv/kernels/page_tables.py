@@ -1,6 +1,6 @@
-"""Reading a KV cache out: page tables in the engines' layouts, slots and tokens.
+"""Kernels that read sequences of a KV cache: page tables in the engines' layouts, slots, tokens.
 
-State as in kernels/state.py. A batch names its sequences by their rows: see `sequences_find`.
+`seqs` int64[n] are the rows of a batch of sequences, as `sequences_find` gives them.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from ...primitives.status import ABSENT
 from . import state as s
 
 
-@kernel
+@kernel(borrow=True)
 def sequences_find(handle, seq_ids, seqs, sizes):
-    """Fill rows int64[n] and sizes int64[2]: most pages, pages in all. O(n).
+    """Fill seqs int64[n], and sizes int64[2]: the most pages of one, the pages of all. O(n).
 
-    Returns the position of the first unknown sequence, or ABSENT.
+    Returns the position of the first unknown id, or ABSENT.
     """
     kv = s.state_at(handle)
     width, pages = 0, 0
@@ -30,9 +30,12 @@ def sequences_find(handle, seq_ids, seqs, sizes):
     return ABSENT
 
 
-@kernel
+@kernel(borrow=True)
 def table_csr(handle, seqs, indptr, indices, last_page_len):
-    """FlashInfer's: indptr int32[n + 1], indices int32[nnz], last_page_len int32[n]. O(nnz)."""
+    """FlashInfer's CSR page table: indptr int32[n + 1], indices int32[nnz], last_page_len int32[n].
+
+    O(nnz).
+    """
     kv = s.state_at(handle)
     page_size = kv.tokens.shape[1]
     end = 0
@@ -47,9 +50,9 @@ def table_csr(handle, seqs, indptr, indices, last_page_len):
         last_page_len[i] = length - (n_pages - 1) * page_size if n_pages > 0 else 0
 
 
-@kernel
+@kernel(borrow=True)
 def table_dense(handle, seqs, pad, out):
-    """vLLM's block table: out int32[n, width], unused places `pad`. O(n * width)."""
+    """vLLM's block table: out int32[n, width], filled up with `pad`. O(n * width)."""
     kv = s.state_at(handle)
     for i in range(seqs.size):
         n_pages, offset = kv.seq_cold[seqs[i], s.N_PAGES], kv.seq_hot[seqs[i], s.BLOCK_TABLE]
@@ -57,9 +60,9 @@ def table_dense(handle, seqs, pad, out):
             out[i, j] = kv.arena[offset + j] if j < n_pages else pad
 
 
-@kernel
+@kernel(borrow=True)
 def slots_count(handle, seqs, start, stop):
-    """Sum of stop - start, or -1 - i for the first i where they are no range of tokens. O(n)."""
+    """Sum of stop - start; -1 - i if sequence i has no tokens start[i] .. stop[i]. O(n)."""
     kv = s.state_at(handle)
     total = 0
     for i in range(seqs.size):
@@ -69,21 +72,27 @@ def slots_count(handle, seqs, start, stop):
     return total
 
 
-@kernel
+@kernel(internal=True, borrow=True)
+def slots_fill(kv, seq, start, stop, out, end):
+    """Write slots page * T + offset of tokens start .. stop behind out[:end]; the new end. O(n)."""
+    page_size, offset = kv.tokens.shape[1], kv.seq_hot[seq, s.BLOCK_TABLE]
+    for position in range(start, stop):
+        page = np.int64(kv.arena[offset + position // page_size])
+        out[end] = page * page_size + position % page_size
+        end += 1
+    return end
+
+
+@kernel(borrow=True)
 def table_slots(handle, seqs, start, stop, out):
-    """Slots page * page_size + offset of tokens start[i] .. stop[i], row after row. O(n)."""
+    """Slots of tokens start[i] .. stop[i] of each sequence, one after the other. O(n)."""
     kv = s.state_at(handle)
-    page_size = kv.tokens.shape[1]
     end = 0
     for i in range(seqs.size):
-        offset = kv.seq_hot[seqs[i], s.BLOCK_TABLE]
-        for position in range(start[i], stop[i]):
-            page = np.int64(kv.arena[offset + position // page_size])
-            out[end] = page * page_size + position % page_size
-            end += 1
+        end = slots_fill(kv, seqs[i], start[i], stop[i], out, end)
 
 
-@kernel
+@kernel(borrow=True)
 def table_tokens(handle, seq, out):
     """The tokens of one sequence, out int32[LENGTH]. O(LENGTH)."""
     kv = s.state_at(handle)

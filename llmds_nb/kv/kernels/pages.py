@@ -1,4 +1,4 @@
-"""Pages of a KV cache: taking, dropping, copying, caching, evicting (kernels/state.py)."""
+"""Pages of a KV cache: taken, dropped, copied, cached and evicted (kernels/state.py)."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 from . import state as s
 from .eviction_heap import became_evictable, became_held, is_held, leaf_add, leaf_drop, leaf_lowest
-from .eviction_policy import INSERTED, ghost_leave, key_update
+from .eviction_policy import INSERTED, key_update, leaf_to_ghost
 from .prefix_table import hash_set, prefix_hash, prefix_insert, prefix_remove
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_take(kv, domain):
-    """A free page as a private one with one reference; the caller has made room. O(1)."""
+    """Take a free page, private with one reference; pages_reserve has made it free. O(1)."""
     page = kv.meta[s.FREE_PAGE]
     kv.meta[s.FREE_PAGE] = kv.page[page, s.PARENT]
     kv.meta[s.N_FREE] -= 1
@@ -23,7 +23,7 @@ def page_take(kv, domain):
     return page
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _page_free(kv, page):
     kv.page[page, s.STATE] = s.FREE
     kv.domain[kv.page[page, s.DOMAIN], s.OWNED] -= 1
@@ -32,14 +32,14 @@ def _page_free(kv, page):
     kv.meta[s.N_FREE] += 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _pending_source(kv, i):
     return np.int64(kv.arena[kv.meta[s.PENDING_COPIES] + 2 * i])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _pending_cancel(kv, page):
-    """Forget the pending copy that was to fill `page`; return its source, to be settled. O(1)."""
+    """Remove the pending copy that fills `page`; return its source, to be settled. O(1)."""
     i = np.int64(kv.page[page, s.PENDING]) - 1
     kv.page[page, s.PENDING] = 0
     source = _pending_source(kv, i)
@@ -53,9 +53,9 @@ def _pending_cancel(kv, page):
     return source
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _settle_source(kv, page):
-    """As page_settle, for the source of a copy that is no more: no copy fills it. O(log n)."""
+    """As page_settle, for the source of a removed copy, which no copy fills. O(log n)."""
     if kv.page[page, s.STATE] == s.CACHED:
         if not is_held(kv, page):
             became_evictable(kv, page)
@@ -63,41 +63,41 @@ def _settle_source(kv, page):
         _page_free(kv, page)
 
 
-@kernel(internal=True)
-def page_give_back(kv, page):
-    """Make a page free that nothing refers to any more. O(log n)."""
+@kernel(internal=True, borrow=True)
+def page_release(kv, page):
+    """Free a page without references, and the pending copy that fills it. O(log n)."""
     if kv.page[page, s.PENDING] > 0:
         _settle_source(kv, _pending_cancel(kv, page))
     _page_free(kv, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_settle(kv, page):
-    """Free or make evictable a page that just lost a reference, if it was the last. O(log n)."""
+    """Free a page that lost its last reference, or make it evictable if cached. O(log n)."""
     if kv.page[page, s.STATE] == s.CACHED:
         if not is_held(kv, page):
             became_evictable(kv, page)
     elif (kv.page[page, s.REF] == 0) & (kv.page[page, s.PENDING] >= 0):
-        page_give_back(kv, page)
+        page_release(kv, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_acquire(kv, page):
-    """One more reference to a cached page. O(log n)."""
+    """Add a reference to a cached page. O(log n)."""
     was_held = is_held(kv, page)
     kv.page[page, s.REF] += 1
     if not was_held:
         became_held(kv, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_drop(kv, page):
-    """One reference less. O(log n)."""
+    """Drop a reference. O(log n)."""
     kv.page[page, s.REF] -= 1
     page_settle(kv, page)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def pending_clear(kv):
     """All pending copies were fetched: release their sources. O(number of copies)."""
     n = kv.meta[s.N_PENDING]
@@ -110,17 +110,17 @@ def pending_clear(kv):
         _settle_source(kv, source)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_copy(kv, page, n_tokens):
-    """A private copy of the first `n_tokens` of `page`; the K/V copy is left pending. O(T).
+    """A private copy of the first `n_tokens` of `page`; the copy of the K/V becomes pending. O(T).
 
-    The caller has made room for the page and the copy, and drops its reference to `page` itself.
+    The caller has reserved the page and called arena_lacks, and drops its reference to `page`.
     """
     copy = page_take(kv, np.int64(kv.page[page, s.DOMAIN]))
     for i in range(n_tokens):
         kv.tokens[copy, i] = kv.tokens[page, i]
     source = page
-    if kv.page[page, s.PENDING] > 0:  # its own contents are still elsewhere
+    if kv.page[page, s.PENDING] > 0:  # its own contents are still those of another page
         source = _pending_source(kv, np.int64(kv.page[page, s.PENDING]) - 1)
     n = kv.meta[s.N_PENDING]
     kv.arena[kv.meta[s.PENDING_COPIES] + 2 * n] = source
@@ -132,11 +132,11 @@ def page_copy(kv, page, n_tokens):
     return copy
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def leaf_evict(kv, page):
     """Evict one evictable leaf. O(log n)."""
     leaf_drop(kv, page)
-    ghost_leave(kv, page)
+    leaf_to_ghost(kv, page)
     kv.meta[s.N_EVICTABLE] -= 1
     kv.domain[kv.page[page, s.DOMAIN], s.EVICTABLE] -= 1
     kv.meta[s.N_CACHED] -= 1
@@ -144,14 +144,14 @@ def leaf_evict(kv, page):
     prefix_remove(kv, page)
     kv.page[page, s.GENERATION] += 1
     parent = np.int64(kv.page[page, s.PARENT])
-    page_give_back(kv, page)
+    page_release(kv, page)
     if parent >= 0:
         kv.page[parent, s.N_CHILDREN] -= 1
         if kv.page[parent, s.N_CHILDREN] == 0 and not is_held(kv, parent):
             leaf_add(kv, parent)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def evict_many(kv, n):
     """Evict up to n pages, lowest key first, leaves only; return how many. O(n log P)."""
     done = 0
@@ -161,33 +161,33 @@ def evict_many(kv, n):
     return done
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def domain_missing(kv, domain, need):
-    """How many pages a domain's quota lacks for `need` more, after evicting all it can. O(1)."""
+    """Pages by which `need` more pass a domain's quota once all it can is evicted. O(1)."""
     quota = kv.domain[domain, s.QUOTA]
-    if quota < 0 or need == 0:  # a quota set below what is in use takes nothing away
+    if quota < 0 or need == 0:  # a quota below what is in use refuses new pages only
         return 0
     return max(0, kv.domain[domain, s.OWNED] + need - quota - kv.domain[domain, s.EVICTABLE])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def free_missing(kv, need):
-    """How many pages the pool lacks for `need` more, after evicting all it can. O(1)."""
+    """Pages missing for `need` more once all that can be is evicted. O(1)."""
     return max(0, need - kv.meta[s.N_FREE] - kv.meta[s.N_EVICTABLE])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def pages_reserve(kv, domain, need):
-    """Evict until `need` pages are free and within quota; it was checked that this works."""
+    """Evict until `need` pages are free and within quota; pages_missing was 0 for them."""
     if kv.domain[domain, s.QUOTA] >= 0 and need > 0:
         while kv.domain[domain, s.OWNED] + need > kv.domain[domain, s.QUOTA]:
             leaf_evict(kv, leaf_lowest(kv, kv.domain[domain, s.HEAP]))
     evict_many(kv, need - kv.meta[s.N_FREE])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def pages_missing(kv, domains, need):
-    """Pages lacking for a batch; domains[i] wants need[i]. O(n)."""
+    """Pages missing for a batch that takes need[i] pages in domains[i]. O(n)."""
     total = 0
     n = need.size
     for i in range(n):
@@ -200,9 +200,9 @@ def pages_missing(kv, domains, need):
     return missing
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chain_start(kv, domain):
-    """What precedes the first page of a domain: (hash, hash, parent)."""
+    """Hash, as two words, and parent of the first page of a chain. O(1)."""
     return (
         np.uint64(kv.domain[domain, s.ROOT0]),
         np.uint64(kv.domain[domain, s.ROOT1]),
@@ -210,7 +210,7 @@ def chain_start(kv, domain):
     )
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def chain_step(kv, h0, h1, tokens):
     """Hash of the next page. O(T)."""
     mask = np.uint64(kv.meta[s.HASH_MASK])
@@ -218,20 +218,20 @@ def chain_step(kv, h0, h1, tokens):
     return h0 & mask, h1 & mask
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def last_child_set(kv, parent, page):
-    """Let `page` be the child of `parent` that is looked at first. O(1)."""
+    """Guess `page` to be the child of `parent` that a request wants next. O(1)."""
     if parent >= 0:
         kv.page[parent, s.LAST_CHILD] = page
     else:
         kv.domain[-2 - parent, s.LAST_ROOT_CHILD] = page
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def page_cache(kv, page, h0, h1, parent, turn, priority, prior):
-    """Make a full, committed, private page findable below `parent`. O(1) but for twins.
+    """Cache a full, committed, private page as child of `parent`. O(log n), O(DEPTH) at worst.
 
-    turn, prior: see key_update.
+    turn, prior: as for key_update.
     """
     kv.page[page, s.STATE] = s.CACHED
     kv.page[page, s.PARENT] = parent

@@ -1,13 +1,14 @@
-"""Finding a cached page by what precedes it: a chained 128-bit hash, confirmed by comparison.
+"""Hash table of cached pages by prefix: a chained 128-bit hash, confirmed by comparison.
 
 A page's hash covers its tokens and its parent's hash; the chain starts at a root that depends on
 the cache's key and the tenant's salt. The hash only narrows the search. A page is a hit when hash,
 tokens *and* parent page are equal, so by induction the whole prefix is, whatever the hash does.
 
-The table is pool[PREFIX_TABLE : PREFIX_TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0 where empty.
+The table is arena[PREFIX_TABLE : PREFIX_TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0
+where it is empty.
 
 Invariants: open addressing with linear probing from home `first hash & (C - 1)`, no empty place
-between a page's home and its place; a page stands at most once.
+between a page's home and its place; a page is in it at most once.
 """
 
 import numpy as np
@@ -29,13 +30,13 @@ _S32 = np.uint64(32)
 _ONE = np.uint64(1)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def _join(low, high):
     """Two int32 as one uint64."""
     return np.uint64(np.uint32(low)) | (np.uint64(np.uint32(high)) << _S32)
 
 
-@kernel
+@kernel(borrow=True)
 def prefix_hash(parent0, parent1, tokens):
     """128-bit hash of one page, int32[T], after a parent's hash; two uint64. O(T).
 
@@ -59,7 +60,7 @@ def prefix_hash(parent0, parent1, tokens):
     return h0, h1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def tokens_equal(a, b):
     """Whether two int32[T] are equal; without an early exit, which would not vectorise. O(T)."""
     different = np.int32(0)
@@ -68,14 +69,14 @@ def tokens_equal(a, b):
     return different == 0
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def hash_get(kv, page):
     """The hash of a cached page, two uint64. O(1)."""
     row = kv.page[page]
     return _join(row[s.HASH], row[s.HASH + 1]), _join(row[s.HASH + 2], row[s.HASH + 3])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def hash_set(kv, page, h0, h1):
     """Store a page's hash. O(1)."""
     row = kv.page[page]
@@ -83,7 +84,7 @@ def hash_set(kv, page, h0, h1):
     row[s.HASH + 2], row[s.HASH + 3] = np.int32(h1), np.int32(h1 >> _S32)
 
 
-@kernel
+@kernel(borrow=True)
 def prefix_find(kv, h0, h1, parent, tokens):
     """The cached page that holds `tokens` after page `parent`, or ABSENT. O(T) expected.
 
@@ -102,7 +103,7 @@ def prefix_find(kv, h0, h1, parent, tokens):
         i = (i + _ONE) & mask
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def prefix_insert(kv, page):
     """Enter a page that is not in the table, under its hash. O(1) expected."""
     table, mask = kv.meta[s.PREFIX_TABLE], np.uint64(kv.meta[s.PREFIX_MASK])
@@ -112,7 +113,7 @@ def prefix_insert(kv, page):
     kv.arena[table + np.int64(i)] = page + 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def prefix_remove(kv, page):
     """Take a page out, shifting later ones back. O(1) expected."""
     table, mask = kv.meta[s.PREFIX_TABLE], np.uint64(kv.meta[s.PREFIX_MASK])

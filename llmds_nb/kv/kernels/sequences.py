@@ -1,17 +1,20 @@
-"""Rows of a KV cache's sequences: taking and giving them, block tables, caching what is committed.
+"""Sequences of a KV cache: their rows, their block tables, and the caching of committed pages.
 
-What a kernel of the KV cache returns when it refuses, having changed nothing, with the number or id
-it is about in meta[MISSING]:
+A kernel of the KV cache that refuses a call returns a status (primitives/status.py), has changed
+nothing, and leaves the number or id that it concerns in meta[MISSING]:
 
-    FULL        so many pages lack
-    ABSENT      no sequence has this id
-    PRESENT     a sequence has this id already
-    INVALID     as the kernel says
-    GROW        the pool needs so many more entries: the object makes them and calls again
-    GROW_SEQUENCES   `hot`, `seq` and `ids` need room for so many more sequences, likewise
-    BAD_ID      an id below 0
-    BAD_TOKEN   a token below 0
-    UNEVEN      arrays that go together differ in length
+    FULL             how many pages are missing
+    ABSENT           the id of which there is no sequence
+    PRESENT          the id of which there is a sequence already
+    REPEATED         the id that the call names twice
+    INVALID          as the kernel's docstring says
+    GROW             by how many entries the arena must grow before the call is repeated
+    GROW_SEQUENCES   for how many sequences `seq_hot`, `seq_cold` and `ids` must grow, likewise
+    BAD_ID           an id below 0
+    BAD_TOKEN        a token below 0
+    UNEVEN           arrays of one call differ in length; meta[MISSING] is not set
+
+A *row* is the index of a sequence in `seq_hot` and `seq_cold`; kernels call it `seq`.
 """
 
 import numpy as np
@@ -34,17 +37,17 @@ def block_table_get(kv, seq):
     return kv.arena[offset : offset + (1 << kv.seq_cold[seq, s.TABLE_CLASS])]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def block_table_lacks(kv, seq, n_pages):
-    """Pool entries that a block table of `n_pages` takes beyond what the row has. O(1)."""
+    """Arena entries to be taken before a block table holds `n_pages`; 0 if it does. O(1)."""
     if n_pages <= (1 << kv.seq_cold[seq, s.TABLE_CLASS]):
         return 0
     return 1 << chunk_class(n_pages)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def block_table_grow(kv, seq, n_pages):
-    """Let the block table hold `n_pages`. O(n_pages), amortised O(1) per page."""
+    """Grow the block table to hold `n_pages`. O(n_pages), amortised O(1) per page."""
     size_class = kv.seq_cold[seq, s.TABLE_CLASS]
     if n_pages > (1 << size_class):
         used = kv.seq_cold[seq, s.N_PAGES]
@@ -54,9 +57,9 @@ def block_table_grow(kv, seq, n_pages):
         kv.seq_cold[seq, s.TABLE_CLASS] = chunk_class(n_pages)
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequences_lack(kv, n):
-    """Whether rows or `ids` must grow before n more sequences; leaves n in meta[MISSING]. O(1)."""
+    """Whether arrays must grow for n more sequences; then meta[MISSING] = n. O(1)."""
     wanted = kv.meta[s.N_SEQUENCES] + n
     if (wanted > kv.seq_cold.shape[0]) | (2 * wanted > kv.ids.shape[0]):
         kv.meta[s.MISSING] = n
@@ -64,9 +67,9 @@ def sequences_lack(kv, n):
     return False
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_take(kv, seq_id, domain, priority, n_pages):
-    """A fresh row with a block table for n_pages, findable by its id. O(1)."""
+    """Row of a new sequence with an empty block table for n_pages. O(1)."""
     seq = kv.meta[s.FREE_SEQUENCE]
     kv.meta[s.FREE_SEQUENCE] = kv.seq_hot[seq, s.LENGTH]
     size_class = chunk_class(n_pages)
@@ -88,9 +91,9 @@ def sequence_take(kv, seq_id, domain, priority, n_pages):
     return seq
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_give(kv, seq):
-    """Return a row whose pages were dropped. O(1)."""
+    """Free the row and the block table of a sequence without pages. O(1)."""
     table_remove(kv.ids, kv.seq_hot[seq, s.ID])
     chunk_give(kv, kv.seq_hot[seq, s.BLOCK_TABLE], kv.seq_cold[seq, s.TABLE_CLASS])
     kv.domain[kv.seq_cold[seq, s.SEQ_DOMAIN], s.SEQUENCES] -= 1
@@ -101,7 +104,7 @@ def sequence_give(kv, seq):
     kv.meta[s.N_SEQUENCES] -= 1
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_find(kv, seq_id):
     """Row of a sequence, or ABSENT with its id in meta[MISSING]. O(1) expected."""
     seq = table_find(kv.ids, seq_id)
@@ -110,9 +113,9 @@ def sequence_find(kv, seq_id):
     return seq
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_find_long(kv, seq_id, n_tokens):
-    """As sequence_find; INVALID, with its length, for a sequence of fewer than n_tokens."""
+    """As sequence_find; INVALID, and its length, if that is less than n_tokens. O(1) expected."""
     seq = sequence_find(kv, seq_id)
     if seq >= 0 and kv.seq_hot[seq, s.LENGTH] < n_tokens:
         kv.meta[s.MISSING] = kv.seq_hot[seq, s.LENGTH]
@@ -120,7 +123,7 @@ def sequence_find_long(kv, seq_id, n_tokens):
     return seq
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_drop_pages(kv, seq, keep):
     """Drop all pages of a sequence but the first `keep`, last first. O(pages log pages)."""
     blocks = block_table_get(kv, seq)
@@ -129,23 +132,26 @@ def sequence_drop_pages(kv, seq, keep):
     kv.seq_cold[seq, s.N_PAGES] = keep
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_cache_pages(kv, seq, full):
-    """Enter the first `full` pages, all committed, or find their twins. O(T) per new page."""
+    """Cache the first `full` pages, all committed, or find their canonical pages.
+
+    O(T) for each page beyond N_CHAINED.
+    """
     if kv.meta[s.SHARING] == 0 or kv.seq_cold[seq, s.N_CHAINED] >= full:
         return
-    start, canon = kv.seq_cold[seq, s.N_CHAINED], kv.seq_cold[seq, s.CANONICAL]
+    start, last = kv.seq_cold[seq, s.N_CHAINED], kv.seq_cold[seq, s.CANONICAL]
     if start > 0 and (
         kv.seq_cold[seq, s.CANONICAL_GENERATION] == ABSENT
-        or kv.page[canon, s.STATE] != s.CACHED
-        or kv.page[canon, s.GENERATION] != kv.seq_cold[seq, s.CANONICAL_GENERATION]
+        or kv.page[last, s.STATE] != s.CACHED
+        or kv.page[last, s.GENERATION] != kv.seq_cold[seq, s.CANONICAL_GENERATION]
     ):
-        start = 0  # the canonical was evicted or is unknown: look all up again
+        start = 0  # the canonical page was evicted or is unknown: look all of them up again
     blocks = block_table_get(kv, seq)
     h0, h1, parent = chain_start(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
     if start > 0:
-        h0, h1 = hash_get(kv, canon)
-        parent = canon
+        h0, h1 = hash_get(kv, last)
+        parent = last
     for j in range(start, full):
         page = np.int64(blocks[j])
         if kv.page[page, s.STATE] == s.CACHED:
@@ -161,7 +167,7 @@ def sequence_cache_pages(kv, seq, full):
             parent = page
         else:
             kv.seq_cold[seq, s.HAS_DUPLICATES] = 1
-            if kv.page[canonical, s.PRIORITY] < priority:  # it stays in place of this copy
+            if kv.page[canonical, s.PRIORITY] < priority:  # it outlives this duplicate
                 leaf_rekey(kv, canonical, priority, key_get(kv, canonical))
             parent = canonical
     kv.seq_cold[seq, s.N_CHAINED] = full
@@ -169,30 +175,30 @@ def sequence_cache_pages(kv, seq, full):
     kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[parent, s.GENERATION]
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def duplicates_cache(kv, seq):
-    """Before pages are dropped: enter those whose cached canonical was evicted since. O(tokens)."""
+    """Before pages are dropped: cache those whose canonical page was evicted. O(tokens)."""
     if kv.seq_cold[seq, s.HAS_DUPLICATES] != 0:
         kv.seq_cold[seq, s.N_CHAINED] = 0
         sequence_cache_pages(kv, seq, kv.seq_hot[seq, s.COMMITTED] // kv.tokens.shape[1])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def sequence_commit(kv, seq, n_tokens):
-    """The K/V of the first n_tokens is computed: full pages up to there become shareable."""
+    """Note that the K/V of the first n_tokens is computed, and cache their full pages."""
     if n_tokens > kv.seq_hot[seq, s.COMMITTED]:
         kv.seq_hot[seq, s.COMMITTED] = n_tokens
         sequence_cache_pages(kv, seq, n_tokens // kv.tokens.shape[1])
 
 
-@kernel(internal=True)
+@kernel(internal=True, borrow=True)
 def tail_free_set(kv, seq):
-    """Set TAIL_FREE, whose meaning is in kernels/state.py. O(1)."""
+    """Compute TAIL_FREE (kernels/state.py). O(1)."""
     size = kv.tokens.shape[1]
     used, tail = kv.seq_hot[seq, s.LENGTH] % size, kv.seq_hot[seq, s.TAIL_PAGE]
-    entered = (kv.meta[s.SHARING] == 0) | (
+    chained = (kv.meta[s.SHARING] == 0) | (
         kv.seq_cold[seq, s.N_CHAINED] == kv.seq_hot[seq, s.LENGTH] // size
     )
     kv.seq_hot[seq, s.TAIL_FREE] = 0
-    if used > 0 and entered and kv.page[tail, s.STATE] == s.PRIVATE and kv.page[tail, s.REF] == 1:
+    if used > 0 and chained and kv.page[tail, s.STATE] == s.PRIVATE and kv.page[tail, s.REF] == 1:
         kv.seq_hot[seq, s.TAIL_FREE] = size - used
