@@ -1,6 +1,7 @@
 """InvertedIndex beside bm25s (its Numba backend) and rank_bm25, on the same tokens."""
 
 import os
+import re
 from functools import cache
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ def _tokenizer():
 def split(text):
     """The words of our tokenizer, for every peer."""
     tokenizer = _tokenizer()
-    return [word for word in tokenizer._split(text.lower()) if word not in tokenizer.stopwords]
+    words = re.findall(tokenizer.pattern, text.lower())
+    return [word for word in words if word not in tokenizer.stopwords]
 
 
 class Built(NamedTuple):

@@ -29,23 +29,7 @@ from .._core.jit import kernel
 ROOT = 3  # the row of the first entry
 SLOT_MASK = np.int64(0xFFFFFFFF)  # of the slot in `low`
 MAX_SLOTS = 2**31 - 8  # rows are int32
-HANDLE, MAX_HANDLES = SLOT_MASK, MAX_SLOTS
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
-
-
-@kernel(inline=True)
-def entries_words(capacity):
-    """Words of a heap in a buffer: whole cache lines. O(1)."""
-    return (2 * (capacity + 4) + (capacity + 1) // 2 + 7) & -8
-
-
-@kernel(inline=True)
-def entries_parts(buffer, start, capacity):
-    """The two arrays of the heap that begins at `start` of a buffer. O(1)."""
-    middle = start + 2 * (capacity + 4)
-    entries = buffer[start:middle].reshape((capacity + 4, 2))
-    position = buffer[middle : middle + (capacity + 1) // 2].view(np.int32)[:capacity]
-    return entries, position
 
 
 @kernel(borrow=True)

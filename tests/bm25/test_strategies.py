@@ -10,7 +10,6 @@ from llmds_nb.bm25 import decoded_lists
 from llmds_nb.bm25.index import Hits
 from llmds_nb.bm25.kernels import postings, search as kernels, window
 from llmds_nb.bm25.kernels.segment_search import MAX_TERMS
-from llmds_nb.primitives import topk
 
 from .oracle import VARIANTS, PlainBm25, assert_hits
 
@@ -171,17 +170,6 @@ def test_hits_are_those_of_the_reference_whatever_the_documents(data):
     for row, query in enumerate(queries):
         expected = plain.search(query, 200, lambda id_: allowed is None or id_ in allowed)
         assert_hits(Hits(hits.ids[row], hits.scores[row]), expected, k)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 10**6)), max_size=300))
-def test_topk_spread_sorts(values):
-    scores = np.array(values, np.float64)
-    ids = np.random.default_rng(len(values)).permutation(len(values)).astype(np.int64)
-    order = np.lexsort((ids, -scores))
-    expected = ids[order]
-    topk.topk_spread(scores, ids, len(values))
-    assert (ids == expected).all() and (np.diff(scores) <= 0).all()
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 import numba
 import numpy as np
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from llmds_nb.primitives import topk
 
@@ -70,6 +70,16 @@ def test_ordering_sorts(stream):
     expected = best_first(scores, ids)
     order(scores, ids, len(scores))
     assert pairs(scores, ids, len(scores)) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 10**6)), max_size=300))
+def test_spreading_into_ranges_sorts(values):
+    scores = np.array(values, np.float64)
+    ids = np.random.default_rng(len(values)).permutation(len(values)).astype(np.int64)
+    expected = ids[np.lexsort((ids, -scores))]
+    topk.topk_spread(scores, ids, len(values))
+    assert (ids == expected).all() and (np.diff(scores) <= 0).all()
 
 
 def test_ordering_sorts_long_lists_of_every_shape():
