@@ -17,7 +17,7 @@ class _Engine:
         kv = ours("KVCache")(n_pages=RUNNING * 4, page_size=512)
         self.plain = impl == "plain Python"
         if self.plain:
-            self.batcher = oracle("scheduling.oracle_continuous", "SlowBatcher")(
+            self.batcher = oracle("scheduling.oracle_continuous", "PlainBatcher")(
                 kv, RUNNING, 2**20, "aging", 0
             )
             for prompt in prompts:
@@ -69,7 +69,7 @@ class Decode:
 
 
 class Advance(Decode):
-    """As Decode, for the call that takes the sampled tokens over."""
+    """As Decode, for the call of `advance` with the sampled tokens."""
 
     def setup(self, impl):
         super().setup(impl)

@@ -1,4 +1,4 @@
-"""Scheduler against its plain-Python oracle, the oracle of the tests."""
+"""Scheduler against the plain-Python oracle of its tests."""
 
 from functools import cache
 
@@ -18,7 +18,7 @@ class _Queue:
         self.more = rng.integers(1, 4000, SIZE), rng.integers(0, 8, SIZE)
         self.plain = impl == "plain Python"
         if self.plain:
-            self.queue = oracle("scheduling.oracle_scheduler", "SlowScheduler")(
+            self.queue = oracle("scheduling.oracle_scheduler", "PlainScheduler")(
                 SIZE, 50.0, None, policy, 0
             )
             self.submit(tokens, tenants)

@@ -1,10 +1,10 @@
-"""The obvious twin of AdmissionController: rational arithmetic, one request at a time."""
+"""The plain-Python oracle of AdmissionController: rational arithmetic, one request at a time."""
 
 import math
 from fractions import Fraction
 
 
-class SlowAdmission:
+class PlainAdmission:
     def __init__(self, qps, tokens, burst_ms, now):
         self.rates = [None if rate is None else Fraction(str(rate)) for rate in (qps, tokens)]
         burst = Fraction(str(burst_ms)) / 1000

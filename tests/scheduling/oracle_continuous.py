@@ -1,7 +1,7 @@
-"""The obvious twin of ContinuousBatcher: plain lists, every queue sorted whole, over its own cache.
+"""The plain-Python oracle of ContinuousBatcher: lists, every queue sorted whole.
 
-It asks its own KVCache the same questions, one at a time; only `pages_missing` is shared, and that
-has a test of its own.
+It drives a KVCache of its own, one sequence at a time. It shares only the kernel `pages_missing`
+with the batcher, which has a test of its own.
 """
 
 from llmds_nb import CapacityError
@@ -11,7 +11,7 @@ from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 MS = 10**6
 
 
-class SlowBatcher:
+class PlainBatcher:
     def __init__(self, cache, max_running, budget, policy, start):
         self.cache, self.max_running, self.budget = cache, max_running, budget
         self.policy, self.start, self.now = policy, start, start

@@ -1,4 +1,4 @@
-"""PrefixRouter written down plainly: a dictionary of prefixes that forgets nothing."""
+"""The plain-Python oracle of PrefixRouter: a dictionary of prefixes that forgets nothing."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from llmds_nb.primitives.hashing import mix64
 from llmds_nb.scheduling.kernels.router import HALVING, PRIOR
 
 
-class Router:
+class PlainRouter:
     """root(salt) -> uint64[2]; the same answers as long as the real table forgets nothing."""
 
     def __init__(self, n, size, imbalance, root):

@@ -1,11 +1,11 @@
-"""The obvious twin of Scheduler: a list of requests, sorted whole for every batch."""
+"""The plain-Python oracle of Scheduler: a list of requests, sorted whole for every batch."""
 
 import math
 
 MS = 10**6
 
 
-class SlowScheduler:
+class PlainScheduler:
     def __init__(self, size, wait_ms, max_tokens, policy, start, *, ms_per_token=0.02, aging=0.02):
         self.size, self.wait_ms, self.max_tokens, self.policy = size, wait_ms, max_tokens, policy
         self.ms_per_token, self.aging = ms_per_token, aging

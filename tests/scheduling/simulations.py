@@ -1,11 +1,11 @@
-"""Serving on a virtual clock, over the real Scheduler and ContinuousBatcher: models T1 and T2.
+"""Models T1 and T2: serving on a virtual clock with the real Scheduler and ContinuousBatcher.
 
 T1  Micro-batches: `llmds_nb.tools.replay.microbatches`.
 T2  An engine step takes 8 ms + 0.02 per token of prefill + 0.03 per decoding sequence + 2e-5 per
     token of K/V read; at most 256 run, on 400,000 tokens of pages of 16, 2,048 tokens to a step.
-    Reservation is the ContinuousBatcher's own: pages for the whole prompt and one for each request
-    that runs, more as tokens come, preemption by recompute. A request meets its SLO when its first
-    token comes within 500 ms and its own prefill time (0.02 ms per token).
+    Reservation is that of the ContinuousBatcher: pages for the whole prompt and one for each
+    running request, more as tokens are generated, preemption by recomputation. A request meets its
+    SLO when its first token comes within 500 ms plus its own prefill time (0.02 ms per token).
 
 No wall time enters, so a run repeats exactly.
 """
@@ -61,12 +61,13 @@ LARGEST_TENANT, TENANTS = 0.65, 8  # tenant 0 sends 65 %, the seven others the r
 
 
 def conversation_load(seed, n=6_000):
-    """Conversations under the constants above: .79 of the sustained rate, and 1.16 in busy spells.
+    """Conversations under the constants above: .79 of the sustained rate, and 1.16 in bursts.
 
-    Each period of 150 s ends with a busy spell of 24 s; over all it is .85 of the sustained rate.
-    The spells are chosen so that plain shortest-first starves someone while aging keeps up: a
-    narrow place. Under other seeds aging's SLO share is .94 to .97, its longest wait 1.8 to 2.1
-    times FCFS's, that of shortest-first 4 to 6 times, and fair cuts the tail 3 to 5 times.
+    Each period of 150 s ends with a burst of 24 s; the mean is .85 of the sustained rate. The
+    bursts are chosen so that plain shortest-first starves some requests while aging keeps up, which
+    few loads do. Under other seeds the share of SLOs that aging meets is .94 to .97, its longest
+    wait 1.8 to 2.1 times that of FCFS, that of shortest-first 4 to 6 times, and fair cuts the tail
+    3 to 5 times.
     """
     rng = np.random.default_rng(seed)
     prompt, output = _lengths(rng, n, **PROMPT), _lengths(rng, n, **OUTPUT)
@@ -97,7 +98,7 @@ def _lengths(rng, n, *, mean, sigma, least, most):
 
 
 class Served(NamedTuple):
-    """What T2 gives."""
+    """Results of model T2."""
 
     ttft_ms: np.ndarray  # float64[n], from arrival to the first token
     slo: np.ndarray  # bool[n]

@@ -1,3 +1,5 @@
+"""AdmissionController against its oracle, and the exactness of its limits."""
+
 import math
 
 import numpy as np
@@ -6,8 +8,10 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from llmds_nb import AdmissionController
+from llmds_nb.primitives import status
+from llmds_nb.scheduling.kernels import token_bucket
 
-from .oracle_admission import SlowAdmission
+from .oracle_admission import PlainAdmission
 
 SECOND = 10**9
 RATES = st.sampled_from([None, 0.001, 0.3, 1, 2.5, 7, 333.3, 10**6])
@@ -31,7 +35,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def start(self, qps, tokens, burst_ms, start):
         self.clock = Clock(start)
         self.control = AdmissionController(qps, tokens, burst_ms=burst_ms, clock=self.clock)
-        self.slow = SlowAdmission(qps, tokens, burst_ms, start)
+        self.oracle = PlainAdmission(qps, tokens, burst_ms, start)
         self.admitted = 0
 
     @rule(
@@ -43,19 +47,19 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(tokens=st.integers(0, 20))
     def admit(self, tokens):
         answer = self.control.admit(tokens)
-        assert answer == self.slow.admit(tokens, self.clock.now)
+        assert answer == self.oracle.admit(tokens, self.clock.now)
         self.admitted += answer.admitted
 
     @rule(tokens=st.lists(st.integers(0, 2000), max_size=6))
     def admit_many(self, tokens):
-        expected = [self.slow.admit(n, self.clock.now)[0] for n in tokens]
+        expected = [self.oracle.admit(n, self.clock.now)[0] for n in tokens]
         assert self.control.admit_many(tokens).tolist() == expected
         self.admitted += sum(expected)
 
     @invariant()
     def holds(self):
         if hasattr(self, "control"):
-            self.slow.advance(self.clock.now)  # stats() lets time pass too
+            self.oracle.advance(self.clock.now)  # stats() lets time pass too
             self.control.check()
             assert self.control.stats().admitted == self.admitted
 
@@ -185,3 +189,8 @@ def test_refuses_bad_input(call, error, message):
 
 def test_takes_an_empty_batch():
     assert AdmissionController(1).admit_many([]).size == 0
+
+
+def test_reasons_of_refusals_are_not_statuses():
+    statuses = {value for value in vars(status).values() if isinstance(value, int)}
+    assert not statuses & {token_bucket.BY_QPS, token_bucket.BY_TOKENS, token_bucket.BY_SIZE}

@@ -1,3 +1,5 @@
+"""ContinuousBatcher against its oracle: reservation, preemption, times, bad input."""
+
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ from llmds_nb.primitives.status import ABSENT
 from llmds_nb.scheduling.kernels.queue_state import ID
 from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
-from .oracle_continuous import SlowBatcher
+from .oracle_continuous import PlainBatcher
 
 MS = 10**6
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
@@ -25,7 +27,7 @@ class Clock:
 
 
 def sampled_token(id_, position):
-    """What the make-believe model says."""
+    """The token that the simulated model samples."""
     return (7 * id_ + position) % 5
 
 
@@ -50,18 +52,18 @@ class BatcherMachine(RuleBasedStateMachine):
     def start(self, n_pages, sharing, max_running, budget, policy, start):
         self.clock = Clock(start)
         self.caches = [KVCache(n_pages, 4, prefix_sharing=sharing, key=b"k") for _ in range(2)]
-        self.fast = ContinuousBatcher(
+        self.real = ContinuousBatcher(
             self.caches[0],
             max_running=max_running,
             max_step_tokens=budget,
             policy=policy,
             clock=self.clock,
         )
-        self.slow = SlowBatcher(self.caches[1], max_running, budget, policy, start)
+        self.oracle = PlainBatcher(self.caches[1], max_running, budget, policy, start)
         self.texts, self.plan = {}, None
 
     def live(self):
-        return [r["id"] for r in self.slow.waiting + self.slow.running]
+        return [r["id"] for r in self.oracle.waiting + self.oracle.running]
 
     @rule(ns=st.integers(-MS, 10 * MS))
     def wait(self, ns):
@@ -76,23 +78,23 @@ class BatcherMachine(RuleBasedStateMachine):
         tenant=st.sampled_from([0, 0, 3]),
     )
     def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
-        self.slow.tick(self.clock.now)
+        self.oracle.tick(self.clock.now)
         kwargs = {"max_new_tokens": max_new, "salt": salt, "slo_ms": slo_ms}
         kwargs |= {"priority": priority, "tenant": tenant}
-        id_ = self.fast.submit(prompt, **kwargs)
-        assert id_ == self.slow.submit(prompt, max_new, salt, slo_ms, priority, tenant)
+        id_ = self.real.submit(prompt, **kwargs)
+        assert id_ == self.oracle.submit(prompt, max_new, salt, slo_ms, priority, tenant)
         self.texts[id_] = list(prompt)
 
     @precondition(lambda self: self.plan is None)
     @rule()
     def step(self):
-        plan = self.fast.step()
-        expected, lost = self.slow.step()
+        plan = self.real.step()
+        expected, lost = self.oracle.step()
         rows = list(zip(*(column.tolist() for column in plan[:3]), strict=True))
         assert rows == expected
         assert plan.preempted.tolist() == lost
         ids, starts, n_tokens = plan[:3]
-        assert n_tokens.sum() <= self.fast.max_step_tokens and (n_tokens > 0).all()
+        assert n_tokens.sum() <= self.real.max_step_tokens and (n_tokens > 0).all()
         slots = self.caches[0].slot_mapping(ids, starts, starts + n_tokens)
         assert plan.slots.tolist() == slots.tolist()
         assert bool(plan) == bool(rows)
@@ -106,14 +108,14 @@ class BatcherMachine(RuleBasedStateMachine):
         ids = self.plan.seq_ids
         tokens = np.zeros(ids.size, np.int32)
         with pytest.raises(ValueError, match="not in the present step"):
-            self.fast.advance([*ids[1:], 10**6], tokens)
+            self.real.advance([*ids[1:], 10**6], tokens)
         if set(ids.tolist()) & set(self.live()) - {int(ids[0])}:
             with pytest.raises(ValueError, match="is not in seq_ids"):
-                self.fast.advance(ids[:1], tokens[:1])
+                self.real.advance(ids[:1], tokens[:1])
         with pytest.raises(RuntimeError, match="advance"):
             if not set(ids.tolist()) & set(self.live()):
                 raise RuntimeError("advance: everything planned was cancelled")
-            self.fast.step()
+            self.real.step()
 
     @precondition(lambda self: self.plan is not None)
     @rule(data=st.data())
@@ -126,10 +128,10 @@ class BatcherMachine(RuleBasedStateMachine):
             due = id_ in self.texts and ends[id_] == len(self.texts[id_])
             sampled[id_] = sampled_token(id_, int(ends[id_])) if due else -1
             finished[id_] = data.draw(st.sampled_from([False] * 9 + [True]))
-        done = self.fast.advance(
+        done = self.real.advance(
             ids, [sampled[id_] for id_ in ids], finished=[finished[id_] for id_ in ids]
         )
-        assert done.tolist() == self.slow.advance(sampled, finished)
+        assert done.tolist() == self.oracle.advance(sampled, finished)
         for id_ in ids:
             if id_ in done.tolist():
                 del self.texts[id_]
@@ -142,39 +144,39 @@ class BatcherMachine(RuleBasedStateMachine):
     def cancel(self, data):
         some = data.draw(st.lists(st.sampled_from(self.live()), unique=True, max_size=2))
         with pytest.raises(KeyError, match="unknown"):
-            self.fast.cancel([*some, 10**6])
-        self.fast.cancel(some)
+            self.real.cancel([*some, 10**6])
+        self.real.cancel(some)
         for id_ in some:
-            self.slow.cancel(id_)
+            self.oracle.cancel(id_)
             del self.texts[id_]
 
     @invariant()
     def agrees(self):
-        if not hasattr(self, "fast"):
+        if not hasattr(self, "real"):
             return
-        self.fast.check()
+        self.real.check()
         self.caches[0].check()
-        assert [r["id"] for r in self.slow.running] == self.running_ids()
+        assert [r["id"] for r in self.oracle.running] == self.running_ids()
         for id_ in self.running_ids():
             assert self.caches[0].tokens(id_).tolist() == self.texts[id_]
-        for id_, tokens in self.fast._batcher_state.tokens.items():
+        for id_, tokens in self.real._batcher_state.tokens.items():
             assert tokens.tolist() == self.texts[id_]
-        stats = self.fast.stats()
-        assert stats.preempted == self.slow.n_preempted
-        assert len(self.fast) == stats.waiting + stats.running == len(self.texts)
+        stats = self.real.stats()
+        assert stats.preempted == self.oracle.n_preempted
+        assert len(self.real) == stats.waiting + stats.running == len(self.texts)
 
     def running_ids(self):
-        state = self.fast._batcher_state
-        slots = state.arrays.running[: self.fast.n_running]
+        state = self.real._batcher_state
+        slots = state.arrays.running[: self.real.n_running]
         return state.queue.handle.state.request[slots, ID].tolist()
 
 
 BatcherMachine.TestCase.settings = settings()  # of the profile in conftest
-test_agrees_with_the_slow_twin = BatcherMachine.TestCase
+test_agrees_with_the_oracle = BatcherMachine.TestCase
 
 
 def run_to_the_end(batcher, n_steps=10_000):
-    """Drive a make-believe engine; return the tokens generated for each sequence."""
+    """Drive a simulated engine; return the tokens generated for each sequence."""
     generated = {}
     for _ in range(n_steps):
         plan = batcher.step()
@@ -201,7 +203,7 @@ def test_two_requests_that_together_exceed_the_cache_both_finish(policy, sharing
     assert [len(generated[id_]) for id_ in (0, 1)] == [25, 25]
     stats = batcher.stats()
     assert stats.preempted >= 1 and stats.finished == 2
-    # Recomputing changes nothing of what was said: every position was sampled once.
+    # Recomputation does not change the output: every position was sampled once.
     for id_ in (0, 1):
         assert generated[id_] == [sampled_token(id_, 8 + i) for i in range(25)]
     batcher.check()
@@ -230,7 +232,7 @@ def test_many_requests_in_a_small_cache_all_finish_exactly_once():
         assert batcher.stats().finished == 80 and len(batcher) == 0
 
 
-def test_pages_missing_says_what_attach_will_do():
+def test_pages_missing_predicts_what_attach_does():
     rng = np.random.default_rng(0)
     fits = 0
     for trial in range(60):
@@ -323,7 +325,7 @@ def test_admits_by_a_function_of_the_users():
     batcher.check()
 
 
-def test_slots_given_out_anew_while_requests_run():
+def test_slots_are_reused_while_requests_run():
     batcher = ContinuousBatcher(KVCache(64, 4), max_running=3, policy="shortest")
     generated = {}
     batcher.submit([1] * 60, max_new_tokens=100)  # waits behind all others
@@ -369,7 +371,7 @@ def test_a_cancelled_sequence_may_be_left_out_of_advance_or_not():
         assert batcher.stats().cancelled == 2
 
 
-def test_says_when_pages_held_elsewhere_leave_no_way_on():
+def test_raises_when_pages_held_elsewhere_block_every_request():
     cache = KVCache(4, 4)
     cache.attach(10**6, [1] * 12)
     batcher = ContinuousBatcher(cache)
@@ -446,7 +448,7 @@ def test_refuses_bad_input_and_changes_nothing(call, error, message):
     assert batcher.advance([1, 0], [1, 1]).size == 0
 
 
-def test_takes_nothing_and_the_largest_that_fits():
+def test_accepts_empty_input_and_the_largest_request_that_fits():
     batcher = ContinuousBatcher(KVCache(8, 4))
     assert not batcher.step()
     assert batcher.advance([], []).size == 0

@@ -1,4 +1,4 @@
-"""PrefixRouter against its oracle, and what it promises about removal, load and memory."""
+"""PrefixRouter against its oracle, and what it guarantees about removal, load and memory."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmds_nb import PrefixRouter
 
-from .oracle_router import Router
+from .oracle_router import PlainRouter
 
 
 def root_of(salt):
@@ -27,7 +27,7 @@ class Routers(RuleBasedStateMachine):
     @initialize(imbalance=st.sampled_from([1.0, 1.5, math.inf]))
     def start(self, imbalance):
         self.real = PrefixRouter(3, page_size=2, max_imbalance=imbalance)
-        self.oracle = Router(3, 2, imbalance, root_of)
+        self.oracle = PlainRouter(3, 2, imbalance, root_of)
 
     @rule(
         tokens=st.lists(st.integers(0, 2), max_size=9),
@@ -148,7 +148,7 @@ def test_short_and_empty_prompts_are_spread_and_not_remembered():
     assert router.stats().prefixes == 0
 
 
-def test_looks():
+def test_repr_len_and_stats():
     router = PrefixRouter(2)
     assert repr(router) == ("<PrefixRouter: 2 replicas, pages of 512 tokens, max_imbalance=1.25>")
     assert len(router) == 2 and router.stats().imbalance == 1.0

@@ -1,3 +1,5 @@
+"""What a Scheduler refuses: every refusal leaves it unchanged."""
+
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""A simulated engine does in one call what step and advance do in turns, to the nanosecond."""
+"""A simulated engine gives the results of step and advance in turns, to the nanosecond."""
 
 import numpy as np
 import pytest
@@ -113,7 +113,7 @@ def compare(seed, n, gap_ms, pages, policy, eviction, running, budget, longest=4
 
 @pytest.mark.parametrize("policy", ["fcfs", "shortest", "slo", "aging", "fair"])
 @pytest.mark.parametrize("eviction", ["lru", "path-lrfu"])
-def test_plenty_of_pages_and_too_few(policy, eviction):
+def test_same_results_with_plenty_of_pages_and_with_too_few(policy, eviction):
     calm = compare(0, 60, 40.0, 400, policy, eviction, 8, 64)
     assert calm.preempted == 0
     # Prompts of one page and long answers: pages run out while all of them generate.
@@ -122,7 +122,7 @@ def test_plenty_of_pages_and_too_few(policy, eviction):
 
 
 @pytest.mark.parametrize(("running", "budget"), [(1, 1), (2, 3), (30, 4), (4, 500)])
-def test_limits_that_bind(running, budget):
+def test_same_results_under_tight_limits(running, budget):
     compare(2, 60, 3.0, 60, "aging", "lru", running, budget)
 
 
@@ -135,11 +135,11 @@ def test_limits_that_bind(running, budget):
     running=st.integers(1, 20),
     budget=st.integers(1, 90),
 )
-def test_any_load(seed, gap_ms, pages, policy, eviction, running, budget):
+def test_same_results_under_any_load(seed, gap_ms, pages, policy, eviction, running, budget):
     compare(seed, 30, gap_ms, pages, policy, eviction, running, budget)
 
 
-def test_more_requests_end_in_one_call_than_there_is_room_for():
+def test_more_requests_end_in_one_call_than_the_list_of_ended_ones_holds():
     load = Load(np.random.default_rng(3), 5_000, 1e-6, 4, 1)
     clock = VirtualClock()
     batcher = ContinuousBatcher(KVCache(64, 4), max_running=4, clock=clock)

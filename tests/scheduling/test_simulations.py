@@ -1,4 +1,4 @@
-"""What the scheduling policies are claimed to do, on the models of `simulations`."""
+"""What the scheduling policies are claimed to achieve, on the models of `simulations`."""
 
 import os
 
@@ -61,7 +61,7 @@ def test_the_largest_load_below_100_ms(service_ms):
         assert loads[False] >= REACHED[service_ms]
 
 
-def test_no_request_waits_longer_than_the_rule_says():
+def test_no_request_waits_longer_than_max_wait_ms():
     # An idle server takes a request after max_wait_ms at the latest, and then serves it alone.
     latencies = micro_batches(0.01, 8, 0, n=3_000, max_wait_ms=20.0)
     assert latencies.max() <= 20 + 8 * (1 + 1 / BATCH)
@@ -75,7 +75,7 @@ def test_aging_meets_more_deadlines_than_fcfs_on_the_code_trace(shared_data):
     assert aging.ttft_ms.max() <= 1.8 * fcfs.ttft_ms.max()
 
 
-def test_the_code_trace_is_what_the_study_says(shared_data):
+def test_the_code_trace_has_the_published_size_and_means(shared_data):
     load = code_load(shared_data)
     assert load.prompt.size == 8_819
     assert load.prompt.mean() == pytest.approx(2_048, abs=1)
