@@ -36,7 +36,7 @@ class Fit:
 
 
 class Encode:
-    """Vectors of the same passages, and of queries; the fit is not in the time."""
+    """Vectors of the same passages, and of queries; the fit is not timed."""
 
     version = "1"
 
@@ -58,7 +58,7 @@ class Encode:
 
 
 class Quality:
-    """nDCG@10 of the vectors alone on vaswani, where LSA is known to be weak (.27)."""
+    """nDCG@10 of the vectors alone on vaswani, where LSA is known to be weak (0.27)."""
 
     version = "1"
 

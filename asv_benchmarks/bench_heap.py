@@ -10,7 +10,7 @@ BATCH = 1000
 
 
 class LazyHeap:
-    """The textbook: heapq, a dict of what is valid, stale entries skipped at pop."""
+    """The textbook way: heapq, a dict of the valid entries, stale ones skipped at pop."""
 
     def __init__(self):
         self.entries, self.valid, self.sequence = [], {}, 0
@@ -31,7 +31,7 @@ class LazyHeap:
 
 
 def _empty(impl, n):
-    """An empty heap, ours with room for n: growth is measured by Load."""
+    """An empty heap, ours with a capacity of n: Load measures growth."""
     if impl.startswith("llmds_nb"):
         return ours("IndexedHeap")(n)
     if impl == "heapq":

@@ -1,4 +1,4 @@
-"""TokenLRU beside cachetools.LRUCache and a bare OrderedDict (the column that cannot change)."""
+"""TokenLRU beside cachetools.LRUCache and a bare OrderedDict (the control: no code of ours)."""
 
 from collections import OrderedDict
 
@@ -44,7 +44,7 @@ def _make(impl, budget):
 
 
 class ReadThrough:
-    """`N_OPS` look-ups of a Zipf stream, a miss stores the entry: hits and evictions mixed."""
+    """`N_OPS` look-ups of a Zipf stream, where a miss stores the entry: hits and evictions."""
 
     params = (["llmds_nb", "cachetools", "OrderedDict"], [0.1, 0.9])
     param_names = ("impl", "budget_share")

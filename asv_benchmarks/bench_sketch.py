@@ -1,4 +1,4 @@
-"""CountMinSketch beside bounter (C, conservative), datasketches and an exact Counter (control)."""
+"""CountMinSketch beside bounter (C, conservative), datasketches, an exact Counter (the control)."""
 
 from collections import Counter
 

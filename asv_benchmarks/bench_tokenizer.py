@@ -1,4 +1,4 @@
-"""Tokenizer beside bm25s's and a bare `re.findall` (the column that cannot change)."""
+"""Tokenizer beside that of bm25s and a bare `re.findall` (the control: no code of ours)."""
 
 import re
 

@@ -1,7 +1,8 @@
-"""Bit operations: integers that sort as floats do, and the bits that are set in a word.
+"""Bit operations: integers that sort as floats do, and counting and finding the bits of a word.
 
-The encoding flips the magnitude of negative floats, so that the integers of the bits sort as the
-floats; it is its own inverse. Both zeros get one key; NaN has none.
+The key of a float is the integer of its bits, with all bits but the sign flipped if it is negative:
+such integers sort as the floats, and the same flip gives the float back. NaN has no key. In float64
+both zeros have the key of 0.0.
 """
 
 import numpy as np
@@ -29,20 +30,20 @@ def key_float64(key):
     return np.int64(key ^ ((key >> np.int64(63)) & _MAGNITUDE)).view(np.float64)
 
 
-def float64_keys(values) -> np.ndarray:
+def float64_keys(values: np.ndarray) -> np.ndarray:
     """`float64_key` of each of float64[n], int64[n] (plain Python)."""
     bits = (values + 0.0).view(np.int64)
     return bits ^ ((bits >> 63) & _MAGNITUDE)
 
 
-def keys_float64(keys) -> np.ndarray:
+def keys_float64(keys: np.ndarray) -> np.ndarray:
     """`key_float64` of each of int64[n], float64[n] (plain Python)."""
     return (keys ^ ((keys >> 63) & _MAGNITUDE)).view(np.float64)
 
 
 @kernel(inline=True)
 def float32_key(x):
-    """int32 that sorts as the float32 `x`, which is no -0.0. O(1)."""
+    """int32 that sorts as the float32 `x`, which must not be -0.0. O(1)."""
     bits = np.float32(x).view(np.int32)
     return bits if bits >= 0 else bits ^ _MAGNITUDE_32
 
@@ -54,7 +55,7 @@ def key_float32(key):
 
 
 def _call(name, *more):
-    """The code of a call of LLVM's own `name` with one int64."""
+    """A code generator that calls an LLVM intrinsic with one int64 and the constants `more`."""
 
     def codegen(context, builder, signature, args):
         kinds = [_WORD, *(constant.type for constant in more)]

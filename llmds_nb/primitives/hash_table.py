@@ -4,10 +4,11 @@ State:
 
     table  int64[C, 2]   rows (key, value); value -1 marks an empty row; C a power of two
 
-Invariants: a key stands at most once; every row between a key's home row `mix64(key) & (C - 1)`
-and the row it stands in (cyclically) is taken, so a search may stop at the first empty row; at
-least one row is empty. Removal shifts rows back, so there are no tombstones and age costs nothing.
-The owner keeps C >= 2 * (number of keys) by `table_rehash` into a larger array.
+Invariants: a key occurs at most once; every row between a key's home row `mix64(key) & (C - 1)`
+and the row that holds it (cyclically) is taken, so a search may stop at the first empty row; at
+least one row is empty. Removal shifts rows back, so there are no tombstones, and a table that has
+seen many removals is as fast as a new one. The owner keeps C >= 2 * (number of keys), by
+`table_rehash` into a larger array before it inserts.
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ def empty_table(n_keys: int) -> np.ndarray:
 
 @kernel(noinline=True)
 def _table_row(table, key):
-    """The row where `key` stands, or the empty row where its search ends. O(1) expected."""
+    """The row that holds `key`, or the empty row where its search ends. O(1) expected."""
     mask = np.uint64(table.shape[0] - 1)
     row = mix64(key) & mask
     while table[row, 1] != ABSENT and table[row, 0] != key:
@@ -40,7 +41,7 @@ def _table_row(table, key):
     return row
 
 
-@kernel
+@kernel(borrow=True)
 def table_find(table, key):
     """Value of `key`, or ABSENT. O(1) expected."""
     return table[_table_row(table, key), 1]
@@ -48,7 +49,7 @@ def table_find(table, key):
 
 @kernel(noinline=True)
 def table_set(table, key, value):
-    """Insert or overwrite (the owner made room); return the old value or ABSENT. O(1) expected."""
+    """Insert or overwrite; return the old value or ABSENT. O(1) expected."""
     row = _table_row(table, key)
     old = table[row, 1]
     table[row, 0] = key
@@ -58,7 +59,7 @@ def table_set(table, key, value):
 
 @kernel(noinline=True)
 def table_remove(table, key):
-    """Take `key` out; return its value or ABSENT. O(1) expected."""
+    """Remove `key`; return its value or ABSENT. O(1) expected."""
     mask = np.uint64(table.shape[0] - 1)
     hole = _table_row(table, key)
     old = table[hole, 1]
@@ -79,7 +80,7 @@ def table_remove(table, key):
     return old
 
 
-@kernel
+@kernel(borrow=True)
 def table_find_many(table, keys, out):
     """out[i] = value of keys[i] or ABSENT; return how many are absent. O(n) expected."""
     absent = 0
@@ -89,21 +90,21 @@ def table_find_many(table, keys, out):
     return absent
 
 
-@kernel
+@kernel(borrow=True)
 def table_set_many(table, keys, values):
     """table_set for each pair in order. O(n) expected."""
     for i in range(keys.size):
         table_set(table, keys[i], values[i])
 
 
-@kernel
+@kernel(borrow=True)
 def table_remove_many(table, keys):
     """table_remove for each key. O(n) expected."""
     for i in range(keys.size):
         table_remove(table, keys[i])
 
 
-@kernel
+@kernel(borrow=True)
 def table_rehash(old, new):
     """Copy every row of `old` into the empty table `new`. O(C)."""
     for row in range(old.shape[0]):

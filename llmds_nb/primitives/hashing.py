@@ -19,7 +19,7 @@ _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(
 
 @kernel(borrow=True)
 def mix64(x):
-    """A bijection of 64 bits in which every input bit moves every output bit (splitmix64). O(1)."""
+    """A bijection of 64 bits; every input bit affects every output bit (splitmix64). O(1)."""
     x = np.uint64(x)
     x = (x ^ (x >> _S30)) * _MIX1
     x = (x ^ (x >> _S27)) * _MIX2
@@ -56,7 +56,8 @@ def hash_bytes(data, start, stop, seed):
 def hash_many(data, indptr, gap, seed, out):
     """out[i] = hash_bytes(data[indptr[i] : indptr[i + 1] - gap]).
 
-    out uint64[n], indptr int64[n + 1]; `gap` bytes follow each string, perhaps not the last.
+    out uint64[n], indptr int64[n + 1]; `gap` bytes that are not hashed follow each string (they may
+    be missing after the last). O(bytes).
     """
     for i in range(out.size):
         out[i] = hash_bytes(data, indptr[i], indptr[i + 1] - gap, seed)
@@ -64,6 +65,6 @@ def hash_many(data, indptr, gap, seed, out):
 
 @kernel(borrow=True)
 def hash_ints(values, seed, out):
-    """out[i] = a bijection of values[i], another one for each seed; values int64[n]."""
+    """out[i] = a bijection of values[i] that depends on the seed; values int64[n]. O(n)."""
     for i in range(out.size):
         out[i] = mix64(np.uint64(values[i]) ^ seed)

@@ -2,13 +2,14 @@
 
 State, owned by the caller (distances are pushed as their negatives):
 
-    scores float64[k]   a binary heap with the worst kept entry at the root
-    ids    int64[k]
+    scores  float64[k]
+    ids     int64[k]
 
-The first `n` entries are in use; kernels take `n` and return the new one.
+The first `n` entries are in use. Between calls of `topk_push` they are a binary heap with the worst
+entry at the root.
 
-For a large k a heap is slow: instead, entries are collected unordered in arrays of 2 k, and when
-those are full, `topk_select` keeps the best k: O(1) for each entry.
+For a large k a heap is slow. A caller then collects entries unordered in arrays of 2 k, and keeps
+the best k by `topk_select` whenever those are full: O(1) for each entry.
 """
 
 import numpy as np
@@ -42,7 +43,7 @@ def _sift_down(scores, ids, n, score, id_):
 
 @kernel(noinline=True)
 def topk_push(scores, ids, n, score, id_):
-    """Offer one entry; return the number kept. O(log k)."""
+    """Keep an entry if it is among the best so far; return the new n. O(log k)."""
     if n < scores.size:
         hole = n
         while hole > 0:
@@ -133,7 +134,10 @@ def topk_order(scores, ids, n):
 
 @kernel
 def topk_spread(scores, ids, n):
-    """`topk_order` by way of n ranges of equal width, for finite scores. O(n) if they spread."""
+    """Sort n entries of finite scores, best first, in place. O(n) if the scores are spread evenly.
+
+    They are distributed to n ranges of equal width, each of which `topk_order` sorts.
+    """
     low = high = scores[0] if n > 0 else 0.0
     for i in range(n):
         low, high = min(low, scores[i]), max(high, scores[i])
@@ -151,7 +155,7 @@ def topk_spread(scores, ids, n):
     old_scores, old_ids = scores[:n].copy(), ids[:n].copy()
     for i in range(n):
         place = starts[bins[i]]
-        starts[bins[i]] += 1  # at last the end of the range, where the next begins
+        starts[bins[i]] += 1  # finally the end of the range, where the next begins
         scores[place], ids[place] = old_scores[i], old_ids[i]
     begin = 0
     for i in range(n):

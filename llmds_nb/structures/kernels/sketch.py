@@ -60,7 +60,7 @@ _sketch_at = unpacker(SketchState)
 
 @kernel(noinline=True, borrow=True)
 def _shift(width):
-    """How far to shift the upper 63 bits of a state so that a column of `width` remains."""
+    """How far to shift the upper 63 bits of a generator's state to get one of `width` columns."""
     bits = 0
     while (1 << bits) < width:
         bits += 1
