@@ -1,4 +1,4 @@
-"""What a new process pays before its first answer: import, and compiling or loading kernels."""
+"""The start-up cost of a new process: import, and compiling or loading kernels."""
 
 import os
 import resource
@@ -47,7 +47,7 @@ STRUCTURES = [
 
 
 class Import:
-    """The package alone, one structure, and the control: the libraries under it."""
+    """The package alone, one structure, and as controls numba and numpy."""
 
     params = (["llmds_nb", "llmds_nb.KVCache", "numba", "numpy"],)
     param_names = ("impl",)
@@ -75,7 +75,7 @@ class FirstCall:
             subprocess.run([sys.executable, "-c", FIRST_CALLS[structure]], check=True)
 
     def _save_index(self):
-        """An index large enough that a search walks its graph."""
+        """Save an index that is large enough for its graph to be searched."""
         import numpy as np
 
         from llmds_nb import HNSW

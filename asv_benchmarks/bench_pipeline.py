@@ -1,4 +1,4 @@
-"""RetrievalPipeline beside its two halves alone and the usual plain-Python hybrid search."""
+"""RetrievalPipeline against its two halves alone and a plain-Python hybrid search."""
 
 import math
 import os
@@ -29,7 +29,7 @@ def _corpus(seed=0):
 
 
 class _PlainPython:
-    """NumPy for the vectors, dicts for BM25 and for the fusion: what people write by hand."""
+    """NumPy for the vectors, dicts for BM25 and the fusion, as one writes it by hand."""
 
     def __init__(self, texts, vectors):
         self.units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -61,9 +61,9 @@ class _PlainPython:
 
 
 class Search:
-    """50 different queries, one at a time, vectors supplied, no answer cached.
+    """50 different queries, one at a time, with given vectors and no cached answers.
 
-    "halves" is the two searches of which a hybrid search is made: the difference is the overhead.
+    "halves" runs the two searches of a hybrid search; the difference is the overhead of the rest.
     """
 
     params = (["llmds_nb", "halves", "plain Python"],)
@@ -102,7 +102,7 @@ class Search:
 
 
 class HotQuery:
-    """1,000 times the same query, its answer kept; a dict is what it cannot beat."""
+    """1,000 times the same query with a cached answer; the control is a dict."""
 
     params = (["llmds_nb", "dict"],)
     param_names = ("impl",)

@@ -1,8 +1,8 @@
-"""How many times faster ours is than a control: both in one process, alternately, medians.
+"""Speed ratios of ours to a control: both run in one process, alternately; medians.
 
-The other files time one implementation per process, which a shared machine may slow down for one
-and not for the other; here whatever happens, happens to both. These are the figures that the
-project's targets are about. `setup` of either side runs before every timed call, untimed.
+The other files time one implementation per process, and on a shared machine a disturbance may hit
+one and not the other. Here it hits both. The targets of the project are stated in these ratios.
+`setup` of both sides runs before every timed call and is not timed.
 """
 
 import gc
@@ -101,7 +101,7 @@ class Ratio:
             (kind(), [{**params, "impl": impl}[name] for name in kind.param_names])
             for impl in (ours, control)
         ]
-        for bench, values in self.sides:  # builds, compiles, or says that a peer is missing
+        for bench, values in self.sides:  # builds, compiles, or raises that a peer is missing
             bench.setup(*values)
             getattr(bench, self.call)(*values)
 

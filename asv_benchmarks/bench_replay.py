@@ -1,4 +1,4 @@
-"""Replays of a generated workload: how long a million requests would take, and what they find."""
+"""Replays of a generated workload: their speed, and the hit ratios of the routers."""
 
 import tempfile
 from functools import cache
@@ -18,15 +18,15 @@ def _part(name):
 @cache
 def loaded(rate):
     """The trace of a workload with so many requests per second, written and read back."""
-    generate = _part("workload")
+    workload = _part("workload")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w.jsonl"
-        generate.write(generate.Options(requests=N, rate=rate), path)
+        workload.write(workload.Options(requests=N, rate=rate), path)
         return _part("traces").read(path)
 
 
 class Replay:
-    """20,000 requests at 12 a second, which the engine keeps up with, or 24, which it does not."""
+    """20,000 requests at 12 a second, which one engine can serve, or at 24, which overload it."""
 
     params = ([12.0, 24.0], ["engine", "cache only"])
     param_names = ("rate", "mode")
@@ -45,7 +45,7 @@ class Replay:
 
 
 class Routers:
-    """Hit ratio of four replicas of 500 pages each; of one cache of 2,000 it is the first row."""
+    """Hit ratio of four replicas of 500 pages each; "one cache" has all 2,000 pages."""
 
     params = (["one cache", "prefix", "least-loaded", "round-robin"],)
     param_names = ("router",)

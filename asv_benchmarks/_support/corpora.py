@@ -1,4 +1,4 @@
-"""The judged and the unjudged text collection of the benchmarks; absent data means n/a."""
+"""The text collections of the benchmarks; without the data they raise NotImplementedError (n/a)."""
 
 import gzip
 import json
@@ -29,8 +29,9 @@ def msdocs(step=1):
 
 @cache
 def msdocs_set(size):
-    """msdocs(step=10) for "5k"; "100k", each passage cut in two; "1M", ten copies of that, each
-    without a fifth of its words under its own seed."""
+    """Texts and queries at a size: "5k" is msdocs(step=10); "100k" has each passage split in two;
+    "1M" has ten copies of those, each copy without a random fifth of its words.
+    """
     if size == "5k":
         return msdocs(step=10)
     passages, short, long = msdocs()

@@ -1,4 +1,4 @@
-"""Slow, obvious twin of RetrievalPipeline: a dict of documents, everything computed anew."""
+"""A slow, obvious RetrievalPipeline: a dict of documents, every search computed from scratch."""
 
 import math
 
@@ -25,7 +25,7 @@ def bm25(documents, query, k1=1.2, b=0.75):
     return scores
 
 
-class TwinPipeline:
+class OraclePipeline:
     def __init__(self):
         self.documents = {}  # id -> (text, vector)
 

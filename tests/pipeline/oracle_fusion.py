@@ -1,4 +1,4 @@
-"""Slow, obvious twin of pipeline/kernels/fusion.py on dicts."""
+"""A slow, obvious pipeline/kernels/fusion.py on dicts."""
 
 import math
 

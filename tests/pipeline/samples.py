@@ -1,4 +1,4 @@
-"""What the tests of RetrievalPipeline share: five documents with vectors, and an encoder."""
+"""Shared by the tests of RetrievalPipeline: five documents with vectors, and an encoder."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ MATRIX = np.array([[1, 0], [0, 1], [1, 1], [1, -1], [-1, 1]], np.float32)
 
 
 def letters(texts):
-    """An encoder: how many of two letters, plus a constant direction."""
+    """An encoder: the counts of two letters, plus a constant."""
     return np.array([[t.count("r") + 1, t.count("s") + 0.5] for t in texts], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""RetrievalPipeline: what is refused, or fails half-way, leaves nothing behind."""
+"""RetrievalPipeline: a call that is refused, or fails half-way, changes nothing."""
 
 import json
 
@@ -28,7 +28,7 @@ def everything(pipeline):
         (lambda texts: None, ValueError),
     ],
 )
-def test_encoder_that_fails_leaves_nothing(encoder, error):
+def test_a_failing_encoder_changes_nothing(encoder, error):
     pipeline = RetrievalPipeline(encoder=encoder, dim=2)
     pipeline.add([1, 2], ["red fox", "sea"], [[1, 0], [0, 1]])
     before = everything(pipeline)
@@ -42,7 +42,7 @@ def test_encoder_that_fails_leaves_nothing(encoder, error):
 
 
 @pytest.mark.parametrize("method", ["add", "remove"])
-def test_half_that_fails_leaves_nothing(monkeypatch, method):
+def test_a_failing_half_changes_nothing(monkeypatch, method):
     pipeline = small()
     before = everything(pipeline)
 
@@ -114,7 +114,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("call, error, message", BAD)
-def test_bad_input(call, error, message):
+def test_bad_input_changes_nothing(call, error, message):
     pipeline = small()
     before = everything(pipeline)
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""RetrievalPipeline: save and load, mapped and not, with every kind of encoder, damaged files."""
+"""RetrievalPipeline: save and load, mapped or not, with every kind of encoder; damaged files."""
 
 import numpy as np
 import pytest

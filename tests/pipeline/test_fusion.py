@@ -15,7 +15,7 @@ SPARSE = st.dictionaries(st.integers(0, 30), st.integers(1, 40).map(lambda n: n 
 
 
 def ranked(scores, width, sign, missing, dtype):
-    """A list as the searches give it: best first, ties by smaller id, padded."""
+    """A list as searches return it: best first, ties by smaller id, padded."""
     order = sorted(scores, key=lambda i: (sign * scores[i], i))
     pad = width - len(order)
     ids = np.array(order + [-1] * pad, np.int64)
@@ -40,7 +40,7 @@ def combine(dense, sparse, method, weight, k, width=12):
     st.sampled_from([0.0, 0.25, 0.7, 1.0]),
     st.integers(1, 30),
 )
-def test_as_the_twin(dense, sparse, method, weight, k):
+def test_equals_the_oracle(dense, sparse, method, weight, k):
     ids, scores = combine(dense, sparse, method, weight, k)
     expected = fuse(dense, sparse, method, weight, len(dense) + len(sparse))
     kept = expected[:k]
@@ -54,13 +54,13 @@ def test_as_the_twin(dense, sparse, method, weight, k):
         assert scores[i] > scores[i + 1] or ids[i] < ids[i + 1]
 
 
-def test_one_side_empty_keeps_the_other_order():
+def test_with_one_list_empty_the_order_of_the_other_is_kept():
     dense = {4: 0.5, 2: 0.25, 9: 1.5}
     for method in METHODS:
         ids, _ = combine(dense, {}, method, 0.7, 3)
         assert ids.tolist() == [2, 4, 9]
         out = np.empty(3, np.int64), np.empty(3)
-        none = np.zeros(0, np.int64), np.zeros(0)  # what a half that was not asked gives
+        none = np.zeros(0, np.int64), np.zeros(0)  # the list of a half that was not searched
         fusion_combine_many(*lists(dense, {})[:2], *none, METHODS[method], 0.7, 1, *out)
         assert out[0].tolist() == [2, 4, 9]
         ids, scores = combine({}, {}, method, 0.7, 2)
@@ -80,7 +80,7 @@ def test_worked_examples():
         assert dict(zip(ids.tolist(), found, strict=True)) == pytest.approx(scores)
 
 
-def test_many_rows_share_nothing():
+def test_queries_of_a_batch_are_independent():
     rng = np.random.default_rng(0)
     cases = [
         (

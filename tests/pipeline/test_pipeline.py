@@ -1,4 +1,4 @@
-"""RetrievalPipeline: what searches answer when one half knows nothing, ids, settings, threads."""
+"""RetrievalPipeline: searches with one half of no use, ids, settings of the halves, threads."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from llmds_nb import HNSW, LsaEncoder, RetrievalPipeline
 
 from .samples import letters, small
 
-# ---- what a query without one half gets -------------------------------------------------------
+# ---- queries that one half cannot answer ------------------------------------------------------
 
 
 def test_zero_vector_is_answered_by_words():
@@ -26,7 +26,7 @@ def test_unknown_words_are_answered_by_the_vector():
 
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
-def test_vectors_of_any_length_in_one_way_and_the_other(metric):
+def test_vectors_of_any_length_one_by_one_and_in_batches(metric):
     pipeline = small(dense=HNSW(2, metric=metric))
     for length in (0, 1e-25, 1e-17, 1, 1e17):
         vector = np.array([length, 0.1 * length], np.float32)
@@ -37,12 +37,12 @@ def test_vectors_of_any_length_in_one_way_and_the_other(metric):
     for bad in ([np.nan, 0], [0, np.inf], [1e30, 1e30]):
         for any_documents in (pipeline, RetrievalPipeline(dim=2)):
             if bad == [1e30, 1e30] and any_documents is not pipeline:
-                continue  # no half looks at it
+                continue  # no half checks it
             with pytest.raises(ValueError, match=r"finite|lengths <= 1e\+18"):
                 any_documents.search("night", vectors=np.array(bad, np.float32))
 
 
-def test_neither_half_knows_the_query():
+def test_a_query_that_neither_half_can_answer():
     hits = small().search(["zebra", "fox"], k=2, vectors=[[0, 0], [0, 0]])
     assert hits.ids[0].tolist() == [-1, -1] and (hits.scores[0] == -np.inf).all()
     assert sorted(hits.ids[1].tolist()) == [0, 3]
@@ -87,7 +87,7 @@ def test_k_beyond_n_and_filters():
     assert pipeline.search("fox", k=1, vectors=[1, 0], filter=[huge]).ids.tolist() == [huge]
 
 
-def test_ids_number_on():
+def test_ids_continue_from_the_largest():
     pipeline = RetrievalPipeline(encoder=letters)
     assert pipeline.add(None, ["a", "b"]).tolist() == [0, 1]
     pipeline.add(7, "c")
@@ -95,10 +95,10 @@ def test_ids_number_on():
     assert pipeline.add(None, "d").tolist() == [8]
 
 
-def test_metric_that_is_not_bounded():
+def test_a_metric_without_bounds():
     pipeline = small(dense=HNSW(2, metric="l2"))
     assert pipeline.fusion == "minmax"
-    hits = pipeline.search("zebra", k=2, vectors=[0, 0])  # with l2, zero is a place like any other
+    hits = pipeline.search("zebra", k=2, vectors=[0, 0])  # with l2, zero is a point like any other
     assert hits.ids.tolist() == [0, 1]
     with pytest.raises(ValueError, match='"convex" needs the metric "cosine", not "l2"'):
         pipeline.search("fox", vectors=[1, 0], fusion="convex")
@@ -115,7 +115,7 @@ def test_settings_of_the_halves_take_effect():
     assert again.scores.tolist() == before.scores.tolist()
 
 
-def test_replaced_texts_are_given_back():
+def test_memory_of_replaced_texts_is_freed():
     pipeline = RetrievalPipeline(encoder=letters)
     for turn in range(40):
         pipeline.add(np.arange(20), [f"{turn} {i} " + "text " * 20 for i in range(20)])
@@ -159,7 +159,7 @@ def test_searches_see_before_or_after(seconds):
             pipeline.add(99, "filler", [[-1, -1]])
             pipeline.remove(99)
 
-    for turn in range(70):  # compiles all, also a mending: beside eight readers that takes minutes
+    for turn in range(70):  # compiles all, also the repair: beside eight readers it takes minutes
         write(turn)
     workers = [threading.Thread(target=search, args=(number,)) for number in range(8)]
     for worker in workers:

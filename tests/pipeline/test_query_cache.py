@@ -1,4 +1,4 @@
-"""RetrievalPipeline: answers kept for hot queries are those a cold pipeline would give."""
+"""RetrievalPipeline: cached answers of hot queries equal those of a pipeline without a cache."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ class Counting:
         return letters(texts)
 
 
-def test_hot_query_is_kept_at_the_threshold():
+def test_a_query_is_cached_at_the_threshold():
     encoder = Counting()
     pipeline = small(encoder=encoder, hot_threshold=3)
     encoder.calls = 0
@@ -30,7 +30,7 @@ def test_hot_query_is_kept_at_the_threshold():
     assert pipeline.stats().cached == 1
 
 
-def test_an_answer_is_the_caller_s_own():
+def test_changing_an_answer_does_not_change_the_cache():
     pipeline = small(encoder=letters, hot_threshold=1)
     for _ in range(4):
         answer = pipeline.search("red fox", k=3)
@@ -41,7 +41,7 @@ def test_an_answer_is_the_caller_s_own():
     assert pipeline.search("red fox", k=3).ids[0] == 0
 
 
-def test_every_change_of_what_an_answer_depends_on():
+def test_every_change_that_affects_an_answer_invalidates_it():
     """A hot pipeline answers like a cold one, whatever was asked before."""
     hot = small(encoder=letters, hot_threshold=1)
     steps = [
@@ -98,7 +98,7 @@ def test_budget_of_the_cache():
     assert pipeline.stats().cached == 2
 
 
-def test_prime_answers_as_it_was_asked():
+def test_prime_repeats_the_cached_requests():
     encoder = Counting()
     pipeline = small(encoder=encoder, hot_threshold=2)
     mask = np.array([True, True, False, False, True])
@@ -107,7 +107,7 @@ def test_prime_answers_as_it_was_asked():
         pipeline.search("sky", k=2, vectors=[0, 1], filter=mask)
     pipeline.search("rare")
     pipeline.add(7, "red fox again")
-    mask[:] = False  # what was asked stays what was asked
+    mask[:] = False  # the cached requests have copies
     assert pipeline.prime(2) == 2
     encoder.calls, hits = 0, pipeline.stats().cache_hits
     assert 7 in pipeline.search("red fox", k=3).ids
@@ -118,17 +118,17 @@ def test_prime_answers_as_it_was_asked():
     assert encoder.calls == 0 and pipeline.stats().cache_hits == hits + 2
     pipeline.add(8, "red fox red")
     encoder.calls = 0
-    assert pipeline.prime(2) == 2 and encoder.calls == 0  # the vectors were kept
+    assert pipeline.prime(2) == 2 and encoder.calls == 0  # the vectors were cached
     assert pipeline.prime(3) == 3  # "rare" too, as a plain search
     encoder.calls = 0
     pipeline.search("rare")
     assert encoder.calls == 0
     assert small(encoder=letters, cache_tokens=0).prime() == 0
-    assert pipeline.hot_queries(1)[0] == ("red fox", 4)  # priming asks nothing
+    assert pipeline.hot_queries(1)[0] == ("red fox", 4)  # priming does not count as asking
 
 
-def test_vectors_are_kept_only_once_there_are_any():
-    """A query that is hot before the first document has no vector that could be kept."""
+def test_a_query_hot_before_the_first_document_is_encoded_later():
+    """Without a dense half a query is not encoded, so it is cached without a vector."""
     pipeline = RetrievalPipeline(encoder=letters, hot_threshold=1)
     assert pipeline.search("red fox", k=2).ids.tolist() == [-1, -1]
     pipeline.add([0, 1], ["red fox", "sky"])
@@ -137,7 +137,7 @@ def test_vectors_are_kept_only_once_there_are_any():
 
 
 class Leases:
-    """A serving layer: counts what it holds."""
+    """A serving layer that records the leases it has given."""
 
     def __init__(self):
         self.held, self.asked = {}, []
@@ -153,14 +153,14 @@ class Leases:
         del self.held[lease]
 
 
-def test_leases_follow_the_answers_kept():
+def test_leases_follow_the_cached_answers():
     pipeline = small(encoder=letters, hot_threshold=2, cache_tokens=8)
     leases = Leases()
     pipeline.watch_hot(leases.take, leases.give_back)
     for _ in range(3):
         answer = pipeline.search("red fox", k=2)
     pipeline.search(["sky", "sky"], k=2)
-    assert leases.asked == ["red fox", "sky", "sky"]  # a batch keeps each of its equal queries
+    assert leases.asked == ["red fox", "sky", "sky"]  # a batch caches each of its equal queries
     assert sorted(leases.held.values()) == [
         ("red fox", answer.ids.tolist()),
         ("sky", pipeline.search("sky", k=2).ids.tolist()),
@@ -170,18 +170,18 @@ def test_leases_follow_the_answers_kept():
     ids = dict(leases.held.values())
     assert ids["red fox"] == pipeline.search("red fox", k=2).ids.tolist() != answer.ids.tolist()
     for _ in range(2):
-        pipeline.search("grey night", k=2)  # 4 tokens: the budget of 8 has room for no third
+        pipeline.search("grey night", k=2)  # 4 tokens: the budget of 8 holds no third
     assert set(dict(leases.held.values())) < {"red fox", "sky", "grey night"}
     assert len(leases.held) == pipeline.stats().cached == 2
     for _ in range(2):
-        pipeline.search("sea", k=50)  # larger than the budget: not kept, no lease
+        pipeline.search("sea", k=50)  # larger than the budget: not cached, no lease
     assert len(leases.held) == 2 and "sea" not in leases.asked
     pipeline.watch_hot(None)
     with pytest.raises(TypeError, match="on_cold"):
         pipeline.watch_hot(None, 3)
 
 
-def test_a_hook_that_fails_keeps_nothing():
+def test_after_a_failing_hook_nothing_is_cached():
     pipeline = small(encoder=letters, hot_threshold=1)
     pipeline.watch_hot(lambda query, hits: 1 / 0)
     for _ in range(2):
@@ -193,7 +193,7 @@ def test_a_hook_that_fails_keeps_nothing():
 
 
 def test_prompts_of_hot_queries_stay_in_the_kv_cache():
-    """End to end: a hot prompt survives a flood that evicts a cold one, until it is hot no more."""
+    """A hot prompt survives prompts that evict a cold one, until its answer is replaced."""
     pipeline, cache = small(encoder=letters, hot_threshold=3), KVCache(16, 4)
 
     def prompt(query, hits):
@@ -210,7 +210,7 @@ def test_prompts_of_hot_queries_stay_in_the_kv_cache():
         for query in ("red fox",) if turn else ("red fox", "sky"):
             hits = pipeline.search(query, k=1)
             serve(turn, prompt(query, hits))
-    pipeline.prime(1)  # nothing has changed: the pin of the third search stays
+    pipeline.prime(1)  # nothing has changed: the pin of the third search is kept
     for turn in range(10):
         serve(10 + turn, np.arange(32, dtype=np.int32) + 1000 * (turn + 1))
     hot, cold = (prompt(q, pipeline.search(q, k=1)) for q in ("red fox", "sky"))
@@ -219,5 +219,5 @@ def test_prompts_of_hot_queries_stay_in_the_kv_cache():
     pipeline.prime(1)
     for turn in range(10):
         serve(20 + turn, np.arange(32, dtype=np.int32) + 1000 * (turn + 20))
-    assert cache.match(hot) <= 4  # another text now: only the page both begin with is pinned still
+    assert cache.match(hot) <= 4  # the text has changed: only the common first page is still pinned
     cache.check()

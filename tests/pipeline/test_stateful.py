@@ -1,4 +1,4 @@
-"""RetrievalPipeline against its twin, in any order of calls."""
+"""RetrievalPipeline against its oracle, in any order of calls."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmds_nb import RetrievalPipeline
 
-from .oracle import TwinPipeline
+from .oracle import OraclePipeline
 
 WORDS = ["alpha", "beta", "gamma", "delta", "omega"]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
@@ -20,7 +20,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.pipeline = RetrievalPipeline(dim=3, hot_threshold=2)
-        self.twin = TwinPipeline()
+        self.oracle = OraclePipeline()
 
     @rule(documents=st.dictionaries(IDS, st.tuples(TEXTS, VECTORS), max_size=5))
     def add(self, documents):
@@ -28,19 +28,19 @@ class PipelineMachine(RuleBasedStateMachine):
         texts = [text for text, _ in documents.values()]
         vectors = np.array([v for _, v in documents.values()], float).reshape(-1, 3)
         assert self.pipeline.add(ids, texts, vectors).tolist() == ids
-        self.twin.add(ids, texts, vectors)
+        self.oracle.add(ids, texts, vectors)
 
-    @precondition(lambda self: self.twin.documents)
+    @precondition(lambda self: self.oracle.documents)
     @rule(data=st.data())
     def remove(self, data):
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.twin.documents)), unique=True))
+        ids = data.draw(st.lists(st.sampled_from(sorted(self.oracle.documents)), unique=True))
         self.pipeline.remove(ids)
-        self.twin.remove(ids)
+        self.oracle.remove(ids)
 
     @rule(id_=IDS)
     def remove_unknown(self, id_):
-        if id_ not in self.twin.documents:
-            known = next(iter(self.twin.documents), None)
+        if id_ not in self.oracle.documents:
+            known = next(iter(self.oracle.documents), None)
             with pytest.raises(KeyError):
                 self.pipeline.remove([id_] if known is None else [known, id_])
 
@@ -59,7 +59,7 @@ class PipelineMachine(RuleBasedStateMachine):
             mask = np.array(filter, bool if filter and isinstance(filter[0], bool) else np.int64)
         options = {"fusion": fusion, "weight": weight, "filter": mask, "threads": threads}
         found = self.pipeline.search(query, k, vectors=vector, **options)
-        expected = self.twin.search(
+        expected = self.oracle.search(
             query,
             vector,
             100,
@@ -79,15 +79,15 @@ class PipelineMachine(RuleBasedStateMachine):
         np.testing.assert_array_equal(again.scores[0], found.scores)
 
     @rule()
-    def through_arrays(self):
+    def save_and_load(self):
         self.pipeline = RetrievalPipeline._from_state(*self.pipeline._state())
 
     @invariant()
-    def whole(self):
+    def agrees(self):
         self.pipeline.check()
-        assert len(self.pipeline) == len(self.twin.documents)
-        ids = sorted(self.twin.documents)
-        assert self.pipeline.get(ids) == [self.twin.documents[i][0] for i in ids]
+        assert len(self.pipeline) == len(self.oracle.documents)
+        ids = sorted(self.oracle.documents)
+        assert self.pipeline.get(ids) == [self.oracle.documents[i][0] for i in ids]
 
 
 def passes(mask, id_):

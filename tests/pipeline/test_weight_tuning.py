@@ -1,4 +1,4 @@
-"""RetrievalPipeline: tune_weight and tune, on made and on judged queries."""
+"""RetrievalPipeline: tune_weight and tune, on synthetic and on judged queries."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from .samples import small
 
 
 def judged(rng, n=300, n_queries=40):
-    """Documents of one own word each; vectors that say nothing."""
+    """Documents with a unique word each; random vectors."""
     texts = [f"word{i} common" for i in range(n)]
     vectors = rng.standard_normal((n, 8)).astype(np.float32)
     asked = rng.permutation(n)[:n_queries]
     return texts, vectors, asked
 
 
-def test_tune_weight_finds_the_half_that_knows():
+def test_tune_weight_finds_the_half_with_the_information():
     rng = np.random.default_rng(0)
     texts, vectors, asked = judged(rng)
     pipeline = RetrievalPipeline()
@@ -28,13 +28,13 @@ def test_tune_weight_finds_the_half_that_knows():
     assert pipeline.weight == pipeline.tuning.weight < 0.7
     assert pipeline.tuning.sparse_alone > 0.99 > pipeline.tuning.dense_alone
     assert pipeline.tuning.held_out > pipeline.tuning.before
-    # The other way round: the vectors know, the words mislead.
+    # The other way round: the vectors are right, the words mislead.
     wrong = [f"word{i}" for i in rng.permutation(300)[:40]]
     assert pipeline.tune_weight(wrong, [{int(i): 2.0} for i in asked], vectors=vectors[asked]) > 0.5
     assert pipeline.tuning.dense_alone > 0.99
 
 
-def test_tune_weight_keeps_what_is_as_good():
+def test_tune_weight_keeps_a_weight_as_good_as_the_best():
     rng = np.random.default_rng(1)
     texts, vectors, asked = judged(rng)
     pipeline = RetrievalPipeline(weight=0.35)
@@ -61,7 +61,7 @@ def test_tune_chooses_ef_and_weight():
     truth = pipeline.dense.search(near[:59], 100, exact=True).distances[:, -1:]
     found = pipeline.dense.search(near[:59], 100)
     assert (found.distances <= truth + 1e-5).mean() >= 0.9
-    for query, vector in zip(queries, near, strict=True):  # what was kept before is no answer now
+    for query, vector in zip(queries, near, strict=True):  # answers cached before are not used
         one, many = (pipeline.search(q, 5, vectors=vector) for q in (query, [query]))
         np.testing.assert_array_equal(one.scores, many.scores[0])
     wider = pipeline.tune(queries, vectors=near, target_recall=0.99)
@@ -91,7 +91,7 @@ def test_tune_that_is_refused_changes_nothing(arguments, options, message):
 
 
 def test_vaswani_with_lsa(vaswani, caplog):
-    """Where the vectors are bad, fusion hurts; tune_weight says so and leaves words alone."""
+    """With bad vectors fusion hurts; tune_weight logs it and chooses almost only words."""
     pytest.importorskip("Stemmer")
     encoder = LsaEncoder(256, tokenizer=Tokenizer(stemmer="english"))
     pipeline = RetrievalPipeline(

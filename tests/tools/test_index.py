@@ -20,7 +20,7 @@ def built(tmp_path_factory):
     return out
 
 
-def test_index_says_what_it_wrote(built, capsys, tmp_path):
+def test_index_prints_what_it_wrote(built, capsys, tmp_path):
     (tmp_path / "a.txt").write_text("Only one short text.")
     out = tmp_path / "out"
     assert main(["index", str(tmp_path), "--out", str(out)]) == 0
@@ -91,7 +91,7 @@ def test_search_refuses_other_files(built, tmp_path, capsys):
         assert message in line
 
 
-def test_search_in_a_pipeline_of_ones_own(tmp_path, capsys):
+def test_search_in_a_pipeline_without_an_encoder(tmp_path, capsys):
     pipeline = RetrievalPipeline(dim=2)
     pipeline.add([5], ["red fox\nin the snow"], [[1, 0]])
     pipeline.save(tmp_path / "own")

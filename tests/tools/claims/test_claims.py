@@ -33,7 +33,7 @@ def test_every_promise_is_measured(result):
     json.dumps(result, allow_nan=False)
 
 
-def test_what_does_not_depend_on_the_clock_holds_and_repeats(result):
+def test_claims_without_wall_time_hold_and_repeat(result):
     steady = ("memory", "throughput", "compression", "sketch")
     held = [claim for claim in result["claims"] if claim["name"].startswith(steady)]
     assert len(held) == 4 and all(claim["passed"] for claim in held)
@@ -43,7 +43,7 @@ def test_what_does_not_depend_on_the_clock_holds_and_repeats(result):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_saving_is_what_the_formula_says_whatever_the_seed(seed):
+def test_the_saving_equals_the_formula_for_every_seed(seed):
     claim = claims.sharing(seed)
     saved, formula = re.search(r"([\d,]+) of .* formula ([\d,]+)", claim.measured).groups()
     assert claim.passed and saved == formula
@@ -87,7 +87,7 @@ def test_a_fit_finds_the_exponent(exponent):
     assert growth.fit(sizes, 3.0 * sizes**exponent) == pytest.approx(exponent)
 
 
-def test_growth_is_measured_on_what_it_says(monkeypatch):
+def test_growth_is_measured_at_the_stated_sizes(monkeypatch):
     built, clock = [], [0]
 
     def build(n, rng):
@@ -144,7 +144,7 @@ def test_markdown_holds_tables_and_figures_beside_it(written, tmp_path):
     assert len(rows) == N_CLAIMS + len(growth.CASES) + 4
 
 
-def test_html_is_one_file_and_escapes_what_is_not_its_own(written, tmp_path):
+def test_html_is_one_file_and_escapes_text(written, tmp_path):
     path = tmp_path / "report.html"
     paper.write(written._replace(title="a < b & c"), path)
     text = path.read_text()
@@ -153,7 +153,7 @@ def test_html_is_one_file_and_escapes_what_is_not_its_own(written, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_word_is_laid_out_as_apa_wants(written, tmp_path):
+def test_word_has_the_apa_layout(written, tmp_path):
     docx = pytest.importorskip("docx")
     path = tmp_path / "report.docx"
     paper.write(written, path)
@@ -178,7 +178,7 @@ def test_word_is_laid_out_as_apa_wants(written, tmp_path):
         assert file.testzip() is None
 
 
-def test_without_python_docx_one_line_says_what_to_install(capsys, monkeypatch, tmp_path):
+def test_without_python_docx_one_line_names_the_extra(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "docx", None)
     assert main(["claims", "--report", str(tmp_path / "r.docx")]) == 2
     (line,) = capsys.readouterr().err.splitlines()

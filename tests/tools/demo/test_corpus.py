@@ -1,4 +1,4 @@
-"""Reading corpora: what is read, what is refused and how it is named."""
+"""Corpora: what is read, how it is named, and what is refused."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_read_docstrings_is_the_same_in_one_process_and_in_two():
     assert min(len(d.text.split()) for d in alone.documents) >= c.MIN_DOCSTRING_WORDS
 
 
-def test_reading_goes_on_alone_where_no_process_can_start(monkeypatch):
+def test_without_processes_docstrings_are_read_in_this_one(monkeypatch):
     class NoPool:
         def __init__(self, *_, **__):
             raise OSError("no semaphores here")
@@ -210,6 +210,6 @@ def test_refused_paths(tmp_path):
         assert str(path) in str(error.value)
 
 
-def test_a_stored_text_is_taken_apart_again():
+def test_a_stored_text_is_split_into_name_and_text():
     for document in (c.Document("a b", "x\n\ny"), c.Document("n", "  x"), c.Document("n", "\n\n")):
         assert c.split_indexed(c.indexed_text(document)) == document

@@ -1,4 +1,4 @@
-"""Known-item questions and their figures."""
+"""Known-item questions, and recall and MRR of their answers."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ def workload(tmp_path_factory):
 
 
 def run(capsys, *arguments):
-    """Standard output of a command that is done."""
+    """Standard output of a command that succeeds."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 0
     return capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_the_cost_model_is_given_and_printed(capsys, workload):
     assert "step = 1 ms + 0 * prefill tokens + 0.5 * decoding + 0 * KV tokens" in out
 
 
-def test_cache_only_prints_no_engine_and_json_says_what_it_means(capsys, workload, tmp_path):
+def test_cache_only_prints_no_engine_and_json_has_definitions(capsys, workload, tmp_path):
     path = tmp_path / "r.json"
     out = run(capsys, "replay", workload, *SMALL, "--cache-only", "--json", path, "--limit", "99")
     assert "looked up one after the other" in out and "TTFT" not in out
@@ -76,7 +76,7 @@ def test_a_plot_and_its_curves(capsys, workload, tmp_path, more):
     assert curve["lru"][0] is None and curve["lru"][-1] <= curve["belady"][-1]
 
 
-def test_a_plot_of_only_refusals_is_drawn_all_the_same(capsys, tmp_path):
+def test_a_plot_of_refusals_only_is_drawn(capsys, tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"arrival_ms": 1, "prompt": 0, "prompt_tokens": 99, "output_tokens": 1}\n')
     out = run(capsys, "replay", path, "--pages", "2", "--page-size", "16", "--plot",
@@ -85,7 +85,7 @@ def test_a_plot_of_only_refusals_is_drawn_all_the_same(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("more", [["--cache-only"], ["--jobs", "2"]])
-def test_a_sweep_is_the_replays_one_by_one(capsys, workload, tmp_path, more):
+def test_a_sweep_equals_single_replays(capsys, workload, tmp_path, more):
     png, path = tmp_path / "s.png", tmp_path / "s.json"
     axes = ["--sweep", "eviction=lru,path-lrfu", "pages=200,400"]
     out = run(capsys, "replay", workload, "--page-size", "64", *axes, "--json", path, "--plot", png,
@@ -120,7 +120,7 @@ def test_a_sweep_with_fewer_pages_than_replicas_is_refused(capsys, workload):
 
 
 @pytest.mark.parametrize("options", [["--step-ms", "1e6"], ["--speed", "1e-6"]])
-def test_a_clock_that_passes_its_integers_is_refused(capsys, monkeypatch, tmp_path, options):
+def test_times_beyond_the_virtual_clock_are_refused(capsys, monkeypatch, tmp_path, options):
     monkeypatch.setattr("llmds_nb.tools.replay.replicas._LAST_NS", 10**17)
     path = tmp_path / "t.jsonl"
     request = {"prompt": 0, "prompt_tokens": 9, "output_tokens": 200_000}
@@ -138,14 +138,14 @@ def test_an_unknown_suffix_is_one_line(capsys, workload, tmp_path):
     assert "x.nope" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("mark", ["replay", "sweep"])
-def test_the_readme_shows_what_the_commands_print(capsys, monkeypatch, tmp_path, mark):
+@pytest.mark.parametrize("block", ["replay", "sweep"])
+def test_the_readme_shows_what_the_commands_print(capsys, monkeypatch, tmp_path, block):
     readme = (Path(__file__).parents[3] / "README.md").read_text()
-    before, _, after = readme.partition(f"<!-- {mark} -->\n```text\n")
+    before, _, after = readme.partition(f"<!-- {block} -->\n```text\n")
     shown = after.partition("\n```\n")[0]
     commands = before.rpartition("```bash\n")[2].partition("```")[0].splitlines()
     monkeypatch.chdir(tmp_path)
-    if mark == "sweep":
+    if block == "sweep":
         run(capsys, "workload", "--out", "chat.jsonl")
     for command in commands:
         words = command.partition("#")[0].split()

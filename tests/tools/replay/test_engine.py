@@ -1,4 +1,4 @@
-"""The discrete-event loop charges exactly the stated cost models."""
+"""The simulation of RAG serving follows the stated cost models exactly."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_running_requests_share_their_pages():
     assert step.pages_needed - step.pages_used == 2 * 2
 
 
-def test_what_admission_refuses_ends_at_once():
+def test_a_refused_request_ends_at_once():
     records = run([0, 0, 0, 0], [[1, 2]] * 4, [1] * 4, qps=2.0)
     assert records.rejected.tolist() == [False, False, True, True]
     assert records.end_ns[2:].tolist() == [0, 0]

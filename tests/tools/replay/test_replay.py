@@ -1,4 +1,4 @@
-"""Replays: hit ratios of the KV cache itself, and engines that charge exactly what is stated."""
+"""Replays: hit ratios of the real KV cache, and engines that follow the cost model exactly."""
 
 import json
 import math
@@ -57,7 +57,9 @@ def engine(requests, **options):
 
 # ---- cache only ---------------------------------------------------------------------------------
 
-MEASURED = {  # of full pages over all, in the issue of the KV cache; path-lrfu as it turned out
+# Hits of full pages / all pages: lru by the study of the trace that preceded the KV cache,
+# path-lrfu as first measured with it.
+MEASURED = {
     "lru": [0.3637, 0.3561, 0.3305, 0.2149, 0.1185, 0.0450],
     "path-lrfu": [0.3637, 0.3563, 0.3321, 0.2325, 0.1701, 0.0821],
 }
@@ -74,7 +76,7 @@ def mooncake(shared_data):
 def test_hit_ratios_of_the_mooncake_trace(mooncake, eviction, place):
     options = replay.Options(cache_only=True, eviction=eviction, pages=PAGES[place])
     ratio = replay.run(mooncake, options)["cache"]["hit_ratio"]
-    # What path-lrfu remembers of evicted pages rests on hashes: with the key it moves by .0007.
+    # The ghost entries of path-lrfu depend on hashes: the key moves the ratio by up to .0007.
     slack = 0.0008 if (eviction, place) == ("path-lrfu", 5) else 0.0005
     assert abs(ratio - MEASURED[eviction][place]) < slack
 
@@ -91,7 +93,7 @@ def test_beladys_bound_of_the_mooncake_trace(mooncake):
 
 @pytest.mark.parametrize("page_size", [16, 64, 512])
 @pytest.mark.parametrize("eviction", ["lru", "fifo", "lfu"])
-def test_numbered_pages_hit_what_tokens_hit(conversations, page_size, eviction):
+def test_numbered_pages_have_the_hits_of_tokens(conversations, page_size, eviction):
     pages = [150 * 512 // page_size // 8, 400 * 512 // page_size // 8]
     curves = capacity.curve(conversations, page_size, [eviction], pages)
     for n, ratio, bound in zip(pages, curves[eviction], curves["belady"], strict=True):
@@ -125,8 +127,8 @@ def test_numbers_tell_prefixes_apart(requests, page_size):
 
 
 @given(st.lists(st.integers(0, 5), max_size=12), st.integers(1, 6))
-def test_beladys_bound_is_the_best_of_all_ways(pages, capacity_):
-    best = {(): 0}  # from what is resident to the most hits so far
+def test_beladys_bound_is_the_best_of_all_choices(pages, capacity_):
+    best = {(): 0}  # resident pages -> most hits so far
     for page in pages:
         after = {}
         for held, hits in best.items():
@@ -189,7 +191,7 @@ def test_a_request_that_comes_during_a_step_joins_the_next():
     assert end == [pytest.approx(16.06 + both)] * 2 and first[1] == end[1]
 
 
-def test_requests_of_one_instant_share_a_step():
+def test_requests_that_arrive_together_share_a_step():
     first, end, _, _ = engine([(2, [(0, 4)], 1), (2, [(1, 4)], 1)])
     assert first == end == [pytest.approx(2 + 10 + 8 + 0.08)] * 2
 
@@ -222,7 +224,7 @@ def test_a_static_batch_takes_what_fits_with_its_answers():
 
 
 @pytest.mark.parametrize("batching", ["continuous", "static"])
-def test_what_is_refused_is_counted_and_why(batching):
+def test_refused_requests_are_counted_by_reason(batching):
     requests = [(0, [(0, 4 * 8)], 1), (0, [(1, 4 * 8)], 2), (0, [(2, 1)], 32), (0, [(3, 40)], 1)]
     _, end, records, result = engine(requests, pages=8, batching=batching)
     assert records.refused.tolist() == [0, replicas.TOO_LARGE, 0, replicas.TOO_LARGE]
@@ -239,23 +241,23 @@ def test_what_is_refused_is_counted_and_why(batching):
     assert result["refused"]["rate"] == 7
 
 
-def test_speed_brings_requests_sooner():
+def test_a_higher_speed_shortens_the_gaps():
     for speed in (1.0, 2.0):
         first, _, _, _ = engine([(0, [(0, 4)], 1), (1000, [(1, 4)], 1)], speed=speed)
         assert first[1] == pytest.approx(1000 / speed + 14.04)
 
 
-def test_pages_run_out_and_every_request_ends_all_the_same():
+def test_every_request_ends_though_pages_run_out():
     requests = [(0, [(i, 12)], 20) for i in range(6)]
     _, _, records, result = engine(requests, pages=12)
     assert result["serving"]["preempted"] > 0 and result["serving"]["finished"] == 6
     assert result["serving"]["recomputed_tokens"] > 0
-    assert result["cache"]["hit_pages"] == 0  # what a preempted one finds again is no hit
+    assert result["cache"]["hit_pages"] == 0  # pages found again after preemption are no hits
     assert result["cache"]["pages_held_peak"] <= 12 and (records.end_ns > 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"batching": "static"}, {"replicas": 3}])
-def test_a_replay_repeats_and_the_seed_is_only_of_the_tokens(conversations, options):
+def test_a_replay_repeats(conversations, options):
     chosen = replay.Options(pages=900, page_size=64, **options)
     one, same = (replay.run(conversations, chosen) for _ in range(2))
     for result in (one, same):

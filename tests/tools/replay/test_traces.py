@@ -1,4 +1,4 @@
-"""Traces: three formats become the same arrays, and what is broken is named with its line."""
+"""Traces: three formats give the same arrays; a broken line is named by its number."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def prompts(trace):
 
 
 def shape(sequences):
-    """Token ids renamed in the order in which they first come: what is equal stays equal."""
+    """Token ids renumbered in the order of appearance; equal ones stay equal."""
     names = {}
     return [[names.setdefault(token, len(names)) for token in tokens] for tokens in sequences]
 
@@ -92,7 +92,7 @@ def test_late_lines_are_sorted_and_ties_keep_their_order(tmp_path):
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1), min_size=1))
-def test_expanding_equals_the_obvious(requests):
+def test_expanded_prompts_equal_the_plain_ones(requests):
     part, length = np.array([p for r in requests for p in r], np.int64).T
     indptr = np.cumsum([0, *map(len, requests)])
     n = len(requests)
@@ -184,7 +184,7 @@ def test_broken_azure_rows_are_named(tmp_path, row, message):
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"a,b,c\n1,2,3\n", b'{"x": 1}\n', b"\xff\xfe\n",
                                      b"\x1f\x8bnot gzip", b"3\n", HEADER.encode()])  # fmt: skip
-def test_unknown_formats_are_refused_saying_what_was_expected(tmp_path, content):
+def test_unknown_formats_are_refused_with_the_expected_ones(tmp_path, content):
     path = tmp_path / "t"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=str(path)) as error:

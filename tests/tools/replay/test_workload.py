@@ -69,7 +69,7 @@ def test_arrivals_come_at_the_rate_and_in_bursts(trace):
     assert gaps.std() / gaps.mean() > 1.2  # of Poisson arrivals it is 1
 
 
-def test_later_turns_hold_the_earlier_ones_with_their_answers():
+def test_later_turns_contain_the_earlier_ones_with_their_answers():
     requests = list(workload.generate(SMALL._replace(pause_s=0.5)))
     whole = [(tuple(parts), answer) for _, parts, answer in requests]
     longer = 0
