@@ -191,8 +191,18 @@ class CountMinSketch(Stored):
     @overload
     def estimate(self, items: npt.ArrayLike) -> npt.NDArray[np.int64]: ...
 
-    def estimate(self, items):
-        """Upper bound on the count of each item: int for one, int64[n] for many. O(depth) each."""
+    def estimate(self, items: Items) -> int | npt.NDArray[np.int64]:
+        """Return an upper bound on the count of each item. O(depth) per item.
+
+        Parameters
+        ----------
+        items : int, str, bytes, int array or list of these
+
+        Returns
+        -------
+        int or int64[n]
+            For one item or for many; 0 for an item that shares no cell with one counted.
+        """
         if type(items) is str:  # in one kernel call
             data, seed = string_to_hash(items, self._seed)
             with self._lock:
@@ -215,28 +225,30 @@ class CountMinSketch(Stored):
     @overload
     def is_hot(self, item: npt.ArrayLike, threshold: int) -> npt.NDArray[np.bool_]: ...
 
-    def is_hot(self, item, threshold):
-        """Whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
+    def is_hot(self, item: Items, threshold: int) -> bool | npt.NDArray[np.bool_]:
+        """Return whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
         threshold = validation.integer(threshold, "threshold")
         return self.estimate(item) >= threshold
 
     def error_bound(self) -> ErrorBound:
-        """By how much an estimate can exceed the truth: (e / width * total, e**-depth).
+        """Return by how much an estimate can exceed the truth: (e / width * total, e**-depth).
 
-        A bound on the standard form; the conservative one is far below it in practice. After
-        `halve` it is for floor(true / 2) and includes the rounding.
+        A bound for the standard form (Cormode and Muthukrishnan 2005); the conservative form is far
+        below it in practice. After `halve` it is for floor(true / 2) and includes the rounding.
         """
         with self._lock:
             error = math.e / self.width * (self._total + self._halved) + self._halved
         return ErrorBound(error, math.exp(-self.depth))
 
     def top(self, k: int) -> TopItems:
-        """The k most frequent items among the candidates; fewer if fewer were seen.
+        """Return the k most frequent items among the candidates; fewer if fewer were seen.
+
+        O(candidates log candidates). Equal counts are ordered by the smaller item.
 
         Parameters
         ----------
         k : int
-            More than the sketch's `top` gives the candidates there are, without its promise.
+            Beyond the sketch's `top`, frequent items may be missing from the candidates.
 
         Raises
         ------

@@ -255,7 +255,7 @@ class Tokenizer:
     @overload
     def count_tokens(self, text: Iterable[str]) -> npt.NDArray[np.int64]: ...
 
-    def count_tokens(self, text):
+    def count_tokens(self, text: str | Iterable[str]) -> int | npt.NDArray[np.int64]:
         """Return how many ids `encode` gives: an int for one text, int64[n] for a list of texts."""
         texts = validation.texts(text, "text")
         parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]
