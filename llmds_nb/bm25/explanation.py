@@ -19,7 +19,7 @@ class TermScore(NamedTuple):
     """What one term of a query adds to the score of a document."""
 
     term: str
-    count: int  # times in the query
+    count: int  # type: ignore[assignment]  # times in the query
     tf: int  # times in the document
     df: int  # documents that hold it
     idf: float
@@ -58,7 +58,7 @@ def explain(
         score = 0.0
         if tf and gain[e] > 0:
             saturation = formula.saturation(snapshot)
-            score = bm25_contribution(tf, length, gain[e], bonus[e], saturation)
+            score = bm25_contribution(float(tf), length, gain[e], bonus[e], saturation)
         total += score
         idf = bm25_idf(variant, snapshot.n_docs, df[e])
         term_scores.append(TermScore(term, int(counts[e]), int(tf), int(df[e]), idf, score))

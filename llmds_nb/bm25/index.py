@@ -301,7 +301,7 @@ class InvertedIndex(Stored):
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
         snapshot = self._snapshot  # before the terms, so that every term of it is known
-        text = queries[0] if type(queries) is list and len(queries) == 1 else queries
+        text: Any = queries[0] if type(queries) is list and len(queries) == 1 else queries
         usual = type(text) is str and filter is None and type(k) is type(threads) is int
         if usual and 1 <= k <= snapshot.n_docs and threads >= 1 and snapshot.n_tokens:
             ready = self._ready(snapshot)

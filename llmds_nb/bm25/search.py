@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     formula: Formula
     decoded: list[Handle]  # DecodedLists of each segment
     segments: list[Handle]  # SegmentState of each segment
-    index: Handle  # IndexState
+    state: Handle  # IndexState
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The arrays that are kept besides those of the snapshot."""
@@ -116,10 +116,10 @@ class SearchBuffers:
     def __init__(self) -> None:
         self.handle = Handle(s.empty_scratch())
         text, self.tokens = np.empty(_MAX_TEXT, np.uint8), np.empty(_MAX_TEXT, np.int32)
-        self.text, self.text_at = memoryview(text), address_of(text)
+        self.text, self.text_at = text.data, address_of(text)
         self.tokens_at = address_of(self.tokens)
         query_ptr = np.zeros(2, np.int64)
-        self.query_ptr, self.query_ptr_at = memoryview(query_ptr), address_of(query_ptr)
+        self.query_ptr, self.query_ptr_at = query_ptr.data, address_of(query_ptr)
 
     def is_clean(self) -> bool:
         """Whether bounds and scores are 0, as they must be between searches."""
@@ -150,7 +150,7 @@ def search(
     def run(start, stop, one_filter):
         buffers = _borrow(pool)
         _entries.search_many(
-            ready.index.address, buffers.handle.address, tokens_at,
+            ready.state.address, buffers.handle.address, tokens_at,
             address_of(tokens.indptr[start : stop + 1]), *_filter_words(one_filter), depth,
             scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
         )  # fmt: skip
@@ -184,7 +184,7 @@ def search_one(
     buffers.query_ptr[1] = n
     scores, ids = np.empty(depth), np.empty(depth, np.int64)
     _entries.search_many(
-        ready.index.address, buffers.handle.address, buffers.tokens_at, buffers.query_ptr_at,
+        ready.state.address, buffers.handle.address, buffers.tokens_at, buffers.query_ptr_at,
         NO_FILTER, 0, 0, depth, scores, ids,
     )  # fmt: skip
     pool.append(buffers)

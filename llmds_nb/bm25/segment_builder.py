@@ -30,7 +30,7 @@ class Ids:
     next_id : int
     """
 
-    def __init__(self, values: npt.ArrayLike | Iterable[int], n_texts: int | None, next_id: int):
+    def __init__(self, values: Any, n_texts: int | None, next_id: int):
         self.total = n_texts
         self._next_id = next_id
         # One of the two is set, or neither: the ids count up.
@@ -101,7 +101,7 @@ def segment_of(
     """
     segments: list[Any] = []
     for part in _parts(ids, tokenizer._grown(texts), report):
-        new = build(*part, len(tokenizer))
+        new = build(part[0], part[1], len(tokenizer))
         del part
         segments = tidy([*segments, new])
         validation.distinct(segments[-1].ids, "ids")

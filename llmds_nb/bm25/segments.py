@@ -31,10 +31,10 @@ def snapshot(segments: Iterable[Any], before: Snapshot | None = None) -> Snapsho
     Handles of segments that the snapshot `before` has as well are taken over.
     """
     known = {} if before is None else {id(handle.state): handle for handle in before.handles}
-    segments = tuple(s for s in segments if len(s.classes))
-    handles = tuple(known.get(id(s)) or Handle(s) for s in segments)
+    kept = tuple(s for s in segments if len(s.classes))
+    handles = tuple(known.get(id(s)) or Handle(s) for s in kept)
     n_tokens = sum(k.segment_tokens(handle.address) for handle in handles)
-    return Snapshot(segments, handles, sum(map(n_live, segments)), n_tokens)
+    return Snapshot(kept, handles, sum(map(n_live, kept)), n_tokens)
 
 
 def n_live(segment: Any) -> int:
@@ -45,14 +45,15 @@ def n_live(segment: Any) -> int:
 def build(ids: npt.NDArray[np.int64], tokens: TokenBatch, n_terms: int) -> Any:
     """The segment of documents `ids` with `tokens`, which has no unknown terms."""
     order = np.argsort(ids, kind="stable")
+    terms: npt.NDArray[Any]
     if 8 * len(tokens.ids) < n_terms:  # few tokens: no pass over the whole vocabulary
-        terms, local = np.unique(tokens.ids, return_inverse=True)
+        terms, inverse = np.unique(tokens.ids, return_inverse=True)
+        local = inverse.astype(np.int32)
     else:
         present = np.zeros(n_terms, np.bool_)
         present[tokens.ids] = True
         terms = np.flatnonzero(present)
         local = (np.cumsum(present, dtype=np.int32) - np.int32(1))[tokens.ids]
-    local = local.astype(np.int32, copy=False)
     first = np.zeros(len(terms) + 1, np.int64)
     docs = np.empty(len(local), np.int32)
     k.postings_group(local, tokens.indptr, order, first, docs)
@@ -154,8 +155,9 @@ def check(segment: Any) -> None:
     ids, lengths = documents.ids_of(segment), documents.lengths_of(segment)
     assert len(segment.ids) == len(documents.short_ids(ids))
     kept = segment.classes, segment.class_lengths, segment.long_docs
-    for one, again in zip(kept, documents.length_classes(lengths), strict=True):
-        assert (one == again).all() and one.dtype == again.dtype
+    made: list[Any] = [*documents.length_classes(lengths)]
+    for one, again in zip(kept, made, strict=True):
+        assert np.array_equal(one, again) and one.dtype == again.dtype
     assert len(segment.entries) == len(segment.live) == n_terms == len(segment.starts) - 1
     assert (ids[1:] > ids[:-1]).all() and (ids[:1] >= 0).all()
     assert (segment.terms[1:] > segment.terms[:-1]).all()

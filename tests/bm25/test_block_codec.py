@@ -9,6 +9,7 @@ from hypothesis import example, given, settings, strategies as st
 from llmds_nb import InvertedIndex
 from llmds_nb._core.jit import kernel
 from llmds_nb._core.state import Handle
+from llmds_nb.bm25.kernels import postings
 from llmds_nb.bm25.kernels.block_codec import BLOCK, ENTRY, list_decode
 from llmds_nb.bm25.kernels.postings import posting_find, postings_pack, postings_read
 from llmds_nb.bm25.kernels.simd_codec import gaps_sum, tfs_decode
@@ -237,3 +238,18 @@ def test_random_blocks_give_no_doc_beyond_the_documents(seed, planes, n_gaps, n_
         docs, tfs = np.full((2, BLOCK), -1, np.int32)
         n = decode(data, len(data) - 1, n_docs, docs, tfs)
         assert n in (0, BLOCK) and (docs[:n] >= 0).all() and (docs[:n] < n_docs).all()
+
+
+@kernel
+def runs_merge(keys, spare, n):
+    postings._runs_merge(keys, spare, n)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50)), max_size=9), st.booleans())
+def test_runs_are_merged_into_one(runs, ascending):
+    runs = [sorted(run) if ascending else run for run in runs]
+    keys = np.array([key for run in runs for key in run], np.int64)
+    expected = np.sort(keys)
+    runs_merge(keys, np.empty_like(keys), len(keys))
+    assert (keys == expected).all()

@@ -205,7 +205,7 @@ def block_find(data, start, n_blocks, doc):
 
 @kernel(internal=True, borrow=True)
 def entry_find(docs, doc):
-    """Position of the first of ascending uint32[128] docs that is not below `doc`, or 127. O(7)."""
+    """Position of the first of ascending int32[128] docs that is not below `doc`, or 127. O(7)."""
     position = _0
     step = np.uint64(BLOCK // 2)
     while step > _0:
@@ -217,7 +217,7 @@ def entry_find(docs, doc):
 
 @kernel(internal=True, borrow=True)
 def list_find(data, start, end, size, n_docs, doc, docs, tfs):
-    """tf of `doc` in a list, or 0; docs and tfs uint32[128] are scratch. O(log size + 128)."""
+    """tf of `doc` in a list, or 0; docs and tfs int32[128] are scratch. O(log size + 128)."""
     start, end, doc = np.uint64(start), np.uint64(end), np.uint64(doc)
     position, at = start, _0
     if size >= BLOCK:

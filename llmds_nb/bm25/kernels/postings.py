@@ -115,7 +115,7 @@ def length_at(segment, doc):
     if number != NO_CLASS:
         return segment.class_lengths[number]
     long_docs = segment.long_docs
-    return long_docs[1, lower_bound(long_docs[0], 0, long_docs.shape[1] - 1, doc)]
+    return long_docs[1, lower_bound(long_docs[0], 0, long_docs.shape[1] - 1, np.int64(doc))]
 
 
 @kernel(nogil=True, borrow=True)
@@ -207,15 +207,50 @@ def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
     return u, position, end
 
 
-@kernel(internal=True)
-def _entries_sort(docs, tfs, n, keys):
+@kernel(internal=True, borrow=True)
+def _run_end(keys, begin, n):
+    """Where the run of keys that never fall ends that begins at `begin` < n. O(run)."""
+    end = begin + 1
+    while end < n and keys[end - 1] <= keys[end]:
+        end += 1
+    return end
+
+
+@kernel(internal=True, borrow=True)
+def _runs_merge(keys, spare, n):
+    """Sort n int64 keys by natural merge sort; spare int64[>= n] is scratch. O(n log runs).
+
+    NumPy's sort would take O(n log n) and two seconds to compile.
+    """
+    n_merges = 2
+    while n_merges > 1:
+        n_merges, begin = 0, 0
+        while begin < n:
+            middle = _run_end(keys, begin, n)
+            end = _run_end(keys, middle, n) if middle < n else n
+            i, j = begin, middle
+            for place in range(begin, end):
+                if j == end or (i < middle and keys[i] <= keys[j]):
+                    spare[place] = keys[i]
+                    i += 1
+                else:
+                    spare[place] = keys[j]
+                    j += 1
+            begin = end
+            n_merges += 1
+        for place in range(n):
+            keys[place] = spare[place]
+
+
+@kernel(internal=True, borrow=True)
+def _entries_sort(docs, tfs, n, keys, spare):
     """Sort n entries by doc and leave out repeated docs, which only a damaged file has.
 
-    keys int64[>= n] is scratch. Return how many are left. O(n log n).
+    keys and spare int64[>= n] are scratch. Return how many are left. O(n log runs).
     """
     for j in range(n):
         keys[j] = np.int64(docs[j]) << 32 | tfs[j]
-    keys[:n].sort()
+    _runs_merge(keys, spare, n)
     kept = 0
     for j in range(n):
         doc = np.int32(keys[j] >> 32)
@@ -245,7 +280,7 @@ def postings_merge(merge_input, data, starts, entries, g, position):
     parts = ((most, np.int32), (most, np.int32), (_N_WIDTHS, np.int64))
     memory = scratch(parts)
     docs, tfs, counts = cut(memory, parts)
-    keys = np.empty(0, np.int64)
+    keys = spare = np.empty(0, np.int64)
     position = np.int64(position)
     end = position
     while g < n_groups:
@@ -266,8 +301,8 @@ def postings_merge(merge_input, data, starts, entries, g, position):
                     n += 1
         if not ordered:
             if keys.size == 0:
-                keys = np.empty(most, np.int64)
-            n = _entries_sort(docs, tfs, n, keys)
+                keys, spare = np.empty(most, np.int64), np.empty(most, np.int64)
+            n = _entries_sort(docs, tfs, n, keys, spare)
         end = _list_append(out, g, position, docs, tfs, n, counts)
         if end > data.size:
             break
@@ -288,7 +323,7 @@ def term_find(terms, term):
     high = min(terms.size, term + 1)
     if high > 0 and terms[high - 1] == term:
         return high - 1
-    ordinal = lower_bound(terms, 0, high, term)
+    ordinal = lower_bound(terms, 0, high, np.int64(term))
     if ordinal < terms.size and terms[ordinal] == term:
         return ordinal
     return ABSENT
@@ -305,7 +340,8 @@ def list_read(segment, ordinal, docs, tfs):
 
 @kernel(noinline=True)
 def _live_count(segment, ordinal):
-    docs, tfs = np.empty((2, segment.entries[ordinal]), np.int32)
+    size = segment.entries[ordinal]
+    docs, tfs = np.empty(size, np.int32), np.empty(size, np.int32)
     count = 0
     for j in range(list_read(segment, ordinal, docs, tfs)):
         count += not is_dead(segment.dead, docs[j])
@@ -353,7 +389,7 @@ def postings_read(segment, ordinal, docs, tfs):
 def posting_find(segment, ordinal, doc):
     """tf of a document in a list of a segment (its handle), or 0. O(log of the list's length)."""
     segment = segment_at(segment)
-    docs, tfs = np.empty((2, BLOCK), np.uint32)
+    docs, tfs = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     return list_find(
         segment.data, segment.starts[ordinal], segment.starts[ordinal + 1],
         segment.entries[ordinal], segment.classes.size, doc, docs, tfs,
@@ -369,7 +405,8 @@ def postings_sums(segment, sums):
     """
     segment = segment_at(segment)
     n = 0
-    docs, tfs = np.empty((2, segment.classes.size), np.int32)
+    size = segment.classes.size
+    docs, tfs = np.empty(size, np.int32), np.empty(size, np.int32)
     counts = np.empty(_N_WIDTHS, np.int64)
     again = segment.data.copy()
     for u in range(segment.terms.size):

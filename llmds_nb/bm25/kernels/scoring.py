@@ -18,6 +18,8 @@ document holds contribute (Lv and Zhai, 2011, with their deltas 1 and .5).
 
 import math
 
+import numpy as np
+
 from ..._core.jit import kernel
 from ..._core.state import FLOAT, state
 
@@ -71,4 +73,4 @@ def bm25_contribution(tf, length, gain, bonus, saturation):
 def bm25_table_fill(table, tfs, lengths, saturation):
     """Fill float64[P] table: what pairs of int32[P] tfs and lengths contribute at gain 1. O(P)."""
     for i in range(table.size):
-        table[i] = bm25_contribution(tfs[i], lengths[i], 1.0, 0.0, saturation)
+        table[i] = bm25_contribution(np.float64(tfs[i]), lengths[i], 1.0, 0.0, saturation)
