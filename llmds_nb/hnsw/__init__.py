@@ -6,14 +6,14 @@ from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .index import HNSW as HNSW
-    from .persistence import HNSWStats as HNSWStats
     from .search import Neighbors as Neighbors
+    from .stats import HNSWStats as HNSWStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "HNSW": "index",
-        "HNSWStats": "persistence",
+        "HNSWStats": "stats",
         "Neighbors": "search",
     },
 )

@@ -1,35 +1,36 @@
-"""HNSW: approximate nearest neighbours of dense vectors, exact where it is asked to be."""
+"""HNSW: an index for approximate, or exact, nearest neighbours of dense vectors."""
 
 import copy
 import dataclasses
 import numbers
 import threading
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import appended
-from .._core.progress import progress_bar
 from .._core.storage import Stored
 from ..errors import CapacityError
-from ..primitives import hash_table as hashtable
+from ..primitives import hash_table
 from ..primitives.status import ABSENT
-from . import persistence as _hnsw_state, quantization as _hnsw_codes, search as _hnsw_search
-from .graph_writer import GraphWriter, drawn_levels, only
-from .id_map import appended_ids, count_up, ids_of, slot_of, slots_of, table_after
-from .persistence import HNSWStats
+from . import invariants, persistence, quantization, search as searching, stats
+from .builder import GraphBuilder
+from .id_map import appended_ids, ids_of, is_packed, slot_of, slots_of, table_after
 from .search import Neighbors
+from .stats import HNSWStats
 from .tuning import tuned
 from .vector_store import METRICS, STORES, VectorForm
+from .warmup import warm_up
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
-_COARSE = 2  # times as coarse as today's, codes chose links that are not worth keeping
 
 
 class HNSW(Stored):
-    """A graph index for nearest-neighbour search in float32 vectors (Malkov & Yashunin).
+    """A graph index for nearest-neighbour search in float32 vectors.
 
     Searches walk a hierarchical navigable small world graph on compact codes and measure the final
     candidates on the stored vectors, so the distances returned are exact (`store="float32"`).
@@ -41,30 +42,33 @@ class HNSW(Stored):
     metric : {"l2", "ip", "cosine"}
         Squared Euclidean distance, 1 - <q, x>, or 1 - <q, x> / (|q| |x|).
     M : int
-        Links a new vector gets per level; level 0 holds up to 2 M. More: better recall, more bytes.
+        Links that a new vector gets on each level; level 0 holds up to 2 M. More links give better
+        recall and take more memory.
     ef_construction : int
         Candidates considered for the links of a new vector.
     ef_search : int
-        Candidates kept by a search that names no `ef`; `tune` sets it.
+        Candidates kept by a search that names no `ef`; may be set at any time, and `tune` sets it.
     quantize : {"auto", None, "sq8", "pca-sq8"}
         What the walk compares: the stored vectors themselves (None), their uint8 codes under one
         scale ("sq8"), or the codes of their principal components that keep .90 of the variance
         ("pca-sq8"; plain codes until 4 * dim vectors are there to fit them). "auto": None below
         32 dimensions; "pca-sq8" from 256 to 2048 where half the components suffice; else "sq8".
-        With None, float32 and 64 dimensions or more, codes prove which vectors need not be read.
-        Of 192 bytes or more, codes have signs, a bit for each component, if a sample shows that
-        these tell which codes need not be read: rightly but for a few that seldom matter.
+        With None, float32 and 64 dimensions or more, a prefilter of codes proves which vectors need
+        not be read. Codes of 192 bytes or more get a prefilter of sign codes, one bit a component,
+        if a sample shows that it rejects at least half of the codes unread; it wrongly rejects a
+        few that seldom matter.
     store : {"float32", "float16", None}
-        How vectors are kept. "float16": distances are those of the vectors rounded to float16.
-        None keeps the codes alone (a quarter of the memory): distances are those of what the codes
-        stand for, within half a code step per component but for the 0.04 % clipped as farthest out,
-        and half a step more for each new fit as it grows; with "cosine" the lengths are lost.
+        How vectors are stored. "float16": distances are those of the vectors rounded to float16.
+        None stores the codes alone (a quarter of the memory): distances are those to what the codes
+        represent. That is within half a code step per component, except for the 0.04 % that are
+        clipped as farthest out, and half a step more for each new fit as the index grows; with
+        "cosine" the lengths are lost.
     seed : int
-        Of the random levels. The same seed and calls give the same graph for any `threads`.
+        Of the random levels. The same seed and calls give the same graph for any number of threads.
 
     Notes
     -----
-    Any number of threads may search while one adds or removes; others that write wait. A search
+    Any number of threads may search while one writes; other writers wait for that one. A search
     sees the index as it was before or after a whole call. A call that raises changes nothing.
     Every stored vector is reachable from the entry point.
 
@@ -85,37 +89,51 @@ class HNSW(Stored):
     """
 
     def __init__(
-        self, dim, *, metric="l2", M=16, ef_construction=200, ef_search=50, quantize="auto",
-        store="float32", seed=0,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        *,
+        metric: str = "l2",
+        M: int = 16,
+        ef_construction: int = 200,
+        ef_search: int = 50,
+        quantize: str | None = "auto",
+        store: str | None = "float32",
+        seed: int = 0,
+    ):
         self._dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
         self._metric_name = validation.choice(metric, "metric", tuple(METRICS))
         self._M = validation.integer(M, "M", low=2, high=MAX_M)
         self._ef_construction = validation.integer(ef_construction, "ef_construction", low=1)
-        self._ef_search = validation.integer(ef_search, "ef_search", low=1)
+        self.ef_search = ef_search
         self._quantize = validation.choice(
-            quantize, "quantize", ("auto", None, _hnsw_codes.SQ8, _hnsw_codes.PCA)
+            quantize, "quantize", ("auto", None, quantization.SQ8, quantization.PCA)
         )
         self._store = validation.choice(store, "store", tuple(STORES))
-        if store is None and quantize in (None, _hnsw_codes.PCA):
+        if store is None and quantize in (None, quantization.PCA):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
         self._form = VectorForm(self._dim, metric, quantize, store)
         self._seed = validation.natural(seed, "seed")
-        self._depth = None  # (candidates measured, for k answers), once tuned
+        # (candidates measured on the stored vectors, for k answers), once tuned
+        self._depth: tuple[int, int] | None = None
         self._next_id = 0  # one more than the largest id ever used
-        self._table = hashtable.empty_table(0)
-        self._snapshot = self._form.empty(self._M)
-        self._writer = self._new_writer(self._snapshot)
+        self._table = hash_table.empty_table(0)
+        self._builder = GraphBuilder(self._form, self._M, self._ef_construction, self._seed)
+        self._snapshot = self._builder.empty()
+        self._writer = self._builder.writer(self._snapshot)
         self._write_lock = threading.RLock()  # one writer
         self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
 
-    def _new_writer(self, snapshot, **history):
-        ef = max(self._ef_construction, self._M)
-        return GraphWriter(snapshot, self._form.kernel_metric, ef, **history)
-
     # ---- writing ----------------------------------------------------------------------------
 
-    def add(self, vectors, ids=None, *, threads=1, progress=False, copy=True) -> np.ndarray:
+    def add(
+        self,
+        vectors: npt.ArrayLike,
+        ids: npt.ArrayLike | None = None,
+        *,
+        threads: int = 1,
+        progress: bool = False,
+        copy: bool = True,
+    ) -> npt.NDArray[np.int64]:
         """Insert vectors; one whose id exists replaces it.
 
         Parameters
@@ -129,9 +147,8 @@ class HNSW(Stored):
         progress : bool
             Show a progress bar when it takes longer than a second.
         copy : bool
-            False: keep the array itself, which then must not change. For vectors that an empty
-            index with store="float32" takes in, as writable C-contiguous float32[n, dim]; a later
-            `add` copies them.
+            False: keep the array itself, which then must not change. Only for an empty index with
+            store="float32", and a writable C-contiguous float32[n, dim]; a later `add` copies it.
 
         Returns
         -------
@@ -167,9 +184,9 @@ class HNSW(Stored):
             old = slots_of(self._snapshot, self._table, ids)
             old = old[old != ABSENT]
             base, writer = self._snapshot, self._writer
-            if len(old) == base.n_live:  # nothing stays: a new graph
-                base = self._form.empty(self._M)
-                writer = self._new_writer(base)
+            if len(old) == base.n_live:  # nothing is kept: a new graph
+                base = self._builder.empty()
+                writer = self._builder.writer(base)
                 old = old[:0]
             live = base.live_without(old)
             if len(live):
@@ -180,33 +197,11 @@ class HNSW(Stored):
                 "live": live,
                 "n_live": base.n_live - len(old) + len(ids),
             }
-            snapshot = self._linked(base, writer, fields, len(ids), threads, progress)
+            snapshot = self._builder.extended(base, writer, fields, len(ids), threads, progress)
             if snapshot.is_sparse:
-                base, writer, snapshot = self._mended(writer, snapshot, threads)
+                base, writer, snapshot = self._builder.repaired(writer, snapshot, threads)
             self._publish(base, writer, snapshot)
         return ids
-
-    def _linked(self, base, writer, fields, n_new, threads, progress=False):
-        """The snapshot that has `n_new` slots after base.n in the graph, too."""
-        fields |= drawn_levels(base, n_new, self._M, self._seed)
-        with progress_bar(progress, n_new, "HNSW", "vector") as advance:
-            return writer.insert(base, fields, n_new, threads, advance)
-
-    def _mended(self, writer, snapshot, threads):
-        """(base, writer, snapshot) with what is alive in `snapshot`, of `writer`, and no more."""
-        empty, slots = self._form.empty(self._M), snapshot.live_slots()
-        fields = self._form.refitted(empty, only(snapshot, slots))
-        coarsest = max(writer.coarsest, snapshot.coding.link_step)
-        if fields["coding"].link_step * _COARSE < coarsest:  # the links are too bad to be kept
-            return self._fresh(fields, threads)
-        writer = self._new_writer(empty, coarsest=coarsest, mended=True)
-        return empty, writer, writer.mend(empty, fields, snapshot, slots, threads)
-
-    def _fresh(self, fields, threads):
-        """(base, writer, snapshot) of a graph that is built of `fields` alone."""
-        empty = self._form.empty(self._M)
-        writer = self._new_writer(empty)
-        return empty, writer, self._linked(empty, writer, fields, fields["n_live"], threads)
 
     def _publish(self, base, writer, snapshot):
         """Let searches see the last snapshot that `writer` made of `base`."""
@@ -214,17 +209,17 @@ class HNSW(Stored):
         table, slots = table_after(self._table, known, snapshot)
         ids = ids_of(snapshot.ids, slots)
         with self._lock:
-            hashtable.table_set_many(table, ids, slots)
+            hash_table.table_set_many(table, ids, slots)
             self._table, self._snapshot, self._writer = table, snapshot, writer
         writer.commit(base)
         newest = ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
         self._next_id = max(self._next_id, int(newest.max()) + 1)
 
-    def remove(self, ids) -> None:
-        """Take vectors out. O(n) bytes copied.
+    def remove(self, ids: npt.ArrayLike) -> None:
+        """Remove vectors. O(n) bytes copied.
 
-        Their slots stay in the graph as dead waypoints. Once these are a fifth of all, new vectors
-        get their places and the graph is mended around them, in a small part of a rebuild's time.
+        Their slots stay in the graph, which walks pass through. Once a fifth of all slots are dead,
+        these are freed and the graph is repaired around them, in a small part of a rebuild's time.
 
         Parameters
         ----------
@@ -236,7 +231,7 @@ class HNSW(Stored):
         KeyError
             An id is unknown; nothing was removed.
         ValueError
-            An id stands twice or is negative.
+            An id is given twice or is negative.
         """
         ids = validation.ids(ids)
         with self._write_lock:
@@ -245,18 +240,18 @@ class HNSW(Stored):
             if not len(ids):
                 return
             if len(slots) == base.n_live:
-                empty, table = self._form.empty(self._M), hashtable.empty_table(0)
+                empty, table = self._builder.empty(), hash_table.empty_table(0)
                 with self._lock:
                     self._snapshot, self._table = empty, table
-                    self._writer = self._new_writer(empty)
+                    self._writer = self._builder.writer(empty)
                 return
             live, n_live = base.live_without(slots), base.n_live - len(slots)
             snapshot = dataclasses.replace(base, live=live, n_live=n_live)
             if snapshot.is_sparse:
-                return self._publish(*self._mended(writer, snapshot, 1))
+                return self._publish(*self._builder.repaired(writer, snapshot, 1))
             with self._lock:
-                if not count_up(base.ids):
-                    hashtable.table_remove_many(self._table, ids)
+                if not is_packed(base.ids):
+                    hash_table.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
             writer.retire(base)
 
@@ -277,36 +272,41 @@ class HNSW(Stored):
             raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
         return slots
 
-    def compact(self, *, threads=1) -> None:
-        """Rebuild the graph from the live vectors alone; the same as a fresh build of them.
-
-        Seldom needed: `remove` mends the graph by itself.
-        """
+    def compact(self, *, threads: int = 1) -> None:
+        """Rebuild the graph as a fresh build of the live vectors; seldom needed after `remove`."""
         threads = validation.integer(threads, "threads", low=1)
         with self._write_lock:
-            base, slots = self._snapshot, self._snapshot.live_slots()
-            if len(slots) == base.n and not self._writer.mended:
-                return
-            fields = self._form.refitted(self._form.empty(self._M), only(base, slots))
-            self._publish(*self._fresh(fields, threads))
+            base = self._snapshot
+            if base.n_live < base.n or self._writer.repaired:
+                self._publish(*self._builder.rebuilt(base, threads))
 
     # ---- reading ----------------------------------------------------------------------------
 
-    def search(self, queries, k=10, *, ef=None, filter=None, exact=False, threads=1) -> Neighbors:
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        ef: int | None = None,
+        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None,
+        exact: bool = False,
+        threads: int = 1,
+    ) -> Neighbors:
         """The k nearest vectors of each query.
 
         Parameters
         ----------
         queries : array_like, float32[dim] or float32[n, dim]
         k : int
-            At least 1; more than there are is no error.
+            At least 1; may be more than there are vectors.
         ef : int, optional
-            Candidates kept, at least k: more finds more and takes longer. Default: `ef_search`.
+            Candidates kept, at least k: more candidates give better recall and take longer.
+            Default: `ef_search`.
         filter : array_like of bool or int, or a list of them, optional
             A mask indexed by id, or ids; a list of either has one for each query.
         exact : bool
-            Measure every vector. Also done unasked where that is faster: in a small index, or when
-            the filter passes few.
+            Measure every vector. Also done by itself where that is faster: in a small index, or
+            when few vectors pass the filter.
         threads : int
             Threads among which a batch is split.
 
@@ -326,11 +326,11 @@ class HNSW(Stored):
             and filter is None
             and not exact
             and threads == 1
-        ):  # the common call; the kernel looks at the values
+        ):  # the common call; the kernel checks the values
             wide = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
             snapshot = self._snapshot
-            depth = _hnsw_search.rerank_depth(snapshot.coding, k, self._depth)
-            found = _hnsw_search.search_one(snapshot, self._form, queries, k, wide, depth)
+            depth = searching.rerank_depth(snapshot.coding, k, self._depth)
+            found = searching.search_one(snapshot, self._form, queries, k, wide, depth)
             if found is not None:
                 return Neighbors(*found)
         queries, single = self._form.queries(queries)
@@ -340,7 +340,7 @@ class HNSW(Stored):
         return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
 
     def _searched(self, queries, k, ef, tuned, filters, exact, threads):
-        """(ids, distances) [n, k] of checked arguments; `tuned` as `rerank_depth` has it."""
+        """(ids, distances) [n, k] of checked arguments; `tuned` as in `rerank_depth`."""
         slots = [None] * len(filters)
         with self._lock:
             snapshot = self._snapshot
@@ -348,21 +348,22 @@ class HNSW(Stored):
                 if one is not None and one.dtype != np.bool_:
                     slots[i] = slots_of(snapshot, self._table, one)
                     slots[i] = slots[i][slots[i] != ABSENT]
-        masks = [_hnsw_search.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
-        return _hnsw_search.padded_search(
+        masks = [searching.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
+        return searching.padded_search(
             snapshot, self._form, queries, k, ef, tuned, masks, exact, threads
         )
 
-    def tune(self, queries, *, k=10, target_recall=0.95) -> int:
+    def tune(self, queries: npt.ArrayLike, *, k: int = 10, target_recall: float = 0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.
 
-        And how many of its candidates are measured on the stored vectors (`stats().rerank`), where
-        the walk reads codes: as few as do, and up to 1.25 times the ef where that saves more.
+        Where the walk compares codes, also sets how many candidates are measured on the stored
+        vectors (`stats().rerank`): as few as reach the recall. The ef may then be up to 1.25 times
+        the smallest, where that saves more reads.
 
         Parameters
         ----------
         queries : array_like, float32[n, dim]
-            Held out: like those to come, not vectors of the index.
+            Held-out queries: like those to come, not vectors of the index.
         k : int
         target_recall : float
             Share of the exact k nearest to be found, in (0, 1].
@@ -379,7 +380,7 @@ class HNSW(Stored):
 
         Notes
         -----
-        Truth is exact search; a neighbour counts if it is no farther than the k-th true one.
+        Ground truth is exact search; a neighbour counts if it is no farther than the k-th true one.
         """
         queries = validation.vectors(queries, self._dim, "queries")
         k = validation.integer(k, "k", low=1)
@@ -396,11 +397,11 @@ class HNSW(Stored):
             self._ef_search, self._depth = ef, None if depth is None else (depth, k)
         return ef
 
-    def get(self, ids) -> np.ndarray:
+    def get(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The stored vectors: float32[dim] for one id, float32[n, dim] for many.
 
-        As they were given; rounded with store="float16", and with store=None what the codes stand
-        for. Raises KeyError for an id that is not there.
+        As they were given; rounded with store="float16", and with store=None what the codes
+        represent. Raises KeyError for an id that is not in the index.
         """
         single = isinstance(ids, numbers.Integral)
         ids = validation.ids(ids, unique=False)
@@ -410,8 +411,8 @@ class HNSW(Stored):
         vectors = self._form.as_given(snapshot, slots)
         return vectors[0] if single else vectors
 
-    def __contains__(self, id) -> bool:
-        if not isinstance(id, numbers.Integral) or not 0 <= id <= validation.INT64_MAX:
+    def __contains__(self, id: object) -> bool:
+        if not isinstance(id, numbers.Integral) or not 0 <= int(id) <= validation.INT64_MAX:
             return False
         with self._lock:
             return slot_of(self._snapshot, self._table, int(id)) != ABSENT
@@ -440,30 +441,37 @@ class HNSW(Stored):
 
     @property
     def ef_search(self) -> int:
-        """Candidates kept by a search that names no `ef`."""
+        """Candidates kept by a search that names no `ef`, at least 1; may be set at any time.
+
+        How many of them are measured on the stored vectors stays as `tune` has set it.
+        """
         return self._ef_search
+
+    @ef_search.setter
+    def ef_search(self, value: int) -> None:
+        self._ef_search = validation.integer(value, "ef_search", low=1)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, their room for growth included."""
+        """Bytes of all arrays, including their capacity for growth."""
         parent = self._writer.parent
-        return self._table.nbytes + parent.nbytes + _hnsw_state.n_bytes(self._snapshot)
+        return self._table.nbytes + parent.nbytes + stats.n_bytes(self._snapshot)
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
-        depth = _hnsw_search.rerank_depth(self._snapshot.coding, 10, self._depth)
-        return _hnsw_state.stats(self._snapshot, self._ef_search, depth, self.nbytes)
+        depth = searching.rerank_depth(self._snapshot.coding, 10, self._depth)
+        return stats.stats(self._snapshot, self._ef_search, depth, self.nbytes)
 
     def check(self) -> None:
-        """Assert every invariant of `kernels.hnsw`; O(n M log M)."""
+        """Assert every invariant of `kernels.state`; O(n M log M)."""
         with self._write_lock:
-            _hnsw_state.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
+            invariants.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
 
     # ---- files ------------------------------------------------------------------------------
 
     def _state(self):
         with self._write_lock:
-            arrays, header = _hnsw_state.pack(self._snapshot, self._writer)
+            arrays, header = persistence.pack(self._snapshot, self._writer)
             settings = {
                 "dim": self._dim, "metric": self._metric_name, "M": self._M,
                 "ef_construction": self._ef_construction, "ef_search": self._ef_search,
@@ -475,32 +483,16 @@ class HNSW(Stored):
     @classmethod
     def _from_state(cls, arrays, header):
         index = cls(**header["settings"])
-        snapshot, history = _hnsw_state.unpack(arrays, header["graph"], index._snapshot)
-        index._snapshot, index._writer = snapshot, index._new_writer(snapshot, **history)
+        snapshot, history = persistence.unpack(arrays, header["graph"], index._snapshot)
+        index._snapshot, index._writer = snapshot, index._builder.writer(snapshot, **history)
         index._next_id = validation.integer(header["counters"]["next_id"], "next_id", low=0)
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
             validation.integer(number, "depth", low=1, high=MAX_SLOTS)
         index._table, slots = table_after(None, None, snapshot)
-        hashtable.table_set_many(index._table, ids_of(snapshot.ids, slots), slots)
+        hash_table.table_set_many(index._table, ids_of(snapshot.ids, slots), slots)
         return index
 
     @staticmethod
     def _warmup() -> None:
-        vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-        for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
-            index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
-            index.add(vectors)
-            for start in (0, 24):  # the second time, the graph is mended
-                index.add(vectors[start : start + 40], np.arange(start, start + 40))
-            index.add(np.ones((40, 32), np.float32))  # equal vectors are linked by force
-            index.remove([1])
-            index.search(vectors[0], 1, ef=1)
-            index.search(vectors[:2], 1, ef=1, filter=np.ones(200, np.bool_))
-            index.search(vectors[0], 3, exact=True)
-            index.search(vectors[:16], 3, exact=True)
-            index.search(vectors[0], 3, filter=[3, 4])
-            index.compact()
-            _ = index.get(2), 3 in index, index.stats()
-        coding, rows = index._snapshot.coding, index._snapshot.rows
-        _hnsw_codes.signs_of(coding._replace(margin=1.0), rows, METRICS["l2"])
+        warm_up(HNSW)

@@ -1,15 +1,18 @@
-"""What an HNSW graph is walked on: the vectors, their uint8 codes, or codes of a projection.
+"""Codes of an HNSW index: what its graph is walked on, and what rejects rows on the way.
 
-Codes also help a walk on the vectors, and signs one on codes: see `kernels.sieve`.
+A walk compares the vectors, their uint8 codes, or codes of a projection. Codes are also the
+prefilter of a walk on the vectors, and sign codes that of a walk on codes: see `kernels.prefilter`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core.arrays import aligned_empty
-from .kernels import scalar_quantizer as k, sign_codes as signs
+from .kernels import scalar_quantizer as k, sign_codes
 from .kernels.distance import IP, rounding
+from .kernels.state import Prefilter, Quantizer
 
 NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
 
@@ -17,33 +20,31 @@ FIT_ROWS = 20_000  # rows that settle a fit; one on fewer is repeated when the i
 _FIT_VALUES = 2_000_000
 _GROWTH = 4
 _CLIPPED_SHARE = 0.01
-_TAIL = 0.0002  # of the values lie beyond each end of the codes,
+_TAIL = 0.0002  # of the values are beyond each end of the codes,
 _ROW_TAIL = 0.05  # in this share of the rows at most
 _MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
-_MIN_DIM_SIEVE = 64
+_MIN_DIM_PREFILTER = 64
 _ABOUT = 1.001  # what the arithmetic of codes may add to half a step
 _MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
 _PCA_VARIANCE = 0.90
-_CENTRE_ROWS = 1000  # settle the middle of the sample
+_CENTRE_ROWS = 1000  # settle the median of the sample
 _FAR = 16.0  # times the median squared distance from there is far out
 _CHUNK = 4096
 _LANES = 32
-_MIN_WIDTH_SIGNS = 192  # bytes of a row of codes; fewer are compared as fast as signs
-_MIN_ROWS_SIGNS = 1000  # fewer lie in the cache, and do not settle the margin
+_MIN_WIDTH_SIGNS = 192  # bytes of a row of codes; fewer are compared as fast as sign codes
+_MIN_ROWS_SIGNS = 1000  # fewer fit the cache, and do not settle the error bound
 _SIGNS_PROBES, _SIGNS_ROWS, _SIGNS_NEAREST = 128, 4096, 128  # of a sample
-# In a pool of the 10 nearest, the margin of signs leaves all but 2 % of them. What is ruled out is
-# mostly what would leave the pool again: the recall of text stays within .002. Signs that would not
-# spare half of the other rows would cost more time, and recall, than they save.
-_SIGNS_BAR, _SIGNS_LOST, _SIGNS_SPARED = 10, 0.02, 0.5
-_MIN_MARGIN = 0.75  # nine tenths of the errors for a query that is unlike the vectors
-_MARGIN_STEP = 1 / 32  # so that no rounding error settles the graph
+# With 10 candidates kept, the error bound of sign codes lets all but 2 % of the 10 nearest through.
+# Rejected are mostly candidates that later ones would evict anyway: the recall of text stays within
+# .002. Sign codes that would not reject half of the other rows cost more time, and recall, than
+# they save.
+_SIGNS_KEPT, _SIGNS_LOST, _SIGNS_REJECTED = 10, 0.02, 0.5
+_MIN_ERROR_BOUND = 0.75  # nine tenths of the errors for a query that is unlike the vectors
+_ERROR_BOUND_STEP = 1 / 32  # so that no rounding error decides what the graph becomes
 
 
 class Coding(NamedTuple):
-    """How vectors become codes; arrays as in `kernels.codes`.
-
-    `strict`: the codes are a sieve, or there are none, and the walk compares the vectors.
-    """
+    """How vectors become codes; arrays as in `kernels.scalar_quantizer`."""
 
     kind: str
     basis: np.ndarray
@@ -52,27 +53,30 @@ class Coding(NamedTuple):
     fitted_on: int  # rows in the index when it was fitted
     clipped: int = 0  # components beyond the codes' range, and all, since then
     coded: int = 0
-    strict: bool = False
-    longest: float = 0.0  # as in `kernels.sieve`
-    centre: int = 0  # as in `kernels.signs`
-    margin: float = 0.0  # as in `kernels.signs`, 0 if there are none
+    walks_vectors: bool = False  # the walk compares vectors; codes, if any, are its prefilter
+    longest: float = 0.0  # as in `kernels.prefilter`
+    centre: int = 0  # as in `kernels.sign_codes`
+    error_bound: float = 0.0  # as in `kernels.sign_codes`; 0 if there are none
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What kernels encode queries with."""
+        return Quantizer(self.basis, self.offset, self.step)
+
+    def prefilter(self, codes: npt.NDArray[np.uint8], outlier: npt.NDArray[np.bool_]) -> Prefilter:
+        """The prefilter of these codes, as kernels take it."""
+        error = float(self.error(self.longest)) if self.walks_vectors else 0.0
+        return Prefilter(codes, outlier, error, self.longest, self.error_bound, self.centre)
 
     @property
     def link_step(self) -> float:
         """The step of the codes by which links are chosen; 0 if the vectors are compared."""
-        return 0.0 if self.strict else self.step
+        return 0.0 if self.walks_vectors else self.step
 
     def error(self, lengths):
-        """How far the codes of a sieve may be off, of vectors of these lengths."""
+        """How far the codes of a prefilter may be off, for vectors of these lengths."""
         dim = len(self.offset)
         return 0.5 * _ABOUT * self.step * np.sqrt(dim) + rounding.py_func(dim) * lengths
-
-    @property
-    def sieve_numbers(self) -> tuple[float, float, float]:
-        """The step, and the error and longest of `kernels.sieve`, or margin and centre."""
-        if not self.strict:
-            return self.step, self.margin, float(self.centre)
-        return self.step, float(self.error(self.longest)), self.longest
 
     @property
     def width(self) -> int:
@@ -81,11 +85,11 @@ class Coding(NamedTuple):
 
     @property
     def signs_width(self) -> int:
-        """Bytes of one row of signs, 0 if there are none."""
-        return _padded(self.width // 8 + signs.NUMBERS) if self.margin else 0
+        """Bytes of one row of sign codes, 0 if there are none."""
+        return _padded(self.width // 8 + sign_codes.NUMBERS) if self.error_bound else 0
 
-    def is_due(self, total) -> bool:
-        """Whether `total` rows deserve a new fit: it grew much, or the values drifted."""
+    def is_due(self, total: int) -> bool:
+        """Whether a fit to `total` rows is due: there are many more, or the values drifted."""
         grown = self.fitted_on < FIT_ROWS and total >= _GROWTH * self.fitted_on
         return grown or self.clipped > _CLIPPED_SHARE * self.coded
 
@@ -97,28 +101,36 @@ def _padded(n_bytes) -> int:
 def uncoded() -> Coding:
     """No codes: the walk reads the vectors."""
     none = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-    return Coding(NONE, *none, 1.0, FIT_ROWS, strict=True)
+    return Coding(NONE, *none, 1.0, FIT_ROWS, walks_vectors=True)
 
 
-def wants_codes(quantize, dim) -> bool:
-    """Whether an index with this setting has codes at all."""
+def wants_codes(quantize: str | None, dim: int) -> bool:
+    """Whether an index with these settings walks on codes."""
     return quantize in (SQ8, PCA) or (quantize == "auto" and dim >= _MIN_DIM_AUTO)
 
 
-def wants_sieve(quantize, store, dim) -> bool:
-    """Whether an index with this setting walks on the vectors with the help of codes."""
-    return quantize is None and store == "float32" and dim >= _MIN_DIM_SIEVE
+def wants_prefilter(quantize: str | None, store: str | None, dim: int) -> bool:
+    """Whether an index with these settings walks on the vectors with a prefilter of codes."""
+    return quantize is None and store == "float32" and dim >= _MIN_DIM_PREFILTER
 
 
-def sample_rows(total) -> np.ndarray:
+def sample_rows(total: int) -> npt.NDArray[np.int64]:
     """At most FIT_ROWS row numbers, spread evenly."""
     return np.linspace(0, total - 1, min(total, FIT_ROWS)).astype(np.int64)
 
 
-def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
-    """Fit on `sample` float32[m, d], spread over the `total` rows (unit vectors with COSINE).
+def fit(
+    quantize: str | None,
+    sample: npt.NDArray[np.float32],
+    total: int,
+    metric: int,
+    *,
+    allow_pca: bool,
+) -> Coding:
+    """Fit a coding to `sample` float32[m, d] of `total` rows (unit vectors with COSINE).
 
-    For quantize=None it is a sieve, of plain codes: a projection rules out no more in less time.
+    For quantize=None these are plain codes, for a prefilter: a projection rejects no more rows in
+    less time.
     """
     dim = sample.shape[1]
     sample = _typical(sample)
@@ -141,48 +153,48 @@ def fit(quantize, sample, total, metric, *, allow_pca) -> Coding:
     else:
         step = (high - low) / 255
         offset = (mean @ basis if basis.size else mean) + np.float32(low)
-    coding = Coding(kind, basis, offset, _positive(step), total, strict=quantize is None)
-    if coding.strict:
+    coding = Coding(kind, basis, offset, _positive(step), total, walks_vectors=quantize is None)
+    if coding.walks_vectors:
         return coding
     centre = 128 if metric == IP else min(max(int(np.rint(-low / coding.step)), 0), 255)
     coding = coding._replace(centre=centre)
-    return coding._replace(margin=_signs_margin(coding, sample, metric))
+    return coding._replace(error_bound=_fitted_error_bound(coding, sample, metric))
 
 
-def _signs_margin(coding, sample, metric) -> float:
-    """The margin of signs of such vectors, 0 if signs are of no use."""
+def _fitted_error_bound(coding, sample, metric) -> float:
+    """The error bound of sign codes of such vectors, 0 if sign codes are of no use."""
     if coding.width < _MIN_WIDTH_SIGNS or len(sample) < _MIN_ROWS_SIGNS:
         return 0.0
     sample = sample[:: -(-len(sample) // _SIGNS_ROWS)]
     coded = np.empty((len(sample), coding.width), np.uint8)
     encode(coding, sample, coded)
-    apart = coded[:, : len(coding.offset)] - np.float64(coding.centre)
-    probes = apart[:: -(-len(apart) // _SIGNS_PROBES)]
-    squares = np.einsum("ij,ij->i", apart, apart)
-    gains = squares / np.maximum(np.abs(apart).sum(axis=1), 1)
-    dots = probes @ apart.T
-    guesses = gains * (probes @ np.where(apart >= 0, 1.0, -1.0).T)
+    offsets = coded[:, : len(coding.offset)] - np.float64(coding.centre)
+    probes = offsets[:: -(-len(offsets) // _SIGNS_PROBES)]
+    squares = np.einsum("ij,ij->i", offsets, offsets)
+    gains = squares / np.maximum(np.abs(offsets).sum(axis=1), 1)
+    dots = probes @ offsets.T
+    guesses = gains * (probes @ np.where(offsets >= 0, 1.0, -1.0).T)
     lengths = np.sqrt(np.einsum("ij,ij->i", probes, probes))
     units = np.maximum(gains * lengths[:, None], 1e-30)
-    # Keys of the nearest in order, less what is the same for all rows, and what signs make of them.
+    # Keys of the nearest in order, less what is the same for all rows, and their estimates.
     squares = np.broadcast_to(0 if metric == IP else squares / 2, dots.shape)
     order = np.argsort(squares - dots, axis=1, kind="stable")[:, 1:_SIGNS_NEAREST]
     keys, guesses, units = (
         np.take_along_axis(part, order, axis=1)
         for part in (squares - dots, squares - guesses, units)
     )
-    beyond = (guesses - keys[:, _SIGNS_BAR, None]) / units
-    margin = np.quantile(beyond[:, :_SIGNS_BAR], 1 - _SIGNS_LOST)
-    margin = max(_MIN_MARGIN, float(np.ceil(margin / _MARGIN_STEP)) * _MARGIN_STEP)
-    spared = (beyond[:, _SIGNS_BAR:] > margin).mean()
-    return margin if spared >= _SIGNS_SPARED else 0.0
+    beyond = (guesses - keys[:, _SIGNS_KEPT, None]) / units
+    bound = np.quantile(beyond[:, :_SIGNS_KEPT], 1 - _SIGNS_LOST)
+    bound = max(_MIN_ERROR_BOUND, float(np.ceil(bound / _ERROR_BOUND_STEP)) * _ERROR_BOUND_STEP)
+    rejected = (beyond[:, _SIGNS_KEPT:] > bound).mean()
+    return bound if rejected >= _SIGNS_REJECTED else 0.0
 
 
-def _typical(sample) -> np.ndarray:
-    """The rows of `sample` but for those far out, which would settle its mean and directions."""
+def _typical(sample) -> npt.NDArray[np.float32]:
+    """The rows of `sample` without those far out, which would dominate its mean and directions."""
     centre = np.median(sample[:: max(1, len(sample) // _CENTRE_ROWS)], axis=0)
-    apart = sample - centre
-    squares = np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
+    offsets = sample - centre
+    squares = np.einsum("ij,ij->i", offsets, offsets, dtype=np.float64)
     spread = squares[squares > 0]  # copies of one vector would make all others far out
     return sample[squares <= _FAR * np.median(spread)] if len(spread) else sample
 
@@ -191,10 +203,11 @@ def _positive(step) -> float:
     return step if step > 0 else 1 / 255
 
 
-def _principal(sample, mean) -> np.ndarray:
-    """Directions float32[d, p] within the leading ones that keep the variance; p a multiple of 32.
+def _principal(sample, mean) -> npt.NDArray[np.float32]:
+    """Directions float32[d, p] in the span of the leading ones that keep the variance.
 
-    Turned at random, so that all components vary alike: one step then fits them all, and is finer.
+    Rotated at random, so that all components have about the same variance: one step then fits them
+    all, and is finer. p is a multiple of 32.
     """
     centred = sample - mean
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
@@ -205,9 +218,13 @@ def _principal(sample, mean) -> np.ndarray:
     return np.ascontiguousarray(vectors[:, ::-1][:, :count] @ turn, np.float32)
 
 
-def encode(coding, vectors, out) -> tuple[Coding, np.ndarray]:
-    """Write the codes of float32[n, d] vectors to `out`; return the coding with its counts, and
-    float32[n], how far the codes are off."""
+def encode(
+    coding: Coding, vectors: npt.NDArray[np.float32], out: npt.NDArray[np.uint8]
+) -> tuple[Coding, npt.NDArray[np.float32]]:
+    """Write the codes of float32[n, d] vectors to `out`.
+
+    Returns the coding with its counts, and float32[n], how far the codes are off.
+    """
     clipped, errors = 0, np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _CHUNK):
         part = vectors[start : start + _CHUNK]
@@ -221,25 +238,27 @@ def encode(coding, vectors, out) -> tuple[Coding, np.ndarray]:
     return coding._replace(clipped=coding.clipped + clipped, coded=coded), errors
 
 
-def find_wild(coding, vectors, errors) -> tuple[Coding, np.ndarray]:
-    """(coding, bool[n]): which vectors are wild, as `kernels.sieve` has it; the others count."""
+def find_outliers(
+    coding: Coding, vectors: npt.NDArray[np.float32], errors: npt.NDArray[np.float32]
+) -> tuple[Coding, npt.NDArray[np.bool_]]:
+    """(coding, outlier bool[n]): of a prefilter, and the coding with `longest` of the others."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    wild = ~(errors <= coding.error(lengths))
-    longest = float(lengths[~wild].max(initial=coding.longest))
-    return coding._replace(longest=longest), wild
+    outlier = ~(errors <= coding.error(lengths))
+    longest = float(lengths[~outlier].max(initial=coding.longest))
+    return coding._replace(longest=longest), outlier
 
 
-def restore(coding, codes) -> np.ndarray:
-    """What sq8 codes stand for, float32[n, d]."""
+def restore(coding: Coding, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What sq8 codes represent, float32[n, d]."""
     out = np.empty((len(codes), len(coding.offset)), np.float32)
     k.codes_restore(codes, coding.offset, coding.step, out)
     return out
 
 
-def signs_of(coding, rows, metric) -> np.ndarray:
-    """The signs uint8[n, S] of uint8[n, P] codes; uint8[0, 0] where the coding has none."""
-    if not coding.margin:
+def signs_of(coding: Coding, rows: npt.NDArray[np.uint8], metric: int) -> npt.NDArray[np.uint8]:
+    """The sign codes uint8[n, S] of uint8[n, P] codes; uint8[0, 0] where the coding has none."""
+    if not coding.error_bound:
         return np.zeros((0, 0), np.uint8)
     out = aligned_empty((len(rows), coding.signs_width), np.uint8)
-    signs.signs_encode(rows, len(coding.offset), coding.centre, metric, out)
+    sign_codes.sign_codes_encode(rows, len(coding.offset), coding.centre, metric, out)
     return out

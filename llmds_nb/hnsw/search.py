@@ -1,16 +1,22 @@
-"""The reader's side of an HNSW graph: which queries go through the graph and which are scanned."""
+"""Searching an HNSW snapshot: which queries walk the graph and which scan all vectors."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core.jit import entry_of
+from .._core.state import Handle
 from ..primitives.status import ABSENT
-from .kernels import search as k
 from .kernels.distance import COSINE, IP, L2
-from .quantization import PCA
+from .kernels.scan import hnsw_scan_block, hnsw_scan_many, slots_allowed
+from .kernels.search import hnsw_search_many
+from .kernels.state import Scan
+from .quantization import PCA, Coding
+from .snapshot import Snapshot
+from .vector_store import VectorForm
 
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
 # a scan measures p n, each at about twice the cost.
@@ -25,11 +31,15 @@ _BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
 class Neighbors(NamedTuple):
     """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
 
-    ids: np.ndarray
-    distances: np.ndarray
+    ids: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.float32]
 
 
-def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
+def mask_of(
+    snapshot: Snapshot,
+    one_filter: npt.NDArray | None,
+    slots: npt.NDArray[np.int64] | None,
+) -> tuple[npt.NDArray[np.bool_], int]:
     """The slots that pass, as (bool[n], how many); `slots` are those of a filter by ids."""
     n = snapshot.n
     if one_filter is None:
@@ -38,33 +48,58 @@ def mask_of(snapshot, one_filter, slots) -> tuple[np.ndarray, int]:
         return snapshot.mask, snapshot.n_live
     mask = np.zeros(n, np.bool_)
     if one_filter.dtype == np.bool_:
-        return mask, k.slots_allowed(snapshot.ids, snapshot.live, one_filter, n, mask)
+        return mask, slots_allowed(snapshot.ids, snapshot.live, one_filter, n, mask)
+    if slots is None:
+        slots = np.zeros(0, np.int64)
     mask[slots] = True
     return mask, len(slots)
 
 
-def search_one(snapshot, form, query, count, ef, depth):
+def _walk(form, *args):
+    """`hnsw_search_many` without its dispatcher: what a form passes always has the same types."""
+    if form.search_entry is None:
+        form.search_entry = entry_of(hnsw_search_many, *args)
+    return form.search_entry(*args)
+
+
+def search_one(
+    snapshot: Snapshot,
+    form: VectorForm,
+    query: npt.NDArray[np.float32],
+    count: int,
+    ef: int,
+    depth: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
     """(ids, distances) of one float32[dim] query, of unchecked values, where no slot is dead.
 
-    Or None: where the graph is not the way, or the query deserves a closer look.
+    None where the graph is not the best way, or the query needs `search` with all its checks.
     """
     n = snapshot.n
     if ef < count:
         ef = count
-    if n <= SCAN_FACTOR * ef or n < ef or snapshot.n_live < n or form.codes_only:
+    handle = snapshot.handle
+    if n <= SCAN_FACTOR * ef or n < ef or snapshot.n_live < n or form.codes_only or handle is None:
         return None
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
-    args = (
-        snapshot.handle, *form.samples, form.kernel_metric, query, query, ef, depth, _ALL, True,
-        count, ids, distances,
+    bad = _walk(
+        form, handle.address, form.likes, query, query, ef, depth, _ALL, False, ids,
+        distances,
     )  # fmt: skip
-    if form.search_entry is None:
-        form.search_entry = entry_of(k.hnsw_search_many, *args)
-    return (ids, distances) if form.search_entry(*args) < 0 else None
+    return (ids, distances) if bad < 0 else None
 
 
-def padded_search(snapshot, form, queries, k, ef, tuned, masks, exact, threads):
-    """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` has it for any k."""
+def padded_search(
+    snapshot: Snapshot,
+    form: VectorForm,
+    queries: npt.NDArray[np.float32],
+    k: int,
+    ef: int,
+    tuned: tuple[int, int] | None,
+    masks: list[tuple[npt.NDArray[np.bool_], int]],
+    exact: bool,
+    threads: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` for any k."""
     count = min(k, snapshot.n_live) if len(queries) else 0
     if count:
         depth = rerank_depth(snapshot.coding, count, tuned)
@@ -80,7 +115,17 @@ def padded_search(snapshot, form, queries, k, ef, tuned, masks, exact, threads):
     return ids, distances
 
 
-def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
+def search(
+    snapshot: Snapshot,
+    form: VectorForm,
+    queries: npt.NDArray[np.float32],
+    count: int,
+    ef: int,
+    depth: int,
+    masks: list[tuple[npt.NDArray[np.bool_], int]],
+    exact: bool,
+    threads: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 
     The best `depth` >= count of the ef found by their codes are measured.
@@ -94,23 +139,19 @@ def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
 
     def answer(start, stop, mask, passing):
         part = slice(start, stop)
-        metric = form.kernel_metric
         if passing == 0:
             ids[part], distances[part] = ABSENT, np.inf
         elif exact or passing * passing <= SCAN_FACTOR * ef * snapshot.n:
             dense = passing >= _BLAS_SHARE * snapshot.n and snapshot.n >= BLAS_ROWS
-            scan = k.hnsw_scan_many
+            scan = _scan_rows
             if dense and stop - start >= BLAS_QUERIES and snapshot.vectors.dtype == np.float32:
                 scan = _scan_by_blas
-            scan(
-                finals[part], metric, snapshot.vectors, snapshot.factors, snapshot.ids, mask,
-                snapshot.n, ids[part], distances[part],
-            )  # fmt: skip
+            scan(snapshot, form, finals[part], mask, ids[part], distances[part])
         else:
-            k.hnsw_search_many(
-                snapshot.handle, *form.samples, metric, queries[part].ravel(),
-                finals[part].ravel(), ef, depth, mask, False, count,
-                ids[part].ravel(), distances[part].ravel(),
+            _walk(
+                form, snapshot.handle.address, form.likes, queries[part].ravel(),
+                finals[part].ravel(), ef, depth, mask, True, ids[part].ravel(),
+                distances[part].ravel(),
             )  # fmt: skip
 
     if len(masks) == 1:
@@ -130,33 +171,44 @@ def search(snapshot, form, queries, count, ef, depth, masks, exact, threads):
     return ids, distances
 
 
-def _scan_by_blas(queries, metric, vectors, factors, ids, mask, n, out_ids, out_distances):
-    """As k.hnsw_scan_many: its answers bit for bit, by matrix products."""
+def _scan_rows(snapshot, form, queries, mask, out_ids, out_distances):
+    """Measure every vector that passes, one by one."""
+    hnsw_scan_many(snapshot.handle.address, form.likes[1], queries, mask, out_ids, out_distances)
+
+
+def _scan_by_blas(snapshot, form, queries, mask, out_ids, out_distances):
+    """As `_scan_rows`, with the same answers bit for bit, by matrix products."""
     nothing = out_ids[:0], out_distances[:0]
     for begin in range(0, len(queries), _BLAS_BATCH):
         part = slice(begin, begin + _BLAS_BATCH)
         few, outs = queries[part], (out_ids[part], out_distances[part])
         m, count = outs[0].shape
-        squares = np.einsum("ij,ij->i", few, few, dtype=np.float64)
-        room = (
-            np.empty_like(few), np.empty((m, count)), np.empty((m, count), np.int64),
-            np.empty(m, np.int64), np.empty(m),
-        )  # fmt: skip
-        for start in range(0, n, _BLAS_BLOCK):
-            stop = min(start + _BLAS_BLOCK, n)
-            k.hnsw_scan_block(
-                vectors[start:stop] @ few.T, start, few, squares, metric, vectors, factors, ids,
-                mask, *room, *(outs if stop == n else nothing),
+        scan = Handle(
+            Scan(
+                queries=few,
+                squares=np.einsum("ij,ij->i", few, few, dtype=np.float64),
+                units=np.empty_like(few),
+                scores=np.empty((m, count)),
+                found=np.empty((m, count), np.int64),
+                kept=np.empty(m, np.int64),
+                limits=np.empty(m),
+            )
+        )
+        for start in range(0, snapshot.n, _BLAS_BLOCK):
+            stop = min(start + _BLAS_BLOCK, snapshot.n)
+            hnsw_scan_block(
+                snapshot.handle.address, scan.address, snapshot.vectors[start:stop] @ few.T, start,
+                mask, *(outs if stop == snapshot.n else nothing),
             )  # fmt: skip
 
 
-def rerank_depth(coding, count, tuned) -> int:
-    """How many of the pool are measured for `count` answers.
+def rerank_depth(coding: Coding | None, count: int, tuned: tuple[int, int] | None) -> int:
+    """How many candidates are measured on the stored vectors for `count` answers.
 
-    `tuned` is (depth, k) of `HNSW.tune`, or None: then what restored float32's recall on text and
-    images.
+    `tuned` is (depth, k) of `HNSW.tune`. None: as many as restored the recall of float32 on text
+    and images.
     """
-    if coding is None or coding.strict:
+    if coding is None or coding.walks_vectors:
         return count
     if tuned is not None:
         depth, k = tuned
@@ -165,7 +217,7 @@ def rerank_depth(coding, count, tuned) -> int:
 
 
 def _in_code_space(snapshot, metric, queries):
-    """(queries, finals): unit vectors with COSINE, and what the codes themselves compare with."""
+    """(queries, finals): unit vectors with COSINE, and what is measured against the codes."""
     coding = snapshot.coding
     if metric == COSINE:
         norms = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
@@ -178,7 +230,7 @@ def _in_code_space(snapshot, metric, queries):
 
 
 def _from_code_space(snapshot, metric, finals, distances) -> None:
-    """Turn distances between finals and codes into those of what the codes stand for."""
+    """Turn distances between finals and codes into those to what the codes represent."""
     step = snapshot.coding.step
     if metric == L2:
         distances *= step * step

@@ -1,16 +1,26 @@
-"""Finding the ef and the re-rank depth with which an HNSW index reaches a recall."""
+"""Tuning of an HNSW index: the ef and the re-rank depth that reach a recall."""
+
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
-_ROWS_PER_EF = 18  # that a walk compares
+from .snapshot import Snapshot
+
+_ROWS_PER_EF = 18  # rows that a walk compares for each candidate kept
 _EF_SHARES = (1.0, 1.1, 1.25)
 
 
-def tuned(snapshot, truth, target, distances) -> tuple[int, int | None]:
+def tuned(
+    snapshot: Snapshot,
+    truth: npt.NDArray[np.float32],
+    target: float,
+    distances: Callable[[int, int], npt.NDArray[np.float32]],
+) -> tuple[int, int | None]:
     """The (ef, depth) that reach `target`; depth None where there is nothing to re-rank.
 
-    truth float32[m, k] are the exact distances; distances(ef, depth) are those that a search finds
-    which measures the best `depth` of ef.
+    truth float32[m, k] are the exact distances; distances(ef, depth) are those of a search that
+    measures the best `depth` of ef candidates.
     """
     k, n = truth.shape[1], max(snapshot.n_live, truth.shape[1])
     present = np.isfinite(truth)
@@ -29,13 +39,13 @@ def tuned(snapshot, truth, target, distances) -> tuple[int, int | None]:
     while high - low > max(1, low // 20):
         middle = (low + high) // 2
         low, high = (middle, high) if recall(middle, middle) < target else (low, middle)
-    if not snapshot.n or snapshot.coding.strict:
+    if snapshot.coding is None or not snapshot.n or snapshot.coding.walks_vectors:
         return high, None
     return _cheapest(snapshot, k, high, recall, target)
 
 
 def _cheapest(snapshot, k, ef, recall, target):
-    """Of `ef`, which does, and somewhat more, the one that needs the fewest bytes read."""
+    """The (ef, depth) that reads the fewest bytes, for `ef`, which suffices, or somewhat more."""
     width, vector = snapshot.coding.width, snapshot.vectors[:1].nbytes
     best = None
     for share in _EF_SHARES:

@@ -1,62 +1,72 @@
-"""How an HNSW index keeps its vectors: as given, rounded to float16, or as codes alone."""
+"""How an HNSW index stores its vectors: as given, rounded to float16, or as codes alone."""
+
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_empty, appended
 from . import quantization as codes
-from .graph_writer import Snapshot
 from .kernels.distance import COSINE, IP, L2
+from .snapshot import Snapshot
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
-STORES = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
+STORES: dict[str | None, type] = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
 _MAX_NORM = 1e18  # its square, times four, is a float32
 
 
 class VectorForm:
-    """What the settings of an index mean for the arrays of its snapshots."""
+    """The arrays that a snapshot gets from vectors, under the settings of an index."""
 
-    def __init__(self, dim, metric, quantize, store):
+    def __init__(self, dim: int, metric: str, quantize: str | None, store: str | None):
         self.dim, self.quantize, self.store = dim, quantize, store
         self.metric = METRICS[metric]
         self.codes_only = store is None
-        self.sieved = codes.wants_sieve(quantize, store, dim)
+        self.prefiltered = codes.wants_prefilter(quantize, store, dim)
         # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
         self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
-        # Arrays of the types of rows and vectors, and the machine code for searches of them.
-        self.samples = tuple(np.zeros((0, 0), dtype) for dtype in self._dtypes())
-        self.search_entry = None
+        # Arrays of the dtypes of rows and vectors, and the machine code that searches those.
+        self.likes = tuple(np.zeros((0, 0), dtype) for dtype in self._dtypes())
+        self.search_entry: Callable[..., int] | None = None
 
     def _dtypes(self):
-        """Of rows and vectors."""
+        """The dtypes of rows and vectors."""
         dtype = STORES[self.store]
         return np.uint8 if codes.wants_codes(self.quantize, self.dim) else dtype, dtype
 
-    def empty(self, M) -> Snapshot:
+    def empty(self, M: int) -> Snapshot:
         """The snapshot of an index without vectors."""
         row_dtype, dtype = self._dtypes()
         vectors, coded = np.zeros((0, self.dim), dtype), row_dtype == np.uint8
         return Snapshot(
-            vectors=vectors, rows=np.zeros((0, 0), np.uint8) if coded else vectors,
-            sieve=np.zeros((0, 0), np.uint8), wild=np.zeros(0, np.bool_),
+            metric=self.kernel_metric, dim=self.dim, vectors=vectors,
+            rows=np.zeros((0, 0), np.uint8) if coded else vectors,
+            prefilter=np.zeros((0, 0), np.uint8), outlier=np.zeros(0, np.bool_),
             factors=np.zeros(0, np.float32), ids=np.zeros(0, np.int64),
             live=np.zeros(0, np.bool_), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
             links0=np.zeros((0, 1 + 2 * M), np.int32), blocks0=np.zeros(0, np.int32),
             links1=np.zeros((0, 1 + M), np.int32), blocks1=np.zeros(0, np.int32),
-            coding=None if coded or self.sieved else codes.uncoded(),
+            coding=None if coded or self.prefiltered else codes.uncoded(),
         )  # fmt: skip
 
-    def added(self, base, vectors, lengths, copy=True) -> dict:
-        """The arrays of `base` that hold vectors, with float32[n, d] `vectors` after its slots.
+    def added(
+        self,
+        base: Snapshot,
+        vectors: npt.NDArray[np.float32],
+        lengths: npt.NDArray[np.float64],
+        copy: bool = True,
+    ) -> dict:
+        """The arrays of `base` for its vectors, with float32[n, d] `vectors` after its slots.
 
-        Without `copy` they are kept as they are; base is empty then.
+        Without `copy` the array itself is kept; base is empty then.
         """
         stored = self._stored(vectors)
         units, factors = vectors, base.factors
         if self.metric == COSINE:
             if self.store == "float16":
                 lengths = self.lengths(stored.view(np.float16), "vectors")
-            units = vectors / lengths[:, None].astype(np.float32)
+            units = np.divide(vectors, lengths[:, None].astype(np.float32))
             if not self.codes_only:
                 factors = appended(factors, base.n, (1 / lengths).astype(np.float32))
         if self.codes_only:
@@ -65,10 +75,10 @@ class VectorForm:
         kept = appended(base.vectors, base.n, stored) if copy else vectors
         return {**self._walked(base, units, kept), "vectors": kept, "factors": factors}
 
-    def refitted(self, empty, fields) -> dict:
-        """`fields` with all their vectors, under codes fitted to these alone.
+    def refitted(self, empty: Snapshot, fields: dict) -> dict:
+        """`fields` under codes that are fitted to their vectors alone.
 
-        Codes stay where the vectors themselves are no longer kept.
+        Codes stay as they are where only codes are stored.
         """
         if self.codes_only or fields["coding"].kind == codes.NONE:
             return fields
@@ -79,16 +89,16 @@ class VectorForm:
             units = units * fields["factors"][:, None]
         return {**fields, **self._walked(empty, units, fields["vectors"])}
 
-    def queries(self, values) -> tuple[np.ndarray, bool]:
-        """(float32[n, dim], whether one vector was given), of lengths that the metric accepts."""
+    def queries(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], bool]:
+        """(float32[n, dim], whether one vector was given); ValueError for lengths out of range."""
         array = np.asarray(values)
         single = array.ndim == 1 and array.size > 0
         array = validation.vectors(array, self.dim, "queries")
         self.lengths(array, "queries")
         return array, single
 
-    def lengths(self, vectors, name):
-        """Euclidean lengths float64[n] of what the metric accepts, or ValueError."""
+    def lengths(self, vectors: npt.NDArray, name: str) -> npt.NDArray[np.float64]:
+        """Euclidean lengths float64[n]; ValueError for those that the metric does not accept."""
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         if len(lengths) and not lengths.max() <= _MAX_NORM:
             worst = int(lengths.argmax())
@@ -115,51 +125,53 @@ class VectorForm:
         return half.view(np.uint16)
 
     def _walked(self, base, units, kept) -> dict:
-        """What the graph is walked on with `units` after base; `kept` are all the vectors."""
-        coding, sieve, wild = base.coding, base.sieve, base.wild
-        if coding is not None and coding.kind == codes.NONE:
-            return {"coding": coding, "rows": kept, "sieve": sieve, "wild": wild}
-        coding, coded, now_wild = self._coded(base, units)
-        if self.sieved:
-            return {"coding": coding, "rows": kept, "sieve": coded, "wild": now_wild}
-        # Under another basis or scale all codes were written anew, and so must signs be.
-        same = base.coding is not None and coding.offset is base.coding.offset
-        start = base.n if same else 0
-        new = codes.signs_of(coding, coded[start : base.n + len(units)], self.metric)
-        sieve = appended(sieve, start, new) if start and len(new) else new
-        return {"coding": coding, "rows": coded, "sieve": sieve, "wild": wild}
+        """The fields that walks read, with `units` after base; `kept` are the stored vectors."""
+        coding, prefilter, outlier = base.coding, base.prefilter, base.outlier
+        rows = kept
+        if coding is None or coding.kind != codes.NONE:
+            coding, coded, now_outlier = self._coded(base, units)
+            if self.prefiltered:
+                prefilter, outlier = coded, now_outlier
+            else:
+                # Under another basis or scale all codes were written anew, and so are sign codes.
+                same = base.coding is not None and coding.offset is base.coding.offset
+                start = base.n if same else 0
+                new = codes.signs_of(coding, coded[start : base.n + len(units)], self.metric)
+                prefilter = appended(prefilter, start, new) if start and len(new) else new
+                rows = coded
+        return {"coding": coding, "rows": rows, "prefilter": prefilter, "outlier": outlier}
 
     def _coded(self, base, units):
-        """(coding, codes, wild) of base and `units`, under a new coding if one is due."""
+        """(coding, codes, outlier) of base and `units`, fitted anew if that is due."""
         coding, total = base.coding, base.n + len(units)
         if coding is not None and not coding.is_due(total):
             coded = np.zeros((len(units), coding.width), np.uint8)
-            coding, wild = self._encoded(coding, units, coded)
+            coding, outlier = self._encoded(coding, units, coded)
             if not coding.is_due(total):
-                old = base.sieve if self.sieved else base.rows
-                return coding, appended(old, base.n, coded), _marked(base.wild, base.n, wild)
+                old = base.prefilter if self.prefiltered else base.rows
+                return coding, appended(old, base.n, coded), _marked(base.outlier, base.n, outlier)
         sample = codes.sample_rows(total)
         old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
         sample = np.concatenate([self._units(base, old), units[new]])
         coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
         coded = aligned_empty((total, coding.width), np.uint8)
-        wild = []
+        outliers = []
         for start in range(0, base.n, codes.FIT_ROWS):
             slots = np.arange(start, min(start + codes.FIT_ROWS, base.n))
             coding, some = self._encoded(coding, self._units(base, slots), coded[start:])
-            wild.append(some)
+            outliers.append(some)
         coding, some = self._encoded(coding, units, coded[base.n :])
-        return coding, coded, _marked(np.zeros(0, np.bool_), 0, np.concatenate([*wild, some]))
+        return coding, coded, _marked(np.zeros(0, np.bool_), 0, np.concatenate([*outliers, some]))
 
     def _encoded(self, coding, units, out):
-        """`codes.encode`, and which are wild; where there is no sieve none is."""
+        """Encode `units`; (coding, which are outliers: of a prefilter only)."""
         coding, errors = codes.encode(coding, units, out)
-        if not self.sieved:
+        if not self.prefiltered:
             return coding, np.zeros(0, np.bool_)
-        return codes.find_wild(coding, units, errors)
+        return codes.find_outliers(coding, units, errors)
 
     def _units(self, base, slots):
-        """The stored vectors as coding sees them, float32: of length 1 with COSINE."""
+        """The stored vectors as they are encoded, float32: of length 1 with COSINE."""
         if self.codes_only:
             if not len(slots):
                 return np.zeros((0, self.dim), np.float32)
@@ -167,18 +179,18 @@ class VectorForm:
         vectors = self.as_given(base, slots)
         return vectors * base.factors[slots][:, None] if self.metric == COSINE else vectors
 
-    def as_given(self, base, slots) -> np.ndarray:
-        """The vectors in `slots` float32[n, d], as exactly as they are kept."""
+    def as_given(self, base: Snapshot, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors in `slots` float32[n, d], as exactly as they are stored."""
         if self.codes_only:
             return self._units(base, slots)
         vectors = base.vectors[slots]
         return vectors.view(np.float16).astype(np.float32) if self.store == "float16" else vectors
 
 
-def _marked(wild, n, new) -> np.ndarray:
-    """wild[:n] followed by `new`; empty while none is."""
-    if not len(wild):
+def _marked(outlier, n, new) -> npt.NDArray[np.bool_]:
+    """outlier[:n] followed by `new`; empty while there is none."""
+    if not len(outlier):
         if not new.any():
-            return wild
-        wild = np.zeros(n, np.bool_)
-    return appended(wild, n, new)
+            return outlier
+        outlier = np.zeros(n, np.bool_)
+    return appended(outlier, n, new)

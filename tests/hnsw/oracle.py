@@ -1,4 +1,4 @@
-"""The slow, obvious twin of HNSW: a dict of vectors, measured one by one in float64."""
+"""The reference that HNSW is tested against: a dict of vectors, measured one by one in float64."""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llmds_nb.hnsw.graph_writer import block_rows
+from llmds_nb.hnsw.snapshot import logical_rows
 
 METRICS = ["l2", "ip", "cosine"]
 FORMS = [(None, "float32"), (None, "float16"), ("sq8", "float32"), ("sq8", "float16"),
@@ -42,9 +42,9 @@ def recall(index, queries, k=10, **options):
 
 
 def graph(index):
-    snapshot = index._snapshot
-    arrays = [snapshot.levels[: snapshot.n], *snapshot.graph]
-    return [a.tobytes() for a in arrays] + [snapshot.entry]
+    s = index._snapshot
+    arrays = [s.levels[: s.n], s.links0, s.blocks0, s.links1, s.blocks1]
+    return [a.tobytes() for a in arrays] + [s.entry]
 
 
 def logical_state(index):
@@ -52,7 +52,7 @@ def logical_state(index):
     s = index._snapshot
     parts = [getattr(s, name)[: s.n] for name in ("vectors", "rows", "ids", "live", "levels")]
     for links, blocks, n in ((s.links0, s.blocks0, s.n), (s.links1, s.blocks1, s.n_upper)):
-        rows = links[block_rows(blocks, n)]
+        rows = logical_rows(links, blocks, n)
         unused = np.arange(rows.shape[1]) > rows[:, :1]
         parts.append(np.where(unused, -1, rows))
     return [part.tobytes() for part in parts], s.entry

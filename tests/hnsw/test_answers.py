@@ -173,21 +173,21 @@ def test_a_filter_for_all_equals_the_same_for_each_as_mask_or_ids(graph_only):
 
 @pytest.fixture
 def ways(monkeypatch):
-    """How each search went: "walk" or "scan"."""
-    taken, kernels = [], llmds_nb.hnsw.search.k
-    for way, name in (("walk", "hnsw_search_many"), ("scan", "hnsw_scan_many")):
-        kernel = getattr(kernels, name)
+    """How each search was answered: "walk" or "scan"."""
+    taken, module = [], llmds_nb.hnsw.search
+    for way, name in (("walk", "_walk"), ("scan", "_scan_rows")):
+        function = getattr(module, name)
 
-        def call(*args, way=way, kernel=kernel):
+        def call(*args, way=way, function=function):
             taken.append(way)
-            return kernel(*args)
+            return function(*args)
 
-        monkeypatch.setattr(kernels, name, call)
+        monkeypatch.setattr(module, name, call)
     monkeypatch.setattr(llmds_nb.hnsw.search, "search_one", lambda *args: None)
     return taken
 
 
-def test_few_that_pass_are_scanned_and_so_found_exactly(ways):
+def test_few_passing_vectors_are_scanned_and_so_found_exactly(ways):
     index, queries = HNSW(16, M=2, ef_construction=2), data(10, 16, 1)
     index.add(data(4000, 16))
     for passing, way in ((40, "scan"), (300, "scan"), (3900, "walk")):
@@ -199,7 +199,7 @@ def test_few_that_pass_are_scanned_and_so_found_exactly(ways):
         assert (found.ids == true.ids).all() == (way == "scan")
 
 
-def test_small_sets_are_scanned_unasked(ways):
+def test_small_sets_are_scanned(ways):
     index, queries = HNSW(16, M=2, ef_construction=2, quantize="sq8"), data(10, 16, 1)
     index.add(data(2000, 16))
     for ef, way in ((20, "walk"), (500, "scan")):
@@ -239,7 +239,9 @@ def test_the_same_numbers_in_another_form_get_the_same_answer(graph_only):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_one_query_in_the_kernels_own_form_is_refused_as_any_other(metric, value, graph_only):
+def test_a_single_query_that_needs_no_conversion_is_refused_like_any_other(
+    metric, value, graph_only
+):
     index, query = HNSW(32, metric=metric, M=4, ef_construction=20), data(1, 32)[0]
     index.add(data(300, 32))
     for place in (0, 31):

@@ -1,4 +1,4 @@
-"""HNSW: the graph itself: the same for any threads, whole after every change, and checked."""
+"""The graph of HNSW: the same for any number of threads, whole after every change, checked."""
 
 import dataclasses
 import threading
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from llmds_nb import HNSW, load
-from llmds_nb.hnsw.graph_writer import block_rows
 from llmds_nb.hnsw.id_map import ids_of
+from llmds_nb.hnsw.snapshot import block_rows
 
 from .samples import FORMS, METRICS, SHAPES, data, logical_state, shape
 
@@ -26,7 +26,7 @@ def all_found(index, query):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("quantize", "store"), FORMS)
-def test_one_two_and_four_threads_make_one_index_through_all_changes(quantize, store, metric):
+def test_any_number_of_threads_makes_the_same_index_through_all_changes(quantize, store, metric):
     vectors = shape("in order", 1200, 40)
     vectors[:40] = vectors[0]  # ties, and links by force
     states = []
@@ -42,7 +42,7 @@ def test_one_two_and_four_threads_make_one_index_through_all_changes(quantize, s
         states[-1].append(logical_state(index))
         index.add(vectors[400:600] + 0.5, np.arange(600, 800), threads=threads)
         states[-1].append(logical_state(index))
-        assert index.stats().deleted == 0  # 301 of 1,400 were dead: mended
+        assert index.stats().deleted == 0  # 301 of 1,400 were dead: repaired
         index.add(vectors[300:350] + 0.5, np.arange(300, 350), threads=threads)
         states[-1].append(logical_state(index))
         assert index.stats().deleted == 50
@@ -79,9 +79,9 @@ def test_compacting_without_codes_is_a_fresh_build_bit_for_bit(tmp_path):
     index.remove(np.arange(0, 900, 3))
     kept = np.flatnonzero(np.arange(900) % 3)
     fresh.add(vectors[kept], kept)
-    assert index.stats().deleted == 0 and logical_state(index) != logical_state(fresh)  # mended
-    index.save(tmp_path / "mended")
-    for one in (index, load(tmp_path / "mended")):
+    assert index.stats().deleted == 0 and logical_state(index) != logical_state(fresh)  # repaired
+    index.save(tmp_path / "repaired")
+    for one in (index, load(tmp_path / "repaired")):
         one.compact()
         assert logical_state(one) == logical_state(fresh)
         before = one._snapshot
@@ -236,7 +236,7 @@ def level_of_another(levels, rows):
         ("levels", level_of_another),
     ],
 )  # fmt: skip
-def test_check_refuses_a_damaged_graph(name, change):
+def test_check_rejects_a_damaged_graph(name, change):
     index = HNSW(8, M=4, ef_construction=20)
     index.add(data(300, 8), np.arange(300)[::-1])
     index.remove([0])

@@ -1,4 +1,4 @@
-"""Ids of HNSW: those that count up take no memory, and no one can tell them from others."""
+"""The ids of HNSW: consecutive ones take no memory and behave like any others."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def are_consecutive(index):
 
 
 @pytest.mark.parametrize("first", [0, 5, MOST - 300])
-def test_ids_that_count_up_are_as_good_as_those_in_a_table(first, tmp_path):
+def test_consecutive_ids_behave_like_those_in_a_table(first, tmp_path):
     ids = np.arange(first, first + 300)
     run, table = made(ids), made(ids, step=-1)
     assert are_consecutive(run) and not are_consecutive(table)
@@ -50,7 +50,7 @@ def test_ids_that_count_up_are_as_good_as_those_in_a_table(first, tmp_path):
                     one.get([absent])
 
 
-def test_a_mask_reaches_ids_that_begin_late():
+def test_a_mask_applies_to_ids_that_begin_late():
     index = made(np.arange(7, 307))
     found = index.search(VECTORS[:5], 2, filter=np.arange(20) >= 17, ef=300)
     assert (np.sort(found.ids, axis=1)[:, -2:] >= 17).all() and (found.ids < 20).all()
@@ -58,7 +58,7 @@ def test_a_mask_reaches_ids_that_begin_late():
 
 
 @pytest.mark.parametrize("after", [[99], [101], [100, 102], [5], [100, 5], [101, 100]])
-def test_ids_count_up_only_until_one_does_not(after, tmp_path):
+def test_ids_are_consecutive_only_until_one_is_not(after, tmp_path):
     index = made(np.arange(100), n=100)
     index.add(VECTORS[100:150], np.arange(100, 150))
     assert are_consecutive(index)
@@ -83,7 +83,7 @@ def test_a_removed_id_that_comes_back_gets_another_slot():
     np.testing.assert_array_equal(index.get(299), VECTORS[0])
 
 
-def test_compact_and_mend_keep_ids_or_count_them_up_again():
+def test_compact_and_repair_keep_ids_or_find_them_consecutive_again():
     index = made(np.arange(300))
     index.remove(np.arange(0, 60))
     index.compact()
@@ -91,7 +91,7 @@ def test_compact_and_mend_keep_ids_or_count_them_up_again():
     index.remove([100])
     index.compact()
     assert not are_consecutive(index)
-    index.remove(np.arange(110, 200))  # mends
+    index.remove(np.arange(110, 200))  # repairs
     index.check()
     assert len(index) == 149 and 109 in index and 110 not in index and 299 in index
     index.remove(np.arange(60, 111)[np.arange(60, 111) < 110][:40].tolist())
@@ -108,7 +108,7 @@ def test_the_ids_given_back_are_the_callers_own():
 
 
 @pytest.mark.parametrize("first", [-1, MOST - 100])
-def test_a_file_whose_ids_cannot_count_up_is_refused(first):
+def test_a_file_whose_ids_cannot_be_consecutive_is_refused(first):
     arrays, header = made(np.arange(300))._state()
     with pytest.raises(CorruptFileError, match="count up"):
         HNSW._from_state({**arrays, "ids": np.array([first])}, header)

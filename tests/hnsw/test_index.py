@@ -1,4 +1,4 @@
-"""HNSW: what searches answer, its recall, filters, and tuning."""
+"""HNSW: answers, recall, filters, tuning, settings."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_exact_search_equals_the_oracle(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_exact_search_by_matrix_products_is_the_same_bit_for_bit(metric, monkeypatch):
+def test_exact_search_by_matrix_products_gives_the_same_bits(metric, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = data(1500, 24) * rng.choice([1e-3, 1, 1e3], (1500, 1)).astype(np.float32)
     vectors[700:900] = vectors[0]  # ties
@@ -121,7 +121,7 @@ def test_any_dimension(dim, graph_only):
     assert recall(index, data(10, dim, 1), 3) > 0.9
 
 
-# ---- recall on real text beside hnswlib's; shapes are in test_hnsw_recall -------------------
+# ---- recall on real text beside hnswlib's; shapes are in test_recall ------------------------
 
 
 def test_recall_on_ordered_text(shared_data):
@@ -172,7 +172,40 @@ def test_filter(share, graph_search, monkeypatch):
     np.testing.assert_array_equal(found.ids[1], index.search(queries[1], 5, filter=allowed).ids)
 
 
-# ---- tune, repr ----------------------------------------------------------------------------
+# ---- ef_search, tune, repr -----------------------------------------------------------------
+
+
+def test_ef_search_may_be_set_at_any_time_and_a_file_keeps_it(tmp_path, graph_only):
+    vectors, queries = data(900, 32), data(20, 32, 1)
+    index = HNSW(32, M=4, ef_construction=20)
+    index.ef_search = 7
+    index.add(vectors)
+    for ef in (1, 12, np.int32(90), 5000):
+        index.ef_search = ef
+        assert index.ef_search == ef == index.stats().ef_search and type(index.ef_search) is int
+        assert f"ef_search={ef}" in repr(index)
+        for given in (queries, queries[0]):
+            found, expected = index.search(given, 5), index.search(given, 5, ef=int(ef))
+            np.testing.assert_array_equal(found.ids, expected.ids)
+            np.testing.assert_array_equal(found.distances, expected.distances)
+    index.ef_search = 33
+    index.save(tmp_path / "index")
+    for mmap in (False, True):
+        assert HNSW.load(tmp_path / "index", mmap=mmap).ef_search == 33
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), (True, TypeError),
+                         ("9", TypeError), (None, TypeError)],
+)  # fmt: skip
+def test_a_bad_ef_search_changes_nothing(value, error):
+    index = HNSW(4, ef_search=20)
+    limit = f".* >= 1, not {value}" if error is ValueError else f".*not {value!r}"
+    with pytest.raises(error, match="ef_search" + limit):
+        index.ef_search = value
+    assert index.ef_search == 20
+    with pytest.raises(error, match="ef_search" + limit):
+        HNSW(4, ef_search=value)
 
 
 def test_tune_reaches_its_target():
@@ -188,7 +221,7 @@ def test_tune_reaches_its_target():
 
 
 @pytest.mark.parametrize("quantize", ["sq8", "pca-sq8"])
-def test_tune_picks_how_many_candidates_are_measured(quantize, tmp_path, graph_only):
+def test_tune_sets_how_many_candidates_are_measured(quantize, tmp_path, graph_only):
     rng = np.random.default_rng(0)
     index = HNSW(32, M=6, ef_construction=30, quantize=quantize)
     spectrum = np.exp(-np.arange(32) / 6).astype(np.float32)

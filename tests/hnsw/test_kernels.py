@@ -1,4 +1,4 @@
-"""HNSW's arithmetic below the graph: codes, float16, keys, each against NumPy."""
+"""The arithmetic of HNSW's kernels against NumPy: codes, float16, distance keys."""
 
 import numba
 import numpy as np
@@ -6,10 +6,17 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 
 from llmds_nb._core.jit import kernel
+from llmds_nb.hnsw.kernels.candidates import candidates_insert
 from llmds_nb.hnsw.kernels.distance import COSINE, IP, L2, rows_keys, widen
-from llmds_nb.hnsw.kernels.graph import pool_insert
 from llmds_nb.hnsw.kernels.scalar_quantizer import codes_quantize, codes_query, codes_restore
-from llmds_nb.hnsw.kernels.simd import PLANES, code_dot, code_l2, planes_far, planes_pack
+from llmds_nb.hnsw.kernels.simd import (
+    BIT_PLANES,
+    bit_planes_distance,
+    bit_planes_pack,
+    code_dot,
+    code_l2,
+)
+from llmds_nb.hnsw.kernels.state import Quantizer, Space
 
 
 @kernel
@@ -29,25 +36,26 @@ def widened(bits, out):
 
 
 @kernel
-def prepared(query, rows, basis, offset, step, metric, room, projected):
-    codes_query(query, rows, basis, offset, step, metric, room, projected)
+def prepared(query, rows, basis, offset, step, metric, out, projected):
+    space = Space(rows, projected, metric)
+    codes_query(space, Quantizer(basis, offset, step), query, out, projected)
 
 
 @kernel
 def keys_of(query, rows, factors, metric, slots, keys):
-    rows_keys(query, rows, factors, metric, slots, 0, slots.size, False, keys)
+    rows_keys(Space(rows, factors, metric), query, slots, 0, slots.size, False, keys)
 
 
 @kernel
 def sum_of_signs(numbers, signs, row, weight, constant):
-    planes = np.zeros((PLANES, signs.shape[1]), np.uint8)
-    planes_pack(numbers, planes)
-    return planes_far(planes, signs, row, weight, constant)
+    planes = np.zeros((BIT_PLANES, signs.shape[1]), np.uint8)
+    bit_planes_pack(numbers, planes)
+    return bit_planes_distance(planes, signs, row, weight, constant)
 
 
 @kernel
-def inserted(pool, count, entry):
-    return pool_insert(pool, count, entry)
+def inserted(candidates, count, candidate):
+    return candidates_insert(candidates, count, candidate)
 
 
 @pytest.mark.parametrize("width", [32, 64, 192, 4096])
@@ -75,11 +83,11 @@ def test_integer_products_read_codes_at_any_address():
 
 
 @pytest.mark.parametrize(("p", "width"), [(32, 32), (192, 32), (384, 64), (1024, 160)])
-def test_sums_over_signs_are_numpys(p, width):
+def test_sums_over_sign_codes_are_numpys(p, width):
     rng = np.random.default_rng(p)
     signs = rng.integers(0, 256, (3, width), np.uint8)
     signs[0, :-8], signs[1, :-8] = 255, 0
-    low, high = -(1 << (PLANES - 1)), (1 << (PLANES - 1)) - 1
+    low, high = -(1 << (BIT_PLANES - 1)), (1 << (BIT_PLANES - 1)) - 1
     for numbers in (rng.integers(low, high + 1, p), np.full(p, low), np.full(p, high)):
         for row in range(3):
             signs[row, -8:-4] = np.array([2000], np.int32).view(np.uint8)
@@ -121,7 +129,7 @@ def test_quantizing_clips_at_both_ends_and_counts_what_it_clipped():
 
 
 @pytest.mark.parametrize("step", [1e-6, 0.013, 1e15])
-def test_codes_stand_for_what_they_encode_within_half_a_step(step):
+def test_codes_represent_what_they_encode_within_half_a_step(step):
     offset = np.full(40, -100 * step, np.float32)
     values = np.random.default_rng(0).uniform(-100, 155, (500, 40)) * step
     values = values.astype(np.float32)
@@ -147,18 +155,18 @@ def test_keys_of_codes_are_the_integer_distances_of_numpy(metric, dim, projectio
     offset = (-rng.random(p)).astype(np.float32)
     rows = np.zeros((70, -(-p // 32) * 32), np.uint8)
     rows[:, :p] = rng.integers(0, 256, (70, p))
-    room, projected = np.full(rows.shape[1], 99, np.int16), np.empty(p, np.float32)
-    prepared(query, rows, basis, offset, 0.02, metric, room, projected)
+    coded, projected = np.full(rows.shape[1], 99, np.int16), np.empty(p, np.float32)
+    prepared(query, rows, basis, offset, 0.02, metric, coded, projected)
     exact = query.astype(np.float64) @ basis if projection else query.astype(np.float64)
     if metric == IP:
         true = exact / np.abs(exact).max() * 2047
     else:
         true = np.clip((exact - offset) / 0.02, -255, 510)
-    assert np.abs(room[:p] - true).max() < 0.51 and (room[p:] == 0).all()
+    assert np.abs(coded[:p] - true).max() < 0.51 and (coded[p:] == 0).all()
     slots = rng.permutation(70).astype(np.int32)
     keys = np.empty(70, np.int32)
-    keys_of(room, rows, np.zeros(0, np.float32), metric, slots, keys)
-    wide, codes = room.astype(np.int64), rows[slots].astype(np.int64)
+    keys_of(coded, rows, np.zeros(0, np.float32), metric, slots, keys)
+    wide, codes = coded.astype(np.int64), rows[slots].astype(np.int64)
     dots, squares = -((codes - 128) @ wide), ((codes - wide) ** 2).sum(axis=1)
     np.testing.assert_array_equal(keys, dots if metric == IP else squares)
 
@@ -182,11 +190,11 @@ def test_keys_of_floats_order_rows_as_the_distance_does(metric, dtype):
     assert gaps.min() > -1e-5 * np.abs(true).max()
 
 
-def test_a_pool_stays_ascending_and_names_the_place():
+def test_candidates_stay_ascending_and_their_position_is_returned():
     rng = np.random.default_rng(0)
-    entries, pool = rng.permutation(50), np.full(60, -1)
+    entries, candidates = rng.permutation(50), np.full(60, -1)
     for count, entry in enumerate(entries.tolist()):
-        place = inserted(pool, count, entry)
-        assert pool[place] == entry
-        np.testing.assert_array_equal(pool[: count + 1], np.sort(entries[: count + 1]))
-    assert (pool[50:] == -1).all()
+        place = inserted(candidates, count, entry)
+        assert candidates[place] == entry
+        np.testing.assert_array_equal(candidates[: count + 1], np.sort(entries[: count + 1]))
+    assert (candidates[50:] == -1).all()

@@ -1,4 +1,4 @@
-"""HNSW: codes follow what is typical of the vectors, and links leave room, on awkward data."""
+"""Codes of HNSW on awkward data: they fit typical vectors, and follow what is in the index."""
 
 import os
 

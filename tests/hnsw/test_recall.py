@@ -36,7 +36,7 @@ def real(folder, name, count):
 
 
 def in_order_and_shuffled(vectors, queries, ef=50, **options):
-    """recall@10 of the same vectors, added as they stand and shuffled."""
+    """recall@10 of the same vectors, added in their order and shuffled."""
     reached = []
     for order in (np.arange(len(vectors)), np.random.default_rng(0).permutation(len(vectors))):
         index = HNSW(vectors.shape[1], metric="cosine", **options)
@@ -51,7 +51,7 @@ def in_order_and_shuffled(vectors, queries, ef=50, **options):
     [("vaswani", 11_429, "auto"), ("vaswani", 6000, None), ("msdocs", 8000, "auto"),
      ("msdocs", 8000, "sq8")],
 )  # fmt: skip
-def test_real_text_loses_nothing_by_the_order_of_its_file(name, count, quantize, shared_data):
+def test_real_text_loses_no_recall_in_the_order_of_its_file(name, count, quantize, shared_data):
     vectors, queries = real(shared_data, name, count)
     in_order, shuffled = in_order_and_shuffled(vectors, queries, quantize=quantize)
     assert min(in_order, shuffled) > 0.94  # of all of msdocs .95: the promise, below
@@ -70,7 +70,7 @@ def test_vectors_added_one_by_one_are_found_as_well_as_in_one_batch(quantize, gr
 
 
 @pytest.mark.parametrize("quantize", [None, "sq8"])
-def test_ten_thousand_copies_of_one_vector_among_others_hide_few_of_them(quantize, graph_only):
+def test_ten_thousand_copies_of_one_vector_hide_few_others(quantize, graph_only):
     """Added in any mixed order; after a block of copies alone, peers find none to 70 % of them."""
     others = data(1000, 32)
     vectors = np.concatenate([others, np.ones((10_000, 32), np.float32)])
@@ -84,7 +84,7 @@ def test_ten_thousand_copies_of_one_vector_among_others_hide_few_of_them(quantiz
     assert (copies.distances == 0).all() and len(set(copies.ids.tolist())) == 50
 
 
-def test_half_of_a_text_turned_over_in_file_order_is_found_as_in_a_fresh_index(shared_data):
+def test_a_text_of_which_half_was_replaced_is_found_as_in_a_fresh_index(shared_data):
     vectors, queries = real(shared_data, "vaswani", 6000)
     index, fresh = (HNSW(384, metric="cosine", M=8, ef_construction=60) for _ in range(2))
     index.add(vectors[:4000])
@@ -92,7 +92,7 @@ def test_half_of_a_text_turned_over_in_file_order_is_found_as_in_a_fresh_index(s
         index.remove(np.arange(start, start + 200))
         index.add(vectors[4000 + start : 4200 + start])
     fresh.add(vectors[2000:])
-    assert len(index) == len(fresh) == 4000 and index.stats().n < 6000  # mended on the way
+    assert len(index) == len(fresh) == 4000 and index.stats().n < 6000  # repaired on the way
     index.check()
     assert recall(index, queries, ef=50) > recall(fresh, queries, ef=50) - 0.003
 

@@ -1,4 +1,4 @@
-"""HNSW against its twin, in any order of calls."""
+"""HNSW against its reference, in any order of calls."""
 
 import numpy as np
 from hypothesis import settings, strategies as st

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import llmds_nb.hnsw.graph_writer
+import llmds_nb.hnsw.snapshot
 from llmds_nb import HNSW
 
 from .samples import FORMS, METRICS, data, graph, recall, shape
 
 
-def test_threads_build_one_graph():
+def test_threads_build_the_same_graph():
     vectors = np.cumsum(data(1300, 256) * 0.1, axis=0)  # ordered: neighbours share batches
     for quantize, dim in ((None, 32), ("sq8", 32), ("pca-sq8", 256)):
         graphs = []
@@ -38,7 +39,7 @@ def test_threads_and_batches_do_not_change_answers(graph_only):
         np.testing.assert_array_equal(index.search(queries[i], 5).ids, one.ids[i])
 
 
-def test_ids_are_numbered_on():
+def test_ids_continue_from_the_largest():
     index = HNSW(2)
     assert index.add([[0, 0], [1, 1]]).tolist() == [0, 1]
     assert index.add([2, 2], [7]).tolist() == [7]
@@ -105,7 +106,7 @@ def test_slots_of_the_removed_are_used_again(quantize, store, metric, graph_only
     assert recall(index, queries, ef=40) > recall(fresh, queries, ef=40) - 0.01
 
 
-def test_a_graph_whose_slots_were_almost_all_removed_at_once_is_mended():
+def test_a_graph_whose_slots_were_almost_all_removed_at_once_is_repaired():
     """Most rows lose every link, and so do all the rows around them."""
     vectors = shape("in order", 3000, 16)
     index = HNSW(16, M=3, ef_construction=10, quantize=None)
@@ -117,7 +118,7 @@ def test_a_graph_whose_slots_were_almost_all_removed_at_once_is_mended():
     assert sorted(index.search(vectors[0], 40, ef=40).ids) == kept.tolist()
 
 
-def test_many_removals_rebuild_by_themselves():
+def test_many_removals_repair_the_graph():
     index = HNSW(8, M=4, ef_construction=20)
     index.add(data(400, 8))
     index.remove(np.arange(201))
@@ -130,7 +131,7 @@ def test_many_removals_rebuild_by_themselves():
     index.check()
 
 
-def test_half_of_it_turned_over_loses_no_recall(graph_only):
+def test_replacing_half_of_the_vectors_loses_no_recall(graph_only):
     vectors, queries = data(3000, 16), data(200, 16, 1)
     index = HNSW(16, M=8, ef_construction=60)
     index.add(vectors[:2000])
@@ -178,7 +179,7 @@ def test_a_failed_add_changes_nothing(monkeypatch):
     before, found = graph(index), index.search(vectors, 5).ids
 
     with monkeypatch.context() as patch:
-        patch.setattr(llmds_nb.hnsw.graph_writer.k, "hnsw_edges", fail)
+        patch.setattr(llmds_nb.hnsw.graph_writer.insert, "hnsw_edges", fail)
         for ids in (None, np.arange(100, 200)):
             with pytest.raises(MemoryError):
                 index.add(vectors[200:], ids)
@@ -189,7 +190,7 @@ def test_a_failed_add_changes_nothing(monkeypatch):
     index.check()
 
 
-def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
+def test_what_fails_while_the_graph_is_repaired_changes_nothing(monkeypatch):
     vectors = data(300, 32)
     index = HNSW(32, M=4, ef_construction=20)
     index.add(vectors[:200])
@@ -197,9 +198,9 @@ def test_what_fails_while_the_graph_is_mended_changes_nothing(monkeypatch):
 
     for change in (lambda: index.add(vectors[200:], np.arange(100)),
                    lambda: index.remove(np.arange(100))):  # fmt: skip
-        for kernel in ("hnsw_mend", "mend_edges"):
+        for kernel in ("hnsw_repair", "repair_edges"):
             with monkeypatch.context() as patch:
-                patch.setattr(llmds_nb.hnsw.graph_writer.hnsw_mend, kernel, fail)
+                patch.setattr(llmds_nb.hnsw.graph_writer.repair, kernel, fail)
                 with pytest.raises(MemoryError):
                     change()
             assert graph(index) == before and len(index) == 200
@@ -271,7 +272,7 @@ def test_old_snapshots_keep_their_graph():
     held = []
     for start in range(600, 1400, 20):
         snapshot = index._snapshot
-        rows = llmds_nb.hnsw.graph_writer.block_rows(snapshot.blocks0, snapshot.n)
+        rows = llmds_nb.hnsw.snapshot.block_rows(snapshot.blocks0, snapshot.n)
         if start % 100 == 0:
             held.append((snapshot, rows, snapshot.links0[rows].copy()))
         index.add(vectors[start : start + 20])
@@ -283,7 +284,7 @@ def test_old_snapshots_keep_their_graph():
             np.testing.assert_array_equal(old.links0[rows], links)
 
 
-def test_recall_after_half_has_been_turned_over_is_that_of_a_fresh_build(graph_only):
+def test_recall_after_half_was_replaced_is_that_of_a_fresh_build(graph_only):
     vectors, queries = data(3000, 32), data(200, 32, 1)
     gone = np.random.default_rng(2).permutation(2000)[:1000]
     index = HNSW(32, M=8, ef_construction=60)
@@ -300,7 +301,7 @@ def test_recall_after_half_has_been_turned_over_is_that_of_a_fresh_build(graph_o
 
 
 @pytest.mark.parametrize("quantize", [None, "sq8"])
-def test_vectors_can_be_borrowed(quantize):
+def test_vectors_can_be_kept_without_a_copy(quantize):
     vectors = data(400, 32)
     kept = vectors.copy()
     index, other = (HNSW(32, M=4, ef_construction=20, quantize=quantize) for _ in range(2))
@@ -318,7 +319,7 @@ def test_vectors_can_be_borrowed(quantize):
     assert graph(index) == graph(other)
 
 
-def test_vectors_that_cannot_be_borrowed():
+def test_vectors_that_cannot_be_kept_without_a_copy():
     vectors = data(40, 32)
     frozen = vectors.copy()
     frozen.flags.writeable = False

@@ -1,167 +1,179 @@
-"""Ruling out the rows that a walk need not read.
+"""The prefilter of a walk: it rejects rows that need not be read.
 
-A walk on codes has a sieve of their signs, which seldom rules out wrongly: see `signs`; the margin
-there is the error here, and the centre the longest. A walk on vectors has a sieve of their codes,
-and its answer stays what it was. A row of codes is a quarter of its vector or less, and most
-neighbours that a walk meets are too far away to matter. Codes prove that, since they lie within a
-known distance of what they stand for:
+Most neighbours that a walk meets are too far away to matter, and small codes tell so.
+
+A walk on codes has a prefilter of *sign codes*, one bit a component, which estimate a distance and
+are seldom wrong: see `sign_codes`. A walk on vectors has a prefilter of their uint8 codes, a
+quarter of a vector or less, and its answer stays what it would be without. Codes prove that a row
+is too far, since their distance to the vectors that they represent is known:
 
     |q - x|  >=  |q' - x'| - |q - q'| - |x - x'|            L2, COSINE
     <q, x>   <=  <q', x'> + |q'| |x - x'| + |q - q'| |x|    IP
 
-with what the codes of the query and of the row stand for, q' and x'. So a key of the vectors has a
-*limit*, a key of the codes, and a row beyond it has a greater key.
+where q' and x' are what the codes of the query and of the row represent. So a key of the vectors
+has a *limit*, a key of the codes, and a row beyond it has a greater key.
 
-    sieve    uint8[C, P]   codes of the rows, without a basis; uint8[0, 0] where there is no sieve
-    wild     bool[C]       rows whose codes are off by more than the error; bool[0] if none are
-    error    float         |x - x'| of all others, what float32 may round away included
-    longest  float         |x| of all others, 1 with COSINE
-    reach    float64[3]    of a query: what its limit adds to the distance, the codes' scale, unused
+    codes       uint8[C, S]   sign codes, or codes of the rows; uint8[0, 0] if there is no prefilter
+    outlier     bool[C]       rows whose codes are off by more than `error`; bool[0] if none are
+    error       float         |x - x'| of all others, the rounding of float32 included
+    longest     float         |x| of all others, 1 with COSINE
+    error_bound, centre       of sign codes
+
+`outlier`, `error` and `longest` are those of codes of vectors only.
 """
 
-import numpy as np
-from numba import types
+from typing import NamedTuple
 
-from ..._core.intrinsics import array_at
+import numpy as np
+
 from ..._core.jit import kernel, kernel_by_type
 from ...primitives.bits import key_float32
-from .distance import COSINE, IP, prefetch_row, query_room, rounding, rows_keys
+from .distance import COSINE, IP, holds_codes, prefetch_row, rounding, rows_keys
 from .scalar_quantizer import QUERY_DOT, codes_query
-from .sign_codes import signs_prefetch, signs_query, signs_sieved
-from .simd import PLANES
+from .sign_codes import sign_codes_filter, sign_codes_prefetch, sign_codes_query
+from .simd import BIT_PLANES
+from .state import Space
 
-_MOST = 2.0**31 - 1
+_INT32_MAX = 2.0**31 - 1
 
 
-def sieve_room(rows, sieve, address):
-    """Scratch at `address` for one query: int16[P] for codes of vectors; for signs two, uint8
-    planes and int16[P]. At most 4 S + 2 P bytes.
+class Query(NamedTuple):
+    """A query as a walk compares it, and as its prefilter does."""
+
+    vector: object  # what `rows_keys` takes: int16[p] for codes, else float32[d]
+    bit_planes: object  # uint8[BIT_PLANES, S] for sign codes: see `sign_codes`
+    numbers: object  # int16[p]: scratch for those; or the query's own codes
+    bound: object  # float64[3]: see `sign_codes`; or what a limit adds to the distance, their scale
+
+
+def prefilter_parts(space, prefilter):
+    """The scratch parts of the last three fields of a Query. O(1)."""
+    raise NotImplementedError
+
+
+@kernel_by_type(prefilter_parts)
+def _prefilter_parts(space, prefilter):
+    if holds_codes(space):
+        return lambda space, prefilter: (
+            ((BIT_PLANES, prefilter.codes.shape[1]), np.uint8),
+            (space.rows.shape[1], np.int16),
+            (3, np.float64),
+        )
+    return lambda space, prefilter: (
+        ((BIT_PLANES, 0), np.uint8),
+        (prefilter.codes.shape[1], np.int16),
+        (3, np.float64),
+    )
+
+
+def prefilter_query(query, space, prefilter, quantizer):
+    """Fill the last three fields of a Query from its vector, which has length 1 with COSINE.
+
+    Does nothing where there is no prefilter. O(d).
     """
     raise NotImplementedError
 
 
-@kernel_by_type(sieve_room)
-def _sieve_room(rows, sieve, address):
-    if rows.dtype != types.uint8:
-        return lambda rows, sieve, address: query_room(sieve, address)
+@kernel_by_type(prefilter_query)
+def _prefilter_query(query, space, prefilter, quantizer):
+    if holds_codes(space):
 
-    def signs(rows, sieve, address):
-        planes = array_at(address, (PLANES, sieve.shape[1]), np.uint8)
-        return planes, query_room(rows, address + PLANES * sieve.shape[1])
+        def sign_codes(query, space, prefilter, quantizer):
+            if prefilter.codes.size > 0:
+                sign_codes_query(query, quantizer.offset.size, space.metric, prefilter)
 
-    return signs
+        return sign_codes
 
-
-def sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
-    """The query, of length 1 with COSINE, as the sieve compares it, in `coded` of `sieve_room`;
-    fills `reach`. It is what the walk compares: float32[d], or int16[P] of codes.
-
-    Does nothing where there is no sieve. O(d).
-    """
-    raise NotImplementedError
-
-
-@kernel_by_type(sieve_query)
-def _sieve_query(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
-    if rows.dtype == types.uint8:
-
-        def signs(
-            rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach
-        ):  # fmt: skip
-            if sieve.size > 0:
-                planes, numbers = coded
-                centre = np.int64(longest)
-                signs_query(query, offset.size, centre, error, metric, numbers, planes, reach)
-
-        return signs
-
-    def impl(rows, query, sieve, basis, offset, step, error, longest, metric, coded, reach):
-        if sieve.size == 0:
+    def codes(query, space, prefilter, quantizer):
+        if prefilter.codes.size == 0:
             return
-        codes_query(query, sieve, basis, offset, step, metric, coded, query)
+        vector, coded, bound = query.vector, query.numbers, query.bound
+        offset, step = quantizer.offset, quantizer.step
+        codes_query(_codes_of(space, prefilter), quantizer, vector, coded, vector)
         square = off = 0.0
         largest = np.float32(0)
-        for j in range(query.size):
-            square += np.float64(query[j]) * np.float64(query[j])
-            largest = max(largest, abs(query[j]))
-        length, doubt = np.sqrt(square), rounding(query.size)
-        if metric == IP:
+        for j in range(vector.size):
+            square += np.float64(vector[j]) * np.float64(vector[j])
+            largest = max(largest, abs(vector[j]))
+        length, doubt = np.sqrt(square), rounding(vector.size)
+        if space.metric == IP:
             # Half a step for each component, and at most `longest` of it counts.
-            off = 0.5 * np.sqrt(query.size) * largest / QUERY_DOT
-            reach[0] = (length + off) * error + (off + doubt * length) * longest
-            reach[1] = QUERY_DOT / (largest * step) if largest > 0 else 0.0
+            off = 0.5 * np.sqrt(vector.size) * largest / QUERY_DOT
+            bound[0] = (length + off) * prefilter.error + (off + doubt * length) * prefilter.longest
+            bound[1] = QUERY_DOT / (largest * step) if largest > 0 else 0.0
         else:
-            for j in range(query.size):
-                apart = np.float64(query[j]) - np.float64(offset[j]) - step * coded[j]
-                off += apart * apart
-            reach[0] = np.sqrt(off) + error + doubt * length
-            reach[1] = 1.0 / step
+            for j in range(vector.size):
+                difference = np.float64(vector[j]) - np.float64(offset[j]) - step * coded[j]
+                off += difference * difference
+            bound[0] = np.sqrt(off) + prefilter.error + doubt * length
+            bound[1] = 1.0 / step
 
-    return impl
+    return codes
 
 
 @kernel(internal=True)
-def _limit(key, d, metric, reach):
-    """The key of the codes that only rows with a greater `key` exceed. O(1)."""
+def _codes_of(space, prefilter):
+    """The space of the codes of vectors. O(1)."""
+    return Space(prefilter.codes, space.factors, space.metric)
+
+
+@kernel(internal=True, borrow=True)
+def _limit(key, d, metric, bound):
+    """The key of the codes that only rows with a greater key than `key` exceed. O(1)."""
     value = np.float64(key_float32(key))
     if metric == IP:
-        limit = (value + reach[0]) * reach[1]
+        limit = (value + bound[0]) * bound[1]
     else:
         square = 2.0 * (value + 1.0 + rounding(d)) if metric == COSINE else value
-        far = (np.sqrt(max(square, 0.0) * (1.0 + rounding(d))) + reach[0]) * reach[1]
+        far = (np.sqrt(max(square, 0.0) * (1.0 + rounding(d))) + bound[0]) * bound[1]
         limit = far * far
-    return np.int32(min(limit + 1.0, _MOST)) if limit > -_MOST else -np.int32(_MOST)
+    return np.int32(min(limit + 1.0, _INT32_MAX)) if limit > -_INT32_MAX else -np.int32(_INT32_MAX)
 
 
-def sieve_prefetch(rows, sieve, slot):
-    """Ask for the signs of a row that the sieve will look at soon. O(1)."""
+def prefilter_prefetch(space, prefilter, slot):
+    """Prefetch the sign codes of a slot that `prefilter_slots` will compare. O(1)."""
     raise NotImplementedError
 
 
-@kernel_by_type(sieve_prefetch, inline=True)
-def _sieve_prefetch(rows, sieve, slot):
-    if rows.dtype != types.uint8:
-        return lambda rows, sieve, slot: None
-
-    def signs(rows, sieve, slot):
-        signs_prefetch(sieve, slot)
-
-    return signs
+@kernel_by_type(prefilter_prefetch, inline=True)
+def _prefilter_prefetch(space, prefilter, slot):
+    if not holds_codes(space):
+        return lambda space, prefilter, slot: None
+    return lambda space, prefilter, slot: sign_codes_prefetch(prefilter.codes, slot)
 
 
-def slots_sieved(
-    rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys
-):  # fmt: skip
+def prefilter_slots(query, space, prefilter, key, slots, n, keys):
     """Move those of slots[:n] to the front that may have a key up to `key`; return how many.
 
-    Asks for their rows. All of them where there is no sieve. O(n P).
+    Prefetches their rows. Keeps all where there is no prefilter. Scratch: keys int32[n]. O(n S).
     """
     raise NotImplementedError
 
 
-@kernel_by_type(slots_sieved)
-def _slots_sieved(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
-    if rows.dtype == types.uint8:
+@kernel_by_type(prefilter_slots)
+def _prefilter_slots(query, space, prefilter, key, slots, n, keys):
+    if holds_codes(space):
 
-        def signs(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
-            if sieve.size == 0:
+        def sign_codes(query, space, prefilter, key, slots, n, keys):
+            if prefilter.codes.size == 0:
                 return n
-            return signs_sieved(coded[0], sieve, reach, key, rows, slots, n)
+            return sign_codes_filter(query, prefilter.codes, key, space.rows, slots, n)
 
-        return signs
+        return sign_codes
 
-    def impl(rows, coded, sieve, wild, factors, metric, reach, key, slots, n, keys):
-        if sieve.size == 0:
+    def codes(query, space, prefilter, key, slots, n, keys):
+        if prefilter.codes.size == 0:
             return n
-        limit = _limit(key, rows.shape[1], metric, reach)
-        rows_keys(coded, sieve, factors, metric, slots, 0, n, False, keys)
+        outlier = prefilter.outlier
+        limit = _limit(key, space.rows.shape[1], space.metric, query.bound)
+        rows_keys(_codes_of(space, prefilter), query.numbers, slots, 0, n, False, keys)
         kept = 0
         for i in range(n):
             slot = np.int64(slots[i])
-            if keys[i] <= limit or (wild.size > 0 and wild[slot]):
-                prefetch_row(rows, slot)
+            if keys[i] <= limit or (outlier.size > 0 and outlier[slot]):
+                prefetch_row(space.rows, slot)
                 slots[kept] = slot
                 kept += 1
         return kept
 
-    return impl
+    return codes

@@ -1,21 +1,25 @@
-"""Vectors as uint8 codes under one scale, for every component the same.
+"""Scalar quantization: vectors as uint8 codes under one scale, the same for every component.
+
+A `Quantizer` (see `state`) holds
 
     basis   float32[d, P]  projection onto principal directions, or float32[0, 0] for none
-    offset  float32[P]     what code 0 stands for, after the projection
-    step    float          what a difference of one code stands for
+    offset  float32[P]     what code 0 represents, after the projection
+    step    float          what a difference of one code represents
+
+and the codes of vectors x are
+
     codes   uint8[n, P]    clip(round((T(x) - offset) / step), 0, 255); T(x) = x, or x @ basis,
                            of x / |x| with COSINE; P is padded to a multiple of 32 with zeros
 
 One scale keeps the order of distances: the sum of squared code differences times step^2
 approximates the squared distance. With IP, `offset` is -128 * step in every component, so a code
-minus 128 is the component itself.
+minus 128 is proportional to the component itself.
 """
 
 import numpy as np
-from numba import types
 
 from ..._core.jit import kernel, kernel_by_type
-from .distance import IP
+from .distance import IP, holds_codes
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
 _QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
@@ -24,9 +28,9 @@ QUERY_DOT = np.float32(2047)
 
 @kernel
 def codes_quantize(transformed, offset, step, codes, errors):
-    """codes[i, :p] of transformed float32[n, p]; return how many were clipped. O(n p).
+    """Write the codes of transformed float32[n, p]; return how many components were clipped.
 
-    errors float32[n] are the distances from what the codes stand for.
+    errors float32[n] are the distances to what the codes represent. O(n p).
     """
     clipped = 0
     inverse = np.float32(1) / np.float32(step)
@@ -46,20 +50,22 @@ def codes_quantize(transformed, offset, step, codes, errors):
     return clipped
 
 
-def codes_query(query, rows, basis, offset, step, metric, room, projected):
-    """The float32[d] query in the form that `rows_keys` compares with `rows`.
+def codes_query(space, quantizer, query, out, projected):
+    """The float32[d] query in the form that `rows_keys` compares with the rows of the space.
 
-    May fill `room` (of `query_room`) and, where there is a basis, `projected` float32[P].
+    That is the query itself, or for codes its own in `out` int16[p]. Scratch: projected float32[P]
+    where there is a basis. O(d P).
     """
     raise NotImplementedError
 
 
 @kernel_by_type(codes_query, fastmath=True)
-def _codes_query(query, rows, basis, offset, step, metric, room, projected):
-    if rows.dtype != types.uint8:
-        return lambda query, rows, basis, offset, step, metric, room, projected: query
+def _codes_query(space, quantizer, query, out, projected):
+    if not holds_codes(space):
+        return lambda space, quantizer, query, out, projected: query
 
-    def impl(query, rows, basis, offset, step, metric, room, projected):
+    def impl(space, quantizer, query, out, projected):
+        basis, offset = quantizer.basis, quantizer.offset
         work = query
         if basis.size:
             work = projected
@@ -75,28 +81,28 @@ def _codes_query(query, rows, basis, offset, step, metric, room, projected):
                 a, x = basis[i], query[i]
                 for j in range(a.size):
                     work[j] += x * a[j]
-        if metric == IP:
+        if space.metric == IP:
             largest = np.float32(0)
             for j in range(work.size):
                 largest = max(largest, abs(work[j]))
             gain = QUERY_DOT / largest if largest > 0 else np.float32(0)
             for j in range(work.size):
-                room[j] = np.int16(np.rint(work[j] * gain))
+                out[j] = np.int16(np.rint(work[j] * gain))
         else:
-            inverse = np.float32(1) / np.float32(step)
+            inverse = np.float32(1) / np.float32(quantizer.step)
             for j in range(work.size):
                 code = np.rint((work[j] - offset[j]) * inverse)
-                room[j] = np.int16(min(max(code, _QUERY_LOW), _QUERY_HIGH))
-        for j in range(work.size, room.size):
-            room[j] = 0
-        return room
+                out[j] = np.int16(min(max(code, _QUERY_LOW), _QUERY_HIGH))
+        for j in range(work.size, out.size):
+            out[j] = 0
+        return out
 
     return impl
 
 
 @kernel
 def codes_restore(codes, offset, step, out):
-    """out[i] float32[p] = what the codes stand for. O(n p)."""
+    """out[i] float32[p] = what the codes of row i represent. O(n p)."""
     for i in range(out.shape[0]):
         source, target = codes[i], out[i]
         for j in range(target.size):

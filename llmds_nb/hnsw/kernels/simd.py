@@ -1,4 +1,7 @@
-"""Exact products of a query with uint8 codes, spelled out as vector code in portable LLVM IR."""
+"""Vector instructions for codes, as portable LLVM IR: exact integer products and bit counts.
+
+LLVM does not find these shapes in plain loops.
+"""
 
 from llvmlite import ir
 from numba import types
@@ -8,11 +11,11 @@ from numba.extending import intrinsic
 from ..._core.llvm import halved, ints, load_unaligned, pick
 
 CODE_LANES = 32  # codes are padded to whole vectors of this many
-CODE_ZERO = 128  # what stands for 0 in the codes of a dot product
+CODE_ZERO = 128  # the code of 0 where codes are compared by dot products
 CODE_ROWS = 4  # rows whose products are formed side by side
-SIGN_LANES = 32  # bytes of signs are padded to whole vectors of this many
+SIGN_LANES = 32  # bytes of sign codes are padded to whole vectors of this many
 WORDS = 8  # int64 moved at once
-PLANES = 4  # bits of a number that signs are weighted with
+BIT_PLANES = 4  # bits of a query component that is summed over sign codes
 
 
 def _pair_sums(builder, factors, query, codes):
@@ -59,8 +62,8 @@ def _sum_products(factors):
 def _sum_products_rows(factors):
     """The code of void(query, rows uint8[n, p], slots int32[m], at, keys int32[m], to).
 
-    keys[to + r] is what `_sum_products` has for rows[slots[at + r]], r < CODE_ROWS: a load of the
-    query serves all, and so does adding the lanes up.
+    keys[to + r] is the sum of factors(query, code) for rows[slots[at + r]], r < CODE_ROWS: the rows
+    share each load of the query, and the additions of lanes at the end.
     """
 
     def codegen(context, builder, signature, args):
@@ -144,8 +147,8 @@ def _rows_signature(query, rows, slots, keys):
     return types.void(query, rows, slots, types.intp, keys, types.intp)
 
 
-def _planes_sum(builder, planes, width, start):
-    """The sum that `planes_far` needs, int64."""
+def _bit_planes_sum(builder, planes, width, start):
+    """The sum that `bit_planes_distance` needs, int64."""
     words = ints(64, SIGN_LANES // 8)
     count = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(words, [words]), f"llvm.ctpop.v{words.count}i64"
@@ -155,7 +158,7 @@ def _planes_sum(builder, planes, width, start):
     with cgutils.for_range_slice(builder, width.type(0), width, step, inc=True) as (at, _):
         signs = load_unaligned(builder, builder.gep(start, [at]), words)
         sums = None
-        for i in reversed(range(PLANES)):
+        for i in reversed(range(BIT_PLANES)):
             place = builder.gep(planes, [builder.add(at, builder.mul(width, width.type(i)))])
             found = builder.call(
                 count, [builder.and_(signs, load_unaligned(builder, place, words))]
@@ -172,12 +175,12 @@ def _planes_sum(builder, planes, width, start):
 
 
 @intrinsic
-def planes_far(typingctx, planes, signs, row, weight, constant):
-    """float32: square - gain (weight sum + constant), of signs[row], which ends with an int32, the
-    square, and a float32, the gain.
+def bit_planes_distance(typingctx, planes, signs, row, weight, constant):
+    """float32: square - gain (weight sum + constant) of signs[row].
 
-    The sum is over the bits set in signs uint8[n, w] of signed numbers of PLANES bits, of which
-    plane i of planes uint8[PLANES, w] holds bit i: 0 for the bytes that are no signs. w is a
+    signs uint8[n, w]; a row ends with the square, int32, and the gain, float32. The sum is that of
+    the signed numbers of BIT_PLANES bits whose bit is set in the row; plane i of planes
+    uint8[BIT_PLANES, w] has bit i of each number, 0 in the bytes of the square and the gain. w is a
     multiple of SIGN_LANES.
     """
 
@@ -188,7 +191,7 @@ def planes_far(typingctx, planes, signs, row, weight, constant):
         width = cgutils.unpack_tuple(builder, planes.shape)[1]
         stride = cgutils.unpack_tuple(builder, signs.strides)[0]
         start = builder.gep(signs.data, [builder.mul(args[2], stride)])
-        total = builder.sitofp(_planes_sum(builder, planes.data, width, start), ir.FloatType())
+        total = builder.sitofp(_bit_planes_sum(builder, planes.data, width, start), ir.FloatType())
         end = builder.gep(start, [width])
         square = load_unaligned(builder, builder.gep(end, [width.type(-8)]), ir.IntType(32))
         gain = load_unaligned(builder, builder.gep(end, [width.type(-4)]), ir.FloatType())
@@ -201,9 +204,10 @@ def planes_far(typingctx, planes, signs, row, weight, constant):
 
 
 @intrinsic
-def planes_pack(typingctx, numbers, planes):
-    """Write numbers int16[p] to planes uint8[PLANES, w] as `planes_far` reads them; p a multiple of
-    CODE_LANES, at most 8 w.
+def bit_planes_pack(typingctx, numbers, planes):
+    """Write numbers int16[p] to planes uint8[BIT_PLANES, w] as `bit_planes_distance` reads them.
+
+    p is a multiple of CODE_LANES, at most 8 w.
     """
 
     def codegen(context, builder, signature, args):
@@ -219,7 +223,7 @@ def planes_pack(typingctx, numbers, planes):
         with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
             values = load_unaligned(builder, builder.gep(numbers.data, [at]), lanes)
             byte = builder.lshr(at, at.type(3))
-            for i in range(PLANES):
+            for i in range(BIT_PLANES):
                 bits = builder.and_(values, ir.Constant(lanes, [1 << i] * CODE_LANES))
                 bits = builder.bitcast(builder.icmp_unsigned("!=", bits, zero), word)
                 place = builder.gep(

@@ -1,0 +1,161 @@
+"""The spanning tree of level 0, which keeps every slot of an HNSW graph reachable.
+
+`parent` int32[C] has for each slot a slot that links to it, for the entry the entry itself; see the
+invariants of `state`. Pruning never drops a link to a child, so a slot has few children unless the
+others could not be reached otherwise.
+"""
+
+import numpy as np
+
+from ..._core.jit import kernel
+from ...primitives.status import ABSENT
+from .graph import links_row
+from .insert import row_own
+from .state import draft_at, links_at
+
+
+@kernel(internal=True, borrow=True)
+def _attach_to(slot, at, most, links, own, parent):
+    """Make `at` the parent of `slot`.
+
+    By a link that it has, in a free place of its row, or instead of its last link that is no child.
+    Returns 1, 0 if it has `most` children, -1 if no block is spare. O(M).
+    """
+    row = links_row(links, at)
+    n_children = 0
+    for j in range(1, row[0] + 1):
+        n_children += parent[row[j]] == at
+    if n_children >= most:
+        return 0
+    for j in range(1, row[0] + 1):
+        if row[j] == slot:
+            parent[slot] = at
+            return 1
+    place = np.int64(row[0]) + 1
+    if place == row.size:
+        place -= 1
+        while parent[row[place]] == at:
+            place -= 1
+    if not row_own(links, own, at):
+        return -1
+    row = links_row(links, at)
+    row[place] = slot
+    row[0] = max(np.int64(row[0]), place)
+    parent[slot] = at
+    return 1
+
+
+@kernel(internal=True, borrow=True)
+def _attach(slot, entry, most, queue, seen, links, own, parent):
+    """Give `slot` a parent: one of its neighbours, else the first found breadth-first from there.
+
+    Returns 1, or -1 if no block is spare. Scratch: queue int32[n]; seen int32[n], which has `slot`
+    for those that were queued.
+    """
+    near = links_row(links, slot)
+    tail = 0
+    for j in range(near[0] + 1):
+        at = np.int64(near[j]) if j > 0 else entry
+        if parent[at] != ABSENT and seen[at] != slot:
+            seen[at] = slot
+            queue[tail] = at
+            tail += 1
+    # The entry is the first of these; it is tried last.
+    for i in range(1, tail):
+        queue[i - 1], queue[i] = queue[i], queue[i - 1]
+    head = done = 0
+    while done == 0 and head < tail:
+        at = np.int64(queue[head])
+        head += 1
+        done = _attach_to(slot, at, most, links, own, parent)
+        row = links_row(links, at)
+        for j in range(1, row[0] + 1):
+            if seen[row[j]] != slot and parent[row[j]] != ABSENT:
+                seen[row[j]] = slot
+                queue[tail] = row[j]
+                tail += 1
+    return done
+
+
+@kernel(internal=True, borrow=True)
+def _grow(queue, head, tail, most, links, parent):
+    """Give parents to all that is newly reachable from queue[head:tail]; return the new tail.
+
+    No slot gets more than `most` children.
+    """
+    while head < tail:
+        at = np.int64(queue[head])
+        head += 1
+        row = links_row(links, at)
+        n_children = 0
+        for j in range(1, row[0] + 1):
+            if parent[row[j]] == ABSENT and n_children < most:
+                parent[row[j]] = at
+                n_children += 1
+                queue[tail] = row[j]
+                tail += 1
+    return tail
+
+
+@kernel
+def tree_count(links, entry, most, parent):
+    """Fill parent int32[n] breadth-first from the entry; return how many are reached. O(n M).
+
+    A slot gets more than `most` children only where the others cannot be reached otherwise. `links`
+    is the handle of those of level 0.
+    """
+    links = links_at(links)
+    for slot in range(parent.size):
+        parent[slot] = ABSENT
+    parent[entry] = entry
+    queue = np.empty(parent.size, np.int32)
+    queue[0] = entry
+    tail = _grow(queue, 0, 1, most, links, parent)
+    return _grow(queue, 0, tail, parent.size, links, parent)
+
+
+@kernel(borrow=True)
+def tree_extend(draft, first, stop, most, forward):
+    """Give a parent to each slot of the batch that has none and that a neighbour of it links to.
+
+    It is the nearest such neighbour that has fewer than `most` children. Returns how many slots
+    have no parent. Slots link to earlier ones only. O(M^2) each.
+    """
+    s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
+    links, parent = s.graph.level0, s.parent
+    missing = 0
+    for slot in range(first, stop):
+        if parent[slot] != ABSENT:
+            continue
+        near = forward[slot - first]
+        for j in range(1, near[0] + 1):
+            at = np.int64(near[j])
+            row = links_row(links, at)
+            n_children, linked = 0, False
+            for t in range(1, row[0] + 1):
+                linked |= row[t] == slot
+                n_children += parent[row[t]] == at
+            if linked and n_children < most and parent[at] != ABSENT:
+                parent[slot] = at
+                break
+        missing += parent[slot] == ABSENT
+    return missing
+
+
+@kernel
+def tree_force(draft, start, stop, most):
+    """Link, in order, the slots of [start, stop) that have no parent, at the cost of other links.
+
+    Returns where it ended for want of a spare block, or `stop`. What a new link makes reachable
+    gets its parents on the way. O(n) bytes; O(1) for a slot with a parent, mostly O(M) else.
+    """
+    s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
+    links, parent, entry = s.graph.level0, s.parent, s.graph.entry
+    queue, seen = np.empty(stop, np.int32), np.full(stop, ABSENT, np.int32)
+    for slot in range(start, stop):
+        if parent[slot] == ABSENT:
+            if _attach(slot, entry, most, queue, seen, links, s.own0, parent) < 0:
+                return slot
+            queue[0] = slot
+            _grow(queue, 0, 1, stop, links, parent)
+    return stop

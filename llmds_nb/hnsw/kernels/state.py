@@ -1,0 +1,165 @@
+"""The state of an HNSW graph (Malkov & Yashunin, 2018), as it is passed to kernels.
+
+A point is a *slot*. A slot is written once and read by every later snapshot; a removed slot stays
+in the graph, and only its place in `live`, which Python keeps, is cleared. Arrays, for n slots in a
+capacity C >= n:
+
+    rows      [C, p]          what a walk compares (`distance`): codes, or the vectors themselves
+    vectors   [C, d]          what answers are measured on
+    codes     uint8[C, S], outlier bool[C]   of the prefilter, which rejects rows (`prefilter`)
+    factors   float32[C]      1 / |vector| with COSINE, else float32[0]
+    ids       int64[C]        the user's id; or int64[1], where slot i has the id ids[0] + i
+    live      bool[C]         False once removed or replaced; bool[0] where no slot is
+    levels    uint8[C]        the top level of the slot
+    upper     int32[C]        its first row in `above`, that of level 1; -1 if its level is 0
+    level0    Links           rows of 1 + 2 M: the neighbours on level 0
+    above     Links           rows of 1 + M: the neighbours on the levels 1, 2, ...
+    parent    int32[C]        of the writer only: a spanning tree that keeps every slot reachable
+
+Links are logical rows of neighbours: their number, then their slots. The row of slot s is row s of
+`level0`, and row upper[s] + l - 1 of `above` for a level l >= 1. Logical row r is physical row
+32 * blocks[r // 32] + r % 32. A writer copies a block of 32 rows before its first change
+(`row_own`), so the arrays that a snapshot holds never change under its readers, and a small write
+copies little.
+
+Invariants:
+
+- neighbours are slots < n of at least the row's level, distinct, never the slot itself;
+- the entry slot has the top level;
+- every slot is reachable from the entry through links of level 0: following `parent` from any slot
+  leads to the entry, and a slot is a neighbour of its parent. A row that overflows is pruned by the
+  diversity heuristic (`pruning`), which never drops a child of that tree.
+
+Every choice is made by (distance key, slot), so a graph depends on the seed and the order of
+insertion, not on the number of threads.
+"""
+
+import numpy as np
+
+from ..._core.state import ANY, FLOAT, INT, array, state, unpacker
+
+
+@state
+class Space:
+    """Rows and how the distance to them is defined: see `distance`."""
+
+    rows = array(None, ANY, ANY)
+    factors = array(np.float32, ANY)
+    metric = INT
+
+
+@state
+class Prefilter:
+    """What rejects rows unread: see `prefilter`, and for the last two `sign_codes`."""
+
+    codes = array(np.uint8, ANY, ANY)
+    outlier = array(np.bool_, ANY)
+    error = FLOAT
+    longest = FLOAT
+    error_bound = FLOAT
+    centre = INT
+
+
+@state
+class Quantizer:
+    """How vectors become uint8 codes: see `scalar_quantizer`."""
+
+    basis = array(np.float32, ANY, ANY)
+    offset = array(np.float32, ANY)
+    step = FLOAT
+
+
+@state
+class Links:
+    """Neighbours by logical row."""
+
+    rows = array(np.int32, ANY, ANY)
+    blocks = array(np.int32, ANY)
+
+
+@state
+class Graph:
+    """The links of all levels, and where walks begin."""
+
+    level0 = Links
+    above = Links
+    upper = array(np.int32, ANY)
+    entry = INT
+    top = INT  # the level of the entry; -1 if there are no slots
+
+
+@state
+class Index:
+    """All that a search reads. `dim` is the number of components of a query."""
+
+    space = Space
+    vectors = array(None, ANY, ANY)
+    ids = array(np.int64, ANY)
+    graph = Graph
+    prefilter = Prefilter
+    quantizer = Quantizer
+    n = INT
+    dim = INT
+
+
+@state
+class Scan:
+    """A scan of all rows for m queries, k best each, between its blocks: see `scan`."""
+
+    queries = array(np.float32, ANY, ANY)
+    squares = array(np.float64, ANY)
+    units = array(np.float32, ANY, ANY)
+    scores = array(np.float64, ANY, ANY)
+    found = array(np.int64, ANY, ANY)
+    kept = array(np.int64, ANY)
+    limits = array(np.float64, ANY)
+
+
+@state
+class Ownership:
+    """Which blocks of links a writer may change.
+
+    owned bool[blocks] marks those that no published snapshot holds; spare int64[1 + any] is a stack
+    of free physical blocks: their number, then the blocks.
+    """
+
+    owned = array(np.bool_, ANY)
+    spare = array(np.int64, ANY)
+
+
+@state
+class Draft:
+    """A graph while a writer adds to it.
+
+    allowed bool[C] (or bool[0] for all) are the slots that may be chosen as neighbours.
+    """
+
+    space = Space
+    prefilter = Prefilter
+    quantizer = Quantizer
+    graph = Graph
+    own0 = Ownership  # of the blocks of graph.level0
+    own_above = Ownership  # and of graph.above
+    levels = array(np.uint8, ANY)
+    allowed = array(np.bool_, ANY)
+    parent = array(np.int32, ANY)
+
+
+@state
+class Repair:
+    """A graph from which slots were removed, and how those that stay are renumbered: see `repair`.
+
+    slots int64[m] are the old slots that stay, ascending: the position is the new slot. renamed
+    int32[n] is the new slot of an old one, ABSENT for a removed one.
+    """
+
+    old = Graph
+    slots = array(np.int64, ANY)
+    renamed = array(np.int32, ANY)
+
+
+index_at = unpacker(Index)  # index_at(handle, rows, vectors), of these only the dtypes count
+scan_at = unpacker(Scan)
+draft_at = unpacker(Draft)  # draft_at(handle, rows)
+repair_at = unpacker(Repair)
+links_at = unpacker(Links)
