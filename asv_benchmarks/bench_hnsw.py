@@ -12,7 +12,7 @@ IMPLS = ["llmds_nb", "llmds_nb-float32", "hnswlib", "numpy-scan"]
 
 
 def clustered(n, seed):
-    """Overlapping clusters, neighbours side by side as documents arrive."""
+    """Overlapping clusters in their order, as documents arrive."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((100, DIM), np.float32)
     rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ class Search:
 
 
 class Own:
-    """What peers do not have, or not in a comparable form."""
+    """Operations that peers do not have, or not in a comparable form."""
 
     version = "1"
     timeout = 180

@@ -1,11 +1,11 @@
 """HNSW against hnswlib, faiss and usearch: speed, recall and bytes; bench_cold has compile times.
 
 `asv run -b bench_hnsw_peers` measures all; `-b bench_hnsw_peers.Msdocs` one set. A set is measured
-once, by its `setup_cache`, with both sides in one process (see `hnsw_peers`); the benchmarks only
-read off its figures, and are n/a where the data, a peer or a second core is missing, or where the
-smallest ef exceeds the recall. The full clustered set takes about a quarter of an hour; with
-LLMDS_DENSE_N=5000 all take minutes, at ratios that are lower. LLMDS_DENSE_GROWTH is the largest
-size of `Growth`.
+once, by its `setup_cache`, with both sides in one process (see `_support/hnsw_peers.py`). The
+benchmarks only report its figures, and are n/a where the data, a peer or a second core is missing,
+or where the smallest ef exceeds the recall. The full clustered set takes about a quarter of an
+hour; with LLMDS_DENSE_N=5000 all sets take minutes, at ratios that are lower. LLMDS_DENSE_GROWTH is
+the largest size of `Growth`.
 """
 
 from ._support.hnsw_peers import (
@@ -41,7 +41,7 @@ def _over(labels, unit):
 
 
 class _Figures:
-    """What `setup_cache` measured, one figure per benchmark."""
+    """Figures that `setup_cache` measured, one per benchmark."""
 
     version = "1"
 
@@ -145,7 +145,7 @@ class Images(_Against):
 
 
 class Uniform(_Promise):
-    """The hardest, 100,000 x 128: here the promise is to lose little against hnswlib."""
+    """The hardest, 100,000 x 128: the promise here is to lose little against hnswlib."""
 
     def setup_cache(self):
         return measured("uniform", ["promise", "gap"])

@@ -1,7 +1,7 @@
-"""Sets of vectors with queries, real and generated, and what a search of them should find.
+"""Sets of vectors with queries, real and generated, and the recall of answers to these.
 
-Real sets are cut to their first n vectors, generated ones made of n. LLMDS_DENSE_N bounds n, so
-that a quick run takes minutes; its ratios are not those of the full sets.
+Real sets are cut to their first n vectors, generated ones have n. LLMDS_DENSE_N limits n, so that a
+quick run takes minutes; its ratios are not those of the full sets.
 """
 
 import os
@@ -12,12 +12,12 @@ import numpy as np
 from .corpora import DATA
 
 K = 10
-_TIE = 2e-6  # squared distance: `docs` of msdocs come more than once, see the data's README
+_TIE = 2e-6  # squared distance: msdocs has equal `docs`, see the README of the data
 _BLOCK = 4096
 
 
 class DenseSet(NamedTuple):
-    """docs float32[n, d]; queries float32[m, d]; limits float64[m] as `recall` wants them."""
+    """docs float32[n, d]; queries float32[m, d]; limits float64[m], of the function `limits`."""
 
     docs: np.ndarray
     queries: np.ndarray
@@ -68,13 +68,13 @@ def low_rank(n, n_queries=1000, dim=128):
 
 
 def uniform(n, n_queries=1000, dim=128):
-    """Uniform in the unit cube: nothing to hold on to, the hardest set there is."""
+    """Uniform in the unit cube, without any structure: the hardest set."""
     docs = np.random.default_rng(1).random((n, dim), np.float32)
     return docs, np.random.default_rng(2).random((n_queries, dim), np.float32)
 
 
 def images(n, n_queries=1000, dim=784):
-    """Generated, as no real images are at hand: 100 clusters under a spectrum like theirs.
+    """Generated like images: 100 clusters, with the spectrum of images.
 
     The variance of the i-th principal direction is i ** -1.5, and the directions are a random
     rotation of the axes: 96 components keep .94 of the variance (.935 in the study's enlarged

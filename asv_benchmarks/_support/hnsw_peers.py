@@ -1,8 +1,8 @@
-"""Our HNSW and its peers on one set of vectors, in one process, alternately, medians.
+"""Measures our HNSW and its peers on one set of vectors, alternately in one process, by medians.
 
 All graphs have M = 16 and ef_construction = 200 and measure squared Euclidean distance. One thread
-is measured in CPU time of the process, two in wall time. What a search of ours needs beyond the
-vectors (encoding, projection, re-ranking) is inside its time.
+is measured in CPU time of the process, two in wall time. The time of a search of ours includes
+encoding, projection and re-ranking.
 """
 
 import contextlib
@@ -72,9 +72,9 @@ def _ours(impl, dim):
 
 def _met(index, queries, ef):
     """How many vectors a walk on level 0 compares with a query, on average."""
-    snapshot, metric = index._snapshot, index._form.kernel_metric
+    snapshot = index._snapshot
     walk = _counting_walk()
-    return walk(snapshot.handle, *index._form.samples, metric, queries, ef) / len(queries)
+    return walk(snapshot.handle.address, *index._form.likes, queries, ef) / len(queries)
 
 
 @cache
@@ -83,43 +83,50 @@ def _counting_walk():
     from numba import njit
 
     try:
-        from llmds_nb.hnsw.kernels.distance import query_room
-        from llmds_nb.hnsw.kernels.graph import graph_explore, handle_numbers, state_at
-        from llmds_nb.hnsw.kernels.prefilter import sieve_query, sieve_room
+        from llmds_nb._core.scratch import cut, keep_alive, scratch
+        from llmds_nb.hnsw.kernels.distance import query_part
+        from llmds_nb.hnsw.kernels.graph import WalkScratch, graph_explore
+        from llmds_nb.hnsw.kernels.prefilter import Query, prefilter_parts, prefilter_query
         from llmds_nb.hnsw.kernels.scalar_quantizer import codes_query
+        from llmds_nb.hnsw.kernels.state import index_at
     except ImportError:
         raise NotImplementedError("this commit walks otherwise") from None
 
     @njit
-    def walk(handle, rows, vectors, metric, queries, ef):
-        s = state_at(handle, rows, vectors)
-        step, error, longest, n, entry, top = handle_numbers(handle)
-        visited, pool = np.empty((n + 63) >> 6, np.int64), np.empty(ef + 1, np.int64)
-        fresh, keys = np.empty((2, s.links0.shape[1]), np.int32)
-        memory = np.empty(2 * s.rows.shape[1] + s.basis.shape[1], np.float32)
-        projected, room = memory[: s.basis.shape[1]], query_room(s.rows, memory.ctypes.data)
-        allowed, reach = np.empty(0, np.bool_), np.empty(3)
-        sieve_memory = np.empty(s.sieve.shape[1] + s.rows.shape[1], np.int64)
-        coded = sieve_room(s.rows, s.sieve, sieve_memory.ctypes.data)
+    def walk(index, rows, vectors, queries, ef):
+        s = index_at(index, rows, vectors)
+        graph, allowed = s.graph, np.empty(0, np.bool_)
+        planes_part, numbers_part, bound_part = prefilter_parts(s.space, s.prefilter)
+        parts = (
+            ((s.n + 63) >> 6, np.int64),
+            (ef + 1, np.int64),
+            (graph.level0.rows.shape[1], np.int32),
+            (graph.level0.rows.shape[1], np.int32),
+            query_part(s.space),
+            (s.quantizer.basis.shape[1], np.float32),
+            planes_part,
+            numbers_part,
+            bound_part,
+        )
+        memory = scratch(parts)
+        visited, candidates, fresh, keys, coded, projected, planes, numbers, bound = cut(
+            memory, parts
+        )
+        walk_scratch = WalkScratch(visited, candidates, fresh, keys)
         met = 0
         for i in range(len(queries)):
-            query = codes_query(
-                queries[i], s.rows, s.basis, s.offset, step, metric, room, projected
-            )
-            sieve_query(
-                s.rows, query, s.sieve, s.basis, s.offset, step, error, longest, metric, coded,
-                reach,
-            )  # fmt: skip
+            vector = codes_query(s.space, s.quantizer, queries[i], coded, projected)
+            query = Query(vector, planes, numbers, bound)
+            prefilter_query(query, s.space, s.prefilter, s.quantizer)
             graph_explore(
-                query, s.rows, s.factors, metric, coded, s.sieve, s.wild, reach, s.links0,
-                s.blocks0, s.links1, s.blocks1, s.upper, entry, top, 0, ef, allowed, visited, pool,
-                fresh, keys,
+                query, s.space, s.prefilter, graph, graph.entry, graph.top, 0, ef, allowed,
+                walk_scratch,
             )  # fmt: skip
             for word in visited:
                 while word:
                     word &= word - 1
                     met += 1
-        memory[0] = sieve_memory[0] = 0  # they had to live up to here
+        keep_alive(memory)
         return met
 
     return walk
@@ -422,8 +429,7 @@ def growth(name="clustered", largest=None, rounds=5):
 
     Each size is a set of its own with the same structure. Times and vectors met are fitted as
     a + b log2 n (b: per doubling; r2: share of their variance explained), and as c n ** exponent.
-    `largest`
-    is LLMDS_DENSE_GROWTH by default, or 31,623; 1,000,000 takes ten minutes.
+    `largest` is LLMDS_DENSE_GROWTH by default, or 31,623; 1,000,000 takes ten minutes.
     """
     largest = largest or int(os.environ.get("LLMDS_DENSE_GROWTH", 31_623))
     sizes = [n for n in SIZES if n <= largest]
