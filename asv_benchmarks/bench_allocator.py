@@ -11,7 +11,7 @@ POOL = 100_000
 
 
 class PlainPool:
-    """As one writes it by hand; double frees are refused before anything changes."""
+    """Baseline: a deque and a list; a double free is refused before anything changes."""
 
     def __init__(self, n_pages):
         self.free_pages, self.refs = deque(range(n_pages)), [0] * n_pages
@@ -80,7 +80,7 @@ class Cycle:
 
 
 class Compact:
-    """The plan of moves for a pool of which every other page is in use."""
+    """Compaction of a pool of which every other page is in use."""
 
     params = (["llmds_nb", "plain Python"],)
     param_names = ("impl",)
@@ -104,7 +104,7 @@ class Compact:
 
 
 class Growth:
-    """64 pages out and back, 50 times, in pools of different sizes."""
+    """64 pages allocated and freed, 50 times, in pools of different sizes."""
 
     params = ([1_000, 1_000_000], ["llmds_nb", "plain Python"])
     param_names = ("pool", "impl")
@@ -119,7 +119,7 @@ class Growth:
         made = _pool(impl, pool)
         held = np.random.default_rng(0).permutation(pool)[: pool // 2].tolist()
         made.alloc(pool)
-        made.free(held)  # the free pages lie scattered, as after hours of use
+        made.free(held)  # free pages in random order, as after hours of use
         return made
 
     def time_50_rounds(self, pool, impl):

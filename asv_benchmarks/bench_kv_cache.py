@@ -280,7 +280,8 @@ class Size:
             self.kv.commit(seq_id, 4 * page_size)
 
     def sequences(self):
-        return self.kv._cache_state.arrays.seq_hot.nbytes + self.kv._cache_state.arrays.seq_cold.nbytes + self.kv._cache_state.arrays.ids.nbytes
+        arrays = self.kv._cache_state.arrays
+        return arrays.seq_hot.nbytes + arrays.seq_cold.nbytes + arrays.ids.nbytes
 
     def track_control_bytes_per_page(self, page_size):
         return (self.kv.nbytes - self.sequences()) / 8192 - 4 * page_size
@@ -294,7 +295,7 @@ class Size:
 class Trace:
     """Replay of the Mooncake conversation trace: full pages found / all hash_ids; n/a without it.
 
-    One token stands for a 512-token block. "plain Python" evicts in LRU order.
+    One token represents a block of 512 tokens. "plain Python" evicts in LRU order.
     """
 
     params = ([1_000, 5_000, 10_000, 30_000], ["lru", "path-lrfu", "plain Python"])

@@ -1,4 +1,4 @@
-"""The control of bench_kv_cache: a paged KV manager in dicts, a deque and an OrderedDict.
+"""Baseline of bench_kv_cache: a paged KV manager of dicts, a deque and an OrderedDict.
 
 What an engine in plain Python does (nano-vllm's block manager is of this kind): full pages are
 found by a chained hash of their tokens and compared token by token, evicted in LRU order. Forks,

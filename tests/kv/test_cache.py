@@ -1,4 +1,4 @@
-"""KVCache by example: page life, digests, room, pending copies, savings, threads."""
+"""KVCache by example: page life, digests, capacity, pending copies, savings, threads."""
 
 import hashlib
 import threading
@@ -19,7 +19,7 @@ def pages_of(cache, seq_id):
 # ---- page life -------------------------------------------------------------------------------
 
 
-def twins(tensors=False):
+def duplicates(tensors=False):
     """Sequences 1 and 2 with one prompt, attached before either committed, then both committed."""
     cache = KVCache(32, T, kv_shape=(1,) if tensors else None, dtype=np.float32)
     assert cache.attach(1, PROMPT) == cache.attach(2, PROMPT) == 0
@@ -32,7 +32,7 @@ def twins(tensors=False):
 
 
 def test_a_duplicate_stays_private_and_the_first_is_shared():
-    cache = twins(tensors=True)
+    cache = duplicates(tensors=True)
     assert cache.stats().n_cached == 3
     cache.attach(3, PROMPT)
     assert pages_of(cache, 3) == pages_of(cache, 1)
@@ -45,7 +45,7 @@ def test_a_duplicate_stays_private_and_the_first_is_shared():
 
 
 def test_children_of_a_duplicate_hang_under_the_canonical_parent():
-    cache = twins()
+    cache = duplicates()
     cache.append(2, [7, 8, 9, 10])
     cache.commit(2, 16)
     longer = [*PROMPT, 7, 8, 9, 10]
@@ -64,7 +64,7 @@ def test_children_of_a_duplicate_hang_under_the_canonical_parent():
 
 
 def test_a_duplicate_becomes_the_cached_one_when_the_first_was_evicted():
-    cache = twins()
+    cache = duplicates()
     cache.detach(1)
     assert cache.evict(99) == 3 and cache.match(PROMPT) == 0
     kept = pages_of(cache, 2)
@@ -237,11 +237,11 @@ def test_digests_of_salts_of_all_kinds_differ():
     assert len({KVCache(4, n).prefix_digests([0] * 8)[0].tobytes() for n in (1, 2, 4, 8)}) == 4
 
 
-# ---- room ------------------------------------------------------------------------------------
+# ---- capacity ----------------------------------------------------------------------------------
 
 
 def refused(cache, lacking, call):
-    """The call lacks so many pages and leaves everything as it was."""
+    """The call is refused for so many missing pages and changes nothing."""
     ids = cache._cache_state.arrays.seq_hot[:, 0]
     ids = ids[ids >= 0].tolist()
 
@@ -283,7 +283,7 @@ def test_a_batch_fits_whole_or_not_at_all():
     refused(cache, 1, lambda: cache.append_many([1, 3], [1, 2]))
 
 
-def test_cached_pages_make_room_but_hits_and_pins_do_not():
+def test_cached_pages_are_evicted_for_new_ones_but_hits_and_pins_are_not():
     cache = KVCache(4, T)
     cache.attach(1, PROMPT)
     cache.commit(1, 12)
@@ -295,7 +295,9 @@ def test_cached_pages_make_room_but_hits_and_pins_do_not():
     refused(cache, 1, lambda: cache.attach(3, [1]))
     cache.detach(2)
     cache.unpin(handle)
-    refused(cache, 1, lambda: cache.attach(2, [*PROMPT, *[0] * 8]))  # hits leave with nobody
+    refused(
+        cache, 1, lambda: cache.attach(2, [*PROMPT, *[0] * 8])
+    )  # no page of the hit can be evicted
     assert cache.attach(2, [0] * 16) == 0
     assert cache.stats().evictions == 3 and cache.match(PROMPT) == 0
     cache.check()

@@ -1,4 +1,4 @@
-"""KVCache: which page leaves next, against a model and on a real trace; pins, tiers, quotas."""
+"""KVCache: which page is evicted next, against a model and on a real trace; pins, tiers, quotas."""
 
 import gzip
 import itertools
@@ -49,12 +49,12 @@ class Model:
             self.evictions += 1
 
     def attach(self, seq_id, prompt, priority):
-        """Attach and commit; the number of hits, or minus the pages that lack."""
+        """Attach and commit; the number of hits, or minus the number of missing pages."""
         hits = self.match(prompt)
         needed = self.held() | {prompt[:n] for n in range(1, len(prompt) + 1)}
-        lacking = len(needed) - P
-        if lacking > 0:
-            return -lacking
+        missing = len(needed) - P
+        if missing > 0:
+            return -missing
         self.clock += 1
         self.open[seq_id] = prompt
         self.evict(len(prompt) - hits - (P - len(self.nodes)))
@@ -94,10 +94,10 @@ class MyLFU:
      (MyLRU(), "lru"), (MyLFU(), "lfu")],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
-def test_pages_leave_in_the_order_of_the_policy(eviction, policy, priorities):
+def test_pages_are_evicted_in_the_order_of_the_policy(eviction, policy, priorities):
     rng = np.random.default_rng(11)
     cache, model = KVCache(P, 1, eviction=eviction), Model(policy)
-    lacked = 0
+    refused = 0
     for seq_id in range(250):
         if len(model.open) == 3 or (model.open and rng.random() < 0.3):
             leaving = int(rng.choice(list(model.open)))
@@ -108,7 +108,7 @@ def test_pages_leave_in_the_order_of_the_policy(eviction, policy, priorities):
         priority = int(rng.choice(priorities))
         hits = model.attach(seq_id, prompt, priority)
         if hits < 0:
-            lacked += 1
+            refused += 1
             with pytest.raises(CapacityError, match=f"^{-hits} pages lack"):
                 cache.attach(seq_id, prompt, priority=priority)
         else:
@@ -122,7 +122,7 @@ def test_pages_leave_in_the_order_of_the_policy(eviction, policy, priorities):
         assert [cache.match(p) for p in PATHS] == [model.match(p) for p in PATHS]
         assert cache.stats().n_cached == len(model.nodes)
     assert cache.stats().evictions == model.evictions > 80
-    assert lacked
+    assert refused
     cache.check()
 
 
@@ -171,22 +171,22 @@ def test_priority_is_a_tier_above_the_policy(eviction):
     assert leaving(cache, prompts) == [1, 4, 0, 3, 2]
 
 
-@pytest.mark.parametrize("first_leaves", [False, True])
-def test_a_duplicate_hands_its_priority_to_the_page_that_stays(first_leaves):
+@pytest.mark.parametrize("first_detached", [False, True])
+def test_a_duplicate_hands_its_priority_to_the_page_that_stays(first_detached):
     cache = KVCache(16, 2)
     cache.attach(1, [1, 1])
     cache.attach(2, [1, 1], priority=5)
     cache.commit(1, 2)
-    if first_leaves:  # the page is an evictable leaf when its twin comes
+    if first_detached:  # the page is an evictable leaf when its duplicate comes
         cache.detach(1)
     cache.commit(2, 2)
     cache.check()
-    cache.detach([2] if first_leaves else [1, 2])
+    cache.detach([2] if first_detached else [1, 2])
     serve(cache, [9, 9], priority=1)
     assert leaving(cache, [[1, 1], [9, 9]]) == [1, 0]
 
 
-def test_a_parent_never_leaves_before_its_child_whatever_the_priority():
+def test_a_parent_is_never_evicted_before_its_child_whatever_the_priority():
     cache = KVCache(16, 1)
     serve(cache, [1], priority=-5)
     serve(cache, [1, 2, 3], priority=7)

@@ -1,4 +1,4 @@
-"""Path-LRFU against its plain twin, and the hit ratios of real conversations."""
+"""Path-LRFU against its plain oracle, and the hit ratios of real conversations."""
 
 import gzip
 import json
@@ -16,18 +16,17 @@ from .oracle_eviction import PathLrfu
 
 
 class Pair:
-    """A cache of one-token pages and its twin, which must agree after every step."""
+    """A cache of one-token pages and its oracle, which must agree after every step."""
 
     def __init__(self, n_pages):
         self.cache = KVCache(n_pages, 1, eviction="path-lrfu", key=b"test")
-        self.twin = PathLrfu(n_pages, self.place)
+        self.oracle = PathLrfu(n_pages, self.place)
         self.prefixes = set()
 
     def hash(self, prefix):
         salt, tokens = prefix
-        root = self.cache._cache_state.arrays.domain[
-            self.cache._cache_state.domains[salt], [s.ROOT0, s.ROOT1]
-        ]
+        state = self.cache._cache_state
+        root = state.arrays.domain[state.domains[salt], [s.ROOT0, s.ROOT1]]
         h0, h1 = root.view(np.uint64)
         for token in tokens:
             h0, h1 = prefix_hash(np.uint64(h0), np.uint64(h1), np.array([token], np.int32))
@@ -43,12 +42,12 @@ class Pair:
         n_commit = max(hits, min(n_commit, len(tokens)))
         self.cache.commit(0, n_commit)
         self.cache.detach(0)
-        assert self.twin.request(salt, tokens, n_commit) == hits
+        assert self.oracle.request(salt, tokens, n_commit) == hits
         self.prefixes.update((salt, tokens[: j + 1]) for j in range(len(tokens)))
         self.agree()
 
     def evict(self, n):
-        assert self.cache.evict(n) == len(self.twin.evict(n))
+        assert self.cache.evict(n) == len(self.oracle.evict(n))
         self.agree()
 
     def agree(self):
@@ -59,13 +58,13 @@ class Pair:
         hashes = cached[:, s.HASH : s.HASH + 4].copy().view(np.uint64).tolist()
         keys = cached[:, s.KEY : s.KEY + 2].copy().view(np.int64)[:, 0].tolist()
         keys = dict(zip(map(tuple, hashes), keys, strict=True))
-        wanted = {self.hash(p): self.twin.key(p) for p in self.twin.cached}
+        wanted = {self.hash(p): self.oracle.key(p) for p in self.oracle.cached}
         assert keys.keys() == wanted.keys()
         assert all(abs(keys[h] - wanted[h]) <= 8 for h in wanted)
         assert sorted(keys, key=keys.get) == sorted(wanted, key=wanted.get)
 
     def drain(self):
-        while self.twin.cached:
+        while self.oracle.cached:
             self.evict(1)
 
 
@@ -75,7 +74,7 @@ REQUEST = st.tuples(
 
 
 @given(n_pages=st.integers(4, 9), steps=st.lists(REQUEST | st.integers(1, 4), max_size=40))
-def test_path_lrfu_agrees_with_its_twin(n_pages, steps):
+def test_path_lrfu_agrees_with_its_oracle(n_pages, steps):
     pair = Pair(n_pages)
     for step in steps:
         if isinstance(step, int):
@@ -87,7 +86,7 @@ def test_path_lrfu_agrees_with_its_twin(n_pages, steps):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_path_lrfu_agrees_over_conversations(seed):
-    """Long enough that buckets of the history overflow and pages come back after eviction."""
+    """Long enough that buckets of ghost entries overflow and pages come back after eviction."""
     rng = np.random.default_rng(seed)
     pair, live = Pair(24), []
     for _ in range(250):
@@ -97,7 +96,7 @@ def test_path_lrfu_agrees_over_conversations(seed):
         prompt += rng.integers(3, 1000, rng.integers(1, 4)).tolist()
         pair.request(0, prompt, len(prompt))
     assert pair.cache.stats().evictions > 400
-    assert any(len(records) == 8 for records in pair.twin.history.values())
+    assert any(len(entries) == 8 for entries in pair.oracle.ghosts.values())
     pair.drain()
 
 
@@ -115,29 +114,24 @@ def test_weight_and_turn_outlast_eviction():
     assert (page[page[:, s.STATE] == s.CACHED, s.TURN] == 3).all()
 
 
-def test_truncate_forgets_the_past_of_what_was_cut():
+def test_truncate_drops_the_prior_weight_of_the_pages_cut():
     cache = KVCache(8, 1, eviction="path-lrfu")
+
+    def prior_pages():
+        arrays = cache._cache_state.arrays
+        return arrays.seq_cold[arrays.seq_hot[:, s.ID] == 0, s.PRIOR_PAGES]
+
     cache.attach(0, np.arange(4, dtype=np.int32))
     cache.commit(0, 4)
     cache.detach(0)
     cache.evict(8)
     cache.attach(0, np.arange(4, dtype=np.int32))
-    assert (
-        cache._cache_state.arrays.seq_cold[
-            cache._cache_state.arrays.seq_hot[:, s.ID] == 0, s.PRIOR_PAGES
-        ]
-        == 4
-    )
+    assert prior_pages() == 4
     cache.truncate(0, 2)
-    assert (
-        cache._cache_state.arrays.seq_cold[
-            cache._cache_state.arrays.seq_hot[:, s.ID] == 0, s.PRIOR_PAGES
-        ]
-        == 2
-    )
+    assert prior_pages() == 2
 
 
-def test_only_path_lrfu_keeps_a_history():
+def test_only_path_lrfu_keeps_ghost_entries():
     bytes_of = {name: KVCache(1600, 16, eviction=name).nbytes for name in ("lru", "path-lrfu")}
     assert bytes_of["path-lrfu"] - bytes_of["lru"] == 12 * 1600
     fixed = KVCache(1, 16, eviction="path-lrfu").nbytes
@@ -145,7 +139,7 @@ def test_only_path_lrfu_keeps_a_history():
     assert per_page <= 128
 
 
-def test_history_survives_save_and_load(tmp_path):
+def test_ghost_entries_survive_save_and_load(tmp_path):
     pair = Pair(24)
     rng = np.random.default_rng(0)
     for _ in range(40):

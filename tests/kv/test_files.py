@@ -8,6 +8,7 @@ import pytest
 
 import llmds_nb
 from llmds_nb import CapacityError, CorruptFileError, CountMinSketch, KVCache
+from llmds_nb._core import storage
 
 T = 4
 SALTS = [0, -3, 10**30, "0", b"0", "", b"", "\u00e9", "\ud83d\ude00", "\U0001f600", b"\xff\x00"]
@@ -172,6 +173,18 @@ def test_files_of_others_are_refused(tmp_path):
 class Policy:
     def keys(self, events):
         return np.zeros(len(events.pages))
+
+
+def test_array_names_in_files_never_change(tmp_path):
+    path = tmp_path / "cache"
+    KVCache(4, 2, kv_shape=(1,)).save(path)
+    _, arrays, header = storage.read(path)
+    names = ["dom", "hot", "ids", "kv", "meta", "page", "pins", "pool", "seq", "tok"]
+    assert sorted(arrays) == names
+    assert sorted(header) == [
+        "domains", "dtype", "eviction", "key", "kv_shape", "n_pages", "next_pin", "page_size",
+        "pins", "prefix_sharing", "version",
+    ]  # fmt: skip
 
 
 def test_a_custom_policy_cannot_be_saved(tmp_path):

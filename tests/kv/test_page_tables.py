@@ -246,7 +246,7 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(
     assert 7 not in cache and 8 not in cache
 
 
-def test_the_table_has_every_method():
+def test_the_bad_calls_name_every_method():
     takes_nothing_of_its_own = {"check", "stats", "compact", "pending_copies", "load", "save"}
     public = {
         name

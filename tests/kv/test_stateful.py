@@ -78,13 +78,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def refused(self, call):
         """Whether a call raised CapacityError; it must then have changed nothing."""
-        domains = list(
-            self.cache._cache_state.domains.values()
-        )  # a new salt may still get a row: harmless
-        before = (
-            self.cache._cache_state.arrays.seq_hot.copy(),
-            self.cache._cache_state.arrays.domain[domains],
-        )
+        state = self.cache._cache_state
+        domains = list(state.domains.values())  # a new salt may still get a row: harmless
+        before = state.arrays.seq_hot.copy(), state.arrays.domain[domains]
         stats = self.cache.stats()
         try:
             self.result = call()
@@ -93,10 +89,9 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.cache.stats() == stats
             live = before[0][:, 0] >= 0
             assert np.array_equal(
-                self.cache._cache_state.arrays.seq_hot[: len(live)][live][:, :5],
-                before[0][live][:, :5],
+                state.arrays.seq_hot[: len(live)][live][:, :5], before[0][live][:, :5]
             )
-            assert np.array_equal(self.cache._cache_state.arrays.domain[domains], before[1])
+            assert np.array_equal(state.arrays.domain[domains], before[1])
             return True
         return False
 
