@@ -40,18 +40,18 @@ class KVCache(Stored):
     kv_shape : tuple of int, optional
         Shape of one token's K/V, e.g. ``(layers, 2, kv_heads, head_dim)``. The cache then holds the
         tensors, in `kv`: dtype[n_pages, page_size, *kv_shape]. Without it the cache manages pages
-        only and hands out the copies to do (`pending_copies`).
+        only and reports the copies that the caller has to do (`pending_copies`).
     dtype : numpy dtype
         Of the tensors.
     eviction : str or object
         "lru", "fifo", "lfu", "priority", "path-lrfu", or an object with a method
         ``keys(events: PageEvents) -> float64[n]``: the leaf with the lowest key is evicted first.
-        It is asked after every call that inserted, touched or released pages, at O(n_pages) a call;
-        an error it raises comes out of that call, which has done its work.
-        "path-lrfu" weighs how often, how lately and in how late a turn a page was used, and
-        remembers that of evicted pages too, for 12 bytes a page and a second hash of the tokens
-        that are not cached. It suits a cache much smaller than the conversations going on. Where
-        the next turn comes within few requests, as from agents, "lru" can be far better: measure.
+        `keys` is called after every call that inserted, touched or released pages, which costs
+        O(n_pages); an error that it raises is raised by that call, whose work is done.
+        "path-lrfu" weighs how often, how recently and in how late a turn a page was used, and keeps
+        ghost entries of evicted pages, at 12 bytes a page and a second hash of the tokens that are
+        not cached. It suits a cache much smaller than the active conversations. Where the next
+        turn comes within few requests, as from agents, "lru" can be far better: measure.
     prefix_sharing : bool
         Whether full committed pages are shared and stay cached after `detach`.
     key : bytes, optional
@@ -99,7 +99,7 @@ class KVCache(Stored):
         self.kv = None if state.tensors is None else state.tensors.kv
         self.kv_shape, self.dtype = settings.kv_shape, settings.dtype
         self.eviction, self.prefix_sharing = settings.eviction, settings.prefix_sharing
-        # Scratch under the lock: the arrays of a call for one sequence, end to end.
+        # Scratch under the lock: the arrays of an attach or detach of one sequence.
         self._one = np.zeros(6, np.int64)
         self._one_views = tuple(self._one[i:j] for i, j in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6)))
 
@@ -123,7 +123,7 @@ class KVCache(Stored):
         salt : int, bytes or str
             Tenant; only pages of the same salt are shared.
         priority : int
-            Pages touched by a higher priority are evicted later, whatever the policy says.
+            Pages touched by a higher priority are evicted later, under every policy.
 
         Returns
         -------
@@ -133,7 +133,7 @@ class KVCache(Stored):
         Raises
         ------
         CapacityError
-            Too few pages even after evicting all that can be; names how many lack.
+            Too few pages even after evicting all that can be; states how many are missing.
         ValueError
             The id is in use, or bad input.
         """
@@ -199,10 +199,10 @@ class KVCache(Stored):
     def append(
         self, seq_id: int, tokens: npt.ArrayLike, kv: npt.ArrayLike | None = None
     ) -> npt.NDArray[np.int64]:
-        """Add tokens behind a sequence. O(1) per token.
+        """Append tokens to a sequence. O(1) per token.
 
-        Everything before the new tokens counts as committed from now on. Where the last page is
-        shared it is copied first; without tensors inside, the copy is left in `pending_copies`.
+        Everything before the new tokens counts as committed from now on. A last page that is shared
+        is copied first; a cache without tensors leaves that copy in `pending_copies`.
 
         Parameters
         ----------
@@ -213,14 +213,14 @@ class KVCache(Stored):
         Returns
         -------
         int64[n]
-            Where the K/V of each token belongs: page * page_size + offset.
+            The slot of the K/V of each token: page * page_size + offset.
 
         Raises
         ------
         KeyError
             The sequence is unknown.
         CapacityError
-            Too few pages even after evicting all that can be; names how many lack.
+            Too few pages even after evicting all that can be; states how many are missing.
         """
         return sequences.append(self._cache_state, seq_id, tokens, kv)
 
@@ -253,7 +253,7 @@ class KVCache(Stored):
         return slots
 
     def commit(self, seq_id: int, n_tokens: int) -> None:
-        """Say that the K/V of the first `n_tokens` is computed. O(new tokens).
+        """Declare that the K/V of the first `n_tokens` is computed. O(new tokens).
 
         Full pages up to there become shareable. The sequence's page table does not change: where an
         equal page is cached already, this sequence keeps its own copy as a private page.
@@ -292,8 +292,8 @@ class KVCache(Stored):
     def truncate(self, seq_id: int, n_tokens: int) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
 
-        Pages behind go back to the cache or the pool. A shared page that is cut is copied when the
-        sequence next grows.
+        Cached pages behind stay cached, the others become free. A shared page that is cut is copied
+        when the sequence next grows.
         """
         seq_id = validation.natural(seq_id, "seq_id")
         n_tokens = validation.natural(n_tokens, "n_tokens")
@@ -303,10 +303,10 @@ class KVCache(Stored):
     # ---- moving pages ----------------------------------------------------------------------
 
     def pending_copies(self) -> Moves:
-        """Hand out the page copies to do before the next forward pass, and forget them.
+        """Take the page copies that are due before the next forward pass.
 
-        Empty for a cache that holds the tensors itself. Until they are fetched no source page is
-        reused.
+        Empty for a cache that holds the tensors itself. No source page is reused before its copy
+        was taken.
         """
         with self._cache_state.lock:
             return Moves(*self._cache_state.take_copies())
@@ -355,7 +355,7 @@ class KVCache(Stored):
         ----------
         seq_ids : int64[B]
         pad : int
-            Fills the places behind each sequence's pages.
+            Fills each row behind the pages of its sequence.
         out : int32[>= B, >= max_pages], optional
             Buffer to fill; the result is a view of its first B rows, at its full width.
 
@@ -398,7 +398,7 @@ class KVCache(Stored):
         Returns
         -------
         int
-            A handle for `unpin`. It remembers the pages that are cached now, perhaps none.
+            A handle for `unpin`. The pin covers the pages that are cached now, perhaps none.
         """
         return self._pins.add(self._cache_state, tokens, salt)
 
@@ -407,7 +407,7 @@ class KVCache(Stored):
         self._pins.remove(self._cache_state, handle)
 
     def evict(self, n_pages: int) -> int:
-        """Evict up to `n_pages` cached pages that nobody holds; return how many. O(n log pages)."""
+        """Evict up to `n_pages` cached pages not in use; return how many. O(n log pages)."""
         n_pages = validation.natural(n_pages, "n_pages")
         with self._cache_state.lock:
             return k.kv_evict(self._cache_state.handle.address, n_pages)
@@ -441,7 +441,7 @@ class KVCache(Stored):
         """
         return prefixes.digests(tokens, self.page_size, salt)
 
-    # ---- looking at it ---------------------------------------------------------------------
+    # ---- sizes, checks, files --------------------------------------------------------------
 
     def stats(self) -> KVCacheStats:
         """Return sizes and counts. O(n_pages)."""
@@ -478,9 +478,12 @@ class KVCache(Stored):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, replacing it atomically; other threads wait meanwhile.
 
-        The folder of the file must exist. TypeError for a cache with a custom eviction policy.
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file; its folder must exist. TypeError if the eviction policy is a custom one.
         """
-        with self._cache_state.lock:  # the arrays are written as they lie, uncopied
+        with self._cache_state.lock:  # the arrays are not copied
             super().save(path)
 
     def _state(self):

@@ -1,4 +1,4 @@
-"""Eviction policies by name, and the protocol by which a custom policy is asked."""
+"""Eviction policies by name, and the call of a custom policy; keys: kernels/eviction_policy.py."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ POLICIES = {
 
 
 class PageEvents(NamedTuple):
-    """What a custom eviction policy is asked about: n cached pages and what happened to them."""
+    """What a custom eviction policy is called with: n cached pages and what happened to them."""
 
     pages: npt.NDArray[np.int64]  # int64[n]
     inserted: npt.NDArray[np.bool_]  # bool[n]: became cached
@@ -36,17 +36,17 @@ class PageEvents(NamedTuple):
 
 
 def check_policy(eviction: Any) -> None:
-    """Refuse what is neither the name of a policy nor a custom policy."""
+    """Raise an error for what is neither the name of a policy nor a custom policy."""
     if eviction is None or isinstance(eviction, str):
         validation.choice(eviction, "eviction", tuple(POLICIES))
     elif not callable(getattr(eviction, "keys", None)):
         raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
 
 
-def ask_policy(policy: Any, handle: Handle) -> None:
-    """Let a custom policy set the keys of the pages whose events it was not asked about yet.
+def call_policy(policy: Any, handle: Handle) -> None:
+    """Call a custom policy for new keys of the pages that have had events since the last call.
 
-    If it raises, it is asked about the same pages again after the next call.
+    If it raises, it is called with the same pages again after the next call.
     """
     page, meta = handle.state.page, handle.state.meta
     pages = np.flatnonzero((page[:, s.EVENTS] != 0) & (page[:, s.STATE] == s.CACHED))

@@ -22,8 +22,8 @@ from ..primitives.status import (
     PRESENT,
     REPEATED,
     UNEVEN,
-)  # fmt: skip
-from .eviction import POLICIES, ask_policy
+)
+from .eviction import POLICIES, call_policy
 from .kernels import eviction_policy as ev, operations as k, state as s
 from .kernels.append import kv_commit
 from .kernels.eviction_heap import ENTRY
@@ -39,7 +39,7 @@ _SALT_TYPES = frozenset({int, str, bytes})  # exact types, since True == 1
 
 
 class CacheState:
-    """The arrays of a KVCache and what every call of a kernel needs.
+    """The arrays of a KVCache, and all that a call of a kernel needs beside its arguments.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class CacheState:
         The row of the domain array of every known salt.
     tensors : Tensors or None
     plain : bool
-        A call that succeeded is complete: there are no tensors to copy, no policy to ask.
+        Nothing is to be done after a kernel that succeeded: no tensors, no custom policy.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CacheState:
         domains: dict[Salt, int] | None = None,
         tensors: Tensors | None = None,
     ):
-        """A new state, or that of the arrays, domains and tensors of an old one."""
+        """An empty state, or that of the arrays, domains and tensors of a saved one."""
         self.settings = settings
         self.lock = threading.RLock()
         self.handle = Handle(empty_arrays(settings) if arrays is None else arrays)
@@ -85,23 +85,23 @@ class CacheState:
     # ---- calls of kernels ------------------------------------------------------------------
 
     def run(self, kernel: Any, *args: Any) -> int:
-        """Call a kernel, growing the arrays as it needs; raise an error if it refuses."""
+        """Call a kernel, growing the arrays as needed; raise an error if it refuses the call."""
         status = kernel(self.handle.address, *args)
         return status if status >= 0 and self.plain else self.settle(kernel, status, args)
 
     def settle(self, kernel: Any, status: int, args: tuple) -> int:
-        """The second half of `run`: refusals, pending copies, custom policy."""
+        """Finish a call of a kernel: refusal, pending copies, custom policy. See `run`."""
         if status < 0:
             status = self.refused(kernel, status, args)
         if self.tensors is not None and self.arrays.meta[s.N_PENDING]:
             src, dst = self.take_copies()
             self.tensors.kv[dst] = self.tensors.kv[src]
         if self._custom_policy is not None:
-            ask_policy(self._custom_policy, self.handle)
+            call_policy(self._custom_policy, self.handle)
         return status
 
     def refused(self, kernel: Any, status: int, args: tuple) -> int:
-        """Grow the arrays and call again, or raise (statuses: kernels/sequences.py)."""
+        """Grow the arrays and repeat the call, or raise (statuses: kernels/sequences.py)."""
         while status in (GROW, GROW_SEQUENCES):
             n = int(self.arrays.meta[s.MISSING])
             if status == GROW:
