@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ from .._core import validation
 from .._core.state import Handle
 from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
-from .request_queue import Clock
 
 TokenBuckets: Any = k.TokenBuckets  # a named tuple class: see _core/state.py
 _NS = 1_000_000_000
@@ -85,7 +85,7 @@ class AdmissionController:
         token_rate_limit: float | None = None,
         *,
         burst_ms: float = 1000.0,
-        clock: Clock = time.monotonic_ns,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):

@@ -27,12 +27,12 @@ class StepPlan(NamedTuple):
     include the last token that it has.
     """
 
-    seq_ids: np.ndarray  # int64[n], in the order of admission
-    starts: np.ndarray  # int64[n]
-    n_tokens: np.ndarray  # int64[n]
-    is_prefill: np.ndarray  # bool[n]: part of the prompt, or of what a preemption lost
-    preempted: np.ndarray  # int64[m]: sequences that lost their pages since the last step
-    slots: np.ndarray  # int64[sum of n_tokens]: page * page_size + offset
+    seq_ids: npt.NDArray[np.int64]  # [n], in the order of admission
+    starts: npt.NDArray[np.int64]  # [n]
+    n_tokens: npt.NDArray[np.int64]  # [n]
+    is_prefill: npt.NDArray[np.bool_]  # [n]: part of the prompt, or lost by a preemption
+    preempted: npt.NDArray[np.int64]  # [m]: sequences that lost their pages since the last step
+    slots: npt.NDArray[np.int64]  # [sum of n_tokens]: page * page_size + offset
 
     def __bool__(self) -> bool:
         return self.seq_ids.size > 0

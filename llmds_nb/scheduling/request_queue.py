@@ -109,6 +109,11 @@ class RequestQueue:
             raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
         return float64_keys(keys)
 
+    def find(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int, int]:
+        """Return the slots of requests and what `requests_find` returns: (slots, status, j)."""
+        slots = np.empty(ids.size, np.int64)
+        return slots, *k.requests_slots(self.handle.address, ids, slots)
+
     @property
     def has_user_keys(self) -> bool:
         """Whether the policy is a function of the user's."""
@@ -167,6 +172,11 @@ class RequestQueue:
     def check(self) -> None:
         """Assert every invariant of kernels/queue_state.py. O(n)."""
         check_queue(self.handle)
+
+    def warmup(self) -> None:
+        """Compile the kernels that only `find` and `check` call."""
+        self.find(np.zeros(0, np.int64))
+        k.request_key(self.handle.address, 0)
 
 
 def _key_function(policy):

@@ -11,7 +11,6 @@ from .._core import validation
 from .._core.state import Handle
 from ..primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
 from .kernels import micro_batch as k, queue_state as s
-from .kernels.request_queue import requests_slots
 from .request_queue import (
     FOREVER_NS,
     MAX_TOKENS,
@@ -31,8 +30,8 @@ MicroBatcher: Any = k.MicroBatcher  # a named tuple class: see _core/state.py
 class Batch(NamedTuple):
     """Requests to run together, in the policy's order; false when there is none."""
 
-    ids: np.ndarray  # int64[n]
-    tokens: np.ndarray  # int64[n], as submitted or last updated
+    ids: npt.NDArray[np.int64]  # [n]
+    tokens: npt.NDArray[np.int64]  # [n], as submitted or last updated
 
     def __bool__(self) -> bool:
         return self.ids.size > 0
@@ -284,8 +283,8 @@ class Scheduler:
         queue = self._queue
         if not queue.has_user_keys or not ids.size:
             return np.zeros(0, np.int64)
-        slots = np.empty(ids.size, np.int64)
-        self._accept(ids, *requests_slots(queue.handle.address, ids, slots))
+        slots, *answer = queue.find(ids)
+        self._accept(ids, *answer)
         rows = queue.handle.state.request[slots]
         columns = (s.ARRIVAL_NS, s.DEADLINE_NS, s.TENANT)
         return queue.keys(tokens, *(rows[:, column] for column in columns))
@@ -408,6 +407,7 @@ class Scheduler:
     def _warmup() -> None:
         for policy in ("aging", "fair"):
             scheduler = Scheduler(2, policy=policy)
+            scheduler._queue.warmup()
             ids = scheduler.submit_many([1, 2, 3])
             scheduler.submit(1)
             scheduler.update(ids, 2)

@@ -11,18 +11,11 @@ from llmds_nb import AdmissionController
 from llmds_nb.primitives import status
 from llmds_nb.scheduling.kernels import token_bucket
 
+from .clock import Clock
 from .oracle_admission import PlainAdmission
 
 SECOND = 10**9
 RATES = st.sampled_from([None, 0.001, 0.3, 1, 2.5, 7, 333.3, 10**6])
-
-
-class Clock:
-    def __init__(self, now=0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 class AdmissionMachine(RuleBasedStateMachine):

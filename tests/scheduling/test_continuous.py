@@ -12,18 +12,10 @@ from llmds_nb.primitives.status import ABSENT
 from llmds_nb.scheduling.kernels.queue_state import ID
 from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
+from .clock import MS, Clock
 from .oracle_continuous import PlainBatcher
 
-MS = 10**6
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
-
-
-class Clock:
-    def __init__(self, now=0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 def sampled_token(id_, position):

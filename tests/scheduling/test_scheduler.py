@@ -11,18 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llmds_nb import Scheduler
 
+from .clock import MS, Clock
 from .oracle_scheduler import PlainScheduler
 
-MS = 10**6
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
-
-
-class Clock:
-    def __init__(self, now=0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 def scheduler(*args, **kwargs):
