@@ -201,7 +201,7 @@ class CountMinSketch(Stored):
         Returns
         -------
         int or int64[n]
-            For one item or for many; 0 for an item that shares no cell with one counted.
+            For one item or for many; 0 only for an item that was never counted.
         """
         if type(items) is str:  # in one kernel call
             data, seed = string_to_hash(items, self._seed)
