@@ -26,9 +26,9 @@ def split(text):
 class Built(NamedTuple):
     """An index, and what it needs to search for texts."""
 
-    split: object  # from texts to what `search` takes, within the clock
-    number: object  # the same as term ids, in the form that is fastest, outside it
-    search: object  # from that and k to scores [n, k]
+    split: object  # from texts to what `search` takes; timed
+    number: object  # from texts to term ids, in the form that is fastest to search; not timed
+    search: object  # from either and k to scores [n, k]
 
 
 def build(impl, texts):
@@ -47,7 +47,7 @@ def build(impl, texts):
         bm25s.index(tokens, show_progress=False)
 
         def number(queries):
-            known = bm25s.vocab_dict  # it has no id for what is unknown
+            known = bm25s.vocab_dict  # there is no id for unknown words
             return [[known[word] for word in query if word in known] for query in words(queries)]
 
         return Built(words, number, lambda q, k: bm25s.retrieve(q, k=k, show_progress=False).scores)
@@ -66,7 +66,7 @@ def built(impl, size="5k"):
 
 
 class Search:
-    """100 queries, as texts, tokenising included, or as term ids; sets of `corpora.msdocs_set`."""
+    """100 queries of `corpora.msdocs_set`: as texts, with tokenisation, or as term ids."""
 
     params = (
         ["llmds_nb", "bm25s", "rank_bm25"], ["short", "long"], [10, 1000], ["5k", "100k", "1M"],
@@ -82,7 +82,7 @@ class Search:
         if size == "1M" and "BM25_1M" not in os.environ:  # minutes, and gigabytes for bm25s
             raise NotImplementedError
         _, short, long = msdocs_set(size)
-        n = 10 if impl == "rank_bm25" else 100  # it needs milliseconds for each
+        n = 10 if impl == "rank_bm25" else 100  # rank_bm25 takes milliseconds a query
         queries = (short if queries == "short" else long)[:n]
         index = built(impl, size)
         self.search = index.search
@@ -135,7 +135,7 @@ class Change:
 
 
 class Size:
-    """Bytes a posting: packed lists; all that a file holds but the vocabulary; in memory."""
+    """Bytes a posting: encoded lists; all arrays of a file but the vocabulary; in memory."""
 
     params = (["5k", "100k", "1M"],)
     param_names = ("size",)
@@ -148,7 +148,7 @@ class Size:
         self.index = ours("InvertedIndex")()
         self.index.add(None, msdocs_set(size)[0])
         self.index.compact()
-        self.index.search("any", 1)  # unpacks the longest lists
+        self.index.search("any", 1)  # decodes the longest lists
         (segment,) = self.index._snapshot.segments
         self.postings = int(segment.entries.sum(dtype=np.int64))
 
@@ -187,9 +187,10 @@ class Quality:
 
 
 class Stream:
-    """Indexing passages that a generator makes, four million tokens (42 MB) to 100,000 texts.
+    """Indexing passages from a generator; 100,000 texts have four million tokens (42 MB).
 
-    None at all is the process by itself; the rest is to stay below three times the index + 200 MB.
+    0 texts measure the process by itself; peaks beyond that are to stay below three times the index
+    and 200 MB.
     """
 
     params = ([0, 100_000, 400_000, 1_600_000],)
@@ -201,7 +202,7 @@ class Stream:
         if n > 400_000 and "BM25_1M" not in os.environ:  # a minute
             raise NotImplementedError
         self.passages, _, _ = msdocs(step=10)
-        self.add(20_000)  # compiled, packed and merged
+        self.add(20_000)  # compiles all that is used below
         self.index.add(None, "another segment")
         self.index.compact()
 

@@ -12,7 +12,7 @@ from .._core.arrays import address_of
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from ..text.token_batch import TokenBatch
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer, encode_into
 from ..text.vocabulary import StringTable
 from .decoded_lists import decoded_lists
 from .kernels import scoring, search as k, state as s
@@ -177,7 +177,7 @@ def search_one(
 ) -> Found | None:
     """`search` for one query without a filter, [depth] each, or None if it is too long."""
     buffers = _borrow(pool)
-    n = tokenizer._encode_short(text, buffers)
+    n = encode_into(tokenizer, text, buffers)
     if n < 0:
         pool.append(buffers)
         return None
