@@ -144,7 +144,8 @@ def _indexed(blob, ptr, n, capacity):
     """The state of n strings that grows beyond `capacity` of them, its hash table built anew."""
     hashes = np.empty(capacity, np.uint64)
     state = k.StringTableState(blob, ptr, hashes, _empty_slots(capacity))
-    k.strings_rebuild(Handle(state).address, n)
+    handle = Handle(state)  # kept alive during the call
+    k.strings_rebuild(handle.address, n)
     return state
 
 
