@@ -297,8 +297,6 @@ class Tokenizer:
         for chunk in self._chunks(texts):
             yield mapped(*chunk, self._table.add)
 
-    _encode_short = encode_into
-
     def _find_term(self, term) -> int:
         """The id of `term`, as it is or as the one term that it is analyzed to; or ABSENT."""
         if not isinstance(term, str):
