@@ -14,7 +14,7 @@ from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, OK, REPEATED, UN
 from . import state as s
 from .arena import arena_lacks
 from .attach import tokens_check
-from .pages import page_copy, page_drop, page_take, pages_missing, pages_reserve
+from .pages import batch_pages_missing, page_copy, page_drop, page_take, pages_reserve
 from .sequences import (
     block_table_get,
     block_table_grow,
@@ -101,7 +101,7 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
     if arena_lacks(kv, entries, copies):
         status = GROW
     elif total > 0:
-        missing = pages_missing(kv, domains, need)
+        missing = batch_pages_missing(kv, domains, need)
         if missing > 0:
             kv.meta[s.MISSING] = missing
             status = FULL

@@ -23,12 +23,12 @@ from .arena import arena_lacks, chunk_class
 from .eviction_policy import PATH_LRFU, RELEASED, TOUCHED, key_update
 from .ghost_entries import ghost_find
 from .pages import (
+    batch_pages_missing,
     chain_start,
     chain_step,
     last_child_set,
     page_acquire,
     page_take,
-    pages_missing,
     pages_reserve,
 )
 from .prefix_table import hash_get, prefix_find
@@ -228,7 +228,7 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
         need[i] = _attach_match(kv, seqs[i], part)
         taken += 1
     if status == OK:
-        missing = pages_missing(kv, domains, need)
+        missing = batch_pages_missing(kv, domains, need)
         if missing > 0:
             kv.meta[s.MISSING] = missing
             status = FULL

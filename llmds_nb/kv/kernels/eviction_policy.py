@@ -17,8 +17,8 @@ of attaches so far, and CLOCK, which advances at every attach and detach. The po
     lfu        USES, then CLOCK at the last hook
     priority   as lru; PRIORITY is compared before the key under every policy
     path-lrfu  log-domain LRFU (Lee et al., 2001) with forward decay, below
-    custom     hooks set bits of EVENTS; after each call the object asks the user's policy for the
-               new keys of these pages and sets them by `leaf_rekey`
+    custom     hooks set bits of EVENTS; after each call the object calls the user's policy for
+               the new keys of these pages and sets them by `leaf_rekey`
 
 Path-LRFU. Request r, in turn t of its conversation, adds 2**(r / 500) * (1 + t) to every page that
 it finds or makes. The *weight* of a page is UNIT * log of the sum, its key weight - DEPTH_STEP *

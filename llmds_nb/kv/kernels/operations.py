@@ -14,12 +14,12 @@ from .attach import sequence_release_pages
 from .eviction_heap import ENTRY, domain_heap_fill, leaf_lowest, leaf_rekey
 from .page_tables import slots_fill
 from .pages import (
+    batch_pages_missing,
     evict_many,
     leaf_evict,
     page_acquire,
     page_copy,
     page_drop,
-    pages_missing,
     pages_reserve,
     pending_clear,
 )
@@ -57,7 +57,7 @@ def kv_write(handle, seq_id, start, out):
     if arena_lacks(kv, 0, copies):
         return GROW
     domains = np.array([kv.seq_cold[seq, s.SEQ_DOMAIN]])
-    missing = pages_missing(kv, domains, np.array([copies]))
+    missing = batch_pages_missing(kv, domains, np.array([copies]))
     if missing > 0:
         kv.meta[s.MISSING] = missing
         return FULL

@@ -178,7 +178,7 @@ def free_missing(kv, need):
 
 @kernel(internal=True, borrow=True)
 def pages_reserve(kv, domain, need):
-    """Evict until `need` pages are free and within quota; pages_missing was 0 for them."""
+    """Evict until `need` pages are free and within quota; batch_pages_missing was 0 for them."""
     if kv.domain[domain, s.QUOTA] >= 0 and need > 0:
         while kv.domain[domain, s.OWNED] + need > kv.domain[domain, s.QUOTA]:
             leaf_evict(kv, leaf_lowest(kv, kv.domain[domain, s.HEAP]))
@@ -186,7 +186,7 @@ def pages_reserve(kv, domain, need):
 
 
 @kernel(internal=True, borrow=True)
-def pages_missing(kv, domains, need):
+def batch_pages_missing(kv, domains, need):
     """Pages missing for a batch that takes need[i] pages in domains[i]. O(n)."""
     total = 0
     n = need.size

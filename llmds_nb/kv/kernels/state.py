@@ -68,7 +68,7 @@ USES = 11  # cached: requests that touched it
 DEPTH = 12  # cached: pages of the prefix before it
 HEAP_POS = 13  # its entry in the heap of leaves, -1 = none
 DOMAIN_HEAP_POS = 14  # its entry in the heap of its domain, -1 = none
-EVENTS = 15  # bits of the policy hooks since a custom policy was last asked; HAS_GHOST of path-lrfu
+EVENTS = 15  # bits of the policy hooks since the last call of a custom policy; HAS_GHOST
 HASH = 16  # .. 19, cached: chained hash, two uint64 as low and high halves
 KEY = 20  # .. 21, cached: eviction key, int64 as low and high half; the lowest is evicted first
 PAGE_COLUMNS = 22
