@@ -73,8 +73,8 @@ def _ours(impl, dim):
 def _met(index, queries, ef):
     """How many vectors a walk on level 0 compares with a query, on average."""
     snapshot = index._snapshot
-    walk = _counting_walk()
-    return walk(snapshot.handle.address, *index._form.likes, queries, ef) / len(queries)
+    handle, walk = snapshot.handle, _counting_walk()
+    return walk(handle.address, *index._form.likes, queries, ef) / len(queries)
 
 
 @cache

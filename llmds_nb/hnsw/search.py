@@ -77,9 +77,9 @@ def search_one(
     n = snapshot.n
     if ef < count:
         ef = count
-    handle = snapshot.handle
-    if n <= SCAN_FACTOR * ef or n < ef or snapshot.n_live < n or form.codes_only or handle is None:
+    if n <= SCAN_FACTOR * ef or n < ef or snapshot.n_live < n or form.codes_only:
         return None
+    handle = snapshot.handle
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
     bad = _walk(
         form, handle.address, form.likes, query, query, ef, depth, _ALL, False, ids,
@@ -137,6 +137,8 @@ def search(
     if form.codes_only:
         queries, finals = _in_code_space(snapshot, form.metric, queries)
 
+    handle = snapshot.handle
+
     def answer(start, stop, mask, passing):
         part = slice(start, stop)
         if passing == 0:
@@ -149,7 +151,7 @@ def search(
             scan(snapshot, form, finals[part], mask, ids[part], distances[part])
         else:
             _walk(
-                form, snapshot.handle.address, form.likes, queries[part].ravel(),
+                form, handle.address, form.likes, queries[part].ravel(),
                 finals[part].ravel(), ef, depth, mask, True, ids[part].ravel(),
                 distances[part].ravel(),
             )  # fmt: skip
@@ -173,12 +175,13 @@ def search(
 
 def _scan_rows(snapshot, form, queries, mask, out_ids, out_distances):
     """Measure every vector that passes, one by one."""
-    hnsw_scan_many(snapshot.handle.address, form.likes[1], queries, mask, out_ids, out_distances)
+    handle = snapshot.handle
+    hnsw_scan_many(handle.address, form.likes[1], queries, mask, out_ids, out_distances)
 
 
 def _scan_by_blas(snapshot, form, queries, mask, out_ids, out_distances):
     """As `_scan_rows`, with the same answers bit for bit, by matrix products."""
-    nothing = out_ids[:0], out_distances[:0]
+    handle, nothing = snapshot.handle, (out_ids[:0], out_distances[:0])
     for begin in range(0, len(queries), _BLAS_BATCH):
         part = slice(begin, begin + _BLAS_BATCH)
         few, outs = queries[part], (out_ids[part], out_distances[part])
@@ -197,7 +200,7 @@ def _scan_by_blas(snapshot, form, queries, mask, out_ids, out_distances):
         for start in range(0, snapshot.n, _BLAS_BLOCK):
             stop = min(start + _BLAS_BLOCK, snapshot.n)
             hnsw_scan_block(
-                snapshot.handle.address, scan.address, snapshot.vectors[start:stop] @ few.T, start,
+                handle.address, scan.address, snapshot.vectors[start:stop] @ few.T, start,
                 mask, *(outs if stop == snapshot.n else nothing),
             )  # fmt: skip
 

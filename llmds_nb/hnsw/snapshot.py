@@ -47,11 +47,17 @@ class Snapshot:
     drawn: int = 0  # levels drawn for this graph
     entry: int = ABSENT
     top: int = -1
-    handle: Handle | None = field(init=False, compare=False)  # of an Index; None if empty
+    _handle: Handle | None = field(default=None, init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        handle = None
-        if self.n and self.coding is not None:
+    @property
+    def handle(self) -> Handle:
+        """The handle of these arrays as an Index, made by the first search; they are not empty.
+
+        A caller holds it during a kernel's call: two first searches at once make one each.
+        """
+        handle = self._handle
+        if handle is None:
+            assert self.coding is not None  # as it is once there are vectors
             index = Index(
                 space=Space(self.rows, self.factors, self.metric),
                 vectors=self.vectors,
@@ -63,7 +69,8 @@ class Snapshot:
                 dim=self.dim,
             )
             handle = Handle(index)
-        object.__setattr__(self, "handle", handle)
+            object.__setattr__(self, "_handle", handle)
+        return handle
 
     @property
     def graph(self) -> Graph:

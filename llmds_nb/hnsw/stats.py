@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._core.state import Handle
+from .._core.state import Handle, n_words
 from .kernels.spanning_tree import tree_count
-from .kernels.state import Links
+from .kernels.state import Index, Links
 from .quantization import NONE
 from .snapshot import Snapshot, logical_rows
 
@@ -35,7 +35,7 @@ def n_bytes(snapshot: Snapshot) -> int:
     arrays = {id(array): array for array in fields if isinstance(array, np.ndarray)}
     coding = snapshot.coding
     codes = 0 if coding is None else coding.basis.nbytes + coding.offset.nbytes
-    handle = 0 if snapshot.handle is None else snapshot.handle.words.nbytes
+    handle = 8 * n_words(Index) if snapshot.n else 0
     return codes + handle + sum(array.nbytes for array in arrays.values())
 
 

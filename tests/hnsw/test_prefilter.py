@@ -109,7 +109,8 @@ def passed(snapshot, query):
     n = snapshot.n
     keys = np.empty(n, np.int32)
     limits = np.empty(0, np.int32)
-    args = snapshot.handle.address, snapshot.rows[:0], snapshot.vectors[:0], query, keys
+    handle = snapshot.handle
+    args = handle.address, snapshot.rows[:0], snapshot.vectors[:0], query, keys
     _filter(*args, limits, np.empty((0, n), np.bool_))
     limits = np.sort(keys)[[0, 5, 30, n // 2]]
     left = np.zeros((4, n), np.bool_)
