@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors, is_ordinary
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
 from .requests import Request
-from .snapshot import Snapshot
 from .text_store import TextStore
 
 _METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
@@ -25,6 +24,41 @@ DEPTH = 100  # candidates of each half, or k if that is more
 _MIN_LENGTH = 1e-18  # of vectors with a direction: HNSW refuses shorter ones, except with l2
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _entries = EntryPoints(fuse=fusion_combine_many)
+
+
+class Snapshot(NamedTuple):
+    """Both halves after one write: never changed, only replaced as a whole."""
+
+    dense: HNSW | None
+    sparse: InvertedIndex
+    formula: tuple  # (k1, b, variant) of `sparse`
+    version: int  # of the documents
+
+
+class Searcher(NamedTuple):
+    """A point-in-time view of an index, on which one search runs (as Lucene's IndexSearcher)."""
+
+    hybrid: "HybridIndex"
+    snapshot: Snapshot
+    settings: tuple
+    threads: int = 1
+
+    @property
+    def version(self) -> int:
+        """The version of the documents."""
+        return self.snapshot.version
+
+    def encode(self, requests: list[Request]) -> list[Request]:
+        """See HybridIndex.encode."""
+        return self.hybrid.encode(self.snapshot, requests)
+
+    def search(self, requests: list[Request]) -> Hits:
+        """See HybridIndex.search."""
+        return self.hybrid.search(self.snapshot, self.settings, self.threads, requests)
+
+    def search_one(self, request: Request) -> Hits:
+        """See HybridIndex.search_one."""
+        return self.hybrid.search_one(self.snapshot, self.settings, request)
 
 
 class HybridIndex:

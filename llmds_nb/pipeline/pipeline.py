@@ -14,10 +14,9 @@ from ..hnsw.index import HNSW
 from ..structures.sketch import CountMinSketch
 from . import persistence
 from .embedder import Embedder, Encoder, checked_vector
-from .hybrid import FUSIONS, HybridIndex
+from .hybrid import FUSIONS, HybridIndex, Searcher
 from .query_cache import QueryCache
 from .requests import Request, make_requests
-from .snapshot import Searcher
 from .stats import PipelineStats, stats_of
 from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
 

@@ -10,8 +10,8 @@ import numpy as np
 from ..bm25.index import Hits
 from ..structures.lru import TokenLRU
 from ..structures.sketch import CountMinSketch
+from .hybrid import Searcher
 from .requests import Request
-from .snapshot import Searcher
 
 _BATCH = 256  # texts counted in one batch: a tenth of the cost of one at a time
 

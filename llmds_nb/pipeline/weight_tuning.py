@@ -101,7 +101,7 @@ def _tune(
     gains: Sequence[Mapping[int, float]],
     present: float,
 ) -> Tuning:
-    """The best weight for queries with `gains`; `rank(weight)` gives int64[n, DEPTH]."""
+    """The best weight for queries with `gains`; `rank(weight)` returns ids int64[n, DEPTH]."""
     judged = _judged(gains)
 
     def scores_at(weight):

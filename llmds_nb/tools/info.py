@@ -52,7 +52,8 @@ def _describe_cache():
     if not compiled:
         return f"{folder}: empty; `llmds-nb warmup` fills it"
     size = sum(file.stat().st_size for file in compiled)
-    return f"{folder}: {len(compiled)} compiled kernels, {size / 1e6:.1f} MB"
+    n_folders = len({file.parent for file in compiled})  # one for each domain
+    return f"{folder}: {len(compiled)} compiled kernels in {n_folders} folders, {size / 1e6:.1f} MB"
 
 
 def _describe_file(path):

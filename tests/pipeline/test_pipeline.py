@@ -115,6 +115,32 @@ def test_settings_of_the_halves_take_effect():
     assert again.scores.tolist() == before.scores.tolist()
 
 
+def test_ef_search_may_be_changed_at_any_time():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 24)).astype(np.float32)
+    pipeline = RetrievalPipeline(dense=HNSW(24, metric="cosine", M=4), hot_threshold=1)
+    pipeline.add(None, [""] * 3000, vectors)
+    asked = rng.standard_normal((20, 24)).astype(np.float32)
+    texts = [f"query {i}" for i in range(20)]
+
+    def answers():
+        """Of one query at a time and of a batch, which agree."""
+        one = [pipeline.search(texts[i], 100, vectors=asked[i]) for i in range(20)]
+        many = pipeline.search(texts, 100, vectors=asked)
+        np.testing.assert_array_equal(many.ids, [hits.ids for hits in one])
+        return many.ids
+
+    low = answers()
+    pipeline.dense.ef_search = 3000
+    high = answers()  # not those that were cached
+    exact = pipeline.dense.search(asked, 100, exact=True).ids
+    assert (low != exact).any() and (high == exact).all()
+    pipeline.dense.ef_search = 50  # below 100: counts as 150
+    assert (answers() == low).all()
+    with pytest.raises(ValueError, match="ef_search"):
+        pipeline.dense.ef_search = 0
+
+
 def test_memory_of_replaced_texts_is_freed():
     pipeline = RetrievalPipeline(encoder=letters)
     for turn in range(40):

@@ -226,9 +226,8 @@ def _read_folder(folder, progress):
 
 
 def _read_jsonl(path, progress, strict):
-    documents: list[Document] = []
-    skipped: list[str] = []
-    first_line: dict[str, int] = {}  # of each id
+    documents, skipped = [], []
+    first_line = {}  # of each id
     with open(path, "rb") as file, progress.stage(f"read {path.name}", unit="lines") as done:
         for number, raw in enumerate(file, 1):
             line = _decode(f"{path}:{number}", raw)
@@ -295,9 +294,7 @@ def _passages(name, text):
     """Split one file's text between paragraphs into documents of at most PASSAGE_CHARS."""
     if len(text) <= PASSAGE_CHARS:
         return [Document(name, text.strip())] if text.strip() else []
-    passages: list[Document] = []
-    lines: list[str] = []
-    start, size = 1, 0
+    passages, lines, start, size = [], [], 1, 0
 
     def close():
         body = "\n".join(lines).strip()

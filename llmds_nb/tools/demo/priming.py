@@ -6,18 +6,16 @@ them in a KV cache, so that later prompts cannot evict them.
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmds_nb import KVCache, RetrievalPipeline
 
 from ..progress import Progress
 from ..replay.engine import StepCost
+from .options import Options
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder
 from .questions import Question
 from .report import percentiles
-
-if TYPE_CHECKING:
-    from .run import Options
 
 N_HOT = 20
 _FLOOD = 2  # pages of the other prompts / pages of the cache
@@ -26,7 +24,7 @@ _NEWS = "A document that was added while the service ran"
 
 
 def run(
-    options: "Options", pipeline: RetrievalPipeline, asked: Sequence[Question], progress: Progress
+    options: Options, pipeline: RetrievalPipeline, asked: Sequence[Question], progress: Progress
 ) -> tuple[dict[str, Any], dict[str, dict]]:
     """(figures that repeat with the seed, latencies on the wall clock) of the hottest questions.
 

@@ -5,7 +5,7 @@ figures (defined in `report.DEFINITIONS`) and the verdicts of the checks.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,10 @@ from ..replay.engine import (
 from ..replay.sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
 from ..replay.workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
 from . import checks
+from .options import Options
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
+from .questions import QuestionSet
 from .report import percentiles
-
-if TYPE_CHECKING:
-    from .run import Options, Retrieval
 
 RATE_PER_S = 50.0
 # Admission accepts bursts of .4 s and refuses what exceeds 1.25 times the mean rate for longer.
@@ -43,6 +42,16 @@ MAX_STEP_TOKENS = 2048
 AUDITED_PROMPTS = 500
 VOCABULARY = 32_000
 _MS = 1e-6  # per nanosecond
+
+
+class Retrieval(NamedTuple):
+    """A built index, the same index loaded from its file, and the questions for it."""
+
+    asked: QuestionSet
+    vectors: npt.NDArray[np.float32]  # [n, d], those of the dense half
+    built: RetrievalPipeline
+    reloaded: RetrievalPipeline
+    n_bytes: int  # of the file
 
 
 class Served(NamedTuple):
@@ -97,7 +106,7 @@ class Retriever:
         return prompts, cached
 
 
-def require_pages(options: "Options", texts: Sequence[str]) -> None:
+def require_pages(options: Options, texts: Sequence[str]) -> None:
     """Raise BadInput if the cache cannot hold the longest request for any of these questions."""
     most = longest_prompt(texts) + ANSWER_TOKENS[-1]
     needed = pages_needed([most], options.page_size)
@@ -109,8 +118,8 @@ def require_pages(options: "Options", texts: Sequence[str]) -> None:
 
 
 def run(
-    options: "Options",
-    retrieval: "Retrieval",
+    options: Options,
+    retrieval: Retrieval,
     rng: Mapping[str, np.random.Generator],
     progress: Progress,
 ) -> Served:

@@ -6,10 +6,9 @@ import tempfile
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import llmds_nb
 from llmds_nb import RetrievalPipeline
@@ -20,7 +19,9 @@ from ..errors import BadInput
 from ..info import kernel_cache
 from ..progress import Progress
 from . import checks, corpus, priming, questions, rag
+from .options import Options
 from .questions import DEPTH
+from .rag import Retrieval
 from .report import DEFINITIONS, percentiles
 
 N_TUNING, N_TEST = 600, 1400  # questions to tune the fusion weight on, and to report
@@ -28,28 +29,6 @@ QUICK_EVERY = 8
 WARM_FIRST = ("LsaEncoder", "InvertedIndex", "RetrievalPipeline")  # with the HNSW it needs
 WARM_NEXT = ("Scheduler", "AdmissionController", "KVCache", "ContinuousBatcher")
 WARM_IN_CHILD = WARM_NEXT[2:]  # about half of all compilation, for a second core
-
-
-class Options(NamedTuple):
-    """The options of the demo."""
-
-    corpus: str | None = None
-    strict: bool = False
-    requests: int = 2000
-    seed: int = 0
-    pages: int = 2048
-    page_size: int = 64
-    quick: bool = False
-
-
-class Retrieval(NamedTuple):
-    """A built index, the same index loaded from its file, and the questions for it."""
-
-    asked: questions.QuestionSet
-    vectors: npt.NDArray[np.float32]  # [n, d], those of the dense half
-    built: RetrievalPipeline
-    reloaded: RetrievalPipeline
-    n_bytes: int  # of the file
 
 
 def run(options: Options, progress: Progress) -> dict[str, Any]:

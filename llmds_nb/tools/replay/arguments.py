@@ -8,7 +8,7 @@ from ..arguments import at_most, natural, output_file, page_size, positive, with
 from ..errors import BadInput
 
 if TYPE_CHECKING:
-    from .replay import Options
+    from .options import Options
 
 # Of each option of a replay: type or choices, default, help. A sweep takes all but the costs.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def options_of(arguments: argparse.Namespace) -> "Options":
     """The options of a replay that were given."""
     from .engine import StepCost
-    from .replay import Options
+    from .options import Options
 
     def given(names):
         fields = (name.replace("-", "_") for name in names)

@@ -9,7 +9,8 @@ from llmds_nb import KVCache
 
 from ..progress import Progress
 from .belady import belady_hits
-from .replay import HASH_KEY, Options
+from .options import Options
+from .replay import HASH_KEY
 from .traces import Trace
 
 STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # the capacities of a curve / that of the replay

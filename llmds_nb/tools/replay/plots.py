@@ -150,7 +150,7 @@ def draw_sweep(sweep: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def _lines(ax, points, key, measure):
-    lines: dict[str, list] = {}
+    lines = {}
     for point in points:
         rest = {k: v for k, v in point["values"].items() if k != key}
         lines.setdefault(_name(rest, rest), []).append((point["values"][key], measure(point)))

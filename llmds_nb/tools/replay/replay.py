@@ -7,7 +7,7 @@ Both run over the real KVCache. No wall time enters, so a replay repeats exactly
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from llmds_nb import KVCache
 from ..demo.report import percentiles
 from ..errors import BadInput
 from .belady import belady_hits
-from .engine import StepCost
+from .options import Options
 from .replicas import NOT_REFUSED, TOO_LARGE, Replicas, make_router
 from .traces import Trace, from_parts
 
@@ -37,27 +37,6 @@ DEFINITIONS = {
     "queue_full": "refused: --max-waiting requests waited already",
     "percentiles": "nearest rank over the sorted samples: the ceil(p * n)-th smallest of n",
 }
-
-
-class Options(NamedTuple):
-    """The options of a replay."""
-
-    cache_only: bool = False
-    pages: int = 10_000  # in all, shared out evenly among the replicas
-    page_size: int = 512
-    eviction: str = "lru"
-    replicas: int = 1
-    router: str = "prefix"
-    batching: str = "continuous"
-    policy: str = "aging"
-    max_running: int = 256
-    max_step_tokens: int = 2048
-    max_waiting: int = 10_000
-    qps: float | None = None
-    token_rate: float | None = None
-    speed: float = 1.0
-    seed: int = 0
-    cost: StepCost = StepCost()
 
 
 def run(

@@ -12,7 +12,7 @@ prompts of waiting requests (at most `max_waiting`), and the caches.
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,8 @@ from llmds_nb.scheduling import SimulatedEngine
 
 from ..errors import BadInput
 from .engine import NEVER, VirtualClock
+from .options import Options
 from .traces import Trace
-
-if TYPE_CHECKING:
-    from .replay import Options
 
 NOT_REFUSED, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
 _MIN_SAMPLED = 2**18  # length of the ring of sampled tokens
@@ -44,7 +42,7 @@ class Records(NamedTuple):
 
 
 def make_router(
-    options: "Options", loads: Callable[[], npt.ArrayLike]
+    options: Options, loads: Callable[[], npt.ArrayLike]
 ) -> Callable[[npt.NDArray[np.int32]], int]:
     """A function from a prompt's tokens to a replica; `loads()` returns the load of each."""
     n = options.replicas
@@ -71,7 +69,7 @@ def _require_time(ns):
 class Replicas:
     """All replicas and the event loop; see `replay.run`."""
 
-    def __init__(self, trace: Trace, options: "Options", caches: list[KVCache]) -> None:
+    def __init__(self, trace: Trace, options: Options, caches: list[KVCache]) -> None:
         self._trace, self._options = trace, options
         n = len(trace)
         arrival = np.rint(trace.arrival_ns / options.speed)
