@@ -5,22 +5,23 @@ from typing import TYPE_CHECKING
 from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .explanation import Explanation as Explanation, TermScore as TermScore
-    from .index import (
+    from .index import InvertedIndex as InvertedIndex
+    from .results import (
+        Explanation as Explanation,
         Hits as Hits,
-        InvertedIndex as InvertedIndex,
         InvertedIndexStats as InvertedIndexStats,
         Postings as Postings,
+        TermScore as TermScore,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Explanation": "explanation",
-        "Hits": "index",
+        "Explanation": "results",
+        "Hits": "results",
         "InvertedIndex": "index",
-        "InvertedIndexStats": "index",
-        "Postings": "index",
-        "TermScore": "explanation",
+        "InvertedIndexStats": "results",
+        "Postings": "results",
+        "TermScore": "results",
     },
 )

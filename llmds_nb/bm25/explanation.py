@@ -1,7 +1,5 @@
 """Why a document has its score for a query, term by term."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ..primitives.status import ABSENT
@@ -11,26 +9,9 @@ from ..text.vocabulary import StringTable
 from . import documents
 from .kernels.postings import posting_find
 from .kernels.scoring import VARIANTS, bm25_contribution, bm25_idf, bm25_weights
+from .results import Explanation, TermScore
 from .search import Formula, vocabulary
 from .segments import Snapshot, find_terms
-
-
-class TermScore(NamedTuple):
-    """What one term of a query adds to the score of a document."""
-
-    term: str
-    count: int  # type: ignore[assignment]  # times in the query
-    tf: int  # times in the document
-    df: int  # documents that hold it
-    idf: float
-    score: float
-
-
-class Explanation(NamedTuple):
-    """A document's score for a query: the sum of the terms' scores, in this order."""
-
-    score: float
-    terms: list[TermScore]
 
 
 def explain(

@@ -3,53 +3,26 @@
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
 from .._core.progress import progress_bar
-from .._core.storage import Stored, nest, unnest
-from ..errors import CorruptFileError
+from .._core.storage import Stored
 from ..primitives.status import ABSENT
 from ..text.tokenizer import TokenBatch, Tokenizer
 from . import documents, persistence, search as searching, segments as segs
-from .explanation import Explanation, explain
+from .explanation import explain
 from .kernels.postings import postings_read
 from .kernels.scoring import VARIANTS
 from .merging import merge, tidy
+from .results import Explanation, Hits, InvertedIndexStats, Postings
 from .segment_builder import Ids, segment_of
 
-__all__ = ["Hits", "InvertedIndex", "InvertedIndexStats", "Postings"]
-
-
-class Hits(NamedTuple):
-    """The best documents, higher scores first; missing places have id -1 and score -inf."""
-
-    ids: npt.NDArray[np.int64]  # [k] or [n, k]
-    scores: npt.NDArray[np.float64]  # the same shape
-
-
-class Postings(NamedTuple):
-    """The documents that hold a term, ascending by id, and how often each does."""
-
-    ids: npt.NDArray[np.int64]  # [df]
-    tfs: npt.NDArray[np.int32]  # [df]
-
-
-class InvertedIndexStats(NamedTuple):
-    """Sizes of an index; postings of removed documents count until they are merged away."""
-
-    n_docs: int
-    n_terms: int  # in the vocabulary
-    n_tokens: int  # over all documents, stop words excluded
-    mean_length: float
-    n_removed: int
-    n_segments: int
-    postings_bytes: int
-    nbytes: int
+__all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings"]
 
 
 class InvertedIndex(Stored):
@@ -278,7 +251,7 @@ class InvertedIndex(Stored):
         queries: str | Iterable[str] | TokenBatch,
         k: int = 10,
         *,
-        filter: Any = None,
+        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None,
         threads: int = 1,
     ) -> Hits:
         """The k documents of highest score for each query.
@@ -334,7 +307,7 @@ class InvertedIndex(Stored):
         return Hits(ids, scores)
 
     def _ready(self, snapshot):
-        """What searches of the snapshot with the present formula share."""
+        """What searches of the snapshot with the present formula share, made at the first."""
         ready, formula = self._prepared, self._formula
         if ready is None or ready.snapshot is not snapshot or ready.formula is not formula:
             table = self.tokenizer._table
@@ -415,33 +388,13 @@ class InvertedIndex(Stored):
     def _state(self):
         with self._lock:
             snapshot, next_id = self._snapshot, self._next_id
-        segments = snapshot.segments
-        if len(segments) != 1 or segments[0].dead.any():
-            segments = (merge(segments),) if segments else ()
-        arrays, header = nest("tokenizer", self.tokenizer._state())
-        if segments:
-            arrays |= persistence.to_arrays(segments[0])
-        header |= {
-            **self._formula._asdict(), "next_id": next_id,
-            "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
-            "n_lists": len(segments[0].terms) if segments else 0,
-        }  # fmt: skip
-        return arrays, header
+        return persistence.to_state(snapshot, self.tokenizer, self._formula, next_id)
 
     @classmethod
     def _from_state(cls, arrays, header):
-        tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
-        index = cls(k1=header["k1"], b=header["b"], variant=header["variant"], tokenizer=tokenizer)
-        n_docs = validation.integer(header["n_docs"], "n_docs", low=0, high=validation.INT32_MAX)
-        n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0)
-        index._next_id = validation.integer(header["next_id"], "next_id", low=0)
-        if n_docs:
-            n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
-            segment = persistence.from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer))
-            last = documents.last_id(segment)
-            if last >= index._next_id:
-                raise CorruptFileError(f"id {last} is beyond those ever used")
-            index._snapshot = segs.snapshot([segment])
+        segments, tokenizer, formula, next_id = persistence.from_state(arrays, header)
+        index = cls(**formula._asdict(), tokenizer=tokenizer)
+        index._snapshot, index._next_id = segs.snapshot(segments), next_id
         return index
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""What a file keeps of a segment: differences as zigzag varints, and the encoded lists as they are.
+"""An InvertedIndex as arrays and a header for a file, and back.
 
-The names of the arrays are part of the file format.
+Of its one segment the file has differences as zigzag varints, and the encoded lists as they are.
+The names of arrays and header entries are part of the file format.
 """
 
 from collections.abc import Mapping
@@ -10,12 +11,51 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.storage import nest, unnest
 from ..errors import CorruptFileError
+from ..text.tokenizer import Tokenizer
 from . import documents
 from .kernels import varint
-from .segments import new_segment
+from .merging import merge
+from .search import Formula
+from .segments import Snapshot, new_segment
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def to_state(
+    snapshot: Snapshot, tokenizer: Tokenizer, formula: Formula, next_id: int
+) -> tuple[Arrays, dict[str, Any]]:
+    """(arrays, header) of an index, which are those of one segment without dead documents."""
+    segments = snapshot.segments
+    if len(segments) != 1 or segments[0].dead.any():
+        segments = (merge(segments),) if segments else ()
+    arrays, header = nest("tokenizer", tokenizer._state())
+    if segments:
+        arrays |= to_arrays(segments[0])
+    header |= {
+        **formula._asdict(), "next_id": next_id,
+        "n_docs": snapshot.n_docs, "n_tokens": snapshot.n_tokens,
+        "n_lists": len(segments[0].terms) if segments else 0,
+    }  # fmt: skip
+    return arrays, header
+
+
+def from_state(arrays: Arrays, header: dict[str, Any]) -> tuple[list[Any], Tokenizer, Formula, int]:
+    """(segments, tokenizer, formula, next_id); CorruptFileError if they cannot be an index."""
+    tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
+    formula = Formula(header["variant"], header["k1"], header["b"])
+    n_docs = validation.integer(header["n_docs"], "n_docs", low=0, high=validation.INT32_MAX)
+    n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0)
+    next_id = validation.integer(header["next_id"], "next_id", low=0)
+    segments = []
+    if n_docs:
+        n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
+        segments.append(from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer)))
+        last = documents.last_id(segments[0])
+        if last >= next_id:
+            raise CorruptFileError(f"id {last} is beyond those ever used")
+    return segments, tokenizer, formula, next_id
 
 
 def to_arrays(segment: Any) -> Arrays:

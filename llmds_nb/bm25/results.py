@@ -1,0 +1,51 @@
+"""The named tuples that an InvertedIndex returns."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Hits(NamedTuple):
+    """The best documents, higher scores first; missing places have id -1 and score -inf."""
+
+    ids: npt.NDArray[np.int64]  # [k] or [n, k]
+    scores: npt.NDArray[np.float64]  # the same shape
+
+
+class Postings(NamedTuple):
+    """The documents that hold a term, ascending by id, and how often each does."""
+
+    ids: npt.NDArray[np.int64]  # [df]
+    tfs: npt.NDArray[np.int32]  # [df]
+
+
+class InvertedIndexStats(NamedTuple):
+    """Sizes of an index; postings of removed documents count until they are merged away."""
+
+    n_docs: int
+    n_terms: int  # in the vocabulary
+    n_tokens: int  # over all documents, stop words excluded
+    mean_length: float
+    n_removed: int
+    n_segments: int
+    postings_bytes: int
+    nbytes: int
+
+
+class TermScore(NamedTuple):
+    """What one term of a query adds to the score of a document."""
+
+    term: str
+    count: int  # type: ignore[assignment]  # times in the query
+    tf: int  # times in the document
+    df: int  # documents that hold it
+    idf: float
+    score: float
+
+
+class Explanation(NamedTuple):
+    """A document's score for a query: the sum of the terms' scores, in this order."""
+
+    score: float
+    terms: list[TermScore]
