@@ -7,8 +7,7 @@ scalars. Kernels that Python calls take the address of the words, the *handle*, 
 named tuple. Both sides are generated from one declaration:
 
 >>> import numba
->>> @state
-... class Ring:
+>>> class Ring(State):
 ...     item = array(np.int64, ANY)  # int64[C]
 ...     pair = array(np.float32, ANY, 2)  # float32[C, 2]
 ...     start = INT
@@ -39,7 +38,8 @@ The words hold addresses: whoever owns a handle keeps it, and so the arrays, ali
 
 import collections
 import copy
-from typing import Any, NamedTuple
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 from llvmlite import ir
@@ -52,6 +52,7 @@ from .llvm import array_value
 
 ANY = None  # a length that differs between arrays
 _WORD = ir.IntType(64)
+_INT64, _FLOAT64 = struct.Struct("q"), struct.Struct("d")
 
 
 class _Array(NamedTuple):
@@ -64,24 +65,26 @@ class _Array(NamedTuple):
     def n_words(self) -> int:
         return 1 + self.shape.count(ANY)
 
-    def pack(self, value, name, words, at) -> None:
-        fits = (
-            isinstance(value, np.ndarray)
-            and (self.dtype is None or value.dtype == self.dtype)
-            and value.ndim == len(self.shape)
-            and all(n in (ANY, m) for n, m in zip(self.shape, value.shape, strict=True))
+    def pack(self, value, name, words) -> None:
+        dtype, shape = self
+        if type(value) is not np.ndarray or not (
+            (dtype is None or value.dtype == dtype)
+            and len(shape) == value.ndim
             and value.flags.c_contiguous
-        )
-        if not fits:
-            shape = ", ".join("." if n is ANY else str(n) for n in self.shape)
-            kind = "any dtype" if self.dtype is None else self.dtype
-            given = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else value
-            raise TypeError(f"{name} must be a C-contiguous array {kind}[{shape}], not {given}")
-        words[at] = address_of(value)
-        for fixed, length in zip(self.shape, value.shape, strict=True):
+        ):
+            self._refuse(value, name)
+        words.append(address_of(value))
+        for fixed, length in zip(shape, value.shape, strict=True):
             if fixed is ANY:
-                at += 1
-                words[at] = length
+                words.append(length)
+            elif fixed != length:
+                self._refuse(value, name)
+
+    def _refuse(self, value, name):
+        shape = ", ".join("." if n is ANY else str(n) for n in self.shape)
+        kind = "any dtype" if self.dtype is None else self.dtype
+        given = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else value
+        raise TypeError(f"{name} must be a C-contiguous array {kind}[{shape}], not {given}")
 
     def numba_type(self, likes):
         dtype = next(likes) if self.dtype is None else numpy_support.from_dtype(self.dtype)
@@ -102,8 +105,10 @@ class _Scalar(NamedTuple):
     def n_words(self) -> int:
         return 1
 
-    def pack(self, value, name, words, at) -> None:
-        words[at : at + 1].view(self.dtype)[0] = value
+    def pack(self, value, name, words) -> None:
+        if self.dtype.kind == "f":
+            (value,) = _INT64.unpack(_FLOAT64.pack(value))
+        words.append(value)
 
     def numba_type(self, likes):
         return numpy_support.from_dtype(self.dtype)
@@ -123,12 +128,11 @@ class _Nested(NamedTuple):
     def n_words(self) -> int:
         return sum(field.n_words for field in self.fields.values())
 
-    def pack(self, value, name, words, at) -> None:
+    def pack(self, value, name, words) -> None:
         if type(value) is not self.cls:
             raise TypeError(f"{name} must be a {self.cls.__name__}, not {type(value).__name__}")
         for (own_name, field), own in zip(self.fields.items(), value, strict=True):
-            field.pack(own, f"{name}.{own_name}", words, at)
-            at += field.n_words
+            field.pack(own, f"{name}.{own_name}", words)
 
     def numba_type(self, likes):
         members = [field.numba_type(likes) for field in self.fields.values()]
@@ -142,8 +146,8 @@ class _Nested(NamedTuple):
         return context.make_tuple(builder, type_, members)
 
 
-INT = _Scalar(np.dtype(np.int64))
-FLOAT = _Scalar(np.dtype(np.float64))
+INT: Any = _Scalar(np.dtype(np.int64))
+FLOAT: Any = _Scalar(np.dtype(np.float64))
 
 
 def array(dtype, *shape) -> Any:
@@ -151,18 +155,39 @@ def array(dtype, *shape) -> Any:
     return _Array(None if dtype is None else np.dtype(dtype), shape)
 
 
-def state(cls) -> Any:
-    """Class decorator: a named tuple class of the fields that `cls` declares, in their order."""
-    fields = {
-        name: _layout(value) if isinstance(value, type) else value
-        for name, value in vars(cls).items()
-        if not name.startswith("__")
-    }
-    make: Any = collections.namedtuple
-    made = make(cls.__name__, fields, module=cls.__module__)
-    made.__doc__ = cls.__doc__
-    made._layout = _Nested(made, fields)
-    return made
+class _Declared(type):
+    """Makes a named tuple class of the fields that the body of a class declares, in their order."""
+
+    def __new__(mcs, name, bases, body):
+        if not bases:
+            return super().__new__(mcs, name, bases, body)
+        fields = {
+            field: _layout(kind) if isinstance(kind, type) else kind
+            for field, kind in body.items()
+            if not field.startswith("__")
+        }
+        made = cast(Any, collections.namedtuple)(name, fields, module=body["__module__"])
+        made.__doc__ = body.get("__doc__")
+        made._layout = _Nested(made, fields)
+        return made
+
+
+if TYPE_CHECKING:
+
+    class State(tuple):
+        """What type checkers see of a declared class."""
+
+        _fields: tuple[str, ...]
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+        def __getattr__(self, name: str) -> Any: ...
+        def _replace(self, **kwargs: Any) -> Self: ...
+        def _asdict(self) -> dict[str, Any]: ...
+
+else:
+
+    class State(metaclass=_Declared):
+        """Base of the declarations; a subclass is a named tuple class, and no subclass of this."""
 
 
 def _layout(cls) -> _Nested:
@@ -176,15 +201,19 @@ def n_words(cls) -> int:
 
 def pack(value, words=None) -> np.ndarray:
     """Write the words of a state of NumPy arrays, into `words` int64[n_words] where given."""
-    layout = _layout(type(value))
+    found: list[int] = []
+    _layout(type(value)).pack(value, type(value).__name__, found)
+    packed = np.array(found, np.int64)
     if words is None:
-        words = np.empty(layout.n_words, np.int64)
-    layout.pack(value, type(value).__name__, words, 0)
+        return packed
+    words[:] = packed
     return words
 
 
 class Handle:
     """A state of NumPy arrays, packed for kernels, which take its `address`.
+
+    Keep the handle itself while a kernel runs: `Handle(state).address` alone frees the words.
 
     The address stays the same while `state` is replaced. A copy, and what a pickle gives back, has
     words of its own over copied arrays.
@@ -199,7 +228,7 @@ class Handle:
 
     def replace(self, state) -> None:
         """Pass another state of the same class from now on: the words change at once."""
-        self.words[:] = pack(state)
+        pack(state, self.words)
         self.state = state
 
     def __copy__(self):

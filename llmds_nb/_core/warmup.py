@@ -19,7 +19,7 @@ def structure_names() -> list[str]:
 
 
 def warmup(
-    structures: str | list[str] | tuple[str, ...] | None = None, *, progress=False
+    structures: str | list[str] | tuple[str, ...] | None = None, *, progress: bool = False
 ) -> list[str]:
     """Compile the kernels of the named structures and fill Numba's disk cache.
 

@@ -12,19 +12,17 @@ from hypothesis import given, strategies as st
 
 from llmds_nb._core.arrays import address_of
 from llmds_nb._core.jit import kernel
-from llmds_nb._core.state import ANY, FLOAT, INT, Handle, array, n_words, pack, state, unpacker
+from llmds_nb._core.state import ANY, FLOAT, INT, Handle, State, array, n_words, pack, unpacker
 
 
-@state
-class Links:
+class Links(State):
     """Nested in Graph."""
 
     row = array(np.int32, ANY, 3)
     block = array(np.uint8, ANY)
 
 
-@state
-class Graph:
+class Graph(State):
     """Every kind of field."""
 
     vectors = array(None, ANY, ANY)
@@ -36,8 +34,7 @@ class Graph:
     cube = array(np.bool_, ANY, 2, ANY)
 
 
-@state
-class Counts:
+class Counts(State):
     """All fields of one type, which Numba has another named tuple for."""
 
     a = INT
@@ -191,9 +188,8 @@ print(own.first(handle.address), sum(own.first.stats.cache_hits.values()))
 OWN = """
 import numpy as np
 from llmds_nb._core.jit import kernel
-from llmds_nb._core.state import ANY, INT, Handle, array, state, unpacker
-@state
-class Ring:
+from llmds_nb._core.state import ANY, INT, Handle, array, State, unpacker
+class Ring(State):
     item = array(np.int64, ANY)
     start = INT
 ring_at = unpacker(Ring)

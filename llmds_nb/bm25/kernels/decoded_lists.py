@@ -24,7 +24,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 from ...primitives.status import ABSENT
 from .postings import list_read, lower_bound, segment_at
 
@@ -33,8 +33,7 @@ MAX_CODES = 1 << 16
 _IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 
 
-@state
-class DecodedLists:
+class DecodedLists(State):
     """The arrays above."""
 
     list_of = array(np.int32, ANY)

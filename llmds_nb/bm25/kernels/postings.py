@@ -27,7 +27,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 from ...primitives.status import ABSENT
 from .block_codec import BLOCK, list_decode, list_encode, list_find
 
@@ -36,8 +36,7 @@ _MAX_ENTRY_BYTES = 12  # 8 / 128 of the table and 11.2 in a block, or 10 as vari
 _N_WIDTHS = 33  # of a gap, in bits
 
 
-@state
-class Segment:
+class Segment(State):
     """Some documents and their encoded postings: the arrays above."""
 
     ids = array(np.int64, ANY)
@@ -52,8 +51,7 @@ class Segment:
     data = array(np.uint8, ANY)
 
 
-@state
-class MergeInput:
+class MergeInput(State):
     """Encoded lists of several segments, to be merged into one list for each of G groups.
 
     List l is the sizes[l] entries in data[begins[l]:ends[l]]; its docs, numbered within their

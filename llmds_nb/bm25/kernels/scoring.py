@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import FLOAT, state
+from ..._core.state import FLOAT, State
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
@@ -29,8 +29,7 @@ DELTA_PLUS = 1.0
 DELTA_L = 0.5
 
 
-@state
-class Saturation:
+class Saturation(State):
     """The part of the formula that all terms share: p and q as above, B = base + slope * length."""
 
     p = FLOAT

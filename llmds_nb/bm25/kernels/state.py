@@ -9,7 +9,7 @@ segments. `Scratch` belongs to one search at a time.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, FLOAT, INT, array, state, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
 from .decoded_lists import WINDOW
 from .scoring import Saturation
 
@@ -17,8 +17,7 @@ N_BINS = 1 << 11
 CHUNK = 64
 
 
-@state
-class SegmentState:
+class SegmentState(State):
     """A segment as searches with one formula read it, with decoded lists of P codes."""
 
     segment = INT  # handle of its Segment
@@ -28,8 +27,7 @@ class SegmentState:
     all_alive = INT  # whether no document is dead
 
 
-@state
-class IndexState:
+class IndexState(State):
     """The segments, the vocabulary and the formula, and when to scan or to look up."""
 
     n_docs = INT
@@ -43,8 +41,7 @@ class IndexState:
     lookup_cost = INT  # postings that are passed in the time that one is looked up
 
 
-@state
-class Scratch:
+class Scratch(State):
     """What one search works with, for windows of WINDOW docs, which `doc` means below."""
 
     bounds = array(np.uint16, WINDOW)  # all 0 between calls; no less than a doc's score, in units

@@ -36,11 +36,10 @@ insertion, not on the number of threads.
 
 import numpy as np
 
-from ..._core.state import ANY, FLOAT, INT, array, state, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
 
 
-@state
-class Space:
+class Space(State):
     """Rows and how the distance to them is defined: see `distance`."""
 
     rows = array(None, ANY, ANY)
@@ -48,8 +47,7 @@ class Space:
     metric = INT
 
 
-@state
-class Prefilter:
+class Prefilter(State):
     """What rejects rows unread: see `prefilter`, and for the last two `sign_codes`."""
 
     codes = array(np.uint8, ANY, ANY)
@@ -60,8 +58,7 @@ class Prefilter:
     centre = INT
 
 
-@state
-class Quantizer:
+class Quantizer(State):
     """How vectors become uint8 codes: see `scalar_quantizer`."""
 
     basis = array(np.float32, ANY, ANY)
@@ -69,16 +66,14 @@ class Quantizer:
     step = FLOAT
 
 
-@state
-class Links:
+class Links(State):
     """Neighbours by logical row."""
 
     rows = array(np.int32, ANY, ANY)
     blocks = array(np.int32, ANY)
 
 
-@state
-class Graph:
+class Graph(State):
     """The links of all levels, and where walks begin."""
 
     level0 = Links
@@ -88,8 +83,7 @@ class Graph:
     top = INT  # the level of the entry; -1 if there are no slots
 
 
-@state
-class Index:
+class Index(State):
     """All that a search reads. `dim` is the number of components of a query."""
 
     space = Space
@@ -102,8 +96,7 @@ class Index:
     dim = INT
 
 
-@state
-class Scan:
+class Scan(State):
     """A scan of all rows for m queries, k best each, between its blocks: see `scan`."""
 
     queries = array(np.float32, ANY, ANY)
@@ -115,8 +108,7 @@ class Scan:
     limits = array(np.float64, ANY)
 
 
-@state
-class Ownership:
+class Ownership(State):
     """Which blocks of links a writer may change.
 
     owned bool[blocks] marks those that no published snapshot holds; spare int64[1 + any] is a stack
@@ -127,8 +119,7 @@ class Ownership:
     spare = array(np.int64, ANY)
 
 
-@state
-class Draft:
+class Draft(State):
     """A graph while a writer adds to it.
 
     allowed bool[C] (or bool[0] for all) are the slots that may be chosen as neighbours.
@@ -145,8 +136,7 @@ class Draft:
     parent = array(np.int32, ANY)
 
 
-@state
-class Repair:
+class Repair(State):
     """A graph from which slots were removed, and how those that stay are renumbered: see `repair`.
 
     slots int64[m] are the old slots that stay, ascending: the position is the new slot. renamed

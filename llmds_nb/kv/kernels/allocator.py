@@ -12,12 +12,11 @@ Invariants: free_stack[:n_free] holds every page with ref 0, once each, and no o
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 from ...primitives.status import ABSENT, FULL, INVALID, OK
 
 
-@state
-class AllocatorState:
+class AllocatorState(State):
     """The arrays above."""
 
     ref = array(np.int32, ANY)

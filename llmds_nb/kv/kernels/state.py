@@ -50,7 +50,7 @@ Invariants:
 
 import numpy as np
 
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -146,8 +146,7 @@ FREE_CHUNKS = 32  # [FREE_CHUNKS + class]: first free chunk of a size class, -1 
 META_SIZE = 64
 
 
-@state
-class KVState:
+class KVState(State):
     """The arrays above."""
 
     page = array(np.int32, ANY, PAGE_COLUMNS)

@@ -36,7 +36,7 @@ exactly the running slots.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, array, state, unpacker
+from ..._core.state import ANY, INT, State, array, unpacker
 from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, GROW, INVALID, OK, PRESENT
@@ -61,8 +61,7 @@ WINDOW = 4096
  CACHED_TOKENS, RECOMPUTED_TOKENS, N_PLANNED, N_COUNTS) = range(13)  # fmt: skip
 
 
-@state
-class Batcher:
+class Batcher(State):
     """The arrays and numbers of the module docstring."""
 
     queue = INT

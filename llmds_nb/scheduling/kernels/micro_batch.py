@@ -24,7 +24,7 @@ import numpy as np
 
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from ..._core.state import INT, array, state, unpacker
+from ..._core.state import INT, State, array, unpacker
 from ...primitives.dary_heap import ROOT, SLOT_MASK, entries_pop
 from ...primitives.status import ABSENT, GROW, INVALID, OK
 from . import queue_state as s
@@ -49,8 +49,7 @@ ONLY_IF_READY, ENGINE_IDLE, FORCED = range(3)
 TO_CANCEL, TO_COMPLETE, TO_REQUEUE = range(3)
 
 
-@state
-class MicroBatcher:
+class MicroBatcher(State):
     """The arrays and numbers of the module docstring."""
 
     queue = INT

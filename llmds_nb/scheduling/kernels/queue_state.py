@@ -43,7 +43,7 @@ COUNTER; no counter ever falls.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, FLOAT, INT, array, state, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
 from ...primitives.dary_heap import SLOT_MASK
 
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
@@ -82,8 +82,7 @@ _HALF = np.int64(2**31)
 _LOWEST = np.int64(-(2**63))
 
 
-@state
-class FairShare:
+class FairShare(State):
     """The tenants of a queue, as in the module docstring."""
 
     tenant = array(np.int64, ANY, 4)
@@ -94,8 +93,7 @@ class FairShare:
     floor_position = array(np.int32, ANY)
 
 
-@state
-class Queue:
+class Queue(State):
     """The arrays and numbers of the module docstring."""
 
     meta = array(np.int64, N_META)

@@ -31,7 +31,7 @@ replica changes no other choice. Rows that name a removed replica are skipped.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, array, state, unpacker
+from ..._core.state import ANY, INT, State, array, unpacker
 from ...kv.kernels.prefix_table import prefix_hash
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, INVALID
@@ -46,8 +46,7 @@ PRIOR = 8
 _ONE = np.uint64(1)
 
 
-@state
-class Router:
+class Router(State):
     """The arrays and numbers of the module docstring."""
 
     prefix = array(np.uint64, ANY, 3)

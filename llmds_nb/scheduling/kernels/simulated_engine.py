@@ -33,7 +33,7 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, array, state, unpacker
+from ..._core.state import ANY, INT, State, array, unpacker
 from ...kv.kernels.append import kv_append_many, kv_commit
 from ...kv.kernels.attach import kv_attach_many, kv_detach_many
 from ...primitives.status import ABSENT, FULL, OK
@@ -66,8 +66,7 @@ UNDER_WAY, IDLE, TO_ADMIT, TO_APPEND = range(4)
 _MS = 1_000_000
 
 
-@state
-class Engine:
+class Engine(State):
     """The arrays and numbers of the module docstring."""
 
     batcher = INT

@@ -26,7 +26,7 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import array, state, unpacker
+from ..._core.state import State, array, unpacker
 from ...primitives.status import INVALID, OK
 
 QPS, TOKENS = 0, 1
@@ -40,8 +40,7 @@ MAX_TOKENS = 2**40
 NEVER = 2**63 - 1  # the wait of a request that can never be admitted
 
 
-@state
-class TokenBuckets:
+class TokenBuckets(State):
     """The arrays of the module docstring."""
 
     bucket = array(np.int64, 2, 6)

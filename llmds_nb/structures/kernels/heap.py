@@ -24,7 +24,7 @@ import numpy as np
 
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 from ...primitives.bits import float64_key, key_float64
 from ...primitives.dary_heap import (
     ROOT,
@@ -48,8 +48,7 @@ LIMIT = 2**31 - 1  # of insertion numbers; at the limit `heap_renumber` starts a
 _PREFETCH_DISTANCE = 8  # a batch prefetches the cache lines of the item so many places ahead
 
 
-@state
-class HeapState:
+class HeapState(State):
     """The arrays of the module docstring."""
 
     header = array(np.int64, HEADER_SIZE)

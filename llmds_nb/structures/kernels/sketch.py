@@ -31,7 +31,7 @@ Kernels that Python calls take the state as a handle (_core/state.py).
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, array, state, unpacker
+from ..._core.state import ANY, INT, State, array, unpacker
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
@@ -44,8 +44,7 @@ _M = np.uint64(0xD1342543DE82EF95)
 _ONE = np.uint64(1)
 
 
-@state
-class SketchState:
+class SketchState(State):
     """The arrays of the module docstring."""
 
     counters = array(np.uint32, ANY, ANY)

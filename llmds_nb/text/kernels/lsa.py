@@ -13,11 +13,10 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 
 
-@state
-class LsaState:
+class LsaState(State):
     """The arrays of the module docstring."""
 
     idf = array(np.float32, ANY)

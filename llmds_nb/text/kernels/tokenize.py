@@ -28,7 +28,7 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, array, state, unpacker
+from ..._core.state import ANY, State, array, unpacker
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
@@ -38,8 +38,7 @@ _SEED = np.uint64(0)
 _FIRST_SLOTS = 1 << 12
 
 
-@state
-class StringTableState:
+class StringTableState(State):
     """Strings, and a hash table that finds them; see the module docstring."""
 
     blob = array(np.uint8, ANY)
@@ -48,8 +47,7 @@ class StringTableState:
     slots = array(np.int32, ANY)
 
 
-@state
-class WordCacheState:
+class WordCacheState(State):
     """Words and their term ids; see the module docstring."""
 
     words = StringTableState
