@@ -114,17 +114,17 @@ def test_prefix_tree_tells_the_same_page_after_another_prefix_apart():
 
 
 def test_audit_finds_pages_shared_wrongly():
-    def look(rows):
+    def audited(rows):
         audit = SharingAudit(2, every=1)
         audit.submit(0, [1, 2, 3, 4, 5])
         audit.submit(1, [1, 2, 9, 9, 5])
         indptr = np.cumsum([0, *map(len, rows)])
-        audit.look(np.array([0, 1]), Table(indptr, np.concatenate(rows)))
+        audit.check(np.array([0, 1]), Table(indptr, np.concatenate(rows)))
         return audit
 
-    right = look([[7, 3, 4], [7, 5, 6]])
+    right = audited([[7, 3, 4], [7, 5, 6]])
     assert (right.n_torn, right.used, right.ideal, right.needed) == (0, 5, 5, 6)
-    duplicate = look([[7, 3, 4], [8, 5, 6]])  # both computed the first page: right, but not ideal
+    duplicate = audited([[7, 3, 4], [8, 5, 6]])  # both computed the first page: right, but not ideal
     assert (duplicate.n_torn, duplicate.used, duplicate.ideal) == (0, 6, 5)
-    assert look([[7, 3, 4], [7, 3, 6]]).n_torn == 1  # [3, 4] and [9, 9] in one page
-    assert look([[7, 3, 4], [7, 5, 4]]).n_torn == 1  # a page beyond both prompts
+    assert audited([[7, 3, 4], [7, 3, 6]]).n_torn == 1  # [3, 4] and [9, 9] in one page
+    assert audited([[7, 3, 4], [7, 5, 4]]).n_torn == 1  # a page beyond both prompts
