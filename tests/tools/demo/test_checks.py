@@ -123,8 +123,10 @@ def test_audit_finds_pages_shared_wrongly():
         return audit
 
     right = audited([[7, 3, 4], [7, 5, 6]])
-    assert (right.n_torn, right.used, right.ideal, right.needed) == (0, 5, 5, 6)
-    duplicate = audited([[7, 3, 4], [8, 5, 6]])  # both computed the first page: right, but not ideal
-    assert (duplicate.n_torn, duplicate.used, duplicate.ideal) == (0, 6, 5)
-    assert audited([[7, 3, 4], [7, 3, 6]]).n_torn == 1  # [3, 4] and [9, 9] in one page
-    assert audited([[7, 3, 4], [7, 5, 4]]).n_torn == 1  # a page beyond both prompts
+    assert (right.n_wrongly_shared, right.used, right.ideal, right.needed) == (0, 5, 5, 6)
+    duplicate = audited(
+        [[7, 3, 4], [8, 5, 6]]
+    )  # both computed the first page: right, but not ideal
+    assert (duplicate.n_wrongly_shared, duplicate.used, duplicate.ideal) == (0, 6, 5)
+    assert audited([[7, 3, 4], [7, 3, 6]]).n_wrongly_shared == 1  # [3, 4] and [9, 9] in one page
+    assert audited([[7, 3, 4], [7, 5, 4]]).n_wrongly_shared == 1  # a page beyond both prompts
