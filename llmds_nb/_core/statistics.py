@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 import numpy as np
-import numpy.typing as npt
+
+from .typing import ArrayLike, Float64s
 
 
-def nearest_rank(samples: npt.ArrayLike, shares: Iterable[float]) -> npt.NDArray[np.float64]:
+def nearest_rank(samples: ArrayLike, shares: Iterable[float]) -> Float64s:
     """Percentiles by nearest rank: for a share p of n samples the ceil(p * n)-th smallest.
 
     Parameters

@@ -29,6 +29,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ..errors import CorruptFileError
+from .typing import PathLike
 
 LAYOUT = "1"
 _PACKAGE = __package__.rpartition(".")[0]
@@ -58,7 +59,7 @@ class Stored:
     def _from_state(cls, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> Self:
         raise NotImplementedError
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write everything to one file, replacing it atomically.
 
         Parameters
@@ -71,9 +72,7 @@ class Stored:
         write(path, type(self).__name__, arrays, header)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None
-    ) -> Self:
+    def load(cls, path: PathLike, *, mmap: bool = False, verify: bool | None = None) -> Self:
         """Open a file that `save` wrote.
 
         Parameters
@@ -112,7 +111,7 @@ class Stored:
             raise CorruptFileError(f"{path} is not a whole {structure}: {error!r}") from error
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None) -> Any:
+def load(path: PathLike, *, mmap: bool = False, verify: bool | None = None) -> Any:
     """Open a saved structure of any class, by the class that its header names.
 
     Parameters and errors are those of the `load` of each class.
@@ -132,9 +131,7 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | Non
     return cls._opened(path, structure, arrays, header)
 
 
-def write(
-    path: str | os.PathLike[str], structure: str, arrays: dict, header: dict[str, Any]
-) -> None:
+def write(path: PathLike, structure: str, arrays: dict, header: dict[str, Any]) -> None:
     """Write one file atomically: temporary file, fsync, rename, fsync of the folder."""
     path = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -168,7 +165,7 @@ def write(
 
 
 def read(
-    path: str | os.PathLike[str], *, mmap: bool = False, verify: bool | None = None
+    path: PathLike, *, mmap: bool = False, verify: bool | None = None
 ) -> tuple[str, dict, dict]:
     """Return `(structure, arrays, header)` of a file that `write` made."""
     verify = not mmap if verify is None else verify

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .typing import ArrayLike, Float32s, Float64s, Int32s, Int64s
+
 Ints = npt.NDArray[np.integer[Any]]
 T = TypeVar("T")
 _OWN: Any = ("C", "A", "W")  # contiguous, aligned, writeable: one type to Numba
@@ -93,12 +95,7 @@ def choice(value: T, name: str, options: Sequence[T]) -> T:
 
 
 def integers(
-    values: npt.ArrayLike,
-    name: str,
-    *,
-    dtype: Any = np.int64,
-    low: int = 0,
-    high: int | None = None,
+    values: ArrayLike, name: str, *, dtype: Any = np.int64, low: int = 0, high: int | None = None
 ) -> npt.NDArray[Any]:
     """Integers as dtype[n], each in [low, high]; one integer counts as n = 1."""
     high = np.iinfo(dtype).max if high is None else high
@@ -137,7 +134,7 @@ def for_kernel(
     return integers(values, name, dtype=dtype, low=low, high=high)
 
 
-def ids(values: npt.ArrayLike, name: str = "ids", *, unique: bool = True) -> npt.NDArray[np.int64]:
+def ids(values: ArrayLike, name: str = "ids", *, unique: bool = True) -> Int64s:
     """Identifiers as int64[n], each >= 0; a repeated one is a ValueError if `unique`."""
     array = integers(values, name)
     if unique and array.size > 1:
@@ -152,12 +149,12 @@ def distinct(ordered: Ints, name: str) -> None:
         raise ValueError(f"{name} must be distinct, but {ordered[twice[0]]} stands twice")
 
 
-def one_id(value: Any) -> npt.NDArray[np.int64]:
+def one_id(value: Any) -> Int64s:
     """One identifier as int64[1], >= 0."""
     return np.array([natural(value, "id")])
 
 
-def new_ids(values: npt.ArrayLike | None, n: int, name: str, next_id: int) -> npt.NDArray[np.int64]:
+def new_ids(values: ArrayLike | None, n: int, name: str, next_id: int) -> Int64s:
     """Identifiers of `n` new items called `name`, as an int64[n] that belongs to the caller.
 
     Those given, distinct; or, where `values` is None, numbered on from `next_id`, which is one more
@@ -172,7 +169,7 @@ def new_ids(values: npt.ArrayLike | None, n: int, name: str, next_id: int) -> np
     return np.arange(n) + next_id if n else np.empty(0, np.int64)
 
 
-def token_ids(values: Any, name: str = "tokens") -> npt.NDArray[np.int32]:
+def token_ids(values: Any, name: str = "tokens") -> Int32s:
     """Token ids as int32[n], each in [0, 2**31 - 1]; int32 arrays pass without a copy."""
     array = for_kernel(values, name, INT32)
     if array is values and array.size and array.min() < 0:
@@ -180,7 +177,7 @@ def token_ids(values: Any, name: str = "tokens") -> npt.NDArray[np.int32]:
     return array
 
 
-def indptr(values: Any, n_items: int, name: str = "indptr") -> npt.NDArray[np.int64]:
+def indptr(values: Any, n_items: int, name: str = "indptr") -> Int64s:
     """CSR offsets as int64[n + 1]: from 0 to `n_items`, never decreasing."""
     array = for_kernel(values, name, INT64)
     if array.size == 0 or array[0] != 0 or array[-1] != n_items:
@@ -190,7 +187,7 @@ def indptr(values: Any, n_items: int, name: str = "indptr") -> npt.NDArray[np.in
     return array
 
 
-def reals(values: npt.ArrayLike, name: str, *, infinite: bool = True) -> npt.NDArray[np.float64]:
+def reals(values: ArrayLike, name: str, *, infinite: bool = True) -> Float64s:
     """Numbers as float64[n] without NaN; one number counts as n = 1."""
     array = _one_dimensional(values, name)
     if array.dtype.kind not in "iuf":
@@ -209,7 +206,7 @@ def same_length(name_a: str, a: Any, name_b: str, b: Any) -> None:
         raise ValueError(f"{name_a} has {len(a)} entries but {name_b} has {len(b)}")
 
 
-def vectors(values: npt.ArrayLike, dim: int, name: str = "vectors") -> npt.NDArray[np.float32]:
+def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
     """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core.arrays import are_consecutive
+from .._core.typing import Int32s, Int64s
 from .kernels.postings import NO_CLASS
 
 _SLICE = 1 << 18
 
-Ints = npt.NDArray[np.int64]
-Lengths = npt.NDArray[np.int32]
+Ints = Int64s
+Lengths = Int32s
 
 
 class IdsJoined:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.progress import progress_bar
 from .._core.storage import Stored
+from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
 from ..text.tokenizer import TokenBatch, Tokenizer
 from . import documents, persistence, search as searching, segments as segs
@@ -154,11 +154,11 @@ class InvertedIndex(Stored):
 
     def add(
         self,
-        ids: npt.ArrayLike | Iterable[int] | None,
+        ids: ArrayLike | Iterable[int] | None,
         texts: str | Iterable[str],
         *,
         progress: bool = False,
-    ) -> npt.NDArray[np.int64]:
+    ) -> Int64s:
         """Add documents, or replace those whose id exists; searchable on return.
 
         Parameters
@@ -221,7 +221,7 @@ class InvertedIndex(Stored):
                 self._snapshot = snapshot
         return taken.taken()
 
-    def remove(self, ids: npt.ArrayLike) -> None:
+    def remove(self, ids: ArrayLike) -> None:
         """Remove documents, from every later search.
 
         O(documents of the segments that hold them); the space is reclaimed by later merges.
@@ -251,7 +251,7 @@ class InvertedIndex(Stored):
         queries: str | Iterable[str] | TokenBatch,
         k: int = 10,
         *,
-        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None,
+        filter: ArrayLike | Sequence[ArrayLike | None] | None = None,
         threads: int = 1,
     ) -> Hits:
         """The k documents of highest score for each query.

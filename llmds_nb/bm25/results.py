@@ -2,22 +2,21 @@
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from .._core.typing import Float64s, Int32s, Int64s
 
 
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf."""
 
-    ids: npt.NDArray[np.int64]  # [k] or [n, k]
-    scores: npt.NDArray[np.float64]  # the same shape
+    ids: Int64s  # [k] or [n, k]
+    scores: Float64s  # the same shape
 
 
 class Postings(NamedTuple):
     """The documents that hold a term, ascending by id, and how often each does."""
 
-    ids: npt.NDArray[np.int64]  # [df]
-    tfs: npt.NDArray[np.int32]  # [df]
+    ids: Int64s  # [df]
+    tfs: Int32s  # [df]
 
 
 class InvertedIndexStats(NamedTuple):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .._core.arrays import address_of
 from .._core.jit import EntryPoints
 from .._core.state import Handle
+from .._core.typing import Float64s, Int64s
 from ..text.token_batch import TokenBatch
 from ..text.tokenizer import Tokenizer, encode_into
 from ..text.vocabulary import StringTable
@@ -127,7 +128,7 @@ class SearchBuffers:
 
 
 Pool = deque[SearchBuffers]  # those that no search is using
-Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]  # ids and scores
+Found = tuple[Int64s, Float64s]  # ids and scores
 
 
 def search(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int64s
 from ..text.token_batch import joined
 from ..text.tokenizer import Tokenizer
 from .merging import merge, tidy
@@ -34,7 +34,7 @@ class Ids:
         self.total = n_texts
         self._next_id = next_id
         # One of the two is set, or neither: the ids count up.
-        self._given: npt.NDArray[np.int64] | None = None
+        self._given: Int64s | None = None
         self._stream: Iterator[int] | None = None
         if values is None:
             pass
@@ -49,7 +49,7 @@ class Ids:
         self._parts = [np.zeros(0, np.int64)]  # what the stream gave
         self._n = 0
 
-    def take(self, n: int) -> npt.NDArray[np.int64]:
+    def take(self, n: int) -> Int64s:
         """The ids of the next n texts as int64[n]; a stream may repeat an id of an earlier part."""
         if self._stream is not None:
             part = validation.integers(list(itertools.islice(self._stream, n)), "ids")
@@ -72,7 +72,7 @@ class Ids:
         if more:
             raise ValueError(f"ids has more entries than the {self._n} texts")
 
-    def taken(self) -> npt.NDArray[np.int64]:
+    def taken(self) -> Int64s:
         """All ids that were taken, as an int64[n] that the caller owns."""
         if self._stream is not None:
             return np.concatenate(self._parts)

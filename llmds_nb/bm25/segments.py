@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core.state import Handle
+from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
 from ..text.token_batch import TokenBatch
 from . import documents
@@ -42,7 +43,7 @@ def n_live(segment: Any) -> int:
     return len(segment.classes) - int(np.count_nonzero(segment.dead))
 
 
-def build(ids: npt.NDArray[np.int64], tokens: TokenBatch, n_terms: int) -> Any:
+def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
     """The segment of documents `ids` with `tokens`, which has no unknown terms."""
     order = np.argsort(ids, kind="stable")
     terms: npt.NDArray[Any]
@@ -71,8 +72,8 @@ def build(ids: npt.NDArray[np.int64], tokens: TokenBatch, n_terms: int) -> Any:
 
 
 def new_segment(
-    ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32], terms: npt.NDArray[np.int32],
-    starts: npt.NDArray[np.int64], entries: npt.NDArray[np.int32], data: npt.NDArray[np.uint8],
+    ids: Int64s, lengths: Int32s, terms: Int32s,
+    starts: Int64s, entries: Int32s, data: UInt8s,
 ) -> Any:  # fmt: skip
     """A Segment without dead documents; `ids` as `documents.short_ids` gives them."""
     dead = np.zeros(0, np.bool_)
@@ -80,7 +81,7 @@ def new_segment(
     return Segment(ids, *classes, dead, terms, starts, entries, entries, data)
 
 
-def write_lists(pack: Packer, n_lists: int, data: npt.NDArray[np.uint8], position: int) -> int:
+def write_lists(pack: Packer, n_lists: int, data: UInt8s, position: int) -> int:
     """Encode lists at data[position:], growing `data` in place as needed; return where they end.
 
     `pack(u, position)` encodes lists u and later while they fit, and returns as `postings_pack`.
@@ -92,15 +93,13 @@ def write_lists(pack: Packer, n_lists: int, data: npt.NDArray[np.uint8], positio
     return position
 
 
-def end_data(data: npt.NDArray[np.uint8], end: int) -> None:
+def end_data(data: UInt8s, end: int) -> None:
     """Cut the array, in place, to what is in use, and append the byte 0."""
     data.resize(end + 1, refcheck=False)
     data[end] = 0
 
 
-def docs_of(
-    segment: Any, ids: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def docs_of(segment: Any, ids: Int64s) -> tuple[Bools, Int64s]:
     """Which of int64[m] ids are alive in the segment, as bool[m], and the docs of those."""
     docs = np.minimum(documents.docs_below(segment, ids), len(segment.classes) - 1)
     found = documents.ids_at(segment, docs) == ids
@@ -109,7 +108,7 @@ def docs_of(
     return found, docs[found]
 
 
-def find(segments: Iterable[Any], wanted: npt.NDArray[np.int64]) -> tuple[int, int]:
+def find(segments: Iterable[Any], wanted: Int64s) -> tuple[int, int]:
     """(segment, doc) of the live document with the id of int64[1], or (ABSENT, ABSENT)."""
     for number, segment in enumerate(segments):
         _, docs = docs_of(segment, wanted)
@@ -118,9 +117,7 @@ def find(segments: Iterable[Any], wanted: npt.NDArray[np.int64]) -> tuple[int, i
     return ABSENT, ABSENT
 
 
-def find_terms(
-    snapshot: Snapshot, terms: npt.NDArray[np.int32]
-) -> tuple[list[npt.NDArray[np.int32]], npt.NDArray[np.int64]]:
+def find_terms(snapshot: Snapshot, terms: Int32s) -> tuple[list[Int32s], Int64s]:
     """The ordinals of e terms in each segment, ABSENT where it has none, and their df int64[e]."""
     ordinals = [np.empty(len(terms), np.int32) for _ in snapshot.handles]
     df = np.zeros(len(terms), np.int64)
@@ -129,9 +126,7 @@ def find_terms(
     return ordinals, df
 
 
-def without_ids(
-    segments: Iterable[Any], ids: npt.NDArray[np.int64]
-) -> tuple[list[Any], npt.NDArray[np.bool_]]:
+def without_ids(segments: Iterable[Any], ids: Int64s) -> tuple[list[Any], Bools]:
     """The segments with the documents `ids` dead, and which of `ids` there were as bool[m]."""
     kept = []
     found = np.zeros(len(ids), np.bool_)

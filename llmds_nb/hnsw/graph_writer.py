@@ -8,10 +8,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.arrays import appended
 from .._core.state import Handle
+from .._core.typing import Int32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels import insert, repair, spanning_tree as tree
 from .kernels.distance import IP
@@ -117,7 +117,7 @@ class GraphWriter:
         snapshot: Snapshot,
         ef_construction: int,
         *,
-        parent: npt.NDArray[np.int32] | None = None,
+        parent: Int32s | None = None,
         coarsest: float = 0.0,
         repaired: bool = False,
     ):
@@ -148,12 +148,7 @@ class GraphWriter:
         return draft.snapshot()
 
     def repair(
-        self,
-        base: Snapshot,
-        fields: dict,
-        old: Snapshot,
-        slots: npt.NDArray[np.int64],
-        threads: int,
+        self, base: Snapshot, fields: dict, old: Snapshot, slots: Int64s, threads: int
     ) -> Snapshot:
         """Fill the empty `base` with the `slots` of `old`, and the graph that they had there.
 

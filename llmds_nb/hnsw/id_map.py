@@ -10,9 +10,9 @@ table.
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.arrays import appended, are_consecutive
+from .._core.typing import Bools, Int64s
 from ..primitives import hash_table
 from ..primitives.status import ABSENT
 
@@ -21,34 +21,32 @@ class _Slots(Protocol):
     """What is read of a snapshot; see `kernels.state`."""
 
     @property
-    def ids(self) -> npt.NDArray[np.int64]: ...
+    def ids(self) -> Int64s: ...
     @property
-    def live(self) -> npt.NDArray[np.bool_]: ...
+    def live(self) -> Bools: ...
     @property
     def n(self) -> int: ...
     @property
     def n_live(self) -> int: ...
-    def live_slots(self) -> npt.NDArray[np.int64]: ...
+    def live_slots(self) -> Int64s: ...
 
 
-def is_packed(ids: npt.NDArray[np.int64]) -> bool:
+def is_packed(ids: Int64s) -> bool:
     """Whether `ids` of a snapshot that is not empty are consecutive: only the first is kept."""
     return len(ids) == 1
 
 
-def ids_of(ids: npt.NDArray[np.int64], slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def ids_of(ids: Int64s, slots: Int64s) -> Int64s:
     """The ids of these slots, int64[n]."""
     return ids[0] + slots if is_packed(ids) else ids[slots]
 
 
-def packed_ids(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def packed_ids(ids: Int64s) -> Int64s:
     """The ids; only the first, in an array of its own, where they are consecutive."""
     return ids[:1].copy() if are_consecutive(ids) else ids
 
 
-def appended_ids(
-    ids: npt.NDArray[np.int64], n: int, new: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def appended_ids(ids: Int64s, n: int, new: Int64s) -> Int64s:
     """`ids` of n slots, and `new` ones for the slots that follow."""
     if n == 0:
         ids = packed_ids(new)
@@ -60,9 +58,7 @@ def appended_ids(
     return appended(ids, n, new)
 
 
-def slots_of(
-    snapshot: _Slots, table: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def slots_of(snapshot: _Slots, table: Int64s, ids: Int64s) -> Int64s:
     """The slots of ids int64[n], ABSENT for those that are not there. O(n)."""
     if not is_packed(snapshot.ids):
         slots = np.empty(len(ids), np.int64)
@@ -75,7 +71,7 @@ def slots_of(
     return np.where(there, slots, ABSENT)
 
 
-def slot_of(snapshot: _Slots, table: npt.NDArray[np.int64], id: int) -> int:
+def slot_of(snapshot: _Slots, table: Int64s, id: int) -> int:
     """The slot of one id, or ABSENT. O(1)."""
     if not is_packed(snapshot.ids):
         return hash_table.table_find(table, np.int64(id))
@@ -85,8 +81,8 @@ def slot_of(snapshot: _Slots, table: npt.NDArray[np.int64], id: int) -> int:
 
 
 def table_after(
-    table: npt.NDArray[np.int64] | None, base: _Slots | None, snapshot: _Slots
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    table: Int64s | None, base: _Slots | None, snapshot: _Slots
+) -> tuple[Int64s, Int64s]:
     """(a table large enough for the ids of `snapshot`, the slots to be entered into it).
 
     `table` is that of `base`, of which the snapshot was made; None if it was made of another.

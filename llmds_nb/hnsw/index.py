@@ -7,11 +7,11 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import appended
 from .._core.storage import Stored
+from .._core.typing import ArrayLike, Float32s, Int64s
 from ..errors import CapacityError
 from ..primitives import hash_table
 from ..primitives.status import ABSENT
@@ -127,13 +127,13 @@ class HNSW(Stored):
 
     def add(
         self,
-        vectors: npt.ArrayLike,
-        ids: npt.ArrayLike | None = None,
+        vectors: ArrayLike,
+        ids: ArrayLike | None = None,
         *,
         threads: int = 1,
         progress: bool = False,
         copy: bool = True,
-    ) -> npt.NDArray[np.int64]:
+    ) -> Int64s:
         """Insert vectors; one whose id exists replaces it.
 
         Parameters
@@ -215,7 +215,7 @@ class HNSW(Stored):
         newest = ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
         self._next_id = max(self._next_id, int(newest.max()) + 1)
 
-    def remove(self, ids: npt.ArrayLike) -> None:
+    def remove(self, ids: ArrayLike) -> None:
         """Remove vectors. O(n) bytes copied.
 
         Their slots stay in the graph, which walks pass through. Once a fifth of all slots are dead,
@@ -284,11 +284,11 @@ class HNSW(Stored):
 
     def search(
         self,
-        queries: npt.ArrayLike,
+        queries: ArrayLike,
         k: int = 10,
         *,
         ef: int | None = None,
-        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None,
+        filter: ArrayLike | Sequence[ArrayLike | None] | None = None,
         exact: bool = False,
         threads: int = 1,
     ) -> Neighbors:
@@ -353,7 +353,7 @@ class HNSW(Stored):
             snapshot, self._form, queries, k, ef, tuned, masks, exact, threads
         )
 
-    def tune(self, queries: npt.ArrayLike, *, k: int = 10, target_recall: float = 0.95) -> int:
+    def tune(self, queries: ArrayLike, *, k: int = 10, target_recall: float = 0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.
 
         Where the walk compares codes, also sets how many candidates are measured on the stored
@@ -397,7 +397,7 @@ class HNSW(Stored):
             self._ef_search, self._depth = ef, None if depth is None else (depth, k)
         return ef
 
-    def get(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def get(self, ids: ArrayLike) -> Float32s:
         """The stored vectors: float32[dim] for one id, float32[n, dim] for many.
 
         As they were given; rounded with store="float16", and with store=None what the codes

@@ -1,8 +1,8 @@
 """Checks that an HNSW index is whole: the invariants of `kernels.state`, as assertions."""
 
 import numpy as np
-import numpy.typing as npt
 
+from .._core.typing import Int64s
 from ..primitives.status import ABSENT
 from .graph_writer import GraphWriter
 from .id_map import ids_of, is_packed, slots_of
@@ -11,9 +11,7 @@ from .snapshot import BLOCK, Snapshot, logical_rows
 from .stats import reachable
 
 
-def check(
-    snapshot: Snapshot, writer: GraphWriter, table: npt.NDArray[np.int64], M: int, next_id: int
-) -> None:
+def check(snapshot: Snapshot, writer: GraphWriter, table: Int64s, M: int, next_id: int) -> None:
     """Assert the invariants of `kernels.state`, and that the writer knows every block once."""
     s, n = snapshot, snapshot.n
     assert len(s.live) == 0 or len(s.live) >= n

@@ -7,9 +7,9 @@ prefilter of a walk on the vectors, and sign codes that of a walk on codes: see 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.arrays import aligned_empty
+from .._core.typing import Bools, Float32s, Int64s, UInt8s
 from .kernels import scalar_quantizer as k, sign_codes
 from .kernels.distance import IP, rounding
 from .kernels.state import Prefilter, Quantizer
@@ -63,7 +63,7 @@ class Coding(NamedTuple):
         """What kernels encode queries with."""
         return Quantizer(self.basis, self.offset, self.step)
 
-    def prefilter(self, codes: npt.NDArray[np.uint8], outlier: npt.NDArray[np.bool_]) -> Prefilter:
+    def prefilter(self, codes: UInt8s, outlier: Bools) -> Prefilter:
         """The prefilter of these codes, as kernels take it."""
         error = float(self.error(self.longest)) if self.walks_vectors else 0.0
         return Prefilter(codes, outlier, error, self.longest, self.error_bound, self.centre)
@@ -114,18 +114,13 @@ def wants_prefilter(quantize: str | None, store: str | None, dim: int) -> bool:
     return quantize is None and store == "float32" and dim >= _MIN_DIM_PREFILTER
 
 
-def sample_rows(total: int) -> npt.NDArray[np.int64]:
+def sample_rows(total: int) -> Int64s:
     """At most FIT_ROWS row numbers, spread evenly."""
     return np.linspace(0, total - 1, min(total, FIT_ROWS)).astype(np.int64)
 
 
 def fit(
-    quantize: str | None,
-    sample: npt.NDArray[np.float32],
-    total: int,
-    metric: int,
-    *,
-    allow_pca: bool,
+    quantize: str | None, sample: Float32s, total: int, metric: int, *, allow_pca: bool
 ) -> Coding:
     """Fit a coding to `sample` float32[m, d] of `total` rows (unit vectors with COSINE).
 
@@ -190,7 +185,7 @@ def _fitted_error_bound(coding, sample, metric) -> float:
     return bound if rejected >= _SIGNS_REJECTED else 0.0
 
 
-def _typical(sample) -> npt.NDArray[np.float32]:
+def _typical(sample) -> Float32s:
     """The rows of `sample` without those far out, which would dominate its mean and directions."""
     centre = np.median(sample[:: max(1, len(sample) // _CENTRE_ROWS)], axis=0)
     offsets = sample - centre
@@ -203,7 +198,7 @@ def _positive(step) -> float:
     return step if step > 0 else 1 / 255
 
 
-def _principal(sample, mean) -> npt.NDArray[np.float32]:
+def _principal(sample, mean) -> Float32s:
     """Directions float32[d, p] in the span of the leading ones that keep the variance.
 
     Rotated at random, so that all components have about the same variance: one step then fits them
@@ -218,9 +213,7 @@ def _principal(sample, mean) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(vectors[:, ::-1][:, :count] @ turn, np.float32)
 
 
-def encode(
-    coding: Coding, vectors: npt.NDArray[np.float32], out: npt.NDArray[np.uint8]
-) -> tuple[Coding, npt.NDArray[np.float32]]:
+def encode(coding: Coding, vectors: Float32s, out: UInt8s) -> tuple[Coding, Float32s]:
     """Write the codes of float32[n, d] vectors to `out`.
 
     Returns the coding with its counts, and float32[n], how far the codes are off.
@@ -238,9 +231,7 @@ def encode(
     return coding._replace(clipped=coding.clipped + clipped, coded=coded), errors
 
 
-def find_outliers(
-    coding: Coding, vectors: npt.NDArray[np.float32], errors: npt.NDArray[np.float32]
-) -> tuple[Coding, npt.NDArray[np.bool_]]:
+def find_outliers(coding: Coding, vectors: Float32s, errors: Float32s) -> tuple[Coding, Bools]:
     """(coding, outlier bool[n]): of a prefilter, and the coding with `longest` of the others."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     outlier = ~(errors <= coding.error(lengths))
@@ -248,14 +239,14 @@ def find_outliers(
     return coding._replace(longest=longest), outlier
 
 
-def restore(coding: Coding, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def restore(coding: Coding, codes: UInt8s) -> Float32s:
     """What sq8 codes represent, float32[n, d]."""
     out = np.empty((len(codes), len(coding.offset)), np.float32)
     k.codes_restore(codes, coding.offset, coding.step, out)
     return out
 
 
-def signs_of(coding: Coding, rows: npt.NDArray[np.uint8], metric: int) -> npt.NDArray[np.uint8]:
+def signs_of(coding: Coding, rows: UInt8s, metric: int) -> UInt8s:
     """The sign codes uint8[n, S] of uint8[n, P] codes; uint8[0, 0] where the coding has none."""
     if not coding.error_bound:
         return np.zeros((0, 0), np.uint8)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._core.jit import entry_of
 from .._core.state import Handle
+from .._core.typing import Bools, Float32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels.distance import COSINE, IP, L2
 from .kernels.scan import hnsw_scan_block, hnsw_scan_many, slots_allowed
@@ -31,15 +32,13 @@ _BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
 class Neighbors(NamedTuple):
     """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
 
-    ids: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.float32]
+    ids: Int64s
+    distances: Float32s
 
 
 def mask_of(
-    snapshot: Snapshot,
-    one_filter: npt.NDArray | None,
-    slots: npt.NDArray[np.int64] | None,
-) -> tuple[npt.NDArray[np.bool_], int]:
+    snapshot: Snapshot, one_filter: npt.NDArray | None, slots: Int64s | None
+) -> tuple[Bools, int]:
     """The slots that pass, as (bool[n], how many); `slots` are those of a filter by ids."""
     n = snapshot.n
     if one_filter is None:
@@ -63,13 +62,8 @@ def _walk(form, *args):
 
 
 def search_one(
-    snapshot: Snapshot,
-    form: VectorForm,
-    query: npt.NDArray[np.float32],
-    count: int,
-    ef: int,
-    depth: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+    snapshot: Snapshot, form: VectorForm, query: Float32s, count: int, ef: int, depth: int
+) -> tuple[Int64s, Float32s] | None:
     """(ids, distances) of one float32[dim] query, of unchecked values, where no slot is dead.
 
     None where the graph is not the best way, or the query needs `search` with all its checks.
@@ -91,14 +85,14 @@ def search_one(
 def padded_search(
     snapshot: Snapshot,
     form: VectorForm,
-    queries: npt.NDArray[np.float32],
+    queries: Float32s,
     k: int,
     ef: int,
     tuned: tuple[int, int] | None,
-    masks: list[tuple[npt.NDArray[np.bool_], int]],
+    masks: list[tuple[Bools, int]],
     exact: bool,
     threads: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[Int64s, Float32s]:
     """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` for any k."""
     count = min(k, snapshot.n_live) if len(queries) else 0
     if count:
@@ -118,14 +112,14 @@ def padded_search(
 def search(
     snapshot: Snapshot,
     form: VectorForm,
-    queries: npt.NDArray[np.float32],
+    queries: Float32s,
     count: int,
     ef: int,
     depth: int,
-    masks: list[tuple[npt.NDArray[np.bool_], int]],
+    masks: list[tuple[Bools, int]],
     exact: bool,
     threads: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[Int64s, Float32s]:
     """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
 
     The best `depth` >= count of the ef found by their codes are measured.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.arrays import appended, taken
 from .._core.state import Handle
+from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
 from .id_map import ids_of, packed_ids
 from .kernels.graph import BLOCK_BITS
@@ -88,16 +88,16 @@ class Snapshot:
         """Whether so many slots are dead that the graph is to be repaired."""
         return self.n - self.n_live > max(_DEAD_SHARE * self.n, _MIN_DEAD)
 
-    def live_slots(self) -> npt.NDArray[np.int64]:
+    def live_slots(self) -> Int64s:
         """The slots that hold a vector of the index, ascending."""
         return np.flatnonzero(self.mask) if len(self.live) else np.arange(self.n)
 
     @property
-    def mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> Bools:
         """Which slots hold a vector of the index, bool[n]."""
         return self.live[: self.n] if len(self.live) else np.ones(self.n, np.bool_)
 
-    def live_without(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def live_without(self, slots: Int64s) -> Bools:
         """The `live` of a snapshot of these slots without some of them."""
         if not len(slots):
             return self.live
@@ -117,7 +117,7 @@ def drawn_levels(base: Snapshot, n: int, M: int, seed: int) -> dict:
     return with_levels(base, levels, base.drawn + n)
 
 
-def with_levels(base: Snapshot, levels: npt.NDArray[np.uint8], drawn: int) -> dict:
+def with_levels(base: Snapshot, levels: UInt8s, drawn: int) -> dict:
     """Slots of these levels after base.n, as fields of a snapshot."""
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, base.n_upper + heights - levels, ABSENT).astype(np.int32)
@@ -129,7 +129,7 @@ def with_levels(base: Snapshot, levels: npt.NDArray[np.uint8], drawn: int) -> di
     }
 
 
-def only(base: Snapshot, slots: npt.NDArray[np.int64]) -> dict:
+def only(base: Snapshot, slots: Int64s) -> dict:
     """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
     rows = taken(base.rows, slots)
     return {
@@ -145,14 +145,12 @@ def only(base: Snapshot, slots: npt.NDArray[np.int64]) -> dict:
     }
 
 
-def block_rows(blocks: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
+def block_rows(blocks: Int32s, n: int) -> Int64s:
     """The physical rows of logical rows 0 to n - 1."""
     rows = np.arange(n)
     return (blocks[rows >> BLOCK_BITS].astype(np.int64) << BLOCK_BITS) | (rows & (BLOCK - 1))
 
 
-def logical_rows(
-    links: npt.NDArray[np.int32], blocks: npt.NDArray[np.int32], n: int
-) -> npt.NDArray[np.int32]:
+def logical_rows(links: Int32s, blocks: Int32s, n: int) -> Int32s:
     """Logical rows 0 to n - 1 of links. O(n M)."""
     return links[block_rows(blocks, n)]

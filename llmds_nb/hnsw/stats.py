@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.state import Handle, n_words
+from .._core.typing import Int64s
 from .kernels.spanning_tree import tree_count
 from .kernels.state import Index, Links
 from .quantization import NONE
@@ -18,7 +18,7 @@ class HNSWStats(NamedTuple):
     n: int
     deleted: int
     deleted_share: float  # of the slots
-    levels: npt.NDArray[np.int64]  # int64[top + 1]: slots by their top level
+    levels: Int64s  # int64[top + 1]: slots by their top level
     mean_degree: float  # on level 0
     max_degree: int
     reachable_share: float  # of the slots, from the entry on level 0

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from .._core.typing import Float32s
 from .snapshot import Snapshot
 
 _ROWS_PER_EF = 18  # rows that a walk compares for each candidate kept
@@ -12,10 +12,7 @@ _EF_SHARES = (1.0, 1.1, 1.25)
 
 
 def tuned(
-    snapshot: Snapshot,
-    truth: npt.NDArray[np.float32],
-    target: float,
-    distances: Callable[[int, int], npt.NDArray[np.float32]],
+    snapshot: Snapshot, truth: Float32s, target: float, distances: Callable[[int, int], Float32s]
 ) -> tuple[int, int | None]:
     """The (ef, depth) that reach `target`; depth None where there is nothing to re-rank.
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_empty, appended
+from .._core.typing import ArrayLike, Bools, Float32s, Float64s, Int64s
 from . import quantization as codes
 from .kernels.distance import COSINE, IP, L2
 from .snapshot import Snapshot
@@ -51,11 +52,7 @@ class VectorForm:
         )  # fmt: skip
 
     def added(
-        self,
-        base: Snapshot,
-        vectors: npt.NDArray[np.float32],
-        lengths: npt.NDArray[np.float64],
-        copy: bool = True,
+        self, base: Snapshot, vectors: Float32s, lengths: Float64s, copy: bool = True
     ) -> dict:
         """The arrays of `base` for its vectors, with float32[n, d] `vectors` after its slots.
 
@@ -89,7 +86,7 @@ class VectorForm:
             units = units * fields["factors"][:, None]
         return {**fields, **self._walked(empty, units, fields["vectors"])}
 
-    def queries(self, values: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], bool]:
+    def queries(self, values: ArrayLike) -> tuple[Float32s, bool]:
         """(float32[n, dim], whether one vector was given); ValueError for lengths out of range."""
         array = np.asarray(values)
         single = array.ndim == 1 and array.size > 0
@@ -97,7 +94,7 @@ class VectorForm:
         self.lengths(array, "queries")
         return array, single
 
-    def lengths(self, vectors: npt.NDArray, name: str) -> npt.NDArray[np.float64]:
+    def lengths(self, vectors: npt.NDArray, name: str) -> Float64s:
         """Euclidean lengths float64[n]; ValueError for those that the metric does not accept."""
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         if len(lengths) and not lengths.max() <= _MAX_NORM:
@@ -179,7 +176,7 @@ class VectorForm:
         vectors = self.as_given(base, slots)
         return vectors * base.factors[slots][:, None] if self.metric == COSINE else vectors
 
-    def as_given(self, base: Snapshot, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def as_given(self, base: Snapshot, slots: Int64s) -> Float32s:
         """The vectors in `slots` float32[n, d], as exactly as they are stored."""
         if self.codes_only:
             return self._units(base, slots)
@@ -187,7 +184,7 @@ class VectorForm:
         return vectors.view(np.float16).astype(np.float32) if self.store == "float16" else vectors
 
 
-def _marked(outlier, n, new) -> npt.NDArray[np.bool_]:
+def _marked(outlier, n, new) -> Bools:
     """outlier[:n] followed by `new`; empty while there is none."""
     if not len(outlier):
         if not new.any():

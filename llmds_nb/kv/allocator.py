@@ -4,10 +4,10 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import ArrayLike, Int32s
 from ..errors import CapacityError
 from ..primitives.status import ABSENT, FULL
 from .kernels import allocator as k
@@ -18,8 +18,8 @@ AllocatorState: Any = k.AllocatorState  # a named tuple class: see _core/state.p
 class Moves(NamedTuple):
     """Page copies: gather all of `src`, then scatter to `dst` (``kv[dst] = kv[src]``)."""
 
-    src: npt.NDArray[np.int32]  # int32[n]
-    dst: npt.NDArray[np.int32]  # int32[n], distinct
+    src: Int32s  # int32[n]
+    dst: Int32s  # int32[n], distinct
 
 
 class AllocatorStats(NamedTuple):
@@ -70,7 +70,7 @@ class PagedAllocator:
         self._handle = Handle(self._arrays)
         self._lock = threading.Lock()
 
-    def alloc(self, n: int = 1) -> npt.NDArray[np.int32]:
+    def alloc(self, n: int = 1) -> Int32s:
         """Take `n` free pages, each with one reference. O(n).
 
         Returns
@@ -88,7 +88,7 @@ class PagedAllocator:
                 raise CapacityError(f"{n} pages wanted, {self.n_free} of {self.n_pages} free")
         return out
 
-    def share(self, pages: npt.ArrayLike) -> None:
+    def share(self, pages: ArrayLike) -> None:
         """Add one reference to each page. O(n).
 
         Raises
@@ -102,7 +102,7 @@ class PagedAllocator:
         if position != ABSENT:
             raise ValueError(f"page {pages[position]} is free and cannot be shared")
 
-    def free(self, pages: npt.ArrayLike) -> None:
+    def free(self, pages: ArrayLike) -> None:
         """Drop one reference from each page; pages without any become free. O(n).
 
         Raises
@@ -116,7 +116,7 @@ class PagedAllocator:
         if position != ABSENT:
             raise ValueError(f"page {pages[position]} is free already (double free)")
 
-    def refcount(self, pages: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    def refcount(self, pages: ArrayLike) -> Int32s:
         """Return the number of references of each page as int32[n]; 0 means free. O(n)."""
         return self._arrays.ref[self._pages(pages)]
 
@@ -168,7 +168,7 @@ class PagedAllocator:
     def __repr__(self) -> str:
         return f"PagedAllocator({self.n_used} of {self.n_pages} pages used, {self.page_size} tokens each)"  # noqa: E501
 
-    def _pages(self, pages) -> npt.NDArray[np.int32]:
+    def _pages(self, pages) -> Int32s:
         return validation.integers(pages, "pages", dtype=np.int32, high=self.n_pages - 1)
 
     @staticmethod

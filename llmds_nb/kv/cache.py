@@ -1,6 +1,5 @@
 """KVCache: paged KV memory with exact prefix sharing, copy-on-write, eviction and compaction."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.jit import REFUSALS
 from .._core.storage import Stored
+from .._core.typing import ArrayLike, Int32s, Int64s, PathLike, UInt8s
 from .._core.validation import INT32, INT32_MAX, INT64
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
@@ -106,7 +106,7 @@ class KVCache(Stored):
     # ---- sequences -------------------------------------------------------------------------
 
     def attach(
-        self, seq_id: int, tokens: npt.ArrayLike, kv: npt.ArrayLike | None = None, *,
+        self, seq_id: int, tokens: ArrayLike, kv: ArrayLike | None = None, *,
         salt: Salt = 0, priority: int = 0,
     ) -> int:  # fmt: skip
         """Start a sequence with a prompt, sharing its cached prefix. O(tokens).
@@ -153,9 +153,9 @@ class KVCache(Stored):
         return n
 
     def attach_many(
-        self, seq_ids: npt.ArrayLike, tokens: npt.ArrayLike, indptr: npt.ArrayLike, *,
-        salts: Sequence[Salt] | None = None, priorities: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        self, seq_ids: ArrayLike, tokens: ArrayLike, indptr: ArrayLike, *,
+        salts: Sequence[Salt] | None = None, priorities: ArrayLike | None = None,
+    ) -> Int64s:  # fmt: skip
         """Attach n sequences in one call, all or none; see `attach`. O(tokens).
 
         Parameters
@@ -176,7 +176,7 @@ class KVCache(Stored):
         state = self._cache_state
         return sequences.attach_many(state, seq_ids, tokens, indptr, salts, priorities)
 
-    def detach(self, seq_ids: npt.ArrayLike) -> None:
+    def detach(self, seq_ids: ArrayLike) -> None:
         """End one or many sequences, all or none. O(pages log pages).
 
         Full committed pages stay cached until they are evicted; the others become free.
@@ -196,9 +196,7 @@ class KVCache(Stored):
         with state.lock:
             state.run(kv_detach_many, seq_ids)
 
-    def append(
-        self, seq_id: int, tokens: npt.ArrayLike, kv: npt.ArrayLike | None = None
-    ) -> npt.NDArray[np.int64]:
+    def append(self, seq_id: int, tokens: ArrayLike, kv: ArrayLike | None = None) -> Int64s:
         """Append tokens to a sequence. O(1) per token.
 
         Everything before the new tokens counts as committed from now on. A last page that is shared
@@ -224,7 +222,7 @@ class KVCache(Stored):
         """
         return sequences.append(self._cache_state, seq_id, tokens, kv)
 
-    def append_many(self, seq_ids: npt.ArrayLike, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def append_many(self, seq_ids: ArrayLike, tokens: ArrayLike) -> Int64s:
         """Add one token to each of n sequences, all or none: a decode step. O(n).
 
         Parameters
@@ -264,7 +262,7 @@ class KVCache(Stored):
         with state.lock:
             state.run(kv_commit, seq_id, n_tokens)
 
-    def write(self, seq_id: int, start: int, kv: npt.ArrayLike) -> None:
+    def write(self, seq_id: int, start: int, kv: ArrayLike) -> None:
         """Write the K/V of tokens ``start .. start + n``. O(n).
 
         Parameters
@@ -326,7 +324,7 @@ class KVCache(Stored):
 
     # ---- reading sequences ------------------------------------------------------------------
 
-    def tokens(self, seq_id: int) -> npt.NDArray[np.int32]:
+    def tokens(self, seq_id: int) -> Int32s:
         """Return a sequence's tokens as int32[length]. O(length)."""
         return page_tables.tokens(self._cache_state, seq_id)
 
@@ -334,7 +332,7 @@ class KVCache(Stored):
         """Return the number of tokens of a sequence. O(1)."""
         return self._cache_state.length(seq_id)
 
-    def page_table(self, seq_ids: npt.ArrayLike, *, out: PageTable | None = None) -> PageTable:
+    def page_table(self, seq_ids: ArrayLike, *, out: PageTable | None = None) -> PageTable:
         """Page table of B sequences in FlashInfer's CSR layout. O(pages).
 
         Parameters
@@ -347,8 +345,8 @@ class KVCache(Stored):
         return page_tables.page_table(self._cache_state, seq_ids, out)
 
     def block_table(
-        self, seq_ids: npt.ArrayLike, *, pad: int = -1, out: npt.NDArray[np.int32] | None = None
-    ) -> npt.NDArray[np.int32]:
+        self, seq_ids: ArrayLike, *, pad: int = -1, out: Int32s | None = None
+    ) -> Int32s:
         """Page table of B sequences as a rectangle, vLLM's layout. O(B * width).
 
         Parameters
@@ -366,9 +364,9 @@ class KVCache(Stored):
         return page_tables.block_table(self._cache_state, seq_ids, pad, out)
 
     def slot_mapping(
-        self, seq_ids: npt.ArrayLike, start: npt.ArrayLike, stop: npt.ArrayLike, *,
-        out: npt.NDArray[np.int64] | None = None,
-    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        self, seq_ids: ArrayLike, start: ArrayLike, stop: ArrayLike, *,
+        out: Int64s | None = None,
+    ) -> Int64s:  # fmt: skip
         """Slots of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout. O(n).
 
         Parameters
@@ -388,11 +386,11 @@ class KVCache(Stored):
 
     # ---- cached prefixes -------------------------------------------------------------------
 
-    def match(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+    def match(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
         return len(prefixes.match(self._cache_state, tokens, salt)) * self.page_size
 
-    def pin(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+    def pin(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
         """Keep the cached prefix of `tokens` from eviction. O(tokens).
 
         Returns
@@ -426,7 +424,7 @@ class KVCache(Stored):
         with state.lock:
             state.run(k.kv_quota, state.domain(salt), min(quota, self.n_pages))
 
-    def prefix_digests(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> npt.NDArray[np.uint8]:
+    def prefix_digests(self, tokens: ArrayLike, *, salt: Salt = 0) -> UInt8s:
         """Return the chained SHA-256 of every full page: equal on every machine. O(tokens).
 
         Digest 0 hashes the ASCII bytes ``llmds_nb prefix 1``, a zero byte, the page size as a
@@ -475,7 +473,7 @@ class KVCache(Stored):
         with self._cache_state.lock:
             check(self._cache_state.arrays, self._pins.all_pages())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write everything to one file, replacing it atomically; other threads wait meanwhile.
 
         Parameters

@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import Bools, Float64s, Int32s, Int64s
 from ..primitives.bits import float64_keys, keys_float64
 from .kernels import eviction_policy as ev, state as s
 from .kernels.operations import kv_rekey
@@ -23,14 +23,14 @@ POLICIES = {
 class PageEvents(NamedTuple):
     """What a custom eviction policy is called with: n cached pages and what happened to them."""
 
-    pages: npt.NDArray[np.int64]  # int64[n]
-    inserted: npt.NDArray[np.bool_]  # bool[n]: became cached
-    touched: npt.NDArray[np.bool_]  # bool[n]: found by a request
-    released: npt.NDArray[np.bool_]  # bool[n]: lost a holder
-    keys: npt.NDArray[np.float64]  # float64[n]: present keys, 0 when new
-    turns: npt.NDArray[np.int32]  # int32[n]: turn of the conversation that made the page
-    uses: npt.NDArray[np.int32]  # int32[n]: requests that touched it
-    depths: npt.NDArray[np.int32]  # int32[n]: pages above it
+    pages: Int64s  # int64[n]
+    inserted: Bools  # bool[n]: became cached
+    touched: Bools  # bool[n]: found by a request
+    released: Bools  # bool[n]: lost a holder
+    keys: Float64s  # float64[n]: present keys, 0 when new
+    turns: Int32s  # int32[n]: turn of the conversation that made the page
+    uses: Int32s  # int32[n]: requests that touched it
+    depths: Int32s  # int32[n]: pages above it
     requests: int  # attaches so far
     clock: int  # attaches and detaches so far
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels import page_tables as k
 from .kernels.state import LENGTH
@@ -15,9 +16,9 @@ from .state import CacheState
 class PageTable(NamedTuple):
     """Page table of a batch in FlashInfer's CSR layout."""
 
-    indptr: npt.NDArray[np.int32]  # int32[B + 1]
-    indices: npt.NDArray[np.int32]  # int32[nnz]: of sequence i indices[indptr[i]:indptr[i + 1]]
-    last_page_len: npt.NDArray[np.int32]  # int32[B]: tokens in the last page, 0 if there is none
+    indptr: Int32s  # int32[B + 1]
+    indices: Int32s  # int32[nnz]: of sequence i indices[indptr[i]:indptr[i + 1]]
+    last_page_len: Int32s  # int32[B]: tokens in the last page, 0 if there is none
 
 
 def page_table(state: CacheState, seq_ids, out) -> PageTable:
@@ -41,7 +42,7 @@ def page_table(state: CacheState, seq_ids, out) -> PageTable:
     return out
 
 
-def block_table(state: CacheState, seq_ids, pad, out) -> npt.NDArray[np.int32]:
+def block_table(state: CacheState, seq_ids, pad, out) -> Int32s:
     """See `KVCache.block_table`."""
     if pad != -1:
         pad = validation.integer(pad, "pad", low=-(2**31), high=validation.INT32_MAX)
@@ -63,7 +64,7 @@ def block_table(state: CacheState, seq_ids, pad, out) -> npt.NDArray[np.int32]:
     return out
 
 
-def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> npt.NDArray[np.int64]:
+def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> Int64s:
     """See `KVCache.slot_mapping`."""
     with state.lock:
         rows, _ = _find_many(state, seq_ids)
@@ -79,7 +80,7 @@ def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> npt.NDArray[np
     return out
 
 
-def tokens(state: CacheState, seq_id) -> npt.NDArray[np.int32]:
+def tokens(state: CacheState, seq_id) -> Int32s:
     """See `KVCache.tokens`."""
     with state.lock:
         row = state.find(seq_id)
@@ -108,7 +109,7 @@ def _buffer(array, name, size, dtype) -> npt.NDArray:
     return array[:size]
 
 
-def _per_sequence(value, name, n) -> npt.NDArray[np.int64]:
+def _per_sequence(value, name, n) -> Int64s:
     if type(value) is int or np.ndim(value) == 0:
         return np.full(n, validation.natural(value, name))
     array = validation.for_kernel(value, name, validation.INT64)

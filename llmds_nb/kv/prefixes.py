@@ -4,9 +4,9 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import ArrayLike, Int32s, UInt8s
 from ..primitives.status import ABSENT
 from .kernels.attach import kv_match
 from .kernels.operations import kv_pin
@@ -14,7 +14,7 @@ from .salts import Salt, check_salt, salt_bytes
 from .state import CacheState
 
 
-def match(state: CacheState, tokens: npt.ArrayLike, salt: Any) -> npt.NDArray[np.int32]:
+def match(state: CacheState, tokens: ArrayLike, salt: Any) -> Int32s:
     """The cached pages that hold the longest cached prefix of `tokens`. O(tokens)."""
     tokens = validation.for_kernel(tokens, "tokens", validation.INT32)
     salt = check_salt(salt)
@@ -29,11 +29,11 @@ def match(state: CacheState, tokens: npt.ArrayLike, salt: Any) -> npt.NDArray[np
 class Pins:
     """The pinned prefixes: the pages of each pin under the number that `unpin` takes."""
 
-    def __init__(self, pages: dict[int, npt.NDArray[np.int32]] | None = None, next_number: int = 1):
+    def __init__(self, pages: dict[int, Int32s] | None = None, next_number: int = 1):
         self.pages = {} if pages is None else pages
         self.next_number = next_number
 
-    def add(self, state: CacheState, tokens: npt.ArrayLike, salt: Any) -> int:
+    def add(self, state: CacheState, tokens: ArrayLike, salt: Any) -> int:
         """Pin the cached prefix of `tokens`; return the number of the pin."""
         with state.lock:
             pages = match(state, tokens, salt).copy()
@@ -51,16 +51,16 @@ class Pins:
                 raise KeyError(f"no pin has handle {number}")
             kv_pin(state.handle.address, self.pages.pop(number), -1)
 
-    def rename(self, renamed: npt.NDArray[np.int32]) -> None:
+    def rename(self, renamed: Int32s) -> None:
         """Replace every page by renamed[page]."""
         self.pages = {number: renamed[pages] for number, pages in self.pages.items()}
 
-    def all_pages(self) -> npt.NDArray[np.int32]:
+    def all_pages(self) -> Int32s:
         """The pages of all pins, one after the other."""
         return np.concatenate([np.zeros(0, np.int32), *self.pages.values()])
 
 
-def digests(tokens: npt.ArrayLike, page_size: int, salt: Salt) -> npt.NDArray[np.uint8]:
+def digests(tokens: ArrayLike, page_size: int, salt: Salt) -> UInt8s:
     """See `KVCache.prefix_digests`."""
     tokens = validation.token_ids(tokens)
     n, step = len(tokens) // page_size, 4 * page_size

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int64s
 from .._core.validation import INT32, INT32_MAX, INT64
 from . import page_tables
 from .allocator import Moves
@@ -19,9 +20,7 @@ from .salts import check_salts
 from .state import CacheState
 
 
-def attach_many(
-    state: CacheState, seq_ids, tokens, indptr, salts: Any, priorities: Any
-) -> npt.NDArray[np.int64]:
+def attach_many(state: CacheState, seq_ids, tokens, indptr, salts: Any, priorities: Any) -> Int64s:
     """See `KVCache.attach_many`."""
     seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
     tokens = validation.for_kernel(tokens, "tokens", INT32)
@@ -47,7 +46,7 @@ def attach_many(
     return hits
 
 
-def append(state: CacheState, seq_id, tokens, kv) -> npt.NDArray[np.int64]:
+def append(state: CacheState, seq_id, tokens, kv) -> Int64s:
     """See `KVCache.append`."""
     seq_id = validation.natural(seq_id, "seq_id")
     tokens = validation.for_kernel(tokens, "tokens", INT32)

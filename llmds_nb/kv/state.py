@@ -5,11 +5,11 @@ import threading
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.state import Handle
+from .._core.typing import Int32s
 from ..errors import CapacityError
 from ..primitives.hash_table import empty_table, table_find, table_rehash
 from ..primitives.status import (
@@ -149,7 +149,7 @@ class CacheState:
             raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
         return self.tensors
 
-    def take_copies(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def take_copies(self) -> tuple[Int32s, Int32s]:
         """Take the pending copies as (src, dst)."""
         start, n = self.arrays.meta[s.PENDING_COPIES], self.arrays.meta[s.N_PENDING]
         moves = self.arrays.arena[start : start + 2 * n].reshape(n, 2).copy()

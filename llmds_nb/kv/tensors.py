@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._core.typing import ArrayLike
+
 
 class Tensors:
     """K/V of all pages, dtype[n_pages, page_size, *shape]."""
@@ -16,7 +18,7 @@ class Tensors:
         self.shape = kv.shape[2:]
         self.slots = kv.reshape(-1, *self.shape)  # the same, a row for each token slot
 
-    def checked(self, kv: npt.ArrayLike, n: int | None = None) -> npt.NDArray:
+    def checked(self, kv: ArrayLike, n: int | None = None) -> npt.NDArray:
         """The K/V that a user gave for `n` tokens (None: any number), of our dtype and shape."""
         array: npt.NDArray[Any] = np.asarray(kv)
         if array.dtype != self.kv.dtype:

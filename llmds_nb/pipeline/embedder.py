@@ -4,12 +4,12 @@ import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import ArrayLike, Float32s
 from ..text.lsa import LsaEncoder
 
-Encoder = LsaEncoder | Callable[[list[str]], npt.ArrayLike]
+Encoder = LsaEncoder | Callable[[list[str]], ArrayLike]
 
 
 class Embedder:
@@ -60,8 +60,8 @@ class Embedder:
 
 
 def checked_vectors(
-    vectors: npt.ArrayLike, dim: int | None, texts: Sequence[str], name: str = "vectors"
-) -> npt.NDArray[np.float32]:
+    vectors: ArrayLike, dim: int | None, texts: Sequence[str], name: str = "vectors"
+) -> Float32s:
     """Vectors as float32[n, dim], one per text; of any dimension if `dim` is None."""
     if dim is None:
         shape = np.shape(vectors)
@@ -73,7 +73,7 @@ def checked_vectors(
     return vectors
 
 
-def checked_vector(vector: npt.ArrayLike, dim: int | None, text: str) -> npt.NDArray[np.float32]:
+def checked_vector(vector: ArrayLike, dim: int | None, text: str) -> Float32s:
     """The vector of one query as float32[dim]; one of that type may still hold NaN or infinity."""
     if (
         type(vector) is np.ndarray
@@ -85,6 +85,6 @@ def checked_vector(vector: npt.ArrayLike, dim: int | None, text: str) -> npt.NDA
     return checked_vectors(vector, dim, [text])[0]
 
 
-def is_ordinary(vector: npt.NDArray[np.float32]) -> bool:
+def is_ordinary(vector: Float32s) -> bool:
     """A quick sufficient test: True only for finite vectors that have a direction. O(d)."""
     return 1e-30 < float(np.vdot(vector, vector)) < 1e30

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.jit import EntryPoints
+from .._core.typing import ArrayLike, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
@@ -114,11 +114,8 @@ class HybridIndex:
             return bool(self.texts.find(wanted)[0] != ABSENT)
 
     def add(
-        self,
-        ids: npt.ArrayLike | None,
-        texts: str | Sequence[str],
-        vectors: npt.ArrayLike | None,
-    ) -> npt.NDArray[np.int64]:
+        self, ids: ArrayLike | None, texts: str | Sequence[str], vectors: ArrayLike | None
+    ) -> Int64s:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
         with self.write_lock:
@@ -150,7 +147,7 @@ class HybridIndex:
             self._compact_texts()
         return ids
 
-    def remove(self, ids: npt.ArrayLike) -> None:
+    def remove(self, ids: ArrayLike) -> None:
         """See RetrievalPipeline.remove."""
         ids = validation.ids(ids)
         with self.write_lock:
@@ -183,7 +180,7 @@ class HybridIndex:
             raise KeyError(f"id {ids[rows == ABSENT][0]} is not in the pipeline")
         return rows
 
-    def get(self, ids: npt.ArrayLike) -> list[str]:
+    def get(self, ids: ArrayLike) -> list[str]:
         """See RetrievalPipeline.get."""
         ids = validation.ids(ids, unique=False)
         with self._swap_lock:
@@ -272,7 +269,7 @@ class HybridIndex:
             for request, vector in zip(requests, vectors, strict=True)
         ]
 
-    def tune(self, vectors: npt.ArrayLike, target_recall: float) -> int:
+    def tune(self, vectors: ArrayLike, target_recall: float) -> int:
         """Set and return the `ef` of the dense half that reaches a recall on query vectors."""
         with self.write_lock:
             if self.dense is None:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.storage import Stored, nest, unnest
+from .._core.typing import ArrayLike, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..structures.sketch import CountMinSketch
@@ -154,9 +154,9 @@ class RetrievalPipeline(Stored):
     # ---- writing ------------------------------------------------------------------------------
 
     def add(
-        self, ids: npt.ArrayLike | None, texts: str | Sequence[str],
-        vectors: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.int64]:  # fmt: skip
+        self, ids: ArrayLike | None, texts: str | Sequence[str],
+        vectors: ArrayLike | None = None,
+    ) -> Int64s:  # fmt: skip
         """Add documents; one with an existing id is replaced. Searchable on return.
 
         Parameters
@@ -180,7 +180,7 @@ class RetrievalPipeline(Stored):
         """
         return self._index.add(ids, texts, vectors)
 
-    def remove(self, ids: npt.ArrayLike) -> None:
+    def remove(self, ids: ArrayLike) -> None:
         """Remove documents; no later search finds them.
 
         Raises
@@ -190,7 +190,7 @@ class RetrievalPipeline(Stored):
         """
         self._index.remove(ids)
 
-    def get(self, ids: npt.ArrayLike) -> list[str]:
+    def get(self, ids: ArrayLike) -> list[str]:
         """The texts of documents, in the order of `ids` (which may repeat).
 
         Raises
@@ -203,9 +203,9 @@ class RetrievalPipeline(Stored):
     # ---- searching ----------------------------------------------------------------------------
 
     def search(
-        self, queries: str | Sequence[str], k: int = 10, *, vectors: npt.ArrayLike | None = None,
+        self, queries: str | Sequence[str], k: int = 10, *, vectors: ArrayLike | None = None,
         fusion: str | None = None, weight: float | None = None,
-        filter: npt.ArrayLike | Sequence[npt.ArrayLike | None] | None = None, threads: int = 1,
+        filter: ArrayLike | Sequence[ArrayLike | None] | None = None, threads: int = 1,
     ) -> Hits:  # fmt: skip
         """The k best documents for each query.
 
@@ -271,7 +271,7 @@ class RetrievalPipeline(Stored):
 
     def tune_weight(
         self, queries: str | Sequence[str], relevant: Sequence, *,
-        vectors: npt.ArrayLike | None = None,
+        vectors: ArrayLike | None = None,
     ) -> float:  # fmt: skip
         """Choose the weight of the dense half on judged queries, and make it the default.
 
@@ -304,7 +304,7 @@ class RetrievalPipeline(Stored):
 
     def tune(
         self, queries: str | Sequence[str], relevant: Sequence | None = None, *,
-        vectors: npt.ArrayLike | None = None, target_recall: float = 0.99,
+        vectors: ArrayLike | None = None, target_recall: float = 0.99,
     ) -> Tuned:  # fmt: skip
         """Choose `ef_search` of the dense half, and its weight as `tune_weight` does.
 

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
+from .._core.typing import ArrayLike, Float32s
 from .embedder import checked_vectors
 
 
@@ -17,7 +17,7 @@ class Request(NamedTuple):
     k: int
     fusion: str
     weight: float
-    vector: npt.NDArray[np.float32] | None = None  # [d]; None: not encoded yet
+    vector: Float32s | None = None  # [d]; None: not encoded yet
     filter: npt.NDArray | None = None  # as `validation.id_filters` returns it
     encoded: bool = False  # the vector is the encoder's, not the caller's
 
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 def make_requests(
     texts: Sequence[str],
-    vectors: npt.ArrayLike | None,
+    vectors: ArrayLike | None,
     dim: int | None,
     k: int,
     fusion: str,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int64s, UInt8s
 from ..errors import CorruptFileError
 from ..primitives.hash_table import (
     empty_table,
@@ -46,20 +46,18 @@ class TextStore:
         """Bytes of all arrays."""
         return self._table.nbytes + self._indptr.nbytes + self._blob.nbytes
 
-    def find(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def find(self, ids: Int64s) -> Int64s:
         """Row of each id int64[n], or ABSENT."""
         rows = np.empty(ids.size, np.int64)
         table_find_many(self._table, ids, rows)
         return rows
 
-    def view(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    def view(self) -> tuple[Int64s, UInt8s]:
         """The arrays that `read` needs: take them under the same lock as the rows."""
         return self._indptr, self._blob
 
     @staticmethod
-    def read(
-        view: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]], rows: npt.NDArray[np.int64]
-    ) -> list[str]:
+    def read(view: tuple[Int64s, UInt8s], rows: Int64s) -> list[str]:
         """The texts of rows that `find` returned, none of them ABSENT."""
         indptr, blob = view
         return [
@@ -67,7 +65,7 @@ class TextStore:
             for row in rows.tolist()
         ]
 
-    def append(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    def append(self, texts: Sequence[str]) -> Int64s:
         """Write texts after the visible rows; return their rows int64[n]. O(bytes), amortised."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         data = np.frombuffer(b"".join(encoded), np.uint8)
@@ -83,7 +81,7 @@ class TextStore:
         self._n = n
         return rows
 
-    def point(self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
+    def point(self, ids: Int64s, rows: Int64s) -> None:
         """Map ids, new or known, to rows. O(n), amortised."""
         added = int((self.find(ids) == ABSENT).sum())
         if 2 * (self._n_ids + added) > len(self._table):
@@ -93,7 +91,7 @@ class TextStore:
         table_set_many(self._table, ids, rows)
         self._n_ids += added
 
-    def drop(self, ids: npt.NDArray[np.int64]) -> None:
+    def drop(self, ids: Int64s) -> None:
         """Remove known ids. O(n)."""
         table_remove_many(self._table, ids)
         self._n_ids -= ids.size
@@ -115,7 +113,7 @@ class TextStore:
         new.point(np.ascontiguousarray(live[:, 0]), np.arange(len(live)))
         return new
 
-    def ids(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> Int64s:
         """Every id int64[n], ascending."""
         return np.sort(self._table[self._table[:, 1] != ABSENT, 0])
 

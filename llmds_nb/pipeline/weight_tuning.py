@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int64s
 from .hybrid import HybridIndex, fuse
 from .requests import Request
 
@@ -73,7 +73,7 @@ def _judged(gains) -> list[int]:
     return [i for i, of_query in enumerate(gains) if any(of_query.values())]
 
 
-def ndcg(ids: npt.NDArray[np.int64], gains: Mapping[int, float]) -> float:
+def ndcg(ids: Int64s, gains: Mapping[int, float]) -> float:
     """nDCG with linear gain (Jarvelin and Kekalainen 2002) of one ranking int64[DEPTH]."""
     discounts = 1 / np.log2(np.arange(len(ids)) + 2)
     ideal = sorted(gains.values(), reverse=True)[: len(ids)]
@@ -97,9 +97,7 @@ def tune_weight(
 
 
 def _tune(
-    rank: Callable[[float], npt.NDArray[np.int64]],
-    gains: Sequence[Mapping[int, float]],
-    present: float,
+    rank: Callable[[float], Int64s], gains: Sequence[Mapping[int, float]], present: float
 ) -> Tuning:
     """The best weight for queries with `gains`; `rank(weight)` returns ids int64[n, DEPTH]."""
     judged = _judged(gains)

@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import ArrayLike, Bools
 from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
 
@@ -122,7 +122,7 @@ class AdmissionController:
         retry = math.inf if wait == k.NEVER else wait / 1e6
         return Admission(reason == OK, _REASONS[reason], retry)
 
-    def admit_many(self, tokens: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    def admit_many(self, tokens: ArrayLike) -> Bools:
         """Admit requests that arrive at one time, in order; a refusal takes nothing. O(n).
 
         Parameters

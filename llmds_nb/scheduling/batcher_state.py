@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.state import Handle
+from .._core.typing import Int32s, Int64s
 from ..errors import CapacityError
 from ..kv.cache import KVCache
 from ..primitives.hash_table import table_find
@@ -61,11 +61,11 @@ class BatcherState:
             )
         )
         self.arrays: Any = self.handle.state  # never replaced
-        self.tokens: dict[int, npt.NDArray[np.int32]] = {}
+        self.tokens: dict[int, Int32s] = {}
         self.salts: dict[int, Any] = {}
         self.preempted: list[int] = []
 
-    def submit(self, tokens: npt.NDArray[np.int32], salt: Any, max_new: int, *terms: int) -> int:
+    def submit(self, tokens: Int32s, salt: Any, max_new: int, *terms: int) -> int:
         """Let a request wait and return its id; `terms` as by `request_terms`."""
         request = self.queue.new_request(tokens.size, *terms)
         id_ = k.step_submit(self.handle.address, *request, max_new)
@@ -141,7 +141,7 @@ class BatcherState:
         k.step_preempt(self.handle.address, id_)
         self.preempted.append(id_)
 
-    def end(self, ids: npt.NDArray[np.int64]) -> None:
+    def end(self, ids: Int64s) -> None:
         """Forget requests, waiting or running, and what the cache holds for them."""
         if ids.size:
             numbers = ids.tolist()
@@ -151,7 +151,7 @@ class BatcherState:
                 self.tokens.pop(id_, None)
                 del self.salts[id_]
 
-    def cancel(self, ids: npt.NDArray[np.int64]) -> None:
+    def cancel(self, ids: Int64s) -> None:
         """End requests before their time; KeyError if one is unknown or has ended."""
         for id_ in ids.tolist():
             if id_ not in self.salts:

@@ -5,9 +5,9 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import ArrayLike, Bools, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
 from ..primitives.status import ABSENT, INVALID, PRESENT
@@ -27,12 +27,12 @@ class StepPlan(NamedTuple):
     include the last token that it has.
     """
 
-    seq_ids: npt.NDArray[np.int64]  # [n], in the order of admission
-    starts: npt.NDArray[np.int64]  # [n]
-    n_tokens: npt.NDArray[np.int64]  # [n]
-    is_prefill: npt.NDArray[np.bool_]  # [n]: part of the prompt, or lost by a preemption
-    preempted: npt.NDArray[np.int64]  # [m]: sequences that lost their pages since the last step
-    slots: npt.NDArray[np.int64]  # [sum of n_tokens]: page * page_size + offset
+    seq_ids: Int64s  # [n], in the order of admission
+    starts: Int64s  # [n]
+    n_tokens: Int64s  # [n]
+    is_prefill: Bools  # [n]: part of the prompt, or lost by a preemption
+    preempted: Int64s  # [m]: sequences that lost their pages since the last step
+    slots: Int64s  # [sum of n_tokens]: page * page_size + offset
 
     def __bool__(self) -> bool:
         return self.seq_ids.size > 0
@@ -148,7 +148,7 @@ class ContinuousBatcher:
 
     def submit(
         self,
-        prompt_tokens: npt.ArrayLike,
+        prompt_tokens: ArrayLike,
         *,
         max_new_tokens: int,
         salt: Salt = 0,
@@ -218,12 +218,8 @@ class ContinuousBatcher:
         return StepPlan(ids, starts, n_tokens, is_prefill, preempted, slots)
 
     def advance(
-        self,
-        seq_ids: npt.ArrayLike,
-        sampled_tokens: npt.ArrayLike,
-        *,
-        finished: npt.ArrayLike | None = None,
-    ) -> npt.NDArray[np.int64]:
+        self, seq_ids: ArrayLike, sampled_tokens: ArrayLike, *, finished: ArrayLike | None = None
+    ) -> Int64s:
         """Take over what the engine computed. O(n), and O(running) for each preemption.
 
         Every sequence of the step commits its tokens. One whose last token was computed gets the
@@ -278,7 +274,7 @@ class ContinuousBatcher:
         if status == PRESENT:
             raise ValueError(f"sequence {j} of the present step is not in seq_ids")
 
-    def cancel(self, seq_ids: npt.ArrayLike) -> None:
+    def cancel(self, seq_ids: ArrayLike) -> None:
         """End requests, int or int64[m], whether they wait or run. O(m log n + running).
 
         A sequence of a step that is not advanced yet may be cancelled too.
@@ -360,7 +356,7 @@ class ContinuousBatcher:
                 batcher.submit([1], max_new_tokens=1)
 
 
-def _mask(finished, n) -> npt.NDArray[np.bool_]:
+def _mask(finished, n) -> Bools:
     if finished is None:
         return _NO_MASK
     mask = np.asarray(finished)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.jit import compile_over
 from .._core.state import Handle
 from .._core.statistics import nearest_rank
+from .._core.typing import ArrayLike, Int64s
 from ..primitives.bits import float64_keys
 from .invariants import check_queue
 from .kernels import queue_state as s, request_queue as k
@@ -93,7 +93,7 @@ class RequestQueue:
         """Return `now`, or the latest time seen where the clock went back."""
         return max(now, int(self.meta[s.NOW]))
 
-    def keys(self, tokens, arrival_ns, deadline_ns, tenants) -> npt.NDArray[np.int64]:
+    def keys(self, tokens, arrival_ns, deadline_ns, tenants) -> Int64s:
         """Keys int64[n] by the user's function; without one a single entry that nothing reads."""
         if self._user_keys is None:
             return _NO_KEYS
@@ -109,7 +109,7 @@ class RequestQueue:
             raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
         return float64_keys(keys)
 
-    def find(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], int, int]:
+    def find(self, ids: Int64s) -> tuple[Int64s, int, int]:
         """Return the slots of requests and what `requests_find` returns: (slots, status, j)."""
         slots = np.empty(ids.size, np.int64)
         return slots, *k.requests_slots(self.handle.address, ids, slots)
@@ -150,7 +150,7 @@ class RequestQueue:
         arrays = [field for field in (*queue, *queue.fair) if isinstance(field, np.ndarray)]
         return sum(array.nbytes for array in arrays)
 
-    def tally(self, count: npt.NDArray[np.int64], *rings: tuple[Any, int]) -> tuple:
+    def tally(self, count: Int64s, *rings: tuple[Any, int]) -> tuple:
         """Copy the counts of the queue and the owner's, and take the percentiles of its rings.
 
         Parameters
@@ -212,12 +212,12 @@ def request_terms(slo_ms, default_ns: int, priority, tenant) -> tuple[int, int, 
     return slo_ns, priority, tenant
 
 
-def request_priorities(priorities: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def request_priorities(priorities: ArrayLike) -> Int64s:
     """Priorities as int64[n], checked."""
     return validation.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
 
 
-def percentiles(sample_ns: npt.NDArray[np.int64]) -> Percentiles:
+def percentiles(sample_ns: Int64s) -> Percentiles:
     """Percentiles in ms of int64[n] samples in ns."""
     return Percentiles(*nearest_rank(sample_ns / 1e6, (0.5, 0.95, 0.99, 1.0)).tolist())
 

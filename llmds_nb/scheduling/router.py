@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import ArrayLike
 from .._core.validation import INT32, INT32_MAX
 from ..kv.salts import Salt, check_salt, salt_bytes
 from ..primitives.status import ABSENT, INVALID
@@ -108,7 +109,7 @@ class PrefixRouter:
         self._next_id = n
         self._lock = threading.Lock()
 
-    def route(self, tokens: npt.ArrayLike, *, salt: Salt = 0) -> int:
+    def route(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
         """Choose a replica for a prompt and remember the choice. O(tokens + replicas).
 
         Parameters

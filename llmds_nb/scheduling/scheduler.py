@@ -5,10 +5,10 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
 from .kernels import micro_batch as k, queue_state as s
 from .request_queue import (
@@ -30,8 +30,8 @@ MicroBatcher: Any = k.MicroBatcher  # a named tuple class: see _core/state.py
 class Batch(NamedTuple):
     """Requests to run together, in the policy's order; false when there is none."""
 
-    ids: npt.NDArray[np.int64]  # [n]
-    tokens: npt.NDArray[np.int64]  # [n], as submitted or last updated
+    ids: Int64s  # [n]
+    tokens: Int64s  # [n], as submitted or last updated
 
     def __bool__(self) -> bool:
         return self.ids.size > 0
@@ -187,12 +187,12 @@ class Scheduler:
 
     def submit_many(
         self,
-        tokens: npt.ArrayLike,
+        tokens: ArrayLike,
         *,
-        slo_ms: npt.ArrayLike | None = None,
-        priority: npt.ArrayLike = 0,
-        tenant: npt.ArrayLike = 0,
-    ) -> npt.NDArray[np.int64]:
+        slo_ms: ArrayLike | None = None,
+        priority: ArrayLike = 0,
+        tenant: ArrayLike = 0,
+    ) -> Int64s:
         """Let m requests wait, in order, and return their ids as int64[m]. O(m log n).
 
         Parameters
@@ -256,7 +256,7 @@ class Scheduler:
             due = k.batch_due_ns(self._handle.address, self._queue.now())
         return math.inf if due == ABSENT or due >= FOREVER_NS // 2 else due / 1e6
 
-    def update(self, ids: npt.ArrayLike, remaining_tokens: npt.ArrayLike) -> None:
+    def update(self, ids: ArrayLike, remaining_tokens: ArrayLike) -> None:
         """Set the remaining tokens of waiting or running requests. O(m log n).
 
         Parameters
@@ -289,7 +289,7 @@ class Scheduler:
         columns = (s.ARRIVAL_NS, s.DEADLINE_NS, s.TENANT)
         return queue.keys(tokens, *(rows[:, column] for column in columns))
 
-    def complete(self, ids: npt.ArrayLike) -> None:
+    def complete(self, ids: ArrayLike) -> None:
         """End running requests, int or int64[m]. O(m).
 
         Raises
@@ -301,7 +301,7 @@ class Scheduler:
         """
         self._end(ids, k.TO_COMPLETE)
 
-    def cancel(self, ids: npt.ArrayLike) -> None:
+    def cancel(self, ids: ArrayLike) -> None:
         """End requests, int or int64[m], that wait or run. O(m log n).
 
         Raises
@@ -311,7 +311,7 @@ class Scheduler:
         """
         self._end(ids, k.TO_CANCEL)
 
-    def requeue(self, ids: npt.ArrayLike) -> None:
+    def requeue(self, ids: ArrayLike) -> None:
         """Let running requests, int or int64[m], wait again at their old places. O(m log n).
 
         Their waiting time counts from their arrival, so a batch is soon due again. Raises as
@@ -420,6 +420,6 @@ class Scheduler:
             scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))
 
 
-def _ids(ids) -> npt.NDArray[np.int64]:
+def _ids(ids) -> Int64s:
     """Ids as int64[n]; the kernel refuses what is negative, unknown or given twice."""
     return validation.for_kernel(ids, "ids", validation.INT64)

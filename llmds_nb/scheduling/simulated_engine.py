@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core.state import Handle
+from .._core.typing import ArrayLike, Int32s, Int64s
 from .continuous import ContinuousBatcher
 from .kernels import simulated_engine as k
 
@@ -41,12 +41,12 @@ class SimulatedEngine:
         self,
         batcher: ContinuousBatcher,
         clock: Any,
-        cost_ms: npt.ArrayLike,
-        tape: npt.NDArray[np.int32],
+        cost_ms: ArrayLike,
+        tape: Int32s,
         start: int,
         n_requests: int,
-        first_ns: npt.NDArray[np.int64],
-        end_ns: npt.NDArray[np.int64],
+        first_ns: Int64s,
+        end_ns: Int64s,
     ) -> None:
         self._batcher, self._clock = batcher, clock
         self._state = batcher._batcher_state
@@ -83,7 +83,7 @@ class SimulatedEngine:
         self._arrays.run[k.READ] = start
         self.end_ns = NEVER  # of the step under way
 
-    def submit(self, place: int, tokens: npt.NDArray[np.int32], output: int, tenant: int) -> None:
+    def submit(self, place: int, tokens: Int32s, output: int, tenant: int) -> None:
         """Let a request wait: int32[n] tokens, and how many to generate."""
         id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
         arrays = self._arrays

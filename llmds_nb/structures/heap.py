@@ -5,12 +5,12 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import LINE, aligned_zeros
 from .._core.jit import EntryPoints
 from .._core.state import Handle
+from .._core.typing import ArrayLike, Float64s, Int64s
 from ..primitives.bits import float64_key
 from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries, entries_init
 from ..primitives.hash_table import table_find, table_rows
@@ -34,8 +34,8 @@ class HeapEntry(NamedTuple):
 class HeapEntries(NamedTuple):
     """Entries in the order in which they leave: float64[n] and int64[n]."""
 
-    priorities: npt.NDArray[np.float64]
-    items: npt.NDArray[np.int64]
+    priorities: Float64s
+    items: Int64s
 
 
 class HeapStats(NamedTuple):
@@ -117,7 +117,7 @@ class IndexedHeap:
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
-    def push_many(self, items: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
+    def push_many(self, items: ArrayLike, priorities: ArrayLike) -> None:
         """Insert items in the order given. O(m log n), and O(n + m) for a large share of n.
 
         Parameters
@@ -182,7 +182,7 @@ class IndexedHeap:
             raise _absent(item)
         return value
 
-    def priority_many(self, items: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def priority_many(self, items: ArrayLike) -> Float64s:
         """Return the priorities of int64[m] items, float64[m]; KeyError if any is absent. O(m)."""
         items = _items(items)
         out = np.empty(items.size)
@@ -249,7 +249,7 @@ class IndexedHeap:
             raise ValueError(f"priority {priority} of item {item} is {word} its present {present}")
         raise _nan()
 
-    def update_many(self, items: npt.ArrayLike, priorities: npt.ArrayLike) -> None:
+    def update_many(self, items: ArrayLike, priorities: ArrayLike) -> None:
         """Change the priorities of int64[m] items to float64[m]. O(m log n), or O(n + m).
 
         Raises
@@ -273,7 +273,7 @@ class IndexedHeap:
         if status == ABSENT:
             raise _absent(item)
 
-    def remove_many(self, items: npt.ArrayLike) -> None:
+    def remove_many(self, items: ArrayLike) -> None:
         """Take int64[m] items out, all or none. O(m log n).
 
         Raises

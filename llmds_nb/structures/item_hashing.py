@@ -120,11 +120,7 @@ def _blob(strings):
 def pack(items) -> dict[str, np.ndarray]:
     """Items as arrays to store; `unpack` gives them back."""
     kinds = [kind_of(item) for item in items]
-    encode = (
-        lambda item: item.to_bytes(8, "little", signed=True),
-        _encoded,
-        lambda item: item,
-    )
+    encode = (lambda item: item.to_bytes(8, "little", signed=True), _encoded, lambda item: item)
     blob, indptr = _blob([encode[k](i) for k, i in zip(kinds, items, strict=True)])
     return {
         "item_kind": np.array(kinds, np.uint8),

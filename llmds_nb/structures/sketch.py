@@ -5,17 +5,17 @@ import threading
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
 from .._core.storage import Stored
+from .._core.typing import ArrayLike, Bools, Int64s
 from ..errors import CorruptFileError
 from .item_hashing import hash_items, kind_of, pack, plain, string_to_hash, unpack
 from .kernels import sketch as k
 
 Item: TypeAlias = int | str | bytes
-Items: TypeAlias = Item | npt.ArrayLike  # one item, an array of integers, or a list of items
+Items: TypeAlias = Item | ArrayLike  # one item, an array of integers, or a list of items
 
 
 class ErrorBound(NamedTuple):
@@ -31,8 +31,8 @@ class TopItems(NamedTuple):
     `items` is int64[k] when all are integers, a list otherwise.
     """
 
-    items: npt.NDArray[np.int64] | list
-    counts: npt.NDArray[np.int64]
+    items: Int64s | list
+    counts: Int64s
 
 
 class SketchStats(NamedTuple):
@@ -148,7 +148,7 @@ class CountMinSketch(Stored):
         *arrays, _ = self._handle.state
         return sum(array.nbytes for array in arrays)
 
-    def add(self, items: Items, counts: npt.ArrayLike = 1) -> None:
+    def add(self, items: Items, counts: ArrayLike = 1) -> None:
         """Count items. O(depth) per item.
 
         Parameters
@@ -189,9 +189,9 @@ class CountMinSketch(Stored):
     def estimate(self, items: Item) -> int: ...  # type: ignore[overload-overlap]
 
     @overload
-    def estimate(self, items: npt.ArrayLike) -> npt.NDArray[np.int64]: ...
+    def estimate(self, items: ArrayLike) -> Int64s: ...
 
-    def estimate(self, items: Items) -> int | npt.NDArray[np.int64]:
+    def estimate(self, items: Items) -> int | Int64s:
         """Return an upper bound on the count of each item. O(depth) per item.
 
         Parameters
@@ -223,9 +223,9 @@ class CountMinSketch(Stored):
     ) -> bool: ...
 
     @overload
-    def is_hot(self, item: npt.ArrayLike, threshold: int) -> npt.NDArray[np.bool_]: ...
+    def is_hot(self, item: ArrayLike, threshold: int) -> Bools: ...
 
-    def is_hot(self, item: Items, threshold: int) -> bool | npt.NDArray[np.bool_]:
+    def is_hot(self, item: Items, threshold: int) -> bool | Bools:
         """Return whether the estimate reaches `threshold`: bool for one item, bool[n] for many."""
         threshold = validation.integer(threshold, "threshold")
         return self.estimate(item) >= threshold

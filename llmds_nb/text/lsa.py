@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.state import Handle
 from .._core.storage import Stored, nest, unnest
+from .._core.typing import Float32s
 from ..errors import CorruptFileError
 from .kernels import lsa as k
 from .token_batch import TokenBatch
@@ -134,7 +134,7 @@ class LsaEncoder(Stored):
         self.tokenizer, self._fit = tokenizer, _fit(tokenizer, idf, components)
         return self
 
-    def encode(self, texts: str | Iterable[str]) -> npt.NDArray[np.float32]:
+    def encode(self, texts: str | Iterable[str]) -> Float32s:
         """Return the vectors of texts, float32[n, dim], each of length 1.
 
         A text without a word that `fit` has seen gets the zero vector: no direction is like it.

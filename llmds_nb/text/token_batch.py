@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from .._core.typing import Int32s, Int64s
 from .kernels import tokenize as k
 from .vocabulary import offsets
 
@@ -14,8 +14,8 @@ from .vocabulary import offsets
 class TokenBatch(NamedTuple):
     """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term."""
 
-    ids: npt.NDArray[np.int32]  # int32[n_tokens]
-    indptr: npt.NDArray[np.int64]  # int64[n + 1]
+    ids: Int32s  # int32[n_tokens]
+    indptr: Int64s  # int64[n + 1]
 
 
 def lists_of(batch: TokenBatch) -> Iterator[list[int]]:

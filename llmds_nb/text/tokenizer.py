@@ -1,15 +1,14 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
+from .._core.typing import Int64s, PathLike
 from ..primitives.status import ABSENT
 from .analyzer import PATTERN, STOPWORDS, Analyzer, missing_extra, without_surrogates
 from .token_batch import TokenBatch, joined, joined_lists, kept_or_dropped, lists_of, mapped
@@ -110,7 +109,7 @@ class Tokenizer:
         self._model: str | None = None  # the text of a tokenizer.json
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    def from_file(cls, path: PathLike) -> "Tokenizer":
         """Open a Hugging Face ``tokenizer.json``: the ids and counts of the model itself.
 
         The vocabulary is the file's, without special tokens being added to texts; it needs
@@ -253,9 +252,9 @@ class Tokenizer:
     def count_tokens(self, text: str) -> int: ...  # type: ignore[overload-overlap]
 
     @overload
-    def count_tokens(self, text: Iterable[str]) -> npt.NDArray[np.int64]: ...
+    def count_tokens(self, text: Iterable[str]) -> Int64s: ...
 
-    def count_tokens(self, text: str | Iterable[str]) -> int | npt.NDArray[np.int64]:
+    def count_tokens(self, text: str | Iterable[str]) -> int | Int64s:
         """Return how many ids `encode` gives: an int for one text, int64[n] for a list of texts."""
         texts = validation.texts(text, "text")
         parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]

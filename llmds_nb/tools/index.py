@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmds_nb._core.typing import Float32s
+
 from .demo.corpus import Corpus, indexed_text, read_path, split_indexed
 from .errors import BadInput
 from .progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from llmds_nb import RetrievalPipeline
 
 LSA_DIM = 256
@@ -37,7 +36,7 @@ def build_pipeline(
     *,
     seed: int = 0,
     before_index: Callable[[], object] | None = None,
-) -> tuple["RetrievalPipeline", "npt.NDArray[np.float32]"]:
+) -> tuple["RetrievalPipeline", "Float32s"]:
     """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
 
     Parameters

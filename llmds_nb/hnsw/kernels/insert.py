@@ -21,14 +21,7 @@ from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from .candidates import candidate_of, candidate_slot, candidates_capacity, candidates_insert
 from .distance import query_part, row_query, rows_keys
-from .graph import (
-    BLOCK_BITS,
-    WalkScratch,
-    graph_explore,
-    level_links,
-    level_row,
-    links_row,
-)
+from .graph import BLOCK_BITS, WalkScratch, graph_explore, level_links, level_row, links_row
 from .prefilter import Query, prefilter_parts, prefilter_query
 from .pruning import links_prune
 from .state import draft_at

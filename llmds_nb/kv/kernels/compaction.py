@@ -29,10 +29,7 @@ def _move_pages(kv, src, dst, n):
     for i in range(n):
         a, b = src[i], dst[i]
         for column in range(kv.page.shape[1]):
-            kv.page[a, column], kv.page[b, column] = (
-                kv.page[b, column],
-                kv.page[a, column],
-            )
+            kv.page[a, column], kv.page[b, column] = (kv.page[b, column], kv.page[a, column])
         for j in range(kv.tokens.shape[1]):
             kv.tokens[b, j] = kv.tokens[a, j]
 

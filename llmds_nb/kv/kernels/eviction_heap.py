@@ -116,11 +116,7 @@ def leaf_add(kv, page):
 def _domain_add(kv, domain, page):
     if kv.domain[domain, s.QUOTA] >= 0:
         _heap_add(
-            kv,
-            kv.domain[domain, s.HEAP],
-            kv.domain[domain, s.N_HEAP],
-            s.DOMAIN_HEAP_POS,
-            page,
+            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, page
         )
         kv.domain[domain, s.N_HEAP] += 1
 
@@ -133,11 +129,7 @@ def leaf_drop(kv, page):
     if kv.page[page, s.DOMAIN_HEAP_POS] != ABSENT:
         domain = np.int64(kv.page[page, s.DOMAIN])
         _heap_remove(
-            kv,
-            kv.domain[domain, s.HEAP],
-            kv.domain[domain, s.N_HEAP],
-            s.DOMAIN_HEAP_POS,
-            page,
+            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, page
         )
         kv.domain[domain, s.N_HEAP] -= 1
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llmds_nb import HNSW, CountMinSketch, IndexedHeap, InvertedIndex, KVCache, PagedAllocator
+from llmds_nb._core.typing import ArrayLike, Float32s
 
 ROUNDS = 9
 MIN_SIZE = 1000
@@ -62,7 +62,7 @@ def measure(
     return Growth(name, bound, size, sizes, us, fit(sizes, us))
 
 
-def fit(sizes: npt.ArrayLike, times: npt.ArrayLike) -> float:
+def fit(sizes: ArrayLike, times: ArrayLike) -> float:
     """The exponent e of the best c * n ** e by least squares of the logarithms; 0 for one size.
 
     >>> round(fit([1, 10, 100], [2.0, 20.0, 200.0]), 6)
@@ -134,7 +134,7 @@ def _heap(n, rng):
     return call, 10 * min(n, 1000)
 
 
-def vectors(n: int, rng: np.random.Generator, dim: int = 128) -> npt.NDArray[np.float32]:
+def vectors(n: int, rng: np.random.Generator, dim: int = 128) -> Float32s:
     """float32[n, dim] along 16 directions, with a tenth of noise in all: like embeddings of text.
 
     The directions do not depend on `rng`, so that queries can be drawn from another generator.

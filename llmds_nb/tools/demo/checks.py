@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from llmds_nb._core.typing import ArrayLike, Float32s
 from llmds_nb.bm25 import Hits
 
 MIN_HNSW_RECALL = 0.95
@@ -25,10 +25,7 @@ class Check(NamedTuple):
 
 
 def neighbour_recall(
-    found_ids: npt.ArrayLike,
-    vectors: npt.NDArray[np.float32],
-    queries: npt.NDArray[np.float32],
-    k: int = 10,
+    found_ids: ArrayLike, vectors: Float32s, queries: Float32s, k: int = 10
 ) -> float:
     """Recall@k against brute force over unit vectors, tie-aware, O(n * queries).
 
@@ -97,7 +94,7 @@ def pages_saved(measured: int, formula: int, wrongly_shared: int) -> Check:
     )
 
 
-def ended_once(n_ends: npt.ArrayLike, leftovers: Mapping[str, int]) -> Check:
+def ended_once(n_ends: ArrayLike, leftovers: Mapping[str, int]) -> Check:
     """Every request ended exactly once and left nothing behind.
 
     Parameters

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
+
+from llmds_nb._core.typing import Int32s
 
 DOCUMENTS_PER_PROMPT = 4
 DOCUMENT_TOKENS = 256  # a longer document is truncated
@@ -67,7 +68,7 @@ class PromptBuilder:
 
         self._tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=_PATTERN)
         self._text_of = text_of
-        self._documents: dict[int, npt.NDArray[np.int32]] = {}
+        self._documents: dict[int, Int32s] = {}
         self._system = self.tokens(SYSTEM_PROMPT)
 
     @property
@@ -75,13 +76,11 @@ class PromptBuilder:
         """Length of the system prompt in tokens."""
         return len(self._system)
 
-    def tokens(self, text: str) -> npt.NDArray[np.int32]:
+    def tokens(self, text: str) -> Int32s:
         """Token ids int32[n] of a text; an unknown word gets a new id."""
         return self._tokenizer.fit([text]).encode([text]).ids
 
-    def build(
-        self, question_tokens: npt.NDArray[np.int32], document_ids: Sequence[int] | np.ndarray
-    ) -> npt.NDArray[np.int32]:
+    def build(self, question_tokens: Int32s, document_ids: Sequence[int] | np.ndarray) -> Int32s:
         """The prompt int32[n]; ids of -1 (no document) are left out."""
         parts = [self._system]
         parts += [self._document(int(i)) for i in document_ids[:DOCUMENTS_PER_PROMPT] if i >= 0]

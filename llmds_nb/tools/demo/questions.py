@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from llmds_nb._core.typing import ArrayLike
 
 from .corpus import Document
 
@@ -110,7 +111,7 @@ def make_questions(
     return QuestionSet(questions[:n_tuning], questions[n_tuning:], asked)
 
 
-def quality(found_ids: npt.ArrayLike, answers: npt.ArrayLike) -> Quality:
+def quality(found_ids: ArrayLike, answers: ArrayLike) -> Quality:
     """Recall@10 and MRR@10 of known items; O(n).
 
     Parameters

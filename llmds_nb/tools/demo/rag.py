@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, RetrievalPipeline, Scheduler
+from llmds_nb._core.typing import Float32s, Int32s, Int64s
 
 from ..errors import BadInput
 from ..progress import Progress
@@ -48,7 +48,7 @@ class Retrieval(NamedTuple):
     """A built index, the same index loaded from its file, and the questions for it."""
 
     asked: QuestionSet
-    vectors: npt.NDArray[np.float32]  # [n, d], those of the dense half
+    vectors: Float32s  # [n, d], those of the dense half
     built: RetrievalPipeline
     reloaded: RetrievalPipeline
     n_bytes: int  # of the file
@@ -73,22 +73,20 @@ class Retriever:
         Which question each request asks.
     """
 
-    def __init__(
-        self, pipeline: RetrievalPipeline, texts: Sequence[str], asked: npt.NDArray[np.int64]
-    ) -> None:
+    def __init__(self, pipeline: RetrievalPipeline, texts: Sequence[str], asked: Int64s) -> None:
         self._pipeline, self._texts, self._asked = pipeline, texts, asked
         self._builder = PromptBuilder(pipeline.get)
         self._question_tokens = [self._builder.tokens(text) for text in texts]
         self.question_lengths = np.array([len(tokens) for tokens in self._question_tokens])
         self.n_retrieved = self.n_cached = 0
-        self.prompts: dict[int, npt.NDArray[np.int32]] = {}  # by request
+        self.prompts: dict[int, Int32s] = {}  # by request
 
     @property
     def system_tokens(self) -> int:
         """Length of the system prompt."""
         return self._builder.system_tokens
 
-    def __call__(self, requests: list[int]) -> tuple[list[npt.NDArray[np.int32]], int]:
+    def __call__(self, requests: list[int]) -> tuple[list[Int32s], int]:
         """Return the prompts of some requests, and how many queries the cache answered."""
         before = self._pipeline.stats().cache_hits
         numbers = self._asked[requests].tolist()
@@ -197,7 +195,7 @@ def run(
     )
 
 
-def pages_held(prompts: Sequence[npt.NDArray[np.int32]], page_size: int) -> int:
+def pages_held(prompts: Sequence[Int32s], page_size: int) -> int:
     """Distinct pages of a new cache that holds all prompts at once, attached in this order."""
     cache = KVCache(max(pages_needed([len(p) for p in prompts], page_size), 1), page_size)
     for sequence, prompt in enumerate(prompts):

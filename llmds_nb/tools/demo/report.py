@@ -6,7 +6,8 @@ Everything outside "wall_clock" repeats with the seed. `DEFINITIONS` is also wri
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from llmds_nb._core.typing import ArrayLike
 
 from ..._core.statistics import nearest_rank
 
@@ -42,7 +43,7 @@ DEFINITIONS = {
 }
 
 
-def percentiles(samples: npt.ArrayLike) -> dict[str, Any]:
+def percentiles(samples: ArrayLike) -> dict[str, Any]:
     """p50, p95 and p99 by nearest rank, 0 where there are no samples, and their number.
 
     >>> percentiles([3.0, 1.0, 2.0])

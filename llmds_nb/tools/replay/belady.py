@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+
+from llmds_nb._core.typing import ArrayLike
 
 from ..._core import validation
 from .kernels import belady as k
 
 
-def belady_hits(pages: npt.ArrayLike, capacities: Sequence[int]) -> list[int]:
+def belady_hits(pages: ArrayLike, capacities: Sequence[int]) -> list[int]:
     """The most hits that caches of these capacities could have, knowing all accesses.
 
     Parameters

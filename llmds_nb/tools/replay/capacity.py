@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from llmds_nb import KVCache
+from llmds_nb._core.typing import Int32s, Int64s
 
 from ..progress import Progress
 from .belady import belady_hits
@@ -16,9 +16,7 @@ from .traces import Trace
 STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # the capacities of a curve / that of the replay
 
 
-def number_pages(
-    trace: Trace, page_size: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def number_pages(trace: Trace, page_size: int) -> tuple[Int32s, Int64s]:
     """Number every full page of the prompts by the prefix that ends with it.
 
     Two pages have the same number exactly if all tokens up to their ends are equal, so a cache of

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
+from llmds_nb._core.typing import Int32s, Int64s
 
 from .sharing import SharingAudit
 from .workload import Workload
 
-Tokens = npt.NDArray[np.int32]
+Tokens = Int32s
 
 NEVER = 2**63 - 1  # the time of an event that does not happen
 _MS = 1_000_000  # ns
@@ -113,12 +113,12 @@ class RetrievalStage:
         scheduler: Scheduler,
         retrieve: Callable[[list[int]], tuple[list[Tokens], int]],
         cost: RetrievalCost,
-        query_tokens: npt.NDArray[np.int64],
+        query_tokens: Int64s,
     ) -> None:
         self._scheduler, self._retrieve, self._cost = scheduler, retrieve, cost
         self._tokens = query_tokens
         self._request_of: dict[int, int] = {}  # by the scheduler's ids
-        self._ids: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # of the running batch
+        self._ids: Int64s = np.zeros(0, np.int64)  # of the running batch
         self._prompts: list[Tokens] = []
         self.busy_until = NEVER
 
@@ -169,7 +169,7 @@ class EngineStage:
         batcher: ContinuousBatcher,
         cache: KVCache,
         cost: StepCost,
-        new_tokens: npt.NDArray[np.int64],
+        new_tokens: Int64s,
         sample: Callable[[int], Tokens],
         audit: SharingAudit,
     ) -> None:
@@ -243,7 +243,7 @@ class EngineStage:
 
 def serve(
     workload: Workload,
-    admission_tokens: npt.NDArray[np.int64],
+    admission_tokens: Int64s,
     clock: VirtualClock,
     admission: AdmissionController,
     retrieval: RetrievalStage,

@@ -9,9 +9,9 @@ counted. No wall time enters, so a run repeats exactly.
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llmds_nb import Scheduler
+from llmds_nb._core.typing import Float64s
 
 from ..._core.statistics import nearest_rank
 from .engine import NEVER, VirtualClock
@@ -28,7 +28,7 @@ def micro_batches(
     n: int = 200_000,
     max_wait_ms: float = 50.0,
     idle: bool = False,
-) -> npt.NDArray[np.float64]:
+) -> Float64s:
     """Latencies float64[n - 2,000] in ms of n requests; service_ms is S(32).
 
     With `idle` the server also takes a smaller batch as soon as it is idle.

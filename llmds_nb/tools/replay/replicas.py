@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, PrefixRouter, Scheduler
+from llmds_nb._core.typing import ArrayLike, Int32s, Int64s
 from llmds_nb.scheduling import SimulatedEngine
 
 from ..errors import BadInput
@@ -36,14 +37,12 @@ class Records(NamedTuple):
     """The events of each request; -1 for those that did not happen."""
 
     refused: npt.NDArray[np.int8]  # [n], NOT_REFUSED or the reason
-    replica: npt.NDArray[np.int32]  # [n]
-    first_ns: npt.NDArray[np.int64]  # [n], end of the step that computed the prompt
-    end_ns: npt.NDArray[np.int64]  # [n]
+    replica: Int32s  # [n]
+    first_ns: Int64s  # [n], end of the step that computed the prompt
+    end_ns: Int64s  # [n]
 
 
-def make_router(
-    options: Options, loads: Callable[[], npt.ArrayLike]
-) -> Callable[[npt.NDArray[np.int32]], int]:
+def make_router(options: Options, loads: Callable[[], ArrayLike]) -> Callable[[Int32s], int]:
     """A function from a prompt's tokens to a replica; `loads()` returns the load of each."""
     n = options.replicas
     if n == 1:

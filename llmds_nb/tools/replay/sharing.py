@@ -8,8 +8,8 @@ may be shared exactly if they have the same number.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from llmds_nb._core.typing import ArrayLike, Int32s, Int64s
 from llmds_nb.kv import PageTable
 
 
@@ -30,7 +30,7 @@ class PrefixTree:
         self.page_size = page_size
         self._numbers: dict[tuple, int] = {}
 
-    def nodes(self, tokens: npt.ArrayLike) -> list[int]:
+    def nodes(self, tokens: ArrayLike) -> list[int]:
         """The number of each full page of `tokens`, O(n)."""
         ids = np.ascontiguousarray(tokens, np.int32)
         parent, numbers = -1, []
@@ -61,11 +61,11 @@ class SharingAudit:
         self.n_wrongly_shared = 0  # pages that sequences share without a common prefix
         self.used = self.needed = self.ideal = 0  # pages, summed over the checked tables
 
-    def submit(self, sequence: int, prompt: npt.ArrayLike) -> None:
+    def submit(self, sequence: int, prompt: ArrayLike) -> None:
         """Remember a sequence's prompt."""
         self._nodes[sequence] = self._tree.nodes(prompt)
 
-    def check(self, sequences: npt.NDArray[np.int64], table: PageTable) -> None:
+    def check(self, sequences: Int64s, table: PageTable) -> None:
         """Compare the page table of running sequences with their prompts."""
         self._n_tables += 1
         if self._n_tables % self._every:
@@ -85,12 +85,12 @@ class SharingAudit:
         self.needed += len(table.indices)
 
 
-def pages_needed(lengths: npt.ArrayLike, page_size: int) -> int:
+def pages_needed(lengths: ArrayLike, page_size: int) -> int:
     """Pages of sequences of these lengths without sharing: the sum of ceil(n / page_size)."""
     return int((-(-np.asarray(lengths, np.int64) // page_size)).sum())
 
 
-def pages_shared_ideally(sequences: Sequence[npt.NDArray[np.int32]], page_size: int) -> int:
+def pages_shared_ideally(sequences: Sequence[Int32s], page_size: int) -> int:
     """Pages with all possible sharing: one per distinct full prefix, and the partial pages."""
     tree = PrefixTree(page_size)
     distinct = {node for tokens in sequences for node in tree.nodes(tokens)}

@@ -27,6 +27,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llmds_nb._core.typing import Int32s, Int64s
+
 from ..errors import BadInput
 
 MOONCAKE_BLOCK = 512
@@ -47,19 +49,19 @@ class Trace(NamedTuple):
     """
 
     kind: str  # "mooncake", "azure" or "llmds"
-    arrival_ns: npt.NDArray[np.int64]  # [n], non-decreasing
-    prompt: npt.NDArray[np.int64]  # [n], tokens
-    output: npt.NDArray[np.int64]  # [n], tokens
-    tenant: npt.NDArray[np.int64]  # [n]
-    indptr: npt.NDArray[np.int64]  # [n + 1]
-    start: npt.NDArray[np.int32]  # [parts]
-    length: npt.NDArray[np.int32]  # [parts]
+    arrival_ns: Int64s  # [n], non-decreasing
+    prompt: Int64s  # [n], tokens
+    output: Int64s  # [n], tokens
+    tenant: Int64s  # [n]
+    indptr: Int64s  # [n + 1]
+    start: Int32s  # [parts]
+    length: Int32s  # [parts]
     notes: list[str]  # one line for each change that the reader made
 
     def __len__(self) -> int:
         return self.arrival_ns.size
 
-    def tokens(self, first: int, stop: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def tokens(self, first: int, stop: int) -> tuple[Int32s, Int64s]:
         """Prompts of requests first .. stop, as (int32[total], offsets int64[stop - first + 1])."""
         a, b = self.indptr[first], self.indptr[stop]
         lengths = self.length[a:b]
@@ -70,7 +72,7 @@ class Trace(NamedTuple):
         tokens += np.arange(tokens.size, dtype=np.int32)
         return tokens, offsets
 
-    def prompts(self, max_tokens: int = 2**21) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+    def prompts(self, max_tokens: int = 2**21) -> Iterator[tuple[int, Int32s]]:
         """Yield (request, tokens int32[n]) for all, expanding about `max_tokens` at a time."""
         for first, stop in self.chunks(max_tokens):
             tokens, offsets = self.tokens(first, stop)
@@ -340,11 +342,11 @@ def _finish(path, kind, columns) -> Trace:
 
 def from_parts(
     kind: str,
-    arrival_ns: npt.NDArray[np.int64],
-    output: npt.NDArray[np.int64],
-    tenant: npt.NDArray[np.int64],
-    indptr: npt.NDArray[np.int64],
-    part: npt.NDArray[np.int64],
+    arrival_ns: Int64s,
+    output: Int64s,
+    tenant: Int64s,
+    indptr: Int64s,
+    part: Int64s,
     length: npt.NDArray[np.integer],
     notes: Sequence[str] = (),
     name: str | os.PathLike = "trace",

@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from llmds_nb._core.typing import Int64s
 
 BURST_SHAPE = 0.25
 ZIPF_EXPONENT = 1.0
@@ -46,9 +47,9 @@ PROMPT_SIGMA = 0.7  # of the logarithms of system prompts and questions
 class Workload(NamedTuple):
     """Requests in the order of arrival."""
 
-    arrival_ns: npt.NDArray[np.int64]  # int64[n], non-decreasing
-    question: npt.NDArray[np.int64]  # int64[n], number of the question asked
-    new_tokens: npt.NDArray[np.int64]  # int64[n], length of the answer
+    arrival_ns: Int64s  # int64[n], non-decreasing
+    question: Int64s  # int64[n], number of the question asked
+    new_tokens: Int64s  # int64[n], length of the answer
 
 
 class Options(NamedTuple):
@@ -79,7 +80,7 @@ def make_workload(
 
 def bursty_arrivals(
     n: int, rate_per_s: float, rng: np.random.Generator, *, shape: float = BURST_SHAPE
-) -> npt.NDArray[np.int64]:
+) -> Int64s:
     """Arrival times int64[n] in ns, with gamma-distributed gaps."""
     gaps = rng.gamma(shape, 1e9 / (rate_per_s * shape), n)
     return np.cumsum(gaps).astype(np.int64)
@@ -87,13 +88,13 @@ def bursty_arrivals(
 
 def zipf_choices(
     n: int, n_items: int, rng: np.random.Generator, *, exponent: float = ZIPF_EXPONENT
-) -> npt.NDArray[np.int64]:
+) -> Int64s:
     """Items int64[n] in [0, n_items); item 0 is the most popular."""
     weight = np.arange(1, n_items + 1, dtype=np.float64) ** -exponent
     return rng.choice(n_items, size=n, p=weight / weight.sum()).astype(np.int64)
 
 
-def answer_lengths(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def answer_lengths(n: int, rng: np.random.Generator) -> Int64s:
     """Answer lengths int64[n] in tokens."""
     return _lengths(n, ANSWER_TOKENS, ANSWER_SIGMA, rng)
 
