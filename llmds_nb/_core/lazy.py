@@ -5,19 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 
-def lazy_exports(package: str, homes: dict[str, str]) -> tuple[Callable, Callable, list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package; homes: from a name to its module.
+def lazy_exports(package: str, modules: dict[str, str]) -> tuple[Callable, Callable, list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package; modules: from each to its names.
 
     The package also imports the names under `TYPE_CHECKING`, for type checkers and editors.
     """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
     names = sorted(homes)
 
     def __getattr__(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(package)
         value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
-        setattr(module, name, value)
+        setattr(importlib.import_module(package), name, value)
         return value
 
     def __dir__() -> list[str]:

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Explanation": "results",
-        "Hits": "results",
-        "InvertedIndex": "index",
-        "InvertedIndexStats": "results",
-        "Postings": "results",
-        "TermScore": "results",
+        "index": "InvertedIndex",
+        "results": "Explanation Hits InvertedIndexStats Postings TermScore",
     },
 )

@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "AllocatorStats": "allocator",
-        "KVCache": "cache",
-        "KVCacheStats": "stats",
-        "Moves": "allocator",
-        "PageEvents": "eviction",
-        "PageTable": "page_tables",
-        "PagedAllocator": "allocator",
+        "allocator": "AllocatorStats Moves PagedAllocator",
+        "cache": "KVCache",
+        "eviction": "PageEvents",
+        "page_tables": "PageTable",
+        "stats": "KVCacheStats",
     },
 )

@@ -9,5 +9,9 @@ if TYPE_CHECKING:
     from .stats import PipelineStats as PipelineStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"PipelineStats": "stats", "RetrievalPipeline": "pipeline"}
+    __name__,
+    {
+        "pipeline": "RetrievalPipeline",
+        "stats": "PipelineStats",
+    },
 )

@@ -22,15 +22,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "CountMinSketch": "sketch",
-        "ErrorBound": "sketch",
-        "HeapEntries": "heap",
-        "HeapEntry": "heap",
-        "HeapStats": "heap",
-        "IndexedHeap": "heap",
-        "LRUStats": "lru",
-        "SketchStats": "sketch",
-        "TokenLRU": "lru",
-        "TopItems": "sketch",
+        "heap": "HeapEntries HeapEntry HeapStats IndexedHeap",
+        "lru": "LRUStats TokenLRU",
+        "sketch": "CountMinSketch ErrorBound SketchStats TopItems",
     },
 )

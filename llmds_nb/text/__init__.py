@@ -10,5 +10,10 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer as Tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"LsaEncoder": "lsa", "TokenBatch": "token_batch", "Tokenizer": "tokenizer"}
+    __name__,
+    {
+        "lsa": "LsaEncoder",
+        "token_batch": "TokenBatch",
+        "tokenizer": "Tokenizer",
+    },
 )
