@@ -12,33 +12,22 @@ from numba.extending import intrinsic
 
 from .._core.jit import kernel
 
-_WORD = ir.IntType(64)
 _MAGNITUDE = np.int64(0x7FFFFFFFFFFFFFFF)
 _MAGNITUDE_32 = np.int32(0x7FFFFFFF)
 
 
-@kernel(borrow=True)
-def float64_key(x):
-    """int64 that sorts as the float64 `x`. O(1)."""
-    bits = np.float64(x + 0.0).view(np.int64)
+def float64_keys(values: np.ndarray) -> np.ndarray:
+    """int64[n] that sort as float64[n] do (plain Python); `float64_key` is the kernel for one."""
+    bits = np.float64(values + 0.0).view(np.int64)
     return bits ^ ((bits >> np.int64(63)) & _MAGNITUDE)
 
 
-@kernel(borrow=True)
-def key_float64(key):
-    """The float64 of a `float64_key`. O(1)."""
-    return np.int64(key ^ ((key >> np.int64(63)) & _MAGNITUDE)).view(np.float64)
-
-
-def float64_keys(values: np.ndarray) -> np.ndarray:
-    """`float64_key` of each of float64[n], int64[n] (plain Python)."""
-    bits = (values + 0.0).view(np.int64)
-    return bits ^ ((bits >> 63) & _MAGNITUDE)
-
-
 def keys_float64(keys: np.ndarray) -> np.ndarray:
-    """`key_float64` of each of int64[n], float64[n] (plain Python)."""
-    return (keys ^ ((keys >> 63) & _MAGNITUDE)).view(np.float64)
+    """The float64[n] of `float64_keys` (plain Python); `key_float64` is the kernel for one."""
+    return np.int64(keys ^ ((keys >> np.int64(63)) & _MAGNITUDE)).view(np.float64)
+
+
+float64_key, key_float64 = kernel(borrow=True)(float64_keys), kernel(borrow=True)(keys_float64)
 
 
 @kernel(inline=True)
@@ -54,24 +43,14 @@ def key_float32(key):
     return np.int32(key if key >= 0 else key ^ _MAGNITUDE_32).view(np.float32)
 
 
-def _call(name, *more):
-    """A code generator that calls an LLVM intrinsic with one int64 and the constants `more`."""
-
-    def codegen(context, builder, signature, args):
-        kinds = [_WORD, *(constant.type for constant in more)]
-        called = builder.module.declare_intrinsic(name, [_WORD], ir.FunctionType(_WORD, kinds))
-        return builder.call(called, [*args, *more])
-
-    return codegen
-
-
 @intrinsic
 def count_bits(typingctx, bits):
     """How many bits of a uint64 are 1, as int64."""
-    return types.int64(types.uint64), _call("llvm.ctpop")
+    return types.int64(types.uint64), lambda _, builder, __, args: builder.ctpop(args[0])
 
 
 @intrinsic
 def lowest_bit(typingctx, bits):
     """The number of the lowest bit of a uint64 that is 1, as int64; 64 if none is."""
-    return types.int64(types.uint64), _call("llvm.cttz", ir.IntType(1)(0))
+    of_zero = ir.IntType(1)(0)  # 64, not undefined
+    return types.int64(types.uint64), lambda _, builder, __, args: builder.cttz(args[0], of_zero)

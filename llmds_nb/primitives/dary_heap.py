@@ -1,8 +1,6 @@
 """Four-ary min-heap of slots under 96-bit keys, with the row in which each slot is.
 
-A slot, 0 .. C - 1, is the number by which the owner of the heap knows an element.
-
-State (C = capacity), arrays of the owner:
+A slot, 0 .. C - 1, is the owner's number for an element. State (C = capacity), the owner's arrays:
 
     entries   int64[C + 4, 2]  entries[0, 0] is n, the number of entries; rows 3 .. n + 2 are the
                                entries (high, low); a slot is the lower 32 bits of its `low`
@@ -13,9 +11,9 @@ are rows 4 (i - 2) .. 4 (i - 2) + 3, so that siblings, 16 bytes each, share one 
 array is aligned to one (_core/arrays.py).
 
 Invariants: no entry is smaller than its parent; position[slot] is the row of every slot in the
-heap, and 0 for every other slot. If rows n + 3 .. C + 2 begin with the unused slots
-(`entries_init`), they always hold exactly the unused ones, because insertion and removal move
-slots across the last row: a free list at no cost. Of the first three rows, only n is used here.
+heap, 0 for every other. If rows n + 3 .. C + 2 begin with the unused slots, they always hold
+exactly those, since insertion and removal move slots across the last row: a free list at no cost.
+Of the first three rows, only n is used here.
 
 Entries of 16 bytes take three fifths of the time of entries of 32: a fourth of the cache lines, no
 branch within a level, and the lines of the next level are prefetched while this one is compared.
@@ -29,14 +27,7 @@ from .._core.jit import kernel
 ROOT = 3  # the row of the first entry
 SLOT_MASK = np.int64(0xFFFFFFFF)  # of the slot in `low`
 MAX_SLOTS = 2**31 - 8  # rows are int32
-_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
-
-
-@kernel(borrow=True)
-def entries_init(entries, first):
-    """Put the unused slots first .. C - 1 behind the first `first` entries. O(C)."""
-    for slot in range(first, entries.shape[0] - 4):
-        entries[ROOT + slot, 1] = slot
+_1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @kernel(inline=True)
@@ -46,24 +37,18 @@ def _precedes(high, low, other_high, other_low):
 
 @kernel(inline=True)
 def entries_put(entries, position, i, high, low):
-    """Write an entry into row i, in or out of order. O(1)."""
+    """Write an entry into row i, in or out of order; a slot that was there is lost. O(1)."""
     entries[i, 0] = high
     entries[i, 1] = low
     position[np.uint64(low & SLOT_MASK)] = i
 
 
 @kernel(internal=True, borrow=True)
-def entries_move(entries, position, source, target):
-    """Copy an entry over another, whose slot the caller must have kept. O(1)."""
-    entries_put(entries, position, target, entries[source, 0], entries[source, 1])
-
-
-@kernel(internal=True, borrow=True)
 def _sift_up(entries, position, hole, high, low):
     """Put an entry at `hole` or above it. O(log n)."""
     i = np.uint64(hole)
-    while i > _THREE:
-        parent = (i >> _TWO) + _TWO
+    while i > _3:
+        parent = (i >> _2) + _2
         parent_high, parent_low = entries[parent, 0], entries[parent, 1]
         if not _precedes(high, low, parent_high, parent_low):
             break
@@ -76,24 +61,20 @@ def _sift_up(entries, position, hole, high, low):
 def _sift_down(entries, position, hole, high, low):
     """Put an entry at `hole` or below it. O(log n)."""
     i = np.uint64(hole)
-    last = np.uint64(entries[0, 0]) + _TWO
+    last = np.uint64(entries[0, 0]) + _2
     while True:
-        child = (i - _TWO) << _TWO
+        child = (i - _2) << _2
         if child > last:
             break
-        below = (child - _TWO) << _TWO
+        below = (child - _2) << _2
         if below <= last:  # the sixteen grandchildren fill four cache lines
             for line in range(4):
                 prefetch(entries, np.int64(below), np.int64(64 * line))
         best, best_high, best_low = child, entries[child, 0], entries[child, 1]
-        if child + _THREE <= last:
-            a, a_high, a_low = child + _ONE, entries[child + _ONE, 0], entries[child + _ONE, 1]
-            b, b_high, b_low = child + _TWO, entries[child + _TWO, 0], entries[child + _TWO, 1]
-            c, c_high, c_low = (
-                child + _THREE,
-                entries[child + _THREE, 0],
-                entries[child + _THREE, 1],
-            )
+        if child + _3 <= last:
+            a, a_high, a_low = child + _1, entries[child + _1, 0], entries[child + _1, 1]
+            b, b_high, b_low = child + _2, entries[child + _2, 0], entries[child + _2, 1]
+            c, c_high, c_low = child + _3, entries[child + _3, 0], entries[child + _3, 1]
             left = _precedes(a_high, a_low, best_high, best_low)
             best = a if left else best
             best_high = a_high if left else best_high
@@ -107,11 +88,11 @@ def _sift_down(entries, position, hole, high, low):
             best_high = b_high if after else best_high
             best_low = b_low if after else best_low
         else:
-            other = child + _ONE
+            other = child + _1
             while other <= last:
                 if _precedes(entries[other, 0], entries[other, 1], best_high, best_low):
                     best, best_high, best_low = other, entries[other, 0], entries[other, 1]
-                other += _ONE
+                other += _1
         if _precedes(high, low, best_high, best_low):
             break
         entries_put(entries, position, i, best_high, best_low)
@@ -120,7 +101,8 @@ def _sift_down(entries, position, hole, high, low):
 
 
 @kernel(internal=True, borrow=True)
-def _sift(entries, position, i, high, low):
+def entries_rekey(entries, position, i, high, low):
+    """Replace the entry in row i by one of the same slot, and move it to its place. O(log n)."""
     parent = (i >> 2) + 2
     if i > ROOT and _precedes(high, low, entries[parent, 0], entries[parent, 1]):
         _sift_up(entries, position, i, high, low)
@@ -137,12 +119,6 @@ def entries_insert(entries, position, high, low):
 
 
 @kernel(internal=True, borrow=True)
-def entries_rekey(entries, position, i, high, low):
-    """Replace the entry in row i by one of the same slot. O(log n)."""
-    _sift(entries, position, i, high, low)
-
-
-@kernel(internal=True, borrow=True)
 def entries_remove(entries, position, i):
     """Take the entry in row i out and return its slot. O(log n)."""
     last = entries[0, 0] + 2
@@ -150,7 +126,7 @@ def entries_remove(entries, position, i):
     slot = entries[i, 1] & SLOT_MASK
     position[slot] = 0
     if i < last:
-        _sift(entries, position, i, entries[last, 0], entries[last, 1])
+        entries_rekey(entries, position, i, entries[last, 0], entries[last, 1])
     entries[last, 1] = slot
     return slot
 
@@ -158,14 +134,7 @@ def entries_remove(entries, position, i):
 @kernel(internal=True, borrow=True)
 def entries_pop(entries, position):
     """Take the first entry out and return its slot. O(log n)."""
-    last = entries[0, 0] + 2
-    entries[0, 0] = last - 3
-    slot = entries[ROOT, 1] & SLOT_MASK
-    position[slot] = 0
-    if last > ROOT:
-        _sift_down(entries, position, ROOT, entries[last, 0], entries[last, 1])
-    entries[last, 1] = slot
-    return slot
+    return entries_remove(entries, position, ROOT)
 
 
 @kernel(internal=True, borrow=True)
@@ -210,13 +179,13 @@ def _ordered(keys, order):
 
 
 @kernel(internal=True)
-def entries_by_low(entries):
-    """The rows of all entries in the order of the upper half of their `low`. O(n)."""
+def entries_ordered(entries, column, shift):
+    """The rows of all entries in the order of their [column] >> shift. O(n)."""
     n = entries[0, 0]
     keys, order = np.empty(n, np.int64), np.empty(n, np.int64)
     for j in range(n):
         order[j] = ROOT + j
-        keys[j] = entries[ROOT + j, 1] >> 32
+        keys[j] = entries[ROOT + j, column] >> shift
     return _ordered(keys, order)
 
 
@@ -224,20 +193,17 @@ def entries_by_low(entries):
 def entries_sort(entries, position):
     """Sort all entries; sorted they are a heap too. O(n).
 
-    Entries that are equal in `high` must differ in the upper half of `low`.
-    Faster than popping as soon as a quarter of the entries are to leave in order.
+    Entries that are equal in `high` must differ in the upper half of `low`. Faster than popping as
+    soon as a quarter of the entries are to leave in order.
     """
     n = entries[0, 0]
-    keys, order = np.empty(n, np.int64), np.empty(n, np.int64)
-    for j in range(n):
-        order[j] = ROOT + j
-        keys[j] = entries[ROOT + j, 0]
-    order = _ordered(keys, order)
+    order = entries_ordered(entries, 0, 0)
     tied = False
     for j in range(n - 1):
         tied |= entries[order[j], 0] == entries[order[j + 1], 0]
     if tied:
-        order = entries_by_low(entries)
+        order = entries_ordered(entries, 1, 32)
+        keys = np.empty(n, np.int64)
         for j in range(n):
             keys[j] = entries[order[j], 0]
         order = _ordered(keys, order)

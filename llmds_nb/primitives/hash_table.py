@@ -1,14 +1,12 @@
 """Open-addressing map from int64 keys >= 0 to int64 values >= 0, in one array.
 
-State:
-
-    table  int64[C, 2]   rows (key, value); value -1 marks an empty row; C a power of two
+State: table int64[C, 2], rows (key, value); value -1 marks an empty row; C a power of two.
 
 Invariants: a key occurs at most once; every row between a key's home row `mix64(key) & (C - 1)`
 and the row that holds it (cyclically) is taken, so a search may stop at the first empty row; at
-least one row is empty. Removal shifts rows back, so there are no tombstones, and a table that has
-seen many removals is as fast as a new one. The owner keeps C >= 2 * (number of keys), by
-`table_rehash` into a larger array before it inserts.
+least one row is empty. Removal shifts rows back, so a table without tombstones stays as fast as a
+new one. The owner keeps C >= 2 * (number of keys), by `table_rehash` into a larger array before it
+inserts.
 """
 
 import numpy as np
@@ -25,8 +23,7 @@ def table_rows(n_keys: int) -> int:
 
 def empty_table(n_keys: int) -> np.ndarray:
     """A table int64[C, 2] for `n_keys` at a load of at most one half (plain Python)."""
-    table = np.empty((table_rows(n_keys), 2), np.int64)
-    table[:, 0] = 0
+    table = np.zeros((table_rows(n_keys), 2), np.int64)
     table[:, 1] = ABSENT
     return table
 

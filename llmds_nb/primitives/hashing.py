@@ -54,10 +54,9 @@ def hash_bytes(data, start, stop, seed):
 
 @kernel(borrow=True)
 def hash_many(data, indptr, gap, seed, out):
-    """out[i] = hash_bytes(data[indptr[i] : indptr[i + 1] - gap]).
+    """out uint64[n]: out[i] = hash_bytes(data[indptr[i] : indptr[i + 1] - gap]). O(bytes).
 
-    out uint64[n], indptr int64[n + 1]; `gap` bytes that are not hashed follow each string (they may
-    be missing after the last). O(bytes).
+    `gap` bytes that are not hashed follow each string (they may be missing after the last).
     """
     for i in range(out.size):
         out[i] = hash_bytes(data, indptr[i], indptr[i + 1] - gap, seed)

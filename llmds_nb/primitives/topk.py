@@ -1,15 +1,10 @@
 """The k best of a stream of (score, id): higher scores first, equal scores by smaller id.
 
-State, owned by the caller (distances are pushed as their negatives):
-
-    scores  float64[k]
-    ids     int64[k]
-
-The first `n` entries are in use. Between calls of `topk_push` they are a binary heap with the worst
-entry at the root.
-
-For a large k a heap is slow. A caller then collects entries unordered in arrays of 2 k, and keeps
-the best k by `topk_select` whenever those are full: O(1) for each entry.
+State, owned by the caller: scores float64[k] (distances are pushed as their negatives) and
+ids int64[k], of which the first `n` are in use. Between calls of `topk_push` these are a binary
+heap with the worst entry at the root. For a large k a heap is slow: a caller then collects entries
+unordered in arrays of 2 k, and keeps the best k by `topk_select` whenever those are full, O(1) for
+each entry.
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Float64s, Int64s
 from ..primitives.bits import float64_key
-from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries, entries_init
+from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries
 from ..primitives.hash_table import table_find, table_rows
 from ..primitives.status import ABSENT, FULL, INVALID, OK, WRONG_DIRECTION
 from .kernels import heap as k
@@ -60,13 +60,9 @@ class IndexedHeap:
     max_heap : bool
         Let the largest priority leave first.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Here and in every method: an argument of the wrong kind, or out of range.
-
     Notes
     -----
+    Every method raises TypeError or ValueError for an argument of the wrong kind, or out of range.
     Items are any int64, each at most once. Priorities are float64; infinities are allowed, NaN is
     refused. One call costs half a microsecond before any work, so batch methods are 5 to 20 times
     faster per entry. A call that raises has changed nothing.
@@ -95,13 +91,7 @@ class IndexedHeap:
         self._lock = threading.Lock()
 
     def push(self, item: int, priority: float) -> None:
-        """Insert an item. O(log n).
-
-        Raises
-        ------
-        ValueError
-            The item is in the heap already, or the priority is NaN.
-        """
+        """Insert an item; ValueError if it is in the heap already, or for NaN. O(log n)."""
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
@@ -118,18 +108,10 @@ class IndexedHeap:
             raise _nan() if status == INVALID else _present(item)
 
     def push_many(self, items: ArrayLike, priorities: ArrayLike) -> None:
-        """Insert items in the order given. O(m log n), and O(n + m) for a large share of n.
+        """Insert int64[m] items with priorities float64[m], in the order given, all or none.
 
-        Parameters
-        ----------
-        items : int64[m]
-            Distinct, none of them in the heap.
-        priorities : float64[m]
-
-        Raises
-        ------
-        ValueError
-            An item is present or given twice, a priority is NaN, or the lengths differ.
+        O(m log n), and O(n + m) for a large share of n. ValueError if an item is present or given
+        twice, a priority is NaN, or the lengths differ.
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
@@ -141,13 +123,7 @@ class IndexedHeap:
             raise _nan(j) if status == INVALID else _present(items[j])
 
     def pop(self) -> HeapEntry:
-        """Take out and return the first entry. O(log n).
-
-        Raises
-        ------
-        IndexError
-            The heap is empty.
-        """
+        """Take out and return the first entry; IndexError when the heap is empty. O(log n)."""
         first = _entries.pop(self._address)
         if first[0] == first[0]:  # the priority is NaN where the heap is empty
             return _new(HeapEntry, first)
@@ -196,12 +172,7 @@ class IndexedHeap:
     def update(self, item: int, priority: float) -> None:
         """Change an item's priority, either way; its place among equals stays. O(log n).
 
-        Raises
-        ------
-        KeyError
-            The item is absent.
-        ValueError
-            The priority is NaN.
+        KeyError if the item is absent, ValueError for NaN.
         """
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
@@ -219,14 +190,8 @@ class IndexedHeap:
     def increase_key(self, item: int, priority: float) -> None:
         """Change an item's priority to a number that is not smaller. O(log n).
 
-        Numerically, for `max_heap` as well: there the item moves towards the front.
-
-        Raises
-        ------
-        KeyError
-            The item is absent.
-        ValueError
-            The priority is NaN or smaller than the present one.
+        Numerically, for `max_heap` as well: there the item moves towards the front. KeyError if it
+        is absent, ValueError for NaN or a priority that is smaller than the present one.
         """
         self._change(item, priority, 1)
 
@@ -240,24 +205,17 @@ class IndexedHeap:
             status = k.heap_change(self._address, item, priority, direction)
             if status == WRONG_DIRECTION:
                 present = k.heap_priority(self._address, item)
-        if status == OK:
-            return
-        if status == ABSENT:
-            raise _absent(item)
         if status == WRONG_DIRECTION:
             word = "below" if direction > 0 else "above"
             raise ValueError(f"priority {priority} of item {item} is {word} its present {present}")
-        raise _nan()
+        if status != OK:
+            raise _nan() if status == INVALID else _absent(item)
 
     def update_many(self, items: ArrayLike, priorities: ArrayLike) -> None:
-        """Change the priorities of int64[m] items to float64[m]. O(m log n), or O(n + m).
+        """Change the priorities of int64[m] items to float64[m], all or none.
 
-        Raises
-        ------
-        KeyError
-            An item is absent.
-        ValueError
-            An item is given twice, a priority is NaN, or the lengths differ.
+        O(m log n), and O(n + m) for a large share of n. KeyError if an item is absent, ValueError
+        if one is given twice, a priority is NaN, or the lengths differ.
         """
         items, priorities = _pairs(items, priorities)
         with self._lock:
@@ -276,12 +234,7 @@ class IndexedHeap:
     def remove_many(self, items: ArrayLike) -> None:
         """Take int64[m] items out, all or none. O(m log n).
 
-        Raises
-        ------
-        KeyError
-            An item is absent.
-        ValueError
-            An item is given twice.
+        KeyError if an item is absent, ValueError if one is given twice.
         """
         items = _items(items)
         with self._lock:
@@ -290,9 +243,8 @@ class IndexedHeap:
                 raise self._refused(items[bad])
 
     def _refused(self, item):
-        if k.heap_find(self._address, item) == ABSENT:
-            return _absent(item)
-        return ValueError(f"items must be distinct, but {item} stands twice")
+        twice = ValueError(f"items must be distinct, but {item} stands twice")
+        return _absent(item) if k.heap_find(self._address, item) == ABSENT else twice
 
     def _reserve(self, n):
         """Grow for n more entries, and leave numbers for n more insertions."""
@@ -386,7 +338,7 @@ def _empty_state(capacity, sign):
         ((table_rows(capacity), 2), np.int64),
     )
     header[k.SIGN] = sign
-    entries_init(entries, 0)
+    entries[ROOT : ROOT + capacity, 1] = np.arange(capacity)
     table[:, 1] = ABSENT
     return k.HeapState(header, entries, position, item, table)
 
@@ -417,11 +369,11 @@ def _priority(priority) -> float:
     return validation.real(priority, "priority", infinite=True)
 
 
-def _items(items) -> np.ndarray:
+def _items(items) -> Int64s:
     return validation.for_kernel(items, "items", validation.INT64, low=_LOWEST)
 
 
-def _pairs(items, priorities) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(items, priorities) -> tuple[Int64s, Float64s]:
     """Items and priorities, equally many; the kernel refuses NaN."""
     items = _items(items)
     priorities = validation.for_kernel(priorities, "priorities", validation.FLOAT64)

@@ -17,44 +17,36 @@ _CHUNK = 4096  # items hashed at a time: small enough for the objects to stay in
 def hash_items(items, seed):
     """Hash one item or many.
 
-    Returns
-    -------
-    (sequence, uint64[n], bool)
-        The items in a form that can be indexed, their hashes, and whether `items` was a single one.
+    Returns the items in a form that can be indexed, their hashes uint64[n], and whether `items` was
+    a single one.
     """
     if isinstance(items, str | bytes):
-        return [items], _hashes([items], kind_of(items), seed), True
+        return [items], _hashes([items], kind_of(type(items)), seed), True
     if isinstance(items, np.ndarray) and items.dtype.kind in "USO":
         items = items.tolist() if items.ndim else [items.item()]
     if not isinstance(items, list | tuple):
         if not isinstance(items, int | np.integer | np.ndarray):
-            raise TypeError(
-                "items must be an int, str or bytes, an int array or a list of these, "
-                f"not {type(items).__name__}"
-            )
+            kinds = "an int, str or bytes, an int array or a list of these"
+            raise TypeError(f"items must be {kinds}, not {type(items).__name__}")
         values = validation.integers(items, "items", low=_INT64_MIN)
         return values, _hashes(values, INT, seed), np.ndim(items) == 0
     hashes = np.empty(len(items), np.uint64)
     for start in range(0, len(items), _CHUNK):
         chunk = items[start : start + _CHUNK]
         out = hashes[start : start + _CHUNK]
-        kinds = {_kind(cls) for cls in set(map(type, chunk))}
+        kinds = {kind_of(cls) for cls in set(map(type, chunk))}
         if len(kinds) == 1:
             out[:] = _hashes(chunk, kinds.pop(), seed)
             continue
-        kind_of_each = np.array([kind_of(item) for item in chunk])
+        kind_of_each = np.array([kind_of(type(item)) for item in chunk])
         for kind in kinds:
             places = np.flatnonzero(kind_of_each == kind)
             out[places] = _hashes([chunk[i] for i in places], kind, seed)
     return items, hashes, False
 
 
-def kind_of(item) -> int:
-    """INT, STR or BYTES; anything else is a TypeError."""
-    return _kind(type(item))
-
-
-def _kind(cls) -> int:
+def kind_of(cls):
+    """INT, STR or BYTES for the class of an item; a TypeError for any other."""
     if issubclass(cls, str):
         return STR
     if issubclass(cls, bytes):
@@ -66,7 +58,7 @@ def _kind(cls) -> int:
 
 def plain(item):
     """The item as Python's own int, str or bytes."""
-    return (int, str, bytes)[kind_of(item)](item)
+    return (int, str, bytes)[kind_of(type(item))](item)
 
 
 def string_to_hash(item, seed):
@@ -119,14 +111,11 @@ def _blob(strings):
 
 def pack(items) -> dict[str, np.ndarray]:
     """Items as arrays to store; `unpack` gives them back."""
-    kinds = [kind_of(item) for item in items]
+    kinds = [kind_of(type(item)) for item in items]
     encode = (lambda item: item.to_bytes(8, "little", signed=True), _encoded, lambda item: item)
     blob, indptr = _blob([encode[k](i) for k, i in zip(kinds, items, strict=True)])
-    return {
-        "item_kind": np.array(kinds, np.uint8),
-        "item_indptr": indptr,
-        "item_bytes": np.frombuffer(blob, np.uint8),
-    }
+    kind, data = np.array(kinds, np.uint8), np.frombuffer(blob, np.uint8)
+    return {"item_kind": kind, "item_indptr": indptr, "item_bytes": data}
 
 
 def unpack(arrays) -> list:

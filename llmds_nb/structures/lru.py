@@ -4,7 +4,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from .._core import validation
 
@@ -14,6 +14,8 @@ from .._core import validation
 # kernel costs more than the six assignments it would save. A batch in one kernel call is no way
 # either, because keys and values are Python objects.
 
+TokenOf: TypeAlias = Callable[[Any], int]
+OnEvict: TypeAlias = Callable[[Any, Any], None]
 _MISSING = object()
 
 
@@ -32,6 +34,7 @@ class TokenLRU:
     """Least-recently-used cache of entries of different sizes under one budget of tokens.
 
     Every operation is O(1), plus O(1) per entry evicted. Thread-safe: one lock per object.
+    TypeError or ValueError for an argument of the wrong kind, or out of range.
 
     Parameters
     ----------
@@ -45,11 +48,6 @@ class TokenLRU:
         is free: it may use the cache. If it raises, the cache stays valid, the other callbacks
         still run, and the first exception goes to the caller.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument of the wrong kind, or out of range.
-
     >>> cache = TokenLRU(100, token_of=len)
     >>> cache.put("a", "x" * 60), cache.put("b", "x" * 30)
     (True, True)
@@ -61,11 +59,7 @@ class TokenLRU:
     """
 
     def __init__(
-        self,
-        token_budget: int,
-        token_of: Callable[[Any], int] | None = None,
-        *,
-        on_evict: Callable[[Any, Any], None] | None = None,
+        self, token_budget: int, token_of: TokenOf | None = None, *, on_evict: OnEvict | None = None
     ):
         self._budget = validation.integer(token_budget, "token_budget", low=1)
         for name, function in (("token_of", token_of), ("on_evict", on_evict)):
@@ -102,18 +96,13 @@ class TokenLRU:
         key : hashable
         value : object
         tokens : int, optional
-            Its size, >= 0. Default: `token_of(value)`.
+            Its size, >= 0; ValueError below. Default: `token_of(value)`; ValueError without one.
 
         Returns
         -------
         bool
             False if it is larger than the whole budget: it is not stored and nothing is evicted,
             but an old value of `key` is gone, since it is no longer the value of `key`.
-
-        Raises
-        ------
-        ValueError
-            A negative size, or neither `tokens` nor `token_of`.
         """
         if tokens is None:
             if self._token_of is None:
@@ -168,10 +157,7 @@ class TokenLRU:
     def evict_until(self, budget: int) -> list[tuple[Any, Any]]:
         """Evict the oldest entries until at most `budget` tokens are held.
 
-        Returns
-        -------
-        list of (key, value)
-            What was evicted, oldest first.
+        Returns the (key, value) of those that were evicted, oldest first.
         """
         budget = validation.integer(budget, "budget", low=0)
         with self._lock:
@@ -210,14 +196,8 @@ class TokenLRU:
     def stats(self) -> LRUStats:
         """Sizes now and counters since the start."""
         with self._lock:
-            return LRUStats(
-                len(self._entries),
-                self._tokens,
-                self._budget,
-                self._hits,
-                self._misses,
-                self._evictions,
-            )
+            sizes = len(self._entries), self._tokens, self._budget
+            return LRUStats(*sizes, self._hits, self._misses, self._evictions)
 
     def check(self) -> None:
         """Assert the invariants. O(n)."""

@@ -16,6 +16,7 @@ from .kernels import sketch as k
 
 Item: TypeAlias = int | str | bytes
 Items: TypeAlias = Item | ArrayLike  # one item, an array of integers, or a list of items
+_ARRAYS = ("counters", "slot_hash", "slot_count")  # in files, under these names
 
 
 class ErrorBound(NamedTuple):
@@ -66,15 +67,11 @@ class CountMinSketch(Stored):
     seed : int
         Another seed gives other collisions.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument of the wrong kind, or out of range.
-
     Notes
     -----
     An item is a Python or NumPy integer in int64's range, a str or a bytes; 7, "7" and b"7" are
-    three items. Counters saturate at 2**32 - 1 and never under-count before that.
+    three items. Counters saturate at 2**32 - 1 and never under-count before that. Every method
+    raises TypeError or ValueError for an argument of the wrong kind, or out of range.
 
     >>> sketch = CountMinSketch(1024, top=2)
     >>> sketch.add(["a", "b", "a", "c", "a", "b"])
@@ -85,14 +82,9 @@ class CountMinSketch(Stored):
     """
 
     def __init__(
-        self,
-        width: int = 2048,
-        depth: int = 4,
-        *,
-        conservative: bool = True,
-        top: int = 0,
-        seed: int = 0,
-    ):
+        self, width: int = 2048, depth: int = 4, *,
+        conservative: bool = True, top: int = 0, seed: int = 0,
+    ):  # fmt: skip
         width = validation.integer(width, "width", low=1, high=2**30)
         depth = validation.integer(depth, "depth", low=1, high=32)
         conservative = bool(validation.choice(conservative, "conservative", (True, False)))
@@ -108,12 +100,7 @@ class CountMinSketch(Stored):
     def from_error(cls, epsilon: float, delta: float, **settings: Any) -> "CountMinSketch":
         """Make the smallest sketch with error <= epsilon * total in all but a delta of estimates.
 
-        Parameters
-        ----------
-        epsilon, delta : float
-            Both in (0, 1).
-        **settings
-            `conservative`, `top` and `seed` of the constructor.
+        Both are in (0, 1); the settings are `conservative`, `top` and `seed` of the constructor.
 
         >>> CountMinSketch.from_error(0.01, 0.01)
         CountMinSketch(width=512, depth=5, total=0)
@@ -155,15 +142,9 @@ class CountMinSketch(Stored):
         ----------
         items : int, str, bytes, int array or list of these
             Arrays of integers are the fastest (30 ns an item), then lists of strings (100 ns).
+            TypeError for another kind, ValueError for an integer outside int64.
         counts : int or int array
             How often, >= 0; one for all or one for each. More than 2**32 - 1 counts as that.
-
-        Raises
-        ------
-        ValueError
-            A negative count, or an integer outside int64.
-        TypeError
-            An item or count of another kind.
         """
         items, hashes, _ = self._hashed(items)
         if isinstance(counts, int | np.integer):
@@ -192,16 +173,9 @@ class CountMinSketch(Stored):
     def estimate(self, items: ArrayLike) -> Int64s: ...
 
     def estimate(self, items: Items) -> int | Int64s:
-        """Return an upper bound on the count of each item. O(depth) per item.
+        """Return an upper bound on the count of one item, int, or of n, int64[n]. O(depth) each.
 
-        Parameters
-        ----------
-        items : int, str, bytes, int array or list of these
-
-        Returns
-        -------
-        int or int64[n]
-            For one item or for many; 0 only for an item that was never counted.
+        Items are given as to `add`. 0 only for an item that was never counted.
         """
         if type(items) is str:  # in one kernel call
             data, seed = string_to_hash(items, self._seed)
@@ -218,9 +192,7 @@ class CountMinSketch(Stored):
         return counts
 
     @overload
-    def is_hot(  # type: ignore[overload-overlap]
-        self, item: Item, threshold: int
-    ) -> bool: ...
+    def is_hot(self, item: Item, threshold: int) -> bool: ...  # type: ignore[overload-overlap]
 
     @overload
     def is_hot(self, item: ArrayLike, threshold: int) -> Bools: ...
@@ -243,17 +215,8 @@ class CountMinSketch(Stored):
     def top(self, k: int) -> TopItems:
         """Return the k most frequent items among the candidates; fewer if fewer were seen.
 
-        O(candidates log candidates). Equal counts are ordered by the smaller item.
-
-        Parameters
-        ----------
-        k : int
-            Beyond the sketch's `top`, frequent items may be missing from the candidates.
-
-        Raises
-        ------
-        ValueError
-            The sketch was made with `top=0`.
+        O(candidates log candidates). Equal counts are ordered by the smaller item. Beyond the `top`
+        of the sketch, frequent items may be missing; ValueError if that is 0.
         """
         k = validation.integer(k, "k", low=1)
         if not self._top:
@@ -261,13 +224,11 @@ class CountMinSketch(Stored):
         with self._lock:
             entries = [(-count, item) for item, count in self._candidates().values()]
         # Ties by smaller item; kinds, which cannot be compared, one after the other.
-        entries.sort(key=lambda entry: (entry[0], kind_of(entry[1]), entry[1]))
-        best = entries[:k]
-        items = [item for _, item in best]
-        counts = np.array([-count for count, _ in best], np.int64)
-        if all(isinstance(item, int) for item in items):
-            return TopItems(np.array(items, np.int64), counts)
-        return TopItems(items, counts)
+        entries.sort(key=lambda entry: (entry[0], kind_of(type(entry[1])), entry[1]))
+        items = [item for _, item in entries[:k]]
+        whole = all(isinstance(item, int) for item in items)
+        counts = np.array([-count for count, _ in entries[:k]], np.int64)
+        return TopItems(np.array(items, np.int64) if whole else items, counts)
 
     def _candidates(self) -> dict:
         """Hash -> (item, count) of every taken slot."""
@@ -298,12 +259,8 @@ class CountMinSketch(Stored):
         """Add everything that `other` has counted.
 
         In standard mode the counters are those of one sketch that saw both streams. In conservative
-        mode estimates still never under-count, but can be higher than such a sketch's.
-
-        Raises
-        ------
-        ValueError
-            Another width, depth, mode or seed.
+        mode estimates still never under-count, but can be higher than such a sketch's. ValueError
+        for another width, depth, mode or seed.
         """
         if not isinstance(other, CountMinSketch):
             raise TypeError(f"other must be a CountMinSketch, not {type(other).__name__}")
@@ -313,21 +270,18 @@ class CountMinSketch(Stored):
                 raise ValueError(f"{name.strip('_')} differs: {ours} here, {theirs} in other")
         first, second = sorted((self, other), key=id)
         with first._lock, second._lock:
-            candidates = {}
-            if self._top:
-                found = other._candidates() | self._candidates()
-                hashes = np.fromiter(found, np.uint64, len(found))
-                sums = self._estimates(hashes) + other._estimates(hashes)
-                counts = np.minimum(sums, k.COUNTER_MAX).tolist()
-                for (h, (item, _)), count in zip(found.items(), counts, strict=True):
-                    candidates[h] = (item, count)
+            found = other._candidates() | self._candidates() if self._top else {}
+            hashes = np.fromiter(found, np.uint64, len(found))
+            sums = self._estimates(hashes) + other._estimates(hashes)
+            counts = np.minimum(sums, k.COUNTER_MAX).tolist()
+            items = (item for item, _ in found.values())
+            candidates = zip(found, zip(items, counts, strict=True), strict=True)
             ours, theirs = self._handle.state.counters, other._handle.state.counters
             addable = np.minimum(theirs, k.COUNTER_MAX - ours)
             ours += addable
             self._total += other._total
             self._halved |= other._halved
-            if self._top:
-                self._set_candidates(candidates)
+            self._set_candidates(dict(candidates))
 
     def halve(self) -> None:
         """Age: halve every count, rounding down; estimates then bound floor(true / 2)."""
@@ -337,8 +291,7 @@ class CountMinSketch(Stored):
             counters >>= np.uint32(1)
             self._total //= 2
             self._halved = True
-            if self._top:
-                self._set_candidates(candidates)
+            self._set_candidates(candidates)
 
     def _hashed(self, items):
         return hash_items(items, self._seed)
@@ -347,13 +300,9 @@ class CountMinSketch(Stored):
         """Return sizes and counters. O(width * depth)."""
         with self._lock:
             state = self._handle.state
-            return SketchStats(
-                self.width,
-                self.depth,
-                self._total,
-                int(np.count_nonzero(state.slot_count)),
-                int(np.count_nonzero(state.counters == k.COUNTER_MAX)),
-            )
+            candidates = int(np.count_nonzero(state.slot_count))
+            saturated = int(np.count_nonzero(state.counters == k.COUNTER_MAX))
+            return SketchStats(self.width, self.depth, self._total, candidates, saturated)
 
     def check(self) -> None:
         """Assert the invariants of `kernels/sketch.py` that do not need the true counts."""
@@ -375,9 +324,8 @@ class CountMinSketch(Stored):
             assert (hashes & np.uint64(max(len(empty) - 1, 0)) == buckets).all()
             items = [item for item, _ in candidates.values()]
             assert (self._hashed(items)[1] == hashes).all()
-            none = state.slot_hash[:0], state.slot_count[:0]
-            only_cells = Handle(state._replace(slot_hash=none[0], slot_count=none[1]))
-            cells = np.empty(hashes.size, np.int64)
+            none = {"slot_hash": state.slot_hash[:0], "slot_count": state.slot_count[:0]}
+            only_cells, cells = Handle(state._replace(**none)), np.empty(hashes.size, np.int64)
             k.sketch_estimate_many(only_cells.address, hashes, cells)
             assert all(n <= cell for (_, n), cell in zip(candidates.values(), cells, strict=True))
 
@@ -385,33 +333,16 @@ class CountMinSketch(Stored):
         with self._lock:
             state = self._handle.state
             items = [self._slot_items[i] for i in np.flatnonzero(state.slot_count)]
-            arrays = {
-                "counters": state.counters.copy(),
-                "slot_hash": state.slot_hash.copy(),
-                "slot_count": state.slot_count.copy(),
-                **pack(items),
-            }
-            header = {
-                "conservative": self._conservative,
-                "top": self._top,
-                "seed": self._seed,
-                "total": self._total,
-                "halved": self._halved,
-            }
-        return arrays, header
+            arrays = {name: getattr(state, name).copy() for name in _ARRAYS} | pack(items)
+            made = {"conservative": self._conservative, "top": self._top, "seed": self._seed}
+            return arrays, {**made, "total": self._total, "halved": self._halved}
 
     @classmethod
     def _from_state(cls, arrays, header):
-        counters = arrays["counters"]
-        depth, width = counters.shape
-        sketch = cls(
-            width,
-            depth,
-            conservative=header["conservative"],
-            top=header["top"],
-            seed=header["seed"],
-        )
-        loaded = {name: arrays[name] for name in ("counters", "slot_hash", "slot_count")}
+        depth, width = arrays["counters"].shape
+        made = {name: header[name] for name in ("conservative", "top", "seed")}
+        sketch = cls(width, depth, **made)
+        loaded = {name: arrays[name] for name in _ARRAYS}
         for name, array in loaded.items():
             ours = getattr(sketch._handle.state, name)
             if array.shape != ours.shape or array.dtype != ours.dtype:

@@ -49,12 +49,12 @@ def heapify(entries, position):
 
 @numba.njit
 def rows_by_low(entries):
-    return h.entries_by_low(entries)
+    return h.entries_ordered(entries, 1, 32)
 
 
 def empty(capacity):
     entries = aligned_zeros((capacity + 4, 2), np.int64)
-    h.entries_init(entries, 0)
+    entries[h.ROOT : h.ROOT + capacity, 1] = np.arange(capacity)
     return entries, np.zeros(capacity, np.int32)
 
 

@@ -25,19 +25,9 @@ import numpy as np
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
 from ..._core.state import ANY, State, array, unpacker
+from ...primitives import dary_heap as d
 from ...primitives.bits import float64_key, key_float64
-from ...primitives.dary_heap import (
-    ROOT,
-    SLOT_MASK,
-    entries_by_low,
-    entries_heapify,
-    entries_insert,
-    entries_move,
-    entries_pop,
-    entries_rekey,
-    entries_remove,
-    entries_sort,
-)
+from ...primitives.dary_heap import ROOT, SLOT_MASK
 from ...primitives.hash_table import table_find, table_rehash, table_remove, table_set
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, FULL, INVALID, OK, PRESENT, WRONG_DIRECTION
@@ -88,7 +78,7 @@ def heap_move(handle, new_handle):
 def heap_renumber(handle):
     """Number the insertions anew from 0, in their order. O(n)."""
     s = _heap_at(handle)
-    order = entries_by_low(s.entries)
+    order = d.entries_ordered(s.entries, 1, 32)
     for j in range(order.size):
         s.entries[order[j], 1] = (np.int64(j) << 32) | (s.entries[order[j], 1] & SLOT_MASK)
     s.header[NEXT] = order.size
@@ -122,7 +112,7 @@ def heap_push(handle, item, priority):
     s.header[NEXT] = number + 1
     s.header[PUSHED] += 1
     high = float64_key(s.header[SIGN] * priority)
-    entries_insert(s.entries, s.position, high, (number << 32) | slot)
+    d.entries_insert(s.entries, s.position, high, (number << 32) | slot)
     return OK
 
 
@@ -161,12 +151,12 @@ def heap_push_many(handle, added, priorities):
             s.entries[i, 0] = high
             s.entries[i, 1] = low
         else:
-            entries_insert(s.entries, s.position, high, low)
+            d.entries_insert(s.entries, s.position, high, low)
     s.header[NEXT] = number + m
     s.header[PUSHED] += m
     if bulk:
         s.entries[0, 0] = n + m
-        entries_heapify(s.entries, s.position)
+        d.entries_heapify(s.entries, s.position)
     return OK, 0
 
 
@@ -188,7 +178,7 @@ def heap_pop(handle):
     priority = _priority(s.header, s.entries[ROOT, 0])
     item = s.item[s.entries[ROOT, 1] & SLOT_MASK]
     _prefetch_search(s.table, item)
-    entries_pop(s.entries, s.position)
+    d.entries_pop(s.entries, s.position)
     table_remove(s.table, item)
     return priority, item
 
@@ -203,7 +193,7 @@ def heap_pop_many(handle, priorities, popped):
     n, m = s.entries[0, 0], popped.size
     bulk = 4 * m >= n
     if bulk:
-        entries_sort(s.entries, s.position)
+        d.entries_sort(s.entries, s.position)
     for j in range(m):
         i = ROOT + j if bulk else ROOT
         priorities[j] = _priority(s.header, s.entries[i, 0])
@@ -211,7 +201,7 @@ def heap_pop_many(handle, priorities, popped):
         popped[j] = s.item[slot]
         _prefetch_search(s.table, popped[j])
         if not bulk:
-            entries_pop(s.entries, s.position)
+            d.entries_pop(s.entries, s.position)
         else:
             s.position[slot] = 0
     if 2 * m < n:
@@ -229,7 +219,7 @@ def heap_pop_many(handle, priorities, popped):
         for j in range(m):
             leaving[j] = s.entries[ROOT + j, 1] & SLOT_MASK
         for i in range(ROOT + m, ROOT + n):  # a sorted list stays a heap when it moves up
-            entries_move(s.entries, s.position, i, i - m)
+            d.entries_put(s.entries, s.position, i - m, s.entries[i, 0], s.entries[i, 1])
         for j in range(m):
             s.entries[ROOT + n - m + j, 1] = leaving[j]
         s.entries[0, 0] = n - m
@@ -274,7 +264,7 @@ def heap_change(handle, item, priority, direction):
     if direction != 0 and direction * priority < direction * _priority(s.header, s.entries[i, 0]):
         return WRONG_DIRECTION
     high = float64_key(s.header[SIGN] * priority)
-    entries_rekey(s.entries, s.position, i, high, s.entries[i, 1])
+    d.entries_rekey(s.entries, s.position, i, high, s.entries[i, 1])
     return OK
 
 
@@ -284,8 +274,7 @@ def _find_slots(s, items, slots):
 
     The position of a slot that was found is negative until all are found, to notice repeats.
     """
-    bad = -1
-    found = 0
+    bad, found = -1, 0
     for j in range(items.size):
         if j + _PREFETCH_DISTANCE < items.size:
             _prefetch_search(s.table, items[j + _PREFETCH_DISTANCE])
@@ -324,9 +313,9 @@ def heap_update_many(handle, items, priorities):
         if bulk:
             s.entries[i, 0] = high
         else:
-            entries_rekey(s.entries, s.position, i, high, s.entries[i, 1])
+            d.entries_rekey(s.entries, s.position, i, high, s.entries[i, 1])
     if bulk:
-        entries_heapify(s.entries, s.position)
+        d.entries_heapify(s.entries, s.position)
     return OK, 0
 
 
@@ -337,7 +326,7 @@ def heap_remove(handle, item):
     slot = table_remove(s.table, item)
     if slot == ABSENT:
         return ABSENT
-    entries_remove(s.entries, s.position, np.int64(s.position[slot]))
+    d.entries_remove(s.entries, s.position, np.int64(s.position[slot]))
     return OK
 
 
@@ -350,7 +339,7 @@ def heap_remove_many(handle, items):
     if bad < 0:
         for j in range(items.size):
             table_remove(s.table, items[j])
-            entries_remove(s.entries, s.position, np.int64(s.position[slots[j]]))
+            d.entries_remove(s.entries, s.position, np.int64(s.position[slots[j]]))
     return bad
 
 
