@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     )
     from .cache import KVCache as KVCache
     from .eviction import PageEvents as PageEvents
+    from .inspection import KVCacheStats as KVCacheStats
     from .page_tables import PageTable as PageTable
-    from .stats import KVCacheStats as KVCacheStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "allocator": "AllocatorStats Moves PagedAllocator",
         "cache": "KVCache",
         "eviction": "PageEvents",
+        "inspection": "KVCacheStats",
         "page_tables": "PageTable",
-        "stats": "KVCacheStats",
     },
 )

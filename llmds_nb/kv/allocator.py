@@ -71,16 +71,9 @@ class PagedAllocator:
         self._lock = threading.Lock()
 
     def alloc(self, n: int = 1) -> Int32s:
-        """Take `n` free pages, each with one reference. O(n).
+        """Take `n` free pages, each with one reference; return them as int32[n]. O(n).
 
-        Returns
-        -------
-        int32[n]
-
-        Raises
-        ------
-        CapacityError
-            Fewer than `n` pages are free; none was taken.
+        CapacityError if fewer are free; none is taken then.
         """
         out = np.empty(validation.integer(n, "n", low=0, high=validation.INT32_MAX), np.int32)
         with self._lock:
@@ -91,10 +84,7 @@ class PagedAllocator:
     def share(self, pages: ArrayLike) -> None:
         """Add one reference to each page. O(n).
 
-        Raises
-        ------
-        ValueError
-            A page is unknown or free; nothing was changed.
+        ValueError if a page is unknown or free; nothing is changed then.
         """
         pages = self._pages(pages)
         with self._lock:
@@ -105,10 +95,8 @@ class PagedAllocator:
     def free(self, pages: ArrayLike) -> None:
         """Drop one reference from each page; pages without any become free. O(n).
 
-        Raises
-        ------
-        ValueError
-            A page is unknown, or is dropped more often than it has references; nothing was changed.
+        ValueError if a page is unknown, or is dropped more often than it has references; nothing is
+        changed then.
         """
         pages = self._pages(pages)
         with self._lock:
@@ -151,10 +139,8 @@ class PagedAllocator:
         with self._lock:
             used = np.flatnonzero(self._arrays.ref)
             holes = int(used[-1]) + 1 - used.size if used.size else 0
-            return AllocatorStats(
-                self.n_pages, self.page_size, self.n_free, self.n_used,
-                int((self._arrays.ref > 1).sum()), holes,
-            )  # fmt: skip
+            sizes = self.n_pages, self.page_size, self.n_free, self.n_used
+            return AllocatorStats(*sizes, int((self._arrays.ref > 1).sum()), holes)
 
     def check(self) -> None:
         """Assert the invariants of kernels/allocator.py. O(n_pages)."""
@@ -166,7 +152,8 @@ class PagedAllocator:
         return self.n_used
 
     def __repr__(self) -> str:
-        return f"PagedAllocator({self.n_used} of {self.n_pages} pages used, {self.page_size} tokens each)"  # noqa: E501
+        used = f"{self.n_used} of {self.n_pages} pages used"
+        return f"PagedAllocator({used}, {self.page_size} tokens each)"
 
     def _pages(self, pages) -> Int32s:
         return validation.integers(pages, "pages", dtype=np.int32, high=self.n_pages - 1)
@@ -177,5 +164,4 @@ class PagedAllocator:
         pages = pool.alloc(3)
         pool.share(pages)
         pool.free(pages)
-        pool.free(pages[:1])
         pool.compact()

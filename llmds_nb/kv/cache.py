@@ -1,6 +1,7 @@
 """KVCache: paged KV memory with exact prefix sharing, copy-on-write, eviction and compaction."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,17 @@ from .._core.typing import ArrayLike, Int32s, Int64s, PathLike, UInt8s
 from .._core.validation import INT32, INT32_MAX, INT64
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
-from . import page_tables, persistence, prefixes, sequences
+from . import inspection, operations, page_tables, persistence
 from .allocator import Moves
-from .invariants import check
+from .inspection import KVCacheStats
 from .kernels import operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
+from .operations import Pins
 from .page_tables import PageTable
-from .prefixes import Pins
-from .salts import Salt, check_salt
+from .salts import Salt
 from .settings import check_settings
 from .state import CacheState
-from .stats import KVCacheStats, collect_stats
-from .warmup import warm_up
 
 
 class KVCache(Stored):
@@ -91,7 +90,7 @@ class KVCache(Stored):
         given = n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, key
         self._assemble(CacheState(check_settings(*given)), Pins())
 
-    def _assemble(self, state: CacheState, pins: Pins) -> None:
+    def _assemble(self, state, pins):
         self._cache_state = state
         self._pins = pins
         settings = state.settings
@@ -148,7 +147,7 @@ class KVCache(Stored):
             state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
             n = int(hits[0])
             if rows is not None:
-                sequences.write_rows(state, seq_id, n, rows[n:])
+                operations.write_rows(state, seq_id, n, rows[n:])
                 state.run(kv_commit, seq_id, len(tokens))
         return n
 
@@ -173,28 +172,20 @@ class KVCache(Stored):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        state = self._cache_state
-        return sequences.attach_many(state, seq_ids, tokens, indptr, salts, priorities)
+        given = seq_ids, tokens, indptr, salts, priorities
+        return operations.attach_many(self._cache_state, *given)
 
     def detach(self, seq_ids: ArrayLike) -> None:
-        """End one or many sequences, all or none. O(pages log pages).
+        """End one or many sequences, all or none; KeyError if one is unknown. O(pages log pages).
 
         Full committed pages stay cached until they are evicted; the others become free.
-
-        Raises
-        ------
-        KeyError
-            A sequence is unknown.
         """
-        state = self._cache_state
-        if type(seq_ids) is int:  # the usual case of one needs no array of its own
-            with state.lock:
-                self._one[0] = validation.natural(seq_ids, "seq_ids")
-                state.run(kv_detach_many, self._one_views[0])
-            return
-        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
-        with state.lock:
-            state.run(kv_detach_many, seq_ids)
+        one = type(seq_ids) is int  # the usual case, which needs no array of its own
+        ids = self._one_views[0] if one else validation.for_kernel(seq_ids, "seq_ids", INT64)
+        with self._cache_state.lock:
+            if one:
+                ids[0] = validation.natural(seq_ids, "seq_ids")
+            self._cache_state.run(kv_detach_many, ids)
 
     def append(self, seq_id: int, tokens: ArrayLike, kv: ArrayLike | None = None) -> Int64s:
         """Append tokens to a sequence. O(1) per token.
@@ -215,26 +206,16 @@ class KVCache(Stored):
 
         Raises
         ------
-        KeyError
-            The sequence is unknown.
-        CapacityError
-            Too few pages even after evicting all that can be; states how many are missing.
+        KeyError, CapacityError
+            The sequence is unknown; too few pages, as for `attach`.
         """
-        return sequences.append(self._cache_state, seq_id, tokens, kv)
+        return operations.append(self._cache_state, seq_id, tokens, kv)
 
     def append_many(self, seq_ids: ArrayLike, tokens: ArrayLike) -> Int64s:
         """Add one token to each of n sequences, all or none: a decode step. O(n).
 
-        Parameters
-        ----------
-        seq_ids : int64[n]
-            Distinct.
-        tokens : int32[n]
-
-        Returns
-        -------
-        int64[n]
-            Slots, as for `append`.
+        Takes int64[n] distinct ids and int32[n] tokens; returns the slots int64[n], and raises, as
+        `append` does.
         """
         state = self._cache_state
         with state.lock:  # `state.run` by hand: the call would take a tenth of a small step
@@ -263,22 +244,15 @@ class KVCache(Stored):
             state.run(kv_commit, seq_id, n_tokens)
 
     def write(self, seq_id: int, start: int, kv: ArrayLike) -> None:
-        """Write the K/V of tokens ``start .. start + n``. O(n).
+        """Write kv dtype[n, *kv_shape], the K/V of tokens ``start .. start + n``. O(n).
 
-        Parameters
-        ----------
-        kv : dtype[n, *kv_shape]
-
-        Raises
-        ------
-        ValueError
-            The range passes the sequence's end or touches a page that is shared by prefix.
+        ValueError if that passes the sequence's end or touches a page that is shared by prefix.
         """
-        sequences.write(self._cache_state, seq_id, start, kv)
+        operations.write(self._cache_state, seq_id, start, kv)
 
     def get(self, seq_id: int) -> npt.NDArray:
         """Return a copy of a sequence's K/V as dtype[length, *kv_shape]. O(length)."""
-        return sequences.read(self._cache_state, seq_id)
+        return operations.get(self._cache_state, seq_id)
 
     def fork(self, seq_id: int, new_seq_id: int) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
@@ -313,14 +287,9 @@ class KVCache(Stored):
         """Move the pages in use to the lowest ids and rename them everywhere. O(n_pages).
 
         A cache with tensors moves them too; otherwise the caller must copy ``kv[dst] = kv[src]``
-        before the next forward pass.
-
-        Raises
-        ------
-        RuntimeError
-            `pending_copies` were not fetched.
+        before the next forward pass. RuntimeError if `pending_copies` were not fetched.
         """
-        return sequences.compact(self._cache_state, self._pins)
+        return operations.compact(self._cache_state, self._pins)
 
     # ---- reading sequences ------------------------------------------------------------------
 
@@ -333,33 +302,24 @@ class KVCache(Stored):
         return self._cache_state.length(seq_id)
 
     def page_table(self, seq_ids: ArrayLike, *, out: PageTable | None = None) -> PageTable:
-        """Page table of B sequences in FlashInfer's CSR layout. O(pages).
+        """Page table of sequences int64[B] in FlashInfer's CSR layout. O(pages).
 
-        Parameters
-        ----------
-        seq_ids : int64[B]
-        out : PageTable, optional
-            Buffers to fill: C-contiguous int32 of at least B + 1, nnz and B entries. The result
-            then holds views of them, so their addresses stay the same from step to step.
+        `out` are buffers to fill: C-contiguous int32 of at least B + 1, nnz and B entries. The
+        result then holds views of them, so their addresses stay the same from step to step.
         """
         return page_tables.page_table(self._cache_state, seq_ids, out)
 
     def block_table(
         self, seq_ids: ArrayLike, *, pad: int = -1, out: Int32s | None = None
     ) -> Int32s:
-        """Page table of B sequences as a rectangle, vLLM's layout. O(B * width).
+        """Page table of sequences int64[B] as int32[B, max_pages], vLLM's layout. O(B * width).
 
         Parameters
         ----------
-        seq_ids : int64[B]
         pad : int
             Fills each row behind the pages of its sequence.
         out : int32[>= B, >= max_pages], optional
             Buffer to fill; the result is a view of its first B rows, at its full width.
-
-        Returns
-        -------
-        int32[B, max_pages]
         """
         return page_tables.block_table(self._cache_state, seq_ids, pad, out)
 
@@ -367,7 +327,9 @@ class KVCache(Stored):
         self, seq_ids: ArrayLike, start: ArrayLike, stop: ArrayLike, *,
         out: Int64s | None = None,
     ) -> Int64s:  # fmt: skip
-        """Slots of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout. O(n).
+        """Slots int64[n] of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout.
+
+        A slot is page * page_size + offset. O(n).
 
         Parameters
         ----------
@@ -376,11 +338,6 @@ class KVCache(Stored):
             Token positions, one pair for all or one per sequence.
         out : int64[>= n], optional
             Buffer to fill; the result is a view of its beginning.
-
-        Returns
-        -------
-        int64[n]
-            page * page_size + offset.
         """
         return page_tables.slot_mapping(self._cache_state, seq_ids, start, stop, out)
 
@@ -388,15 +345,12 @@ class KVCache(Stored):
 
     def match(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        return len(prefixes.match(self._cache_state, tokens, salt)) * self.page_size
+        return len(operations.match(self._cache_state, tokens, salt)) * self.page_size
 
     def pin(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
-        """Keep the cached prefix of `tokens` from eviction. O(tokens).
+        """Keep the cached prefix of `tokens` from eviction; return a handle for `unpin`. O(tokens).
 
-        Returns
-        -------
-        int
-            A handle for `unpin`. The pin covers the pages that are cached now, perhaps none.
+        The pin covers the pages that are cached now, perhaps none.
         """
         return self._pins.add(self._cache_state, tokens, salt)
 
@@ -411,40 +365,33 @@ class KVCache(Stored):
             return k.kv_evict(self._cache_state.handle.address, n_pages)
 
     def set_quota(self, salt: Salt, n_pages: int | None) -> None:
-        """Limit the pages that a tenant may own, cached ones included. O(pages in the pool).
+        """Limit the pages that a tenant may own, cached ones included. O(n_pages).
 
         Cached pages of the tenant above the limit are evicted at once; pages in use stay, but no
         more are given. ``None`` lifts the limit.
         """
-        salt = check_salt(salt)
-        quota = -1
-        if n_pages is not None:
-            quota = validation.integer(n_pages, "n_pages", low=0, high=INT32_MAX)
+        n = -1 if n_pages is None else validation.integer(n_pages, "n_pages", low=0, high=INT32_MAX)
         state = self._cache_state
         with state.lock:
-            state.run(k.kv_quota, state.domain(salt), min(quota, self.n_pages))
+            state.run(k.kv_quota, state.domain(salt), min(n, self.n_pages))
 
     def prefix_digests(self, tokens: ArrayLike, *, salt: Salt = 0) -> UInt8s:
-        """Return the chained SHA-256 of every full page: equal on every machine. O(tokens).
+        """Return the chained SHA-256 of n full pages, uint8[n, 32]: equal everywhere. O(tokens).
 
         Digest 0 hashes the ASCII bytes ``llmds_nb prefix 1``, a zero byte, the page size as a
         little-endian uint32, the salt, and the first page; every other digest hashes the one before
         it and the next page. A page is its tokens as little-endian int32. A salt is one of the
         bytes ``i``, ``b``, ``s`` for int, bytes, str; the length of the rest as a little-endian
         uint64; and the decimal digits, the bytes, or the UTF-8 text.
-
-        Returns
-        -------
-        uint8[n_full_pages, 32]
         """
-        return prefixes.digests(tokens, self.page_size, salt)
+        return operations.prefix_digests(tokens, self.page_size, salt)
 
     # ---- sizes, checks, files --------------------------------------------------------------
 
     def stats(self) -> KVCacheStats:
         """Return sizes and counts. O(n_pages)."""
         with self._cache_state.lock:
-            return collect_stats(self._cache_state, self._pins)
+            return inspection.collect_stats(self._cache_state, self._pins)
 
     @property
     def nbytes(self) -> int:
@@ -471,15 +418,12 @@ class KVCache(Stored):
     def check(self) -> None:
         """Assert the invariants of kernels/state.py. O(n_pages + pages of the sequences)."""
         with self._cache_state.lock:
-            check(self._cache_state.arrays, self._pins.all_pages())
+            inspection.check(self._cache_state.arrays, self._pins.all_pages())
 
     def save(self, path: PathLike) -> None:
-        """Write everything to one file, replacing it atomically; other threads wait meanwhile.
+        """Write everything to one file in a folder that exists, replacing it atomically.
 
-        Parameters
-        ----------
-        path : str or os.PathLike
-            The file; its folder must exist. TypeError if the eviction policy is a custom one.
+        Other threads wait meanwhile. TypeError if the eviction policy is a custom one.
         """
         with self._cache_state.lock:  # the arrays are not copied
             super().save(path)
@@ -494,5 +438,28 @@ class KVCache(Stored):
         return cache
 
     @staticmethod
-    def _warmup() -> None:
-        warm_up(KVCache)
+    def _warmup():
+        tokens = np.arange(3, dtype=np.int32)
+        for kv_shape, rows in ((None, None), ((1,), np.zeros((3, 1), np.float16))):
+            cache = KVCache(4, 2, kv_shape=kv_shape)
+            cache.attach(0, tokens, rows)
+            cache.commit(0, 3)
+            cache.fork(0, 1)
+            cache.append_many([0, 1], [1, 1])
+            cache.append(1, [])
+            cache.pending_copies()
+            cache.unpin(cache.pin(tokens))
+            if rows is not None:
+                cache.write(0, 2, rows[:1])
+            cache.truncate(1, 2)
+            cache.tokens(1)
+            cache.page_table([0, 1])
+            cache.block_table([0, 1])
+            cache.slot_mapping([0, 1], 0, 1)
+            cache.detach([0, 1])
+            cache.set_quota(0, 4)
+            cache.evict(1)
+            cache.compact()
+        cache = KVCache(4, 2, eviction=SimpleNamespace(keys=lambda events: events.keys))
+        cache.attach(0, tokens)
+        cache.commit(0, 3)

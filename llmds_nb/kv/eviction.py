@@ -35,14 +35,6 @@ class PageEvents(NamedTuple):
     clock: int  # attaches and detaches so far
 
 
-def check_policy(eviction: Any) -> None:
-    """Raise an error for what is neither the name of a policy nor a custom policy."""
-    if eviction is None or isinstance(eviction, str):
-        validation.choice(eviction, "eviction", tuple(POLICIES))
-    elif not callable(getattr(eviction, "keys", None)):
-        raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
-
-
 def call_policy(policy: Any, handle: Handle) -> None:
     """Call a custom policy for new keys of the pages that have had events since the last call.
 
@@ -53,20 +45,11 @@ def call_policy(policy: Any, handle: Handle) -> None:
     if not len(pages):
         return
     events = page[pages, s.EVENTS]
-    keys = policy.keys(
-        PageEvents(
-            pages=pages,
-            inserted=(events & 1 << ev.INSERTED) != 0,
-            touched=(events & 1 << ev.TOUCHED) != 0,
-            released=(events & 1 << ev.RELEASED) != 0,
-            keys=keys_float64(page[pages, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0]),
-            turns=page[pages, s.TURN],
-            uses=page[pages, s.USES],
-            depths=page[pages, s.DEPTH],
-            requests=int(meta[s.REQUESTS]),
-            clock=int(meta[s.CLOCK]),
-        )
-    )
+    hooks = [(events & 1 << hook) != 0 for hook in (ev.INSERTED, ev.TOUCHED, ev.RELEASED)]
+    keys = keys_float64(page[pages, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0])
+    counts = [page[pages, column] for column in (s.TURN, s.USES, s.DEPTH)]
+    clocks = int(meta[s.REQUESTS]), int(meta[s.CLOCK])
+    keys = policy.keys(PageEvents._make([pages, *hooks, keys, *counts, *clocks]))
     keys = validation.reals(keys, "keys of the eviction policy")
     validation.same_length("keys of the eviction policy", keys, "pages", pages)
     kv_rekey(handle.address, pages, float64_keys(keys))

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.typing import Int32s, Int64s
@@ -27,9 +26,8 @@ def page_table(state: CacheState, seq_ids, out) -> PageTable:
         rows, sizes = _find_many(state, seq_ids)
         n, nnz = len(rows), sizes[1]
         if out is None:
-            out = PageTable(
-                np.empty(n + 1, np.int32), np.empty(nnz, np.int32), np.empty(n, np.int32)
-            )
+            indptr, indices = np.empty(n + 1, np.int32), np.empty(nnz, np.int32)
+            out = PageTable(indptr, indices, np.empty(n, np.int32))
         elif not isinstance(out, tuple) or len(out) != 3:
             raise TypeError(f"out must be a PageTable, not {type(out).__name__}")
         else:
@@ -55,10 +53,8 @@ def block_table(state: CacheState, seq_ids, pad, out) -> Int32s:
             if not isinstance(out, np.ndarray) or out.ndim != 2 or out.dtype != np.int32:
                 raise TypeError("out must be an int32 array with two dimensions")
             if out.shape[0] < n or out.shape[1] < width or not out.flags.carray:
-                raise ValueError(
-                    f"out must be C-contiguous, writable and at least [{n}, {width}], "
-                    f"not {list(out.shape)}"
-                )
+                least = f"at least [{n}, {width}], not {list(out.shape)}"
+                raise ValueError(f"out must be C-contiguous, writable and {least}")
             out = out[:n]
         k.table_dense(state.handle.address, rows, pad, out)
     return out
@@ -99,17 +95,16 @@ def _find_many(state, seq_ids):
     return rows, state.sizes.tolist()
 
 
-def _buffer(array, name, size, dtype) -> npt.NDArray:
+def _buffer(array, name, size, dtype):
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
         raise TypeError(f"{name} must be a one-dimensional {np.dtype(dtype)} array")
     if len(array) < size or not array.flags.c_contiguous or not array.flags.writeable:
-        raise ValueError(
-            f"{name} must be contiguous, writable and of {size} or more entries, not {len(array)}"
-        )
+        least = f"{size} or more entries, not {len(array)}"
+        raise ValueError(f"{name} must be contiguous, writable and of {least}")
     return array[:size]
 
 
-def _per_sequence(value, name, n) -> Int64s:
+def _per_sequence(value, name, n):
     if type(value) is int or np.ndim(value) == 0:
         return np.full(n, validation.natural(value, name))
     array = validation.for_kernel(value, name, validation.INT64)

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptFileError
-from .invariants import check
+from .inspection import check
 from .kernels.state import KVState
-from .prefixes import Pins
+from .operations import Pins
 from .salts import salt_from_json, salt_to_json
 from .settings import CacheSettings, check_settings
 from .state import CacheState, empty_arrays
-from .tensors import Tensors
 
 # The names in files of those fields of KVState that were renamed since the format was fixed.
 _FILE_NAMES = {
@@ -24,20 +22,15 @@ def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict
     """The arrays, uncopied, and the header that JSON can hold."""
     settings = state.settings
     if settings.custom_policy is not None:
-        raise TypeError(
-            f"a KVCache with the custom policy {settings.custom_policy!r} cannot be saved"
-        )
+        policy = settings.custom_policy
+        raise TypeError(f"a KVCache with the custom policy {policy!r} cannot be saved")
     arrays = {_FILE_NAMES.get(name, name): a for name, a in state.arrays._asdict().items()}
     arrays["pins"] = pins.all_pages()
     if state.tensors is not None:
         arrays["kv"] = state.tensors.kv
     header = {
-        "n_pages": settings.n_pages,
-        "page_size": settings.page_size,
-        "kv_shape": settings.kv_shape,
+        **settings._asdict(),
         "dtype": settings.dtype.name,
-        "eviction": settings.eviction,
-        "prefix_sharing": settings.prefix_sharing,
         "key": settings.key.hex(),
         "domains": [[*salt_to_json(salt), domain] for salt, domain in state.domains.items()],
         "pins": [[number, len(pages)] for number, pages in pins.pages.items()],
@@ -48,21 +41,17 @@ def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict
 
 def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[CacheState, Pins]:
     """The state and the pins; CorruptFileError for arrays that do not fit one another."""
-    settings = check_settings(
-        header["n_pages"], header["page_size"], header["kv_shape"], header["dtype"],
-        header["eviction"], header["prefix_sharing"], bytes.fromhex(header["key"]),
-    )  # fmt: skip
-    state = CacheState(
-        settings,
-        _state_arrays(settings, arrays),
-        {salt_from_json(kind, text): domain for kind, text, domain in header["domains"]},
-        _tensors(settings, arrays),
-    )
-    ends = np.cumsum([0] + [n for _, n in header["pins"]])
-    pages = {
-        number: arrays["pins"][ends[i] : ends[i + 1]]
-        for i, (number, _) in enumerate(header["pins"])
-    }
+    *given, key = (header[name] for name in CacheSettings._fields)
+    settings = check_settings(*given, bytes.fromhex(key))
+    domains = {salt_from_json(kind, text): domain for kind, text, domain in header["domains"]}
+    kv = None if settings.tensor_shape is None else arrays["kv"]
+    if kv is not None and kv.shape != settings.tensor_shape:
+        raise CorruptFileError(f"array 'kv' has shape {list(kv.shape)}")
+    state = CacheState(settings, (_state_arrays(settings, arrays), domains, kv))
+    pages, end = {}, 0
+    for number, n in header["pins"]:
+        pages[number] = arrays["pins"][end : end + n]
+        end += n
     pins = Pins(pages, header["next_pin"])
     try:
         check(state.arrays, pins.all_pages())
@@ -71,7 +60,7 @@ def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[C
     return state, pins
 
 
-def _state_arrays(settings: CacheSettings, arrays) -> Any:
+def _state_arrays(settings, arrays):
     found = {}
     for field, empty in empty_arrays(settings)._asdict().items():
         name = _FILE_NAMES.get(field, field)
@@ -82,11 +71,3 @@ def _state_arrays(settings: CacheSettings, arrays) -> Any:
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         found[field] = array
     return KVState(**found)
-
-
-def _tensors(settings: CacheSettings, arrays) -> Tensors | None:
-    if settings.kv_shape is None:
-        return None
-    if arrays["kv"].shape != (settings.n_pages, settings.page_size, *settings.kv_shape):
-        raise CorruptFileError(f"array 'kv' has shape {list(arrays['kv'].shape)}")
-    return Tensors(arrays["kv"])

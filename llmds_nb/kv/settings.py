@@ -4,10 +4,9 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
-from .eviction import check_policy
+from .eviction import POLICIES
 
 _MAX_PAGES = 2**27  # offsets into the arena are int32 in places
 
@@ -28,31 +27,36 @@ class CacheSettings(NamedTuple):
         """The policy where it is an object of the user's; else None."""
         return None if isinstance(self.eviction, str) else self.eviction
 
+    @property
+    def tensor_shape(self) -> tuple[int, ...] | None:
+        """The shape of the K/V of all pages where the cache holds them; else None."""
+        return None if self.kv_shape is None else (self.n_pages, self.page_size, *self.kv_shape)
 
-def check_settings(
-    n_pages: int, page_size: int, kv_shape: Any, dtype: npt.DTypeLike, eviction: Any,
-    prefix_sharing: bool, key: bytes | None,
-) -> CacheSettings:  # fmt: skip
-    """The settings, or a TypeError or ValueError for one that cannot be."""
+
+def check_settings(*given: Any) -> CacheSettings:
+    """The settings, given in their order; a TypeError or ValueError for one that cannot be."""
+    n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, key = given
     n_pages = validation.integer(n_pages, "n_pages", low=1, high=_MAX_PAGES)
     page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
     kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
     number_type = np.dtype(dtype)
     if number_type.hasobject or number_type.itemsize == 0:
         raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
-    check_policy(eviction)
-    return CacheSettings(
-        n_pages, page_size, kv_shape, number_type, eviction, bool(prefix_sharing), _hash_key(key)
-    )
+    if eviction is None or isinstance(eviction, str):
+        validation.choice(eviction, "eviction", tuple(POLICIES))
+    elif not callable(getattr(eviction, "keys", None)):
+        raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
+    sharing, key = bool(prefix_sharing), _hash_key(key)
+    return CacheSettings(n_pages, page_size, kv_shape, number_type, eviction, sharing, key)
 
 
-def _kv_shape(shape) -> tuple[int, ...]:
+def _kv_shape(shape):
     if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
     return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)
 
 
-def _hash_key(key) -> bytes:
+def _hash_key(key):
     if key is None:
         return os.urandom(32)
     if not isinstance(key, bytes):

@@ -5,32 +5,24 @@ import threading
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.state import Handle
-from .._core.typing import Int32s
+from .._core.typing import ArrayLike, Int32s
 from ..errors import CapacityError
+from ..primitives import status as st
 from ..primitives.hash_table import empty_table, table_find, table_rehash
-from ..primitives.status import (
-    ABSENT,
-    BAD_ID,
-    FULL,
-    GROW,
-    GROW_SEQUENCES,
-    INVALID,
-    PRESENT,
-    REPEATED,
-    UNEVEN,
-)
+from ..primitives.status import ABSENT
 from .eviction import POLICIES, call_policy
 from .kernels import eviction_policy as ev, operations as k, state as s
 from .kernels.append import kv_commit
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
+from .kernels.pages import kv_pending_clear
 from .salts import Salt, check_salt, salt_bytes
 from .settings import CacheSettings
-from .tensors import Tensors
 
 KVState: Any = s.KVState  # a named tuple class: see _core/state.py
 _FIRST_SEQUENCES = 64
@@ -38,43 +30,51 @@ _FIRST_DOMAINS = 16
 _SALT_TYPES = frozenset({int, str, bytes})  # exact types, since True == 1
 
 
+class Tensors:
+    """The K/V of all pages, dtype[n_pages, page_size, *shape], where the cache holds them."""
+
+    __slots__ = ("kv", "shape", "slots")
+
+    def __init__(self, kv: npt.NDArray):
+        self.kv = kv
+        self.shape = kv.shape[2:]
+        self.slots = kv.reshape(-1, *self.shape)  # the same, a row for each token slot
+
+    def checked(self, kv: ArrayLike, n: int | None = None) -> npt.NDArray:
+        """The K/V that a user gave for `n` tokens (None: any number), of our dtype and shape."""
+        array: npt.NDArray[Any] = np.asarray(kv)
+        if array.dtype != self.kv.dtype:
+            raise TypeError(f"kv must be {self.kv.dtype}, as the cache, not {array.dtype}")
+        if n is None and array.ndim:
+            n = len(array)
+        if array.shape != (n, *self.shape):
+            raise ValueError(f"kv must have shape {[n, *self.shape]}, not {list(array.shape)}")
+        return array
+
+
 class CacheState:
     """The arrays of a KVCache, and all that a call of a kernel needs beside its arguments.
 
-    Attributes
-    ----------
-    handle : Handle
-        Over the KVState of kernels/state.py: kernels take `handle.address`.
-    lock : threading.RLock
-        Held around every call of a kernel and every look at the arrays.
-    domains : dict
-        The row of the domain array of every known salt.
-    tensors : Tensors or None
-    plain : bool
-        Nothing is to be done after a kernel that succeeded: no tensors, no custom policy.
+    The `handle` is over the KVState of kernels/state.py; the `lock` is held around every call of a
+    kernel and every look at the arrays. `domains` are the rows of the domain array by salt. With
+    neither `tensors` nor a custom policy a cache is `plain`: there is nothing to do after a kernel
+    that succeeded.
     """
 
-    def __init__(
-        self,
-        settings: CacheSettings,
-        arrays: Any = None,
-        domains: dict[Salt, int] | None = None,
-        tensors: Tensors | None = None,
-    ):
-        """An empty state, or that of the arrays, domains and tensors of a saved one."""
+    def __init__(self, settings: CacheSettings, saved: tuple[Any, dict, Any] | None = None):
+        """An empty state, or that of the KVState, the domains and the K/V of a saved one."""
+        arrays, domains, kv = saved or (empty_arrays(settings), {}, None)
+        if kv is None and settings.tensor_shape is not None:
+            kv = np.zeros(settings.tensor_shape, settings.dtype)
         self.settings = settings
         self.lock = threading.RLock()
-        self.handle = Handle(empty_arrays(settings) if arrays is None else arrays)
-        self.domains = {} if domains is None else domains
-        taken = set(self.domains.values())
-        rows = range(len(self.arrays.domain))
-        self._free_domains = [row for row in reversed(rows) if row not in taken]
-        if tensors is None and settings.kv_shape is not None:
-            shape = (settings.n_pages, settings.page_size, *settings.kv_shape)
-            tensors = Tensors(np.zeros(shape, settings.dtype))
-        self.tensors = tensors
+        self.handle = Handle(arrays)
+        self.domains: dict[Salt, int] = domains
+        taken = set(domains.values())
+        self._free_domains = [d for d in reversed(range(len(arrays.domain))) if d not in taken]
+        self.tensors = None if kv is None else Tensors(kv)
         self._custom_policy = settings.custom_policy
-        self.plain = tensors is None and self._custom_policy is None
+        self.plain = kv is None and self._custom_policy is None
         self.sizes = np.zeros(2, np.int64)  # scratch of page_tables.py, under the lock
 
     @property
@@ -102,33 +102,30 @@ class CacheState:
 
     def refused(self, kernel: Any, status: int, args: tuple) -> int:
         """Grow the arrays and repeat the call, or raise (statuses: kernels/sequences.py)."""
-        while status in (GROW, GROW_SEQUENCES):
-            n = int(self.arrays.meta[s.MISSING])
-            if status == GROW:
-                self._grow_arena(n)
-            else:
-                self._grow_sequences(n)
+        while status in (st.GROW, st.GROW_SEQUENCES):
+            grow = self._grow_arena if status == st.GROW else self._grow_sequences
+            grow(int(self.arrays.meta[s.MISSING]))
             status = kernel(self.handle.address, *args)
         if status >= 0:
             return status
         meta = self.arrays.meta
         value = int(meta[s.MISSING])
-        if status == FULL:
+        if status == st.FULL:
             raise CapacityError(
                 f"{value} pages lack: {meta[s.N_FREE]} free and {meta[s.N_EVICTABLE]} evictable of "
                 f"{self.settings.n_pages}, quotas permitting"
             )
         if status == ABSENT:
             raise KeyError(f"no sequence has id {value}")
-        if status == PRESENT:
+        if status == st.PRESENT:
             raise ValueError(f"sequence {value} is attached already")
-        if status == REPEATED:
+        if status == st.REPEATED:
             raise ValueError(f"seq_ids must be distinct, but {value} stands twice")
-        if status == INVALID:
+        if status == st.INVALID:
             raise ValueError(_INVALID[kernel].format(value, *args))
-        if status == UNEVEN:
+        if status == st.UNEVEN:
             validation.same_length("tokens", args[1], "seq_ids", args[0])
-        name = "seq_ids" if status == BAD_ID else "tokens"
+        name = "seq_ids" if status == st.BAD_ID else "tokens"
         raise ValueError(f"{name} must be >= 0, not {value}")
 
     def find(self, seq_id: int) -> int:
@@ -153,7 +150,7 @@ class CacheState:
         """Take the pending copies as (src, dst)."""
         start, n = self.arrays.meta[s.PENDING_COPIES], self.arrays.meta[s.N_PENDING]
         moves = self.arrays.arena[start : start + 2 * n].reshape(n, 2).copy()
-        k.kv_pending_clear(self.handle.address)
+        kv_pending_clear(self.handle.address)
         return moves[:, 0].copy(), moves[:, 1].copy()
 
     # ---- growth ----------------------------------------------------------------------------
@@ -200,9 +197,8 @@ class CacheState:
             return domain
         self.reserve_domains(1)
         domain = self._free_domains.pop()
-        root = hashlib.blake2b(
-            salt_bytes(salt), digest_size=16, key=self.settings.key, person=b"llmds_nb kv"
-        )
+        options: Any = {"digest_size": 16, "key": self.settings.key, "person": b"llmds_nb kv"}
+        root = hashlib.blake2b(salt_bytes(salt), **options)
         dom = self.arrays.domain
         dom[domain] = 0
         dom[domain, s.DOMAIN_UNSET] = ABSENT

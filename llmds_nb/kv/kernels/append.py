@@ -11,19 +11,10 @@ import numpy as np
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, OK, REPEATED, UNEVEN
-from . import state as s
-from .arena import arena_lacks
+from . import sequences as q, state as s
+from .arena import arena_lacks, chunk_class
 from .attach import tokens_check
 from .pages import batch_pages_missing, page_copy, page_drop, page_take, pages_reserve
-from .sequences import (
-    block_table_get,
-    block_table_grow,
-    block_table_lacks,
-    sequence_commit,
-    sequence_find,
-    sequence_find_long,
-    tail_free_set,
-)
 
 
 @kernel(internal=True, borrow=True)
@@ -42,21 +33,13 @@ def _tail_plan(kv, seq):
 
 
 @kernel(internal=True, borrow=True)
-def _tail_unplan(kv, seq):
-    """Undo _tail_plan where it returned 1."""
-    tail = kv.seq_hot[seq, s.TAIL_PAGE]
-    if kv.page[tail, s.STATE] == s.PRIVATE:
-        kv.page[tail, s.REF] += 1
-
-
-@kernel(internal=True, borrow=True)
 def _tail_copy(kv, seq):
     """Replace the tail page by a private copy of its used part. O(T)."""
     tail = kv.seq_hot[seq, s.TAIL_PAGE]
     copy = page_copy(kv, tail, kv.seq_hot[seq, s.LENGTH] % kv.tokens.shape[1])
     if kv.page[tail, s.STATE] == s.CACHED:
         page_drop(kv, tail)  # _tail_plan dropped the reference to a private one
-    block_table_get(kv, seq)[kv.seq_cold[seq, s.N_PAGES] - 1] = copy
+    q.block_table_get(kv, seq)[kv.seq_cold[seq, s.N_PAGES] - 1] = copy
     kv.seq_hot[seq, s.TAIL_PAGE] = copy
 
 
@@ -70,7 +53,7 @@ def _tokens_fill(kv, seq, tokens, slots):
         if offset == 0:
             n_pages = kv.seq_cold[seq, s.N_PAGES]
             page = page_take(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
-            block_table_get(kv, seq)[n_pages] = page
+            q.block_table_get(kv, seq)[n_pages] = page
             kv.seq_cold[seq, s.N_PAGES] = n_pages + 1
             kv.seq_hot[seq, s.TAIL_PAGE] = page
         tail = kv.seq_hot[seq, s.TAIL_PAGE]
@@ -97,7 +80,8 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
         need[j] = copy[j] + n_pages - kv.seq_cold[seq, s.N_PAGES]
         total += need[j]
         copies += copy[j]
-        entries += block_table_lacks(kv, seq, n_pages)
+        if n_pages > (1 << kv.seq_cold[seq, s.TABLE_CLASS]):
+            entries += 1 << chunk_class(n_pages)
     if arena_lacks(kv, entries, copies):
         status = GROW
     elif total > 0:
@@ -107,22 +91,23 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
             status = FULL
     if status != OK:
         for j in range(m):
-            if copy[j] != 0:
-                _tail_unplan(kv, seqs[j])
+            tail = kv.seq_hot[seqs[j], s.TAIL_PAGE]
+            if copy[j] != 0 and kv.page[tail, s.STATE] == s.PRIVATE:
+                kv.page[tail, s.REF] += 1  # _tail_plan dropped it
         return status
     # Evict before any commit: a commit can hold a canonical page that was counted as evictable.
     for j in range(m):
         seq = seqs[j]
         if need[j] > 0:
             pages_reserve(kv, domains[j], need[j])
-            block_table_grow(kv, seq, kv.seq_cold[seq, s.N_PAGES] + need[j])
+            q.block_table_grow(kv, seq, kv.seq_cold[seq, s.N_PAGES] + need[j])
             if copy[j] != 0:
                 _tail_copy(kv, seq)
         stop = first[j] + n_tokens
         _tokens_fill(kv, seq, tokens[first[j] : stop], slots[first[j] : stop])
     for j in range(m):
-        sequence_commit(kv, seqs[j], kv.seq_hot[seqs[j], s.LENGTH] - n_tokens)
-        tail_free_set(kv, seqs[j])
+        q.sequence_commit(kv, seqs[j], kv.seq_hot[seqs[j], s.LENGTH] - n_tokens)
+        q.tail_free_set(kv, seqs[j])
     return OK
 
 
@@ -133,7 +118,7 @@ def kv_append(handle, seq_id, tokens, slots):
     The tokens before them count as committed.
     """
     kv = s.state_at(handle)
-    seq = sequence_find(kv, seq_id)
+    seq = q.sequence_find(kv, seq_id)
     if seq == ABSENT:
         return ABSENT
     if not tokens_check(kv, tokens):
@@ -160,8 +145,9 @@ def _append_slow(kv, n, tokens, slots):
 def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
     """Fast path from seq_ids[start] on; return the index of the sequence at which it stopped. O(n).
 
-    It stops where STEP_ORDER guesses wrong, TAIL_FREE is 0, or a sequence is named again. Not
-    inlined, since its caller has no registers left; unsigned indices need fewer of them.
+    It stops where STEP_ORDER guesses wrong, TAIL_FREE is 0, or a sequence is named again.
+    committed int64[n] becomes COMMITTED before the call. Not inlined, since its caller has no
+    registers left; unsigned indices need fewer of them.
     """
     kv = s.state_at(handle)
     hot, tok, size = kv.seq_hot, kv.tokens.reshape(kv.tokens.size), kv.tokens.shape[1]
@@ -185,17 +171,6 @@ def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
         hot[seq, s.TAIL_FREE] -= 1
         i += np.uint64(1)
     return np.int64(i)
-
-
-@kernel(internal=True, borrow=True)
-def _append_undo(kv, slots, committed):
-    """Remove the tokens of the fast path; committed int64[n]: COMMITTED before the call. O(n)."""
-    for i in range(committed.size):
-        if slots[i] >= 0:
-            seq = kv.seq_hot[i, s.STEP_ORDER]
-            kv.seq_hot[seq, s.LENGTH] -= 1
-            kv.seq_hot[seq, s.TAIL_FREE] += 1
-            kv.seq_hot[seq, s.COMMITTED] = committed[i]
 
 
 @kernel(accepts="int64, int64[::1], int32[::1], int64[::1]")
@@ -231,7 +206,12 @@ def kv_append_many(handle, seq_ids, tokens, slots):
     if status == OK and slow > 0:
         status = _append_slow(kv, slow, tokens, slots)
     if status != OK:
-        _append_undo(kv, slots, committed[:done])
+        for i in range(done):
+            if slots[i] >= 0:  # remove a token of the fast path
+                seq = hot[i, s.STEP_ORDER]
+                hot[seq, s.LENGTH] -= 1
+                hot[seq, s.TAIL_FREE] += 1
+                hot[seq, s.COMMITTED] = committed[i]
     return status
 
 
@@ -239,9 +219,9 @@ def kv_append_many(handle, seq_ids, tokens, slots):
 def kv_commit(handle, seq_id, n_tokens):
     """sequence_commit by id. INVALID: n_tokens > LENGTH, in meta[MISSING]. O(new tokens)."""
     kv = s.state_at(handle)
-    seq = sequence_find_long(kv, seq_id, n_tokens)
+    seq = q.sequence_find_long(kv, seq_id, n_tokens)
     if seq < 0:
         return seq
-    sequence_commit(kv, seq, n_tokens)
-    tail_free_set(kv, seq)
+    q.sequence_commit(kv, seq, n_tokens)
+    q.tail_free_set(kv, seq)
     return OK

@@ -64,9 +64,8 @@ def arena_lacks(kv, entries, copies):
         kv.meta[s.MISSING] = entries
         return True
     if wider:
-        used = 2 * kv.meta[s.N_PENDING]
-        kv.meta[s.PENDING_COPIES] = chunk_regrow(
-            kv, kv.meta[s.PENDING_COPIES], kv.meta[s.PENDING_CLASS], used, wanted
-        )
+        offset, used = kv.meta[s.PENDING_COPIES], 2 * kv.meta[s.N_PENDING]
+        offset = chunk_regrow(kv, offset, kv.meta[s.PENDING_CLASS], used, wanted)
+        kv.meta[s.PENDING_COPIES] = offset
         kv.meta[s.PENDING_CLASS] = chunk_class(wanted)
     return False

@@ -1,46 +1,16 @@
-"""Kernels that match a prompt, attach and detach sequences of a KV cache.
-
-Statuses are in kernels/sequences.py.
-"""
+"""Kernels that match a prompt, attach and detach sequences; statuses: kernels/sequences.py."""
 
 import numpy as np
 
 from ..._core.jit import kernel
+from ...primitives import status as st
 from ...primitives.hash_table import table_find
-from ...primitives.status import (
-    ABSENT,
-    BAD_ID,
-    BAD_TOKEN,
-    FULL,
-    GROW,
-    GROW_SEQUENCES,
-    OK,
-    PRESENT,
-    REPEATED,
-)
-from . import state as s
+from ...primitives.status import ABSENT, OK
+from . import pages as p, sequences as q, state as s
 from .arena import arena_lacks, chunk_class
 from .eviction_policy import PATH_LRFU, RELEASED, TOUCHED, key_update
 from .ghost_entries import ghost_find
-from .pages import (
-    batch_pages_missing,
-    chain_start,
-    chain_step,
-    last_child_set,
-    page_acquire,
-    page_take,
-    pages_reserve,
-)
 from .prefix_table import hash_get, prefix_find
-from .sequences import (
-    block_table_get,
-    duplicates_cache,
-    sequence_drop_pages,
-    sequence_find,
-    sequence_give,
-    sequence_take,
-    sequences_lack,
-)
 
 
 @kernel(internal=True, borrow=True)
@@ -92,12 +62,12 @@ def chain_match(kv, domain, tokens, pages):
         n += _last_children_follow(kv, guess, parent, tokens[n * size :], pages[n:])
         if n == pages.size:
             break
-        h0, h1, parent = chain_start(kv, domain)
+        h0, h1, parent = p.chain_start(kv, domain)
         if n > 0:
             parent = np.int64(pages[n - 1])
             h0, h1 = hash_get(kv, parent)
         part = tokens[n * size : (n + 1) * size]
-        h0, h1 = chain_step(kv, h0, h1, part)
+        h0, h1 = p.chain_step(kv, h0, h1, part)
         found = prefix_find(kv, h0, h1, parent, part)
         if found == ABSENT:
             break
@@ -111,15 +81,15 @@ def chain_match(kv, domain, tokens, pages):
 def _prior_find(kv, seq, tokens, hits):
     """Set SEQ_TURN, PRIOR_WEIGHT and PRIOR_PAGES (eviction_policy.py). O(tokens not hit)."""
     size = kv.tokens.shape[1]
-    h0, h1, _ = chain_start(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
+    h0, h1, _ = p.chain_start(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
     if hits > 0:
-        last = np.int64(block_table_get(kv, seq)[hits - 1])
+        last = np.int64(q.block_table_get(kv, seq)[hits - 1])
         h0, h1 = hash_get(kv, last)
         kv.seq_cold[seq, s.SEQ_TURN] = kv.page[last, s.TURN] + 1
     if kv.meta[s.POLICY] != PATH_LRFU:
         return
     for j in range(hits, tokens.size // size):
-        h0, h1 = chain_step(kv, h0, h1, tokens[j * size : (j + 1) * size])
+        h0, h1 = p.chain_step(kv, h0, h1, tokens[j * size : (j + 1) * size])
         weight, turn = ghost_find(kv, h1)
         if weight > 0:
             kv.seq_cold[seq, s.PRIOR_WEIGHT] = weight
@@ -131,15 +101,14 @@ def _prior_find(kv, seq, tokens, hits):
 def _attach_match(kv, seq, tokens):
     """Put the cached prefix into the block table; return how many pages are left to take."""
     size = kv.tokens.shape[1]
-    blocks = block_table_get(kv, seq)
+    blocks = q.block_table_get(kv, seq)
     hits = 0
     if kv.meta[s.SHARING] != 0:
-        hits = chain_match(
-            kv, kv.seq_cold[seq, s.SEQ_DOMAIN], tokens, blocks[: tokens.size // size]
-        )
+        domain = kv.seq_cold[seq, s.SEQ_DOMAIN]
+        hits = chain_match(kv, domain, tokens, blocks[: tokens.size // size])
         _prior_find(kv, seq, tokens, hits)
     for j in range(hits):
-        page_acquire(kv, np.int64(blocks[j]))
+        p.page_acquire(kv, np.int64(blocks[j]))
     kv.seq_cold[seq, s.N_PAGES] = hits
     return (tokens.size + size - 1) // size - hits
 
@@ -149,7 +118,7 @@ def _attach_fill(kv, seq, tokens):
     """Touch the pages that were hit, take the others, store the tokens; return the tokens hit."""
     size = kv.tokens.shape[1]
     domain = kv.seq_cold[seq, s.SEQ_DOMAIN]
-    blocks = block_table_get(kv, seq)
+    blocks = q.block_table_get(kv, seq)
     hits = kv.seq_cold[seq, s.N_PAGES]
     kv.meta[s.CLOCK] += 1
     kv.meta[s.REQUESTS] += 1
@@ -158,12 +127,12 @@ def _attach_fill(kv, seq, tokens):
         page = np.int64(blocks[j])
         kv.page[page, s.PRIORITY] = max(kv.page[page, s.PRIORITY], kv.seq_cold[seq, s.SEQ_PRIORITY])
         key_update(kv, page, TOUCHED, kv.seq_cold[seq, s.SEQ_TURN], 0)
-        last_child_set(kv, parent, page)
+        p.last_child_set(kv, parent, page)
         parent = page
     n_pages = (tokens.size + size - 1) // size
-    pages_reserve(kv, domain, n_pages - hits)
+    p.pages_reserve(kv, domain, n_pages - hits)
     for j in range(hits, n_pages):
-        page = page_take(kv, domain)
+        page = p.page_take(kv, domain)
         blocks[j] = page
         part = tokens[j * size : min((j + 1) * size, tokens.size)]
         for i in range(part.size):
@@ -191,15 +160,15 @@ def _attach_plan(kv, seq_ids, tokens, indptr):
     for i in range(n):
         kv.meta[s.MISSING] = seq_ids[i]
         if seq_ids[i] < 0:
-            return BAD_ID
+            return st.BAD_ID
         if table_find(kv.ids, seq_ids[i]) != ABSENT:
-            return PRESENT
+            return st.PRESENT
         entries += 1 << chunk_class((indptr[i + 1] - indptr[i] + size - 1) // size)
     if not tokens_check(kv, tokens):
-        return BAD_TOKEN
-    if sequences_lack(kv, n):
-        return GROW_SEQUENCES
-    return GROW if arena_lacks(kv, entries, 0) else OK
+        return st.BAD_TOKEN
+    if q.sequences_lack(kv, n):
+        return st.GROW_SEQUENCES
+    return st.GROW if arena_lacks(kv, entries, 0) else OK
 
 
 @kernel
@@ -220,22 +189,22 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     for i in range(n):
         if table_find(kv.ids, seq_ids[i]) != ABSENT:
             kv.meta[s.MISSING] = seq_ids[i]
-            status = REPEATED
+            status = st.REPEATED
             break
         part = tokens[indptr[i] : indptr[i + 1]]
         n_pages = (part.size + size - 1) // size
-        seqs[i] = sequence_take(kv, seq_ids[i], domains[i], priorities[i], n_pages)
+        seqs[i] = q.sequence_take(kv, seq_ids[i], domains[i], priorities[i], n_pages)
         need[i] = _attach_match(kv, seqs[i], part)
         taken += 1
     if status == OK:
-        missing = batch_pages_missing(kv, domains, need)
+        missing = p.batch_pages_missing(kv, domains, need)
         if missing > 0:
             kv.meta[s.MISSING] = missing
-            status = FULL
+            status = st.FULL
     if status != OK:
         for i in range(taken - 1, -1, -1):
-            sequence_drop_pages(kv, seqs[i], 0)
-            sequence_give(kv, seqs[i])
+            q.sequence_drop_pages(kv, seqs[i], 0)
+            q.sequence_give(kv, seqs[i])
         return status
     for i in range(n):
         hits[i] = _attach_fill(kv, seqs[i], tokens[indptr[i] : indptr[i + 1]])
@@ -245,11 +214,11 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
 @kernel(internal=True, borrow=True)
 def sequence_release_pages(kv, seq, keep):
     """sequence_drop_pages after the policy's hook for each page. O(pages log pages)."""
-    blocks = block_table_get(kv, seq)
+    blocks = q.block_table_get(kv, seq)
     for j in range(keep, kv.seq_cold[seq, s.N_PAGES]):
         if kv.page[blocks[j], s.STATE] == s.CACHED:
             key_update(kv, np.int64(blocks[j]), RELEASED, 0, 0)
-    sequence_drop_pages(kv, seq, keep)
+    q.sequence_drop_pages(kv, seq, keep)
 
 
 @kernel(borrow=True)
@@ -258,19 +227,19 @@ def kv_detach_many(handle, seq_ids):
     kv = s.state_at(handle)
     kv.meta[s.CALLS] += 1
     for i in range(seq_ids.size):
-        seq = sequence_find(kv, seq_ids[i])
+        seq = q.sequence_find(kv, seq_ids[i])
         if seq == ABSENT:
             return ABSENT
         if kv.seq_hot[seq, s.LAST_CALL] == kv.meta[s.CALLS]:
             kv.meta[s.MISSING] = seq_ids[i]
-            return REPEATED
+            return st.REPEATED
         kv.seq_hot[seq, s.LAST_CALL] = kv.meta[s.CALLS]
     for i in range(seq_ids.size):
         seq = table_find(kv.ids, seq_ids[i])
         kv.meta[s.CLOCK] += 1
-        duplicates_cache(kv, seq)
+        q.duplicates_cache(kv, seq)
         sequence_release_pages(kv, seq, 0)
-        sequence_give(kv, seq)
+        q.sequence_give(kv, seq)
     return OK
 
 
@@ -279,7 +248,7 @@ def kv_match(handle, domain, tokens, pages):
     """chain_match; 0 if the domain is ABSENT. BAD_TOKEN. O(n_tokens)."""
     kv = s.state_at(handle)
     if not tokens_check(kv, tokens):
-        return BAD_TOKEN
+        return st.BAD_TOKEN
     if kv.meta[s.SHARING] == 0 or domain == ABSENT:
         return 0
     return chain_match(kv, domain, tokens, pages)

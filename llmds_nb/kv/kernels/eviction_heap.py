@@ -109,16 +109,16 @@ def leaf_add(kv, page):
     """Add an evictable leaf to its heaps. O(log n)."""
     _heap_add(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, page)
     kv.meta[s.N_LEAVES] += 1
-    _domain_add(kv, np.int64(kv.page[page, s.DOMAIN]), page)
+    domain = np.int64(kv.page[page, s.DOMAIN])
+    if kv.domain[domain, s.QUOTA] >= 0:
+        _domain_add(kv, domain, page)
 
 
 @kernel(internal=True, borrow=True)
 def _domain_add(kv, domain, page):
-    if kv.domain[domain, s.QUOTA] >= 0:
-        _heap_add(
-            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, page
-        )
-        kv.domain[domain, s.N_HEAP] += 1
+    heap, n = kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP]
+    _heap_add(kv, heap, n, s.DOMAIN_HEAP_POS, page)
+    kv.domain[domain, s.N_HEAP] += 1
 
 
 @kernel(internal=True, borrow=True)
@@ -128,9 +128,8 @@ def leaf_drop(kv, page):
     kv.meta[s.N_LEAVES] -= 1
     if kv.page[page, s.DOMAIN_HEAP_POS] != ABSENT:
         domain = np.int64(kv.page[page, s.DOMAIN])
-        _heap_remove(
-            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, page
-        )
+        heap, n = kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP]
+        _heap_remove(kv, heap, n, s.DOMAIN_HEAP_POS, page)
         kv.domain[domain, s.N_HEAP] -= 1
 
 
@@ -198,13 +197,8 @@ def leaf_heaps_rename(kv, renamed):
     _heap_rename(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, renamed)
     for domain in range(kv.domain.shape[0]):
         if kv.domain[domain, s.QUOTA] >= 0:
-            _heap_rename(
-                kv,
-                kv.domain[domain, s.HEAP],
-                kv.domain[domain, s.N_HEAP],
-                s.DOMAIN_HEAP_POS,
-                renamed,
-            )
+            heap, n = kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP]
+            _heap_rename(kv, heap, n, s.DOMAIN_HEAP_POS, renamed)
 
 
 @kernel(internal=True, borrow=True)

@@ -1,6 +1,6 @@
-"""Kernels of a KV cache that write, fork, truncate, pin, evict, and set quotas.
+"""Kernels of a KV cache that write, fork, truncate, pin, evict, set quotas, and compact.
 
-They take the state as a handle and unpack it once. Statuses are in kernels/sequences.py.
+Statuses are in kernels/sequences.py.
 """
 
 import numpy as np
@@ -8,29 +8,13 @@ import numpy as np
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT
-from . import state as s
+from . import pages as p, sequences as q, state as s
+from .allocator import page_compact_plan
 from .arena import arena_lacks, chunk_class, chunk_give, chunk_take
 from .attach import sequence_release_pages
-from .eviction_heap import ENTRY, domain_heap_fill, leaf_lowest, leaf_rekey
+from .eviction_heap import ENTRY, domain_heap_fill, leaf_heaps_rename, leaf_lowest, leaf_rekey
 from .page_tables import slots_fill
-from .pages import (
-    batch_pages_missing,
-    evict_many,
-    leaf_evict,
-    page_acquire,
-    page_copy,
-    page_drop,
-    pages_reserve,
-    pending_clear,
-)
-from .sequences import (
-    block_table_get,
-    duplicates_cache,
-    sequence_find,
-    sequence_find_long,
-    sequence_take,
-    sequences_lack,
-)
+from .prefix_table import prefix_insert
 
 
 @kernel
@@ -40,13 +24,13 @@ def kv_write(handle, seq_id, start, out):
     INVALID: some are in a cached page, the last of which ends at token meta[MISSING]. O(n).
     """
     kv = s.state_at(handle)
-    seq = sequence_find(kv, seq_id)
+    seq = q.sequence_find(kv, seq_id)
     if seq == ABSENT:
         return ABSENT
     if out.size == 0:
         return OK
     size = kv.tokens.shape[1]
-    blocks = block_table_get(kv, seq)
+    blocks = q.block_table_get(kv, seq)
     first, last = start // size, (start + out.size - 1) // size
     copies = 0
     for j in range(last, first - 1, -1):
@@ -57,16 +41,16 @@ def kv_write(handle, seq_id, start, out):
     if arena_lacks(kv, 0, copies):
         return GROW
     domains = np.array([kv.seq_cold[seq, s.SEQ_DOMAIN]])
-    missing = batch_pages_missing(kv, domains, np.array([copies]))
+    missing = p.batch_pages_missing(kv, domains, np.array([copies]))
     if missing > 0:
         kv.meta[s.MISSING] = missing
         return FULL
-    pages_reserve(kv, domains[0], copies)
+    p.pages_reserve(kv, domains[0], copies)
     for j in range(first, last + 1):
         if kv.page[blocks[j], s.REF] > 1:
             shared = np.int64(blocks[j])
-            blocks[j] = page_copy(kv, shared, min(size, kv.seq_hot[seq, s.LENGTH] - j * size))
-            page_drop(kv, shared)
+            blocks[j] = p.page_copy(kv, shared, min(size, kv.seq_hot[seq, s.LENGTH] - j * size))
+            p.page_drop(kv, shared)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[kv.seq_cold[seq, s.N_PAGES] - 1]
     slots_fill(kv, seq, start, start + out.size, out, 0)
     return OK
@@ -76,27 +60,26 @@ def kv_write(handle, seq_id, start, out):
 def kv_fork(handle, seq_id, new_id):
     """A new sequence that shares all pages of another. O(pages)."""
     kv = s.state_at(handle)
-    seq = sequence_find(kv, seq_id)
+    seq = q.sequence_find(kv, seq_id)
     if seq == ABSENT:
         return ABSENT
     if table_find(kv.ids, new_id) != ABSENT:
         kv.meta[s.MISSING] = new_id
         return PRESENT
     n = kv.seq_cold[seq, s.N_PAGES]
-    if sequences_lack(kv, 1):
+    if q.sequences_lack(kv, 1):
         return GROW_SEQUENCES
     if arena_lacks(kv, 1 << chunk_class(n), 0):
         return GROW
-    new = sequence_take(
-        kv, new_id, kv.seq_cold[seq, s.SEQ_DOMAIN], kv.seq_cold[seq, s.SEQ_PRIORITY], n
-    )
+    domain, priority = kv.seq_cold[seq, s.SEQ_DOMAIN], kv.seq_cold[seq, s.SEQ_PRIORITY]
+    new = q.sequence_take(kv, new_id, domain, priority, n)
     kv.seq_hot[seq, s.TAIL_FREE] = 0
     for column in (s.LENGTH, s.COMMITTED, s.TAIL_PAGE):
         kv.seq_hot[new, column] = kv.seq_hot[seq, column]
     for column in range(kv.seq_cold.shape[1]):
         if column != s.TABLE_CLASS:
             kv.seq_cold[new, column] = kv.seq_cold[seq, column]
-    source, target = block_table_get(kv, seq), block_table_get(kv, new)
+    source, target = q.block_table_get(kv, seq), q.block_table_get(kv, new)
     for j in range(n):
         target[j] = source[j]
         kv.page[source[j], s.REF] += 1  # held already, by the first sequence
@@ -107,18 +90,18 @@ def kv_fork(handle, seq_id, new_id):
 def kv_truncate(handle, seq_id, n_tokens):
     """Keep the first n_tokens. INVALID: n_tokens > LENGTH, in meta[MISSING]. O(pages dropped)."""
     kv = s.state_at(handle)
-    seq = sequence_find_long(kv, seq_id, n_tokens)
+    seq = q.sequence_find_long(kv, seq_id, n_tokens)
     if seq < 0:
         return seq
     size = kv.tokens.shape[1]
     keep = (n_tokens + size - 1) // size
-    duplicates_cache(kv, seq)
+    q.duplicates_cache(kv, seq)
     sequence_release_pages(kv, seq, keep)
     kv.seq_hot[seq, s.TAIL_FREE] = 0
     kv.seq_hot[seq, s.LENGTH] = n_tokens
     kv.seq_hot[seq, s.COMMITTED] = min(kv.seq_hot[seq, s.COMMITTED], n_tokens)
     kv.seq_cold[seq, s.PRIOR_PAGES] = min(kv.seq_cold[seq, s.PRIOR_PAGES], n_tokens // size)
-    blocks = block_table_get(kv, seq)
+    blocks = q.block_table_get(kv, seq)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[keep - 1] if keep > 0 else ABSENT
     n_chained = min(kv.seq_cold[seq, s.N_CHAINED], n_tokens // size)
     if n_chained < kv.seq_cold[seq, s.N_CHAINED]:
@@ -136,24 +119,16 @@ def kv_pin(handle, pages, by):
     kv = s.state_at(handle)
     if by > 0:
         for i in range(pages.size):
-            page_acquire(kv, np.int64(pages[i]))
+            p.page_acquire(kv, np.int64(pages[i]))
     else:
         for i in range(pages.size - 1, -1, -1):
-            page_drop(kv, np.int64(pages[i]))
+            p.page_drop(kv, np.int64(pages[i]))
 
 
 @kernel(borrow=True)
 def kv_evict(handle, n):
     """evict_many. O(n log P)."""
-    kv = s.state_at(handle)
-    return evict_many(kv, n)
-
-
-@kernel(borrow=True)
-def kv_pending_clear(handle):
-    """pending_clear. O(number of copies)."""
-    kv = s.state_at(handle)
-    pending_clear(kv)
+    return p.evict_many(s.state_at(handle), n)
 
 
 @kernel(borrow=True)
@@ -185,5 +160,68 @@ def kv_quota(handle, domain, quota):
         kv.domain[domain, s.HEAP_CLASS] = size_class
         domain_heap_fill(kv, domain)
         while kv.domain[domain, s.OWNED] > quota and kv.domain[domain, s.N_HEAP] > 0:
-            leaf_evict(kv, leaf_lowest(kv, kv.domain[domain, s.HEAP]))
+            p.leaf_evict(kv, leaf_lowest(kv, kv.domain[domain, s.HEAP]))
     return OK
+
+
+@kernel(internal=True, borrow=True)
+def _move_pages(kv, src, dst, n):
+    for i in range(n):
+        a, b = src[i], dst[i]
+        for column in range(kv.page.shape[1]):
+            kv.page[a, column], kv.page[b, column] = kv.page[b, column], kv.page[a, column]
+        for j in range(kv.tokens.shape[1]):
+            kv.tokens[b, j] = kv.tokens[a, j]
+
+
+@kernel(internal=True, borrow=True)
+def _rename_in_sequences(kv, renamed):
+    for seq in range(kv.seq_cold.shape[0]):
+        if kv.seq_hot[seq, s.ID] == ABSENT:
+            continue
+        if kv.seq_hot[seq, s.TAIL_PAGE] != ABSENT:
+            kv.seq_hot[seq, s.TAIL_PAGE] = renamed[kv.seq_hot[seq, s.TAIL_PAGE]]
+        if kv.seq_cold[seq, s.CANONICAL] != ABSENT:
+            kv.seq_cold[seq, s.CANONICAL] = renamed[kv.seq_cold[seq, s.CANONICAL]]
+        offset = kv.seq_hot[seq, s.BLOCK_TABLE]
+        for j in range(offset, offset + kv.seq_cold[seq, s.N_PAGES]):
+            kv.arena[j] = renamed[kv.arena[j]]
+
+
+@kernel
+def kv_compact(handle, src, dst, renamed):
+    """Fill src and dst int32[P] with the moves; return their number. No copy may be pending. O(P).
+
+    renamed int32[P] becomes the new id of every page that is in use.
+    """
+    kv = s.state_at(handle)
+    page, arena, domain, meta = kv.page, kv.arena, kv.domain, kv.meta
+    n = page_compact_plan(page[:, s.STATE] != s.FREE, src, dst)
+    for i in range(renamed.size):
+        renamed[i] = i
+    for i in range(n):
+        renamed[src[i]] = dst[i]
+    # GENERATION moves with its page, so an evicted CANONICAL could come to look valid again.
+    for seq in range(kv.seq_cold.shape[0]):
+        if kv.seq_hot[seq, s.ID] != ABSENT and not q.canonical_is_valid(kv, seq):
+            kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
+    _move_pages(kv, src, dst, n)
+    for i in range(meta[s.PREFIX_TABLE], meta[s.PREFIX_TABLE] + meta[s.PREFIX_MASK] + 1):
+        arena[i] = 0
+    for i in range(page.shape[0]):
+        if page[i, s.STATE] == s.CACHED:
+            prefix_insert(kv, i)
+            for column in (s.PARENT, s.LAST_CHILD):
+                if page[i, column] >= 0:
+                    page[i, column] = renamed[page[i, column]]
+    for d in range(domain.shape[0]):
+        if domain[d, s.LAST_ROOT_CHILD] >= 0:
+            domain[d, s.LAST_ROOT_CHILD] = renamed[domain[d, s.LAST_ROOT_CHILD]]
+    _rename_in_sequences(kv, renamed)
+    leaf_heaps_rename(kv, renamed)
+    meta[s.FREE_PAGE] = ABSENT
+    for i in range(page.shape[0] - 1, -1, -1):
+        if page[i, s.STATE] == s.FREE:
+            page[i, s.PARENT] = meta[s.FREE_PAGE]
+            meta[s.FREE_PAGE] = i
+    return n

@@ -32,10 +32,7 @@ def sequences_find(handle, seq_ids, seqs, sizes):
 
 @kernel(borrow=True)
 def table_csr(handle, seqs, indptr, indices, last_page_len):
-    """FlashInfer's CSR page table: indptr int32[n + 1], indices int32[nnz], last_page_len int32[n].
-
-    O(nnz).
-    """
+    """FlashInfer's page table: indptr int32[n + 1], indices [nnz], last_page_len [n]. O(nnz)."""
     kv = s.state_at(handle)
     page_size = kv.tokens.shape[1]
     end = 0

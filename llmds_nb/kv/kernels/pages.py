@@ -97,9 +97,10 @@ def page_drop(kv, page):
     page_settle(kv, page)
 
 
-@kernel(internal=True, borrow=True)
-def pending_clear(kv):
+@kernel(borrow=True)
+def kv_pending_clear(handle):
     """All pending copies were fetched: release their sources. O(number of copies)."""
+    kv = s.state_at(handle)
     n = kv.meta[s.N_PENDING]
     kv.meta[s.N_PENDING] = 0
     for i in range(n):
@@ -171,12 +172,6 @@ def domain_missing(kv, domain, need):
 
 
 @kernel(internal=True, borrow=True)
-def free_missing(kv, need):
-    """Pages missing for `need` more once all that can be is evicted. O(1)."""
-    return max(0, need - kv.meta[s.N_FREE] - kv.meta[s.N_EVICTABLE])
-
-
-@kernel(internal=True, borrow=True)
 def pages_reserve(kv, domain, need):
     """Evict until `need` pages are free and within quota; batch_pages_missing was 0 for them."""
     if kv.domain[domain, s.QUOTA] >= 0 and need > 0:
@@ -187,13 +182,12 @@ def pages_reserve(kv, domain, need):
 
 @kernel(internal=True, borrow=True)
 def batch_pages_missing(kv, domains, need):
-    """Pages missing for a batch that takes need[i] pages in domains[i]. O(n)."""
-    total = 0
-    n = need.size
+    """Pages missing for need[i] more in domains[i] once all that can be is evicted. O(n)."""
+    total, n = 0, need.size
     for i in range(n):
         total += need[i]
         kv.domain[domains[i], s.NEEDED] += need[i]
-    missing = free_missing(kv, total)
+    missing = max(0, total - kv.meta[s.N_FREE] - kv.meta[s.N_EVICTABLE])
     for i in range(n):
         missing = max(missing, domain_missing(kv, domains[i], kv.domain[domains[i], s.NEEDED]))
         kv.domain[domains[i], s.NEEDED] = 0
@@ -203,11 +197,8 @@ def batch_pages_missing(kv, domains, need):
 @kernel(internal=True, borrow=True)
 def chain_start(kv, domain):
     """Hash, as two words, and parent of the first page of a chain. O(1)."""
-    return (
-        np.uint64(kv.domain[domain, s.ROOT0]),
-        np.uint64(kv.domain[domain, s.ROOT1]),
-        -2 - domain,
-    )
+    row = kv.domain[domain]
+    return np.uint64(row[s.ROOT0]), np.uint64(row[s.ROOT1]), -2 - domain
 
 
 @kernel(internal=True, borrow=True)

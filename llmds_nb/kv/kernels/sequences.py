@@ -38,22 +38,12 @@ def block_table_get(kv, seq):
 
 
 @kernel(internal=True, borrow=True)
-def block_table_lacks(kv, seq, n_pages):
-    """Arena entries to be taken before a block table holds `n_pages`; 0 if it does. O(1)."""
-    if n_pages <= (1 << kv.seq_cold[seq, s.TABLE_CLASS]):
-        return 0
-    return 1 << chunk_class(n_pages)
-
-
-@kernel(internal=True, borrow=True)
 def block_table_grow(kv, seq, n_pages):
     """Grow the block table to hold `n_pages`. O(n_pages), amortised O(1) per page."""
     size_class = kv.seq_cold[seq, s.TABLE_CLASS]
     if n_pages > (1 << size_class):
-        used = kv.seq_cold[seq, s.N_PAGES]
-        kv.seq_hot[seq, s.BLOCK_TABLE] = chunk_regrow(
-            kv, kv.seq_hot[seq, s.BLOCK_TABLE], size_class, used, n_pages
-        )
+        offset, used = kv.seq_hot[seq, s.BLOCK_TABLE], kv.seq_cold[seq, s.N_PAGES]
+        kv.seq_hot[seq, s.BLOCK_TABLE] = chunk_regrow(kv, offset, size_class, used, n_pages)
         kv.seq_cold[seq, s.TABLE_CLASS] = chunk_class(n_pages)
 
 
@@ -133,6 +123,15 @@ def sequence_drop_pages(kv, seq, keep):
 
 
 @kernel(internal=True, borrow=True)
+def canonical_is_valid(kv, seq):
+    """Whether CANONICAL is known and was not evicted since. O(1)."""
+    page, generation = kv.seq_cold[seq, s.CANONICAL], kv.seq_cold[seq, s.CANONICAL_GENERATION]
+    if generation == ABSENT or kv.page[page, s.STATE] != s.CACHED:
+        return False
+    return kv.page[page, s.GENERATION] == generation
+
+
+@kernel(internal=True, borrow=True)
 def sequence_cache_pages(kv, seq, full):
     """Cache the first `full` pages, all committed, or find their canonical pages.
 
@@ -141,12 +140,8 @@ def sequence_cache_pages(kv, seq, full):
     if kv.meta[s.SHARING] == 0 or kv.seq_cold[seq, s.N_CHAINED] >= full:
         return
     start, last = kv.seq_cold[seq, s.N_CHAINED], kv.seq_cold[seq, s.CANONICAL]
-    if start > 0 and (
-        kv.seq_cold[seq, s.CANONICAL_GENERATION] == ABSENT
-        or kv.page[last, s.STATE] != s.CACHED
-        or kv.page[last, s.GENERATION] != kv.seq_cold[seq, s.CANONICAL_GENERATION]
-    ):
-        start = 0  # the canonical page was evicted or is unknown: look all of them up again
+    if start > 0 and not canonical_is_valid(kv, seq):
+        start = 0  # look all of them up again
     blocks = block_table_get(kv, seq)
     h0, h1, parent = chain_start(kv, kv.seq_cold[seq, s.SEQ_DOMAIN])
     if start > 0:
@@ -196,9 +191,8 @@ def tail_free_set(kv, seq):
     """Compute TAIL_FREE (kernels/state.py). O(1)."""
     size = kv.tokens.shape[1]
     used, tail = kv.seq_hot[seq, s.LENGTH] % size, kv.seq_hot[seq, s.TAIL_PAGE]
-    chained = (kv.meta[s.SHARING] == 0) | (
-        kv.seq_cold[seq, s.N_CHAINED] == kv.seq_hot[seq, s.LENGTH] // size
-    )
+    n_full = kv.seq_hot[seq, s.LENGTH] // size
+    chained = (kv.meta[s.SHARING] == 0) | (kv.seq_cold[seq, s.N_CHAINED] == n_full)
     kv.seq_hot[seq, s.TAIL_FREE] = 0
     if used > 0 and chained and kv.page[tail, s.STATE] == s.PRIVATE and kv.page[tail, s.REF] == 1:
         kv.seq_hot[seq, s.TAIL_FREE] = size - used

@@ -1,23 +1,81 @@
-"""Assertion of the invariants of kernels/state.py over a whole KVCache."""
+"""Reads a whole KVCache: its sizes and counts, and the assertion of its invariants."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._core.typing import Int32s
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
 from .kernels import state as s
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import TAGS, WAYS
 from .kernels.prefix_table import prefix_find, prefix_hash
+from .operations import Pins
+from .state import CacheState
+
+# The fields of KVCacheStats that are in `meta`, by the same names.
+_NOW = ("n_free", "n_cached", "n_evictable", "n_sequences")
+_SO_FAR = ("lookups", "hits", "shares", "copies", "evictions")
 
 
-def check(kv, pinned) -> None:
-    """Assert every invariant; `pinned` are the pages of all pins. O(P + pages in use)."""
-    used = kv.seq_hot[:, s.ID] != ABSENT
-    hot, live = kv.seq_hot[used], kv.seq_cold[used]
-    blocks = [
-        kv.arena[start:][:n]
-        for start, n in zip(hot[:, s.BLOCK_TABLE], live[:, s.N_PAGES], strict=True)
-    ]
+class KVCacheStats(NamedTuple):
+    """Sizes and counts of a KVCache; pages unless said otherwise."""
+
+    n_pages: int
+    n_free: int
+    n_used: int  # held by sequences, pins or pending copies
+    n_cached: int  # findable by prefix, held or not
+    n_evictable: int
+    n_pinned: int
+    n_shared: int  # with more than one reference
+    n_sequences: int
+    n_tokens: int  # tokens of all live sequences
+    lookups: int  # prompt tokens attached so far
+    hits: int  # of them found cached: prefill saved
+    hit_ratio: float  # hits / lookups
+    shares: int  # cached pages taken instead of filled ones, so far
+    copies: int  # pages copied on write, so far
+    evictions: int  # so far
+    saved: int  # pages that the live sequences would need beyond those they hold, without sharing
+    fragmentation: float  # share of the token places in the sequences' own pages that is unused
+
+
+def collect_stats(state: CacheState, pins: Pins) -> KVCacheStats:
+    """The present sizes and counts. O(n_pages)."""
+    kv = state.arrays
+    ref, page_size = kv.page[:, s.REF], state.settings.page_size
+    used = (kv.page[:, s.STATE] != s.FREE) & ((ref > 0) | (kv.page[:, s.PENDING] < 0))
+    hot, cold, blocks = _live_sequences(kv)
+    occurrences = int(cold[:, s.N_PAGES].sum())
+    own = len(np.unique(np.concatenate([np.zeros(0, np.int32), *blocks])))
+    # Only last pages can be part-filled, and a part-filled page is never cached.
+    places, n_tokens = occurrences * page_size, int(hot[:, s.LENGTH].sum())
+    counts = {name: int(kv.meta[getattr(s, name.upper())]) for name in _NOW + _SO_FAR}
+    return KVCacheStats(
+        n_pages=len(kv.page),
+        n_used=int(used.sum()),
+        n_pinned=len(np.unique(pins.all_pages())),
+        n_shared=int((ref > 1).sum()),
+        n_tokens=n_tokens,
+        hit_ratio=counts["hits"] / counts["lookups"] if counts["lookups"] else 0.0,
+        saved=occurrences - own,
+        fragmentation=1 - n_tokens / places if places else 0.0,
+        **counts,
+    )
+
+
+def _live_sequences(kv):
+    """The rows of the sequences, in `seq_hot` and in `seq_cold`, and the block table of each."""
+    live = kv.seq_hot[:, s.ID] != ABSENT
+    hot, cold = kv.seq_hot[live], kv.seq_cold[live]
+    starts, sizes = hot[:, s.BLOCK_TABLE], cold[:, s.N_PAGES]
+    return hot, cold, [kv.arena[i:][:n] for i, n in zip(starts, sizes, strict=True)]
+
+
+def check(kv: Any, pinned: Int32s) -> None:
+    """Assert the invariants of kernels/state.py; `pinned`: the pages of all pins. O(P + in use)."""
+    hot, live, blocks = _live_sequences(kv)
     _check_counts(kv, live, blocks, pinned)
     _check_cached(kv)
     _check_heaps(kv)
@@ -54,10 +112,9 @@ def _check_counts(kv, live, blocks, pinned):
 
 
 def _held(kv):
-    held = (
-        (kv.page[:, s.REF] > 0) | (kv.page[:, s.PENDING] < 0) | (kv.page[:, s.N_HELD_CHILDREN] > 0)
-    )
-    return held & (kv.page[:, s.STATE] == s.CACHED)
+    page = kv.page
+    held = (page[:, s.REF] > 0) | (page[:, s.PENDING] < 0) | (page[:, s.N_HELD_CHILDREN] > 0)
+    return held & (page[:, s.STATE] == s.CACHED)
 
 
 def _check_cached(kv):
@@ -75,9 +132,8 @@ def _check_cached(kv):
     assert np.array_equal(children[cached], kv.page[cached, s.N_CHILDREN]), "N_CHILDREN"
     held = _held(kv)
     held_children = np.bincount(above[held[inner]], minlength=n_pages)
-    assert np.array_equal(held_children[cached], kv.page[cached, s.N_HELD_CHILDREN]), (
-        "N_HELD_CHILDREN"
-    )
+    same = np.array_equal(held_children[cached], kv.page[cached, s.N_HELD_CHILDREN])
+    assert same, "N_HELD_CHILDREN"
     table = kv.arena[kv.meta[s.PREFIX_TABLE] :][: kv.meta[s.PREFIX_MASK] + 1]
     assert np.array_equal(np.sort(table[table > 0]) - 1, cached), "prefix table"
     guesses = np.append(kv.page[:, s.LAST_CHILD], kv.domain[:, s.LAST_ROOT_CHILD])
@@ -105,10 +161,8 @@ def _check_heaps(kv):
     limited = kv.domain[:, s.QUOTA] >= 0
     assert (kv.domain[~limited, s.N_HEAP] == 0).all(), "N_HEAP"
     for domain in np.flatnonzero(limited):
-        own = leaves & (kv.page[:, s.DOMAIN] == domain)
-        _check_heap(
-            kv, kv.domain[domain, s.HEAP], kv.domain[domain, s.N_HEAP], s.DOMAIN_HEAP_POS, own
-        )
+        row, own = kv.domain[domain], leaves & (kv.page[:, s.DOMAIN] == domain)
+        _check_heap(kv, row[s.HEAP], row[s.N_HEAP], s.DOMAIN_HEAP_POS, own)
 
 
 def _check_heap(kv, start, n, column, wanted):
@@ -127,9 +181,8 @@ def _check_heap(kv, start, n, column, wanted):
 def _check_sequences(kv, hot, live, blocks):
     size = kv.tokens.shape[1]
     assert np.count_nonzero(kv.ids[:, 1] != ABSENT) == len(live), "ids"
-    assert (
-        (kv.seq_hot[:, s.STEP_ORDER] >= 0) & (kv.seq_hot[:, s.STEP_ORDER] < len(kv.seq_cold))
-    ).all(), "STEP_ORDER"
+    order = kv.seq_hot[:, s.STEP_ORDER]
+    assert ((order >= 0) & (order < len(kv.seq_cold))).all(), "STEP_ORDER"
     assert len(kv.seq_hot) == len(kv.seq_cold), "rows"
     for first, row, pages in zip(hot, live, blocks, strict=True):
         name, length = f"sequence {first[s.ID]}", first[s.LENGTH]
