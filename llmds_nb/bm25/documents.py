@@ -14,9 +14,6 @@ from .kernels.postings import NO_CLASS
 
 _SLICE = 1 << 18
 
-Ints = Int64s
-Lengths = Int32s
-
 
 class IdsJoined:
     """The `ids` of a Segment of `n` documents, from parts that come one after the other.
@@ -27,9 +24,9 @@ class IdsJoined:
     def __init__(self, n: int):
         self._n, self._done = n, 0
         self._first: Any = None
-        self._all: Ints | None = None
+        self._all: Int64s | None = None
 
-    def add(self, part: Ints) -> None:
+    def add(self, part: Int64s) -> None:
         """Append int64[m]."""
         stop = self._done + len(part)
         if self._first is None and len(part):
@@ -44,14 +41,14 @@ class IdsJoined:
     def _continues(self, part):
         return not len(part) or (part[0] - self._first == self._done and are_consecutive(part))
 
-    def made(self) -> Ints:
+    def made(self) -> Int64s:
         """int64[n], or [1] if they count up by one; all n must have been added."""
         if self._all is None:
             return np.array([] if self._first is None else [self._first], np.int64)
         return self._all
 
 
-def short_ids(ids: Ints) -> Ints:
+def short_ids(ids: Int64s) -> Int64s:
     """The `ids` of a Segment for int64[n], in memory of their own."""
     joined = IdsJoined(len(ids))
     for start in range(0, len(ids), _SLICE):
@@ -64,7 +61,7 @@ def ids_at(segment: Any, docs: Any) -> Any:
     return segment.ids[docs] if len(segment.ids) > 1 else segment.ids[0] + docs
 
 
-def ids_of(segment: Any) -> Ints:
+def ids_of(segment: Any) -> Int64s:
     """int64[n], all ids."""
     return ids_at(segment, np.arange(len(segment.classes)))
 
@@ -82,14 +79,14 @@ def docs_below(segment: Any, ids: Any, *, side: Literal["left", "right"] = "left
     return np.clip(ids - segment.ids[0], -one, len(segment.classes) - one) + one
 
 
-def docs_alive(segment: Any, low: int = 0, high: int | None = None) -> Ints:
+def docs_alive(segment: Any, low: int = 0, high: int | None = None) -> Int64s:
     """The docs from `low` to `high` that are not dead, int64."""
     if len(segment.dead):
         return low + np.flatnonzero(~segment.dead[low:high])
     return np.arange(low, len(segment.classes) if high is None else high)
 
 
-def length_classes(lengths: Lengths) -> tuple[npt.NDArray[np.uint16], Lengths, Lengths]:
+def length_classes(lengths: Int32s) -> tuple[npt.NDArray[np.uint16], Int32s, Int32s]:
     """(classes uint16[n], class_lengths int32[C], long_docs int32[2, L]) of int32[n] lengths."""
     if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
         present = np.zeros(int(lengths.max(initial=0)) + 1, np.bool_)
@@ -105,7 +102,7 @@ def length_classes(lengths: Lengths) -> tuple[npt.NDArray[np.uint16], Lengths, L
     return classes, distinct[:NO_CLASS].astype(np.int32), long_docs
 
 
-def lengths_at(segment: Any, docs: Ints) -> Lengths:
+def lengths_at(segment: Any, docs: Int64s) -> Int32s:
     """The lengths of int64[m] docs, int32."""
     classes = segment.classes[docs]
     lengths = segment.class_lengths[np.minimum(classes, max(0, len(segment.class_lengths) - 1))]
@@ -114,6 +111,6 @@ def lengths_at(segment: Any, docs: Ints) -> Lengths:
     return lengths
 
 
-def lengths_of(segment: Any) -> Lengths:
+def lengths_of(segment: Any) -> Int32s:
     """int32[n], all lengths."""
     return lengths_at(segment, np.arange(len(segment.classes)))

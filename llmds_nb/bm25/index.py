@@ -3,8 +3,8 @@
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,16 +13,18 @@ from .._core.progress import progress_bar
 from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
+from ..text.analyzer import Split, Texts
 from ..text.tokenizer import TokenBatch, Tokenizer
 from . import documents, persistence, search as searching, segments as segs
-from .explanation import explain
 from .kernels.postings import postings_read
 from .kernels.scoring import VARIANTS
 from .merging import merge, tidy
 from .results import Explanation, Hits, InvertedIndexStats, Postings
 from .segment_builder import Ids, segment_of
 
-__all__ = ["Explanation", "Hits", "InvertedIndex", "InvertedIndexStats", "Postings"]
+NewIds: TypeAlias = ArrayLike | Iterable[int] | None
+Queries: TypeAlias = Texts | TokenBatch
+Filter: TypeAlias = ArrayLike | Sequence[ArrayLike | None] | None
 
 
 class InvertedIndex(Stored):
@@ -71,7 +73,7 @@ class InvertedIndex(Stored):
         k1: float = 1.2,
         b: float = 0.75,
         variant: str = "lucene",
-        tokenizer: Tokenizer | Callable[[str], Iterable[str]] | None = None,
+        tokenizer: Tokenizer | Split | None = None,
     ):
         self._formula = searching.Formula(variant, k1, b)
         self.k1, self.b, self.variant = k1, b, variant
@@ -141,24 +143,13 @@ class InvertedIndex(Stored):
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
         segments, _, n_docs, n_tokens = self._snapshot
-        return InvertedIndexStats(
-            n_docs,
-            len(self.tokenizer),
-            n_tokens,
-            n_tokens / n_docs if n_docs else 0.0,
-            sum(int(s.dead.sum()) for s in segments),
-            len(segments),
-            sum(len(s.data) - 1 for s in segments),
-            self.nbytes,
-        )
+        mean_length = n_tokens / n_docs if n_docs else 0.0
+        n_removed = sum(int(s.dead.sum()) for s in segments)
+        n_bytes = sum(len(s.data) - 1 for s in segments)
+        sizes = n_docs, len(self.tokenizer), n_tokens, mean_length, n_removed, len(segments)
+        return InvertedIndexStats(*sizes, n_bytes, self.nbytes)
 
-    def add(
-        self,
-        ids: ArrayLike | Iterable[int] | None,
-        texts: str | Iterable[str],
-        *,
-        progress: bool = False,
-    ) -> Int64s:
+    def add(self, ids: NewIds, texts: Texts, *, progress: bool = False) -> Int64s:
         """Add documents, or replace those whose id exists; searchable on return.
 
         Parameters
@@ -188,7 +179,6 @@ class InvertedIndex(Stored):
         Notes
         -----
         O(characters). Searches see the state before until all is added; other writers wait.
-
         Every call makes a segment; eight segments of like size are merged into one, so each posting
         is rewritten O(log n) times and one large call is faster than many small ones. A long call
         makes segments of four million tokens and merges them likewise: its peak memory is at most
@@ -224,12 +214,8 @@ class InvertedIndex(Stored):
     def remove(self, ids: ArrayLike) -> None:
         """Remove documents, from every later search.
 
-        O(documents of the segments that hold them); the space is reclaimed by later merges.
-
-        Raises
-        ------
-        KeyError
-            An id is not in the index; then nothing is removed.
+        O(documents of the segments that hold them); the space is reclaimed by later merges. Raises
+        KeyError for an id that is not in the index, and then nothing is removed.
         """
         wanted = validation.ids(ids)
         with self._lock:
@@ -247,12 +233,7 @@ class InvertedIndex(Stored):
                 self._snapshot = segs.snapshot([merge(segments)])
 
     def search(
-        self,
-        queries: str | Iterable[str] | TokenBatch,
-        k: int = 10,
-        *,
-        filter: ArrayLike | Sequence[ArrayLike | None] | None = None,
-        threads: int = 1,
+        self, queries: Queries, k: int = 10, *, filter: Filter = None, threads: int = 1
     ) -> Hits:
         """The k documents of highest score for each query.
 
@@ -354,10 +335,7 @@ class InvertedIndex(Stored):
     def explain(self, query: str, id: int) -> Explanation:
         """Why a document has its score: every known term of the query, ascending.
 
-        Raises
-        ------
-        KeyError
-            The id is not in the index.
+        Raises KeyError for an id that is not in the index.
         """
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
@@ -365,8 +343,8 @@ class InvertedIndex(Stored):
         number, doc = segs.find(snapshot.segments, validation.one_id(id))
         if doc == ABSENT:
             raise KeyError(f"id {id} is not in the index")
-        tokens, table = self.tokenizer._encode([query]), self.tokenizer._table
-        return explain(snapshot, self._formula, table, tokens, number, doc)
+        terms, table = self.tokenizer._encode([query]).ids, self.tokenizer._table
+        return searching.explain(snapshot, self._formula, table, terms, number, doc)
 
     def check(self) -> None:
         """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
@@ -413,9 +391,8 @@ class InvertedIndex(Stored):
         InvertedIndex._from_state(*index._state()).check()
 
 
-def _checked(tokens, n_terms) -> TokenBatch:
+def _checked(tokens, n_terms):
     """The terms of queries as the kernels' types, in range; ValueError or TypeError otherwise."""
-    ids = validation.integers(
-        tokens.ids, "queries.ids", dtype=np.int32, low=ABSENT, high=n_terms - 1
-    )
+    limits = {"low": ABSENT, "high": n_terms - 1}
+    ids = validation.integers(tokens.ids, "queries.ids", dtype=np.int32, **limits)
     return TokenBatch(ids, validation.indptr(tokens.indptr, len(ids), "queries.indptr"))

@@ -1,6 +1,6 @@
 """Merging of segments, a slice of documents and of terms at a time, and when to merge."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from . import documents
 from .kernels import postings as k
 from .segments import end_data, n_live, new_segment, write_lists
 
-MergeInput: Any = k.MergeInput  # a named tuple class: see _core/state.py
 _MERGE_FACTOR = 8  # so many segments of one size class become one
 # Merged at a time: so much of all segments together, but one term's lists at least.
 _SLICE_DOCS, _SLICE_LISTS, _SLICE_BYTES = 1 << 18, 1 << 16, 1 << 22
@@ -52,20 +51,25 @@ def merge(segments: Sequence[Any]) -> Any:
     data = np.empty(sum(len(s.data) for s in segments), np.uint8)
     end = 0
     parts = []
-    n_lists, n_bytes = _share(_SLICE_LISTS, segments), _share(_SLICE_BYTES, segments)
+    n_lists, n_bytes = (n // len(segments) + 1 for n in (_SLICE_LISTS, _SLICE_BYTES))
 
     def slice_end(s, low):
         near = int(np.searchsorted(s.starts, s.starts[low] + n_bytes))
         return min(low + n_lists, max(near, low + 1))
 
+    def n_upto(s, term):
+        return np.searchsorted(s.terms, term, side="right")
+
     sizes = [len(s.terms) for s in segments]
-    for ranges in _ranges(segments, sizes, _term_at, _terms_upto, slice_end):
+    for ranges in _ranges(segments, sizes, lambda s, i: s.terms[i], n_upto, slice_end):
         terms, lists = _lists(segments, ranges, edges, doc_of)
         handle, n_groups = Handle(lists), len(lists.group) - 1
         starts, entries = np.empty(n_groups + 1, np.int64), np.empty(n_groups, np.int32)
+        most = int(np.add.reduceat(lists.sizes, lists.group[:-1], dtype=np.int64).max())
+        merged = handle.address, most, data, starts, entries
 
-        def pack(g, position, handle=handle, starts=starts, entries=entries):
-            return k.postings_merge(handle.address, data, starts, entries, g, position)
+        def pack(g, position, merged=merged):
+            return k.postings_merge(*merged, g, position)
 
         end = write_lists(pack, n_groups, data, end)
         kept = entries > 0
@@ -84,13 +88,14 @@ def _documents(segments, edges):
     n = sum(map(n_live, segments))
     ids, lengths = documents.IdsJoined(n), np.empty(n, np.int32)
     doc_of = np.full(edges[-1], ABSENT, np.int32)
-    n_docs = _share(_SLICE_DOCS, segments)
+    n_docs = _SLICE_DOCS // len(segments) + 1
     start = 0
 
-    def slice_end(s, low):
-        return low + n_docs
+    def n_upto(s, id_):
+        return documents.docs_below(s, id_, side="right")
 
-    for ranges in _ranges(segments, np.diff(edges), documents.ids_at, _docs_upto, slice_end):
+    sizes = np.diff(edges)
+    for ranges in _ranges(segments, sizes, documents.ids_at, n_upto, lambda _, low: low + n_docs):
         old_docs, new_ids, new_lengths = [], [], []
         for s, edge, (low, high) in zip(segments, edges, ranges, strict=False):
             alive = documents.docs_alive(s, low, high)
@@ -107,23 +112,7 @@ def _documents(segments, edges):
     return ids.made(), lengths, doc_of
 
 
-def _share(total, segments) -> int:
-    return total // len(segments) + 1
-
-
-def _docs_upto(segment, last):
-    return documents.docs_below(segment, last, side="right")
-
-
-def _term_at(segment, ordinal):
-    return segment.terms[ordinal]
-
-
-def _terms_upto(segment, last):
-    return np.searchsorted(segment.terms, last, side="right")
-
-
-def _ranges(segments, sizes, key_at, n_upto, slice_end) -> Iterator[list[tuple[int, int]]]:
+def _ranges(segments, sizes, key_at, n_upto, slice_end):
     """Cut the ascending keys of every segment at the same keys: yield (first, last + 1) of each.
 
     Segment s has sizes[s] keys, number i of them is key_at(segment, i), and n_upto(segment, key)
@@ -160,7 +149,7 @@ def _lists(segments, ranges, edges, doc_of):
     sizes = np.concatenate([entries for _, _, entries in parts])
     n_lists = [high - low for low, high in ranges]
     bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)
-    return terms, MergeInput(
+    return terms, k.MergeInput(
         data=np.concatenate([*data, np.zeros(1, np.uint8)]),
         begins=begins[order],
         ends=ends[order],

@@ -14,6 +14,7 @@ from .._core import validation
 from .._core.storage import nest, unnest
 from ..errors import CorruptFileError
 from ..text.tokenizer import Tokenizer
+from ..text.vocabulary import offsets
 from . import documents
 from .kernels import varint
 from .merging import merge
@@ -86,8 +87,7 @@ def from_arrays(
     data = arrays["data"]
     sound = {
         "ids": (ids[:1] >= 0).all() and (ids[1:] > ids[:-1]).all(),
-        "lengths": (lengths >= 0).all()
-        and (lengths <= validation.INT32_MAX).all()
+        "lengths": ((lengths >= 0) & (lengths <= validation.INT32_MAX)).all()
         and lengths.sum() == n_tokens,
         "terms": (terms[1:] > terms[:-1]).all()
         and (not len(terms) or (terms[0] >= 0 and terms[-1] < n_terms)),
@@ -98,10 +98,8 @@ def from_arrays(
     for name, fine in sound.items():
         if not fine:
             raise CorruptFileError(f"array {name!r} holds impossible values")
-    starts = np.zeros(n_lists + 1, np.int64)
-    np.cumsum(sizes, out=starts[1:])
-    lengths32, terms32, entries32 = (a.astype(np.int32) for a in (lengths, terms, entries))
-    return new_segment(documents.short_ids(ids), lengths32, terms32, starts, entries32, data)
+    lengths, terms, entries = (a.astype(np.int32) for a in (lengths, terms, entries))
+    return new_segment(documents.short_ids(ids), lengths, terms, offsets(sizes), entries, data)
 
 
 def _mean(total, n) -> int:

@@ -8,56 +8,45 @@ import numpy as np
 
 from .._core import validation
 from .._core.typing import Int64s
-from ..text.token_batch import joined
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer, joined
 from .merging import merge, tidy
 from .segments import build
 
 _SEGMENT_TOKENS = 1 << 22  # tokens and texts before a segment is built: 70 MB of arrays meanwhile
-_NOTHING = object()
 
 
 class Ids:
     """The ids of a stream of texts, taken in step with it.
 
-    Parameters
-    ----------
-    values : array-like, iterable or None
-        All ids, or an iterable that is read in step with the texts, or None: count up from
-        `next_id`.
-    n_texts : int or None
-        The number of texts, where it is known. Otherwise `total` is the number of ids, if known.
-    next_id : int
+    `values` are all ids, or an iterable that is read in step with the texts, or None: count up from
+    `next_id`. `n_texts` is None where their number is not known; then `total` is that of the ids,
+    if known.
     """
 
     def __init__(self, values: Any, n_texts: int | None, next_id: int):
-        self.total = n_texts
-        self._next_id = next_id
+        self.total, self._next_id = n_texts, next_id
         # One of the two is set, or neither: the ids count up.
         self._given: Int64s | None = None
         self._stream: Iterator[int] | None = None
-        if values is None:
-            pass
-        elif _is_stream(values):
-            self._stream = iter(values)
-        else:
-            self._given = validation.ids(values)
-            if n_texts is None:
-                self.total = len(self._given)
-            else:
-                validation.same_length("ids", self._given, "texts", range(n_texts))
-        self._parts = [np.zeros(0, np.int64)]  # what the stream gave
+        self._parts = [np.zeros(0, np.int64)]  # what was taken
         self._n = 0
+        if _is_stream(values):
+            self._stream = iter(values)
+        elif values is not None:
+            self._given = validation.ids(values)
+            if n_texts is not None:
+                validation.same_length("ids", self._given, "texts", range(n_texts))
+            self.total = len(self._given)
 
     def take(self, n: int) -> Int64s:
         """The ids of the next n texts as int64[n]; a stream may repeat an id of an earlier part."""
         if self._stream is not None:
             part = validation.integers(list(itertools.islice(self._stream, n)), "ids")
-            self._parts.append(part)
         elif self._given is not None:
             part = self._given[self._n : self._n + n]
         else:
             part = validation.new_ids(None, n, "texts", self._next_id + self._n)
+        self._parts.append(part)
         self._n += len(part)
         if len(part) < n:
             raise ValueError(f"ids has {self._n} entries but texts has more")
@@ -66,7 +55,7 @@ class Ids:
     def end(self) -> None:
         """Refuse ids that are left over."""
         if self._stream is not None:
-            more = next(self._stream, _NOTHING) is not _NOTHING
+            more = any(True for _ in self._stream)
         else:
             more = self._given is not None and self._n < len(self._given)
         if more:
@@ -74,19 +63,13 @@ class Ids:
 
     def taken(self) -> Int64s:
         """All ids that were taken, as an int64[n] that the caller owns."""
-        if self._stream is not None:
-            return np.concatenate(self._parts)
-        if self._given is not None:
-            return self._given.copy()
-        return validation.new_ids(None, self._n, "texts", self._next_id)
+        return np.concatenate(self._parts)
 
 
-def _is_stream(values) -> bool:
-    return (
-        hasattr(values, "__iter__")
-        and not hasattr(values, "__getitem__")
-        and not isinstance(values, set | frozenset)  # their order is arbitrary
-    )
+def _is_stream(values):
+    """Whether it is to be read in step. Not so a set, whose order is arbitrary."""
+    is_sequence = hasattr(values, "__getitem__") or isinstance(values, set | frozenset)
+    return hasattr(values, "__iter__") and not is_sequence
 
 
 def segment_of(

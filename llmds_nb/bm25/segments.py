@@ -9,11 +9,10 @@ import numpy.typing as npt
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
-from ..text.token_batch import TokenBatch
+from ..text.tokenizer import TokenBatch
 from . import documents
 from .kernels import postings as k
 
-Segment: Any = k.Segment  # a named tuple class: see _core/state.py
 Packer = Callable[[int, int], tuple[int, int, int]]
 
 
@@ -72,13 +71,12 @@ def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
 
 
 def new_segment(
-    ids: Int64s, lengths: Int32s, terms: Int32s,
-    starts: Int64s, entries: Int32s, data: UInt8s,
-) -> Any:  # fmt: skip
+    ids: Int64s, lengths: Int32s, terms: Int32s, starts: Int64s, entries: Int32s, data: UInt8s
+) -> Any:
     """A Segment without dead documents; `ids` as `documents.short_ids` gives them."""
     dead = np.zeros(0, np.bool_)
     classes = documents.length_classes(lengths)
-    return Segment(ids, *classes, dead, terms, starts, entries, entries, data)
+    return k.Segment(ids, *classes, dead, terms, starts, entries, entries, data)
 
 
 def write_lists(pack: Packer, n_lists: int, data: UInt8s, position: int) -> int:

@@ -6,14 +6,8 @@ from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .lsa import LsaEncoder as LsaEncoder
-    from .token_batch import TokenBatch as TokenBatch
-    from .tokenizer import Tokenizer as Tokenizer
+    from .tokenizer import TokenBatch as TokenBatch, Tokenizer as Tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "lsa": "LsaEncoder",
-        "token_batch": "TokenBatch",
-        "tokenizer": "Tokenizer",
-    },
+    __name__, {"lsa": "LsaEncoder", "tokenizer": "TokenBatch Tokenizer"}
 )

@@ -3,13 +3,21 @@
 import re
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import validation
+from .._core.typing import Int32s, Int64s
 from .kernels import tokenize as k
 from .vocabulary import offsets
+
+Texts: TypeAlias = str | Iterable[str]
+StopWords: TypeAlias = str | Iterable[str] | None
+Stem: TypeAlias = Callable[[str], str]
+Split: TypeAlias = Callable[[str], Iterable[str]]
+Stemmer: TypeAlias = str | Stem | None
+Pattern: TypeAlias = str | Split
 
 # The 33 words of Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET (Apache 2.0), which bm25s calls
 # "english" too. Short on purpose: BM25's idf already makes frequent words weigh little.
@@ -36,48 +44,36 @@ _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 class WordStream(NamedTuple):
     """The words of n texts, each distinct word with a number."""
 
-    numbers: np.ndarray  # int32[w], the number of each word in order
-    word_ptr: np.ndarray  # int64[n + 1], offsets of the texts in `numbers`
+    numbers: Int32s  # [w], the number of each word in order
+    word_ptr: Int64s  # [n + 1], offsets of the texts in `numbers`
     words: list[str]  # the word of each number
 
 
 class Analyzer:
-    """What a Tokenizer does to a text before terms become ids; see there for the parameters.
+    """What a Tokenizer does to a text before terms become ids; see there for the parameters."""
 
-    Attributes
-    ----------
-    shortest : int or None
-        Where the pattern matches whole runs of word characters, the shortest run it matches.
-    fold : bytes
-        In that case, for each byte of ASCII text what the kernels take: the lower-cased character,
-        or 0 for one that belongs to no word.
-    missing : tuple of str
-        Which of "stemmer" and "pattern" are callables that a file could not hold.
-    """
-
-    fold: bytes
+    # Where the pattern matches whole runs of word characters, the shortest run that it matches,
+    # and for each byte of ASCII text what the kernels take: the lower-cased character, or 0 for one
+    # that belongs to no word.
     shortest: int | None
-    stemmer: str | Callable[[str], str] | None
-    pattern: str | Callable[[str], Iterable[str]]
+    fold: bytes
     _stem: Callable[[list[str]], list[str]] | None
-    _split: Callable[[str], Iterable[str]]
+    _split: Split
 
-    def __init__(
-        self,
-        lowercase: bool,
-        stopwords: str | Iterable[str] | None,
-        stemmer: str | Callable[[str], str] | None,
-        pattern: str | Callable[[str], Iterable[str]],
-    ):
+    def __init__(self, lowercase: bool, stopwords: StopWords, stemmer: Stemmer, pattern: Pattern):
         if not isinstance(lowercase, bool):
             raise TypeError(f"lowercase must be True or False, not {lowercase!r}")
         self.lowercase = lowercase
-        self.stopwords = _stopwords(stopwords)
-        self.missing: tuple[str, ...] = ()
+        if isinstance(stopwords, str):
+            stopwords = STOPWORDS[validation.choice(stopwords, "stopwords", tuple(STOPWORDS))]
+        elif stopwords is not None:
+            stopwords = validation.texts(stopwords, "stopwords")
+        self.stopwords = frozenset(stopwords or ())
+        self.missing: tuple[str, ...] = ()  # the callables that a file could not hold
         self.set_stemmer(stemmer)
         self.set_pattern(pattern)
 
-    def set_stemmer(self, stemmer: str | Callable[[str], str] | None) -> None:
+    def set_stemmer(self, stemmer: Stemmer) -> None:
         """Stem by a Snowball language or a function, or not at all."""
         self.stemmer = stemmer
         if stemmer is None:
@@ -89,7 +85,7 @@ class Analyzer:
         else:
             raise TypeError(f"stemmer must be a language, a callable or None, not {stemmer!r}")
 
-    def set_pattern(self, pattern: str | Callable[[str], Iterable[str]]) -> None:
+    def set_pattern(self, pattern: Pattern) -> None:
         """Split by a regular expression or a function."""
         self.pattern = pattern
         self.shortest = None
@@ -106,29 +102,27 @@ class Analyzer:
             raise ValueError(f"pattern may have at most one group, not {compiled.groups}")
         self._split = compiled.findall
         self.shortest = _RUNS.get(pattern)
-        self.fold = bytes(
-            ord(chr(b).lower() if self.lowercase else chr(b))
-            if b < 128 and (chr(b).isalnum() or b == ord("_"))
-            else 0
-            for b in range(256)
-        )
+        fold = "".join(c if c.isalnum() or c == "_" else "\0" for c in map(chr, range(128)))
+        self.fold = (fold.lower() if self.lowercase else fold).encode() + bytes(128)
 
-    def supply(self, name: str, function: Callable | None) -> None:
-        """Set a callable, "stemmer" or "pattern", that a file could not hold."""
-        if function is None:
-            return
-        if name not in self.missing:
-            raise ValueError(f"this tokenizer lacks no {name}")
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, not {function!r}")
-        if name == "stemmer":
-            self.set_stemmer(function)
-        else:
-            self.set_pattern(function)
-        self.missing = tuple(other for other in self.missing if other != name)
+    def supply(self, stemmer: Stem | None, pattern: Split | None) -> None:
+        """Set the callables that a file could not hold."""
+        setters: dict[str, Any] = {
+            "stemmer": (stemmer, self.set_stemmer),
+            "pattern": (pattern, self.set_pattern),
+        }
+        for name, (function, set_function) in setters.items():
+            if function is None:
+                continue
+            if name not in self.missing:
+                raise ValueError(f"this tokenizer lacks no {name}")
+            if not callable(function):
+                raise TypeError(f"{name} must be callable, not {function!r}")
+            set_function(function)
+            self.missing = tuple(other for other in self.missing if other != name)
 
     def callables(self) -> list[str]:
-        """Return which of "stemmer" and "pattern" a file cannot hold."""
+        """Which of "stemmer" and "pattern" a file cannot hold."""
         settings = {"stemmer": self.stemmer, "pattern": self.pattern}
         return [n for n, value in settings.items() if n in self.missing or callable(value)]
 
@@ -141,7 +135,7 @@ class Analyzer:
             )
 
     def words(self, text: str) -> list[str]:
-        """Return the words of a text, by `re` or the caller's function."""
+        """The words of a text, by `re` or the caller's function."""
         words: Any = self._split(text.lower() if self.lowercase else text)
         if callable(self.pattern):
             words = list(words)
@@ -149,11 +143,11 @@ class Analyzer:
         return words
 
     def folded(self, text: str) -> bytearray:
-        """Return ASCII text in the form that the kernels split."""
+        """ASCII text in the form that the kernels split."""
         return bytearray(text, "ascii").translate(self.fold)
 
     def terms(self, words: list[str]) -> list[str]:
-        """Return the term of each word: stemmed, "" for those left out."""
+        """The term of each word: stemmed, "" for those left out."""
         if self.stopwords:
             stop = self.stopwords
             words = ["" if word in stop else word for word in words]
@@ -166,9 +160,8 @@ class Analyzer:
 
     def word_stream(self, texts: list[str]) -> WordStream:
         """Split some texts and number their distinct words."""
-        n_chars = sum(map(len, texts))
         plain = []
-        if self.shortest is not None and n_chars >= _KERNEL_CHARS:
+        if self.shortest is not None and sum(map(len, texts)) >= _KERNEL_CHARS:
             plain = [text for text in texts if text.isascii()]
         if not plain:
             return self._words_by_python(texts)
@@ -191,29 +184,24 @@ class Analyzer:
         folded = self.folded("".join(texts))
         data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
         numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest)
-        words = [
-            folded[start:stop].decode()
-            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-        ]
-        return WordStream(numbers, word_ptr, words)
+        spans = zip(starts.tolist(), stops.tolist(), strict=True)
+        return WordStream(numbers, word_ptr, [folded[start:stop].decode() for start, stop in spans])
 
     def _words_by_python(self, texts):
-        seen = {}
-        numbers, counts = [], []
+        seen, numbers, ptr = {}, [], [0]
         for text in texts:
-            before = len(numbers)
             numbers += [seen.setdefault(word, len(seen)) for word in self.words(text)]
-            counts.append(len(numbers) - before)
-        return WordStream(np.array(numbers, np.int32), offsets(counts), list(seen))
+            ptr.append(len(numbers))
+        return WordStream(np.array(numbers, np.int32), np.array(ptr, np.int64), list(seen))
 
 
 def without_surrogates(text: str) -> str:
-    """Return the text with lone surrogates, which UTF-8 cannot hold, replaced."""
+    """The text with lone surrogates, which UTF-8 cannot hold, replaced."""
     return text.encode("utf-8", "replace").decode()
 
 
 def missing_extra(what: str, package: str) -> ImportError:
-    """Return the error for an optional dependency that is not installed."""
+    """The error for an optional dependency that is not installed."""
     return ImportError(f"{what} needs {package}: pip install 'llmds_nb[text]'")
 
 
@@ -244,11 +232,3 @@ def _check_strings(values, name):
     for value in values:
         if not isinstance(value, str):
             raise TypeError(f"{name} must give str, not {type(value).__name__}")
-
-
-def _stopwords(value) -> frozenset[str]:
-    if value is None:
-        return frozenset()
-    if isinstance(value, str):
-        return STOPWORDS[validation.choice(value, "stopwords", tuple(STOPWORDS))]
-    return frozenset(validation.texts(value, "stopwords"))

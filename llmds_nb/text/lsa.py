@@ -1,6 +1,5 @@
 """LsaEncoder: text vectors from the texts themselves, without a model to download."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +9,9 @@ from .._core.state import Handle
 from .._core.storage import Stored, nest, unnest
 from .._core.typing import Float32s
 from ..errors import CorruptFileError
+from .analyzer import Texts
 from .kernels import lsa as k
-from .token_batch import TokenBatch
-from .tokenizer import Tokenizer
-
-__all__ = ["LsaEncoder"]
+from .tokenizer import TokenBatch, Tokenizer, joined
 
 _OVERSAMPLE = 16  # random directions beyond dim
 _ITERATIONS = 2  # power iterations; more do not rank better on the judged collections
@@ -22,19 +19,14 @@ _BLOCK_ROWS = 4096
 _NEGLIGIBLE = 1e-4  # singular values below this share of the largest are float32 noise
 
 
+_UNFITTED = k.LsaState(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
+
+
 class _Fit(NamedTuple):
     """What `fit` has learnt: replaced as a whole, so that it can be read without a lock."""
 
     tokenizer: Tokenizer
     handle: Handle  # of an LsaState
-
-    @property
-    def idf(self) -> np.ndarray:
-        return self.handle.state.idf
-
-    @property
-    def components(self) -> np.ndarray:
-        return self.handle.state.components
 
 
 class LsaEncoder(Stored):
@@ -52,11 +44,6 @@ class LsaEncoder(Stored):
         Of the random directions that the SVD begins with.
     tokenizer : Tokenizer, optional
         Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit.
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument of the wrong kind, or out of range.
 
     Examples
     --------
@@ -83,74 +70,64 @@ class LsaEncoder(Stored):
         return self._fit is not None
 
     @property
+    def _arrays(self):
+        return _UNFITTED if self._fit is None else self._fit.handle.state
+
+    @property
     def rank(self) -> int:
         """How many of the `dim` directions the fitted texts have; 0 before `fit`."""
-        return 0 if self._fit is None else self._fit.components.shape[1]
+        return self._arrays.components.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, the vocabulary included."""
-        own = 0 if self._fit is None else sum(a.nbytes for a in self._fit.handle.state)
-        return own + (self.tokenizer.nbytes if self.tokenizer is not None else 0)
+        vocabulary = 0 if self.tokenizer is None else self.tokenizer.nbytes
+        return vocabulary + sum(array.nbytes for array in self._arrays)
 
     def __repr__(self) -> str:
         if self._fit is None:
             return f"LsaEncoder({self.dim}, not fitted)"
-        return f"LsaEncoder({self.dim}, rank {self.rank}, {len(self._fit.idf):,} terms)"
+        return f"LsaEncoder({self.dim}, rank {self.rank}, {len(self._arrays.idf):,} terms)"
 
     def stats(self) -> dict[str, int]:
-        """Return the sizes: dim, rank, n_terms and nbytes."""
-        terms = 0 if self._fit is None else len(self._fit.idf)
-        return {"dim": self.dim, "rank": self.rank, "n_terms": terms, "nbytes": self.nbytes}
+        """The sizes: dim, rank, n_terms and nbytes."""
+        n_terms = len(self._arrays.idf)
+        return {"dim": self.dim, "rank": self.rank, "n_terms": n_terms, "nbytes": self.nbytes}
 
-    def fit(self, texts: str | Iterable[str]) -> "LsaEncoder":
+    def fit(self, texts: Texts) -> "LsaEncoder":
         """Learn the directions of these texts; return self.
 
-        Parameters
-        ----------
-        texts : str or iterable of str
-
-        Raises
-        ------
-        TypeError
-            A text is no str.
-        ValueError
-            No text holds a word.
-
-        Notes
-        -----
         Six passes over the TF-IDF matrix with dim + 16 columns; the memory is a few float32 arrays
         of [terms, dim].
+
+        Raises TypeError for a text that is no str, and ValueError where no text holds a word.
         """
         texts = validation.texts(texts)
         tokenizer = self.tokenizer
         if self._own_tokenizer or tokenizer is None:
             tokenizer = Tokenizer()
-        tokens = tokenizer._encode(texts, grow=True)
+        with tokenizer._growing():
+            tokens = joined(list(tokenizer._grown(texts)))
         if not len(tokens.ids):
             raise ValueError(f"none of the {len(texts)} texts holds a word: nothing to fit")
         matrix, idf = _tf_idf(tokens, len(tokenizer))
         components = _directions(matrix, self.dim, self.seed)
-        self.tokenizer, self._fit = tokenizer, _fit(tokenizer, idf, components)
+        self.tokenizer = tokenizer
+        self._fit = _Fit(tokenizer, Handle(k.LsaState(idf, components)))
         return self
 
-    def encode(self, texts: str | Iterable[str]) -> Float32s:
-        """Return the vectors of texts, float32[n, dim], each of length 1.
+    def encode(self, texts: Texts) -> Float32s:
+        """The vectors of texts, float32[n, dim], each of length 1.
 
         A text without a word that `fit` has seen gets the zero vector: no direction is like it.
-        Any number of threads may call this. O(dim) per term.
-
-        Raises
-        ------
-        ValueError
-            `fit` has not been called.
+        Any number of threads may call this. O(dim) per term. Raises ValueError before `fit`.
         """
         texts = validation.texts(texts)
         fit = self._fit  # kept alive meanwhile
         if fit is None:
             raise ValueError("this LsaEncoder is not fitted: call fit(texts) first")
         tokens = fit.tokenizer._encode(texts)
-        rank = fit.components.shape[1]
+        rank = fit.handle.state.components.shape[1]
         out = np.zeros((len(texts), self.dim), np.float32)
         vectors = np.empty((len(texts), rank), np.float32)
         k.lsa_encode_many(fit.handle.address, tokens.ids, tokens.indptr, vectors)
@@ -162,24 +139,22 @@ class LsaEncoder(Stored):
     def check(self) -> None:
         """Assert that the arrays fit together."""
         if self._fit is not None:
-            idf, components = self._fit.idf, self._fit.components
+            idf, components = self._arrays
             self._fit.tokenizer.check()
             assert len(idf) == len(components) <= len(self._fit.tokenizer)
             assert 1 <= components.shape[1] <= self.dim
-            assert np.isfinite(idf).all() and (idf >= 0).all()
-            assert np.isfinite(components).all()
+            assert np.isfinite(idf).all() and (idf >= 0).all() and np.isfinite(components).all()
             gram = components.T @ components
             assert np.allclose(gram, np.eye(len(gram)), atol=1e-3), "directions not orthonormal"
 
     def _state(self):
         header = {"dim": self.dim, "seed": self.seed, "own_tokenizer": self._own_tokenizer}
         arrays = {}
-        tokenizer = self.tokenizer
-        if tokenizer is not None:
-            arrays, inner = nest("tokenizer", tokenizer._state())
+        if self.tokenizer is not None:
+            arrays, inner = nest("tokenizer", self.tokenizer._state())
             header |= inner
         if self._fit is not None:
-            arrays |= {"idf": self._fit.idf, "components": self._fit.components}
+            arrays |= self._arrays._asdict()
         return arrays, header
 
     @classmethod
@@ -196,16 +171,12 @@ class LsaEncoder(Stored):
                 raise CorruptFileError("the vocabulary and the term vectors differ in size")
             if not 1 <= components.shape[1] <= encoder.dim:
                 raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
-            encoder._fit = _fit(encoder.tokenizer, idf, components)
+            encoder._fit = _Fit(encoder.tokenizer, Handle(k.LsaState(idf, components)))
         return encoder
 
     @staticmethod
     def _warmup() -> None:
         LsaEncoder(2).fit(["warm up", "the kernels"]).encode(["warm kernels"])
-
-
-def _fit(tokenizer, idf, components):
-    return _Fit(tokenizer, Handle(k.LsaState(idf, components)))
 
 
 def _tf_idf(tokens: TokenBatch, n_terms: int) -> tuple[Any, np.ndarray]:

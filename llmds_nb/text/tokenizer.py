@@ -1,40 +1,46 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import overload
+from itertools import chain, pairwise
+from typing import NamedTuple, overload
 
 import numpy as np
 
 from .._core import validation
-from .._core.typing import Int64s, PathLike
+from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
-from .analyzer import PATTERN, STOPWORDS, Analyzer, missing_extra, without_surrogates
-from .token_batch import TokenBatch, joined, joined_lists, kept_or_dropped, lists_of, mapped
+from . import analyzer as a
+from .kernels import tokenize as k
 from .vocabulary import StringTable, offsets
 from .word_cache import WordCache
 
-__all__ = ["STOPWORDS", "TokenBatch", "Tokenizer", "encode_into"]
-
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
+
+
+class TokenBatch(NamedTuple):
+    """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term."""
+
+    ids: Int32s  # int32[n_tokens]
+    indptr: Int64s  # int64[n + 1]
+
+
+def joined(parts: list[TokenBatch]) -> TokenBatch:
+    """Several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    ids = [part.ids for part in parts] or [np.zeros(0, np.int32)]
+    counts = [np.diff(part.indptr) for part in parts] or [np.zeros(0, np.int64)]
+    return TokenBatch(np.concatenate(ids), offsets(np.concatenate(counts)))
 
 
 def encode_into(tokenizer: "Tokenizer", text: str, scratch) -> int:
     """Encode one short text into memory of the caller's. Internal: for the searches of bm25.
 
-    Parameters
-    ----------
-    tokenizer : Tokenizer
-    text : str
-    scratch : object
-        With `text`, a memoryview of uint8, at address `text_at`; and `tokens`, an int32 array no
-        shorter than `text`, at address `tokens_at`. No other thread may use them meanwhile.
-
-    Returns
-    -------
-    int
-        How many ids were written to `scratch.tokens`, or ABSENT if it cannot hold all.
+    `scratch` has `text`, a memoryview of uint8, at address `text_at`, and `tokens`, an int32 array
+    no shorter than `text`, at address `tokens_at`; no other thread may use them meanwhile. Return
+    how many ids were written to `scratch.tokens`, or ABSENT if it cannot hold all.
     """
     analyzer = tokenizer._analyzer
     n, shortest = len(text), analyzer.shortest
@@ -49,6 +55,18 @@ def encode_into(tokenizer: "Tokenizer", text: str, scratch) -> int:
         return ABSENT
     scratch.tokens[: len(ids)] = ids
     return len(ids)
+
+
+def _some_at_a_time(texts):
+    some, size = [], 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size + len(some) >= _CHUNK_CHARS:  # empty texts take memory as well
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 class Tokenizer:
@@ -73,12 +91,8 @@ class Tokenizer:
         A regular expression whose matches are the words, with at most one group; or a function from
         text to an iterable of words. Default: runs of two or more word characters.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument of the wrong kind, an unknown language or a bad pattern.
-    ImportError
-        A Snowball language without PyStemmer.
+    Raises TypeError or ValueError for an argument of the wrong kind, an unknown language or a bad
+    pattern, and ImportError for a Snowball language without PyStemmer.
 
     Examples
     --------
@@ -97,11 +111,11 @@ class Tokenizer:
         self,
         *,
         lowercase: bool = True,
-        stopwords: str | Iterable[str] | None = "english",
-        stemmer: str | Callable[[str], str] | None = None,
-        pattern: str | Callable[[str], Iterable[str]] = PATTERN,
+        stopwords: a.StopWords = "english",
+        stemmer: a.Stemmer = None,
+        pattern: a.Pattern = a.PATTERN,
     ):
-        self._analyzer = Analyzer(lowercase, stopwords, stemmer, pattern)
+        self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
         self._table = StringTable()
         self._cache = WordCache()
         self._lock = threading.RLock()  # of writers
@@ -112,15 +126,9 @@ class Tokenizer:
     def from_file(cls, path: PathLike) -> "Tokenizer":
         """Open a Hugging Face ``tokenizer.json``: the ids and counts of the model itself.
 
-        The vocabulary is the file's, without special tokens being added to texts; it needs
-        ``pip install 'llmds_nb[text]'``.
-
-        Raises
-        ------
-        ValueError
-            The file is no tokenizer.json.
-        ImportError
-            The package tokenizers is not installed.
+        The vocabulary is the file's, without special tokens being added to texts. Raises ValueError
+        if the file is no tokenizer.json, and ImportError without the package tokenizers, which
+        ``pip install 'llmds_nb[text]'`` gives.
         """
         with open(path, encoding="utf-8") as file:
             return cls._from_model(file.read())
@@ -130,14 +138,14 @@ class Tokenizer:
         try:
             from tokenizers import Tokenizer as Model
         except ImportError:
-            raise missing_extra("Tokenizer.from_file", "tokenizers") from None
+            raise a.missing_extra("Tokenizer.from_file", "tokenizers") from None
         try:
             compiled = Model.from_str(model)
         except Exception as error:  # the package raises a bare Exception
             raise ValueError(f"not a tokenizer.json: {error}") from None
 
         def tokens(text):
-            return compiled.encode(without_surrogates(text), add_special_tokens=False).tokens
+            return compiled.encode(a.without_surrogates(text), add_special_tokens=False).tokens
 
         tokenizer = cls(lowercase=False, stopwords=None, pattern=tokens)
         tokenizer._model = model
@@ -160,31 +168,22 @@ class Tokenizer:
         return self._analyzer.stopwords
 
     @property
-    def stemmer(self) -> str | Callable[[str], str] | None:
+    def stemmer(self) -> a.Stemmer:
         """The stemmer's language or function."""
         return self._analyzer.stemmer
 
     @property
-    def pattern(self) -> str | Callable[[str], Iterable[str]]:
+    def pattern(self) -> a.Pattern:
         """The regular expression or function that gives the words."""
         return self._analyzer.pattern
 
-    def supply(
-        self,
-        *,
-        stemmer: Callable[[str], str] | None = None,
-        pattern: Callable[[str], Iterable[str]] | None = None,
-    ) -> None:
+    def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Split | None = None) -> None:
         """Set the callables that a file could not hold, after loading what used them.
 
-        Raises
-        ------
-        ValueError
-            The tokenizer has one already.
+        Raises ValueError if the tokenizer has one already.
         """
         # The cache is empty, since nothing is encoded while a callable is missing.
-        self._analyzer.supply("stemmer", stemmer)
-        self._analyzer.supply("pattern", pattern)
+        self._analyzer.supply(stemmer, pattern)
 
     @property
     def terms(self) -> list[str]:
@@ -207,18 +206,11 @@ class Tokenizer:
     def __contains__(self, term: object) -> bool:
         return isinstance(term, str) and bool(self._table.find([term])[0] != ABSENT)
 
-    def fit(self, texts: str | Iterable[str]) -> "Tokenizer":
+    def fit(self, texts: a.Texts) -> "Tokenizer":
         """Add every term of `texts` to the vocabulary, or none if it fails; return self.
 
-        Parameters
-        ----------
-        texts : str or iterable of str
-            One text counts as a list of one. About a million characters are held at a time.
-
-        Raises
-        ------
-        TypeError
-            A text is no str.
+        One text counts as a list of one. About a million characters are held at a time. Raises
+        TypeError for a text that is no str.
         """
         stream, _ = validation.text_stream(texts)
         with self._growing():
@@ -226,25 +218,11 @@ class Tokenizer:
                 pass
         return self
 
-    def encode(self, texts: str | Iterable[str]) -> TokenBatch:
-        """Return the ids of the terms of each text, stop words left out, unknown terms -1.
+    def encode(self, texts: a.Texts) -> TokenBatch:
+        """The ids of the terms of each text, stop words left out, unknown terms -1.
 
-        Parameters
-        ----------
-        texts : str or iterable of str
-            One text counts as a list of one.
-
-        Returns
-        -------
-        TokenBatch
-            ids int32[n_tokens] and indptr int64[n + 1]. O(characters).
-
-        Raises
-        ------
-        TypeError
-            A text is no str.
-        ValueError
-            The tokenizer was loaded and lacks a callable, see `supply`.
+        One text counts as a list of one. O(characters). Raises TypeError for a text that is no str,
+        and ValueError where the tokenizer was loaded and lacks a callable, see `supply`.
         """
         return self._encode(validation.texts(texts))
 
@@ -254,28 +232,23 @@ class Tokenizer:
     @overload
     def count_tokens(self, text: Iterable[str]) -> Int64s: ...
 
-    def count_tokens(self, text: str | Iterable[str]) -> int | Int64s:
-        """Return how many ids `encode` gives: an int for one text, int64[n] for a list of texts."""
-        texts = validation.texts(text, "text")
-        parts = [mapped(*chunk, kept_or_dropped) for chunk in self._chunks(texts)]
+    def count_tokens(self, text: a.Texts) -> int | Int64s:
+        """How many ids `encode` gives: an int for one text, int64[n] for a list of texts."""
+
+        def kept(terms):
+            return np.array([0 if term else k.DROPPED for term in terms], np.int32)
+
+        parts = list(self._batches(validation.texts(text, "text"), kept))
         counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
 
-    # What follows, down to `_find_term`, is also for the structures that own a tokenizer.
-
-    def _encode(self, texts, grow=False) -> TokenBatch:
-        """`encode` of a checked list; with `grow`, unknown terms are added (all or none)."""
-        if grow:
-            with self._growing():
-                return joined(list(self._grown(texts)))
-        return self._encode_cached(texts)
+    # `_growing`, `_grown`, `_find_term` and `_encode` are also for what owns a tokenizer.
 
     @contextmanager
     def _growing(self) -> Iterator[None]:
         """Let the vocabulary grow: a block that fails has added nothing. Other writers wait.
 
-        Within the block texts may come from the caller's own code: if that writes to this
-        tokenizer, it is refused.
+        Texts may come from the caller's own code: if that writes to this tokenizer, it is refused.
         """
         with self._lock:
             if self._is_growing:
@@ -293,8 +266,7 @@ class Tokenizer:
 
     def _grown(self, texts) -> Iterator[TokenBatch]:
         """Yield the tokens of some texts at a time, adding unknown terms; within `_growing`."""
-        for chunk in self._chunks(texts):
-            yield mapped(*chunk, self._table.add)
+        return self._batches(texts, self._table.add)
 
     def _find_term(self, term) -> int:
         """The id of `term`, as it is or as the one term that it is analyzed to; or ABSENT."""
@@ -306,25 +278,28 @@ class Tokenizer:
             id_ = int(ids[0]) if len(ids) == 1 else ABSENT
         return id_
 
-    def _encode_cached(self, texts) -> TokenBatch:
-        """`_encode` by the word cache: in one kernel call where all texts are ASCII."""
+    def _encode(self, texts) -> TokenBatch:
+        """`encode` of a checked list, by the word cache; ASCII texts in one kernel call."""
         analyzer = self._analyzer
         analyzer.check_complete()
         together = texts[0] if len(texts) == 1 else "".join(texts)
         if len(together) > _CHUNK_CHARS:
-            return joined([mapped(*chunk, self._table.find) for chunk in self._chunks(texts)])
+            return joined(list(self._batches(texts, self._table.find)))
         cache = self._cache  # the same for all texts, whatever is added meanwhile
         if analyzer.shortest is None:
-            return joined_lists([cache.find(analyzer.words(t), self._look_up) for t in texts])
-        if together.isascii():
+            lists = [cache.find(analyzer.words(text), self._look_up) for text in texts]
+        elif together.isascii():
             return self._encode_ascii(cache, together, texts)
-        plain = [text for text in texts if text.isascii()]
-        by_kernel = lists_of(self._encode_ascii(cache, "".join(plain), plain))
-        ids = [
-            next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), self._look_up)
-            for t in texts
-        ]
-        return joined_lists(ids)
+        else:
+            plain = [text for text in texts if text.isascii()]
+            ids, indptr = self._encode_ascii(cache, "".join(plain), plain)
+            by_kernel = (ids[start:stop].tolist() for start, stop in pairwise(indptr.tolist()))
+            lists = [
+                next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), self._look_up)
+                for t in texts
+            ]
+        ids = np.array(list(chain.from_iterable(lists)), np.int32)
+        return TokenBatch(ids, offsets(list(map(len, lists))))
 
     def _encode_ascii(self, cache, together, texts) -> TokenBatch:
         data = np.frombuffer(self._analyzer.folded(together), np.uint8)
@@ -334,23 +309,15 @@ class Tokenizer:
     def _look_up(self, words):
         return self._table.find(self._analyzer.terms(words))
 
-    def _chunks(self, texts) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
-        """Yield (word numbers, word_ptr, term of each number or "") for some texts at a time."""
+    def _batches(self, texts, ids_of) -> Iterator[TokenBatch]:
+        """Yield the tokens of some texts at a time; `ids_of` gives the ids of terms or ""."""
         self._analyzer.check_complete()
-        chunk: list[str] = []
-        size = 0
-        for text in texts:
-            chunk.append(text)
-            size += len(text)
-            if size + len(chunk) >= _CHUNK_CHARS:  # empty texts take memory as well
-                yield self._chunk(chunk)
-                chunk, size = [], 0
-        if chunk:
-            yield self._chunk(chunk)
-
-    def _chunk(self, texts):
-        numbers, word_ptr, words = self._analyzer.word_stream(texts)
-        return numbers, word_ptr, self._analyzer.terms(words)
+        for some in _some_at_a_time(texts):
+            numbers, word_ptr, words = self._analyzer.word_stream(some)
+            ids = ids_of(self._analyzer.terms(words))
+            out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
+            n = k.tokens_map(numbers, word_ptr, ids, out, out_ptr)
+            yield TokenBatch(out[:n], out_ptr)
 
     def _state(self):
         callables = [] if self._model else self._analyzer.callables()
@@ -370,12 +337,9 @@ class Tokenizer:
     def _from_state(cls, arrays, header):
         if "model" in arrays:
             return cls._from_model(arrays["model"].tobytes().decode())
-        tokenizer = cls(
-            lowercase=header["lowercase"],
-            stopwords=header["stopwords"],
-            stemmer=header["stemmer"],
-            pattern=PATTERN if header["pattern"] is None else header["pattern"],
-        )
+        settings = {name: header[name] for name in ("lowercase", "stopwords", "stemmer")}
+        pattern = a.PATTERN if header["pattern"] is None else header["pattern"]
+        tokenizer = cls(**settings, pattern=pattern)
         tokenizer._analyzer.missing = tuple(header["callables"])
         tokenizer._table = StringTable.from_arrays(arrays)
         return tokenizer

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.typing import Int32s, Int64s, UInt8s
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .kernels import tokenize as k
@@ -22,9 +23,10 @@ class StringTable:
     """
 
     def __init__(self):
-        self._handle = Handle(_empty_state())
+        blob, ptr = np.zeros(_FIRST_BYTES, np.uint8), np.zeros(_FIRST_STRINGS + 1, np.int64)
+        self._handle = Handle(_indexed(blob, ptr, 0, _FIRST_STRINGS))
         self._n = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return self._n
@@ -39,16 +41,13 @@ class StringTable:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self.state)
 
-    def first(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (blob, ptr) of the first n strings, which must never be truncated.
-
-        They never change then, so readers need no lock.
-        """
+    def first(self, n: int) -> tuple[UInt8s, Int64s]:
+        """(blob, ptr) of the first n strings: unless these are truncated, nothing changes them."""
         state = self.state
         return state.blob, state.ptr[: n + 1]
 
-    def find(self, strings: list[str]) -> np.ndarray:
-        """Return the number of each string, int32[n]: ABSENT if unknown, DROPPED for ""."""
+    def find(self, strings: list[str]) -> Int32s:
+        """The number of each string, int32[n]: ABSENT if unknown, DROPPED for ""."""
         data, data_ptr = _packed(strings)
         out = np.empty(len(strings), np.int32)
         with self._lock:
@@ -57,7 +56,7 @@ class StringTable:
             out[np.diff(data_ptr) == 0] = k.DROPPED
         return out
 
-    def add(self, strings: Iterable[str]) -> np.ndarray:
+    def add(self, strings: Iterable[str]) -> Int32s:
         """Add the unknown strings, and return the number of each as `find` does."""
         strings = list(strings)
         out = np.full(len(strings), k.DROPPED, np.int32)
@@ -65,7 +64,7 @@ class StringTable:
         data, data_ptr = _packed([strings[place] for place in places])
         found = np.empty(len(places), np.int32)
         with self._lock:
-            self._reserve(len(places), int(data_ptr[-1]))
+            self.reserve(len(places), int(data_ptr[-1]))
             self._n = k.strings_add_many(self._handle.address, self._n, data, data_ptr, found)
         out[places] = found
         return out
@@ -73,19 +72,16 @@ class StringTable:
     def reserve(self, n_strings: int, n_bytes: int) -> None:
         """Grow now, so that `add` of so many strings and bytes replaces no array."""
         with self._lock:
-            self._reserve(n_strings, n_bytes)
-
-    def _reserve(self, n_strings, n_bytes):
-        n, (blob, ptr, hashes, slots) = self._n, self.state
-        used = int(ptr[n])
-        if n + n_strings > validation.INT32_MAX:
-            raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
-        if used + n_bytes > len(blob):
-            blob = _enlarged(blob, used, used + n_bytes)
-            self._handle.replace(k.StringTableState(blob, ptr, hashes, slots))
-        if n + n_strings >= len(ptr):
-            ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
-            self._handle.replace(_indexed(blob, ptr, n, len(ptr) - 1))
+            n, (blob, ptr, hashes, slots) = self._n, self.state
+            used = int(ptr[n])
+            if n + n_strings > validation.INT32_MAX:
+                raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
+            if used + n_bytes > len(blob):
+                blob = _enlarged(blob, used, used + n_bytes)
+                self._handle.replace(k.StringTableState(blob, ptr, hashes, slots))
+            if n + n_strings >= len(ptr):
+                ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
+                self._handle.replace(_indexed(blob, ptr, n, len(ptr) - 1))
 
     def truncate(self, n: int) -> None:
         """Remove every string from number n on. O(bytes of the others)."""
@@ -95,14 +91,13 @@ class StringTable:
             self._handle.replace(_indexed(blob, ptr, n, len(hashes)))
 
     def texts(self, numbers: Iterable[int]) -> list[str]:
-        """Return the strings of these numbers."""
+        """The strings of these numbers."""
         blob, ptr, _, _ = self.state
-        return [
-            blob[ptr[i] : ptr[i + 1]].tobytes().decode("utf-8", "surrogatepass") for i in numbers
-        ]
+        spans = (blob[ptr[i] : ptr[i + 1]] for i in numbers)
+        return [span.tobytes().decode("utf-8", "surrogatepass") for span in spans]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays to store in a file; the hash table is rebuilt on opening."""
+        """The arrays to store in a file; the hash table is rebuilt on opening."""
         blob, ptr = self.first(self._n)
         return {"blob": blob[: ptr[-1]], "ptr": ptr}
 
@@ -130,22 +125,14 @@ class StringTable:
         assert (self.find(strings) == np.arange(n)).all(), "a string is not found"
 
 
-def _empty_state():
-    blob, ptr = np.zeros(_FIRST_BYTES, np.uint8), np.zeros(_FIRST_STRINGS + 1, np.int64)
-    hashes, slots = np.zeros(_FIRST_STRINGS, np.uint64), _empty_slots(_FIRST_STRINGS)
-    return k.StringTableState(blob, ptr, hashes, slots)
-
-
-def _empty_slots(capacity) -> np.ndarray:
-    return np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
-
-
 def _indexed(blob, ptr, n, capacity):
     """The state of n strings that grows beyond `capacity` of them, its hash table built anew."""
     hashes = np.empty(capacity, np.uint64)
-    state = k.StringTableState(blob, ptr, hashes, _empty_slots(capacity))
-    handle = Handle(state)  # kept alive during the call
-    k.strings_rebuild(handle.address, n)
+    slots = np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
+    state = k.StringTableState(blob, ptr, hashes, slots)
+    if n:
+        handle = Handle(state)  # kept alive during the call
+        k.strings_rebuild(handle.address, n)
     return state
 
 
@@ -160,7 +147,7 @@ def _packed(strings):
     return np.frombuffer(bytearray(blob), np.uint8), offsets(lengths)
 
 
-def offsets(counts: list[int] | np.ndarray) -> np.ndarray:
+def offsets(counts: list[int] | Int64s) -> Int64s:
     """CSR offsets int64[n + 1] of n counts."""
     if isinstance(counts, list):  # faster than a cumulative sum for the few words of a query
         return np.array([0, *accumulate(counts)], np.int64)

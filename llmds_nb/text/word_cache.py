@@ -2,26 +2,30 @@
 
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from .._core.jit import EntryPoints
 from .._core.state import Handle
+from .._core.typing import Int32s, Int64s, UInt8s
 from .kernels import tokenize as k
 from .vocabulary import StringTable
+
+LookUp: TypeAlias = Callable[[list[str]], Int32s]
 
 _MAX_WORDS = 1 << 16
 _MISSING = 64  # unknown words of a batch that are collected in one pass
 
 _entries = EntryPoints(encode_one=k.words_encode_one)
+_EMPTY = Handle(k.WordCacheState(StringTable().state, np.empty(0, np.int32)))
 
 
 class WordCache:
     """The term id of each word that was looked up in one vocabulary.
 
-    `look_up` gives int32 ids for a list of words: ABSENT for an unknown term, DROPPED for a word
-    that is no term. Its answer for a word is kept: after a change of the vocabulary a new cache is
-    needed.
+    `look_up` gives ids for a list of words: ABSENT for an unknown term, DROPPED for a word that is
+    no term. Its answers are kept: after a change of the vocabulary a new cache is needed.
     """
 
     def __init__(self):
@@ -30,8 +34,8 @@ class WordCache:
         self._handle = _EMPTY  # until the first word: every change of a vocabulary makes a cache
         self._lock = threading.Lock()
 
-    def find(self, words: list[str], look_up: Callable) -> list[int]:
-        """Return the ids of words that Python has split, without those that are dropped."""
+    def find(self, words: list[str], look_up: LookUp) -> list[int]:
+        """The ids of words that Python has split, without those that are dropped."""
         known = self._by_word
         try:
             ids = [known[word] for word in words]
@@ -44,9 +48,9 @@ class WordCache:
         return [id_ for id_ in ids if id_ != k.DROPPED]
 
     def encode(
-        self, data: np.ndarray, text_ptr: np.ndarray, shortest: int, look_up: Callable
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids, indptr) of texts in the form that `kernels.tokenize` takes. O(bytes)."""
+        self, data: UInt8s, text_ptr: Int64s, shortest: int, look_up: LookUp
+    ) -> tuple[Int32s, Int64s]:
+        """(ids, indptr) of texts in the form that `kernels.tokenize` takes. O(bytes)."""
         out = np.empty(data.size // shortest, np.int32)
         out_ptr = np.empty(text_ptr.size, np.int64)
         missing = np.empty((_MISSING, 2), np.int64)
@@ -91,10 +95,3 @@ class WordCache:
             else:
                 self._handle.replace(state)
             known[self._table.add(words)] = ids
-
-
-def _empty_state():
-    return k.WordCacheState(StringTable().state, np.empty(0, np.int32))
-
-
-_EMPTY = Handle(_empty_state())

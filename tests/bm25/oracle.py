@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from llmds_nb.text.tokenizer import STOPWORDS
+from llmds_nb.text.analyzer import STOPWORDS
 
 VARIANTS = ["lucene", "robertson", "atire", "bm25+", "bm25l"]
 

@@ -12,7 +12,7 @@ from llmds_nb._core.state import Handle
 from llmds_nb.bm25.kernels import postings
 from llmds_nb.bm25.kernels.block_codec import BLOCK, ENTRY, list_decode
 from llmds_nb.bm25.kernels.postings import posting_find, postings_pack, postings_read
-from llmds_nb.bm25.kernels.simd_codec import gaps_sum, tfs_decode
+from llmds_nb.bm25.kernels.simd import gaps_sum, tfs_decode
 
 
 @kernel

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
 from llmds_nb._core.jit import kernel
-from llmds_nb.bm25 import decoded_lists
+from llmds_nb.bm25 import search as searching
 from llmds_nb.bm25.index import Hits
 from llmds_nb.bm25.kernels import postings, search as kernels, window
 from llmds_nb.bm25.kernels.segment_search import MAX_TERMS
@@ -31,9 +31,9 @@ def corpus():
 
 
 def indexed(corpus, monkeypatch, min_budget, bytes_per_posting, min_entries):
-    monkeypatch.setattr(decoded_lists, "MIN_BUDGET", min_budget)
-    monkeypatch.setattr(decoded_lists, "BYTES_PER_POSTING", bytes_per_posting)
-    monkeypatch.setattr(decoded_lists, "MIN_ENTRIES", min_entries)
+    monkeypatch.setattr(searching, "MIN_BUDGET", min_budget)
+    monkeypatch.setattr(searching, "BYTES_PER_POSTING", bytes_per_posting)
+    monkeypatch.setattr(searching, "MIN_ENTRIES", min_entries)
     texts, _, ids = corpus
     index = InvertedIndex()
     index.add(ids, texts)
@@ -120,12 +120,12 @@ def test_large_tfs_and_many_lengths_are_exceptions(monkeypatch, variant):
     rng = np.random.default_rng(4)
     counts = rng.integers(1, 700, 300)
     texts = [f"{'aa ' * int(n)} bb {'cc ' * (i % 2)}" for i, n in enumerate(counts)]
-    monkeypatch.setattr(decoded_lists, "MAX_PAIRS", 600)
+    monkeypatch.setattr(searching, "MAX_PAIRS", 600)
     index = InvertedIndex(variant=variant)
     index.add(None, texts)
     index.search("aa", 1)
-    monkeypatch.setattr(decoded_lists, "MIN_BUDGET", 0)
-    monkeypatch.setattr(decoded_lists, "BYTES_PER_POSTING", 0.0)
+    monkeypatch.setattr(searching, "MIN_BUDGET", 0)
+    monkeypatch.setattr(searching, "BYTES_PER_POSTING", 0.0)
     encoded = InvertedIndex(variant=variant)
     encoded.add(None, texts)
     for k1 in (1.2, 0.0, 3.0):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.text.tokenizer import STOPWORDS, encode_into
+from llmds_nb.text.analyzer import STOPWORDS
+from llmds_nb.text.tokenizer import encode_into
 
 from ..bm25.oracle import words
 from .test_vocabulary import Query

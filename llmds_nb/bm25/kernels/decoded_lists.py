@@ -2,20 +2,8 @@
 
 A posting is a doc and a code. A code is a pair of a tf and a length class, of which a collection
 has few, so what a posting contributes is one table look-up whatever the formula, and decoded lists
-outlive changes of its parameters. State (`DecodedLists`) of H lists of a segment with U terms, in W
-windows of WINDOW docs, so that the position in a window fits 16 bits:
-
-    list_of         int32[U]         the decoded list of each ordinal, or ABSENT
-    window_ptr      int32[H, W + 1]  list h has postings[window_ptr[h, w]:window_ptr[h, w + 1]] in
-                                     window w
-    postings        uint32[E]        doc - w * WINDOW | code << 16
-    exception_ptr   int32[H + 1]     postings without a code, because the pair is rare or the tf
-    exception_docs  int32[O]         large, are kept apart: those of list h are
-    exception_tfs   int32[O]         exception_ptr[h]:exception_ptr[h + 1]
-    code_tfs        int32[P]         the tf of each code, P <= MAX_CODES
-    code_lengths    int32[P]         and its document length
-    codes           int32[T, C]      the code of each tf and length class, or ABSENT, as is all of
-                                     the last row and column, which stand for larger ones
+outlive changes of its parameters. The rare postings without a code, because the pair is rare or the
+tf large, are exceptions, which are kept apart.
 """
 
 from typing import NamedTuple
@@ -34,29 +22,35 @@ _IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 
 
 class DecodedLists(State):
-    """The arrays above."""
+    """H lists of a segment with U terms, in W windows of WINDOW docs: a place in one fits 16 bits.
 
-    list_of = array(np.int32, ANY)
-    window_ptr = array(np.int32, ANY, ANY)
-    postings = array(np.uint32, ANY)
-    exception_ptr = array(np.int32, ANY)
+    List h has postings[window_ptr[h, w]:window_ptr[h, w + 1]] in window w, and the exceptions
+    exception_ptr[h]:exception_ptr[h + 1].
+    """
+
+    list_of = array(np.int32, ANY)  # [U]: the decoded list of each ordinal, or ABSENT
+    window_ptr = array(np.int32, ANY, ANY)  # [H, W + 1]
+    postings = array(np.uint32, ANY)  # doc - w * WINDOW | code << 16
+    exception_ptr = array(np.int32, ANY)  # [H + 1]
     exception_docs = array(np.int32, ANY)
     exception_tfs = array(np.int32, ANY)
-    code_tfs = array(np.int32, ANY)
-    code_lengths = array(np.int32, ANY)
+    code_tfs = array(np.int32, ANY)  # [P]: the tf of each code, P <= MAX_CODES
+    code_lengths = array(np.int32, ANY)  # [P]: and its document length
+    # [T, C]: the code of each tf and length class, or ABSENT, as is all of the last row and column,
+    # which stand for larger ones
     codes = array(np.int32, ANY, ANY)
 
 
 class Entries(NamedTuple):
-    """Scratch for the entries of one list."""
+    """Scratch for the entries of one list: int32[size] each."""
 
-    docs: np.ndarray  # int32[size]
-    tfs: np.ndarray  # int32[size]
-    codes: np.ndarray  # int32[size]
+    docs: np.ndarray
+    tfs: np.ndarray
+    codes: np.ndarray
 
 
 class Decoded(NamedTuple):
-    """Where lists are decoded to: three arrays of the state above."""
+    """Where lists are decoded to: three arrays of DecodedLists."""
 
     postings: np.ndarray
     exception_docs: np.ndarray
@@ -122,22 +116,14 @@ def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
     return n, n_exceptions
 
 
-@kernel(internal=True, borrow=True)
-def _longest(segment, ordinals):
-    longest = np.int64(0)
-    for h in range(ordinals.size):
-        longest = max(longest, np.int64(segment.entries[ordinals[h]]))
-    return longest
-
-
 @kernel(nogil=True)
-def pairs_count(segment, ordinals, counts):
+def pairs_count(segment, ordinals, size, counts):
     """Count each pair of tf and length class in counts int32[T, C], over some lists of a segment.
 
-    `segment` is its handle. Return the number of postings whose pair is beyond T or C. O(postings).
+    `segment` is its handle, `size` the length of the longest of the lists. Return the number of
+    postings whose pair is beyond T or C. O(postings).
     """
     segment = segment_at(segment)
-    size = _longest(segment, ordinals)
     parts = ((size, np.int32), (size, np.int32))
     memory = scratch(parts)
     docs, tfs = cut(memory, parts)
@@ -154,24 +140,23 @@ def pairs_count(segment, ordinals, counts):
 
 
 @kernel(nogil=True)
-def decoded_fill(segment, decoded, ordinals):
+def decoded_fill(segment, decoded, ordinals, size):
     """Decode list `ordinals[h]` of a segment as list h of a DecodedLists, for every h.
 
-    Both are handles; filled are its postings, window_ptr and exceptions. O(postings).
+    Both are handles, `size` is as in `pairs_count`; filled are postings, window_ptr and exceptions
+    of the lists. O(postings).
     """
     segment, lists = segment_at(segment), decoded_lists_at(decoded)
-    size = _longest(segment, ordinals)
     parts = ((size, np.int32), (size, np.int32), (size, np.int32))
     memory = scratch(parts)
-    docs, tfs, codes = cut(memory, parts)
-    entries = Entries(docs, tfs, codes)
+    entries = Entries(*cut(memory, parts))
     out = Decoded(lists.postings, lists.exception_docs, lists.exception_tfs)
     n, n_exceptions = 0, 0
     for h in range(ordinals.size):
         lists.exception_ptr[h] = n_exceptions
-        size = list_ascending(segment, ordinals[h], docs, tfs)
+        n_own = list_ascending(segment, ordinals[h], entries.docs, entries.tfs)
         n, n_exceptions = list_split(
-            entries, size, segment.classes, lists.codes, lists.window_ptr[h], out, n, n_exceptions
+            entries, n_own, segment.classes, lists.codes, lists.window_ptr[h], out, n, n_exceptions
         )
     lists.exception_ptr[ordinals.size] = n_exceptions
     keep_alive(memory)

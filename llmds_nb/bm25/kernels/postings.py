@@ -1,27 +1,11 @@
 """The postings of one immutable segment: which documents hold a term, and how often.
 
 A *doc* is a document's number within its segment, as in Lucene, and an *ordinal* the position of a
-term in the segment's `terms`. State of a segment with n documents and U distinct terms (`Segment`):
-
-    ids            int64[n]      external ids, strictly ascending, by doc. Or int64[1]: the first of
-                                 n ids that count up by one
-    classes        uint16[n]     the length class of each document, or NO_CLASS
-    class_lengths  int32[C]      the length of the documents of a class, in tokens without stop
-                                 words, ascending; C <= NO_CLASS
-    long_docs      int32[2, L]   doc and length of each document of NO_CLASS, ascending by doc
-    dead           bool[n]       removed or replaced since the segment was made; [0] while none is
-    terms          int32[U]      term ids, strictly ascending
-    starts         int64[U + 1]  the list of ordinal u is data[starts[u]:starts[u + 1]]
-    entries        int32[U]      documents in each list
-    live           int32[U]      those of them that are not dead, or ABSENT: not yet counted
-    data           uint8[B + 1]  the lists, encoded as in `block_codec`, and a byte 0
-
-Invariants: no list is empty; every list ends exactly at its end; docs < n; the tfs of a document
-sum to its length; `live`, where known, is the number of docs that are not dead. A published segment
-never changes except for `live`, where any two writers would write the same.
+term in the segment's `terms`. Invariants of a `Segment`: ids and terms ascend strictly; no list is
+empty; every list ends exactly at its end; docs < n; the tfs of a document sum to its length;
+`live`, where known, is the number of docs that are not dead. A published segment never changes
+except for `live`, where any two writers would write the same.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -37,18 +21,19 @@ _N_WIDTHS = 33  # of a gap, in bits
 
 
 class Segment(State):
-    """Some documents and their encoded postings: the arrays above."""
+    """The encoded postings of n documents with U distinct terms."""
 
-    ids = array(np.int64, ANY)
-    classes = array(np.uint16, ANY)
+    ids = array(np.int64, ANY)  # [n]: external ids; or [1]: the first of n that count up by one
+    classes = array(np.uint16, ANY)  # [n]: the length class of each document, or NO_CLASS
+    # [C <= NO_CLASS]: length of the documents of a class, in tokens without stop words, ascending
     class_lengths = array(np.int32, ANY)
-    long_docs = array(np.int32, 2, ANY)
-    dead = array(np.bool_, ANY)
-    terms = array(np.int32, ANY)
-    starts = array(np.int64, ANY)
-    entries = array(np.int32, ANY)
-    live = array(np.int32, ANY)
-    data = array(np.uint8, ANY)
+    long_docs = array(np.int32, 2, ANY)  # doc and length of each document of NO_CLASS, ascending
+    dead = array(np.bool_, ANY)  # [n]: removed or replaced since it was made; [0] while none is
+    terms = array(np.int32, ANY)  # [U]: term ids
+    starts = array(np.int64, ANY)  # [U + 1]: the list of ordinal u is data[starts[u]:starts[u + 1]]
+    entries = array(np.int32, ANY)  # [U]: documents in each list
+    live = array(np.int32, ANY)  # [U]: those of them that are not dead; ABSENT: not yet counted
+    data = array(np.uint8, ANY)  # the lists, encoded as in `block_codec`, and a byte 0
 
 
 class MergeInput(State):
@@ -66,14 +51,6 @@ class MergeInput(State):
     bases = array(np.int64, ANY, 2)
     group = array(np.int64, ANY)
     doc_of = array(np.int32, ANY)
-
-
-class EncodedLists(NamedTuple):
-    """Lists that a kernel encodes: `data`, `starts` and `entries` of a segment."""
-
-    data: np.ndarray
-    starts: np.ndarray
-    entries: np.ndarray
 
 
 segment_at = unpacker(Segment)
@@ -154,19 +131,17 @@ def postings_group(local, doc_ptr, order, first, docs):
 
 
 @kernel(internal=True, borrow=True)
-def _list_append(out, u, position, docs, tfs, n, counts):
-    """Encode n entries as list u at out.data[position:], if they fit.
+def _list_append(docs, tfs, n, counts, data, position):
+    """Encode n entries at data[position:], if they fit.
 
-    Return where the list ends, or would end: beyond out.data.size if it does not fit, and then
-    nothing is written. It is measured only where the longest list of n entries would not fit. O(n).
+    Return where the list ends, or would end: beyond data.size if it does not fit, and then nothing
+    is written. It is measured only where the longest list of n entries would not fit. O(n).
     """
-    if position + _MAX_ENTRY_BYTES * n > out.data.size:
-        end = list_encode(docs, tfs, n, counts, out.data, position, True)
-        if end > out.data.size:
+    if position + _MAX_ENTRY_BYTES * n > data.size:
+        end = list_encode(docs, tfs, n, counts, data, position, True)
+        if end > data.size:
             return end
-    out.starts[u] = position
-    out.entries[u] = n
-    return list_encode(docs, tfs, n, counts, out.data, position, False)
+    return list_encode(docs, tfs, n, counts, data, position, False)
 
 
 @kernel(nogil=True)
@@ -177,7 +152,6 @@ def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
     Return (the first list that does not fit, where it would begin, where it would end); once all
     are encoded, U and twice their end. O(t).
     """
-    out = EncodedLists(data, starts, entries)
     parts = ((max_entries, np.int32), (max_entries, np.int32), (_N_WIDTHS, np.int64))
     memory = scratch(parts)
     list_docs, list_tfs, counts = cut(memory, parts)
@@ -194,9 +168,10 @@ def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
                 j += 1
             list_docs[n], list_tfs[n] = doc, tf
             n += 1
-        end = _list_append(out, u, position, list_docs, list_tfs, n, counts)
+        end = _list_append(list_docs, list_tfs, n, counts, data, position)
         if end > data.size:
             break
+        starts[u], entries[u] = position, n
         position = end
         u += 1
     if u == first.size - 1:
@@ -259,22 +234,15 @@ def _entries_sort(docs, tfs, n, keys, spare):
 
 
 @kernel(nogil=True)
-def postings_merge(merge_input, data, starts, entries, g, position):
+def postings_merge(merge_input, most, data, starts, entries, g, position):
     """Merge the lists of a MergeInput (its handle), from group g on, into data[position:].
 
-    Entries ascend in the new doc. Fills starts int64[G + 1] and entries int32[G] (0 where all are
-    dead). Return as `postings_pack` does. O(entries log(lists per group)), without the logarithm
-    where the docs of one segment follow those of another.
+    No group has more than `most` entries; they ascend in the new doc. Fills starts int64[G + 1] and
+    entries int32[G] (0 where all are dead). Return as `postings_pack` does. O(entries log(lists per
+    group)), without the logarithm where the docs of one segment follow those of another.
     """
     lists = _merge_input_at(merge_input)
-    out = EncodedLists(data, starts, entries)
     n_groups = lists.group.size - 1
-    most = np.int64(0)
-    for i in range(n_groups):
-        n = np.int64(0)
-        for j in range(lists.group[i], lists.group[i + 1]):
-            n += lists.sizes[j]
-        most = max(most, n)
     parts = ((most, np.int32), (most, np.int32), (_N_WIDTHS, np.int64))
     memory = scratch(parts)
     docs, tfs, counts = cut(memory, parts)
@@ -301,9 +269,10 @@ def postings_merge(merge_input, data, starts, entries, g, position):
             if keys.size == 0:
                 keys, spare = np.empty(most, np.int64), np.empty(most, np.int64)
             n = _entries_sort(docs, tfs, n, keys, spare)
-        end = _list_append(out, g, position, docs, tfs, n, counts)
+        end = _list_append(docs, tfs, n, counts, data, position)
         if end > data.size:
             break
+        starts[g], entries[g] = position, n
         position = end
         g += 1
     if g == n_groups:

@@ -2,7 +2,9 @@
 
 The terms of a query are added in ascending order of their text, so that a score depends on nothing
 but the documents, the query and the parameters; equal scores rank by smaller id. All queries of a
-call search all segments (`segment_search`).
+call search all segments (`segment_search`). An *index* is everything that searches of one snapshot
+with one formula share (`IndexState`); of each segment it has the handle of a `SegmentState`, which
+has those of the `Segment` and of its `DecodedLists`: these outlive a change of the formula.
 """
 
 from typing import NamedTuple
@@ -12,29 +14,34 @@ import numpy as np
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch as scratch_memory
+from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select, topk_spread
 from ...text.kernels.tokenize import queries_group
-from .decoded_lists import decoded_lists_at
+from . import segment_search as s
+from .decoded_lists import Decoded, Entries, decoded_lists_at
 from .postings import postings_df_add, segment_at
-from .scoring import bm25_weights
-from .segment_search import (
-    LIST_COLUMNS,
-    LISTED,
-    MAX_TERMS,
-    SMALL_K,
-    Best,
-    DecodingArea,
-    Filter,
-    Query,
-    lists_choose,
-    lists_open,
-    segment_search,
-)
-from .state import index_at, segment_state_at
+from .scoring import Saturation, bm25_weights
 
 SCAN_DOCS = 32  # the usual values of the fields of IndexState
 LOOKUP_COST = 8
+
+
+class IndexState(State):
+    """The segments, the vocabulary and the formula, and when to scan or to look up."""
+
+    n_docs = INT
+    variant = INT
+    k1 = FLOAT
+    saturation = Saturation
+    term_text = array(np.uint8, ANY)  # term t is term_text[term_ptr[t]:term_ptr[t + 1]]
+    term_ptr = array(np.int64, ANY)
+    segments = array(np.int64, ANY)  # handles of SegmentStates
+    scan_docs = INT  # windows are scanned if there is a posting for one in so many documents
+    lookup_cost = INT  # postings that are passed in the time that one is looked up
+
+
+index_at = unpacker(IndexState)
 
 
 class Terms(NamedTuple):
@@ -57,7 +64,7 @@ def _query_weigh(index, tokens, begin_stop, work):
     )
     work.df[:e] = 0
     for number in range(index.segments.size):
-        segment = segment_at(segment_state_at(index.segments[number]).segment)
+        segment = segment_at(s.segment_state_at(index.segments[number]).segment)
         postings_df_add(segment, work.terms[:e], work.ordinals[number, :e], work.df[:e])
     bm25_weights(
         index.variant, index.k1, index.n_docs, work.df[:e], work.counts[:e], work.gain[:e],
@@ -82,34 +89,32 @@ def bm25_search_many(
     n_segments = state.segments.size
     query_ptr = array_at(query_ptr, n + 1, np.int64)
     tokens = array_at(tokens, query_ptr[n], np.int32)
-    allowed = Filter(
-        filter_kind,
-        array_at(filter_at, filter_size, np.bool_),
-        array_at(filter_at, filter_size if filter_kind == LISTED else 0, np.int64),
-    )
+    n_listed = filter_size if filter_kind == s.LISTED else 0
+    listed = array_at(filter_at, n_listed, np.int64)
+    allowed = s.Filter(filter_kind, array_at(filter_at, filter_size, np.bool_), listed)
     m = np.int64(1)
     for query in range(n):
         m = max(m, query_ptr[query + 1] - query_ptr[query])
-    n_best = k if k <= SMALL_K else 2 * k
+    n_best = k if k <= s.SMALL_K else 2 * k
     parts = (
         (m, np.int32), (m, np.int32), (2, np.int64), ((n_segments, m), np.int32), (m, np.int64),
-        (m, np.float64), (m, np.float64), (m, np.int64), ((m, LIST_COLUMNS), np.int64),
+        (m, np.float64), (m, np.float64), (m, np.int64), ((m, s.LIST_COLUMNS), np.int64),
         (n_best, np.float64), (n_best, np.int64),
     )  # fmt: skip
     memory = scratch_memory(parts)
     arrays = cut(memory, parts)
     work = Terms(*arrays[:7])
     term_of, lists = arrays[7], arrays[8]
-    best = Best(arrays[9], arrays[10], k)
+    best = s.Best(arrays[9], arrays[10], k)
     area_memory = np.empty(0, np.uint8)
     for query in range(n):
         e = _query_weigh(state, tokens, query_ptr[query : query + 2], work)
         found, min_score = 0, -np.inf
         for number in range(n_segments):
             segment_state = state.segments[number]
-            segment = segment_at(segment_state_at(segment_state).segment)
-            decoded = decoded_lists_at(segment_state_at(segment_state).decoded)
-            chosen = lists_choose(
+            segment = segment_at(s.segment_state_at(segment_state).segment)
+            decoded = decoded_lists_at(s.segment_state_at(segment_state).decoded)
+            chosen = s.lists_choose(
                 segment, decoded.list_of, work.ordinals[number, :e], work.gain, work.bonus, term_of
             )
             if chosen.n_lists == 0:
@@ -121,26 +126,23 @@ def bm25_search_many(
             )  # fmt: skip
             if chosen.n_encoded > 0:
                 area_memory = scratch_memory(area_parts)
-            area = DecodingArea(*cut(area_memory, area_parts))
-            lists_open(segment_state, work.ordinals[number], term_of, chosen.n_lists, area, lists)
-            # With many hits, fewer documents are left out.
-            scan_docs = state.scan_docs if k <= SMALL_K else state.scan_docs // 4
-            scan = (
-                chosen.n_lists > MAX_TERMS or chosen.n_postings * scan_docs >= segment.classes.size
-            )
-            found, min_score = segment_search(
-                segment_state,
-                scratch,
-                Query(
-                    lists, term_of, chosen.n_lists, work.gain, work.bonus, state.saturation,
-                    chosen.max_score, scan, state.lookup_cost,
-                ),
-                allowed,
-                best,
-                found,
-                min_score,
+            area = cut(area_memory, area_parts)
+            s.lists_open(
+                segment_state, work.ordinals[number], term_of, chosen.n_lists,
+                Entries(*area[3:6]), Decoded(*area[:3]), area[6], lists,
             )  # fmt: skip
-        if k > SMALL_K:
+            # With many hits, fewer documents are left out.
+            scan_docs = state.scan_docs if k <= s.SMALL_K else state.scan_docs // 4
+            many = chosen.n_postings * scan_docs >= segment.classes.size
+            scan = chosen.n_lists > s.MAX_TERMS or many
+            in_segment = s.Query(
+                lists, term_of, chosen.n_lists, work.gain, work.bonus, state.saturation,
+                chosen.max_score, scan, state.lookup_cost,
+            )  # fmt: skip
+            found, min_score = s.segment_search(
+                segment_state, scratch, in_segment, allowed, best, found, min_score
+            )
+        if k > s.SMALL_K:
             if found > k:
                 topk_select(best.scores, best.ids, found, k)
                 found = k

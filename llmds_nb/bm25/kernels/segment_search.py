@@ -6,14 +6,8 @@ added up in float64. Lists that are not among the decoded ones are decoded for t
 same form. If many documents have a posting, all bounds of a window are scanned; otherwise only
 those that were touched. None of these choices changes an answer.
 
-The best so far are kept in order or, if k > SMALL_K, as unordered entries (`topk`). Of the lists of
-a query there is
-
-    lists    int64[m, 7]   one row per list, columns below
-    term_of  int64[m]      the term of each list, as an index of gain and bonus
-
-Functions that are compiled apart take states as handles: a named tuple of arrays is passed as seven
-words an array.
+The best so far are kept in order or, if k > SMALL_K, as unordered entries (`topk`). Functions that
+are compiled apart take states as handles: a named tuple of arrays is passed as seven words each.
 """
 
 from typing import NamedTuple
@@ -22,13 +16,13 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
+from ..._core.state import ANY, INT, State, array, unpacker
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select
 from . import window as w
-from .decoded_lists import WINDOW, Decoded, Entries, decoded_lists_at, list_ascending, list_split
+from .decoded_lists import WINDOW, decoded_lists_at, list_ascending, list_split
 from .postings import id_at, is_dead, lower_bound, segment_at
 from .scoring import Saturation
-from .state import CHUNK, scratch_at, segment_state_at, start_of
 
 SMALL_K = 16  # more hits than this are selected from twice as many
 MAX_TERMS = 1 << 14  # with more, bounds could not tell scores apart
@@ -39,6 +33,34 @@ _POSTINGS, _WINDOW_PTR, _EXC_DOCS, _EXC_TFS, _EXC_BEGIN, _EXC_STOP, _EXC_END = r
 LIST_COLUMNS = 7
 
 NO_FILTER, MASK, LISTED = range(3)
+CHUNK = 64
+
+
+class SegmentState(State):
+    """A segment as searches with one formula read it, with decoded lists of P codes."""
+
+    segment = INT  # handle of its Segment
+    decoded = INT  # handle of its DecodedLists
+    code_scores = array(np.float64, ANY)  # [P]: what the pair of a code contributes at gain 1
+    code_bounds = array(np.float32, ANY)  # [P]: the same in float32
+    all_alive = INT  # whether no document is dead
+
+
+class Scratch(State):
+    """What one search works with, for windows of WINDOW docs, which `doc` means below."""
+
+    bounds = array(np.uint16, WINDOW)  # all 0 between calls; no less than a doc's score, in units
+    scores = array(np.float64, WINDOW)  # all 0 between calls; of docs that may be among the best
+    touched = array(np.int32, WINDOW + 1)  # docs whose bound is not 0
+    candidates = array(np.int32, WINDOW + 1)  # docs that may be among the best
+    sample = array(np.uint16, WINDOW + 64)  # bounds of some docs, or the largest of each column
+    histogram = array(np.int32, w.N_BINS)  # of the bounds that reached the threshold, over windows
+    chunk_ids = array(np.int64, CHUNK)  # ids of some docs
+    chunk_scores = array(np.float64, CHUNK)  # and their scores
+
+
+segment_state_at = unpacker(SegmentState)
+scratch_at = unpacker(Scratch)
 
 
 class Filter(NamedTuple):
@@ -68,23 +90,11 @@ class Lists(NamedTuple):
     longest: int  # of the encoded lists
 
 
-class DecodingArea(NamedTuple):
-    """Where the encoded lists of a query are decoded to: p postings, the longest list having q."""
-
-    postings: np.ndarray  # uint32[p]
-    exception_docs: np.ndarray  # int32[p]
-    exception_tfs: np.ndarray  # int32[p]
-    docs: np.ndarray  # int32[q]
-    tfs: np.ndarray  # int32[q]
-    codes: np.ndarray  # int32[q]
-    window_ptr: np.ndarray  # int32[lists, windows + 1]
-
-
 class Query(NamedTuple):
     """A query in one segment, and how to search for it."""
 
-    lists: np.ndarray  # int64[m, 7]
-    term_of: np.ndarray  # int64[m]
+    lists: np.ndarray  # int64[m, LIST_COLUMNS]
+    term_of: np.ndarray  # int64[m], the term of each list, as an index of gain and bonus
     n_lists: int
     gain: np.ndarray  # float64[m]
     bonus: np.ndarray  # float64[m]
@@ -92,6 +102,12 @@ class Query(NamedTuple):
     max_score: float
     scan: bool  # scan all bounds of a window
     lookup_cost: int
+
+
+@kernel(internal=True, borrow=True)
+def _start_of(values):
+    """The address where an array's memory begins. O(1)."""
+    return np.int64(values.ctypes.data)
 
 
 @kernel(noinline=True, borrow=True)
@@ -147,12 +163,8 @@ def _window_postings(row, window, n_windows):
 @kernel(internal=True, borrow=True)
 def _exceptions(row, stop):
     """The exceptions of a list from that which begins the window to `stop`. O(1)."""
-    return w.Exceptions(
-        array_at(row[_EXC_DOCS], stop, np.int32),
-        array_at(row[_EXC_TFS], stop, np.int32),
-        row[_EXC_BEGIN],
-        stop,
-    )
+    docs, tfs = array_at(row[_EXC_DOCS], stop, np.int32), array_at(row[_EXC_TFS], stop, np.int32)
+    return w.Exceptions(docs, tfs, row[_EXC_BEGIN], stop)
 
 
 @kernel(internal=True, borrow=True)
@@ -175,31 +187,32 @@ def lists_choose(segment, list_of, ordinals, gain, bonus, term_of):
 
 
 @kernel(noinline=True, borrow=True)
-def lists_open(segment_state, ordinals, term_of, n_lists, area, lists):
-    """Fill the first n_lists rows of `lists`, decoding into the area. O(encoded postings)."""
+def lists_open(segment_state, ordinals, term_of, n_lists, entries, out, window_ptrs, lists):
+    """Fill the first n_lists rows of `lists`; the encoded ones are decoded. O(their postings).
+
+    `entries` has the size of the longest of these; `out` and window_ptrs int32[e, W + 1] take them.
+    """
     state = segment_state_at(segment_state)
     segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
-    entries = Entries(area.docs, area.tfs, area.codes)
-    out = Decoded(area.postings, area.exception_docs, area.exception_tfs)
     n, n_exceptions, n_encoded = 0, 0, 0
     for u in range(n_lists):
         row = lists[u]
         ordinal = ordinals[term_of[u]]
         h = decoded.list_of[ordinal]
         if h != ABSENT:
-            row[_POSTINGS] = start_of(decoded.postings)
-            row[_WINDOW_PTR] = start_of(decoded.window_ptr[h])
-            row[_EXC_DOCS] = start_of(decoded.exception_docs)
-            row[_EXC_TFS] = start_of(decoded.exception_tfs)
+            row[_POSTINGS] = _start_of(decoded.postings)
+            row[_WINDOW_PTR] = _start_of(decoded.window_ptr[h])
+            row[_EXC_DOCS] = _start_of(decoded.exception_docs)
+            row[_EXC_TFS] = _start_of(decoded.exception_tfs)
             row[_EXC_BEGIN] = decoded.exception_ptr[h]
             row[_EXC_END] = decoded.exception_ptr[h + 1]
             continue
-        window_ptr = area.window_ptr[n_encoded]
+        window_ptr = window_ptrs[n_encoded]
         n_encoded += 1
-        row[_POSTINGS], row[_WINDOW_PTR] = start_of(area.postings), start_of(window_ptr)
-        row[_EXC_DOCS], row[_EXC_TFS] = start_of(area.exception_docs), start_of(area.exception_tfs)
+        row[_POSTINGS], row[_WINDOW_PTR] = _start_of(out.postings), _start_of(window_ptr)
+        row[_EXC_DOCS], row[_EXC_TFS] = _start_of(out.exception_docs), _start_of(out.exception_tfs)
         row[_EXC_BEGIN] = n_exceptions
-        size = list_ascending(segment, ordinal, area.docs, area.tfs)
+        size = list_ascending(segment, ordinal, entries.docs, entries.tfs)
         n, n_exceptions = list_split(
             entries, size, segment.classes, decoded.codes, window_ptr, out, n, n_exceptions
         )

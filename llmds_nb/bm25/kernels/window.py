@@ -7,8 +7,8 @@ bound,
     u < m <= u + SLACK * n
 
 since float32 errs by less than .02 of 65536 units, ROUND_UP makes up for it, and adding one to a
-bound truncates it. Documents are numbered within the window here. Arrays are as in `decoded_lists`
-and `state`.
+bound truncates it. Documents are numbered within the window here. Arrays are as in `DecodedLists`
+and `Scratch`.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,7 @@ from ...primitives.bits import count_bits, lowest_bit
 from .decoded_lists import WINDOW
 from .postings import length_at
 from .scoring import bm25_contribution
-from .simd_threshold import LANES, columns_max, threshold_mask
-from .state import N_BINS
+from .simd import LANES, columns_max, threshold_mask
 
 MAX_BOUND = 65535  # units
 ROUND_UP = 1.03125
@@ -30,7 +29,7 @@ STRIPS = (32, 128)  # of a window of few documents, of many
 MANY_DOCS = 1 << 13
 PAD = LANES
 GRAIN = 16
-_BIN_SHIFT = 5
+N_BINS, _BIN_SHIFT = 1 << 11, 5
 
 _IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 _0, _1 = np.uint64(0), np.uint64(1)

@@ -1,10 +1,5 @@
 """Vectors of texts by latent semantic analysis: weighted terms times term vectors.
 
-State, which never changes after a fit:
-
-    idf         float32[T]     weight of each term, >= 0; 0 for terms that the fit has not seen
-    components  float32[T, d]  vector of each term, all finite; d orthonormal columns
-
 Texts are ids int32[t], those of text i at indptr[i]:indptr[i + 1]; an unknown term is < 0 or >= T.
 """
 
@@ -17,10 +12,10 @@ from ..._core.state import ANY, State, array, unpacker
 
 
 class LsaState(State):
-    """The arrays of the module docstring."""
+    """Weights and vectors of T terms; never changed after a fit."""
 
-    idf = array(np.float32, ANY)
-    components = array(np.float32, ANY, ANY)
+    idf = array(np.float32, ANY)  # [T]: >= 0; 0 for terms that the fit has not seen
+    components = array(np.float32, ANY, ANY)  # [T, d]: all finite; the d columns are orthonormal
 
 
 _lsa_at = unpacker(LsaState)

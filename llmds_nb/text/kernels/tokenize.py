@@ -1,22 +1,9 @@
 """Splitting ASCII text into words, and the hash table of strings that numbers words and terms.
 
-State of a string table, S strings at most (StringTableState):
-
-    blob    uint8[B]      the strings end to end
-    ptr     int64[S + 1]  string i is blob[ptr[i]:ptr[i + 1]]; ptr[0] = 0
-    hashes  uint64[S]     its hash_bytes
-    slots   int32[C]      open addressing from hash to i, ABSENT where empty; C a power of two
-
-The first n strings are in use; they are numbered in the order of arrival, and a number never
-changes. Invariants: the strings are distinct and none is empty; every slot between a string's home
+A string table numbers strings in the order of arrival, and a number never changes. The first n are
+in use: they are distinct and none is empty; ptr[0] = 0; every slot between a string's home
 `hashes[i] & (C - 1)` and the slot that holds i (cyclically) is taken; 2 * n <= C. The owner grows
 the arrays before it adds.
-
-State of a word cache (WordCacheState), which remembers what became of words:
-
-    words     a string table of the words met so far
-    term_ids  int32[S]    the term id of each, ABSENT for an unknown term, DROPPED for a word that
-                          is no term (a stop word, say), UNSET while it is looked up
 
 Text to split is `data uint8[n]` in which every byte that belongs to no word is 0; text i is
 data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
@@ -39,18 +26,20 @@ _FIRST_SLOTS = 1 << 12
 
 
 class StringTableState(State):
-    """Strings, and a hash table that finds them; see the module docstring."""
+    """At most S strings, and a hash table that finds them."""
 
-    blob = array(np.uint8, ANY)
-    ptr = array(np.int64, ANY)
-    hashes = array(np.uint64, ANY)
-    slots = array(np.int32, ANY)
+    blob = array(np.uint8, ANY)  # the strings end to end
+    ptr = array(np.int64, ANY)  # [S + 1]: string i is blob[ptr[i]:ptr[i + 1]]
+    hashes = array(np.uint64, ANY)  # [S]: its hash_bytes
+    slots = array(np.int32, ANY)  # [C], a power of two: from hash to i, ABSENT where empty
 
 
 class WordCacheState(State):
-    """Words and their term ids; see the module docstring."""
+    """What became of the words met so far."""
 
     words = StringTableState
+    # [S]: the term id of each, ABSENT for an unknown term, DROPPED for a word that is no term (a
+    # stop word, say), UNSET while it is looked up
     term_ids = array(np.int32, ANY)
 
 
@@ -156,9 +145,8 @@ def _word_at(data, position, end):
 def words_number(data, text_ptr, shortest):
     """Number the distinct words of each text, words shorter than `shortest` left out.
 
-    Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them,
-    starts int64[d] and stops int64[d], the place in `data` where each number first occurs). The
-    caller owns all four. O(bytes) expected.
+    Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them, starts
+    and stops int64[d] of where in `data` each number first occurs). O(bytes) expected.
     """
     n_texts = text_ptr.size - 1
     most = data.size // shortest + 1
@@ -228,9 +216,9 @@ def _text_encode(cache, data, start, stop, shortest, out, n, missing, n_missing)
 def words_encode(handle, data, text_ptr, shortest, out, out_ptr, missing):
     """The term ids of the words of each text, by a word cache.
 
-    out int32[bytes / shortest] and out_ptr int64[n_texts + 1] are filled, dropped words left out.
-    Return how many words are not in the cache; missing int64[m, 2] takes where in `data` the first
-    m of them start and stop. O(bytes) expected.
+    Fills out int32[bytes / shortest] and out_ptr int64[n_texts + 1], without dropped words; returns
+    how many are not in the cache. missing int64[m, 2] takes where in `data` the first m of these
+    start and stop. O(bytes) expected.
     """
     cache = _word_cache_at(handle)
     n, n_missing = 0, 0
@@ -260,8 +248,7 @@ def words_encode_one(handle, text, n, shortest, tokens):
 def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
     """Replace word numbers by the ids of their terms, leaving out those whose id is DROPPED.
 
-    out int32[w] takes ids_of[numbers], out_ptr int64[n + 1] the offsets per text; return how many
-    were written. O(w).
+    Fills out int32[w] and the offsets out_ptr int64[n + 1]; returns how many were written. O(w).
     """
     n = 0
     out_ptr[0] = 0
@@ -328,9 +315,9 @@ def _text_sort(blob, ptr, ids, n):
 def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
     """The distinct known terms of each query in ascending order of their text, and their counts.
 
-    Query i has ids[query_ptr[i]:query_ptr[i + 1]], int32; ids that are no string of the table are
-    left out. terms int32[n] and counts int32[n] are filled, with offsets term_ptr int64[q + 1].
-    Returns the number of terms. O(n^1.3) comparisons.
+    Query i has ids[query_ptr[i]:query_ptr[i + 1]], int32; ids of no string are left out. Fills
+    terms and counts int32[n] and the offsets term_ptr int64[q + 1]; returns the number of terms.
+    O(n^1.3) comparisons.
     """
     end = 0
     term_ptr[0] = 0

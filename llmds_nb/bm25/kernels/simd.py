@@ -1,7 +1,8 @@
-"""SIMD decoding of the planes of a postings block (block_codec.py), in portable LLVM IR.
+"""SIMD in portable LLVM IR: the planes of postings blocks (block_codec.py), and bounds of scores.
 
-Plain loops over slices take twice as long: LLVM checks at each loop whether the arrays overlap, and
-it does not vectorise a prefix sum.
+Plain loops over the planes take twice as long: LLVM checks at each loop whether the arrays overlap,
+and it does not vectorise a prefix sum. Nor does it turn a plain loop over bounds into a bit mask:
+it would write one byte for each comparison.
 """
 
 from llvmlite import ir
@@ -11,10 +12,11 @@ from numba.extending import intrinsic
 
 from ..._core.llvm import halved, ints, pick, spread
 
+LANES = 64  # bounds compared at a time, the bits of a mask
 _LANES = 16
 _CHUNKS = 128 // _LANES
 _BYTE, _INT, _WORD = (ir.IntType(bits) for bits in (8, 32, 64))
-_VECTOR = ints(32, _LANES)
+_VECTOR, _BOUNDS = ints(32, _LANES), ints(16, LANES)
 
 
 def _same(value):
@@ -126,7 +128,7 @@ def gaps_sum(typingctx, docs, data, position, planes, doc):
     doc - 1. Return doc + the sum of all as uint64, exact: where that is less than 2**32 nothing has
     overflown.
     """
-    _check_four_bytes(docs)
+    _check_dtype(docs, types.int32, types.uint32)
     kind = types.uint64(docs, data, types.uint64, types.uint64, types.uint64)
     return kind, _gaps_sum
 
@@ -134,10 +136,52 @@ def gaps_sum(typingctx, docs, data, position, planes, doc):
 @intrinsic
 def tfs_decode(typingctx, tfs, data, position):
     """tfs[i] = 1 + bit i // 16 of data[position + i % 16], for 128 int32 or uint32."""
-    _check_four_bytes(tfs)
+    _check_dtype(tfs, types.int32, types.uint32)
     return types.void(tfs, data, types.uint64), _tfs_decode
 
 
-def _check_four_bytes(array):
-    if array.dtype not in (types.int32, types.uint32):
-        raise TypeError(f"docs and tfs must be int32 or uint32, not {array.dtype}")
+def _at(builder, data, offset):
+    """The pointer to the vector of bounds that begins at data[offset]."""
+    return builder.bitcast(builder.gep(data, [offset]), _BOUNDS.as_pointer())
+
+
+def _threshold_mask(context, builder, signature, args):
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    threshold = spread(builder, args[2], LANES)
+    bounds = builder.load(_at(builder, data, args[1]), align=2)
+    return builder.bitcast(builder.icmp_unsigned(">=", bounds, threshold), _WORD)
+
+
+def _columns_max(context, builder, signature, args):
+    data, out = (
+        context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4)
+    )
+    first, strips, width = args[1:4]
+    largest = cgutils.alloca_once_value(builder, ir.Constant(_BOUNDS, [0] * LANES))
+    with cgutils.for_range(builder, strips) as loop:
+        offset = builder.add(first, builder.mul(loop.index, width))
+        bounds, before = builder.load(_at(builder, data, offset), align=2), builder.load(largest)
+        larger = builder.icmp_unsigned(">", bounds, before)
+        builder.store(builder.select(larger, bounds, before), largest)
+    builder.store(builder.load(largest), _at(builder, out, first), align=2)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def threshold_mask(typingctx, bounds, at, threshold):
+    """uint64 whose bit i is bounds[at + i] >= threshold; bounds uint16[>= at + 64]."""
+    _check_dtype(bounds, types.uint16)
+    return types.uint64(bounds, types.intp, types.uint16), _threshold_mask
+
+
+@intrinsic
+def columns_max(typingctx, bounds, at, strips, width, out):
+    """out[at + i] = the largest of bounds[at + i + strip * width], for i < 64; both are uint16."""
+    _check_dtype(bounds, types.uint16)
+    _check_dtype(out, types.uint16)
+    return types.void(bounds, types.intp, types.intp, types.intp, out), _columns_max
+
+
+def _check_dtype(array, *dtypes):
+    if array.dtype not in dtypes:
+        raise TypeError(f"an array must be {' or '.join(map(str, dtypes))}, not {array.dtype}")
