@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from .._core.typing import ArrayLike, Bools
 from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
 
-TokenBuckets: Any = k.TokenBuckets  # a named tuple class: see _core/state.py
 _NS = 1_000_000_000
 _MAX_GRAINS = 2**62
 _REASONS = {OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
@@ -50,7 +49,9 @@ class AdmissionController:
 
     A request takes one from the first bucket and its tokens from the second, or nothing from
     either. Both start full, hold `burst_ms` worth of their rate (but at least one request and one
-    token), and are kept in integers: a limit is exact over any length of time.
+    token), and are kept in integers: a limit is exact over any length of time. The reason of a
+    refusal is "qps" or "tokens", the bucket that takes longer to hold enough, or "too_large": more
+    tokens than the bucket ever holds, so that waiting never helps.
 
     Parameters
     ----------
@@ -61,11 +62,6 @@ class AdmissionController:
         How long an idle bucket fills.
     clock : callable
         Returns integer nanoseconds. Where it goes back, the latest time seen is used.
-
-    Notes
-    -----
-    The reason of a refusal is "qps" or "tokens", the bucket that takes longer to hold enough, or
-    "too_large": more tokens than the bucket ever holds, so that waiting never helps.
 
     >>> now = 0
     >>> control = AdmissionController(qps_limit=2, token_rate_limit=100, clock=lambda: now)
@@ -90,9 +86,7 @@ class AdmissionController:
         burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
-        buckets = TokenBuckets(
-            bucket=np.zeros((2, 6), np.int64), counter=np.zeros(7, np.int64), average=np.zeros(3)
-        )
+        buckets = k.TokenBuckets(np.zeros((2, 6), np.int64), np.zeros(7, np.int64), np.zeros(3))
         buckets.bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
         buckets.bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
         buckets.counter[k.LAST_NS] = validation.now_ns(clock)
@@ -102,36 +96,23 @@ class AdmissionController:
         self._lock = threading.Lock()
 
     def admit(self, tokens: int = 0) -> Admission:
-        """Admit one request of `tokens` tokens, or return why not and when to retry. O(1).
+        """Admit one request of `tokens` tokens, >= 0, or return why not and when to retry. O(1).
 
         An identical request is admitted `retry_after_ms` later, if nothing else is meanwhile.
-
-        Raises
-        ------
-        ValueError
-            `tokens` is negative.
         """
         if type(tokens) is not int or not 0 <= tokens <= k.MAX_TOKENS:
             tokens = validation.integer(tokens, "tokens", low=0, high=k.MAX_TOKENS)
         with self._lock:
-            now = validation.now_ns(self._clock)
-            self._one[0] = tokens
-            reason, wait = k.admission_admit_many(
-                self._handle.address, now, self._one, self._answer
-            )
+            now, one = validation.now_ns(self._clock), self._one
+            one[0] = tokens
+            reason, wait = k.admission_admit_many(self._handle.address, now, one, self._answer)
         retry = math.inf if wait == k.NEVER else wait / 1e6
         return Admission(reason == OK, _REASONS[reason], retry)
 
     def admit_many(self, tokens: ArrayLike) -> Bools:
-        """Admit requests that arrive at one time, in order; a refusal takes nothing. O(n).
+        """Admit requests of int64[n] tokens that arrive at one time, in order, as bool[n]. O(n).
 
-        Parameters
-        ----------
-        tokens : int64[n]
-
-        Returns
-        -------
-        bool[n]
+        A refusal takes nothing.
         """
         tokens = validation.for_kernel(tokens, "tokens", validation.INT64, high=k.MAX_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
@@ -146,11 +127,10 @@ class AdmissionController:
         """Return counts, moving averages and what the buckets hold now. O(1)."""
         bucket, counter, average = self._handle.state
         with self._lock:
-            now = validation.now_ns(self._clock)
-            k.admission_advance(self._handle.address, now)
-            available = [
-                int(row[k.LEVEL]) / int(row[k.UNIT]) if row[k.RATE] else math.inf for row in bucket
-            ]
+            now, none = validation.now_ns(self._clock), self._one[:0]
+            k.admission_admit_many(self._handle.address, now, none, self._answer)
+            levels = bucket[:, [k.LEVEL, k.UNIT]].tolist()
+            available = [level / unit if unit else math.inf for level, unit in levels]
             return AdmissionStats(*counter[1:].tolist(), *average.tolist(), *available)
 
     def __repr__(self) -> str:
@@ -197,7 +177,6 @@ def _bucket(rate, name, burst_ms):
             f"{name}={float(rate):g} with burst_ms={burst_ms:g} is beyond exact arithmetic: "
             f"take a rate of 1e-6 to 1e9 per second and a bucket below 2e9"
         )
-    rate = taken
-    per_ns, unit = rate.numerator, rate.denominator * _NS
+    per_ns, unit = taken.numerator, taken.denominator * _NS
     capacity = max(per_ns * burst_ns, unit)
     return per_ns, unit, capacity, capacity // unit, -(-capacity // per_ns), capacity

@@ -13,7 +13,7 @@ from ..kv.salts import Salt, check_salt
 from ..primitives.status import ABSENT, INVALID, PRESENT
 from .batcher_state import BatcherState
 from .kernels import continuous as k, queue_state as s
-from .request_queue import Clock, Percentiles, Policy, RequestQueue, request_terms
+from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
 
 _NO_IDS = np.zeros(0, np.int64)
 _NO_MASK = np.zeros(0, np.bool_)
@@ -58,7 +58,7 @@ class ContinuousStats(NamedTuple):
     latency_ms: Percentiles  # from submit to the end
 
 
-class ContinuousBatcher:
+class ContinuousBatcher(QueueOwner):
     """Forms each step of an engine: which sequence computes which tokens, and where.
 
     The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
@@ -74,11 +74,8 @@ class ContinuousBatcher:
         Tokens computed in a step. Running requests come first, those that decode before those in
         prefill; then waiting ones are admitted. A long prompt is computed in chunks.
     policy : str or callable
-        Order of admission: "fcfs", "shortest" (prompt), "slo" (earliest deadline of the first
-        token), "aging" (``ms_per_token * prompt tokens + aging * arrival_ms``), "fair" (the tenant
-        that was served the fewest tokens, prompt and generated) or a function of your own, which
-        gets the number of prompt tokens; see `Scheduler`. No request is admitted before the first
-        in that order because it is smaller.
+        Order of admission, as for `Scheduler`: tokens are those of the prompt, under "fair" also
+        those generated. None is admitted before the first in that order because it is smaller.
     ms_per_token, aging, default_slo_ms, clock
         As for `Scheduler`; a deadline is that of the first token.
 
@@ -133,18 +130,12 @@ class ContinuousBatcher:
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
         self.cache = cache
         self.max_running = validation.integer(max_running, "max_running", low=1, high=2**20)
-        self.max_step_tokens = validation.integer(
-            max_step_tokens, "max_step_tokens", low=1, high=2**26
-        )
-        self._queue = RequestQueue(
-            policy, ms_per_token, aging, default_slo_ms, clock, width=k.ROW_WIDTH
-        )
-        self.policy = self._queue.policy
-        self._lock, self._cache_lock = self._queue.lock, cache._cache_state.lock
-        self._batcher_state = BatcherState(
-            cache, self._queue, self.max_running, self.max_step_tokens
-        )
-        self._handle = self._batcher_state.handle
+        most = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
+        self.max_step_tokens = most
+        queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock, k.ROW_WIDTH)
+        self._queue, self.policy = queue, queue.policy
+        self._lock, self._cache_lock = queue.lock, cache._cache_state.lock
+        self._batcher_state = BatcherState(cache, queue, self.max_running, most)
 
     def submit(
         self,
@@ -182,7 +173,7 @@ class ContinuousBatcher:
         if not tokens.size:
             raise ValueError("prompt_tokens must hold at least one token")
         new = validation.integer(max_new_tokens, "max_new_tokens", low=1, high=validation.INT32_MAX)
-        terms = request_terms(slo_ms, self._queue.default_slo_ns, priority, tenant)
+        terms = self._queue.terms(slo_ms, priority, tenant)
         if type(salt) is not int:  # the usual kind
             check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
@@ -220,11 +211,12 @@ class ContinuousBatcher:
     def advance(
         self, seq_ids: ArrayLike, sampled_tokens: ArrayLike, *, finished: ArrayLike | None = None
     ) -> Int64s:
-        """Take over what the engine computed. O(n), and O(running) for each preemption.
+        """Take over what the engine computed; return the ids that have ended, int64[m].
 
         Every sequence of the step commits its tokens. One whose last token was computed gets the
         sampled token appended, unless it ends: because of `finished`, or because it has
-        `max_new_tokens`. Where no page is left for a token, a request is preempted.
+        `max_new_tokens`. Where no page is left for a token, a request is preempted. O(n), and
+        O(running) for each preemption.
 
         Parameters
         ----------
@@ -235,11 +227,6 @@ class ContinuousBatcher:
         finished : bool[n], optional
             Sequences that end here, after an end-of-text token for instance.
 
-        Returns
-        -------
-        int64[m]
-            Sequences that have ended.
-
         Raises
         ------
         ValueError
@@ -249,7 +236,7 @@ class ContinuousBatcher:
         sampled = validation.for_kernel(sampled_tokens, "sampled_tokens", validation.INT32, low=-1)
         validation.same_length("sampled_tokens", sampled, "seq_ids", ids)
         mask = _mask(finished, ids.size)
-        state, handle = self._batcher_state, self._handle.address
+        state, handle = self._batcher_state, self._batcher_state.handle.address
         with self._lock, self._cache_lock:
             self._check_answer(ids, sampled)
             now = self._queue.now()
@@ -264,10 +251,9 @@ class ContinuousBatcher:
 
     def _check_answer(self, ids, sampled):
         """Refuse what is not the answer to the present plan."""
-        status, j = k.step_check(self._handle.address, ids, sampled)
-        if status == ABSENT and (ids == ids[j]).sum() > 1:
-            raise ValueError(f"seq_ids must be distinct, but {ids[j]} stands twice")
+        status, j = k.step_check(self._batcher_state.handle.address, ids, sampled)
         if status == ABSENT:
+            validation.distinct(np.sort(ids[ids == ids[j]]), "seq_ids")
             raise ValueError(f"sequence {ids[j]} is not in the present step")
         if status == INVALID:
             raise ValueError(f"sequence {ids[j]} decodes: its token must be >= 0, not {sampled[j]}")
@@ -275,14 +261,9 @@ class ContinuousBatcher:
             raise ValueError(f"sequence {j} of the present step is not in seq_ids")
 
     def cancel(self, seq_ids: ArrayLike) -> None:
-        """End requests, int or int64[m], whether they wait or run. O(m log n + running).
+        """End requests, int or int64[m], that wait, run or are in a step. O(m log n + running).
 
-        A sequence of a step that is not advanced yet may be cancelled too.
-
-        Raises
-        ------
-        KeyError
-            An id is unknown or has ended.
+        KeyError: an id is unknown or has ended.
         """
         ids = validation.ids(seq_ids, "seq_ids")
         with self._lock, self._cache_lock:
@@ -299,43 +280,20 @@ class ContinuousBatcher:
         )
 
     @property
-    def n_waiting(self) -> int:
-        """Requests that wait."""
-        return self._queue.n_waiting
-
-    @property
-    def n_running(self) -> int:
-        """Requests that run: admitted, and not ended."""
-        return self._queue.n_running
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the arrays, without the cache."""
-        return self._batcher_state.nbytes
+        state = self._batcher_state
+        return self._queue.nbytes((*state.arrays, *state.tokens.values()))
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
         own = self._batcher_state.arrays
         rings = (own.first_tokens, k.FIRSTS), (own.latencies, k.FINISHED)
         queued, count, first, latency = self._queue.tally(own.count, *rings)
-        steps = count[k.STEPS]
-        return ContinuousStats(
-            waiting=queued[s.WAITING],
-            running=queued[s.RUNNING],
-            submitted=count[k.SUBMITTED],
-            finished=count[k.FINISHED],
-            cancelled=count[k.CANCELLED],
-            preempted=count[k.PREEMPTED],
-            late=count[k.LATE],
-            steps=steps,
-            mean_step_tokens=count[k.COMPUTED_TOKENS] / steps if steps else math.nan,
-            computed_tokens=count[k.COMPUTED_TOKENS],
-            generated_tokens=count[k.GENERATED_TOKENS],
-            cached_tokens=count[k.CACHED_TOKENS],
-            recomputed_tokens=count[k.RECOMPUTED_TOKENS],
-            ttft_ms=first,
-            latency_ms=latency,
-        )
+        now, ended = queued[s.WAITING : s.RUNNING + 1], count[: k.STEPS + 1]
+        tokens = count[k.COMPUTED_TOKENS : k.RECOMPUTED_TOKENS + 1]
+        mean = count[k.COMPUTED_TOKENS] / (count[k.STEPS] or math.nan)
+        return ContinuousStats._make((*now, *ended, mean, *tokens, first, latency))
 
     def check(self) -> None:
         """Assert every invariant written in kernels/continuous.py. O(n)."""

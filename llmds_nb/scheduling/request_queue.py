@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +11,17 @@ from .._core import validation
 from .._core.jit import compile_over
 from .._core.state import Handle
 from .._core.statistics import nearest_rank
-from .._core.typing import ArrayLike, Int64s
+from .._core.typing import Int64s
 from ..primitives.bits import float64_keys
-from .invariants import check_queue
+from ..primitives.dary_heap import ROOT, SLOT_MASK, check_entries
+from ..primitives.hash_table import table_find
+from ..primitives.status import ABSENT
 from .kernels import queue_state as s, request_queue as k
+from .kernels.bitset import bitset_add, bitset_first
 
 MAX_TOKENS = 2**40
 FOREVER_NS = 2**61
-_LEAST_PRIORITY, _MOST_PRIORITY = -(2**31), 2**31 - 1
+PRIORITY_RANGE = {"low": -(2**31), "high": 2**31 - 1}
 _NO_KEYS = np.zeros(1, np.int64)
 
 Clock = Callable[[], int]
@@ -37,43 +40,26 @@ class Percentiles(NamedTuple):
 class RequestQueue:
     """The state of kernels/queue_state.py with its policy and clock.
 
-    It takes no lock by itself: the owner holds `lock` around every call but `tally`.
-
-    Attributes
-    ----------
-    handle : Handle
-        Over the Queue; the owner's kernels get at it by `handle.address`, which never changes.
-    meta : int64[N_META]
-        The counts of that Queue; always the same array.
-    policy : str or callable
-        As given.
+    The owner holds `lock` around every call but `terms` and `tally`. Its kernels take
+    `handle.address`, which never changes; nor does `meta`, the array of counts.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        ms_per_token: float,
-        aging: float,
-        default_slo_ms: float,
-        clock: Clock,
-        *,
-        width: int = s.WIDTH,
+        self, policy: Policy, ms_per_token, aging, default_slo_ms, clock: Clock, width=s.WIDTH
     ) -> None:
-        self._user_keys: Any = None
+        self.user_keys: Any = None
         if callable(policy):
-            number = s.CUSTOM
-            self._user_keys = _key_function(policy)
+            number, self.user_keys = s.CUSTOM, _key_function(policy)
         else:
             number = s.POLICIES.index(validation.choice(policy, "policy", s.POLICIES))
         self.policy: Policy = policy
         cost = validation.real(ms_per_token, "ms_per_token", low=0.0, high=1e9)
         rate = validation.real(aging, "aging", low=0.0, high=1e9)
-        self.default_slo_ns = slo_to_ns(default_slo_ms, "default_slo_ms")
+        self.default_slo_ns = _slo_ns(default_slo_ms, "default_slo_ms")
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
-        now = validation.now_ns(clock)
-        self.handle = Handle(k.empty_queue(number, cost * 1e6, rate, now, width))
+        self.handle = Handle(k.empty_queue(number, cost * 1e6, rate, self.now(), width))
         self.meta = self.handle.state.meta
         self.lock = threading.Lock()
 
@@ -81,10 +67,19 @@ class RequestQueue:
         """Return the clock's time in ns, checked."""
         return validation.now_ns(self._clock)
 
+    def terms(self, slo_ms, priority, tenant) -> tuple[int, int, int]:
+        """Return the deadline in ns from now, priority and tenant of one request, checked."""
+        slo_ns = self.default_slo_ns if slo_ms is None else _slo_ns(slo_ms, "slo_ms")
+        if type(priority) is not int or not -(2**31) <= priority < 2**31:
+            priority = validation.integer(priority, "priority", **PRIORITY_RANGE)
+        if type(tenant) is not int or not 0 <= tenant <= validation.INT64_MAX:
+            tenant = validation.natural(tenant, "tenant")
+        return slo_ns, priority, tenant
+
     def new_request(self, tokens: int, slo_ns: int, priority: int, tenant: int) -> tuple:
         """Return what a kernel that submits a request takes: its arguments from `now` to `key`."""
         now, key = validation.now_ns(self._clock), 0
-        if self._user_keys is not None:
+        if self.user_keys is not None:
             arrival = self.arrival(now)
             (key,) = self.keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
         return now, tokens, slo_ns, priority, tenant, key
@@ -95,7 +90,7 @@ class RequestQueue:
 
     def keys(self, tokens, arrival_ns, deadline_ns, tenants) -> Int64s:
         """Keys int64[n] by the user's function; without one a single entry that nothing reads."""
-        if self._user_keys is None:
+        if self.user_keys is None:
             return _NO_KEYS
         n, origin = tokens.size, self.handle.state.origin
         arrival = np.broadcast_to((np.asarray(arrival_ns) - origin) / 1e6, n).copy()
@@ -103,7 +98,7 @@ class RequestQueue:
         deadline[deadline >= FOREVER_NS / 2e6] = math.inf
         tenants = np.broadcast_to(tenants, n).copy()
         keys = np.empty(n)
-        self._user_keys(tokens, arrival, deadline, tenants, keys)
+        self.user_keys(tokens, arrival, deadline, tenants, keys)
         if np.isnan(keys).any():
             j = int(np.isnan(keys).argmax())
             raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
@@ -113,11 +108,6 @@ class RequestQueue:
         """Return the slots of requests and what `requests_find` returns: (slots, status, j)."""
         slots = np.empty(ids.size, np.int64)
         return slots, *k.requests_slots(self.handle.address, ids, slots)
-
-    @property
-    def has_user_keys(self) -> bool:
-        """Whether the policy is a function of the user's."""
-        return self._user_keys is not None
 
     def grow(self, m: int, n_tenants: int) -> None:
         """Let `m` more requests and `n_tenants` more tenants fit; slots may change."""
@@ -133,50 +123,107 @@ class RequestQueue:
         """The policy as a `repr` shows it."""
         return repr(self.policy) if isinstance(self.policy, str) else self.policy.__name__
 
-    @property
-    def n_waiting(self) -> int:
-        """Requests that wait."""
-        return int(self.meta[s.WAITING])
-
-    @property
-    def n_running(self) -> int:
-        """Requests that run: handed out or admitted, and not ended."""
-        return int(self.meta[s.RUNNING])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
+    def nbytes(self, own: Iterable) -> int:
+        """Bytes of the arrays of the queue and of those in `own`, the owner's fields."""
         queue = self.handle.state
-        arrays = [field for field in (*queue, *queue.fair) if isinstance(field, np.ndarray)]
-        return sum(array.nbytes for array in arrays)
+        fields = (*queue, *queue.fair, *own)
+        return sum(field.nbytes for field in fields if isinstance(field, np.ndarray))
 
     def tally(self, count: Int64s, *rings: tuple[Any, int]) -> tuple:
-        """Copy the counts of the queue and the owner's, and take the percentiles of its rings.
+        """Return copies of `meta` and of the owner's counts as lists, and Percentiles of its rings.
 
-        Parameters
-        ----------
-        count : int64[n]
-            The owner's counts.
-        rings : (int64[m], int)
-            The last samples in ns, and the place in `count` of how many there ever were.
-
-        Returns
-        -------
-        (list of int, list of int, Percentiles, ...)
+        A ring: the last samples in ns, and the place in `count` of how many there ever were.
         """
         with self.lock:
             own, counts = self.meta.tolist(), count.tolist()
-            samples = [ring[: min(counts[place], ring.size)].copy() for ring, place in rings]
-        return own, counts, *map(percentiles, samples)
+            samples = [ring[: min(counts[place], ring.size)] / 1e6 for ring, place in rings]
+        shares = 0.5, 0.95, 0.99, 1.0
+        times = [Percentiles(*nearest_rank(sample, shares).tolist()) for sample in samples]
+        return own, counts, *times
 
     def check(self) -> None:
         """Assert every invariant of kernels/queue_state.py. O(n)."""
-        check_queue(self.handle)
+        queue = self.handle.state
+        meta, request = queue.meta, queue.request
+        state = request[:, s.STATE]
+        waits = np.flatnonzero(state == s.IS_WAITING)
+        runs = np.flatnonzero(state == s.IS_RUNNING)
+        assert meta[s.RUNNING] == runs.size
+        assert meta[s.WAITING_TOKENS] == request[waits, s.TOKENS].sum()
+        assert meta[s.WAITING] == waits.size
+        live = np.concatenate([waits, runs])
+        assert all(table_find(queue.table, request[slot, s.ID]) == slot for slot in live)
+        assert np.count_nonzero(queue.table[:, 1] != ABSENT) == live.size
+        assert (state[meta[s.FRESH] :] == s.FREE).all()
+        assert (np.diff(request[: meta[s.FRESH], s.ID]) > 0).all()
+        expected = np.zeros_like(queue.bitset)
+        for slot in waits.tolist():
+            bitset_add(expected, len(request), slot)
+        assert np.array_equal(queue.bitset, expected)
+        assert waits.size == 0 or bitset_first(queue.bitset, len(request)) == waits[0]
+        check_entries(queue.ready, queue.ready_position)
+        entries = queue.ready[ROOT : ROOT + queue.ready[0, 0]]
+        if queue.policy == s.FAIR:
+            assert len(entries) == 0
+            _check_tenants(queue, waits)
+            return
+        assert sorted((entries[:, 1] & SLOT_MASK).tolist()) == waits.tolist()
+        for entry in entries.tolist():
+            slot = entry[1] & int(SLOT_MASK)
+            priority, key = request[slot, s.PRIORITY], request[slot, s.KEY]
+            assert tuple(entry) == s.order_of(priority, key, slot)
+            assert k.request_key(self.handle.address, slot) == key
 
     def warmup(self) -> None:
         """Compile the kernels that only `find` and `check` call."""
         self.find(np.zeros(0, np.int64))
         k.request_key(self.handle.address, 0)
+
+
+def _check_tenants(queue, waits):
+    request, fair, seen = queue.request, queue.fair, []
+    check_entries(fair.order, fair.order_position)
+    check_entries(fair.floor, fair.floor_position)
+    for number in range(queue.meta[s.N_TENANTS]):
+        name, counter, root, size = fair.tenant[number]
+        assert table_find(fair.table, name) == number
+        members, stack = [], [(root, ABSENT)] if size else []
+        while stack:
+            slot, up = stack.pop()
+            row = request[slot]
+            assert row[s.UP] == up and row[s.TENANT] == number
+            members.append(slot)
+            children = [row[s.LEFT], row[s.RIGHT]]
+            ranks = [request[c, s.RANK] if c != ABSENT else 0 for c in children]
+            assert ranks[0] >= ranks[1] == row[s.RANK] - 1
+            stack += [(child, slot) for child in children if child != ABSENT]
+        assert len(members) == size and (size or root == ABSENT)
+        order_place, floor_place = fair.order_position[number], fair.floor_position[number]
+        assert (order_place > 0) == (floor_place > 0) == (size > 0)
+        if size:
+            first = min(members, key=lambda slot: (-request[slot, s.PRIORITY], slot))
+            assert first == root
+            expected = s.order_of(request[root, s.PRIORITY], counter, number)
+            assert tuple(fair.order[order_place].tolist()) == expected
+            assert fair.floor[floor_place].tolist() == [counter, number]
+        seen += members
+    assert sorted(seen) == waits.tolist()
+
+
+class QueueOwner:
+    """What a Scheduler and a ContinuousBatcher, which have a RequestQueue, share."""
+
+    _queue: RequestQueue
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait."""
+        return self._queue.meta.item(s.WAITING)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that run: handed out or admitted, and not ended."""
+        return self._queue.meta.item(s.RUNNING)
 
 
 def _key_function(policy):
@@ -200,41 +247,5 @@ def _key_function(policy):
     return keys_of
 
 
-def request_terms(slo_ms, default_ns: int, priority, tenant) -> tuple[int, int, int]:
-    """Deadline in ns from now, priority and tenant of one request, checked."""
-    slo_ns = default_ns if slo_ms is None else slo_to_ns(slo_ms, "slo_ms")
-    if type(priority) is not int or not _LEAST_PRIORITY <= priority <= _MOST_PRIORITY:
-        priority = validation.integer(
-            priority, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY
-        )
-    if type(tenant) is not int or not 0 <= tenant <= validation.INT64_MAX:
-        tenant = validation.natural(tenant, "tenant")
-    return slo_ns, priority, tenant
-
-
-def request_priorities(priorities: ArrayLike) -> Int64s:
-    """Priorities as int64[n], checked."""
-    return validation.integers(priorities, "priority", low=_LEAST_PRIORITY, high=_MOST_PRIORITY)
-
-
-def percentiles(sample_ns: Int64s) -> Percentiles:
-    """Percentiles in ms of int64[n] samples in ns."""
-    return Percentiles(*nearest_rank(sample_ns / 1e6, (0.5, 0.95, 0.99, 1.0)).tolist())
-
-
-def slo_to_ns(value, name: str) -> int:
-    """A deadline in ms, > 0 and possibly infinite, as ns."""
+def _slo_ns(value, name):
     return int(min(validation.real(value, name, above=0.0, infinite=True) * 1e6, FOREVER_NS))
-
-
-def one_or_each(array, given, name: str, m: int) -> np.ndarray:
-    """The array of a value given as one number, or as an array that must have m entries."""
-    if np.ndim(given) > 0 and array.size != m:
-        raise ValueError(f"{name} has {array.size} entries for {m} requests")
-    return array
-
-
-def one_each(array, given, name: str, m: int) -> np.ndarray:
-    """As `one_or_each`, with a single number repeated m times."""
-    array = one_or_each(array, given, name, m)
-    return np.full(m, array[0]) if np.ndim(given) == 0 else array

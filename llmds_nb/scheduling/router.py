@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,10 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.state import Handle
 from .._core.typing import ArrayLike
-from .._core.validation import INT32, INT32_MAX
 from ..kv.salts import Salt, check_salt, salt_bytes
-from ..primitives.status import ABSENT, INVALID
+from ..primitives.status import INVALID
 from .kernels import router as k
 
-Router: Any = k.Router  # a named tuple class: see _core/state.py
 _MOST_REPLICAS = 4096
 _LARGEST = np.finfo(np.float64).max  # infinity times no load would not be a number
 
@@ -96,58 +94,37 @@ class PrefixRouter:
         self.max_imbalance = validation.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
         slots = validation.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
         slots = max(k.WAYS, 1 << (slots - 1).bit_length())
-        replica = np.zeros((n, 2), np.int64)
-        replica[:, k.ID] = np.arange(n)
-        self._handle = Handle(
-            Router(
-                prefix=np.zeros((slots, 3), np.uint64),
-                replica=replica,
-                meta=np.zeros(k.N_META, np.int64),
-                page_size=self.page_size,
-            )
-        )
+        prefix, meta = np.zeros((slots, 3), np.uint64), np.zeros(k.N_META, np.int64)
+        replica = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
+        self._handle = Handle(k.Router(prefix, replica, meta, self.page_size))
         self._next_id = n
         self._lock = threading.Lock()
 
     def route(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
-        """Choose a replica for a prompt and remember the choice. O(tokens + replicas).
+        """Choose a replica for a prompt, by its number, and remember it. O(tokens + replicas).
 
         Parameters
         ----------
         tokens : int32[n]
-            The prompt; may be empty. An array is read without a copy.
+            The prompt, in [0, 2**31 - 1], else a ValueError; may be empty. Read without a copy.
         salt : int, bytes or str
             Prefixes are shared only within a salt, as in a KVCache.
 
-        Returns
-        -------
-        int
-            The number of a replica.
-
-        Raises
-        ------
-        ValueError
-            A token is negative or above 2**31 - 1.
         """
-        tokens = validation.for_kernel(tokens, "tokens", INT32)
+        tokens = validation.for_kernel(tokens, "tokens", validation.INT32)
         root = _ROOT_0 if type(salt) is int and salt == 0 else _root(check_salt(salt))
         imbalance = min(self.max_imbalance, _LARGEST)
         with self._lock:
             id_ = k.route_one(self._handle.address, root, tokens, imbalance)
         if id_ == INVALID:
-            raise ValueError(f"tokens must be in [0, {INT32_MAX}], not {tokens.min()}")
+            raise ValueError(f"tokens must be in [0, {validation.INT32_MAX}], not {tokens.min()}")
         return id_
 
     def add(self) -> int:
         """Add a replica and return its number, which was never used before. O(replicas).
 
         It gets its share of new prefixes; known ones stay where they are cached. It starts with the
-        mean load, so that not every prompt goes to it at first.
-
-        Raises
-        ------
-        ValueError
-            There are 4,096 already.
+        mean load, so that not every prompt goes to it at first. ValueError: there are 4,096.
         """
         with self._lock:
             state, n = self._handle.state, len(self)
@@ -163,23 +140,18 @@ class PrefixRouter:
     def remove(self, replica: int) -> None:
         """Take a replica away: its prefixes go elsewhere, all others stay. O(replicas).
 
-        Raises
-        ------
-        KeyError
-            There is no such replica.
-        ValueError
-            It is the last one.
+        KeyError: there is no such replica. ValueError: it is the last one.
         """
         id_ = validation.natural(replica, "replica")
         with self._lock:
-            state, row = self._handle.state, k.replica_row(self._handle.address, id_)
-            if row == ABSENT:
+            state = self._handle.state
+            gone = state.replica[:, k.ID] == id_
+            if not gone.any():
                 raise KeyError(f"no replica has number {id_}")
             if len(self) == 1:
                 raise ValueError(f"replica {id_} is the last one")
-            state.meta[k.LOADED] -= state.replica[row, k.LOAD]
-            rest = np.ascontiguousarray(np.delete(state.replica, row, axis=0))
-            self._handle.replace(state._replace(replica=rest))
+            state.meta[k.LOADED] -= state.replica[gone, k.LOAD].sum()
+            self._handle.replace(state._replace(replica=state.replica[~gone]))
 
     @property
     def replicas(self) -> list[int]:
@@ -214,14 +186,9 @@ class PrefixRouter:
         with self._lock:
             state, n = self._handle.state, len(self)
             meta, most = state.meta.tolist(), int(state.replica[:, k.LOAD].max())
-            return RouterStats(
-                replicas=n,
-                routed=meta[k.ROUTES],
-                followed=meta[k.FOLLOWED],
-                spilled=meta[k.SPILLED],
-                prefixes=int((state.prefix[:, k.OWNER] != 0).sum()),
-                imbalance=most * n / meta[k.LOADED] if meta[k.LOADED] else 1.0,
-            )
+            prefixes = int((state.prefix[:, k.OWNER] != 0).sum())
+            imbalance = most * n / meta[k.LOADED] if meta[k.LOADED] else 1.0
+            return RouterStats._make((n, *meta[: k.SPILLED + 1], prefixes, imbalance))
 
     def check(self) -> None:
         """Assert every invariant written in kernels/router.py. O(slots of the table)."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,21 +10,9 @@ from .._core import validation
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
+from . import request_queue as q
 from .kernels import micro_batch as k, queue_state as s
-from .request_queue import (
-    FOREVER_NS,
-    MAX_TOKENS,
-    Clock,
-    Percentiles,
-    Policy,
-    RequestQueue,
-    one_each,
-    one_or_each,
-    request_priorities,
-    request_terms,
-)
-
-MicroBatcher: Any = k.MicroBatcher  # a named tuple class: see _core/state.py
+from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
 
 
 class Batch(NamedTuple):
@@ -60,7 +48,7 @@ class SchedulerStats(NamedTuple):
     latency_ms: Percentiles  # from submit to complete
 
 
-class Scheduler:
+class Scheduler(QueueOwner):
     """Queue of requests that are released in micro-batches.
 
     A request waits from `submit` until `get_batch` hands it out, then runs until `complete`,
@@ -79,16 +67,15 @@ class Scheduler:
         not fit, so nothing is overtaken because it is large.
     policy : str or callable
         "fcfs": in order of arrival. "shortest": fewest remaining tokens. "slo": earliest deadline;
-        a request past its deadline goes first, and `stats().late` counts it. "aging": smallest
+        a request past it goes first, and `stats().late` counts it. "aging": smallest
         `ms_per_token * tokens + aging * arrival_ms`: short requests first, but a request waits
-        behind later ones for its `ms_per_token * tokens / aging` ms at most. "fair": the tenant
-        that was served the fewest tokens; a tenant without waiting requests starts at the lowest
-        count of those that have some, and a request is charged when it first runs (when it runs
-        again, only for what it has grown by). Of equal tenants the one that came first goes first;
-        other ties, and the requests of one tenant, go in order of arrival. Or a function of your
-        own that Numba can compile, ``key(tokens, arrival_ms, deadline_ms, tenant) -> float``, the
-        smallest first; times count from the creation of the scheduler, and the key is computed at
-        `submit` and at `update`.
+        behind later ones for `ms_per_token * tokens / aging` ms at most. "fair": the tenant that
+        was served the fewest tokens; one without waiting requests starts at the lowest count of
+        those that have some, and a request is charged when it first runs (later only for what it
+        has grown by). Of equal tenants the one that came first goes first; other ties, and the
+        requests of a tenant, go in order of arrival. Or a function of your own for Numba,
+        ``key(tokens, arrival_ms, deadline_ms, tenant) -> float``, the smallest first; times count
+        from the creation of the scheduler; the key is computed at `submit` and at `update`.
     ms_per_token, aging : float
         Parameters of the policy "aging".
     default_slo_ms : float
@@ -132,25 +119,17 @@ class Scheduler:
     ) -> None:
         size = validation.integer(max_batch_size, "max_batch_size", low=1, high=2**20)
         wait = validation.real(max_wait_ms, "max_wait_ms", low=0.0, infinite=True)
-        limit = 0
+        most = q.MAX_TOKENS
         if max_batch_tokens is not None:
-            limit = validation.integer(max_batch_tokens, "max_batch_tokens", low=1, high=MAX_TOKENS)
-        self._queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock)
-        self.policy = self._queue.policy
-        self._lock = self._queue.lock
-        self._max_size, self._max_tokens = size, limit or MAX_TOKENS
-        self._handle = Handle(
-            MicroBatcher(
-                queue=self._queue.handle.address,
-                max_size=size,
-                max_tokens=limit,
-                largest=self._max_tokens,
-                max_wait_ns=int(min(wait * 1e6, FOREVER_NS)),
-                count=np.zeros(k.N_COUNTS, np.int64),
-                waits=np.zeros(k.WINDOW, np.int64),
-                latencies=np.zeros(k.WINDOW, np.int64),
-            )
-        )
+            most = validation.integer(max_batch_tokens, "max_batch_tokens", low=1, high=most)
+        limit = 0 if max_batch_tokens is None else most
+        queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock)
+        self._queue, self.policy, self._lock = queue, queue.policy, queue.lock
+        self._max_size, self._max_tokens = size, most
+        wait_ns = int(min(wait * 1e6, q.FOREVER_NS))
+        numbers = queue.handle.address, size, limit, most, wait_ns
+        arrays = [np.zeros(n, np.int64) for n in (k.N_COUNTS, s.WINDOW, s.WINDOW)]
+        self._handle = Handle(k.MicroBatcher(*numbers, *arrays))
 
     def submit(
         self, tokens: int, *, slo_ms: float | None = None, priority: int = 0, tenant: int = 0
@@ -176,7 +155,7 @@ class Scheduler:
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
             tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
         queue, handle = self._queue, self._handle.address
-        terms = request_terms(slo_ms, queue.default_slo_ns, priority, tenant)
+        terms = queue.terms(slo_ms, priority, tenant)
         with self._lock:
             request = queue.new_request(tokens, *terms)
             id_ = k.batch_submit(handle, *request)
@@ -195,26 +174,22 @@ class Scheduler:
     ) -> Int64s:
         """Let m requests wait, in order, and return their ids as int64[m]. O(m log n).
 
-        Parameters
-        ----------
-        tokens : int64[m]
-        slo_ms : float or float64[m], optional
-        priority, tenant : int or int64[m]
-            As for `submit`; a single value holds for all requests.
+        As `submit`, with tokens int64[m], slo_ms float64[m], priority and tenant int64[m]; of the
+        last three a single value holds for all requests.
         """
-        tokens = validation.for_kernel(
-            tokens, "tokens", validation.INT64, low=1, high=self._max_tokens
-        )
+        most = self._max_tokens
+        tokens = validation.for_kernel(tokens, "tokens", validation.INT64, low=1, high=most)
         queue, handle, m = self._queue, self._handle.address, tokens.size
         if slo_ms is None:
             slo_ns = np.array([queue.default_slo_ns])
         else:
-            slo_ms = one_or_each(validation.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
+            slo_ms = _one_or_each(validation.reals(slo_ms, "slo_ms"), slo_ms, "slo_ms", m)
             if not (slo_ms > 0).all():
                 raise ValueError(f"slo_ms must be > 0, not {slo_ms.min()}")
-            slo_ns = np.minimum(slo_ms * 1e6, FOREVER_NS).astype(np.int64)
-        priorities = one_or_each(request_priorities(priority), priority, "priority", m)
-        tenants = one_or_each(validation.integers(tenant, "tenant"), tenant, "tenant", m)
+            slo_ns = np.minimum(slo_ms * 1e6, q.FOREVER_NS).astype(np.int64)
+        priorities = validation.integers(priority, "priority", **q.PRIORITY_RANGE)
+        priorities = _one_or_each(priorities, priority, "priority", m)
+        tenants = _one_or_each(validation.integers(tenant, "tenant"), tenant, "tenant", m)
         ids = np.empty(m, np.int64)
         with self._lock:
             now = queue.now()
@@ -226,20 +201,16 @@ class Scheduler:
                 queue.grow(m, np.unique(tenants).size)
                 status, j = k.batch_submit_many(handle, *requests)
         if status == INVALID:
-            raise ValueError(f"tokens must be in [1, {self._max_tokens}], not {tokens[j]}")
+            raise ValueError(f"tokens must be in [1, {most}], not {tokens[j]}")
         return ids
 
     def get_batch(self, *, idle: bool = False, force: bool = False) -> Batch:
         """Hand out a batch if one is ready, else an empty (false) one. O(size log n).
 
-        Parameters
-        ----------
-        idle : bool
-            The engine has nothing to do: release whatever waits.
-        force : bool
-            Release whatever waits for another reason, such as a shutdown; counted separately.
+        `idle`: the engine has nothing to do, so release whatever waits. `force`: release it for
+        another reason, such as a shutdown; counted separately.
         """
-        demand = k.ENGINE_IDLE if idle else k.FORCED if force else k.ONLY_IF_READY
+        demand = k.BY_IDLE if idle else k.BY_FORCE if force else k.ONLY_IF_READY
         queue = self._queue
         with self._lock:
             now = queue.now()
@@ -254,15 +225,10 @@ class Scheduler:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""
         with self._lock:
             due = k.batch_due_ns(self._handle.address, self._queue.now())
-        return math.inf if due == ABSENT or due >= FOREVER_NS // 2 else due / 1e6
+        return math.inf if due == ABSENT or due >= q.FOREVER_NS // 2 else due / 1e6
 
     def update(self, ids: ArrayLike, remaining_tokens: ArrayLike) -> None:
-        """Set the remaining tokens of waiting or running requests. O(m log n).
-
-        Parameters
-        ----------
-        ids : int or int64[m]
-        remaining_tokens : int or int64[m]
+        """Set the remaining tokens, int or int64[m], of requests that wait or run. O(m log n).
 
         Raises
         ------
@@ -271,9 +237,11 @@ class Scheduler:
         ValueError
             Tokens below 1 or above `max_batch_tokens`, an id given twice, lengths that differ.
         """
-        ids, name = _ids(ids), "remaining_tokens"
+        ids, name = validation.for_kernel(ids, "ids", validation.INT64), "remaining_tokens"
         tokens = validation.integers(remaining_tokens, name, low=1, high=self._max_tokens)
-        tokens = one_each(tokens, remaining_tokens, name, ids.size)
+        tokens = _one_or_each(tokens, remaining_tokens, name, ids.size)
+        if np.ndim(remaining_tokens) == 0:
+            tokens = np.full(ids.size, tokens[0])
         with self._lock:
             keys = self._new_keys(ids, tokens)
             self._accept(ids, *k.batch_update_many(self._handle.address, ids, tokens, keys))
@@ -281,52 +249,36 @@ class Scheduler:
     def _new_keys(self, ids, tokens):
         """The keys that requests will have by the user's function, if there is one."""
         queue = self._queue
-        if not queue.has_user_keys or not ids.size:
+        if queue.user_keys is None or not ids.size:
             return np.zeros(0, np.int64)
         slots, *answer = queue.find(ids)
         self._accept(ids, *answer)
-        rows = queue.handle.state.request[slots]
-        columns = (s.ARRIVAL_NS, s.DEADLINE_NS, s.TENANT)
-        return queue.keys(tokens, *(rows[:, column] for column in columns))
+        columns = s.ARRIVAL_NS, s.DEADLINE_NS, s.TENANT
+        return queue.keys(tokens, *queue.handle.state.request[slots][:, columns].T)
 
     def complete(self, ids: ArrayLike) -> None:
-        """End running requests, int or int64[m]. O(m).
-
-        Raises
-        ------
-        KeyError
-            An id is unknown or has ended.
-        ValueError
-            A request is waiting, not running, or given twice.
-        """
-        self._end(ids, k.TO_COMPLETE)
+        """End running requests, int or int64[m]; raises as `update`, and if one waits. O(m)."""
+        self._end(ids, k.COMPLETED)
 
     def cancel(self, ids: ArrayLike) -> None:
-        """End requests, int or int64[m], that wait or run. O(m log n).
-
-        Raises
-        ------
-        KeyError
-            An id is unknown or has ended.
-        """
-        self._end(ids, k.TO_CANCEL)
+        """End requests, int or int64[m], that wait or run; raises as `update`. O(m log n)."""
+        self._end(ids, k.CANCELLED)
 
     def requeue(self, ids: ArrayLike) -> None:
         """Let running requests, int or int64[m], wait again at their old places. O(m log n).
 
-        Their waiting time counts from their arrival, so a batch is soon due again. Raises as
-        `complete` does.
+        Their waiting time counts from their arrival: a batch is soon due. Raises as `complete`.
         """
-        self._end(ids, k.TO_REQUEUE)
+        self._end(ids, k.REQUEUED)
 
     def _end(self, ids, how):
-        ids = _ids(ids)
+        ids = validation.for_kernel(ids, "ids", validation.INT64)
         with self._lock:
             now = self._queue.now()
             self._accept(ids, *k.batch_end_many(self._handle.address, now, ids, how))
 
     def _accept(self, ids, status, j):
-        """Raise what the status of a kernel over `ids` says about ids[j]."""
+        """Raise what the status of a kernel, which checks all of them, says about ids[j]."""
         if status == OK:
             return
         if status == ABSENT and ids[j] < 0:
@@ -339,7 +291,7 @@ class Scheduler:
 
     def __len__(self) -> int:
         """Return how many requests wait."""
-        return self._queue.n_waiting
+        return self.n_waiting
 
     def __repr__(self) -> str:
         return (
@@ -348,48 +300,21 @@ class Scheduler:
         )
 
     @property
-    def n_waiting(self) -> int:
-        """Requests that wait."""
-        return self._queue.n_waiting
-
-    @property
-    def n_running(self) -> int:
-        """Requests that run: handed out, and not ended."""
-        return self._queue.n_running
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        own = self._handle.state
-        return self._queue.nbytes + own.count.nbytes + own.waits.nbytes + own.latencies.nbytes
+        return self._queue.nbytes(self._handle.state)
 
     def stats(self) -> SchedulerStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
         own = self._handle.state
         rings = (own.waits, k.STARTED), (own.latencies, k.COMPLETED)
         queued, count, wait, latency = self._queue.tally(own.count, *rings)
-        batches = count[k.BATCHES]
-        mean = count[k.BATCHED] / batches if batches else math.nan
-        return SchedulerStats(
-            waiting=queued[s.WAITING],
-            running=queued[s.RUNNING],
-            waiting_tokens=queued[s.WAITING_TOKENS],
-            submitted=count[k.SUBMITTED],
-            completed=count[k.COMPLETED],
-            cancelled=count[k.CANCELLED],
-            requeued=count[k.REQUEUED],
-            late=count[k.LATE],
-            batches=batches,
-            mean_batch_size=mean,
-            batch_fill=mean / self._max_size,
-            mean_batch_tokens=count[k.BATCHED_TOKENS] / batches if batches else math.nan,
-            released_full=count[k.BY_FULL],
-            released_wait=count[k.BY_WAIT],
-            released_idle=count[k.BY_IDLE],
-            released_force=count[k.BY_FORCE],
-            wait_ms=wait,
-            latency_ms=latency,
-        )
+        batches = count[k.BATCHES] or math.nan
+        mean, mean_tokens = count[k.BATCHED] / batches, count[k.BATCHED_TOKENS] / batches
+        now, ended = queued[s.WAITING : s.WAITING_TOKENS + 1], count[: k.BATCHES + 1]
+        released = count[k.BY_FULL : k.BY_FORCE + 1]
+        means = mean, mean / self._max_size, mean_tokens
+        return SchedulerStats._make((*now, *ended, *means, *released, wait, latency))
 
     def check(self) -> None:
         """Assert every invariant in kernels/queue_state.py and kernels/micro_batch.py. O(n)."""
@@ -420,6 +345,8 @@ class Scheduler:
             scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))
 
 
-def _ids(ids) -> Int64s:
-    """Ids as int64[n]; the kernel refuses what is negative, unknown or given twice."""
-    return validation.for_kernel(ids, "ids", validation.INT64)
+def _one_or_each(array, given, name, m) -> np.ndarray:
+    """The array of a value given as one number, or as an array that must have m entries."""
+    if np.ndim(given) > 0 and array.size != m:
+        raise ValueError(f"{name} has {array.size} entries for {m} requests")
+    return array

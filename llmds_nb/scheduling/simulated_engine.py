@@ -9,7 +9,6 @@ from .._core.typing import ArrayLike, Int32s, Int64s
 from .continuous import ContinuousBatcher
 from .kernels import simulated_engine as k
 
-Engine: Any = k.Engine  # a named tuple class: see _core/state.py
 NEVER = 2**63 - 1
 _ENDED = 4096
 
@@ -27,10 +26,9 @@ class SimulatedEngine:
         The batcher's clock: its attribute `now` is set to the time of each event, in ns.
     cost_ms : float64[4]
         What a step takes: as a whole, for each prefill token, decoding request, and token of K/V.
-    tape : int32[n]
+    tape, start : int32[n], int
         Sampled tokens, read from `start` on and from 0 again at the end; at least
         `batcher.max_running`.
-    start : int
     n_requests : int
         How many requests will be submitted in all.
     first_ns, end_ns : int64[.]
@@ -51,35 +49,26 @@ class SimulatedEngine:
         self._batcher, self._clock = batcher, clock
         self._state = batcher._batcher_state
         cache = batcher.cache._cache_state
-        most, domain = max(_ENDED, 2 * batcher.max_running), cache.domain(0)
-        self._fair = batcher.policy == "fair"
-        self._handle = Handle(
-            Engine(
-                batcher=self._state.handle.address,
-                cache=cache.handle.address,
-                domain=domain,
-                fair=int(self._fair),
-                page_size=batcher.cache.page_size,
-                run=np.zeros(k.N_RUN, np.int64),
-                cost=np.array(cost_ms, np.float64),
-                tape=tape,
-                ended=np.zeros(most, np.int64),
-                admitted=np.zeros(most, np.int64),
-                attach_id=np.zeros(1, np.int64),
-                attach_indptr=np.zeros(2, np.int64),
-                attach_domain=np.array([domain], np.int64),
-                attach_priority=np.zeros(1, np.int64),
-                attach_hits=np.zeros(1, np.int64),
-                length=np.zeros(n_requests, np.int64),
-                new=np.ones(n_requests, np.bool_),
-                no_token=np.ones(n_requests, np.bool_),
-                request_of=np.zeros(n_requests, np.int64),
-                address=np.zeros(n_requests, np.int64),
-                first_ns=first_ns,
-                end_ns=end_ns,
-            )
+        most, n, domain = max(_ENDED, 2 * batcher.max_running), n_requests, cache.domain(0)
+        sizes = {"run": k.N_RUN, "ended": most, "admitted": most}
+        sizes |= {"attach_id": 1, "attach_indptr": 2, "attach_priority": 1, "attach_hits": 1}
+        sizes |= {"length": n, "request_of": n, "address": n}
+        self._arrays = k.Engine(
+            batcher=self._state.handle.address,
+            cache=cache.handle.address,
+            domain=domain,
+            fair=int(batcher.policy == "fair"),
+            page_size=batcher.cache.page_size,
+            cost=np.array(cost_ms, np.float64),
+            tape=tape,
+            attach_domain=np.array([domain], np.int64),
+            new=np.ones(n, np.bool_),
+            no_token=np.ones(n, np.bool_),
+            first_ns=first_ns,
+            end_ns=end_ns,
+            **{name: np.zeros(size, np.int64) for name, size in sizes.items()},
         )
-        self._arrays: Any = self._handle.state
+        self._handle = Handle(self._arrays)
         self._arrays.run[k.READ] = start
         self.end_ns = NEVER  # of the step under way
 
@@ -107,7 +96,7 @@ class SimulatedEngine:
             # With tokens of the step left over, an admission was tried, and pages lacked.
             # Under "fair" another may be the next before anything else changes.
             tried = n_tokens < self._batcher.max_step_tokens
-            run[k.BLOCKED] = tried and self._batcher.n_waiting > 0 and not self._fair
+            run[k.BLOCKED] = tried and self._batcher.n_waiting > 0 and not self._arrays.fair
             k.step_begin(self._handle.address, self._clock.now)
             self.end_ns = int(run[k.END_NS])
 
@@ -124,29 +113,22 @@ class SimulatedEngine:
                 del state.tokens[id_]
             for id_ in arrays.ended[:n].tolist():
                 del state.salts[id_]
-            if code == k.UNDER_WAY:
-                self.end_ns = int(run[k.END_NS])
-            elif code == k.IDLE:
-                self.end_ns = NEVER
-            else:
-                self._clock.now = int(run[k.END_NS])
-                if code == k.TO_APPEND:
-                    state.append(int(run[k.N_GROWING]))
-                    for id_ in state.preempted:  # their tokens now include what was generated
-                        self._keep_address(id_)
-                    self.start()
-                else:
-                    self._begin(*state.admit(int(run[k.BUDGET])))
+            if code in (k.UNDER_WAY, k.IDLE):
+                self.end_ns = NEVER if code == k.IDLE else int(run[k.END_NS])
+                continue
+            self._clock.now = int(run[k.END_NS])
+            if code == k.TO_ADMIT:
+                self._begin(*state.admit(int(run[k.BUDGET])))
+                continue
+            state.append(int(run[k.N_GROWING]))
+            for id_ in state.preempted:  # their tokens now include what was generated
+                self._keep_address(id_)
+            self.start()
         return n_ended
 
     @property
     def counts(self) -> dict[str, int]:
         """Sums over the steps so far."""
-        run = self._arrays.run.tolist()
-        return {
-            "steps": run[k.STEPS],
-            "busy_ns": run[k.BUSY_NS],
-            "tokens": run[k.TOKENS],
-            "running": run[k.RAN],
-            "cached_tokens": run[k.HIT_TOKENS],  # at the first admission of each request
-        }
+        # Cached tokens: at the first admission of each request.
+        names = "steps", "busy_ns", "tokens", "running", "cached_tokens"
+        return dict(zip(names, self._arrays.run[k.STEPS : k.N_RUN].tolist(), strict=True))

@@ -40,44 +40,31 @@ from ..._core.state import ANY, INT, State, array, unpacker
 from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, GROW, INVALID, OK, PRESENT
-from . import queue_state as s
+from . import queue_state as s, request_queue as q
 from .fair_share import tenant_charge
-from .request_queue import (
-    clock_advance,
-    queue_first,
-    request_end,
-    request_new,
-    request_requeue,
-    request_start,
-)
 from .sequence_pages import page_shift, sequence_row, slots_write
 
 # Further columns of `request`: what every step reads begins with a cache line.
 LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, CACHE_ROW, ROW_WIDTH = range(
     (s.WIDTH + 7) & -8, ((s.WIDTH + 7) & -8) + 8
 )  # CACHE_ROW: the sequence's row in the cache when it was last looked up
-WINDOW = 4096
-(SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, FIRSTS, STEPS, COMPUTED_TOKENS, GENERATED_TOKENS,
- CACHED_TOKENS, RECOMPUTED_TOKENS, N_PLANNED, N_COUNTS) = range(13)  # fmt: skip
+# Places in `count`, the first ten in the order of ContinuousStats.
+SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
+COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
+FIRSTS, N_PLANNED, N_COUNTS = range(10, 13)
 
 
 class Batcher(State):
     """The arrays and numbers of the module docstring."""
 
-    queue = INT
-    cache = INT
-    max_step_tokens = INT
+    queue = cache = max_step_tokens = INT
     count = array(np.int64, N_COUNTS)
-    first_tokens = array(np.int64, WINDOW)
-    latencies = array(np.int64, WINDOW)
-    running = array(np.int64, ANY)
+    first_tokens = latencies = array(np.int64, s.WINDOW)
+    running = growing = done = slots = array(np.int64, ANY)
     plan = array(np.int64, 3, ANY)
-    is_prefill = array(np.bool_, ANY)
-    slots = array(np.int64, ANY)
-    growing = array(np.int64, ANY)
-    sampled = array(np.int32, ANY)
     committed = array(np.int64, ANY, 2)
-    done = array(np.int64, ANY)
+    is_prefill = array(np.bool_, ANY)
+    sampled = array(np.int32, ANY)
 
 
 batcher_at = unpacker(Batcher)
@@ -88,8 +75,7 @@ def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new):
     """Let a request wait. Return its id, or GROW. O(log n)."""
     batcher = batcher_at(handle)
     queue = s.queue_at(batcher.queue)
-    now = clock_advance(queue, now)
-    slot = request_new(queue, now, tokens, now + slo_ns, priority, tenant, key)
+    slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
     if slot == GROW:
         return slot
     batcher.count[SUBMITTED] += 1
@@ -97,9 +83,6 @@ def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new):
     row[LENGTH] = tokens
     row[MAX_NEW] = max_new
     return row[s.ID]
-
-
-# ---- forming a step ----------------------------------------------------------------------------
 
 
 @kernel(borrow=True)
@@ -110,7 +93,7 @@ def step_next(handle, budget):
     meta = queue.meta
     if budget <= 0 or meta[s.WAITING] == 0 or meta[s.RUNNING] == batcher.running.size:
         return np.int64(ABSENT), np.int64(0), np.int64(0)
-    slot = queue_first(queue)
+    slot = q.queue_first(queue)
     return slot, queue.request[slot, s.ID], queue.request[slot, LENGTH]
 
 
@@ -120,7 +103,7 @@ def step_admit(handle, now, slot, hits, budget):
     batcher = batcher_at(handle)
     queue, count = s.queue_at(batcher.queue), batcher.count
     batcher.running[queue.meta[s.RUNNING]] = slot
-    request_start(queue, slot, clock_advance(queue, now))
+    q.request_start(queue, slot, q.clock_advance(queue, now))
     row = queue.request[slot]
     row[COMPUTED] = min(hits, row[LENGTH] - 1)  # the last token's logits are always needed
     row[PLANNED] = min(row[LENGTH] - row[COMPUTED], budget)
@@ -201,9 +184,6 @@ def step_form(handle):
     return n, np.int64(end)
 
 
-# ---- taking a step over ------------------------------------------------------------------------
-
-
 @kernel
 def step_check(handle, ids, sampled):
     """Whether `ids` are those of the plan, with a token where one is due. O(n), or O(n log n).
@@ -244,7 +224,7 @@ def _token_sampled(batcher, queue, now, slot):
     row[GENERATED] += 1
     count[GENERATED_TOKENS] += 1
     if row[GENERATED] == 1:
-        batcher.first_tokens[count[FIRSTS] % WINDOW] = now - row[s.ARRIVAL_NS]
+        batcher.first_tokens[count[FIRSTS] % s.WINDOW] = now - row[s.ARRIVAL_NS]
         count[FIRSTS] += 1
         count[LATE] += now > row[s.DEADLINE_NS]
     if queue.policy == s.FAIR:
@@ -261,7 +241,7 @@ def step_advance(handle, now, ids, sampled, finished):
     """
     batcher = batcher_at(handle)
     queue, count = s.queue_at(batcher.queue), batcher.count
-    now = clock_advance(queue, now)
+    now = q.clock_advance(queue, now)
     n_growing, n_committed, n_done = 0, 0, 0
     for j in range(ids.size):
         slot = table_find(queue.table, ids[j])
@@ -285,15 +265,12 @@ def step_advance(handle, now, ids, sampled, finished):
         batcher.committed[n_committed, 1] = row[COMPUTED]
         n_committed += 1
         if due or ends:
-            batcher.latencies[count[FINISHED] % WINDOW] = now - row[s.ARRIVAL_NS]
+            batcher.latencies[count[FINISHED] % s.WINDOW] = now - row[s.ARRIVAL_NS]
             count[FINISHED] += 1
             batcher.done[n_done] = ids[j]
             n_done += 1
     count[N_PLANNED] = 0
     return n_growing, n_committed, n_done
-
-
-# ---- preemption and ends -----------------------------------------------------------------------
 
 
 @kernel(borrow=True)
@@ -355,7 +332,7 @@ def step_preempt(handle, id_):
     row[LOST] = row[COMPUTED]
     row[COMPUTED] = 0
     row[PLANNED] = 0
-    request_requeue(queue, slot)
+    q.request_requeue(queue, slot)
     _running_compact(queue.request, batcher.running, before)
     batcher.count[PREEMPTED] += 1
 
@@ -367,14 +344,5 @@ def step_end(handle, ids):
     queue = s.queue_at(batcher.queue)
     before = queue.meta[s.RUNNING]
     for j in range(ids.size):
-        request_end(queue, table_find(queue.table, ids[j]))
+        q.request_end(queue, table_find(queue.table, ids[j]))
     _running_compact(queue.request, batcher.running, before)
-
-
-@kernel(borrow=True)
-def running_find(handle, ids):
-    """Set `running` to the slots that the running requests have now, given their ids. O(R)."""
-    batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
-    for j in range(ids.size):
-        batcher.running[j] = table_find(queue.table, ids[j])

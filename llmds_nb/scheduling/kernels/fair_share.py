@@ -5,7 +5,7 @@ import numpy as np
 from ..._core.jit import kernel
 from ...primitives.dary_heap import ROOT, entries_insert, entries_rekey, entries_remove
 from ...primitives.hash_table import table_find, table_set
-from ...primitives.status import ABSENT, GROW, OK
+from ...primitives.status import ABSENT, GROW
 from . import queue_state as s
 
 
@@ -91,31 +91,21 @@ def tenant_number(queue, name):
 
 
 @kernel(internal=True, borrow=True)
-def tenants_number(queue, names):
-    """Number all tenants: OK, or GROW where no row is left for one. O(m)."""
-    for j in range(names.size):
-        if tenant_number(queue, names[j]) == GROW:
-            return GROW
-    return OK
-
-
-@kernel(internal=True, borrow=True)
 def _tenant_reorder(queue, number):
     """Give a tenant the places in both heaps that its root and counter have. O(log T)."""
     fair = queue.fair
     row = fair.tenant[number]
     place = np.int64(fair.order_position[number])
+    floor_place = np.int64(fair.floor_position[number])
     if row[s.SIZE] == 0:
         if place > 0:
             entries_remove(fair.order, fair.order_position, place)
-            floor_place = np.int64(fair.floor_position[number])
             entries_remove(fair.floor, fair.floor_position, floor_place)
         return
     priority = queue.request[row[s.ROOT_SLOT], s.PRIORITY]
     high, low = s.order_of(priority, row[s.COUNTER], number)
     if place > 0:
         entries_rekey(fair.order, fair.order_position, place, high, low)
-        floor_place = np.int64(fair.floor_position[number])
         entries_rekey(fair.floor, fair.floor_position, floor_place, row[s.COUNTER], number)
     else:
         entries_insert(fair.order, fair.order_position, high, low)

@@ -27,39 +27,22 @@ from ..._core.jit import kernel
 from ..._core.state import INT, State, array, unpacker
 from ...primitives.dary_heap import ROOT, SLOT_MASK, entries_pop
 from ...primitives.status import ABSENT, GROW, INVALID, OK
-from . import queue_state as s
-from .bitset import bitset_discard
-from .fair_share import tenants_number
-from .request_queue import (
-    clock_advance,
-    queue_first,
-    queue_oldest,
-    request_end,
-    request_new,
-    request_requeue,
-    request_resize,
-    request_start,
-    requests_find,
-)
+from . import queue_state as s, request_queue as q
+from .bitset import bitset_discard, bitset_first
+from .fair_share import tenant_number
 
-WINDOW = 4096
-(SUBMITTED, STARTED, COMPLETED, CANCELLED, REQUEUED, LATE, BATCHES, BATCHED, BATCHED_TOKENS,
- BY_FULL, BY_WAIT, BY_IDLE, BY_FORCE, N_COUNTS) = range(14)  # fmt: skip
-ONLY_IF_READY, ENGINE_IDLE, FORCED = range(3)
-TO_CANCEL, TO_COMPLETE, TO_REQUEUE = range(3)
+# Places in `count`, the first six and the BY_... in the order of SchedulerStats.
+SUBMITTED, COMPLETED, CANCELLED, REQUEUED, LATE, BATCHES = range(6)
+BY_FULL, BY_WAIT, BY_IDLE, BY_FORCE, STARTED, BATCHED, BATCHED_TOKENS, N_COUNTS = range(6, 14)
+ONLY_IF_READY = -1  # a `demand`; the others are BY_IDLE and BY_FORCE
 
 
 class MicroBatcher(State):
     """The arrays and numbers of the module docstring."""
 
-    queue = INT
-    max_size = INT
-    max_tokens = INT
-    largest = INT
-    max_wait_ns = INT
+    queue = max_size = max_tokens = largest = max_wait_ns = INT
     count = array(np.int64, N_COUNTS)
-    waits = array(np.int64, WINDOW)
-    latencies = array(np.int64, WINDOW)
+    waits = latencies = array(np.int64, s.WINDOW)
 
 
 _batcher_at = unpacker(MicroBatcher)
@@ -72,8 +55,7 @@ def batch_submit(handle, now, tokens, slo_ns, priority, tenant, key):
     if tokens < 1 or tokens > batcher.largest:
         return np.int64(INVALID)
     queue = s.queue_at(batcher.queue)
-    now = clock_advance(queue, now)
-    slot = request_new(queue, now, tokens, now + slo_ns, priority, tenant, key)
+    slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
     if slot == GROW:
         return slot
     batcher.count[SUBMITTED] += 1
@@ -93,8 +75,10 @@ def batch_submit_many(handle, now, tokens, slo_ns, priority, tenant, key, ids):
             return INVALID, j
     if queue.meta[s.FRESH] + tokens.size > queue.request.shape[0]:
         return GROW, 0
-    if queue.policy == s.FAIR and tenants_number(queue, tenant) == GROW:
-        return GROW, 0
+    if queue.policy == s.FAIR:
+        for j in range(tenant.size):
+            if tenant_number(queue, tenant[j]) == GROW:
+                return GROW, 0
     slos, priorities = slo_ns.size > 1, priority.size > 1
     tenants, keys = tenant.size > 1, key.size > 1
     for j in range(tokens.size):
@@ -107,19 +91,19 @@ def batch_submit_many(handle, now, tokens, slo_ns, priority, tenant, key, ids):
 
 @kernel(internal=True, borrow=True)
 def _is_full(batcher, queue):
-    if queue.meta[s.WAITING] >= batcher.max_size:
-        return True
-    return 0 < batcher.max_tokens <= queue.meta[s.WAITING_TOKENS]
+    has_tokens = 0 < batcher.max_tokens <= queue.meta[s.WAITING_TOKENS]
+    return has_tokens or queue.meta[s.WAITING] >= batcher.max_size
 
 
 @kernel(internal=True, borrow=True)
 def _due_ns(batcher, queue, now):
-    now = clock_advance(queue, now)
+    now = q.clock_advance(queue, now)
     if queue.meta[s.WAITING] == 0:
         return np.int64(ABSENT)
     if _is_full(batcher, queue):
         return np.int64(0)
-    waited = now - queue.request[queue_oldest(queue), s.ARRIVAL_NS]
+    oldest = bitset_first(queue.bitset, queue.request.shape[0])
+    waited = now - queue.request[oldest, s.ARRIVAL_NS]
     return max(np.int64(0), batcher.max_wait_ns - waited)
 
 
@@ -134,7 +118,7 @@ def batch_due_ns(handle, now):
 def _record_start(batcher, request, slot, now):
     """Record how long a request waited for its first batch."""
     if request[slot, s.STARTED_NS] == ABSENT:
-        batcher.waits[batcher.count[STARTED] % WINDOW] = now - request[slot, s.ARRIVAL_NS]
+        batcher.waits[batcher.count[STARTED] % s.WINDOW] = now - request[slot, s.ARRIVAL_NS]
         batcher.count[STARTED] += 1
         request[slot, s.STARTED_NS] = now
 
@@ -180,12 +164,12 @@ def _fill_fair(batcher, queue, now, ids, tokens):
     meta, request = queue.meta, queue.request
     size, total = np.int64(0), np.int64(0)
     while size < batcher.max_size and meta[s.WAITING] > 0:
-        slot = queue_first(queue)
+        slot = q.queue_first(queue)
         cost = request[slot, s.TOKENS]
         if 0 < batcher.max_tokens < total + cost:
             break
         _record_start(batcher, request, slot, now)
-        request_start(queue, slot, now)
+        q.request_start(queue, slot, now)
         ids[size] = request[slot, s.ID]
         tokens[size] = cost
         total += cost
@@ -207,9 +191,8 @@ def batch_get(handle, now, demand, ids, tokens):
         return 0
     count = batcher.count
     if due == 0:
-        count[BY_FULL if _is_full(batcher, queue) else BY_WAIT] += 1
-    else:
-        count[BY_IDLE if demand == ENGINE_IDLE else BY_FORCE] += 1
+        demand = BY_FULL if _is_full(batcher, queue) else BY_WAIT
+    count[demand] += 1
     if queue.policy == s.FAIR:
         size, total = _fill_fair(batcher, queue, now, ids, tokens)
     else:
@@ -222,40 +205,36 @@ def batch_get(handle, now, demand, ids, tokens):
 
 @kernel
 def batch_update_many(handle, ids, tokens, keys):
-    """Set the remaining tokens of all or none: as `requests_find`. O(m log n).
-
-    `keys` holds the new ones under the policy CUSTOM, else nothing.
-    """
+    """Set the tokens, and under CUSTOM the keys, of all or none: as `requests_find`. O(m log n)."""
     queue = s.queue_at(_batcher_at(handle).queue)
     slots = np.empty(ids.size, np.int64)
-    status, j = requests_find(queue, ids, s.FREE, slots)
+    status, j = q.requests_find(queue, ids, s.FREE, slots)
     if status == OK:
         for i in range(ids.size):
             key = keys[i] if keys.size > 0 else np.int64(0)
-            request_resize(queue, slots[i], tokens[i], key)
+            q.request_resize(queue, slots[i], tokens[i], key)
     return status, j
 
 
 @kernel
 def batch_end_many(handle, now, ids, how):
-    """Cancel, complete or requeue all or none: as `requests_find`. O(m log n)."""
+    """Let all be CANCELLED, COMPLETED or REQUEUED, or none: as `requests_find`. O(m log n)."""
     batcher = _batcher_at(handle)
     queue, count = s.queue_at(batcher.queue), batcher.count
     slots = np.empty(ids.size, np.int64)
-    expected = s.FREE if how == TO_CANCEL else s.IS_RUNNING
-    status, j = requests_find(queue, ids, expected, slots)
+    expected = s.FREE if how == CANCELLED else s.IS_RUNNING
+    status, j = q.requests_find(queue, ids, expected, slots)
     if status != OK:
         return status, j
-    now = clock_advance(queue, now)
+    now = q.clock_advance(queue, now)
     for i in range(ids.size):
         row = queue.request[slots[i]]
-        if how == TO_REQUEUE:
-            request_requeue(queue, slots[i])
+        if how == REQUEUED:
+            q.request_requeue(queue, slots[i])
             continue
-        if how == TO_COMPLETE:
-            batcher.latencies[(count[COMPLETED] + i) % WINDOW] = now - row[s.ARRIVAL_NS]
+        if how == COMPLETED:
+            batcher.latencies[(count[COMPLETED] + i) % s.WINDOW] = now - row[s.ARRIVAL_NS]
             count[LATE] += now > row[s.DEADLINE_NS]
-        request_end(queue, slots[i])
-    counted = CANCELLED if how == TO_CANCEL else COMPLETED if how == TO_COMPLETE else REQUEUED
-    count[counted] += ids.size
+        q.request_end(queue, slots[i])
+    count[how] += ids.size
     return status, j

@@ -49,31 +49,16 @@ from ...primitives.dary_heap import SLOT_MASK
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
 FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
 
-# Places in `meta`.
-NEXT_ID = 0
-NOW = 1  # the latest time seen, ns
-FRESH = 2  # the first slot that was never given out since the gaps were closed
-WAITING = 3
-RUNNING = 4
-WAITING_TOKENS = 5
-LAST_TENANT = 6  # whose last waiting request left last, -1 = none yet
-N_TENANTS = 7
-N_META = 8
+# Places in `meta`. NOW: the latest time seen, ns. FRESH: the first slot that was never given out
+# since the gaps were closed. LAST_TENANT: whose last waiting request left last, -1 = none yet.
+NEXT_ID, NOW, FRESH, WAITING, RUNNING, WAITING_TOKENS, LAST_TENANT, N_TENANTS, N_META = range(9)
 
-# Columns of `request`.
-ID = 0
-STATE = 1
-TOKENS = 2
-ARRIVAL_NS = 3
-STARTED_NS = 4  # the first time that it ran, -1 = not yet
-PRIORITY = 5
-KEY = 6
-DEADLINE_NS = 7
-TENANT = 8  # under FAIR the number of the tenant's row
-CHARGED = 9  # tokens that its tenant was charged for it
-UP, LEFT, RIGHT, RANK = 10, 11, 12, 13
-WIDTH = 14
+# Columns of `request`. STARTED_NS: the first time that it ran, -1 = not yet. TENANT: under FAIR the
+# number of the tenant's row. CHARGED: tokens that its tenant was charged for it.
+ID, STATE, TOKENS, ARRIVAL_NS, STARTED_NS, PRIORITY, KEY, DEADLINE_NS, TENANT, CHARGED = range(10)
+UP, LEFT, RIGHT, RANK, WIDTH = range(10, 15)
 FREE, IS_WAITING, IS_RUNNING = range(3)  # what STATE is
+WINDOW = 4096  # samples of the times of requests that the owner keeps
 
 # Columns of `tenant`.
 NAME, COUNTER, ROOT_SLOT, SIZE = range(4)
@@ -87,10 +72,8 @@ class FairShare(State):
 
     tenant = array(np.int64, ANY, 4)
     table = array(np.int64, ANY, 2)
-    order = array(np.int64, ANY, 2)
-    order_position = array(np.int32, ANY)
-    floor = array(np.int64, ANY, 2)
-    floor_position = array(np.int32, ANY)
+    order = floor = array(np.int64, ANY, 2)
+    order_position = floor_position = array(np.int32, ANY)
 
 
 class Queue(State):
@@ -98,15 +81,12 @@ class Queue(State):
 
     meta = array(np.int64, N_META)
     request = array(np.int64, ANY, ANY)
-    table = array(np.int64, ANY, 2)
-    ready = array(np.int64, ANY, 2)
+    table = ready = array(np.int64, ANY, 2)
     ready_position = array(np.int32, ANY)
     bitset = array(np.int64, ANY)
     fair = FairShare
-    policy = INT
-    aging_cost = FLOAT
-    aging_rate = FLOAT
-    origin = INT
+    policy = origin = INT
+    aging_cost = aging_rate = FLOAT
 
 
 queue_at = unpacker(Queue)

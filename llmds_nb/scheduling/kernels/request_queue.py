@@ -1,6 +1,7 @@
 """Requests that enter a queue, wait in a policy's order, run, and end (state: queue_state.py).
 
-Kernels that take a slot expect one whose STATE fits what they do; the queue's owner sees to that.
+Allocation and growth come first, in plain Python. Kernels that take a slot expect one whose STATE
+fits what they do; the queue's owner sees to that.
 """
 
 import numpy as np
@@ -8,41 +9,24 @@ import numpy as np
 from ..._core.arrays import aligned_zeros
 from ..._core.jit import kernel
 from ..._core.state import Handle
+from ...primitives import dary_heap as heap
 from ...primitives.bits import float64_key
-from ...primitives.dary_heap import (
-    MAX_SLOTS,
-    ROOT,
-    SLOT_MASK,
-    entries_insert,
-    entries_put,
-    entries_rekey,
-    entries_remove,
-)
 from ...primitives.hash_table import empty_table, table_find, table_rehash, table_remove, table_set
 from ...primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
 from . import queue_state as s
-from .bitset import bitset_add, bitset_discard, bitset_first, bitset_words
+from .bitset import bitset_add, bitset_discard, bitset_words
 from .fair_share import tenant_enter, tenant_leave, tenant_number
 
 _FIRST_REQUESTS, _FIRST_TENANTS = 64, 8
-
-
-# ---- allocation and growth (plain Python) ------------------------------------------------------
 
 
 def empty_queue(policy, aging_cost, aging_rate, now, width=s.WIDTH):
     """A Queue without requests, whose rows have `width` columns at least."""
     meta = aligned_zeros(s.N_META, np.int64)
     meta[[s.NOW, s.LAST_TENANT]] = now, ABSENT
-    return s.Queue(
-        meta=meta,
-        **_empty_requests(_FIRST_REQUESTS, (width + 7) & -8),
-        fair=_empty_tenants(_FIRST_TENANTS if policy == s.FAIR else 0),
-        policy=policy,
-        aging_cost=aging_cost,
-        aging_rate=aging_rate,
-        origin=now,
-    )
+    requests = _empty_requests(_FIRST_REQUESTS, (width + 7) & -8)
+    fair = _empty_tenants(_FIRST_TENANTS if policy == s.FAIR else 0)
+    return s.Queue(meta, *requests.values(), fair, policy, now, aging_cost, aging_rate)
 
 
 def _empty_requests(capacity, width):
@@ -56,16 +40,11 @@ def _empty_requests(capacity, width):
 
 
 def _empty_tenants(capacity):
-    fair = s.FairShare(
-        tenant=aligned_zeros((capacity, 4), np.int64),
-        table=empty_table(capacity),
-        order=aligned_zeros((capacity + 4, 2), np.int64),
-        order_position=aligned_zeros(capacity, np.int32),
-        floor=aligned_zeros((capacity + 4, 2), np.int64),
-        floor_position=aligned_zeros(capacity, np.int32),
-    )
-    fair.tenant[:, s.ROOT_SLOT] = ABSENT
-    return fair
+    tenant = aligned_zeros((capacity, 4), np.int64)
+    tenant[:, s.ROOT_SLOT] = ABSENT
+    heaps = [aligned_zeros((capacity + 4, 2), np.int64) for _ in range(2)]
+    positions = [aligned_zeros(capacity, np.int32) for _ in range(2)]
+    return s.FairShare(tenant, empty_table(capacity), *heaps, *positions)
 
 
 def queue_grow(handle, m, n_tenants):
@@ -74,8 +53,8 @@ def queue_grow(handle, m, n_tenants):
     capacity, width = queue.request.shape
     if queue.meta[s.FRESH] + m > capacity:
         needed = int(queue.meta[s.WAITING] + queue.meta[s.RUNNING]) + m
-        if needed > MAX_SLOTS:
-            raise ValueError(f"at most {MAX_SLOTS} requests wait and run, not {needed}")
+        if needed > heap.MAX_SLOTS:
+            raise ValueError(f"at most {heap.MAX_SLOTS} requests wait and run, not {needed}")
         if 2 * needed > capacity:  # else closing the gaps is enough
             capacity = max(2 * capacity, needed)
         grown = Handle(queue._replace(**_empty_requests(capacity, width)))
@@ -118,10 +97,10 @@ def queue_move(handle, grown):
         fresh += 1
     meta[s.FRESH] = fresh
     new.ready[0, 0] = ready[0, 0]
-    for i in range(ROOT, ROOT + ready[0, 0]):
+    for i in range(heap.ROOT, heap.ROOT + ready[0, 0]):
         low = ready[i, 1]
-        moved = (low & ~SLOT_MASK) | target[low & SLOT_MASK]
-        entries_put(new.ready, new.ready_position, i, ready[i, 0], moved)
+        moved = (low & ~heap.SLOT_MASK) | target[low & heap.SLOT_MASK]
+        heap.entries_put(new.ready, new.ready_position, i, ready[i, 0], moved)
     if queue.policy == s.FAIR:
         for slot in range(fresh):
             for column in (s.UP, s.LEFT, s.RIGHT):
@@ -131,9 +110,6 @@ def queue_move(handle, grown):
         for number in range(meta[s.N_TENANTS]):
             if tenant[number, s.ROOT_SLOT] != ABSENT:
                 tenant[number, s.ROOT_SLOT] = target[tenant[number, s.ROOT_SLOT]]
-
-
-# ---- the order of waiting requests -------------------------------------------------------------
 
 
 @kernel(internal=True, borrow=True)
@@ -170,7 +146,7 @@ def queue_enter(queue, slot):
         tenant_enter(queue, slot)
     else:
         high, low = s.order_of(row[s.PRIORITY], row[s.KEY], slot)
-        entries_insert(queue.ready, queue.ready_position, high, low)
+        heap.entries_insert(queue.ready, queue.ready_position, high, low)
 
 
 @kernel(internal=True, borrow=True)
@@ -183,21 +159,15 @@ def queue_leave(queue, slot):
         tenant_leave(queue, slot)
     else:
         place = np.int64(queue.ready_position[slot])
-        entries_remove(queue.ready, queue.ready_position, place)
+        heap.entries_remove(queue.ready, queue.ready_position, place)
 
 
 @kernel(internal=True, borrow=True)
 def queue_first(queue):
     """Slot of the request that the policy serves next; there is one. O(1)."""
     if queue.policy == s.FAIR:
-        return queue.fair.tenant[queue.fair.order[ROOT, 1] & SLOT_MASK, s.ROOT_SLOT]
-    return queue.ready[ROOT, 1] & SLOT_MASK
-
-
-@kernel(internal=True, borrow=True)
-def queue_oldest(queue):
-    """Slot of the request that has waited longest; there is one. O(log n)."""
-    return bitset_first(queue.bitset, queue.request.shape[0])
+        return queue.fair.tenant[queue.fair.order[heap.ROOT, 1] & heap.SLOT_MASK, s.ROOT_SLOT]
+    return queue.ready[heap.ROOT, 1] & heap.SLOT_MASK
 
 
 @kernel(internal=True, borrow=True)
@@ -208,13 +178,10 @@ def clock_advance(queue, now):
     return now
 
 
-# ---- the life of a request ---------------------------------------------------------------------
-
-
 @kernel(internal=True, borrow=True)
-def request_new(queue, now, tokens, deadline, priority, tenant, key):
+def request_new(queue, now, tokens, slo_ns, priority, tenant, key):
     """Number a new request and let it wait; its slot, or GROW. O(log n)."""
-    meta = queue.meta
+    now, meta = clock_advance(queue, now), queue.meta
     slot = meta[s.FRESH]
     if slot == queue.request.shape[0]:
         return np.int64(GROW)
@@ -232,11 +199,8 @@ def request_new(queue, now, tokens, deadline, priority, tenant, key):
     row[s.ARRIVAL_NS] = now
     row[s.STARTED_NS] = ABSENT
     row[s.PRIORITY] = priority
-    row[s.DEADLINE_NS] = deadline
+    row[s.DEADLINE_NS] = now + slo_ns
     row[s.TENANT] = tenant
-    row[s.UP] = ABSENT
-    row[s.LEFT] = ABSENT
-    row[s.RIGHT] = ABSENT
     row[s.KEY] = key
     row[s.KEY] = policy_key(queue, slot)
     table_set(queue.table, row[s.ID], slot)
@@ -257,15 +221,12 @@ def request_resize(queue, slot, tokens, key):
     if waits and row[s.KEY] != old:
         high, low = s.order_of(row[s.PRIORITY], row[s.KEY], slot)
         place = np.int64(queue.ready_position[slot])
-        entries_rekey(queue.ready, queue.ready_position, place, high, low)
+        heap.entries_rekey(queue.ready, queue.ready_position, place, high, low)
 
 
 @kernel(internal=True, borrow=True)
 def request_start(queue, slot, now):
-    """Move a waiting request to the running ones. O(log n).
-
-    Its tenant is charged for its tokens; at a later start only for what they have grown by.
-    """
+    """Let a waiting request run, and charge its tenant for tokens not charged yet. O(log n)."""
     row = queue.request[slot]
     if queue.policy == s.FAIR:
         extra = max(0, row[s.TOKENS] - row[s.CHARGED])

@@ -7,10 +7,10 @@ State (N replicas, S rows of the prefix table), a `Router`:
                              was last sent to, the number of that route; a bucket is WAYS rows, and
                              the number of buckets B is a power of two
     replica    int64[N, 2]   rows (ID, LOAD), ids rising; ids are never used again
-    meta       int64[5]      ROUTES so far; LOADED, the sum of all loads; SINCE, routes since loads
-                             were last halved; FOLLOWED, routes to a replica that had been sent a
+    meta       int64[5]      ROUTES so far; FOLLOWED, routes to a replica that had been sent a
                              prefix; SPILLED, routes whose longest known prefix was on an overloaded
-                             replica
+                             replica; LOADED, the sum of all loads; SINCE, routes since loads were
+                             last halved
     page_size
 
 Invariants: a row with OWNER 0 is empty; a hash is in the bucket `hash & (B - 1)` only, and at most
@@ -38,11 +38,8 @@ from ...primitives.status import ABSENT, INVALID
 
 HASH, OWNER, STAMP = range(3)
 ID, LOAD = range(2)
-ROUTES, LOADED, SINCE, FOLLOWED, SPILLED = range(5)
-N_META = 5
-WAYS = 8
-HALVING = 256
-PRIOR = 8
+ROUTES, FOLLOWED, SPILLED, LOADED, SINCE, N_META = range(6)
+WAYS, HALVING, PRIOR = 8, 256, 8
 _ONE = np.uint64(1)
 
 
@@ -95,12 +92,6 @@ def _row_of(replica, id_):
     """Row of a replica, or ABSENT. O(log N)."""
     row = np.searchsorted(replica[:, ID], id_)
     return row if row < replica.shape[0] and replica[row, ID] == id_ else ABSENT
-
-
-@kernel
-def replica_row(handle, id_):
-    """Row of a replica, or ABSENT. O(log N)."""
-    return _row_of(_router_at(handle).replica, id_)
 
 
 @kernel(internal=True)

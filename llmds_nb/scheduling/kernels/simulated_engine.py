@@ -37,30 +37,14 @@ from ..._core.state import ANY, INT, State, array, unpacker
 from ...kv.kernels.append import kv_append_many, kv_commit
 from ...kv.kernels.attach import kv_attach_many, kv_detach_many
 from ...primitives.status import ABSENT, FULL, OK
-from . import queue_state as s
-from .continuous import (
-    N_PLANNED,
-    batcher_at,
-    step_admit,
-    step_advance,
-    step_end,
-    step_form,
-    step_next,
-    step_plan,
-)
+from . import continuous as c, queue_state as s
 from .sequence_pages import pages_missing
 
-# Places in `run`.
-END_NS = 0  # of the step under way
-READ = 1
-N_ENDED = 2
-N_ADMITTED = 3
-N_GROWING = 4  # entries of the batcher's `growing` that wait for their append
-BUDGET = 5  # tokens left for admissions
-BLOCKED = 6  # 1 while waiting requests cannot be admitted, see `steps_run`
-PREFILL = 7  # prefill tokens of the step under way
-STEPS, BUSY_NS, TOKENS, RAN, HIT_TOKENS = 8, 9, 10, 11, 12  # sums over the steps
-N_RUN = 13
+# Places in `run`. END_NS, PREFILL: the end and the prefill tokens of the step under way. N_GROWING:
+# entries of the batcher's `growing` that wait for their append. BUDGET: tokens left for admissions.
+# BLOCKED: 1 while waiting requests cannot be admitted, see `steps_run`. From STEPS on: sums.
+END_NS, READ, N_ENDED, N_ADMITTED, N_GROWING, BUDGET, BLOCKED, PREFILL = range(8)
+STEPS, BUSY_NS, TOKENS, RAN, HIT_TOKENS, N_RUN = range(8, 14)
 
 UNDER_WAY, IDLE, TO_ADMIT, TO_APPEND = range(4)
 _MS = 1_000_000
@@ -69,28 +53,16 @@ _MS = 1_000_000
 class Engine(State):
     """The arrays and numbers of the module docstring."""
 
-    batcher = INT
-    cache = INT
-    domain = INT
-    fair = INT
-    page_size = INT
+    batcher = cache = domain = fair = page_size = INT
     run = array(np.int64, N_RUN)
     cost = array(np.float64, 4)
     tape = array(np.int32, ANY)
-    ended = array(np.int64, ANY)
-    admitted = array(np.int64, ANY)
-    attach_id = array(np.int64, 1)
+    ended = admitted = array(np.int64, ANY)
+    attach_id = attach_domain = attach_priority = attach_hits = array(np.int64, 1)
     attach_indptr = array(np.int64, 2)
-    attach_domain = array(np.int64, 1)
-    attach_priority = array(np.int64, 1)
-    attach_hits = array(np.int64, 1)
-    length = array(np.int64, ANY)
-    new = array(np.bool_, ANY)
-    no_token = array(np.bool_, ANY)
-    request_of = array(np.int64, ANY)
-    address = array(np.int64, ANY)
-    first_ns = array(np.int64, ANY)
-    end_ns = array(np.int64, ANY)
+    length = request_of = address = array(np.int64, ANY)
+    new = no_token = array(np.bool_, ANY)
+    first_ns = end_ns = array(np.int64, ANY)
 
 
 _engine_at = unpacker(Engine)
@@ -99,7 +71,7 @@ _engine_at = unpacker(Engine)
 @kernel(internal=True, borrow=True)
 def _begin(engine, batcher, now):
     """Begin the planned step at `now`; work out when it ends. O(n)."""
-    run, cost, plan, n = engine.run, engine.cost, batcher.plan, batcher.count[N_PLANNED]
+    run, cost, plan, n = engine.run, engine.cost, batcher.plan, batcher.count[c.N_PLANNED]
     prefill, decoding, read = 0, 0, 0
     for j in range(n):
         id_, start, planned = plan[0, j], plan[1, j], plan[2, j]
@@ -112,9 +84,8 @@ def _begin(engine, batcher, now):
             prefill += planned
         else:
             decoding += 1
-    took = np.int64(
-        np.rint((cost[0] + cost[1] * prefill + cost[2] * decoding + cost[3] * read) * _MS)
-    )
+    took_ms = cost[0] + cost[1] * prefill + cost[2] * decoding + cost[3] * read
+    took = np.int64(np.rint(took_ms * _MS))
     run[END_NS] = now + took
     run[PREFILL] = prefill
     run[STEPS] += 1
@@ -127,14 +98,14 @@ def _begin(engine, batcher, now):
 def step_begin(handle, now):
     """Begin the step that the batcher planned. O(n)."""
     engine = _engine_at(handle)
-    _begin(engine, batcher_at(engine.batcher), now)
+    _begin(engine, c.batcher_at(engine.batcher), now)
 
 
 @kernel(internal=True, borrow=True)
 def _tokens_sampled(engine, batcher, now):
     """Count the token of each request whose last known one was computed. O(n)."""
     plan = batcher.plan
-    for j in range(batcher.count[N_PLANNED]):
+    for j in range(batcher.count[c.N_PLANNED]):
         id_ = plan[0, j]
         if plan[1, j] + plan[2, j] == engine.length[id_]:
             engine.length[id_] += 1
@@ -147,16 +118,14 @@ def _tokens_sampled(engine, batcher, now):
 def _finish(engine, batcher):
     """End the step under way; whether the cache took the tokens sampled. O(n)."""
     run, cache = engine.run, engine.cache
-    now, n = run[END_NS], batcher.count[N_PLANNED]
+    now, n = run[END_NS], batcher.count[c.N_PLANNED]
     _tokens_sampled(engine, batcher, now)
     if run[READ] + n > engine.tape.size:
         run[READ] = 0
     sampled = engine.tape[run[READ] : run[READ] + n]
     run[READ] += n
-    no_mask = batcher.is_prefill[:0]
-    n_growing, n_committed, n_done = step_advance(
-        engine.batcher, now, batcher.plan[0, :n], sampled, no_mask
-    )
+    ids, no_mask = batcher.plan[0, :n], batcher.is_prefill[:0]
+    n_growing, n_committed, n_done = c.step_advance(engine.batcher, now, ids, sampled, no_mask)
     for j in range(n_committed):
         kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
     if run[PREFILL] > 0 or n_done > 0:
@@ -164,7 +133,7 @@ def _finish(engine, batcher):
     if n_done > 0:
         done = batcher.done[:n_done]
         kv_detach_many(cache, done)
-        step_end(engine.batcher, done)
+        c.step_end(engine.batcher, done)
         for j in range(n_done):
             engine.end_ns[engine.request_of[done[j]]] = now
             engine.ended[run[N_ENDED]] = done[j]
@@ -186,7 +155,7 @@ def _admit(engine, n_running, budget):
     run = engine.run
     run[BLOCKED] = 0
     while True:
-        slot, id_, size = step_next(engine.batcher, budget)
+        slot, id_, size = c.step_next(engine.batcher, budget)
         if slot == ABSENT:
             return True
         tokens = array_at(engine.address[id_], size, np.int32)
@@ -209,7 +178,7 @@ def _admit(engine, n_running, budget):
             return False
         engine.admitted[run[N_ADMITTED]] = id_
         run[N_ADMITTED] += 1
-        budget = step_admit(engine.batcher, run[END_NS], slot, engine.attach_hits[0], budget)
+        budget = c.step_admit(engine.batcher, run[END_NS], slot, engine.attach_hits[0], budget)
         n_running += 1
 
 
@@ -226,18 +195,18 @@ def steps_run(handle, until):
     whose pages others could share, and no request ended or came. O(R) for each step.
     """
     engine = _engine_at(handle)
-    batcher = batcher_at(engine.batcher)
+    batcher = c.batcher_at(engine.batcher)
     queue, run, n_slots = s.queue_at(batcher.queue), engine.run, batcher.running.size
     most = min(engine.ended.size, engine.admitted.size) - n_slots
     while run[END_NS] < until and run[N_ENDED] <= most and run[N_ADMITTED] <= most:
         if not _finish(engine, batcher):
             return TO_APPEND
-        n, left = step_form(engine.batcher)
+        n, left = c.step_form(engine.batcher)
         if n < 0:
             blocked = run[BLOCKED] != 0
             if not blocked and not _admit(engine, queue.meta[s.RUNNING], left):
                 return TO_ADMIT
-            n, left = step_plan(engine.batcher)
+            n, left = c.step_plan(engine.batcher)
         if n == 0:
             return IDLE
         _begin(engine, batcher, run[END_NS])

@@ -3,7 +3,7 @@
 State, a `TokenBuckets`:
 
     bucket   int64[2, 6]  a row per bucket, QPS = 0 and TOKENS = 1, with the columns below; a rate
-                          of 0 marks a bucket without a limit
+                          of 0 marks a bucket without a limit, whose other columns are 0, too
         RATE      grains that flow in per nanosecond
         UNIT      grains that one request or token takes out
         CAPACITY  grains that the bucket holds
@@ -70,12 +70,6 @@ def _advance(buckets, now):
         buckets.average[j] *= fading
 
 
-@kernel(borrow=True)
-def admission_advance(handle, now):
-    """Bring the state to the time `now`. O(1)."""
-    _advance(_buckets_at(handle), now)
-
-
 @kernel(inline=True)
 def _wait_ns(rate, missing):
     """Nanoseconds in which `missing` grains flow in: exact, rounded up; 0 for none. O(1)."""
@@ -101,10 +95,8 @@ def admission_admit_many(handle, now, tokens, admitted):
     rate, unit, level = bucket[QPS, RATE], bucket[QPS, UNIT], bucket[QPS, LEVEL]
     token_rate, token_unit = bucket[TOKENS, RATE], bucket[TOKENS, UNIT]
     token_level, largest = bucket[TOKENS, LEVEL], bucket[TOKENS, LARGEST]
-    if rate == 0:
-        unit = np.int64(0)
     if token_rate == 0:
-        token_unit, largest = np.int64(0), np.int64(2**62)
+        largest = np.int64(2**62)
     n_admitted, n_tokens, refused = np.int64(0), np.int64(0), np.int64(0)
     last = tokens.size - 1
     reason, wait = np.int64(OK), np.int64(0)
