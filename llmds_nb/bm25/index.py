@@ -15,7 +15,7 @@ from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
 from ..text.tokenizer import TokenBatch, Tokenizer
-from . import documents, persistence, search as searching, segments as segs
+from . import persistence, search as searching, segments as segs
 from .kernels.postings import postings_read
 from .kernels.scoring import VARIANTS
 from .merging import merge, tidy
@@ -37,7 +37,6 @@ class InvertedIndex(Stored):
 
     The first search after a write decodes the longest lists of a new segment, into 1 byte a posting
     (or up to 12 MB, if that is more), which makes later searches faster and changes no answer.
-
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
 
@@ -150,7 +149,7 @@ class InvertedIndex(Stored):
         return InvertedIndexStats(*sizes, n_bytes, self.nbytes)
 
     def add(self, ids: NewIds, texts: Texts, *, progress: bool = False) -> Int64s:
-        """Add documents, or replace those whose id exists; searchable on return.
+        """Add documents, or replace those whose id exists, searchable on return; return the ids.
 
         Parameters
         ----------
@@ -161,11 +160,6 @@ class InvertedIndex(Stored):
             A generator is read a million characters at a time and never held as a whole.
         progress : bool
             Show a progress bar, without a total where neither `texts` nor `ids` has a length.
-
-        Returns
-        -------
-        int64[n]
-            The ids.
 
         Raises
         ------
@@ -196,26 +190,23 @@ class InvertedIndex(Stored):
         tokenizer = self.tokenizer
         with self._lock:
             taken = Ids(ids, n_texts, self._next_id)
-            with (
-                progress_bar(progress, taken.total, "index", "text") as report,
-                tokenizer._growing(),
-            ):
+            bar = progress_bar(progress, taken.total, "index", "text")
+            with bar as report, tokenizer._growing():
                 new = segment_of(taken, tokenizer, stream, report)
                 if new is not None:
-                    new_ids = documents.ids_of(new)
+                    new_ids = segs.ids_of(new)
                     kept, _ = segs.without_ids(self._snapshot.segments, new_ids)
                     del new_ids
                     snapshot = segs.snapshot(tidy([*kept, new]), self._snapshot)
             if new is not None:  # only now can searches look all terms up
-                self._next_id = max(self._next_id, documents.last_id(new) + 1)
+                self._next_id = max(self._next_id, segs.last_id(new) + 1)
                 self._snapshot = snapshot
         return taken.taken()
 
     def remove(self, ids: ArrayLike) -> None:
-        """Remove documents, from every later search.
+        """Remove documents, from every later search, or none: KeyError for an unknown id.
 
-        O(documents of the segments that hold them); the space is reclaimed by later merges. Raises
-        KeyError for an id that is not in the index, and then nothing is removed.
+        O(documents of the segments that hold them); the space is reclaimed by later merges.
         """
         wanted = validation.ids(ids)
         with self._lock:
@@ -264,7 +255,9 @@ class InvertedIndex(Stored):
                 ids, scores = found
                 return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
         if isinstance(queries, TokenBatch):
-            tokens = _checked(queries, len(self.tokenizer))
+            limits = {"low": ABSENT, "high": len(self.tokenizer) - 1}
+            own: Any = validation.integers(queries.ids, "queries.ids", dtype=np.int32, **limits)
+            tokens = TokenBatch(own, validation.indptr(queries.indptr, len(own), "queries.indptr"))
             n = len(tokens.indptr) - 1
         else:
             texts, tokens = validation.texts(queries, "queries"), None
@@ -274,18 +267,15 @@ class InvertedIndex(Stored):
         if depth:
             if tokens is None:
                 tokens = self.tokenizer._encode(texts)
-            ids, scores = searching.search(
-                self._ready(snapshot), tokens, depth, filters, threads, self._buffers
-            )
+            ready = self._ready(snapshot)
+            ids, scores = searching.search(ready, tokens, depth, filters, threads, self._buffers)
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
         if depth < k:
             missing = ((0, 0), (0, k - depth))
             ids = np.pad(ids, missing, constant_values=ABSENT)
             scores = np.pad(scores, missing, constant_values=-np.inf)
-        if isinstance(queries, str):
-            return Hits(ids[0], scores[0])
-        return Hits(ids, scores)
+        return Hits(ids[0], scores[0]) if isinstance(queries, str) else Hits(ids, scores)
 
     def _ready(self, snapshot):
         """What searches of the snapshot with the present formula share, made at the first."""
@@ -296,27 +286,22 @@ class InvertedIndex(Stored):
         return ready
 
     def _frozen(self) -> "InvertedIndex":
-        """An index with the present documents and parameters, which later writes do not change.
-
-        O(1): it shares the snapshot, the vocabulary and the search buffers with this one.
-        """
+        """These documents and parameters, which later writes do not change. O(1): all is shared."""
         return copy.copy(self)
 
     def postings(self, term: str) -> Postings:
-        """The documents that hold a term.
+        """The documents that hold a term: a stemmed one, or else a word as it is in texts.
 
-        `term` is looked up as it is in the vocabulary (that is, stemmed), and otherwise as the word
-        it is in a text. Unknown: empty arrays. O(segments log terms + df).
+        Unknown: empty arrays. O(segments log terms + df).
         """
         snapshot, ordinals, _ = self._find_term(term)
         all_ids, all_tfs = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-        for segment, handle, (ordinal,) in zip(
-            snapshot.segments, snapshot.handles, ordinals, strict=True
-        ):
+        parts = zip(snapshot.segments, snapshot.handles, ordinals, strict=True)
+        for segment, handle, (ordinal,) in parts:
             if ordinal != ABSENT:
                 docs, tfs = np.empty((2, segment.entries[ordinal]), np.int32)
                 n = postings_read(handle.address, int(ordinal), docs, tfs)
-                all_ids.append(documents.ids_at(segment, docs[:n]))
+                all_ids.append(segs.ids_at(segment, docs[:n]))
                 all_tfs.append(tfs[:n])
         ids = np.concatenate(all_ids)
         order = np.argsort(ids, kind="stable")
@@ -333,10 +318,7 @@ class InvertedIndex(Stored):
         return snapshot, *segs.find_terms(snapshot, wanted)
 
     def explain(self, query: str, id: int) -> Explanation:
-        """Why a document has its score: every known term of the query, ascending.
-
-        Raises KeyError for an id that is not in the index.
-        """
+        """Why a document has its score: every known term, ascending. KeyError for an unknown id."""
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
         snapshot = self._snapshot
@@ -354,12 +336,12 @@ class InvertedIndex(Stored):
         for segment in segments:
             segs.check(segment)
             assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
-        alive = [documents.docs_alive(s) for s in segments]
-        own_ids = [documents.ids_at(s, docs) for s, docs in zip(segments, alive, strict=True)]
+        alive = [(s, segs.docs_alive(s)) for s in segments]
+        own_ids = (segs.ids_at(s, docs) for s, docs in alive)
         ids = np.concatenate([np.zeros(0, np.int64), *own_ids])
         assert len(np.unique(ids)) == len(ids) == n_docs, "an id occurs twice"
         assert not len(ids) or ids.max() < self._next_id
-        lengths = [documents.lengths_at(s, docs) for s, docs in zip(segments, alive, strict=True)]
+        lengths = (segs.lengths_at(s, docs) for s, docs in alive)
         assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
         assert all(buffers.is_clean() for buffers in self._buffers)
 
@@ -389,10 +371,3 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
-
-
-def _checked(tokens, n_terms):
-    """The terms of queries as the kernels' types, in range; ValueError or TypeError otherwise."""
-    limits = {"low": ABSENT, "high": n_terms - 1}
-    ids = validation.integers(tokens.ids, "queries.ids", dtype=np.int32, **limits)
-    return TokenBatch(ids, validation.indptr(tokens.indptr, len(ids), "queries.indptr"))

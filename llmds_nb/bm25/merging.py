@@ -7,9 +7,8 @@ import numpy as np
 
 from .._core.state import Handle
 from ..primitives.status import ABSENT
-from . import documents
+from . import segments as segs
 from .kernels import postings as k
-from .segments import end_data, n_live, new_segment, write_lists
 
 _MERGE_FACTOR = 8  # so many segments of one size class become one
 # Merged at a time: so much of all segments together, but one term's lists at least.
@@ -17,15 +16,13 @@ _SLICE_DOCS, _SLICE_LISTS, _SLICE_BYTES = 1 << 18, 1 << 16, 1 << 22
 
 
 def tidy(segments: Iterable[Any]) -> list[Any]:
-    """Merge what has become too many or too dead.
+    """Merge eight segments of one size class, and rewrite those of which more than half is dead.
 
-    Eight segments of one size class are merged into one, so that a posting is rewritten O(log n)
-    times and the number of segments stays O(log n); a segment of which more than half is dead is
-    rewritten alone.
+    So a posting is rewritten O(log n) times and the number of segments stays O(log n).
     """
     classed = []
     for segment in segments:
-        n = n_live(segment)
+        n = segs.n_live(segment)
         if n and 2 * n < len(segment.classes):
             segment = merge([segment])
         if n:
@@ -41,16 +38,14 @@ def tidy(segments: Iterable[Any]) -> list[Any]:
 
 
 def merge(segments: Sequence[Any]) -> Any:
-    """One segment with the live documents of all; live ids must differ between them.
+    """One segment with the live documents of all, whose ids must differ. O(postings).
 
-    Some documents and some terms at a time: beside the segments and the new one there are 4 bytes
-    a document and a few MB. O(postings).
+    Beside the segments and the new one there are 4 bytes a document and a few MB at a time.
     """
     edges = np.cumsum([0, *(len(s.classes) for s in segments)])
     ids, lengths, doc_of = _documents(segments, edges)
     data = np.empty(sum(len(s.data) for s in segments), np.uint8)
-    end = 0
-    parts = []
+    end, parts = 0, []
     n_lists, n_bytes = (n // len(segments) + 1 for n in (_SLICE_LISTS, _SLICE_BYTES))
 
     def slice_end(s, low):
@@ -71,37 +66,34 @@ def merge(segments: Sequence[Any]) -> Any:
         def pack(g, position, merged=merged):
             return k.postings_merge(*merged, g, position)
 
-        end = write_lists(pack, n_groups, data, end)
+        end = segs.write_lists(pack, n_groups, data, end)
         kept = entries > 0
         parts.append((terms[lists.group[:-1]][kept], starts[:-1][kept], entries[kept]))
-    end_data(data, end)
+    segs.end_data(data, end)
     parts.append((np.zeros(0, np.int32), np.array([end]), np.zeros(0, np.int32)))
     terms, starts, entries = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return new_segment(ids, lengths, terms, starts, entries, data)
+    return segs.new_segment(ids, lengths, terms, starts, entries, data)
 
 
 def _documents(segments, edges):
-    """The live documents of all as (ids, lengths), and the new doc of each, ABSENT for the dead.
-
-    The documents of segment i are edges[i] to edges[i + 1] of the last.
-    """
-    n = sum(map(n_live, segments))
-    ids, lengths = documents.IdsJoined(n), np.empty(n, np.int32)
+    """The live documents as (ids, lengths), and the new doc of those of each segment, or ABSENT."""
+    n = sum(map(segs.n_live, segments))
+    ids, lengths = segs.IdsJoined(n), np.empty(n, np.int32)
     doc_of = np.full(edges[-1], ABSENT, np.int32)
     n_docs = _SLICE_DOCS // len(segments) + 1
     start = 0
 
     def n_upto(s, id_):
-        return documents.docs_below(s, id_, side="right")
+        return segs.docs_below(s, id_, side="right")
 
     sizes = np.diff(edges)
-    for ranges in _ranges(segments, sizes, documents.ids_at, n_upto, lambda _, low: low + n_docs):
+    for ranges in _ranges(segments, sizes, segs.ids_at, n_upto, lambda _, low: low + n_docs):
         old_docs, new_ids, new_lengths = [], [], []
         for s, edge, (low, high) in zip(segments, edges, ranges, strict=False):
-            alive = documents.docs_alive(s, low, high)
+            alive = segs.docs_alive(s, low, high)
             old_docs.append(alive + edge)
-            new_ids.append(documents.ids_at(s, alive))
-            new_lengths.append(documents.lengths_at(s, alive))
+            new_ids.append(segs.ids_at(s, alive))
+            new_lengths.append(segs.lengths_at(s, alive))
         ids_here = np.concatenate(new_ids)
         order = np.argsort(ids_here, kind="stable")
         stop = start + len(order)
@@ -149,12 +141,7 @@ def _lists(segments, ranges, edges, doc_of):
     sizes = np.concatenate([entries for _, _, entries in parts])
     n_lists = [high - low for low, high in ranges]
     bases = np.repeat(np.stack([edges[:-1], edges[1:]], axis=1), n_lists, axis=0)
-    return terms, k.MergeInput(
-        data=np.concatenate([*data, np.zeros(1, np.uint8)]),
-        begins=begins[order],
-        ends=ends[order],
-        sizes=sizes[order],
-        bases=bases[order],
-        group=np.flatnonzero(np.concatenate([[True], terms[1:] != terms[:-1], [True]])),
-        doc_of=doc_of,
-    )
+    by_list = (column[order] for column in (begins, ends, sizes, bases))
+    group = np.flatnonzero(np.concatenate([[True], terms[1:] != terms[:-1], [True]]))
+    together = np.concatenate([*data, np.zeros(1, np.uint8)])
+    return terms, k.MergeInput(together, *by_list, group, doc_of)

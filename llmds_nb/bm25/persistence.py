@@ -1,7 +1,6 @@
-"""An InvertedIndex as arrays and a header for a file, and back.
+"""An InvertedIndex as arrays and a header for a file, and back; their names are of the format.
 
 Of its one segment the file has differences as zigzag varints, and the encoded lists as they are.
-The names of arrays and header entries are part of the file format.
 """
 
 from collections.abc import Mapping
@@ -15,17 +14,16 @@ from .._core.storage import nest, unnest
 from ..errors import CorruptFileError
 from ..text.tokenizer import Tokenizer
 from ..text.vocabulary import offsets
-from . import documents
+from . import segments as segs
 from .kernels import varint
 from .merging import merge
 from .search import Formula
-from .segments import Snapshot, new_segment
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 def to_state(
-    snapshot: Snapshot, tokenizer: Tokenizer, formula: Formula, next_id: int
+    snapshot: segs.Snapshot, tokenizer: Tokenizer, formula: Formula, next_id: int
 ) -> tuple[Arrays, dict[str, Any]]:
     """(arrays, header) of an index, which are those of one segment without dead documents."""
     segments = snapshot.segments
@@ -53,7 +51,7 @@ def from_state(arrays: Arrays, header: dict[str, Any]) -> tuple[list[Any], Token
     if n_docs:
         n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
         segments.append(from_arrays(arrays, n_docs, n_tokens, n_lists, len(tokenizer)))
-        last = documents.last_id(segments[0])
+        last = segs.last_id(segments[0])
         if last >= next_id:
             raise CorruptFileError(f"id {last} is beyond those ever used")
     return segments, tokenizer, formula, next_id
@@ -61,9 +59,9 @@ def from_state(arrays: Arrays, header: dict[str, Any]) -> tuple[list[Any], Token
 
 def to_arrays(segment: Any) -> Arrays:
     """The arrays of a segment without dead documents."""
-    lengths = documents.lengths_of(segment).astype(np.int64)
+    lengths = segs.lengths_of(segment).astype(np.int64)
     return {
-        "ids": _encoded(np.diff(documents.ids_of(segment), prepend=np.int64(0))),
+        "ids": _encoded(np.diff(segs.ids_of(segment), prepend=np.int64(0))),
         "lengths": _encoded(lengths - _mean(lengths.sum(), len(lengths))),
         "terms": _encoded(np.diff(segment.terms.astype(np.int64), prepend=np.int64(0))),
         "sizes": _encoded(np.diff(segment.starts)),
@@ -99,7 +97,7 @@ def from_arrays(
         if not fine:
             raise CorruptFileError(f"array {name!r} holds impossible values")
     lengths, terms, entries = (a.astype(np.int32) for a in (lengths, terms, entries))
-    return new_segment(documents.short_ids(ids), lengths, terms, offsets(sizes), entries, data)
+    return segs.new_segment(segs.short_ids(ids), lengths, terms, offsets(sizes), entries, data)
 
 
 def _mean(total, n) -> int:

@@ -16,12 +16,11 @@ from ..primitives.status import ABSENT
 from ..text.kernels.tokenize import queries_group
 from ..text.tokenizer import TokenBatch, Tokenizer, encode_into
 from ..text.vocabulary import StringTable
-from . import documents
 from .kernels import decoded_lists, postings, scoring, search as k, segment_search as s
 from .kernels.decoded_lists import MAX_CODES, WINDOW
 from .kernels.window import N_BINS
 from .results import Explanation, TermScore
-from .segments import Snapshot, find_terms
+from .segments import Snapshot, find_terms, lengths_at
 
 MIN_ENTRIES = 4  # shorter lists are decoded as fast as they are read
 MIN_BUDGET = 12 << 20  # bytes that decoded lists may take in any case
@@ -65,14 +64,11 @@ class Prepared(NamedTuple):
 def prepare(
     snapshot: Snapshot, formula: Formula, table: StringTable, before: Prepared | None
 ) -> Prepared:
-    """What searches of a snapshot by a formula and a vocabulary share.
-
-    Decoded lists of segments that `before` has as well are taken over. O(postings) otherwise.
-    """
-    known = {}
+    """What searches of a snapshot share. O(postings), without lists that `before` has decoded."""
+    known = {}  # by their data: `dead` changes a segment, but not its lists
     if before is not None:
-        for segment, handle in zip(before.snapshot.segments, before.decoded, strict=True):
-            known[id(segment.data)] = handle  # `dead` changes a segment, but not its lists
+        own = zip(before.snapshot.segments, before.decoded, strict=True)
+        known = {id(segment.data): handle for segment, handle in own}
     saturation = formula.saturation(snapshot)
     all_decoded, segments = [], []
     for segment, handle in zip(snapshot.segments, snapshot.handles, strict=True):
@@ -82,9 +78,8 @@ def prepare(
         scores, alive = np.empty(len(lists.code_tfs)), not segment.dead.any()
         scoring.bm25_table_fill(scores, lists.code_tfs, lists.code_lengths, saturation)
         bounds = scores.astype(np.float32)
-        segments.append(
-            Handle(s.SegmentState(handle.address, decoded.address, scores, bounds, alive))
-        )
+        state = s.SegmentState(handle.address, decoded.address, scores, bounds, alive)
+        segments.append(Handle(state))
     term_text, term_ptr = vocabulary(snapshot, table)
     index = k.IndexState(
         n_docs=snapshot.n_docs,
@@ -101,10 +96,7 @@ def prepare(
 
 
 def decode(segment: Any, handle: Handle) -> Handle:
-    """The DecodedLists of a segment: its longest lists, 1 byte a posting of it, or 12 MB if more.
-
-    `handle` is that of the segment. O(postings of these lists).
-    """
+    """The DecodedLists of a segment: its longest lists, 1 byte a posting or 12 MB, if more."""
     entries = segment.entries
     budget = max(MIN_BUDGET, int(BYTES_PER_POSTING * entries.sum(dtype=np.int64)))
     n_windows = -(-len(segment.classes) // WINDOW)
@@ -155,10 +147,6 @@ def vocabulary(snapshot: Snapshot, table: StringTable) -> tuple[UInt8s, Int64s]:
 class SearchBuffers:
     """What one search works with: scratch for the kernel, and the text and terms of a query."""
 
-    __slots__ = (
-        "handle", "query_ptr", "query_ptr_at", "text", "text_at", "tokens", "tokens_at"
-    )  # fmt: skip
-
     def __init__(self) -> None:
         self.handle = Handle(_empty_scratch())
         text, self.tokens = np.empty(_MAX_TEXT, np.uint8), np.empty(_MAX_TEXT, np.int32)
@@ -186,18 +174,14 @@ def _empty_scratch():
 
 
 Pool: TypeAlias = deque[SearchBuffers]  # those that no search is using
-Filters: TypeAlias = list[npt.NDArray[Any] | None]
+Filters: TypeAlias = list[npt.NDArray[Any] | None]  # of `id_filters`: one, or one for each query
 Found: TypeAlias = tuple[Int64s, Float64s]  # ids and scores
 
 
 def search(
     ready: Prepared, tokens: TokenBatch, depth: int, filters: Filters, threads: int, pool: Pool
 ) -> Found:
-    """The `depth` <= n_docs best as (ids int64[q, depth], scores float64[q, depth]).
-
-    `tokens` are the terms of q queries; `filters` holds one filter of `validation.id_filters`, or
-    one for each query.
-    """
+    """The `depth` <= n_docs best for q queries: (ids int64[q, depth], scores float64[q, depth])."""
     n = len(tokens.indptr) - 1
     scores, ids = np.empty((n, depth)), np.empty((n, depth), np.int64)
     tokens_at = address_of(tokens.ids)
@@ -274,7 +258,7 @@ def explain(
     gain, bonus = np.empty((2, n))
     scoring.bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
     segment, handle = snapshot.segments[number], snapshot.handles[number]
-    (length,) = documents.lengths_at(segment, np.array([doc]))
+    (length,) = lengths_at(segment, np.array([doc]))
     total, term_scores = 0.0, []
     for e, term in enumerate(table.texts(terms)):
         if not df[e]:

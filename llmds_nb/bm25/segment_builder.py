@@ -30,7 +30,9 @@ class Ids:
         self._stream: Iterator[int] | None = None
         self._parts = [np.zeros(0, np.int64)]  # what was taken
         self._n = 0
-        if _is_stream(values):
+        # The order of a set is arbitrary: `validation.ids` refuses it.
+        is_sequence = hasattr(values, "__getitem__") or isinstance(values, set | frozenset)
+        if hasattr(values, "__iter__") and not is_sequence:
             self._stream = iter(values)
         elif values is not None:
             self._given = validation.ids(values)
@@ -66,21 +68,14 @@ class Ids:
         return np.concatenate(self._parts)
 
 
-def _is_stream(values):
-    """Whether it is to be read in step. Not so a set, whose order is arbitrary."""
-    is_sequence = hasattr(values, "__getitem__") or isinstance(values, set | frozenset)
-    return hasattr(values, "__iter__") and not is_sequence
-
-
 def segment_of(
     ids: Ids, tokenizer: Tokenizer, texts: Iterable[str], report: Callable[[int], Any]
 ) -> Any:
     """The segment of all `texts`, or None if there are none.
 
     The caller holds `tokenizer._growing()`; `report(n)` is called after every n texts. Segments of
-    some million tokens are built, and eight of like size are merged into one: a posting is
-    rewritten O(log n) times, and beside these segments and the one that they become in the end
-    there are never more than some 100 MB.
+    some million tokens are built, and eight of like size are merged into one (`tidy`): beside these
+    and the one that they become in the end there are never more than some 100 MB.
     """
     segments: list[Any] = []
     for part in _parts(ids, tokenizer._grown(texts), report):

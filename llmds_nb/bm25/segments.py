@@ -1,18 +1,24 @@
-"""Immutable segments of an inverted index: built from tokens, searched for ids, checked."""
+"""Immutable segments of an inverted index: built from tokens, searched for ids, checked.
+
+The ids and lengths of the documents, and which of them are dead, take few bytes each; a *doc* is
+the number of a document in its segment.
+"""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from .._core.arrays import are_consecutive
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
 from ..text.tokenizer import TokenBatch
-from . import documents
 from .kernels import postings as k
+from .kernels.postings import NO_CLASS
 
+_SLICE = 1 << 18
 Packer = Callable[[int, int], tuple[int, int, int]]
 
 
@@ -26,10 +32,7 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(segments: Iterable[Any], before: Snapshot | None = None) -> Snapshot:
-    """These segments, and the counts over their live documents.
-
-    Handles of segments that the snapshot `before` has as well are taken over.
-    """
+    """These segments and the counts of their live documents; handles of `before` are taken over."""
     known = {} if before is None else {id(handle.state): handle for handle in before.handles}
     kept = tuple(s for s in segments if len(s.classes))
     handles = tuple(known.get(id(s)) or Handle(s) for s in kept)
@@ -40,6 +43,104 @@ def snapshot(segments: Iterable[Any], before: Snapshot | None = None) -> Snapsho
 def n_live(segment: Any) -> int:
     """How many documents of a segment are not dead."""
     return len(segment.classes) - int(np.count_nonzero(segment.dead))
+
+
+class IdsJoined:
+    """The `ids` of a Segment of `n` documents from parts; no array while they count up by one."""
+
+    def __init__(self, n: int):
+        self._n, self._done = n, 0
+        self._first: Any = None
+        self._all: Int64s | None = None
+
+    def add(self, part: Int64s) -> None:
+        """Append int64[m]."""
+        stop = self._done + len(part)
+        if self._first is None and len(part):
+            self._first = part[0]
+        if self._all is None and not self._continues(part):
+            self._all = np.empty(self._n, np.int64)
+            self._all[: self._done] = self._first + np.arange(self._done)
+        if self._all is not None:
+            self._all[self._done : stop] = part
+        self._done = stop
+
+    def _continues(self, part):
+        return not len(part) or (part[0] - self._first == self._done and are_consecutive(part))
+
+    def made(self) -> Int64s:
+        """int64[n], or [1] if they count up by one; all n must have been added."""
+        if self._all is None:
+            return np.array([] if self._first is None else [self._first], np.int64)
+        return self._all
+
+
+def short_ids(ids: Int64s) -> Int64s:
+    """The `ids` of a Segment for int64[n], in memory of their own."""
+    joined = IdsJoined(len(ids))
+    for start in range(0, len(ids), _SLICE):
+        joined.add(ids[start : start + _SLICE])
+    return joined.made()
+
+
+def ids_at(segment: Any, docs: Any) -> Any:
+    """The ids of docs, an int or an array."""
+    return segment.ids[docs] if len(segment.ids) > 1 else segment.ids[0] + docs
+
+
+def ids_of(segment: Any) -> Int64s:
+    """int64[n], all ids."""
+    return ids_at(segment, np.arange(len(segment.classes)))
+
+
+def last_id(segment: Any) -> int:
+    """The largest id."""
+    return int(ids_at(segment, len(segment.classes) - 1))
+
+
+def docs_below(segment: Any, ids: Any, *, side: Literal["left", "right"] = "left") -> Any:
+    """For each of the ids how many docs have a smaller one, or, with "right", no larger one."""
+    if len(segment.ids) > 1:
+        return np.searchsorted(segment.ids, ids, side=side)
+    one = int(side == "right")
+    return np.clip(ids - segment.ids[0], -one, len(segment.classes) - one) + one
+
+
+def docs_alive(segment: Any, low: int = 0, high: int | None = None) -> Int64s:
+    """The docs from `low` to `high` that are not dead, int64."""
+    if len(segment.dead):
+        return low + np.flatnonzero(~segment.dead[low:high])
+    return np.arange(low, len(segment.classes) if high is None else high)
+
+
+def length_classes(lengths: Int32s) -> tuple[npt.NDArray[np.uint16], Int32s, Int32s]:
+    """(classes uint16[n], class_lengths int32[C], long_docs int32[2, L]) of int32[n] lengths."""
+    if lengths.max(initial=0) <= 4 * len(lengths) + 65536:
+        present = np.zeros(int(lengths.max(initial=0)) + 1, np.bool_)
+        present[lengths] = True
+        distinct = np.flatnonzero(present)
+        class_of = np.minimum(np.cumsum(present) - 1, NO_CLASS).astype(np.uint16)
+        classes = class_of[lengths]
+    else:
+        distinct, inverse = np.unique(lengths, return_inverse=True)
+        classes = np.minimum(inverse, NO_CLASS).astype(np.uint16)
+    docs = np.flatnonzero(classes == NO_CLASS)
+    long_docs = np.array([docs, lengths[docs]], np.int32)
+    return classes, distinct[:NO_CLASS].astype(np.int32), long_docs
+
+
+def lengths_at(segment: Any, docs: Int64s) -> Int32s:
+    """The lengths of int64[m] docs, int32."""
+    classes = segment.classes[docs]
+    lengths = segment.class_lengths[np.minimum(classes, max(0, len(segment.class_lengths) - 1))]
+    (long,) = np.nonzero(classes == NO_CLASS)
+    lengths[long] = segment.long_docs[1, np.searchsorted(segment.long_docs[0], docs[long])]
+    return lengths
+
+
+def lengths_of(segment: Any) -> Int32s:
+    """int32[n], all lengths."""
+    return lengths_at(segment, np.arange(len(segment.classes)))
 
 
 def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
@@ -66,16 +167,16 @@ def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
         return k.postings_pack(first, docs, len(ids), data, starts, entries, u, position)
 
     end_data(data, write_lists(pack, len(terms), data, 0))
-    short_ids = documents.short_ids(ids[order])
-    return new_segment(short_ids, lengths, terms.astype(np.int32), starts, entries, data)
+    ids = short_ids(ids[order])
+    return new_segment(ids, lengths, terms.astype(np.int32), starts, entries, data)
 
 
 def new_segment(
     ids: Int64s, lengths: Int32s, terms: Int32s, starts: Int64s, entries: Int32s, data: UInt8s
 ) -> Any:
-    """A Segment without dead documents; `ids` as `documents.short_ids` gives them."""
+    """A Segment without dead documents; `ids` as `short_ids` gives them."""
     dead = np.zeros(0, np.bool_)
-    classes = documents.length_classes(lengths)
+    classes = length_classes(lengths)
     return k.Segment(ids, *classes, dead, terms, starts, entries, entries, data)
 
 
@@ -99,8 +200,8 @@ def end_data(data: UInt8s, end: int) -> None:
 
 def docs_of(segment: Any, ids: Int64s) -> tuple[Bools, Int64s]:
     """Which of int64[m] ids are alive in the segment, as bool[m], and the docs of those."""
-    docs = np.minimum(documents.docs_below(segment, ids), len(segment.classes) - 1)
-    found = documents.ids_at(segment, docs) == ids
+    docs = np.minimum(docs_below(segment, ids), len(segment.classes) - 1)
+    found = ids_at(segment, docs) == ids
     if len(segment.dead):
         found &= ~segment.dead[docs]
     return found, docs[found]
@@ -145,11 +246,10 @@ def check(segment: Any) -> None:
     """Assert the invariants of kernels/postings.py."""
     n, n_terms = len(segment.classes), len(segment.terms)
     assert len(segment.dead) in (0, n)
-    ids, lengths = documents.ids_of(segment), documents.lengths_of(segment)
-    assert len(segment.ids) == len(documents.short_ids(ids))
-    kept = segment.classes, segment.class_lengths, segment.long_docs
-    made: list[Any] = [*documents.length_classes(lengths)]
-    for one, again in zip(kept, made, strict=True):
+    ids, lengths = ids_of(segment), lengths_of(segment)
+    assert len(segment.ids) == len(short_ids(ids))
+    made: Any = length_classes(lengths)
+    for one, again in zip(segment[1:4], made, strict=True):
         assert np.array_equal(one, again) and one.dtype == again.dtype
     assert len(segment.entries) == len(segment.live) == n_terms == len(segment.starts) - 1
     assert (ids[1:] > ids[:-1]).all() and (ids[:1] >= 0).all()

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -41,24 +41,13 @@ _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 
 
-class WordStream(NamedTuple):
-    """The words of n texts, each distinct word with a number."""
-
-    numbers: Int32s  # [w], the number of each word in order
-    word_ptr: Int64s  # [n + 1], offsets of the texts in `numbers`
-    words: list[str]  # the word of each number
-
-
 class Analyzer:
     """What a Tokenizer does to a text before terms become ids; see there for the parameters."""
 
-    # Where the pattern matches whole runs of word characters, the shortest run that it matches,
-    # and for each byte of ASCII text what the kernels take: the lower-cased character, or 0 for one
-    # that belongs to no word.
+    # Where the pattern matches whole runs of word characters, the shortest run that it matches; and
+    # in `fold` for each byte of ASCII text the lower-cased character, or 0 if it is in no word.
     shortest: int | None
-    fold: bytes
     _stem: Callable[[list[str]], list[str]] | None
-    _split: Split
 
     def __init__(self, lowercase: bool, stopwords: StopWords, stemmer: Stemmer, pattern: Pattern):
         if not isinstance(lowercase, bool):
@@ -121,11 +110,6 @@ class Analyzer:
             set_function(function)
             self.missing = tuple(other for other in self.missing if other != name)
 
-    def callables(self) -> list[str]:
-        """Which of "stemmer" and "pattern" a file cannot hold."""
-        settings = {"stemmer": self.stemmer, "pattern": self.pattern}
-        return [n for n, value in settings.items() if n in self.missing or callable(value)]
-
     def check_complete(self) -> None:
         """Raise ValueError while a callable is missing."""
         if self.missing:
@@ -137,10 +121,7 @@ class Analyzer:
     def words(self, text: str) -> list[str]:
         """The words of a text, by `re` or the caller's function."""
         words: Any = self._split(text.lower() if self.lowercase else text)
-        if callable(self.pattern):
-            words = list(words)
-            _check_strings(words, "pattern")
-        return words
+        return _checked(words, "pattern") if callable(self.pattern) else words
 
     def folded(self, text: str) -> bytearray:
         """ASCII text in the form that the kernels split."""
@@ -154,45 +135,44 @@ class Analyzer:
         if self._stem is not None:
             stems = iter(self._stem([word for word in words if word]))
             words = [next(stems) if word else "" for word in words]
-            if callable(self.stemmer):
-                _check_strings(words, "stemmer")
-        return words
+        return _checked(words, "stemmer") if callable(self.stemmer) else words
 
-    def word_stream(self, texts: list[str]) -> WordStream:
-        """Split some texts and number their distinct words."""
+    def word_stream(self, texts: list[str]) -> tuple[Int32s, Int64s, list[str]]:
+        """(numbers int32[w] of the words of n texts, offsets int64[n + 1], the distinct words)."""
         plain = []
         if self.shortest is not None and sum(map(len, texts)) >= _KERNEL_CHARS:
             plain = [text for text in texts if text.isascii()]
         if not plain:
             return self._words_by_python(texts)
-        found = self._words_by_kernel(plain)
+        numbers, word_ptr, words = self._words_by_kernel(plain)
         if len(plain) == len(texts):
-            return found
+            return numbers, word_ptr, words
         # The other texts are split by Python: merge both streams in the order of the texts.
-        others = self._words_by_python([text for text in texts if not text.isascii()])
+        others = [text for text in texts if not text.isascii()]
+        other_numbers, other_ptr, other_words = self._words_by_python(others)
         is_plain = np.array([text.isascii() for text in texts])
         counts = np.empty(len(texts), np.int64)
-        counts[is_plain] = np.diff(found.word_ptr)
-        counts[~is_plain] = np.diff(others.word_ptr)
+        counts[is_plain] = np.diff(word_ptr)
+        counts[~is_plain] = np.diff(other_ptr)
         from_plain = np.repeat(is_plain, counts)
         merged = np.empty(len(from_plain), np.int32)
-        merged[from_plain] = found.numbers
-        merged[~from_plain] = others.numbers + len(found.words)
-        return WordStream(merged, offsets(counts), found.words + others.words)
+        merged[from_plain] = numbers
+        merged[~from_plain] = other_numbers + len(words)
+        return merged, offsets(counts), words + other_words
 
     def _words_by_kernel(self, texts):
         folded = self.folded("".join(texts))
         data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
         numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest)
         spans = zip(starts.tolist(), stops.tolist(), strict=True)
-        return WordStream(numbers, word_ptr, [folded[start:stop].decode() for start, stop in spans])
+        return numbers, word_ptr, [folded[start:stop].decode() for start, stop in spans]
 
     def _words_by_python(self, texts):
         seen, numbers, ptr = {}, [], [0]
         for text in texts:
             numbers += [seen.setdefault(word, len(seen)) for word in self.words(text)]
             ptr.append(len(numbers))
-        return WordStream(np.array(numbers, np.int32), np.array(ptr, np.int64), list(seen))
+        return np.array(numbers, np.int32), np.array(ptr, np.int64), list(seen)
 
 
 def without_surrogates(text: str) -> str:
@@ -228,7 +208,9 @@ def _snowball(language):
     return stem
 
 
-def _check_strings(values, name):
+def _checked(values, name):
+    values = list(values)
     for value in values:
         if not isinstance(value, str):
             raise TypeError(f"{name} must give str, not {type(value).__name__}")
+    return values

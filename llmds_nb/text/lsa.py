@@ -17,8 +17,6 @@ _OVERSAMPLE = 16  # random directions beyond dim
 _ITERATIONS = 2  # power iterations; more do not rank better on the judged collections
 _BLOCK_ROWS = 4096
 _NEGLIGIBLE = 1e-4  # singular values below this share of the largest are float32 noise
-
-
 _UNFITTED = k.LsaState(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
 
 
@@ -44,6 +42,8 @@ class LsaEncoder(Stored):
         Of the random directions that the SVD begins with.
     tokenizer : Tokenizer, optional
         Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit.
+
+    Raises TypeError or ValueError for an argument of the wrong kind or out of range.
 
     Examples
     --------
@@ -95,12 +95,10 @@ class LsaEncoder(Stored):
         return {"dim": self.dim, "rank": self.rank, "n_terms": n_terms, "nbytes": self.nbytes}
 
     def fit(self, texts: Texts) -> "LsaEncoder":
-        """Learn the directions of these texts; return self.
+        """Learn the directions of these texts; return self. ValueError where none holds a word.
 
         Six passes over the TF-IDF matrix with dim + 16 columns; the memory is a few float32 arrays
-        of [terms, dim].
-
-        Raises TypeError for a text that is no str, and ValueError where no text holds a word.
+        of [terms, dim]. Raises TypeError for a text that is no str.
         """
         texts = validation.texts(texts)
         tokenizer = self.tokenizer
@@ -185,10 +183,9 @@ def _tf_idf(tokens: TokenBatch, n_terms: int) -> tuple[Any, np.ndarray]:
 
     n = len(tokens.indptr) - 1
     ones = np.ones(len(tokens.ids), np.float32)
-    # Copied, because sum_duplicates works in place.
     arrays = (ones, tokens.ids.copy(), tokens.indptr.copy())
     matrix = sparse.csr_matrix(arrays, shape=(n, n_terms))
-    matrix.sum_duplicates()
+    matrix.sum_duplicates()  # in place
     df = np.bincount(matrix.indices, minlength=n_terms)
     idf = np.where(df, np.log((1 + n) / (1 + df)) + 1, 0).astype(np.float32)
     matrix.data = (1 + np.log(matrix.data)) * idf[matrix.indices]

@@ -13,8 +13,7 @@ from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
 from . import analyzer as a
 from .kernels import tokenize as k
-from .vocabulary import StringTable, offsets
-from .word_cache import WordCache
+from .vocabulary import StringTable, WordCache, offsets
 
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
 
@@ -116,8 +115,7 @@ class Tokenizer:
         pattern: a.Pattern = a.PATTERN,
     ):
         self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
-        self._table = StringTable()
-        self._cache = WordCache()
+        self._table, self._cache = StringTable(), WordCache()
         self._lock = threading.RLock()  # of writers
         self._is_growing = False
         self._model: str | None = None  # the text of a tokenizer.json
@@ -126,9 +124,8 @@ class Tokenizer:
     def from_file(cls, path: PathLike) -> "Tokenizer":
         """Open a Hugging Face ``tokenizer.json``: the ids and counts of the model itself.
 
-        The vocabulary is the file's, without special tokens being added to texts. Raises ValueError
-        if the file is no tokenizer.json, and ImportError without the package tokenizers, which
-        ``pip install 'llmds_nb[text]'`` gives.
+        Texts get no special tokens. Raises ValueError if the file is no tokenizer.json, and
+        ImportError without the package tokenizers: ``pip install 'llmds_nb[text]'``.
         """
         with open(path, encoding="utf-8") as file:
             return cls._from_model(file.read())
@@ -178,10 +175,7 @@ class Tokenizer:
         return self._analyzer.pattern
 
     def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Split | None = None) -> None:
-        """Set the callables that a file could not hold, after loading what used them.
-
-        Raises ValueError if the tokenizer has one already.
-        """
+        """Set the callables that a loaded tokenizer lacks; ValueError where it has one already."""
         # The cache is empty, since nothing is encoded while a callable is missing.
         self._analyzer.supply(stemmer, pattern)
 
@@ -199,9 +193,8 @@ class Tokenizer:
         return len(self._table)
 
     def __repr__(self) -> str:
-        if self._model is not None:
-            return f"Tokenizer({len(self):,} terms, from a tokenizer.json)"
-        return f"Tokenizer({len(self):,} terms, stemmer={self.stemmer!r})"
+        how = f"stemmer={self.stemmer!r}" if self._model is None else "from a tokenizer.json"
+        return f"Tokenizer({len(self):,} terms, {how})"
 
     def __contains__(self, term: object) -> bool:
         return isinstance(term, str) and bool(self._table.find([term])[0] != ABSENT)
@@ -209,8 +202,7 @@ class Tokenizer:
     def fit(self, texts: a.Texts) -> "Tokenizer":
         """Add every term of `texts` to the vocabulary, or none if it fails; return self.
 
-        One text counts as a list of one. About a million characters are held at a time. Raises
-        TypeError for a text that is no str.
+        About a million characters are held at a time. Raises TypeError for a text that is no str.
         """
         stream, _ = validation.text_stream(texts)
         with self._growing():
@@ -320,14 +312,12 @@ class Tokenizer:
             yield TokenBatch(out[:n], out_ptr)
 
     def _state(self):
-        callables = [] if self._model else self._analyzer.callables()
-        header = {
-            "lowercase": self.lowercase,
-            "stopwords": sorted(self.stopwords),
-            "stemmer": None if "stemmer" in callables else self.stemmer,
-            "pattern": None if self._model or "pattern" in callables else self.pattern,
-            "callables": callables,
-        }
+        settings = {"stemmer": self.stemmer, "pattern": None if self._model else self.pattern}
+        missing = self._analyzer.missing
+        callables = [name for name, v in settings.items() if name in missing or callable(v)]
+        header = {name: None if name in callables else v for name, v in settings.items()}
+        header |= {"lowercase": self.lowercase, "stopwords": sorted(self.stopwords)}
+        header["callables"] = callables
         arrays = self._table.arrays()
         if self._model is not None:
             arrays["model"] = np.frombuffer(self._model.encode(), np.uint8)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex
-from llmds_nb.bm25 import documents
+from llmds_nb.bm25 import segments
 from llmds_nb.bm25.index import Hits
 from llmds_nb.bm25.kernels.postings import NO_CLASS
 
@@ -16,7 +16,7 @@ class Kept:
     """As much of a segment as holds ids."""
 
     def __init__(self, ids):
-        self.ids, self.classes = documents.short_ids(ids), np.zeros(len(ids), np.uint16)
+        self.ids, self.classes = segments.short_ids(ids), np.zeros(len(ids), np.uint16)
 
 
 @settings(max_examples=200, deadline=None)
@@ -28,23 +28,23 @@ def test_short_ids_represent_the_ids(first, steps, data):
     kept = Kept(ids)
     follow = all(step == 1 for step in steps)
     assert len(kept.ids) == (1 if follow else len(ids))
-    assert (documents.ids_of(kept) == ids).all() and documents.last_id(kept) == ids[-1]
+    assert (segments.ids_of(kept) == ids).all() and segments.last_id(kept) == ids[-1]
     docs = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1))), np.int64)
-    assert (documents.ids_at(kept, docs) == ids[docs]).all()
+    assert (segments.ids_at(kept, docs) == ids[docs]).all()
     wanted = np.unique(np.concatenate([ids - 1, ids, ids + 1, [0, 2**63 - 1]]))
     wanted = wanted[wanted >= 0]
     for side in ("left", "right"):
-        below = documents.docs_below(kept, wanted, side=side)
+        below = segments.docs_below(kept, wanted, side=side)
         assert (below == np.searchsorted(ids, wanted, side=side)).all()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=4)))
-    joined = documents.IdsJoined(len(ids))
+    joined = segments.IdsJoined(len(ids))
     for part in np.split(ids, cuts):
         joined.add(part)
     assert (joined.made() == kept.ids).all()
 
 
 def test_repeated_ids_are_not_taken_as_consecutive():
-    assert documents.short_ids(np.array([4, 4, 6])).tolist() == [4, 4, 6]
+    assert segments.short_ids(np.array([4, 4, 6])).tolist() == [4, 4, 6]
     with pytest.raises(ValueError, match="4 stands twice"):
         InvertedIndex().add(iter([4, 6, 4]), ["aa", "bb", "cc"])
 
@@ -69,7 +69,7 @@ def test_default_ids_take_no_memory_and_removals_none_before_the_first():
 
 
 def three_length_classes(lengths):
-    """As `documents.length_classes` would with three classes only."""
+    """As `segments.length_classes` would with three classes only."""
     distinct, classes = np.unique(lengths, return_inverse=True)
     classes = np.where(classes < 3, classes, NO_CLASS).astype(np.uint16)
     docs = np.flatnonzero(classes == NO_CLASS)
@@ -83,7 +83,7 @@ def test_more_lengths_than_length_classes(monkeypatch, tmp_path):
     usual = InvertedIndex()
     usual.add(None, texts[:200])
     usual.add(range(190, 290), texts[200:])
-    monkeypatch.setattr(documents, "length_classes", three_length_classes)
+    monkeypatch.setattr(segments, "length_classes", three_length_classes)
     index, plain = InvertedIndex(), PlainBm25()
     index.add(None, texts[:200])
     index.add(range(190, 290), texts[200:])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llmds_nb import InvertedIndex, Tokenizer
-from llmds_nb.bm25 import documents, merging, segment_builder as building
+from llmds_nb.bm25 import merging, segment_builder as building, segments
 from llmds_nb.text import tokenizer as tokenizing
 
 WORDS = ["aa", "bb", "cc", "dd", "ee", "ff", "the", "\u00e9t\u00e9", "gg", "hh"]
@@ -36,7 +36,7 @@ def lists_of(index):
     terms, data = index.tokenizer.terms, segment.data.tobytes()
     spans = zip(segment.terms, segment.starts[:-1], segment.starts[1:], strict=True)
     lists = {terms[t]: data[start:end] for t, start, end in spans}
-    kept = documents.ids_of(segment), documents.lengths_of(segment), segment.dead
+    kept = segments.ids_of(segment), segments.lengths_of(segment), segment.dead
     return lists, *(array.tolist() for array in kept)
 
 

@@ -71,7 +71,7 @@ def test_many_chunks_and_a_growing_table(monkeypatch):
 
 @pytest.mark.parametrize("most", [1 << 16, 50])
 def test_words_in_the_cache_are_not_looked_up_again(most, monkeypatch):
-    monkeypatch.setattr("llmds_nb.text.word_cache._MAX_WORDS", most)
+    monkeypatch.setattr("llmds_nb.text.vocabulary._MAX_WORDS", most)
     asked = []
 
     def stem(word):

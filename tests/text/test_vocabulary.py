@@ -9,8 +9,7 @@ from llmds_nb import CorruptFileError
 from llmds_nb._core.state import Handle
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.text.kernels import tokenize as k
-from llmds_nb.text.vocabulary import StringTable
-from llmds_nb.text.word_cache import WordCache
+from llmds_nb.text.vocabulary import StringTable, WordCache
 
 STRINGS = st.text(max_size=3) | st.sampled_from(["", "a", "b", "ab", "\0", "\ud800", "x" * 300])
 

@@ -41,10 +41,8 @@ HEADER = 3
 _TF_BITS = 1
 
 _0, _1, _2, _3 = (np.uint64(n) for n in range(4))
-_BLOCK = np.uint64(BLOCK)
-_ENTRY = np.uint64(ENTRY)
+_BLOCK, _ENTRY, _IN_BLOCK = np.uint64(BLOCK), np.uint64(ENTRY), np.uint64(BLOCK - 1)
 _BAD = np.uint64(1 << 63)
-_IN_BLOCK = np.uint64(BLOCK - 1)
 _TF_BITS_SIZE, _SIX = np.uint64(BLOCK // 8), np.uint64(6)
 _END_OF_PLANES = np.uint64(32)  # headers with more than three byte planes are never written
 _END, _ENDS_2, _ENDS_3 = np.uint64(0x80), np.uint64(0x8080), np.uint64(0x808080)
@@ -267,14 +265,11 @@ def _uint32_write(data, position, value):
 
 @kernel(internal=True, borrow=True)
 def _width_choose(counts, most):
-    """(bits in planes, gap exceptions) of the smallest block. O(32).
-
-    counts int64[33] are the gaps by their number of bits, `most` the largest such number. Planes
-    hold an even number of bits, 24 at most; an exception has 8 more.
-    """
+    """(bits in planes, gap exceptions) of the smallest block; counts[b] gaps have b bits. O(32)."""
     best, best_bits, best_over = np.int64(1 << 30), 24, 0
     over = 0
     for bits in range(32, -1, -1):
+        # Planes hold an even number of bits, 24 at most; an exception has 8 more.
         if bits <= 24 and bits & 1 == 0 and bits + 8 >= most:
             size = bits * (BLOCK // 8) + 2 * over
             if size < best:
@@ -299,10 +294,7 @@ def _plane_encode(data, position, doc, docs, bits, shift):
 
 @kernel(internal=True, borrow=True)
 def _block_encode(data, position, doc, docs, tfs, counts, measure):
-    """Write 128 entries, `doc` being one more than the last document before; the position after.
-
-    counts int64[33] is scratch; `measure` as in `list_encode`. O(128).
-    """
+    """Write 128 entries like `list_encode`; `doc` is one more than the last document before."""
     counts[:] = 0
     most = n_tfs = extra = 0
     before = doc

@@ -6,7 +6,7 @@ outlive changes of its parameters. The rare postings without a code, because the
 tf large, are exceptions, which are kept apart.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from ..._core.scratch import cut, keep_alive, scratch
 from ..._core.state import ANY, State, array, unpacker
 from ...primitives.status import ABSENT
 from .postings import list_read, lower_bound, segment_at
+
+# Scratch for the entries of one list, int32[size] each; and where lists are decoded to, as in
+# DecodedLists.
+Entries = namedtuple("Entries", "docs tfs codes")
+Decoded = namedtuple("Decoded", "postings exception_docs exception_tfs")
 
 WINDOW = 1 << 16
 MAX_CODES = 1 << 16
@@ -41,22 +46,6 @@ class DecodedLists(State):
     codes = array(np.int32, ANY, ANY)
 
 
-class Entries(NamedTuple):
-    """Scratch for the entries of one list: int32[size] each."""
-
-    docs: np.ndarray
-    tfs: np.ndarray
-    codes: np.ndarray
-
-
-class Decoded(NamedTuple):
-    """Where lists are decoded to: three arrays of DecodedLists."""
-
-    postings: np.ndarray
-    exception_docs: np.ndarray
-    exception_tfs: np.ndarray
-
-
 decoded_lists_at = unpacker(DecodedLists)
 
 
@@ -77,11 +66,7 @@ def list_ascending(segment, ordinal, docs, tfs):
 
 @kernel(internal=True, borrow=True)
 def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
-    """Write the first `size` entries of a list: postings from n on, exceptions from n_exceptions.
-
-    Fills window_ptr int32[W + 1] of the list. Return where postings and exceptions end.
-    O(size + windows log size).
-    """
+    """Write `size` entries: postings from n on, exceptions from n_exceptions; return their ends."""
     docs, tfs, code_of = entries.docs, entries.tfs, entries.codes
     max_tf, max_class = codes.shape[0] - 1, codes.shape[1] - 1
     signs = np.int32(0)
@@ -118,10 +103,9 @@ def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
 
 @kernel(nogil=True)
 def pairs_count(segment, ordinals, size, counts):
-    """Count each pair of tf and length class in counts int32[T, C], over some lists of a segment.
+    """Count pairs of tf and length class in counts int32[T, C]; return how many are beyond it.
 
-    `segment` is its handle, `size` the length of the longest of the lists. Return the number of
-    postings whose pair is beyond T or C. O(postings).
+    `segment` is a handle, `size` the length of the longest list of `ordinals`. O(postings).
     """
     segment = segment_at(segment)
     parts = ((size, np.int32), (size, np.int32))
@@ -143,8 +127,7 @@ def pairs_count(segment, ordinals, size, counts):
 def decoded_fill(segment, decoded, ordinals, size):
     """Decode list `ordinals[h]` of a segment as list h of a DecodedLists, for every h.
 
-    Both are handles, `size` is as in `pairs_count`; filled are postings, window_ptr and exceptions
-    of the lists. O(postings).
+    Both are handles, `size` as for `pairs_count`. Fills postings, window_ptr and exceptions.
     """
     segment, lists = segment_at(segment), decoded_lists_at(decoded)
     parts = ((size, np.int32), (size, np.int32), (size, np.int32))

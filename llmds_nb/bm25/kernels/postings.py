@@ -59,10 +59,7 @@ _merge_input_at = unpacker(MergeInput)
 
 @kernel(internal=True, borrow=True)
 def lower_bound(values, low, high, value):
-    """The first position in low..high - 1 of ascending values that is not below `value`, or high.
-
-    For values >= 0. O(log(high - low)), without branches.
-    """
+    """The first of positions low..high - 1 whose value reaches `value` >= 0, or high. O(log n)."""
     left = high - low
     while left > 0:
         half = (left + 1) >> 1
@@ -132,12 +129,8 @@ def postings_group(local, doc_ptr, order, first, docs):
 
 @kernel(internal=True, borrow=True)
 def _list_append(docs, tfs, n, counts, data, position):
-    """Encode n entries at data[position:], if they fit.
-
-    Return where the list ends, or would end: beyond data.size if it does not fit, and then nothing
-    is written. It is measured only where the longest list of n entries would not fit. O(n).
-    """
-    if position + _MAX_ENTRY_BYTES * n > data.size:
+    """Encode n entries at data[position:] if they fit; return where they end or would end. O(n)."""
+    if position + _MAX_ENTRY_BYTES * n > data.size:  # it may not fit: measure first
         end = list_encode(docs, tfs, n, counts, data, position, True)
         if end > data.size:
             return end
@@ -191,11 +184,8 @@ def _run_end(keys, begin, n):
 
 @kernel(internal=True, borrow=True)
 def _runs_merge(keys, spare, n):
-    """Sort n int64 keys by natural merge sort; spare int64[>= n] is scratch. O(n log runs).
-
-    NumPy's sort would take O(n log n) and two seconds to compile.
-    """
-    n_merges = 2
+    """Sort n int64 keys by natural merge sort; spare int64[>= n] is scratch. O(n log runs)."""
+    n_merges = 2  # NumPy's sort would take O(n log n) and two seconds to compile
     while n_merges > 1:
         n_merges, begin = 0, 0
         while begin < n:
@@ -217,10 +207,7 @@ def _runs_merge(keys, spare, n):
 
 @kernel(internal=True, borrow=True)
 def _entries_sort(docs, tfs, n, keys, spare):
-    """Sort n entries by doc and leave out repeated docs, which only a damaged file has.
-
-    keys and spare int64[>= n] are scratch. Return how many are left. O(n log runs).
-    """
+    """Sort n entries by doc, without repeats (of a damaged file); return how many are left."""
     for j in range(n):
         keys[j] = np.int64(docs[j]) << 32 | tfs[j]
     _runs_merge(keys, spare, n)
@@ -283,10 +270,7 @@ def postings_merge(merge_input, most, data, starts, entries, g, position):
 
 @kernel(noinline=True, borrow=True)
 def term_find(terms, term):
-    """The ordinal of `term` in ascending int32[U] terms, or ABSENT.
-
-    O(log U), O(1) if no smaller term is missing.
-    """
+    """The ordinal of `term` in terms, or ABSENT. O(log U), O(1) if no smaller one is missing."""
     high = min(terms.size, term + 1)
     if high > 0 and terms[high - 1] == term:
         return high - 1
@@ -317,16 +301,13 @@ def _live_count(segment, ordinal):
 
 @kernel(internal=True)
 def postings_df_add(segment, wanted, ordinals, df):
-    """Add each wanted term's live documents to df int64[e]; ordinals int32[e] are filled.
-
-    O(e log U), and once for every list in a segment with newly dead documents its length.
-    """
+    """Add each wanted term's live documents to df int64[e]; fill ordinals int32[e]. O(e log U)."""
     for e in range(wanted.size):
         ordinal = term_find(segment.terms, wanted[e])
         ordinals[e] = ordinal
         if ordinal == ABSENT:
             continue
-        if segment.live[ordinal] == ABSENT:
+        if segment.live[ordinal] == ABSENT:  # once for every list after documents have died
             segment.live[ordinal] = _live_count(segment, ordinal)
         df[e] += segment.live[ordinal]
 
@@ -339,10 +320,7 @@ def segment_df_add(segment, wanted, ordinals, df):
 
 @kernel(nogil=True, borrow=True)
 def postings_read(segment, ordinal, docs, tfs):
-    """The live entries of a list of a segment (its handle) into docs and tfs int32[entries].
-
-    Return how many there are. O(length of the list).
-    """
+    """The live entries of a list of a segment (its handle); return how many. O(length)."""
     segment = segment_at(segment)
     n = 0
     for j in range(list_read(segment, ordinal, docs, tfs)):

@@ -25,8 +25,7 @@ from ..._core.state import FLOAT, State
 
 LUCENE, ROBERTSON, ATIRE, PLUS, L = range(5)
 VARIANTS = {"lucene": LUCENE, "robertson": ROBERTSON, "atire": ATIRE, "bm25+": PLUS, "bm25l": L}
-DELTA_PLUS = 1.0
-DELTA_L = 0.5
+DELTA_PLUS, DELTA_L = 1.0, 0.5
 
 
 class Saturation(State):

@@ -23,8 +23,7 @@ from .decoded_lists import Decoded, Entries, decoded_lists_at
 from .postings import postings_df_add, segment_at
 from .scoring import Saturation, bm25_weights
 
-SCAN_DOCS = 32  # the usual values of the fields of IndexState
-LOOKUP_COST = 8
+SCAN_DOCS, LOOKUP_COST = 32, 8  # the usual values of the fields of IndexState
 
 
 class IndexState(State):
@@ -62,14 +61,13 @@ def _query_weigh(index, tokens, begin_stop, work):
     e = queries_group(
         index.term_text, index.term_ptr, tokens, begin_stop, work.terms, work.counts, work.term_ptr
     )
-    work.df[:e] = 0
+    df, counts = work.df[:e], work.counts[:e]
+    df[:] = 0
     for number in range(index.segments.size):
         segment = segment_at(s.segment_state_at(index.segments[number]).segment)
-        postings_df_add(segment, work.terms[:e], work.ordinals[number, :e], work.df[:e])
-    bm25_weights(
-        index.variant, index.k1, index.n_docs, work.df[:e], work.counts[:e], work.gain[:e],
-        work.bonus[:e],
-    )  # fmt: skip
+        postings_df_add(segment, work.terms[:e], work.ordinals[number, :e], df)
+    gain, bonus = work.gain[:e], work.bonus[:e]
+    bm25_weights(index.variant, index.k1, index.n_docs, df, counts, gain, bonus)
     return e
 
 

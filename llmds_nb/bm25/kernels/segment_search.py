@@ -262,10 +262,7 @@ def _window_bound(segment_state, scratch, query, window, scale):
 
 @kernel(noinline=True, borrow=True)
 def _window_score(segment_state, scratch, query, window, threshold, n_found):
-    """Add up the scores of docs whose bound reaches the threshold, candidates[:n_found].
-
-    They are looked up in lists that have more than `lookup_cost` postings for each. O(postings).
-    """
+    """Add up the scores of candidates[:n_found], whose bound reaches the threshold. O(postings)."""
     state, scratch = segment_state_at(segment_state), scratch_at(scratch)
     segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
     bounds, scores, candidates = scratch.bounds, scratch.scores, scratch.candidates
@@ -274,7 +271,7 @@ def _window_score(segment_state, scratch, query, window, threshold, n_found):
         row, e = query.lists[u], query.term_of[u]
         gain, bonus = query.gain[e], query.bonus[e]
         postings, begin, stop = _window_postings(row, window, n_windows)
-        if n_found * query.lookup_cost < stop - begin:
+        if n_found * query.lookup_cost < stop - begin:  # faster than to pass all postings
             w.scores_find(
                 postings, begin, stop, state.code_scores, gain, bonus, candidates, n_found,
                 scratch.chunk_ids, scores,
@@ -307,10 +304,7 @@ def _rank(scores, ids, n, best):
 
 @kernel(noinline=True, borrow=True)
 def segment_search(segment_state, scratch, query, allowed, best, n, min_score):
-    """Offer the documents of a segment to the n best of a query so far; return as `_offer`.
-
-    `segment_state` and `scratch` are handles.
-    """
+    """Offer the documents of a segment to the n best of a query so far; return as `_offer`."""
     state, arrays = segment_state_at(segment_state), scratch_at(scratch)
     segment, decoded = segment_at(state.segment), decoded_lists_at(state.decoded)
     bounds, scores, candidates = arrays.bounds, arrays.scores, arrays.candidates

@@ -12,10 +12,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 
-_1 = np.uint64(1)
-_7 = np.uint64(7)
-_LOW = np.uint64(127)
-_HIGH = np.uint64(128)
+_1, _7, _LOW, _HIGH = (np.uint64(n) for n in (1, 7, 127, 128))
 
 
 @kernel(noinline=True, borrow=True)

@@ -83,12 +83,9 @@ def scores_add(postings, at, stop, code_scores, gain, bonus, bounds, threshold, 
 
 @kernel(noinline=True, borrow=True)
 def scores_find(postings, at, stop, code_scores, gain, bonus, docs, n, positions, scores):
-    """Look n documents up in postings[at:stop], at least one, and add what they contribute.
-
-    Binary searches advance in lockstep, as many as `positions` int64 holds, to hide latency and
-    avoid branches. O(n log postings).
-    """
+    """Look n >= 1 documents up in postings[at:stop], adding to scores. O(n log postings)."""
     part = postings[at:stop]
+    # Binary searches advance in lockstep, to hide latency and to avoid branches.
     for first in range(0, n, positions.size):
         wanted = docs[first : min(first + positions.size, n)]
         for j in range(wanted.size):
@@ -162,10 +159,7 @@ def columns_largest(bounds, strips, width, largest):
 
 @kernel(borrow=True)
 def columns_select(bounds, strips, width, largest, threshold, found):
-    """`docs_select`, in no order, looking only into columns whose largest bound reaches it.
-
-    O(columns + documents of those).
-    """
+    """`docs_select`, in no order, of columns whose largest bound reaches it. O(their docs)."""
     n = np.uint64(0)
     for first in range(0, width, LANES):
         mask = threshold_mask(largest, first, threshold)
@@ -201,11 +195,8 @@ def bounds_count(bounds, n, threshold):
 
 @kernel(internal=True, borrow=True)
 def kth_bound(bounds, n, k):
-    """A number that at least k of n >= k bounds reach, and fewer than k a number GRAIN larger.
-
-    Padded as for `bounds_count`. O(n log MAX_BOUND), without branches.
-    """
-    result = 0
+    """A number that >= k of n bounds reach, and < k one GRAIN larger. O(n log MAX_BOUND)."""
+    result = 0  # found without branches; padded as for `bounds_count`
     step = 1 << 15
     while step >= GRAIN:
         result += step * np.int64(bounds_count(bounds, n, np.uint16(result + step)) >= k)

@@ -214,11 +214,10 @@ def _text_encode(cache, data, start, stop, shortest, out, n, missing, n_missing)
 
 @kernel(borrow=True)
 def words_encode(handle, data, text_ptr, shortest, out, out_ptr, missing):
-    """The term ids of the words of each text, by a word cache.
+    """The term ids of the words of each text, by a word cache; return how many it does not have.
 
-    Fills out int32[bytes / shortest] and out_ptr int64[n_texts + 1], without dropped words; returns
-    how many are not in the cache. missing int64[m, 2] takes where in `data` the first m of these
-    start and stop. O(bytes) expected.
+    Fills out int32[bytes / shortest] and out_ptr int64[n_texts + 1], without dropped words, and
+    missing int64[m, 2] with where in `data` the first m unknown words start and stop. O(bytes).
     """
     cache = _word_cache_at(handle)
     n, n_missing = 0, 0
@@ -287,11 +286,8 @@ def _text_less(blob, ptr, a, b):
 
 @kernel(noinline=True)
 def _text_sort(blob, ptr, ids, n):
-    """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3).
-
-    Most differ in the first eight bytes; whole strings are compared only where those are equal.
-    """
-    keys = np.empty(n, np.uint64)
+    """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3)."""
+    keys = np.empty(n, np.uint64)  # most differ in these; whole strings are compared only if not
     for i in range(n):
         keys[i] = _text_key(blob, ptr, ids[i])
     gap = 1
@@ -316,8 +312,7 @@ def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
     """The distinct known terms of each query in ascending order of their text, and their counts.
 
     Query i has ids[query_ptr[i]:query_ptr[i + 1]], int32; ids of no string are left out. Fills
-    terms and counts int32[n] and the offsets term_ptr int64[q + 1]; returns the number of terms.
-    O(n^1.3) comparisons.
+    terms and counts int32[n] and term_ptr int64[q + 1]; returns the number of terms. O(n^1.3).
     """
     end = 0
     term_ptr[0] = 0
