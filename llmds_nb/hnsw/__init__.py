@@ -10,10 +10,5 @@ if TYPE_CHECKING:
     from .stats import HNSWStats as HNSWStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "index": "HNSW",
-        "search": "Neighbors",
-        "stats": "HNSWStats",
-    },
+    __name__, {"index": "HNSW", "search": "Neighbors", "stats": "HNSWStats"}
 )

@@ -3,20 +3,21 @@
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from .._core.arrays import appended
+from .._core.progress import progress_bar
 from .._core.state import Handle
-from .._core.typing import Int32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels import insert, repair, spanning_tree as tree
 from .kernels.distance import IP
 from .kernels.state import Draft, Graph, Links, Ownership, Repair, Space
-from .snapshot import BLOCK, Snapshot, block_rows, with_levels
+from .snapshot import BLOCK, Snapshot, block_rows, drawn_levels, only, with_levels
+from .vector_store import VectorForm
 
 _SPARE = 8  # blocks beyond the sure need, for links that `tree_force` makes
 _SLACK_SHARE = 8  # one in so many blocks is spare after the array has grown
@@ -26,9 +27,9 @@ _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
 # only where the others would be linked by force: if all places were for children, rows would keep
 # too many for the tree's sake, and recall@10 of 60,000 hard vectors falls by .014 at ef = 10.
 _FEW_CHILDREN = 2
+_COARSE = 2  # links that were chosen by codes so many times as coarse are not worth keeping
 _REPAIR_BATCH = 1 << 14  # slots whose new links are linked back at once
-_CHUNKS_PER_THREAD = 4
-_MIN_CHUNK = 8
+_CHUNKS_PER_THREAD, _MIN_CHUNK = 4, 8
 
 
 class _BlockPool:
@@ -39,10 +40,9 @@ class _BlockPool:
         self.retired = deque()  # (weak reference to the last snapshot that reads them, blocks)
 
     def retire(self, snapshot, blocks):
-        """`snapshot` is no longer the newest; the newest has replaced `blocks` of it.
+        """`snapshot` is no longer the newest, which has replaced `blocks` of it.
 
-        Every superseded snapshot is queued, even one that lost no block: its readers may still use
-        what a later one loses.
+        Queued even if it lost no block: its readers may still use what a later one loses.
         """
         self.retired.append((weakref.ref(snapshot), blocks.astype(np.int64)))
 
@@ -67,8 +67,9 @@ class _LinksDraft:
         self.spare[0] = len(blocks)
         self.spare[1 : 1 + len(blocks)] = blocks[::-1]
 
-    def reserve(self, n):
-        """Make at least `n` blocks spare; may replace all arrays."""
+    def reserve(self, n_changes, n_new=0):
+        """Make enough blocks spare to change some rows and add blocks; may replace all arrays."""
+        n = min(n_changes, np.count_nonzero(~self.owned)) + n_new + _SPARE
         if self.spare[0] >= n:
             return
         used = len(self.blocks)
@@ -84,15 +85,11 @@ class _LinksDraft:
         """Give logical rows 0 to n_rows - 1 a place."""
         missing = -(-n_rows // BLOCK) - len(self.blocks)
         if missing > 0:
-            self.reserve(missing + _SPARE)
+            self.reserve(0, missing)
             added = self.spare[self.spare[0] - missing + 1 : self.spare[0] + 1][::-1]
             self.spare[0] -= missing
             self.blocks = np.concatenate([self.blocks, added.astype(np.int32)])
             self.owned = np.concatenate([self.owned, np.ones(missing, np.bool_)])
-
-    def reserve_for(self, n_changes):
-        """Make enough blocks spare to change `n_changes` rows anywhere; may replace all arrays."""
-        self.reserve(min(int(n_changes), int((~self.owned).sum())) + _SPARE)
 
     def commit(self, old_snapshot):
         """The new links are published; what they replaced is kept for readers of the old ones."""
@@ -106,86 +103,97 @@ class _LinksDraft:
 
 
 class GraphWriter:
-    """Inserts slots into snapshots; one thread at a time. Holds what only a writer needs.
+    """Writes the graph of an index, one call at a time; holds what only a writer needs.
 
-    `coarsest` is the largest step of the codes by which any of the links was chosen, and `repaired`
-    whether the graph is other than one built of its slots.
+    `base` is the published snapshot that it goes on from, `coarsest` the largest step of the codes
+    by which any link was chosen, `repaired` whether the graph is other than one built of its slots.
     """
 
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        ef_construction: int,
-        *,
-        parent: Int32s | None = None,
-        coarsest: float = 0.0,
-        repaired: bool = False,
-    ):
-        self.ef = ef_construction
-        self.coarsest, self.repaired = coarsest, repaired
-        self.pool0 = _BlockPool(snapshot.blocks0, len(snapshot.links0) // BLOCK)
-        self.pool1 = _BlockPool(snapshot.blocks1, len(snapshot.links1) // BLOCK)
-        self.parent = np.zeros(0, np.int32) if parent is None else parent
+    def __init__(self, form: VectorForm, M: int, ef: int, seed: int, base: Snapshot | None = None):
+        self._settings, self.ef = (form, M, ef, seed), max(ef, M)
+        self.base = form.empty(M) if base is None else base
+        self.coarsest, self.repaired = 0.0, False
+        self.pool0 = _BlockPool(self.base.blocks0, len(self.base.links0) // BLOCK)
+        self.pool1 = _BlockPool(self.base.blocks1, len(self.base.links1) // BLOCK)
+        self.parent = np.zeros(0, np.int32)
         self._pending: _GraphDraft | None = None
 
-    def insert(
-        self,
-        base: Snapshot,
-        fields: dict,
-        n_new: int,
-        threads: int,
-        advance: Callable[[int], object],
-    ) -> Snapshot:
-        """Link `n_new` slots after base.n, whose other arrays are in `fields`.
+    def anew(self, base: Snapshot | None = None, **history: Any) -> "GraphWriter":
+        """A writer for an empty base, or for another with its `parent`, `coarsest`, `repaired`."""
+        writer = GraphWriter(*self._settings, base)
+        vars(writer).update(history)
+        return writer
+
+    def insert(self, fields: dict, n_new: int, threads: int, progress: bool = False) -> Snapshot:
+        """Link `n_new` slots after those of `base`, for which all other arrays are in `fields`.
 
         Nothing of this object or of `base` changes until `commit`.
         """
-        draft = _GraphDraft(self, base, fields, n_new)
-        with _executor(threads) as executor:
-            for first in draft.batches():
-                advance(draft.insert_batch(first, executor, threads))
+        _, M, _, seed = self._settings
+        fields |= drawn_levels(self.base, n_new, M, seed)
+        with _executor(threads) as pool, progress_bar(progress, n_new, "HNSW", "vector") as advance:
+            draft = _GraphDraft(self, fields, n_new, pool, threads)
+            while draft.n < draft.stop:
+                advance(draft.insert_batch())
         self._pending = draft
         return draft.snapshot()
 
-    def repair(
-        self, base: Snapshot, fields: dict, old: Snapshot, slots: Int64s, threads: int
-    ) -> Snapshot:
-        """Fill the empty `base` with the `slots` of `old`, and the graph that they had there.
-
-        The links of slots that are left out go to slots near them. As `insert`, in all else.
-        """
-        fields |= with_levels(base, old.levels[slots], old.drawn)
-        draft = _GraphDraft(self, base, fields, len(slots))
+    def repair(self, snapshot: Snapshot, threads: int) -> tuple["GraphWriter", Snapshot]:
+        """(a writer, what it made): the live slots of a snapshot, linked past the dead ones."""
+        slots, coarsest = snapshot.live_slots(), self.coarsest
+        if snapshot.coding is not None:
+            coarsest = max(coarsest, snapshot.coding.link_step)
+        fields = self._refitted(snapshot, slots)
+        if fields["coding"].link_step * _COARSE < coarsest:  # the links are too bad to be kept
+            return self._built(fields, threads)
+        writer = self.anew(coarsest=coarsest, repaired=True)
+        fields |= with_levels(writer.base, snapshot.levels[slots], snapshot.drawn)
         with _executor(threads) as executor:
-            draft.repair(old, slots, executor, threads)
-        self._pending = draft
-        return draft.snapshot()
+            draft = _GraphDraft(writer, fields, len(slots), executor, threads)
+            draft.repair(snapshot, slots)
+        writer._pending = draft
+        return writer, draft.snapshot()
 
-    def commit(self, base: Snapshot) -> None:
+    def rebuild(self, snapshot: Snapshot, threads: int) -> tuple["GraphWriter", Snapshot]:
+        """(a writer, what it made): the live slots of a snapshot, in a graph of their own."""
+        return self._built(self._refitted(snapshot, snapshot.live_slots()), threads)
+
+    def _refitted(self, snapshot, slots):
+        form, M, *_ = self._settings
+        return form.refitted(form.empty(M), only(snapshot, slots))
+
+    def _built(self, fields, threads):
+        writer = self.anew()
+        return writer, writer.insert(fields, fields["n_live"], threads)
+
+    def commit(self, snapshot: Snapshot) -> None:
         """The snapshot of the last `insert` or `repair` is published in place of `base`."""
         draft, self._pending = self._pending, None
         assert draft is not None
         self.parent = draft.parent
         self.coarsest = max(self.coarsest, draft.fields["coding"].link_step)
-        draft.links0.commit(base)
-        draft.links1.commit(base)
+        draft.links0.commit(self.base)
+        draft.links1.commit(self.base)
+        self.base = snapshot
 
-    def retire(self, base: Snapshot) -> None:
+    def retire(self, snapshot: Snapshot) -> None:
         """A snapshot with the same links is published in place of `base`."""
         for pool in (self.pool0, self.pool1):
-            pool.retire(base, pool.free[:0])
+            pool.retire(self.base, pool.free[:0])
             pool.reclaim()
+        self.base = snapshot
 
 
 class _GraphDraft:
     """A graph to which one write adds slots: those below `n` are in it, of `stop` in all."""
 
-    def __init__(self, writer, base, fields, n_new):
-        self._base, self._ef, self.fields = base, writer.ef, fields
+    def __init__(self, writer, fields, n_new, executor, threads):
+        base = self._base = writer.base
+        self.fields, self._ef, self._executor, self._threads = fields, writer.ef, executor, threads
         self.n, self.stop = base.n, base.n + n_new
         self.entry, self.top = base.entry, base.top
         self.levels, self._like = fields["levels"], fields["rows"][:0]
-        all_live = fields["n_live"] == base.n + n_new
+        all_live = fields["n_live"] == self.stop
         self._allowed = np.zeros(0, np.bool_) if all_live else fields["live"]
         self.links0 = _LinksDraft(writer.pool0, base.links0, base.blocks0)
         self.links1 = _LinksDraft(writer.pool1, base.links1, base.blocks1)
@@ -193,49 +201,35 @@ class _GraphDraft:
         self.links1.cover(fields["n_upper"])
         self.parent = appended(writer.parent, base.n, np.full(n_new, ABSENT, np.int32))
 
-    def _packed(self) -> Handle:
+    def _packed(self):
         """The handle of the draft as it is now, to be made anew once arrays were replaced."""
-        zero, one, coding = self.links0, self.links1, self.fields["coding"]
-        return Handle(
-            Draft(
-                space=Space(self.fields["rows"], self.fields["factors"], self._base.metric),
-                prefilter=coding.prefilter(self.fields["prefilter"], self.fields["outlier"]),
-                quantizer=coding.quantizer,
-                graph=Graph(
-                    level0=Links(zero.links, zero.blocks),
-                    above=Links(one.links, one.blocks),
-                    upper=self.fields["upper"],
-                    entry=self.entry,
-                    top=self.top,
-                ),
-                own0=Ownership(zero.owned, zero.spare),
-                own_above=Ownership(one.owned, one.spare),
-                levels=self.levels,
-                allowed=self._allowed,
-                parent=self.parent,
-            )
-        )
+        zero, one, fields = self.links0, self.links1, self.fields
+        space = Space(fields["rows"], fields["factors"], self._base.metric)
+        codes = fields["coding"].for_kernels(fields["prefilter"], fields["outlier"])
+        links = Links(zero.links, zero.blocks), Links(one.links, one.blocks)
+        graph = Graph(*links, fields["upper"], self.entry, self.top)
+        own = Ownership(zero.owned, zero.spare), Ownership(one.owned, one.spare)
+        slots = self.levels, self._allowed, self.parent
+        return Handle(Draft(space, *codes, graph, *own, *slots))
 
-    def batches(self) -> Iterator[int]:
-        while self.n < self.stop:
-            yield self.n
-
-    def insert_batch(self, first, executor, threads) -> int:
+    def insert_batch(self):
+        """Link the next slots; return how many."""
+        first = self.n
         size = min(max(first // _BATCH_SHARE, _MIN_BATCH), _MAX_BATCH)
         stop = min(first + size, self.stop)
         M = self.links1.links.shape[1] - 1
         forward = np.empty((stop - first, M + 1), np.int32)
         edges = self._edges(first, stop, 1)
-        self.links0.reserve_for((stop - first) * M)
-        self.links1.reserve_for(len(edges) - (stop - first) * M)
+        self.links0.reserve((stop - first) * M)
+        self.links1.reserve(len(edges) - (stop - first) * M)
         draft = self._packed()
 
         def connect(start, end):
             insert.hnsw_connect(draft.address, self._like, first, start, end, self._ef, forward)
 
-        _run(connect, np.linspace(first, stop, _parts(stop - first, threads) + 1), executor)
+        self._run(connect, self._cuts(first, stop))
         n_edges = insert.hnsw_edges(draft.address, first, stop, edges)
-        self._link_back(draft, edges[:n_edges], first, executor, threads)
+        self._link_back(draft, edges[:n_edges], first)
         self._span(draft, first, stop, forward)
         self.n = stop
         return stop - first
@@ -243,21 +237,22 @@ class _GraphDraft:
     def _edges(self, first, stop, more):
         """Memory for the edges of these slots: M for each level, and `more` times M for each."""
         M = self.links1.links.shape[1] - 1
-        return np.empty(int((self.levels[first:stop].astype(np.int64) + more).sum()) * M, np.int64)
+        return np.empty((int(self.levels[first:stop].sum()) + more * (stop - first)) * M, np.int64)
 
-    def _link_back(self, draft, edges, first, executor, threads):
+    def _link_back(self, draft, edges, first):
         """Add the links against the `edges`, whose sources count from `first`."""
         edges = np.sort(edges)
-        targets = edges >> insert.TARGET_SHIFT
-        cuts = np.linspace(0, len(edges), _parts(len(edges), threads) + 1).astype(np.int64)
-        cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]])  # keep each target whole
+        cuts = self._cuts(0, len(edges))
+        if len(cuts) > 2:  # keep each target whole
+            targets = edges >> insert.TARGET_SHIFT
+            cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]]).tolist()
 
         def backlink(start, end):
             insert.hnsw_backlink(draft.address, self._like, edges[start:end], first)
 
-        _run(backlink, cuts, executor)
+        self._run(backlink, cuts)
 
-    def repair(self, old, slots, executor, threads):
+    def repair(self, old, slots):
         """Take over the rows of these slots of the snapshot `old`."""
         renamed = np.full(old.n, ABSENT, np.int32)
         renamed[slots] = np.arange(len(slots), dtype=np.int32)
@@ -266,12 +261,12 @@ class _GraphDraft:
         def write(start, end):
             repair.hnsw_repair(draft.address, source.address, self._like, start, end)
 
-        _run(write, np.linspace(0, self.stop, _parts(self.stop, threads) + 1), executor)
+        self._run(write, self._cuts(0, self.stop))
         for first in range(0, self.stop, _REPAIR_BATCH):
             stop = min(first + _REPAIR_BATCH, self.stop)
             edges = self._edges(first, stop, 2)
             n_edges = repair.repair_edges(draft.address, source.address, first, stop, edges)
-            self._link_back(draft, edges[:n_edges], first, executor, threads)
+            self._link_back(draft, edges[:n_edges], first)
         self._span(draft, 0, self.stop, None)
 
     def _span(self, draft, first, stop, forward):
@@ -289,14 +284,30 @@ class _GraphDraft:
             start, missing = 0, stop - found
             draft = self._packed()
         else:
-            for most in (_FEW_CHILDREN, many):
-                missing = tree.tree_extend(draft.address, first, stop, most, forward)
+            missing = tree.tree_extend(draft.address, first, stop, _FEW_CHILDREN, forward)
+            if missing:
+                missing = tree.tree_extend(draft.address, first, stop, many, forward)
         while missing and start < stop:
             start = tree.tree_force(draft.address, start, stop, many)
-            links.reserve(_SPARE)
+            links.reserve(0)
             draft = self._packed()
 
-    def snapshot(self) -> Snapshot:
+    def _cuts(self, start, stop):
+        """Where [start, stop) is split among the threads."""
+        n, parts = stop - start, 1
+        if self._threads > 1:
+            parts = max(1, min(n // _MIN_CHUNK, self._threads * _CHUNKS_PER_THREAD))
+        return [start + n * i // parts for i in range(parts + 1)]
+
+    def _run(self, function, cuts):
+        """Call function(start, end) for every two neighbouring cuts."""
+        if len(cuts) == 2:
+            return function(*cuts)
+        for done in [self._executor.submit(function, *pair) for pair in pairwise(cuts)]:
+            done.result()
+
+    def snapshot(self):
+        """The snapshot with all slots, once they are linked."""
         zero, one, base = self.links0, self.links1, self._base
         return Snapshot(
             metric=base.metric, dim=base.dim, links0=zero.links, blocks0=zero.blocks,
@@ -305,20 +316,5 @@ class _GraphDraft:
         )  # fmt: skip
 
 
-def _parts(n, threads) -> int:
-    return 1 if threads == 1 else max(1, min(n // _MIN_CHUNK, threads * _CHUNKS_PER_THREAD))
-
-
-def _executor(threads) -> contextlib.AbstractContextManager[Executor | None]:
+def _executor(threads):
     return ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext()
-
-
-def _run(function, cuts, executor) -> None:
-    """Call function(start, end) for every two neighbouring cuts."""
-    cuts = [int(cut) for cut in cuts]
-    if executor is None or len(cuts) == 2:
-        for start, end in pairwise(cuts):
-            function(start, end)
-        return
-    for done in [executor.submit(function, *pair) for pair in pairwise(cuts)]:
-        done.result()

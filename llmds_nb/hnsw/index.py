@@ -15,18 +15,16 @@ from .._core.typing import ArrayLike, Float32s, Int64s
 from ..errors import CapacityError
 from ..primitives import hash_table
 from ..primitives.status import ABSENT
-from . import invariants, persistence, quantization, search as searching, stats
-from .builder import GraphBuilder
-from .id_map import appended_ids, ids_of, is_packed, slot_of, slots_of, table_after
+from . import persistence, quantization, search as searching, snapshot as snapshots, stats
+from .graph_writer import GraphWriter
 from .search import Neighbors
 from .stats import HNSWStats
-from .tuning import tuned
 from .vector_store import METRICS, STORES, VectorForm
-from .warmup import warm_up
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+_SETTINGS = "dim", "metric", "M", "ef_construction", "ef_search", "quantize", "store", "seed"
 
 
 class HNSW(Stored):
@@ -101,13 +99,12 @@ class HNSW(Stored):
         seed: int = 0,
     ):
         self._dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
-        self._metric_name = validation.choice(metric, "metric", tuple(METRICS))
+        self._metric = validation.choice(metric, "metric", tuple(METRICS))
         self._M = validation.integer(M, "M", low=2, high=MAX_M)
         self._ef_construction = validation.integer(ef_construction, "ef_construction", low=1)
         self.ef_search = ef_search
-        self._quantize = validation.choice(
-            quantize, "quantize", ("auto", None, quantization.SQ8, quantization.PCA)
-        )
+        kinds = ("auto", None, quantization.SQ8, quantization.PCA)
+        self._quantize = validation.choice(quantize, "quantize", kinds)
         self._store = validation.choice(store, "store", tuple(STORES))
         if store is None and quantize in (None, quantization.PCA):
             raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
@@ -117,13 +114,10 @@ class HNSW(Stored):
         self._depth: tuple[int, int] | None = None
         self._next_id = 0  # one more than the largest id ever used
         self._table = hash_table.empty_table(0)
-        self._builder = GraphBuilder(self._form, self._M, self._ef_construction, self._seed)
-        self._snapshot = self._builder.empty()
-        self._writer = self._builder.writer(self._snapshot)
+        self._writer = GraphWriter(self._form, self._M, self._ef_construction, self._seed)
+        self._snapshot = self._writer.base
         self._write_lock = threading.RLock()  # one writer
         self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
-
-    # ---- writing ----------------------------------------------------------------------------
 
     def add(
         self,
@@ -153,14 +147,8 @@ class HNSW(Stored):
         Returns
         -------
         int64[n]
-            The ids.
-
-        Raises
-        ------
-        ValueError
-            Wrong shape, NaN or infinity, a duplicate or negative id, a zero vector with "cosine".
-        CapacityError
-            More than 2**30 vectors.
+            The ids. Raises ValueError for a wrong shape, NaN or infinity, a duplicate or negative
+            id, a zero vector with "cosine"; CapacityError for more than 2**30 vectors.
 
         Notes
         -----
@@ -168,9 +156,8 @@ class HNSW(Stored):
         """
         given, vectors = vectors, validation.vectors(vectors, self._dim)
         if not copy and (vectors is not given or self._store != "float32"):
-            raise ValueError(
-                'copy=False needs store="float32" and writable C-contiguous float32[n, dim]'
-            )
+            needs = 'store="float32" and writable C-contiguous float32[n, dim]'
+            raise ValueError(f"copy=False needs {needs}")
         lengths = self._form.lengths(vectors, "vectors")
         threads = validation.integer(threads, "threads", low=1)
         with self._write_lock:
@@ -181,57 +168,46 @@ class HNSW(Stored):
                 raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
             if self._snapshot.n + len(ids) > MAX_SLOTS:
                 raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
-            old = slots_of(self._snapshot, self._table, ids)
-            old = old[old != ABSENT]
-            base, writer = self._snapshot, self._writer
-            if len(old) == base.n_live:  # nothing is kept: a new graph
-                base = self._builder.empty()
-                writer = self._builder.writer(base)
-                old = old[:0]
+            old = snapshots.slots_of(self._snapshot, self._table, ids)
+            old, writer = old[old != ABSENT], self._writer
+            if len(old) == writer.base.n_live:  # nothing is kept: a new graph
+                old, writer = old[:0], writer.anew()
+            base = writer.base
             live = base.live_without(old)
             if len(live):
                 live = appended(live, base.n, np.ones(len(ids), np.bool_))
             fields = {
                 **self._form.added(base, vectors, lengths, copy),
-                "ids": appended_ids(base.ids, base.n, ids),
+                "ids": snapshots.appended_ids(base.ids, base.n, ids),
                 "live": live,
                 "n_live": base.n_live - len(old) + len(ids),
             }
-            snapshot = self._builder.extended(base, writer, fields, len(ids), threads, progress)
+            snapshot = writer.insert(fields, len(ids), threads, progress)
             if snapshot.is_sparse:
-                base, writer, snapshot = self._builder.repaired(writer, snapshot, threads)
-            self._publish(base, writer, snapshot)
+                writer, snapshot = writer.repair(snapshot, threads)
+            self._publish(writer, snapshot)
         return ids
 
-    def _publish(self, base, writer, snapshot):
-        """Let searches see the last snapshot that `writer` made of `base`."""
+    def _publish(self, writer, snapshot):
+        """Let searches see the last snapshot that `writer` made."""
+        base = writer.base
         known = base if base is self._snapshot else None
-        table, slots = table_after(self._table, known, snapshot)
-        ids = ids_of(snapshot.ids, slots)
+        table, slots = snapshots.table_after(self._table, known, snapshot)
+        ids = snapshots.ids_of(snapshot.ids, slots)
         with self._lock:
             hash_table.table_set_many(table, ids, slots)
             self._table, self._snapshot, self._writer = table, snapshot, writer
-        writer.commit(base)
-        newest = ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
+        writer.commit(snapshot)
+        newest = snapshots.ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
         self._next_id = max(self._next_id, int(newest.max()) + 1)
 
     def remove(self, ids: ArrayLike) -> None:
-        """Remove vectors. O(n) bytes copied.
+        """Remove the vectors of one id or int64[n] distinct ids. O(n) bytes copied.
 
         Their slots stay in the graph, which walks pass through. Once a fifth of all slots are dead,
         these are freed and the graph is repaired around them, in a small part of a rebuild's time.
-
-        Parameters
-        ----------
-        ids : int or array_like, int64[n]
-            Distinct ids that are present.
-
-        Raises
-        ------
-        KeyError
-            An id is unknown; nothing was removed.
-        ValueError
-            An id is given twice or is negative.
+        Raises KeyError for an id that is unknown, ValueError for one that is given twice or is
+        negative; nothing was removed then.
         """
         ids = validation.ids(ids)
         with self._write_lock:
@@ -240,20 +216,19 @@ class HNSW(Stored):
             if not len(ids):
                 return
             if len(slots) == base.n_live:
-                empty, table = self._builder.empty(), hash_table.empty_table(0)
+                writer, table = writer.anew(), hash_table.empty_table(0)
                 with self._lock:
-                    self._snapshot, self._table = empty, table
-                    self._writer = self._builder.writer(empty)
+                    self._snapshot, self._table, self._writer = writer.base, table, writer
                 return
             live, n_live = base.live_without(slots), base.n_live - len(slots)
             snapshot = dataclasses.replace(base, live=live, n_live=n_live)
             if snapshot.is_sparse:
-                return self._publish(*self._builder.repaired(writer, snapshot, 1))
+                return self._publish(*writer.repair(snapshot, 1))
             with self._lock:
-                if not is_packed(base.ids):
+                if not snapshots.is_packed(base.ids):
                     hash_table.table_remove_many(self._table, ids)
                 self._snapshot = snapshot
-            writer.retire(base)
+            writer.retire(snapshot)
 
     def _frozen(self) -> "HNSW":
         """An index for reading, with the present contents, that no later write of this one changes.
@@ -267,7 +242,7 @@ class HNSW(Stored):
         return frozen
 
     def _slots_of(self, ids):
-        slots = slots_of(self._snapshot, self._table, ids)
+        slots = snapshots.slots_of(self._snapshot, self._table, ids)
         if (slots == ABSENT).any():
             raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
         return slots
@@ -278,9 +253,7 @@ class HNSW(Stored):
         with self._write_lock:
             base = self._snapshot
             if base.n_live < base.n or self._writer.repaired:
-                self._publish(*self._builder.rebuilt(base, threads))
-
-    # ---- reading ----------------------------------------------------------------------------
+                self._publish(*self._writer.rebuild(base, threads))
 
     def search(
         self,
@@ -336,29 +309,27 @@ class HNSW(Stored):
         queries, single = self._form.queries(queries)
         k, filters, threads = validation.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
-        ids, distances = self._searched(queries, k, ef, self._depth, filters, exact, threads)
-        return Neighbors(ids[0], distances[0]) if single else Neighbors(ids, distances)
+        found = self._searched(queries, k, ef, self._depth, filters, exact, threads)
+        return Neighbors(*(part[0] for part in found) if single else found)
 
     def _searched(self, queries, k, ef, tuned, filters, exact, threads):
         """(ids, distances) [n, k] of checked arguments; `tuned` as in `rerank_depth`."""
-        slots = [None] * len(filters)
         with self._lock:
             snapshot = self._snapshot
             for i, one in enumerate(filters):
                 if one is not None and one.dtype != np.bool_:
-                    slots[i] = slots_of(snapshot, self._table, one)
-                    slots[i] = slots[i][slots[i] != ABSENT]
-        masks = [searching.mask_of(snapshot, *pair) for pair in zip(filters, slots, strict=True)]
-        return searching.padded_search(
-            snapshot, self._form, queries, k, ef, tuned, masks, exact, threads
-        )
+                    slots = snapshots.slots_of(snapshot, self._table, one)
+                    filters[i] = slots[slots != ABSENT]
+        masks = [searching.mask_of(snapshot, one) for one in filters]
+        return searching.search(snapshot, self._form, queries, k, ef, tuned, masks, exact, threads)
 
     def tune(self, queries: ArrayLike, *, k: int = 10, target_recall: float = 0.95) -> int:
         """Find and set the smallest `ef_search` that reaches a recall on these queries.
 
         Where the walk compares codes, also sets how many candidates are measured on the stored
         vectors (`stats().rerank`): as few as reach the recall. The ef may then be up to 1.25 times
-        the smallest, where that saves more reads.
+        the smallest, where that saves more reads. Ground truth is exact search; a neighbour counts
+        if it is no farther than the k-th true one.
 
         Parameters
         ----------
@@ -371,16 +342,8 @@ class HNSW(Stored):
         Returns
         -------
         int
-            The new `ef_search`; without codes within 5 % of the smallest that does.
-
-        Raises
-        ------
-        ValueError
-            No query, or the recall is out of reach (codes that are too coarse).
-
-        Notes
-        -----
-        Ground truth is exact search; a neighbour counts if it is no farther than the k-th true one.
+            The new `ef_search`; without codes within 5 % of the smallest that does. Raises
+            ValueError for no query, or a recall out of reach (codes that are too coarse).
         """
         queries = validation.vectors(queries, self._dim, "queries")
         k = validation.integer(k, "k", low=1)
@@ -393,7 +356,7 @@ class HNSW(Stored):
             def distances(ef, depth):
                 return self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
 
-            ef, depth = tuned(self._snapshot, truth, target_recall, distances)
+            ef, depth = searching.tune(self._snapshot, truth, target_recall, distances)
             self._ef_search, self._depth = ef, None if depth is None else (depth, k)
         return ef
 
@@ -415,18 +378,18 @@ class HNSW(Stored):
         if not isinstance(id, numbers.Integral) or not 0 <= int(id) <= validation.INT64_MAX:
             return False
         with self._lock:
-            return slot_of(self._snapshot, self._table, int(id)) != ABSENT
+            return snapshots.slot_of(self._snapshot, self._table, int(id)) != ABSENT
 
     def __len__(self) -> int:
         return self._snapshot.n_live
 
     def __repr__(self) -> str:
         snapshot = self._snapshot
+        codes = snapshot.coding.kind if snapshot.coding else self._quantize
         return (
-            f"HNSW({len(self)} vectors, dim={self._dim}, metric={self._metric_name!r}, "
-            f"M={self._M}, ef_search={self._ef_search}, "
-            f"codes={snapshot.coding.kind if snapshot.coding else self._quantize!r}, "
-            f"store={self._store!r}, {snapshot.n - snapshot.n_live} dead)"
+            f"HNSW({len(self)} vectors, dim={self._dim}, metric={self._metric!r}, M={self._M}, "
+            f"ef_search={self._ef_search}, codes={codes!r}, store={self._store!r}, "
+            f"{snapshot.n - snapshot.n_live} dead)"
         )
 
     @property
@@ -437,7 +400,7 @@ class HNSW(Stored):
     @property
     def metric(self) -> str:
         """The metric's name."""
-        return self._metric_name
+        return self._metric
 
     @property
     def ef_search(self) -> int:
@@ -454,8 +417,7 @@ class HNSW(Stored):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, including their capacity for growth."""
-        parent = self._writer.parent
-        return self._table.nbytes + parent.nbytes + stats.n_bytes(self._snapshot)
+        return self._table.nbytes + self._writer.parent.nbytes + stats.n_bytes(self._snapshot)
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
@@ -465,18 +427,12 @@ class HNSW(Stored):
     def check(self) -> None:
         """Assert every invariant of `kernels.state`; O(n M log M)."""
         with self._write_lock:
-            invariants.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
-
-    # ---- files ------------------------------------------------------------------------------
+            stats.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
 
     def _state(self):
         with self._write_lock:
             arrays, header = persistence.pack(self._snapshot, self._writer)
-            settings = {
-                "dim": self._dim, "metric": self._metric_name, "M": self._M,
-                "ef_construction": self._ef_construction, "ef_search": self._ef_search,
-                "quantize": self._quantize, "store": self._store, "seed": self._seed,
-            }  # fmt: skip
+            settings = {name: getattr(self, f"_{name}") for name in _SETTINGS}
             counters = {"next_id": self._next_id, "depth": self._depth}
         return arrays, {"settings": settings, "counters": counters, "graph": header}
 
@@ -484,15 +440,32 @@ class HNSW(Stored):
     def _from_state(cls, arrays, header):
         index = cls(**header["settings"])
         snapshot, history = persistence.unpack(arrays, header["graph"], index._snapshot)
-        index._snapshot, index._writer = snapshot, index._builder.writer(snapshot, **history)
+        index._snapshot, index._writer = snapshot, index._writer.anew(snapshot, **history)
         index._next_id = validation.integer(header["counters"]["next_id"], "next_id", low=0)
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
             validation.integer(number, "depth", low=1, high=MAX_SLOTS)
-        index._table, slots = table_after(None, None, snapshot)
-        hash_table.table_set_many(index._table, ids_of(snapshot.ids, slots), slots)
+        index._table, slots = snapshots.table_after(index._table, None, snapshot)
+        hash_table.table_set_many(index._table, snapshots.ids_of(snapshot.ids, slots), slots)
         return index
 
     @staticmethod
-    def _warmup() -> None:
-        warm_up(HNSW)
+    def _warmup():
+        """Drive every kernel once, for each combination of dtypes that is in common use."""
+        vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
+        for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
+            index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
+            index.add(vectors)
+            for start in (0, 24):  # the second time, the graph is repaired
+                index.add(vectors[start : start + 40], np.arange(start, start + 40))
+            index.add(np.ones((40, 32), np.float32))  # equal vectors need links by force
+            index.remove([1])
+            index.search(vectors[0], 1, ef=1)
+            index.search(vectors[:2], 1, ef=1, filter=np.ones(200, np.bool_))
+            index.search(vectors[0], 3, exact=True)
+            index.search(vectors[:16], 3, exact=True)
+            index.search(vectors[0], 3, filter=[3, 4])
+            index.compact()
+            _ = index.get(2), 3 in index, index.stats()
+        coding, rows = index._snapshot.coding, index._snapshot.rows
+        quantization.signs_of(coding._replace(error_bound=1.0), rows, METRICS["l2"])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core.arrays import aligned_empty
-from .._core.typing import Bools, Float32s, Int64s, UInt8s
+from .._core.typing import Bools, Float32s, UInt8s
 from .kernels import scalar_quantizer as k, sign_codes
 from .kernels.distance import IP, rounding
 from .kernels.state import Prefilter, Quantizer
@@ -58,15 +58,11 @@ class Coding(NamedTuple):
     centre: int = 0  # as in `kernels.sign_codes`
     error_bound: float = 0.0  # as in `kernels.sign_codes`; 0 if there are none
 
-    @property
-    def quantizer(self) -> Quantizer:
-        """What kernels encode queries with."""
-        return Quantizer(self.basis, self.offset, self.step)
-
-    def prefilter(self, codes: UInt8s, outlier: Bools) -> Prefilter:
-        """The prefilter of these codes, as kernels take it."""
+    def for_kernels(self, codes: UInt8s, outlier: Bools) -> tuple[Prefilter, Quantizer]:
+        """The prefilter of these codes, and what queries are encoded with."""
         error = float(self.error(self.longest)) if self.walks_vectors else 0.0
-        return Prefilter(codes, outlier, error, self.longest, self.error_bound, self.centre)
+        numbers = error, self.longest, self.error_bound, self.centre
+        return Prefilter(codes, outlier, *numbers), Quantizer(self.basis, self.offset, self.step)
 
     @property
     def link_step(self) -> float:
@@ -104,29 +100,16 @@ def uncoded() -> Coding:
     return Coding(NONE, *none, 1.0, FIT_ROWS, walks_vectors=True)
 
 
-def wants_codes(quantize: str | None, dim: int) -> bool:
-    """Whether an index with these settings walks on codes."""
-    return quantize in (SQ8, PCA) or (quantize == "auto" and dim >= _MIN_DIM_AUTO)
+def uses(quantize: str | None, store: str | None, dim: int) -> tuple[bool, bool]:
+    """Whether walks with these settings are on codes, or on vectors with a prefilter of codes."""
+    coded = quantize in (SQ8, PCA) or (quantize == "auto" and dim >= _MIN_DIM_AUTO)
+    prefiltered = quantize is None and store == "float32" and dim >= _MIN_DIM_PREFILTER
+    return coded or store is None, prefiltered
 
 
-def wants_prefilter(quantize: str | None, store: str | None, dim: int) -> bool:
-    """Whether an index with these settings walks on the vectors with a prefilter of codes."""
-    return quantize is None and store == "float32" and dim >= _MIN_DIM_PREFILTER
-
-
-def sample_rows(total: int) -> Int64s:
-    """At most FIT_ROWS row numbers, spread evenly."""
-    return np.linspace(0, total - 1, min(total, FIT_ROWS)).astype(np.int64)
-
-
-def fit(
-    quantize: str | None, sample: Float32s, total: int, metric: int, *, allow_pca: bool
-) -> Coding:
-    """Fit a coding to `sample` float32[m, d] of `total` rows (unit vectors with COSINE).
-
-    For quantize=None these are plain codes, for a prefilter: a projection rejects no more rows in
-    less time.
-    """
+def fit(quantize: str | None, sample: Float32s, total: int, metric: int, allow_pca: bool) -> Coding:
+    """Fit a coding to `sample` float32[m, d] of `total` rows (unit vectors with COSINE)."""
+    # A prefilter (quantize=None) has plain codes: a projection rejects no more rows in less time.
     dim = sample.shape[1]
     sample = _typical(sample)
     kind, basis = SQ8, np.zeros((0, 0), np.float32)
@@ -142,18 +125,18 @@ def fit(
     tail = min(_TAIL * values.shape[1], _ROW_TAIL)
     low = float(np.quantile(values.min(axis=1), tail, method="higher"))
     high = float(np.quantile(values.max(axis=1), 1 - tail, method="lower"))
+    step = max(-low, high) / 127 if metric == IP else (high - low) / 255
+    step = step if step > 0 else 1 / 255
     if metric == IP:
-        step = max(-low, high) / 127
-        offset = np.full(values.shape[1], -128 * _positive(step), np.float32)
+        offset = np.full(values.shape[1], -128 * step, np.float32)
     else:
-        step = (high - low) / 255
         offset = (mean @ basis if basis.size else mean) + np.float32(low)
-    coding = Coding(kind, basis, offset, _positive(step), total, walks_vectors=quantize is None)
-    if coding.walks_vectors:
-        return coding
-    centre = 128 if metric == IP else min(max(int(np.rint(-low / coding.step)), 0), 255)
-    coding = coding._replace(centre=centre)
-    return coding._replace(error_bound=_fitted_error_bound(coding, sample, metric))
+    coding = Coding(kind, basis, offset, step, total, walks_vectors=quantize is None)
+    if not coding.walks_vectors:
+        centre = 128 if metric == IP else min(max(int(np.rint(-low / coding.step)), 0), 255)
+        coding = coding._replace(centre=centre)
+        coding = coding._replace(error_bound=_fitted_error_bound(coding, sample, metric))
+    return coding
 
 
 def _fitted_error_bound(coding, sample, metric) -> float:
@@ -173,11 +156,9 @@ def _fitted_error_bound(coding, sample, metric) -> float:
     units = np.maximum(gains * lengths[:, None], 1e-30)
     # Keys of the nearest in order, less what is the same for all rows, and their estimates.
     squares = np.broadcast_to(0 if metric == IP else squares / 2, dots.shape)
-    order = np.argsort(squares - dots, axis=1, kind="stable")[:, 1:_SIGNS_NEAREST]
-    keys, guesses, units = (
-        np.take_along_axis(part, order, axis=1)
-        for part in (squares - dots, squares - guesses, units)
-    )
+    parts = squares - dots, squares - guesses, units
+    order = np.argsort(parts[0], axis=1, kind="stable")[:, 1:_SIGNS_NEAREST]
+    keys, guesses, units = (np.take_along_axis(part, order, axis=1) for part in parts)
     beyond = (guesses - keys[:, _SIGNS_KEPT, None]) / units
     bound = np.quantile(beyond[:, :_SIGNS_KEPT], 1 - _SIGNS_LOST)
     bound = max(_MIN_ERROR_BOUND, float(np.ceil(bound / _ERROR_BOUND_STEP)) * _ERROR_BOUND_STEP)
@@ -194,15 +175,10 @@ def _typical(sample) -> Float32s:
     return sample[squares <= _FAR * np.median(spread)] if len(spread) else sample
 
 
-def _positive(step) -> float:
-    return step if step > 0 else 1 / 255
-
-
 def _principal(sample, mean) -> Float32s:
-    """Directions float32[d, p] in the span of the leading ones that keep the variance.
+    """Directions float32[d, p], p % 32 = 0, in the span of the leading ones that keep the variance.
 
-    Rotated at random, so that all components have about the same variance: one step then fits them
-    all, and is finer. p is a multiple of 32.
+    At random, so that all components vary about the same: one step then fits them, and is finer.
     """
     centred = sample - mean
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
@@ -223,10 +199,8 @@ def encode(coding: Coding, vectors: Float32s, out: UInt8s) -> tuple[Coding, Floa
         part = vectors[start : start + _CHUNK]
         if coding.basis.size:
             part = part @ coding.basis
-        clipped += k.codes_quantize(
-            np.ascontiguousarray(part), coding.offset, coding.step, out[start : start + _CHUNK],
-            errors[start : start + _CHUNK],
-        )  # fmt: skip
+        outs, part = (out[start:], errors[start:]), np.ascontiguousarray(part)
+        clipped += k.codes_quantize(part, coding.offset, coding.step, *outs)
     coded = coding.coded + len(vectors) * len(coding.offset)
     return coding._replace(clipped=coding.clipped + clipped, coded=coded), errors
 

@@ -1,5 +1,6 @@
-"""Searching an HNSW snapshot: which queries walk the graph and which scan all vectors."""
+"""Searching an HNSW snapshot: which queries walk the graph and which scan, and the ef to use."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,8 +13,7 @@ from .._core.state import Handle
 from .._core.typing import Bools, Float32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels.distance import COSINE, IP, L2
-from .kernels.scan import hnsw_scan_block, hnsw_scan_many, slots_allowed
-from .kernels.search import hnsw_search_many
+from .kernels.search import hnsw_scan_block, hnsw_scan_many, hnsw_search_many, slots_allowed
 from .kernels.state import Scan
 from .quantization import PCA, Coding
 from .snapshot import Snapshot
@@ -27,6 +27,11 @@ _ALL = np.zeros(0, np.bool_)
 # if most rows pass.
 BLAS_ROWS, BLAS_QUERIES = 64, 16
 _BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
+_ROWS_PER_EF = 18  # rows that a walk compares for each candidate kept
+_EF_SHARES = (1.0, 1.1, 1.25)
+
+Found = tuple[Int64s, Float32s]
+Tuned = tuple[int, int] | None  # as in `rerank_depth`
 
 
 class Neighbors(NamedTuple):
@@ -36,22 +41,16 @@ class Neighbors(NamedTuple):
     distances: Float32s
 
 
-def mask_of(
-    snapshot: Snapshot, one_filter: npt.NDArray | None, slots: Int64s | None
-) -> tuple[Bools, int]:
-    """The slots that pass, as (bool[n], how many); `slots` are those of a filter by ids."""
+def mask_of(snapshot: Snapshot, passing: npt.NDArray | None) -> tuple[Bools, int]:
+    """The slots that pass a filter, a bool mask by id or int64 slots, as (bool[n], how many)."""
     n = snapshot.n
-    if one_filter is None:
-        if snapshot.n_live == n:
-            return _ALL, n
-        return snapshot.mask, snapshot.n_live
+    if passing is None:
+        return (_ALL, n) if snapshot.n_live == n else (snapshot.mask, snapshot.n_live)
     mask = np.zeros(n, np.bool_)
-    if one_filter.dtype == np.bool_:
-        return mask, slots_allowed(snapshot.ids, snapshot.live, one_filter, n, mask)
-    if slots is None:
-        slots = np.zeros(0, np.int64)
-    mask[slots] = True
-    return mask, len(slots)
+    if passing.dtype == np.bool_:
+        return mask, slots_allowed(snapshot.ids, snapshot.live, passing, n, mask)
+    mask[passing] = True
+    return mask, len(passing)
 
 
 def _walk(form, *args):
@@ -63,7 +62,7 @@ def _walk(form, *args):
 
 def search_one(
     snapshot: Snapshot, form: VectorForm, query: Float32s, count: int, ef: int, depth: int
-) -> tuple[Int64s, Float32s] | None:
+) -> Found | None:
     """(ids, distances) of one float32[dim] query, of unchecked values, where no slot is dead.
 
     None where the graph is not the best way, or the query needs `search` with all its checks.
@@ -75,33 +74,20 @@ def search_one(
         return None
     handle = snapshot.handle
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
-    bad = _walk(
-        form, handle.address, form.likes, query, query, ef, depth, _ALL, False, ids,
-        distances,
-    )  # fmt: skip
-    return (ids, distances) if bad < 0 else None
+    given = query, query, ef, depth, _ALL, False, ids, distances
+    return (ids, distances) if _walk(form, handle.address, form.likes, *given) < 0 else None
 
 
-def padded_search(
-    snapshot: Snapshot,
-    form: VectorForm,
-    queries: Float32s,
-    k: int,
-    ef: int,
-    tuned: tuple[int, int] | None,
-    masks: list[tuple[Bools, int]],
-    exact: bool,
-    threads: int,
-) -> tuple[Int64s, Float32s]:
-    """The k nearest as (ids int64[m, k], distances float32[m, k]), as `search` for any k."""
-    count = min(k, snapshot.n_live) if len(queries) else 0
+def search(
+    snapshot: Snapshot, form: VectorForm, queries: Float32s, k: int, ef: int, tuned: Tuned,
+    masks: list[tuple[Bools, int]], exact: bool, threads: int,
+) -> Found:  # fmt: skip
+    """The k nearest as (ids, distances) [m, k]; `masks` are one of `mask_of`, or one a query."""
+    m, count = len(queries), min(k, snapshot.n_live) if len(queries) else 0
+    ids, distances = np.empty((m, count), np.int64), np.empty((m, count), np.float32)
     if count:
-        depth = rerank_depth(snapshot.coding, count, tuned)
         ef = min(max(ef, count), snapshot.n)
-        ids, distances = search(snapshot, form, queries, count, ef, depth, masks, exact, threads)
-    else:
-        ids = np.zeros((len(queries), 0), np.int64)
-        distances = np.zeros((len(queries), 0), np.float32)
+        _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, distances)
     if count < k:
         missing = ((0, 0), (0, k - count))
         ids = np.pad(ids, missing, constant_values=ABSENT)
@@ -109,46 +95,26 @@ def padded_search(
     return ids, distances
 
 
-def search(
-    snapshot: Snapshot,
-    form: VectorForm,
-    queries: Float32s,
-    count: int,
-    ef: int,
-    depth: int,
-    masks: list[tuple[Bools, int]],
-    exact: bool,
-    threads: int,
-) -> tuple[Int64s, Float32s]:
-    """The `count` <= n_live nearest as (ids int64[m, count], distances float32[m, count]).
-
-    The best `depth` >= count of the ef found by their codes are measured.
-    `masks` holds one pair of `mask_of`, or one for each query.
-    """
-    ids = np.empty((len(queries), count), np.int64)
-    distances = np.empty((len(queries), count), np.float32)
-    finals = queries
+def _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, distances):
+    """Fill as many columns, at least one, as there are live slots or more; ef is at least that."""
+    depth = rerank_depth(snapshot.coding, ids.shape[1], tuned)
+    handle, finals, n = snapshot.handle, queries, snapshot.n
     if form.codes_only:
         queries, finals = _in_code_space(snapshot, form.metric, queries)
-
-    handle = snapshot.handle
 
     def answer(start, stop, mask, passing):
         part = slice(start, stop)
         if passing == 0:
             ids[part], distances[part] = ABSENT, np.inf
-        elif exact or passing * passing <= SCAN_FACTOR * ef * snapshot.n:
-            dense = passing >= _BLAS_SHARE * snapshot.n and snapshot.n >= BLAS_ROWS
-            scan = _scan_rows
+        elif exact or passing * passing <= SCAN_FACTOR * ef * n:
+            scan, dense = _scan_rows, passing >= _BLAS_SHARE * n and n >= BLAS_ROWS
             if dense and stop - start >= BLAS_QUERIES and snapshot.vectors.dtype == np.float32:
                 scan = _scan_by_blas
             scan(snapshot, form, finals[part], mask, ids[part], distances[part])
         else:
-            _walk(
-                form, handle.address, form.likes, queries[part].ravel(),
-                finals[part].ravel(), ef, depth, mask, True, ids[part].ravel(),
-                distances[part].ravel(),
-            )  # fmt: skip
+            asked, measured = queries[part].ravel(), finals[part].ravel()
+            out = ids[part].ravel(), distances[part].ravel()
+            _walk(form, handle.address, form.likes, asked, measured, ef, depth, mask, True, *out)
 
     if len(masks) == 1:
         parts = 1 if threads == 1 else min(len(queries), 4 * threads)
@@ -164,7 +130,6 @@ def search(
             list(executor.map(lambda job: answer(*job), jobs))
     if form.codes_only:
         _from_code_space(snapshot, form.metric, finals, distances)
-    return ids, distances
 
 
 def _scan_rows(snapshot, form, queries, mask, out_ids, out_distances):
@@ -179,27 +144,20 @@ def _scan_by_blas(snapshot, form, queries, mask, out_ids, out_distances):
     for begin in range(0, len(queries), _BLAS_BATCH):
         part = slice(begin, begin + _BLAS_BATCH)
         few, outs = queries[part], (out_ids[part], out_distances[part])
-        m, count = outs[0].shape
-        scan = Handle(
-            Scan(
-                queries=few,
-                squares=np.einsum("ij,ij->i", few, few, dtype=np.float64),
-                units=np.empty_like(few),
-                scores=np.empty((m, count)),
-                found=np.empty((m, count), np.int64),
-                kept=np.empty(m, np.int64),
-                limits=np.empty(m),
-            )
-        )
+        m, shape = len(few), outs[0].shape
+        best = np.empty(shape), np.empty(shape, np.int64), np.empty(m, np.int64), np.empty(m)
+        squares = np.einsum("ij,ij->i", few, few, dtype=np.float64)
+        scan = Handle(Scan(few, squares, np.empty_like(few), *best))
         for start in range(0, snapshot.n, _BLAS_BLOCK):
             stop = min(start + _BLAS_BLOCK, snapshot.n)
-            hnsw_scan_block(
-                handle.address, scan.address, snapshot.vectors[start:stop] @ few.T, start,
-                mask, *(outs if stop == snapshot.n else nothing),
-            )  # fmt: skip
+            dots, out = (
+                snapshot.vectors[start:stop] @ few.T,
+                outs if stop == snapshot.n else nothing,
+            )
+            hnsw_scan_block(handle.address, scan.address, dots, start, mask, *out)
 
 
-def rerank_depth(coding: Coding | None, count: int, tuned: tuple[int, int] | None) -> int:
+def rerank_depth(coding: Coding | None, count: int, tuned: Tuned) -> int:
     """How many candidates are measured on the stored vectors for `count` answers.
 
     `tuned` is (depth, k) of `HNSW.tune`. None: as many as restored the recall of float32 on text
@@ -211,6 +169,45 @@ def rerank_depth(coding: Coding | None, count: int, tuned: tuple[int, int] | Non
         depth, k = tuned
         return max(count, depth, -(-depth * count // k))
     return max(3 * count, count + 20) if coding.kind == PCA else max(3 * count // 2, count + 5)
+
+
+def tune(
+    snapshot: Snapshot, truth: Float32s, target: float, distances: Callable[[int, int], Float32s]
+) -> tuple[int, int | None]:
+    """The (ef, depth) that reach `target`; depth None where there is nothing to re-rank.
+
+    truth float32[m, k] are the exact distances; distances(ef, depth) are those of a search that
+    measures the best `depth` of ef candidates.
+    """
+    k, n = truth.shape[1], max(snapshot.n_live, truth.shape[1])
+    present = np.isfinite(truth)
+    farthest = np.where(present, truth, 0).max(axis=1, keepdims=True, initial=-np.inf)
+    # The same kernel measures both; the slack is for the rounding of another code path.
+    farthest += 1e-6 * np.abs(farthest)
+
+    def recall(ef, depth):
+        return (present & (distances(ef, depth) <= farthest)).sum() / max(1, present.sum())
+
+    low = high = k
+    while snapshot.n and (reached := recall(high, high)) < target:
+        if high >= n:
+            raise ValueError(f"recall {reached:.4f} is all that these codes reach")
+        low, high = high, min(2 * high, n)
+    while high - low > max(1, low // 20):
+        middle = (low + high) // 2
+        low, high = (middle, high) if recall(middle, middle) < target else (low, middle)
+    coding = snapshot.coding
+    if coding is None or not snapshot.n or coding.walks_vectors:
+        return high, None
+    found = []  # (bytes read, ef, depth) for the ef that suffices, and somewhat more
+    for wide in (max(k, int(high * share)) for share in _EF_SHARES):
+        low, depth = k - 1, wide
+        while depth - low > 1:
+            middle = (low + depth) // 2
+            low, depth = (middle, depth) if recall(wide, middle) < target else (low, middle)
+        read = wide * _ROWS_PER_EF * coding.width + depth * snapshot.vectors[:1].nbytes
+        found.append((read, wide, depth))
+    return min(found, key=lambda one: one[0])[1:]
 
 
 def _in_code_space(snapshot, metric, queries):

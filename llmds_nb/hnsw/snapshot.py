@@ -1,14 +1,18 @@
-"""Snapshots of an HNSW index: all that a search reads, replaced as a whole by each write."""
+"""Snapshots of an HNSW index: all that a search reads, replaced as a whole by each write.
+
+Ids map to slots by a `table` of `primitives.hash_table` over the live slots. Consecutive ids, as
+they are unless the user names others, take no memory and are found without it: it is empty then.
+"""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .._core.arrays import appended, taken
+from .._core.arrays import appended, are_consecutive, taken
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
+from ..primitives import hash_table
 from ..primitives.status import ABSENT
-from .id_map import ids_of, packed_ids
 from .kernels.graph import BLOCK_BITS
 from .kernels.state import Graph, Index, Links, Space
 from .quantization import Coding
@@ -51,37 +55,25 @@ class Snapshot:
 
     @property
     def handle(self) -> Handle:
-        """The handle of these arrays as an Index, made by the first search; they are not empty.
+        """The handle of these arrays, not empty, as an Index; made by the first search.
 
         A caller holds it during a kernel's call: two first searches at once make one each.
         """
         handle = self._handle
         if handle is None:
             assert self.coding is not None  # as it is once there are vectors
-            index = Index(
-                space=Space(self.rows, self.factors, self.metric),
-                vectors=self.vectors,
-                ids=self.ids,
-                graph=self.graph,
-                prefilter=self.coding.prefilter(self.prefilter, self.outlier),
-                quantizer=self.coding.quantizer,
-                n=self.n,
-                dim=self.dim,
-            )
-            handle = Handle(index)
+            space = Space(self.rows, self.factors, self.metric)
+            codes = self.coding.for_kernels(self.prefilter, self.outlier)
+            parts = space, self.vectors, self.ids, self.graph, *codes, self.n, self.dim
+            handle = Handle(Index(*parts))
             object.__setattr__(self, "_handle", handle)
         return handle
 
     @property
     def graph(self) -> Graph:
         """The links and the entry, as kernels take them."""
-        return Graph(
-            level0=Links(self.links0, self.blocks0),
-            above=Links(self.links1, self.blocks1),
-            upper=self.upper,
-            entry=self.entry,
-            top=self.top,
-        )
+        links = Links(self.links0, self.blocks0), Links(self.links1, self.blocks1)
+        return Graph(*links, self.upper, self.entry, self.top)
 
     @property
     def is_sparse(self) -> bool:
@@ -131,18 +123,75 @@ def with_levels(base: Snapshot, levels: UInt8s, drawn: int) -> dict:
 
 def only(base: Snapshot, slots: Int64s) -> dict:
     """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
-    rows = taken(base.rows, slots)
-    return {
-        "vectors": rows if base.rows is base.vectors else taken(base.vectors, slots),
-        "rows": rows,
-        "prefilter": taken(base.prefilter, slots) if len(base.prefilter) else base.prefilter,
-        "outlier": base.outlier[slots] if len(base.outlier) else base.outlier,
-        "factors": base.factors[slots] if len(base.factors) else base.factors,
-        "ids": packed_ids(ids_of(base.ids, slots)),
-        "live": np.zeros(0, np.bool_),
-        "coding": base.coding,
-        "n_live": len(slots),
-    }
+    fields: dict = {"coding": base.coding, "live": np.zeros(0, np.bool_), "n_live": len(slots)}
+    for name in ("rows", "prefilter", "outlier", "factors"):
+        array = getattr(base, name)
+        fields[name] = taken(array, slots) if len(array) else array
+    same = base.rows is base.vectors
+    fields["vectors"] = fields["rows"] if same else taken(base.vectors, slots)
+    fields["ids"] = packed_ids(ids_of(base.ids, slots))
+    return fields
+
+
+def is_packed(ids: Int64s) -> bool:
+    """Whether `ids` of a snapshot that is not empty are consecutive: only the first is kept."""
+    return len(ids) == 1
+
+
+def ids_of(ids: Int64s, slots: Int64s) -> Int64s:
+    """The ids of these slots, int64[n]."""
+    return ids[0] + slots if is_packed(ids) else ids[slots]
+
+
+def packed_ids(ids: Int64s) -> Int64s:
+    """The ids; only the first, in an array of its own, where they are consecutive."""
+    return ids[:1].copy() if are_consecutive(ids) else ids
+
+
+def appended_ids(ids: Int64s, n: int, new: Int64s) -> Int64s:
+    """`ids` of n slots, and `new` ones for the slots that follow."""
+    if n == 0:
+        ids = packed_ids(new)
+        return ids if is_packed(ids) else ids.copy()
+    if is_packed(ids):
+        if new[0] == ids[0] + n and are_consecutive(new):
+            return ids
+        ids = ids[0] + np.arange(n)
+    return appended(ids, n, new)
+
+
+def slots_of(snapshot: Snapshot, table: Int64s, ids: Int64s) -> Int64s:
+    """The slots of ids int64[n], ABSENT for those that are not there. O(n)."""
+    if not is_packed(snapshot.ids):
+        slots = np.empty(len(ids), np.int64)
+        hash_table.table_find_many(table, ids, slots)
+        return slots
+    slots = ids - snapshot.ids[0]
+    there = (slots >= 0) & (slots < snapshot.n)
+    if snapshot.n_live < snapshot.n:
+        there &= snapshot.live[np.where(there, slots, 0)]
+    return np.where(there, slots, ABSENT)
+
+
+def slot_of(snapshot: Snapshot, table: Int64s, id: int) -> int:
+    """The slot of one id, or ABSENT. O(1)."""
+    if not is_packed(snapshot.ids):
+        return hash_table.table_find(table, np.int64(id))
+    slot = id - int(snapshot.ids[0])
+    there = 0 <= slot < snapshot.n and (not len(snapshot.live) or snapshot.live[slot])
+    return slot if there else ABSENT
+
+
+def table_after(table: Int64s, base: Snapshot | None, snapshot: Snapshot) -> tuple[Int64s, Int64s]:
+    """(table, slots to enter) for the ids of `snapshot`; `table` is that of `base`, if it grew."""
+    if is_packed(snapshot.ids):
+        return hash_table.empty_table(0), np.zeros(0, np.int64)
+    if base is None or is_packed(base.ids):
+        return hash_table.empty_table(snapshot.n_live), snapshot.live_slots()
+    if 2 * snapshot.n_live > len(table):
+        table, smaller = hash_table.empty_table(snapshot.n_live), table
+        hash_table.table_rehash(smaller, table)
+    return table, np.arange(base.n, snapshot.n)
 
 
 def block_rows(blocks: Int32s, n: int) -> Int64s:

@@ -24,36 +24,29 @@ class VectorForm:
         self.dim, self.quantize, self.store = dim, quantize, store
         self.metric = METRICS[metric]
         self.codes_only = store is None
-        self.prefiltered = codes.wants_prefilter(quantize, store, dim)
+        self.coded, self.prefiltered = codes.uses(quantize, store, dim)
         # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
         self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
         # Arrays of the dtypes of rows and vectors, and the machine code that searches those.
-        self.likes = tuple(np.zeros((0, 0), dtype) for dtype in self._dtypes())
+        dtypes = np.uint8 if self.coded else STORES[store], STORES[store]
+        self.likes: tuple[npt.NDArray, ...] = tuple(np.zeros((0, 0), dtype) for dtype in dtypes)
         self.search_entry: Callable[..., int] | None = None
-
-    def _dtypes(self):
-        """The dtypes of rows and vectors."""
-        dtype = STORES[self.store]
-        return np.uint8 if codes.wants_codes(self.quantize, self.dim) else dtype, dtype
 
     def empty(self, M: int) -> Snapshot:
         """The snapshot of an index without vectors."""
-        row_dtype, dtype = self._dtypes()
-        vectors, coded = np.zeros((0, self.dim), dtype), row_dtype == np.uint8
+        vectors: npt.NDArray = np.zeros((0, self.dim), STORES[self.store])
         return Snapshot(
             metric=self.kernel_metric, dim=self.dim, vectors=vectors,
-            rows=np.zeros((0, 0), np.uint8) if coded else vectors,
+            rows=np.zeros((0, 0), np.uint8) if self.coded else vectors,
             prefilter=np.zeros((0, 0), np.uint8), outlier=np.zeros(0, np.bool_),
             factors=np.zeros(0, np.float32), ids=np.zeros(0, np.int64),
             live=np.zeros(0, np.bool_), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
             links0=np.zeros((0, 1 + 2 * M), np.int32), blocks0=np.zeros(0, np.int32),
             links1=np.zeros((0, 1 + M), np.int32), blocks1=np.zeros(0, np.int32),
-            coding=None if coded or self.prefiltered else codes.uncoded(),
+            coding=None if self.coded or self.prefiltered else codes.uncoded(),
         )  # fmt: skip
 
-    def added(
-        self, base: Snapshot, vectors: Float32s, lengths: Float64s, copy: bool = True
-    ) -> dict:
+    def added(self, base: Snapshot, vectors: Float32s, lengths: Float64s, copy: bool) -> dict:
         """The arrays of `base` for its vectors, with float32[n, d] `vectors` after its slots.
 
         Without `copy` the array itself is kept; base is empty then.
@@ -66,24 +59,18 @@ class VectorForm:
             units = np.divide(vectors, lengths[:, None].astype(np.float32))
             if not self.codes_only:
                 factors = appended(factors, base.n, (1 / lengths).astype(np.float32))
-        if self.codes_only:
-            fields = self._walked(base, units, None)
-            return {**fields, "vectors": fields["rows"], "factors": factors}
-        kept = appended(base.vectors, base.n, stored) if copy else vectors
-        return {**self._walked(base, units, kept), "vectors": kept, "factors": factors}
+        kept = vectors
+        if copy and not self.codes_only:
+            kept = appended(base.vectors, base.n, stored)
+        fields = self._walked(base, units, kept)
+        fields["vectors"] = fields["rows"] if self.codes_only else kept
+        return {**fields, "factors": factors}
 
     def refitted(self, empty: Snapshot, fields: dict) -> dict:
-        """`fields` under codes that are fitted to their vectors alone.
-
-        Codes stay as they are where only codes are stored.
-        """
+        """`fields` under codes fitted to their vectors alone; as they are where these are codes."""
         if self.codes_only or fields["coding"].kind == codes.NONE:
             return fields
-        units = fields["vectors"]
-        if self.store == "float16":
-            units = units.view(np.float16).astype(np.float32)
-        if self.metric == COSINE:
-            units = units * fields["factors"][:, None]
+        units = self._as_encoded(fields["vectors"], fields["factors"])
         return {**fields, **self._walked(empty, units, fields["vectors"])}
 
     def queries(self, values: ArrayLike) -> tuple[Float32s, bool]:
@@ -98,16 +85,11 @@ class VectorForm:
         """Euclidean lengths float64[n]; ValueError for those that the metric does not accept."""
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         if len(lengths) and not lengths.max() <= _MAX_NORM:
-            worst = int(lengths.argmax())
-            raise ValueError(
-                f"{name} must have lengths <= {_MAX_NORM:g}, not {lengths[worst]:g} (row {worst})"
-            )
+            given = f"{lengths.max():g} (row {lengths.argmax()})"
+            raise ValueError(f"{name} must have lengths <= {_MAX_NORM:g}, not {given}")
         if self.metric == COSINE and len(lengths) and lengths.min() < 1 / _MAX_NORM:
-            worst = int(lengths.argmin())
-            raise ValueError(
-                f"{name} must not be zero (shorter than {1 / _MAX_NORM:g}) with metric 'cosine', "
-                f"but row {worst} is"
-            )
+            zero = f"zero (shorter than {1 / _MAX_NORM:g}) with metric 'cosine'"
+            raise ValueError(f"{name} must not be {zero}, but row {lengths.argmin()} is")
         return lengths
 
     def _stored(self, vectors):
@@ -116,9 +98,8 @@ class VectorForm:
         with np.errstate(over="ignore"):
             half = vectors.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ValueError(
-                f"store='float16' holds components up to 65504, not {np.abs(vectors).max():g}"
-            )
+            most = np.abs(vectors).max()
+            raise ValueError(f"store='float16' holds components up to 65504, not {most:g}")
         return half.view(np.uint16)
 
     def _walked(self, base, units, kept) -> dict:
@@ -147,10 +128,10 @@ class VectorForm:
             if not coding.is_due(total):
                 old = base.prefilter if self.prefiltered else base.rows
                 return coding, appended(old, base.n, coded), _marked(base.outlier, base.n, outlier)
-        sample = codes.sample_rows(total)
+        sample = np.linspace(0, total - 1, min(total, codes.FIT_ROWS)).astype(np.int64)
         old, new = sample[sample < base.n], sample[sample >= base.n] - base.n
         sample = np.concatenate([self._units(base, old), units[new]])
-        coding = codes.fit(self.quantize, sample, total, self.metric, allow_pca=not self.codes_only)
+        coding = codes.fit(self.quantize, sample, total, self.metric, not self.codes_only)
         coded = aligned_empty((total, coding.width), np.uint8)
         outliers = []
         for start in range(0, base.n, codes.FIT_ROWS):
@@ -163,25 +144,30 @@ class VectorForm:
     def _encoded(self, coding, units, out):
         """Encode `units`; (coding, which are outliers: of a prefilter only)."""
         coding, errors = codes.encode(coding, units, out)
-        if not self.prefiltered:
-            return coding, np.zeros(0, np.bool_)
-        return codes.find_outliers(coding, units, errors)
+        none = np.zeros(0, np.bool_)
+        return codes.find_outliers(coding, units, errors) if self.prefiltered else (coding, none)
 
     def _units(self, base, slots):
-        """The stored vectors as they are encoded, float32: of length 1 with COSINE."""
+        """The vectors in `slots` as they are encoded."""
+        if not len(slots):
+            return np.zeros((0, self.dim), np.float32)
         if self.codes_only:
-            if not len(slots):
-                return np.zeros((0, self.dim), np.float32)
             return codes.restore(base.coding, base.rows[slots])
-        vectors = self.as_given(base, slots)
-        return vectors * base.factors[slots][:, None] if self.metric == COSINE else vectors
+        factors = base.factors[slots] if self.metric == COSINE else base.factors
+        return self._as_encoded(base.vectors[slots], factors)
+
+    def _as_encoded(self, vectors, factors):
+        """Stored vectors as float32, of length 1 with COSINE."""
+        vectors = self._restored(vectors)
+        return vectors * factors[:, None] if self.metric == COSINE else vectors
+
+    def _restored(self, vectors):
+        is_half = self.store == "float16"
+        return vectors.view(np.float16).astype(np.float32) if is_half else vectors
 
     def as_given(self, base: Snapshot, slots: Int64s) -> Float32s:
         """The vectors in `slots` float32[n, d], as exactly as they are stored."""
-        if self.codes_only:
-            return self._units(base, slots)
-        vectors = base.vectors[slots]
-        return vectors.view(np.float16).astype(np.float32) if self.store == "float16" else vectors
+        return self._units(base, slots) if self.codes_only else self._restored(base.vectors[slots])
 
 
 def _marked(outlier, n, new) -> Bools:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from llmds_nb import HNSW, load
-from llmds_nb.hnsw.id_map import ids_of
-from llmds_nb.hnsw.snapshot import block_rows
+from llmds_nb.hnsw.snapshot import block_rows, ids_of
 
 from .samples import FORMS, METRICS, SHAPES, data, logical_state, shape
 

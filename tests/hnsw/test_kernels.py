@@ -6,8 +6,8 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 
 from llmds_nb._core.jit import kernel
-from llmds_nb.hnsw.kernels.candidates import candidates_insert
 from llmds_nb.hnsw.kernels.distance import COSINE, IP, L2, rows_keys, widen
+from llmds_nb.hnsw.kernels.graph import candidates_insert
 from llmds_nb.hnsw.kernels.scalar_quantizer import codes_quantize, codes_query, codes_restore
 from llmds_nb.hnsw.kernels.simd import (
     BIT_PLANES,

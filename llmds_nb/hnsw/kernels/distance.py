@@ -32,24 +32,15 @@ _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of mo
 _ROUNDING = 2.0**-24  # relative, of one float32 operation
 
 
+def by_type(**options):
+    """Decorate a function of Numba types that returns what its own name compiles to in kernels."""
+    return lambda choose: kernel_by_type(choose, **options)(choose)
+
+
+@by_type(fastmath=True)
 def widen(x):
     """One stored component as float32; uint16 is the bits of a finite float16."""
-    raise NotImplementedError
-
-
-@kernel_by_type(widen, fastmath=True)
-def _widen(x):
-    if x == types.uint16:
-
-        def impl(x):
-            return half_value(x)
-
-    else:
-
-        def impl(x):
-            return np.float32(x)
-
-    return impl
+    return (lambda x: half_value(x)) if x == types.uint16 else (lambda x: np.float32(x))
 
 
 @kernel(fastmath=True, inline=True)
@@ -102,13 +93,9 @@ def holds_codes(space):
     return space[0].dtype == types.uint8
 
 
+@by_type(fastmath=True, inline=True)
 def _key(space, query, row):
     """An int32 that orders rows by their distance to a query of `row_query` or `codes_query`."""
-    raise NotImplementedError
-
-
-@kernel_by_type(_key, fastmath=True, inline=True)
-def _key_by_type(space, query, row):
     if holds_codes(space):
 
         def impl(space, query, row):
@@ -132,16 +119,9 @@ def _key_by_type(space, query, row):
     return impl
 
 
+@by_type()
 def _codes_keys(space, query, slots, begin, end, ahead, keys):
-    """As `rows_keys` for codes, which are compared CODE_ROWS at a time; return where it ended.
-
-    That is `end`, or `begin` where there are too few rows or these are not codes.
-    """
-    raise NotImplementedError
-
-
-@kernel_by_type(_codes_keys)
-def _codes_keys_by_type(space, query, slots, begin, end, ahead, keys):
+    """As `rows_keys` for codes, CODE_ROWS at a time; return `end`, or `begin` for too few rows."""
     if not holds_codes(space):
         return lambda space, query, slots, begin, end, ahead, keys: begin
 
@@ -168,11 +148,10 @@ def _codes_keys_by_type(space, query, slots, begin, end, ahead, keys):
 
 @kernel(fastmath=True, internal=True, borrow=True)
 def rows_keys(space, query, slots, begin, end, fetched, keys):
-    """keys[i] = key of the row slots[begin + i], an int32 that orders as the distance does.
+    """keys[i] = key of slots[begin + i] for a query of `row_query` or `codes_query`.
 
-    For a query of `row_query` or `codes_query`. One call for many rows, since a call costs as much
-    as a short distance, and so that later rows are prefetched meanwhile, unless they already were
-    (`fetched`). O((end - begin) d).
+    One call for many rows, since a call costs as much as a short distance, and so that later rows
+    are prefetched meanwhile, unless they already were (`fetched`). O((end - begin) d).
     """
     rows = space.rows
     ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
@@ -196,24 +175,16 @@ def rows_any_below(space, query, slots, begin, end, key):
     return False
 
 
+@by_type()
 def query_part(space):
     """The scratch part for one prepared query: int16[p] for codes, else float32[d]."""
-    raise NotImplementedError
-
-
-@kernel_by_type(query_part)
-def _query_part(space):
     dtype = np.int16 if holds_codes(space) else np.float32
     return lambda space: (space.rows.shape[1], dtype)
 
 
+@by_type()
 def row_query(space, row, out):
     """rows[row] as a query whose keys compare with those of any other row, in `out`. O(d)."""
-    raise NotImplementedError
-
-
-@kernel_by_type(row_query)
-def _row_query(space, row, out):
     if holds_codes(space):
 
         def impl(space, row, out):

@@ -1,7 +1,12 @@
 """Walks through an HNSW graph: rows of links, greedy descent and best-first search.
 
 The arrays and invariants are those of `state`. A walk compares a prepared query (`prefilter.Query`)
-with rows by integer distance keys (`distance`) and keeps `candidates`.
+with rows by integer distance keys (`distance`) and keeps the slots met so far, nearest first:
+
+    candidates  int64[any], ascending: key << 32 | slot << 2 | passes << 1 | expanded
+
+where `passes` tells whether the slot may be an answer, and `expanded` whether its neighbours have
+been looked at. The key comes first, so integers sort by distance and then by slot.
 """
 
 from typing import NamedTuple
@@ -11,12 +16,14 @@ import numpy as np
 from ..._core.arrays import LINE
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from .candidates import EXPANDED, PASSES, candidate_of, candidate_slot, candidates_insert
 from .distance import rows_keys
 from .prefilter import prefilter_prefetch, prefilter_slots
+from .simd import WORDS, words_up
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
+PASSES, EXPANDED = 2, 1
+_LOW_WORD = np.int64(0xFFFFFFFF)
 
 
 class WalkScratch(NamedTuple):
@@ -26,6 +33,39 @@ class WalkScratch(NamedTuple):
     candidates: object  # int64[candidates_capacity]
     fresh: object  # int32[as wide as a row of links]: neighbours not met before
     keys: object  # int32[as many]
+
+
+@kernel(internal=True, borrow=True)
+def candidate_of(key, slot, passes):
+    """The candidate of a slot that is not expanded. O(1)."""
+    return (np.int64(key) << 32) | (slot << 2) | (PASSES if passes else 0)
+
+
+@kernel(internal=True, borrow=True)
+def candidate_slot(candidate):
+    """The slot of a candidate. O(1)."""
+    return (candidate & _LOW_WORD) >> 2
+
+
+@kernel(internal=True, borrow=True)
+def candidates_capacity(ef, n, allowed):
+    """How many candidates a walk among n slots needs memory for. O(1)."""
+    return ef + 1 if allowed.size == 0 else n + 1
+
+
+@kernel(internal=True, borrow=True)
+def candidates_insert(candidates, count, candidate):
+    """Insert into the ascending candidates[:count], with a place left; return where. O(count)."""
+    # Moving from the end, eight at once, is faster than a binary search and a call to move memory.
+    place = count
+    while place >= WORDS and candidates[place - WORDS] > candidate:
+        place -= WORDS
+        words_up(candidates, place)
+    while place > 0 and candidates[place - 1] > candidate:
+        candidates[place] = candidates[place - 1]
+        place -= 1
+    candidates[place] = candidate
+    return place
 
 
 @kernel(internal=True)

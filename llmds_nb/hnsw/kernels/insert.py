@@ -9,6 +9,10 @@ A batch of slots [first, stop) is inserted in two phases without locks:
 Between them `hnsw_edges` lists the edges and copies the blocks that backlink will change, so phase
 two reads nothing that another thread writes. Then `spanning_tree` makes every new slot reachable.
 
+Links are chosen by the heuristic of Malkov & Yashunin (2018, algorithm 4): a candidate is kept only
+if it is closer to the slot than to every neighbour kept before, so that links point in diverse
+directions.
+
     forward  int32[stop - first, 1 + M]   the links of level 0 as connect chose them
     edges    int64[e]                     level << 50 | target << 20 | source - first
 """
@@ -19,16 +23,72 @@ from ..._core.intrinsics import borrowed
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
-from .candidates import candidate_of, candidate_slot, candidates_capacity, candidates_insert
-from .distance import query_part, row_query, rows_keys
-from .graph import BLOCK_BITS, WalkScratch, graph_explore, level_links, level_row, links_row
+from . import graph as g
+from .distance import query_part, row_query, rows_any_below, rows_keys
 from .prefilter import Query, prefilter_parts, prefilter_query
-from .pruning import links_prune
 from .state import draft_at
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
 SOURCE_MASK = (1 << TARGET_SHIFT) - 1
 _TARGET_MASK = (1 << (LEVEL_SHIFT - TARGET_SHIFT)) - 1
+
+
+@kernel(internal=True, borrow=True)
+def links_prune(candidates, count, limit, base, parent, space, query, row):
+    """Write to `row` up to `limit` diverse ones of the ascending candidates[:count].
+
+    And all children of `base` (ABSENT: none) in the spanning tree. Scratch: query, of `query_part`.
+    O(count limit) distances at worst.
+    """
+    n_children = 0  # still to come
+    if base != ABSENT:
+        for j in range(count):
+            n_children += parent[g.candidate_slot(candidates[j])] == base
+    n = 0
+    for j in range(count):
+        candidate = candidates[j]
+        if n == limit:
+            break
+        if not candidate & g.PASSES:
+            continue
+        slot = g.candidate_slot(candidate)
+        keep = True
+        if base != ABSENT and parent[slot] == base:
+            n_children -= 1
+        elif n + n_children >= limit:
+            keep = False
+        else:
+            row_query(space, slot, query)
+            keep = not rows_any_below(space, query, row, 1, n + 1, np.int32(candidate >> 32))
+        if keep:
+            n += 1
+            row[n] = slot
+    row[0] = n
+
+
+@kernel(internal=True, borrow=True)
+def links_fill(row, degree, candidates, count, space, rejected, query):
+    """Add to `row` diverse ones of candidates[:count], then, up to `degree` links, the others.
+
+    Without the others the graph thins out, and recall falls, from one repair to the next. Scratch:
+    rejected int32[count], and query, of `query_part`. O(count M) distances.
+    """
+    n, n_rejected = np.int64(row[0]), 0
+    for j in range(count):
+        if n == row.size - 1:
+            break
+        slot = g.candidate_slot(candidates[j])
+        row_query(space, slot, query)
+        if rows_any_below(space, query, row, 1, n + 1, np.int32(candidates[j] >> 32)):
+            rejected[n_rejected] = slot
+            n_rejected += 1
+        else:
+            n += 1
+            row[n] = slot
+    for j in range(min(n_rejected, degree - n)):
+        n += 1
+        row[n] = rejected[j]
+    row[0] = n
 
 
 @kernel(nogil=True)
@@ -40,28 +100,17 @@ def hnsw_connect(draft, like, first, start, stop, ef, forward):
     """
     s = draft_at(draft, like)
     space, graph, allowed, forward = s.space, s.graph, s.allowed, borrowed(forward)
-    M = graph.above.rows.shape[1] - 1
-    stride = graph.level0.rows.shape[1]
-    width = max(stride, stop - first)
-    planes_part, numbers_part, bound_part = prefilter_parts(space, s.prefilter)
-    parts = (
-        ((first + 64) >> 6, np.int64),
-        (candidates_capacity(ef, stop, allowed), np.int64),
-        (2 * stride, np.int32),
-        (width, np.int32),
-        (width, np.int32),
-        query_part(space),
-        query_part(space),
-        planes_part,
-        numbers_part,
-        bound_part,
-    )
+    M, stride = graph.above.rows.shape[1] - 1, graph.level0.rows.shape[1]
+    most, wide = (g.candidates_capacity(ef, stop, allowed), np.int64), (2 * stride, np.int32)
+    many, one = (max(stride, stop - first), np.int32), query_part(space)
+    own_parts = ((first + 64) >> 6, np.int64), most, wide, many, many, one, one
+    parts = own_parts + prefilter_parts(space, s.prefilter)
     memory = scratch(parts)
     visited, candidates, fresh, keys, batch, vector, other_query, planes, numbers, bound = cut(
         memory, parts
     )
     query = Query(vector, planes, numbers, bound)
-    walk_scratch = WalkScratch(visited, candidates, fresh, keys)
+    walk_scratch = g.WalkScratch(visited, candidates, fresh, keys)
     for slot in range(start, stop):
         row_query(space, slot, vector)
         prefilter_query(query, space, s.prefilter, s.quantizer)
@@ -69,10 +118,10 @@ def hnsw_connect(draft, like, first, start, stop, ef, forward):
         for height in range(np.int64(s.levels[slot]), -1, -1):
             count = 0
             if height <= graph.top:
-                count = graph_explore(
+                count = g.graph_explore(
                     query, space, s.prefilter, graph, near, above, height, ef, allowed, walk_scratch
                 )
-                near, above = candidate_slot(candidates[0]), height
+                near, above = g.candidate_slot(candidates[0]), height
             n_near = 0
             for other in range(first, slot):
                 if s.levels[other] >= height:
@@ -80,14 +129,14 @@ def hnsw_connect(draft, like, first, start, stop, ef, forward):
                     n_near += 1
             rows_keys(space, vector, batch, 0, n_near, False, keys)
             for j in range(n_near):
-                found = candidate_of(keys[j], np.int64(batch[j]), True)
+                found = g.candidate_of(keys[j], np.int64(batch[j]), True)
                 if count >= ef and found >= candidates[count - 1]:
                     continue
-                candidates_insert(candidates, count, found)
+                g.candidates_insert(candidates, count, found)
                 count += 1
                 if allowed.size == 0:
                     count = min(count, ef)
-            row = links_row(level_links(graph, height), level_row(graph, slot, height))
+            row = g.links_row(g.level_links(graph, height), g.level_row(graph, slot, height))
             links_prune(candidates, count, M, ABSENT, s.parent, space, other_query, row)
             if height == 0:
                 chosen = forward[slot - first]
@@ -100,11 +149,11 @@ def hnsw_connect(draft, like, first, start, stop, ef, forward):
 def row_own(links, own, row):
     """Make the block of a logical row the writer's own; False if no block is spare. O(1)."""
     blocks, spare = links.blocks, own.spare
-    block = row >> BLOCK_BITS
+    block = row >> g.BLOCK_BITS
     if not own.owned[block]:
         if spare[0] == 0:
             return False
-        size = 1 << BLOCK_BITS
+        size = 1 << g.BLOCK_BITS
         old, new = np.int64(blocks[block]) * size, spare[spare[0]] * size
         for i in range(size):
             source, copy = links.rows[old + i], links.rows[new + i]
@@ -129,10 +178,10 @@ def hnsw_edges(draft, first, stop, edges):
             links, own = s.graph.level0, s.own0
             if level > 0:
                 links, own = s.graph.above, s.own_above
-            row = links_row(links, level_row(s.graph, slot, level))
+            row = g.links_row(links, g.level_row(s.graph, slot, level))
             for j in range(1, row[0] + 1):
                 target = np.int64(row[j])
-                row_own(links, own, level_row(s.graph, target, level))
+                row_own(links, own, g.level_row(s.graph, target, level))
                 edges[n] = (level << LEVEL_SHIFT) | (target << TARGET_SHIFT) | (slot - first)
                 n += 1
     return n
@@ -151,8 +200,7 @@ def _targets_end(edges, i):
 def hnsw_backlink(draft, like, edges, first):
     """Add the links against the sorted `edges`, whose sources count from `first`.
 
-    Prunes a row that is full. All edges of a target are given to one call. O(M^2) distances for
-    each pruned row.
+    All edges of a target are given to one call. O(M^2) distances for each row that is full: pruned.
     """
     s = draft_at(draft, like)
     space, graph, edges = s.space, s.graph, borrowed(edges)
@@ -161,13 +209,8 @@ def hnsw_backlink(draft, like, edges, first):
         j = _targets_end(edges, i)
         most, i = max(most, j - i), j
     most += graph.level0.rows.shape[1]
-    parts = (
-        (most, np.int64),
-        (most, np.int32),
-        (most, np.int32),
-        query_part(space),
-        query_part(space),
-    )
+    ints, one = (most, np.int32), query_part(space)
+    parts = (most, np.int64), ints, ints, one, one
     memory = scratch(parts)
     candidates, slots, keys, query, other_query = cut(memory, parts)
     i = 0
@@ -175,7 +218,7 @@ def hnsw_backlink(draft, like, edges, first):
         j = _targets_end(edges, i)
         base = (edges[i] >> TARGET_SHIFT) & _TARGET_MASK
         level = edges[i] >> LEVEL_SHIFT
-        row = links_row(level_links(graph, level), level_row(graph, base, level))
+        row = g.links_row(g.level_links(graph, level), g.level_row(graph, base, level))
         limit, n = row.size - 1, np.int64(row[0])
         if n + j - i <= limit:
             for e in range(i, j):
@@ -190,8 +233,8 @@ def hnsw_backlink(draft, like, edges, first):
             row_query(space, base, query)
             rows_keys(space, query, slots, 0, n + j - i, False, keys)
             for count in range(n + j - i):
-                candidate = candidate_of(keys[count], np.int64(slots[count]), True)
-                candidates_insert(candidates, count, candidate)
+                candidate = g.candidate_of(keys[count], np.int64(slots[count]), True)
+                g.candidates_insert(candidates, count, candidate)
             child_of = base if level == 0 else ABSENT
             count = n + j - i
             links_prune(candidates, count, limit, child_of, s.parent, space, other_query, row)

@@ -26,11 +26,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..._core.jit import kernel, kernel_by_type
+from ..._core.intrinsics import prefetch
+from ..._core.jit import kernel
 from ...primitives.bits import key_float32
-from .distance import COSINE, IP, holds_codes, prefetch_row, rounding, rows_keys
+from .distance import COSINE, IP, by_type, holds_codes, prefetch_row, rounding, rows_keys
 from .scalar_quantizer import QUERY_DOT, codes_query
-from .sign_codes import sign_codes_filter, sign_codes_prefetch, sign_codes_query
+from .sign_codes import sign_codes_filter, sign_codes_query
 from .simd import BIT_PLANES
 from .state import Space
 
@@ -46,36 +47,22 @@ class Query(NamedTuple):
     bound: object  # float64[3]: see `sign_codes`; or what a limit adds to the distance, their scale
 
 
+@by_type()
 def prefilter_parts(space, prefilter):
     """The scratch parts of the last three fields of a Query. O(1)."""
-    raise NotImplementedError
-
-
-@kernel_by_type(prefilter_parts)
-def _prefilter_parts(space, prefilter):
     if holds_codes(space):
-        return lambda space, prefilter: (
-            ((BIT_PLANES, prefilter.codes.shape[1]), np.uint8),
-            (space.rows.shape[1], np.int16),
-            (3, np.float64),
-        )
-    return lambda space, prefilter: (
-        ((BIT_PLANES, 0), np.uint8),
-        (prefilter.codes.shape[1], np.int16),
-        (3, np.float64),
-    )
+        return lambda space, prefilter: _parts(prefilter.codes.shape[1], space.rows.shape[1])
+    return lambda space, prefilter: _parts(0, prefilter.codes.shape[1])
 
 
+@kernel(internal=True, borrow=True)
+def _parts(plane, p):
+    return ((BIT_PLANES, plane), np.uint8), (p, np.int16), (3, np.float64)
+
+
+@by_type()
 def prefilter_query(query, space, prefilter, quantizer):
-    """Fill the last three fields of a Query from its vector, which has length 1 with COSINE.
-
-    Does nothing where there is no prefilter. O(d).
-    """
-    raise NotImplementedError
-
-
-@kernel_by_type(prefilter_query)
-def _prefilter_query(query, space, prefilter, quantizer):
+    """Fill the last three fields of a Query from its vector, of length 1 with COSINE. O(d)."""
     if holds_codes(space):
 
         def sign_codes(query, space, prefilter, quantizer):
@@ -89,7 +76,8 @@ def _prefilter_query(query, space, prefilter, quantizer):
             return
         vector, coded, bound = query.vector, query.numbers, query.bound
         offset, step = quantizer.offset, quantizer.step
-        codes_query(_codes_of(space, prefilter), quantizer, vector, coded, vector)
+        own = Space(prefilter.codes, space.factors, space.metric)
+        codes_query(own, quantizer, vector, coded, vector)
         square = off = 0.0
         largest = np.float32(0)
         for j in range(vector.size):
@@ -111,12 +99,6 @@ def _prefilter_query(query, space, prefilter, quantizer):
     return codes
 
 
-@kernel(internal=True)
-def _codes_of(space, prefilter):
-    """The space of the codes of vectors. O(1)."""
-    return Space(prefilter.codes, space.factors, space.metric)
-
-
 @kernel(internal=True, borrow=True)
 def _limit(key, d, metric, bound):
     """The key of the codes that only rows with a greater key than `key` exceed. O(1)."""
@@ -130,28 +112,20 @@ def _limit(key, d, metric, bound):
     return np.int32(min(limit + 1.0, _INT32_MAX)) if limit > -_INT32_MAX else -np.int32(_INT32_MAX)
 
 
+@by_type(inline=True)
 def prefilter_prefetch(space, prefilter, slot):
     """Prefetch the sign codes of a slot that `prefilter_slots` will compare. O(1)."""
-    raise NotImplementedError
-
-
-@kernel_by_type(prefilter_prefetch, inline=True)
-def _prefilter_prefetch(space, prefilter, slot):
     if not holds_codes(space):
         return lambda space, prefilter, slot: None
-    return lambda space, prefilter, slot: sign_codes_prefetch(prefilter.codes, slot)
+    return lambda space, prefilter, slot: prefetch(prefilter.codes, slot, 0)
 
 
+@by_type()
 def prefilter_slots(query, space, prefilter, key, slots, n, keys):
     """Move those of slots[:n] to the front that may have a key up to `key`; return how many.
 
-    Prefetches their rows. Keeps all where there is no prefilter. Scratch: keys int32[n]. O(n S).
+    All where there is no prefilter. Prefetches their rows. Scratch: keys int32[n]. O(n S).
     """
-    raise NotImplementedError
-
-
-@kernel_by_type(prefilter_slots)
-def _prefilter_slots(query, space, prefilter, key, slots, n, keys):
     if holds_codes(space):
 
         def sign_codes(query, space, prefilter, key, slots, n, keys):
@@ -166,7 +140,8 @@ def _prefilter_slots(query, space, prefilter, key, slots, n, keys):
             return n
         outlier = prefilter.outlier
         limit = _limit(key, space.rows.shape[1], space.metric, query.bound)
-        rows_keys(_codes_of(space, prefilter), query.numbers, slots, 0, n, False, keys)
+        own = Space(prefilter.codes, space.factors, space.metric)
+        rows_keys(own, query.numbers, slots, 0, n, False, keys)
         kept = 0
         for i in range(n):
             slot = np.int64(slots[i])

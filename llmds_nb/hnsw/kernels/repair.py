@@ -11,34 +11,20 @@ import numpy as np
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
-from .candidates import candidate_of, candidates_insert
 from .distance import query_part, row_query, rows_keys
-from .graph import level_links, level_row, links_row
-from .insert import LEVEL_SHIFT, TARGET_SHIFT
-from .pruning import links_fill
+from .graph import candidate_of, candidates_insert, level_links, level_row, links_row
+from .insert import LEVEL_SHIFT, TARGET_SHIFT, links_fill
 from .state import draft_at, repair_at
 
 _WIDTHS = 8  # times the width of a row: the most candidates, and rows read, for one row
 
 
 @kernel(internal=True, borrow=True)
-def _row_renamed(source, renamed, row):
-    """Copy to `row` the links of `source` that stay, under their new numbers. O(M)."""
-    n = 0
-    for j in range(1, source[0] + 1):
-        near = renamed[source[j]]
-        if near != ABSENT:
-            n += 1
-            row[n] = near
-    row[0] = n
-
-
-@kernel(internal=True, borrow=True)
 def _nearby(source, level, old, renamed, stamp, seen, passed, found):
-    """Fill `found` with slots that stay, by new number, two links from the slot of `source`.
+    """Fill `found` with the new numbers of slots two links from that of `source`; return how many.
 
-    And with those farther away, where these are fewer than its row has places. Slots marked with
-    `stamp` in seen int64[n] are left out. Returns how many were found. O(M) per slot passed.
+    And of those farther away, where these are fewer than its row has places. Slots marked with
+    `stamp` in seen int64[n] are left out. O(M) per slot passed.
     """
     links = level_links(old, level)
     n_found = head = 0
@@ -72,15 +58,8 @@ def hnsw_repair(draft, repair, like, start, stop):
     s, r = draft_at(draft, like), repair_at(repair)
     space, graph, old, renamed = s.space, s.graph, r.old, r.renamed
     most = _WIDTHS * graph.level0.rows.shape[1]
-    parts = (
-        (renamed.size, np.int64),
-        (most, np.int64),
-        (most, np.int32),
-        (most, np.int32),
-        (most, np.int32),
-        query_part(space),
-        query_part(space),
-    )
+    ints, one = (most, np.int32), query_part(space)
+    parts = (renamed.size, np.int64), (most, np.int64), ints, ints, ints, one, one
     memory = scratch(parts)
     seen, candidates, passed, found, keys, query, other_query = cut(memory, parts)
     for slot in range(seen.size):
@@ -91,7 +70,13 @@ def hnsw_repair(draft, repair, like, start, stop):
         for level in range(np.int64(s.levels[slot]) + 1):
             source = links_row(level_links(old, level), level_row(old, old_slot, level))
             row = links_row(level_links(graph, level), level_row(graph, slot, level))
-            _row_renamed(source, renamed, row)
+            n_kept = 0
+            for j in range(1, source[0] + 1):
+                near = renamed[source[j]]
+                if near != ABSENT:
+                    n_kept += 1
+                    row[n_kept] = near
+            row[0] = n_kept
             if row[0] == source[0]:
                 continue
             stamp += 1
@@ -120,10 +105,7 @@ def _is_linked(slot, row):
 
 @kernel(borrow=True)
 def repair_edges(draft, repair, start, stop, edges):
-    """List the links of the slots [start, stop) that are new and have no reverse link.
-
-    As `hnsw_edges` does, for `hnsw_backlink`; return how many. O(M^2) for each slot.
-    """
+    """As `hnsw_edges`: the links of [start, stop) that are new, without a reverse. O(M^2) each."""
     s, r = draft_at(draft, np.uint8), repair_at(repair)  # rows are not read: any dtype will do
     graph, old, slots = s.graph, r.old, r.slots
     n = 0

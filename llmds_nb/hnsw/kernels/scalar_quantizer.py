@@ -18,8 +18,8 @@ minus 128 is proportional to the component itself.
 
 import numpy as np
 
-from ..._core.jit import kernel, kernel_by_type
-from .distance import IP, holds_codes
+from ..._core.jit import kernel
+from .distance import IP, by_type, holds_codes
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
 _QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
@@ -50,17 +50,13 @@ def codes_quantize(transformed, offset, step, codes, errors):
     return clipped
 
 
+@by_type(fastmath=True)
 def codes_query(space, quantizer, query, out, projected):
     """The float32[d] query in the form that `rows_keys` compares with the rows of the space.
 
     That is the query itself, or for codes its own in `out` int16[p]. Scratch: projected float32[P]
     where there is a basis. O(d P).
     """
-    raise NotImplementedError
-
-
-@kernel_by_type(codes_query, fastmath=True)
-def _codes_query(space, quantizer, query, out, projected):
     if not holds_codes(space):
         return lambda space, quantizer, query, out, projected: query
 

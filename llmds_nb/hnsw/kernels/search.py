@@ -1,34 +1,76 @@
-"""Search of an HNSW graph for batches of queries; the arrays are those of `state.Index`."""
+"""Search of an HNSW index for batches of queries: by walks on its graph, or exact, by scans.
+
+The arrays are those of `state.Index`. A scan measures every vector, row by row or by matrix
+products. By these it goes by blocks of rows and keeps a `state.Scan` between them.
+"""
 
 import numpy as np
 
 from ..._core.intrinsics import borrowed
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ...primitives.topk import topk_push
-from .candidates import PASSES, candidate_slot, candidates_capacity
-from .distance import COSINE, prefetch_row, query_part, row_value
-from .graph import WalkScratch, graph_explore
+from ...primitives.status import ABSENT
+from ...primitives.topk import topk_push, topk_sort
+from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_part, rounding, row_value
+from .graph import PASSES, WalkScratch, candidate_slot, candidates_capacity, graph_explore
 from .prefilter import Query, prefilter_parts, prefilter_query
 from .scalar_quantizer import codes_query
-from .scan import answer_write, slot_id, square_of, unit_query
-from .state import Space, index_at
+from .state import Space, index_at, scan_at
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _AHEAD = 3  # vectors that are fetched while one is measured
+_SCAN_ROWS = 64  # rows that stay in the cache while every query is compared with them
+
+
+@kernel(fastmath=True, internal=True, borrow=True)
+def square_of(query):
+    """The squared length in float64, NaN or infinite where a component is. O(d)."""
+    total = 0.0
+    for j in range(query.size):
+        total += np.float64(query[j]) * np.float64(query[j])
+    return total
+
+
+@kernel(internal=True)
+def unit_query(query, square, metric, out):
+    """The query itself, or with COSINE the unit vector in its direction, in `out`. O(d)."""
+    if metric != COSINE:
+        return query
+    factor = 1.0 / np.sqrt(square)
+    for j in range(query.size):
+        out[j] = np.float32(query[j] * factor)
+    return out
+
+
+@kernel(internal=True, borrow=True)
+def slot_id(ids, slot):
+    """The user's id of a slot. O(1)."""
+    return ids[0] + slot if ids.size == 1 else ids[slot]
+
+
+@kernel(internal=True, borrow=True)
+def answer_write(scores, found, n, out_ids, out_distances):
+    """Write the n best of a `topk` heap of negated distances, nearest first; pad the rest."""
+    topk_sort(scores, found, n)
+    for j in range(n):
+        out_ids[j] = found[j]
+        out_distances[j] = np.float32(-scores[j])
+    for j in range(n, out_ids.size):
+        out_ids[j] = ABSENT
+        out_distances[j] = np.inf
 
 
 @kernel(nogil=True)
 def hnsw_search_many(
     index, likes, queries, finals, ef, rerank, allowed, checked, out_ids, out_distances
 ):  # fmt: skip
-    """The k nearest that pass `allowed`, for each of m queries.
+    """The k nearest that pass `allowed`, for each of m queries; n > 0. O(m ef M) distances.
 
     queries float32[m * d] steer the walk; finals float32[m * d'] are what `vectors` are measured
     against: the same array, unless only codes are stored. The best `rerank` of the ef found by key
-    are measured. out_ids int64[m * k], out_distances float32[m * k]; n > 0. `likes` are two arrays
-    of the dtypes of rows and vectors. Unless the queries are `checked`, stops at one of extreme
-    length, NaN included, and returns its number, else -1. O(m ef M) distances.
+    are measured. out_ids int64[m * k], out_distances float32[m * k]. `likes` are arrays of the
+    dtypes of rows and vectors. Unless the queries are `checked`, stops at one of extreme length,
+    NaN included, and returns its number, else -1.
     """
     s = index_at(index, *likes)
     queries, finals, allowed = borrowed(queries), borrowed(finals), borrowed(allowed)
@@ -39,26 +81,15 @@ def hnsw_search_many(
     m = queries.size // d
     k, d_final = out_ids.size // m, finals.size // m
     stride = max(graph.level0.rows.shape[1], graph.above.rows.shape[1])
-    planes_part, numbers_part, bound_part = prefilter_parts(space, s.prefilter)
-    parts = (
-        ((s.n + 63) >> 6, np.int64),
-        (candidates_capacity(ef, s.n, allowed), np.int64),
-        (stride, np.int32),
-        (stride, np.int32),
-        query_part(space),
-        (quantizer.basis.shape[1], np.float32),
-        (d, np.float32),
-        planes_part,
-        numbers_part,
-        bound_part,
-        (k, np.float64),
-        (k, np.int64),
-    )
+    most, ints = (candidates_capacity(ef, s.n, allowed), np.int64), (stride, np.int32)
+    walk_parts = ((s.n + 63) >> 6, np.int64), most, ints, ints
+    vector_parts = query_part(space), (quantizer.basis.shape[1], np.float32), (d, np.float32)
+    best_parts = (k, np.float64), (k, np.int64)
+    parts = walk_parts + vector_parts + prefilter_parts(space, s.prefilter) + best_parts
     memory = scratch(parts)
-    (
-        visited, candidates, fresh, keys, coded, projected, unit, planes, numbers, bound, scores,
-        found,
-    ) = cut(memory, parts)  # fmt: skip
+    arrays = cut(memory, parts)
+    visited, candidates, fresh, keys, coded, projected, unit = arrays[:7]
+    planes, numbers, bound, scores, found = arrays[7:]
     walk_scratch = WalkScratch(visited, candidates, fresh, keys)
     bad = np.int64(-1)
     for i in range(m):
@@ -97,3 +128,101 @@ def hnsw_search_many(
         answer_write(scores, found, kept, out_ids[begin:end], out_distances[begin:end])
     keep_alive(memory)
     return bad
+
+
+@kernel(nogil=True)
+def hnsw_scan_many(index, like, queries, allowed, out_ids, out_distances):
+    """The k nearest that pass, by measuring every one; n > 0. O(m n d).
+
+    queries float32[m, d], out_ids int64[m, k], out_distances float32[m, k]. `like` is an array of
+    the dtype of vectors.
+    """
+    s = index_at(index, like, like)  # rows, of whatever dtype, are not read
+    vectors, ids, metric = s.vectors, s.ids, s.space.metric
+    stored = Space(vectors, s.space.factors, metric)
+    m, k = out_ids.shape
+    allowed = borrowed(allowed)
+    units = queries
+    if metric == COSINE:
+        units = np.empty(queries.shape, np.float32)
+        for i in range(m):
+            unit_query(queries[i], square_of(queries[i]), metric, units[i])
+    scores, found = np.empty((m, k)), np.empty((m, k), np.int64)
+    kept = np.zeros(m, np.int64)
+    for start in range(0, s.n, _SCAN_ROWS):
+        stop = min(start + _SCAN_ROWS, s.n)
+        for i in range(m):
+            query = units[i]
+            for slot in range(start, stop):
+                if allowed.size == 0 or allowed[slot]:
+                    distance = row_value(stored, query, slot)
+                    kept[i] = topk_push(
+                        scores[i], found[i], kept[i], -np.float64(distance), slot_id(ids, slot)
+                    )
+    for i in range(m):
+        answer_write(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
+
+
+@kernel(nogil=True)
+def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
+    """One block of a scan by matrix products; answers are those of `hnsw_scan_many`.
+
+    dots float32[b, m] are the products of the slots from `start` on with the queries. They reject
+    nearly all slots, by more than float32 can be wrong; the others are measured. The first block
+    has start = 0. Outputs are written if they are not empty. Vectors are float32. O(b m + b d).
+    """
+    s = index_at(index, np.float32, np.float32)  # rows, of whatever dtype, are not read
+    vectors, factors, ids, metric = s.vectors, s.space.factors, s.ids, s.space.metric
+    stored = Space(vectors, factors, metric)
+    scan = scan_at(scan)
+    squares, units, scores, found = scan.squares, scan.units, scan.scores, scan.found
+    kept, limits = scan.kept, scan.limits
+    allowed, dots = borrowed(allowed), borrowed(dots)
+    m, k = scores.shape
+    if start == 0:
+        for i in range(m):
+            kept[i] = 0
+            limits[i] = np.inf
+            query = scan.queries[i]
+            unit = unit_query(query, square_of(query), metric, units[i])
+            for j in range(unit.size):
+                units[i, j] = unit[j]
+    doubt = rounding(vectors.shape[1])
+    for slot in range(start, start + dots.shape[0]):
+        if allowed.size and not allowed[slot]:
+            continue
+        square = 1.0
+        if metric != COSINE:
+            square = np.float64(float_dot(vectors[slot], vectors[slot]))
+        products = dots[slot - start]
+        for i in range(m):
+            dot = np.float64(products[i])
+            if metric == L2:
+                near = square + squares[i] - 2.0 * dot
+            elif metric == IP:
+                near = 1.0 - dot
+            else:
+                near = 1.0 - dot * factors[slot] / np.sqrt(squares[i])
+            wrong = 2.0 if metric == COSINE else square + squares[i] + 1.0
+            if near - doubt * wrong > limits[i]:
+                continue
+            distance = row_value(stored, units[i], slot)
+            kept[i] = topk_push(
+                scores[i], found[i], kept[i], -np.float64(distance), slot_id(ids, slot)
+            )
+            if kept[i] == k:
+                limits[i] = -scores[i, 0]
+    if out_ids.size:
+        for i in range(m):
+            answer_write(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
+
+
+@kernel
+def slots_allowed(ids, live, mask, n, out):
+    """out bool[n] = live (bool[n] or [0]) and id in mask bool[any]; return how many. O(n)."""
+    count = 0
+    for slot in range(n):
+        id_ = slot_id(ids, slot)
+        out[slot] = (live.size == 0 or live[slot]) and id_ < mask.size and mask[id_]
+        count += out[slot]
+    return count

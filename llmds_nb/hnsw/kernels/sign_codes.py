@@ -25,7 +25,6 @@ and a `prefilter.Query` has
 
 import numpy as np
 
-from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
 from .distance import IP, prefetch_row
 from .simd import BIT_PLANES, bit_planes_distance, bit_planes_pack
@@ -54,10 +53,7 @@ def sign_codes_encode(codes, p, centre, metric, signs):
 
 @kernel(internal=True, borrow=True)
 def sign_codes_query(query, p, metric, prefilter):
-    """Fill the bit planes and the bound of a Query from its vector int16[P], of which p are used.
-
-    Uses its `numbers` int16[P] as scratch. O(P).
-    """
+    """Fill a Query's bit planes, bound and `numbers` from its vector, of which p are used. O(P)."""
     vector, numbers, bound = query.vector, query.numbers, query.bound
     centre = prefilter.centre
     shift = np.int64(0 if metric == IP else centre)
@@ -85,17 +81,8 @@ def sign_codes_query(query, p, metric, prefilter):
 
 
 @kernel(internal=True, borrow=True)
-def sign_codes_prefetch(signs, slot):
-    """Prefetch the sign codes of a slot. O(1)."""
-    prefetch(signs, slot, 0)
-
-
-@kernel(internal=True, borrow=True)
 def sign_codes_filter(query, signs, key, rows, slots, n):
-    """Move those of slots[:n] to the front that may have a key up to `key`; return how many.
-
-    Prefetches the rows of these; their sign codes were prefetched before. O(n S).
-    """
+    """As `prefilter_slots`; sign codes were prefetched before. O(n S)."""
     bound = query.bound
     weight, constant = np.float32(bound[0]), np.float32(bound[1])
     limit = np.float32(key + bound[2])

@@ -24,10 +24,8 @@ def _pair_sums(builder, factors, query, codes):
     LLVM does not find the multiply-add of adjacent int16 pairs (x86 pmaddwd, a quarter of the time
     of the plain loop at p = 128) in a loop, so its shape is spelled out, in portable IR.
     """
-    q, c = (
-        builder.load(builder.bitcast(at, ints(bits, CODE_LANES).as_pointer()), align=1)
-        for at, bits in ((query, 16), (codes, 8))
-    )
+    q = load_unaligned(builder, query, ints(16, CODE_LANES))
+    c = load_unaligned(builder, codes, ints(8, CODE_LANES))
     a, b = factors(builder, q, builder.zext(c, ints(16, CODE_LANES)))
     wide = ints(32, CODE_LANES)
     product = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
@@ -35,77 +33,85 @@ def _pair_sums(builder, factors, query, codes):
     return builder.add(pick(builder, product, product, even), pick(builder, product, product, odd))
 
 
+def _arrays(context, builder, signature, args, *places):
+    """The array arguments at these places."""
+    return [context.make_array(signature.args[i])(context, builder, args[i]) for i in places]
+
+
+def _in_steps(builder, size, step):
+    """A loop over 0, step, ... below `size`."""
+    zero, step = size.type(0), size.type(step)
+    return cgutils.for_range_slice(builder, zero, size, step, inc=True)
+
+
+def _zeros(builder, kind):
+    return cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * kind.count))
+
+
+def _lanes_sum(builder, value):
+    while value.type.count > 1:
+        value = halved(builder, value)
+    return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+
 def _sum_products(factors):
-    """The code of int32(query int16[p], codes uint8[p]): the sum of factors(query, code), exact."""
+    """int32(query int16[p], codes uint8[p]): the sum of factors(query, code), exact."""
 
     def codegen(context, builder, signature, args):
-        query, codes = (
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args, args, strict=True)
-        )
+        query, codes = _arrays(context, builder, signature, args, 0, 1)
+        total = _zeros(builder, ints(32, CODE_LANES // 2))
         size = cgutils.unpack_tuple(builder, codes.shape)[0]
-        half = CODE_LANES // 2
-        total = cgutils.alloca_once_value(builder, ir.Constant(ints(32, half), [0] * half))
-        step = size.type(CODE_LANES)
-        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
+        with _in_steps(builder, size, CODE_LANES) as (at, _):
             places = (builder.gep(data, [at]) for data in (query.data, codes.data))
             sums = _pair_sums(builder, factors, *places)
             builder.store(builder.add(builder.load(total), sums), total)
-        value = builder.load(total)
-        while value.type.count > 1:
-            value = halved(builder, value)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        return _lanes_sum(builder, builder.load(total))
 
-    return codegen
+    return intrinsic(lambda typingctx, query, codes: (types.int32(query, codes), codegen))
 
 
 def _sum_products_rows(factors):
-    """The code of void(query, rows uint8[n, p], slots int32[m], at, keys int32[m], to).
+    """void(query, rows uint8[n, p], slots int32[m], at, keys int32[m], to).
 
     keys[to + r] is the sum of factors(query, code) for rows[slots[at + r]], r < CODE_ROWS: the rows
     share each load of the query, and the additions of lanes at the end.
     """
 
     def codegen(context, builder, signature, args):
-        query, rows, slots, keys = (
-            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1, 2, 4)
-        )
+        query, rows, slots, keys = _arrays(context, builder, signature, args, 0, 1, 2, 4)
         at, to = args[3], args[5]
         size = cgutils.unpack_tuple(builder, rows.shape)[1]
         stride = cgutils.unpack_tuple(builder, rows.strides)[0]
-        half = CODE_LANES // 2
         starts, totals = [], []
         for r in range(CODE_ROWS):
             slot = builder.load(builder.gep(slots.data, [builder.add(at, at.type(r))]))
             slot = builder.zext(slot, stride.type)
             starts.append(builder.gep(rows.data, [builder.mul(slot, stride)]))
-            zero = ir.Constant(ints(32, half), [0] * half)
-            totals.append(cgutils.alloca_once_value(builder, zero))
-        step = size.type(CODE_LANES)
-        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (j, _):
+            totals.append(_zeros(builder, ints(32, CODE_LANES // 2)))
+        with _in_steps(builder, size, CODE_LANES) as (j, _):
             place = builder.gep(query.data, [j])
             for start, total in zip(starts, totals, strict=True):
                 sums = _pair_sums(builder, factors, place, builder.gep(start, [j]))
                 builder.store(builder.add(builder.load(total), sums), total)
         values = [halved(builder, builder.load(total)) for total in totals]
-        while len(values) > 1:  # neighbours added in pairs within each four lanes: x86 phaddd
+        # Lanes 0 + 1 and 2 + 3 of the first four of both of a pair, then of the second: x86 phaddd.
+        even = [base + i for half in (0, 4) for base in (half, 8 + half) for i in (0, 2)]
+        odd = [lane + 1 for lane in even]
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=True)
             values = [
-                _neighbours_added(builder, *pair)
-                for pair in zip(values[::2], values[1::2], strict=True)
+                builder.add(pick(builder, *pair, even), pick(builder, *pair, odd)) for pair in pairs
             ]
         place = builder.bitcast(builder.gep(keys.data, [to]), ints(32, CODE_ROWS).as_pointer())
         builder.store(halved(builder, values[0]), place, align=4)
         return context.get_dummy_value()
 
-    return codegen
+    def sum_products_rows(typingctx, query, rows, slots, at, keys, to):
+        if slots.dtype != types.int32 or keys.dtype != types.int32:
+            raise TypeError(f"slots and keys must be int32, not {slots.dtype} and {keys.dtype}")
+        return types.void(query, rows, slots, types.intp, keys, types.intp), codegen
 
-
-def _neighbours_added(builder, one, other):
-    """Lanes 0 + 1 and 2 + 3 of the first four of `one`, of `other`; then of the second four."""
-    lanes = [base + i for half in (0, 4) for base in (half, 8 + half) for i in (0, 2)]
-    return builder.add(
-        pick(builder, one, other, lanes), pick(builder, one, other, [i + 1 for i in lanes])
-    )
+    return intrinsic(sum_products_rows)
 
 
 def _l2_factors(builder, q, c):
@@ -117,61 +123,9 @@ def _dot_factors(builder, q, c):
     return q, builder.sub(c, ir.Constant(c.type, [CODE_ZERO] * CODE_LANES))
 
 
-@intrinsic
-def code_l2(typingctx, query, codes):
-    """Sum of (query - code)^2 as int32; query int16[p], codes uint8[p], p a multiple of 32."""
-    return types.int32(query, codes), _sum_products(_l2_factors)
-
-
-@intrinsic
-def code_dot(typingctx, query, codes):
-    """Sum of query * (code - 128) as int32; query int16[p], codes uint8[p], p a multiple of 32."""
-    return types.int32(query, codes), _sum_products(_dot_factors)
-
-
-@intrinsic
-def code_l2_rows(typingctx, query, rows, slots, at, keys, to):
-    """keys[to + r] = code_l2(query, rows[slots[at + r]]) for r < CODE_ROWS; slots, keys int32."""
-    return _rows_signature(query, rows, slots, keys), _sum_products_rows(_l2_factors)
-
-
-@intrinsic
-def code_dot_rows(typingctx, query, rows, slots, at, keys, to):
-    """keys[to + r] = code_dot(query, rows[slots[at + r]]) for r < CODE_ROWS; slots, keys int32."""
-    return _rows_signature(query, rows, slots, keys), _sum_products_rows(_dot_factors)
-
-
-def _rows_signature(query, rows, slots, keys):
-    if slots.dtype != types.int32 or keys.dtype != types.int32:
-        raise TypeError(f"slots and keys must be int32, not {slots.dtype} and {keys.dtype}")
-    return types.void(query, rows, slots, types.intp, keys, types.intp)
-
-
-def _bit_planes_sum(builder, planes, width, start):
-    """The sum that `bit_planes_distance` needs, int64."""
-    words = ints(64, SIGN_LANES // 8)
-    count = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(words, [words]), f"llvm.ctpop.v{words.count}i64"
-    )
-    total = cgutils.alloca_once_value(builder, ir.Constant(words, [0] * words.count))
-    step = width.type(SIGN_LANES)
-    with cgutils.for_range_slice(builder, width.type(0), width, step, inc=True) as (at, _):
-        signs = load_unaligned(builder, builder.gep(start, [at]), words)
-        sums = None
-        for i in reversed(range(BIT_PLANES)):
-            place = builder.gep(planes, [builder.add(at, builder.mul(width, width.type(i)))])
-            found = builder.call(
-                count, [builder.and_(signs, load_unaligned(builder, place, words))]
-            )
-            if sums is None:  # the highest bit of a negative number
-                sums = builder.neg(found)
-            else:
-                sums = builder.add(builder.add(sums, sums), found)
-        builder.store(builder.add(builder.load(total), sums), total)
-    value = builder.load(total)
-    while value.type.count > 1:
-        value = halved(builder, value)
-    return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+# Sums of (query - code)^2, and of query * (code - 128); p is a multiple of CODE_LANES.
+code_l2, code_l2_rows = _sum_products(_l2_factors), _sum_products_rows(_l2_factors)
+code_dot, code_dot_rows = _sum_products(_dot_factors), _sum_products_rows(_dot_factors)
 
 
 @intrinsic
@@ -185,13 +139,28 @@ def bit_planes_distance(typingctx, planes, signs, row, weight, constant):
     """
 
     def codegen(context, builder, signature, args):
-        planes, signs = (
-            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 1)
+        planes, signs = _arrays(context, builder, signature, args, 0, 1)
+        words = ints(64, SIGN_LANES // 8)
+        count = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(words, [words]), f"llvm.ctpop.v{words.count}i64"
         )
         width = cgutils.unpack_tuple(builder, planes.shape)[1]
         stride = cgutils.unpack_tuple(builder, signs.strides)[0]
         start = builder.gep(signs.data, [builder.mul(args[2], stride)])
-        total = builder.sitofp(_bit_planes_sum(builder, planes.data, width, start), ir.FloatType())
+        total = _zeros(builder, words)
+        with _in_steps(builder, width, SIGN_LANES) as (at, _):
+            bits = load_unaligned(builder, builder.gep(start, [at]), words)
+            sums = None
+            for i in reversed(range(BIT_PLANES)):
+                plane = builder.add(at, builder.mul(width, width.type(i)))
+                plane = load_unaligned(builder, builder.gep(planes.data, [plane]), words)
+                found = builder.call(count, [builder.and_(bits, plane)])
+                if sums is None:  # the highest bit of a negative number
+                    sums = builder.neg(found)
+                else:
+                    sums = builder.add(builder.add(sums, sums), found)
+            builder.store(builder.add(builder.load(total), sums), total)
+        total = builder.sitofp(_lanes_sum(builder, builder.load(total)), ir.FloatType())
         end = builder.gep(start, [width])
         square = load_unaligned(builder, builder.gep(end, [width.type(-8)]), ir.IntType(32))
         gain = load_unaligned(builder, builder.gep(end, [width.type(-4)]), ir.FloatType())
@@ -211,24 +180,19 @@ def bit_planes_pack(typingctx, numbers, planes):
     """
 
     def codegen(context, builder, signature, args):
-        numbers, planes = (
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args, args, strict=True)
-        )
+        numbers, planes = _arrays(context, builder, signature, args, 0, 1)
         size = cgutils.unpack_tuple(builder, numbers.shape)[0]
         width = cgutils.unpack_tuple(builder, planes.shape)[1]
         lanes, word = ints(16, CODE_LANES), ir.IntType(CODE_LANES)
         zero = ir.Constant(lanes, [0] * CODE_LANES)
-        step = size.type(CODE_LANES)
-        with cgutils.for_range_slice(builder, size.type(0), size, step, inc=True) as (at, _):
+        with _in_steps(builder, size, CODE_LANES) as (at, _):
             values = load_unaligned(builder, builder.gep(numbers.data, [at]), lanes)
             byte = builder.lshr(at, at.type(3))
             for i in range(BIT_PLANES):
                 bits = builder.and_(values, ir.Constant(lanes, [1 << i] * CODE_LANES))
                 bits = builder.bitcast(builder.icmp_unsigned("!=", bits, zero), word)
-                place = builder.gep(
-                    planes.data, [builder.add(byte, builder.mul(width, width.type(i)))]
-                )
+                plane = builder.add(byte, builder.mul(width, width.type(i)))
+                place = builder.gep(planes.data, [plane])
                 builder.store(bits, builder.bitcast(place, word.as_pointer()), align=1)
         return context.get_dummy_value()
 
@@ -240,9 +204,8 @@ def words_up(typingctx, words, start):
     """Move WORDS int64 of words from `start` on up by one place."""
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        lanes = ints(64, WORDS)
-        source = builder.gep(array.data, [args[1]])
+        (array,) = _arrays(context, builder, signature, args, 0)
+        lanes, source = ints(64, WORDS), builder.gep(array.data, [args[1]])
         target = builder.bitcast(builder.gep(source, [args[1].type(1)]), lanes.as_pointer())
         builder.store(load_unaligned(builder, source, lanes), target, align=8)
         return context.get_dummy_value()

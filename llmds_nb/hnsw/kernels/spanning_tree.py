@@ -16,10 +16,10 @@ from .state import draft_at, links_at
 
 @kernel(internal=True, borrow=True)
 def _attach_to(slot, at, most, links, own, parent):
-    """Make `at` the parent of `slot`.
+    """Make `at` the parent of `slot`, by a link that it has or a new one. O(M).
 
-    By a link that it has, in a free place of its row, or instead of its last link that is no child.
-    Returns 1, 0 if it has `most` children, -1 if no block is spare. O(M).
+    That one is in a free place of its row, or instead of its last link that is no child.
+    Returns 1, 0 if it has `most` children, -1 if no block is spare.
     """
     row = links_row(links, at)
     n_children = 0
@@ -79,10 +79,7 @@ def _attach(slot, entry, most, queue, seen, links, own, parent):
 
 @kernel(internal=True, borrow=True)
 def _grow(queue, head, tail, most, links, parent):
-    """Give parents to all that is newly reachable from queue[head:tail]; return the new tail.
-
-    No slot gets more than `most` children.
-    """
+    """Give parents, of up to `most` children, to what queue[head:tail] reaches; return the tail."""
     while head < tail:
         at = np.int64(queue[head])
         head += 1
@@ -99,10 +96,9 @@ def _grow(queue, head, tail, most, links, parent):
 
 @kernel
 def tree_count(links, entry, most, parent):
-    """Fill parent int32[n] breadth-first from the entry; return how many are reached. O(n M).
+    """Fill parent int32[n] from the entry along level 0; return how many are reached. O(n M).
 
-    A slot gets more than `most` children only where the others cannot be reached otherwise. `links`
-    is the handle of those of level 0.
+    A slot gets more than `most` children only where the others cannot be reached otherwise.
     """
     links = links_at(links)
     for slot in range(parent.size):
@@ -116,10 +112,9 @@ def tree_count(links, entry, most, parent):
 
 @kernel(borrow=True)
 def tree_extend(draft, first, stop, most, forward):
-    """Give a parent to each slot of the batch that has none and that a neighbour of it links to.
+    """Give a parent to slots of the batch that have none: the nearest neighbour that links back.
 
-    It is the nearest such neighbour that has fewer than `most` children. Returns how many slots
-    have no parent. Slots link to earlier ones only. O(M^2) each.
+    With fewer than `most` children. Returns how many slots have no parent. O(M^2) each.
     """
     s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
     links, parent = s.graph.level0, s.parent

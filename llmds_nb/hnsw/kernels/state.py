@@ -28,7 +28,7 @@ Invariants:
 - the entry slot has the top level;
 - every slot is reachable from the entry through links of level 0: following `parent` from any slot
   leads to the entry, and a slot is a neighbour of its parent. A row that overflows is pruned by the
-  diversity heuristic (`pruning`), which never drops a child of that tree.
+  diversity heuristic (`insert`), which never drops a child of that tree.
 
 Every choice is made by (distance key, slot), so a graph depends on the seed and the order of
 insertion, not on the number of threads.
@@ -84,7 +84,7 @@ class Graph(State):
 
 
 class Index(State):
-    """All that a search reads. `dim` is the number of components of a query."""
+    """All that a search reads."""
 
     space = Space
     vectors = array(None, ANY, ANY)
@@ -93,37 +93,30 @@ class Index(State):
     prefilter = Prefilter
     quantizer = Quantizer
     n = INT
-    dim = INT
+    dim = INT  # components of a query
 
 
 class Scan(State):
-    """A scan of all rows for m queries, k best each, between its blocks: see `scan`."""
+    """A scan of all rows for m queries, the k best each, between its blocks: see `search`."""
 
-    queries = array(np.float32, ANY, ANY)
-    squares = array(np.float64, ANY)
-    units = array(np.float32, ANY, ANY)
-    scores = array(np.float64, ANY, ANY)
+    queries = array(np.float32, ANY, ANY)  # float32[m, d]
+    squares = array(np.float64, ANY)  # of their lengths
+    units = array(np.float32, ANY, ANY)  # the queries; with COSINE of length 1
+    scores = array(np.float64, ANY, ANY)  # float64[m, k]: the best so far, of `topk`
     found = array(np.int64, ANY, ANY)
     kept = array(np.int64, ANY)
-    limits = array(np.float64, ANY)
+    limits = array(np.float64, ANY)  # the distance of the k-th so far
 
 
 class Ownership(State):
-    """Which blocks of links a writer may change.
+    """Which blocks of links a writer may change."""
 
-    owned bool[blocks] marks those that no published snapshot holds; spare int64[1 + any] is a stack
-    of free physical blocks: their number, then the blocks.
-    """
-
-    owned = array(np.bool_, ANY)
-    spare = array(np.int64, ANY)
+    owned = array(np.bool_, ANY)  # by logical block: whether no published snapshot holds it
+    spare = array(np.int64, ANY)  # a stack of free physical blocks: their number, then the blocks
 
 
 class Draft(State):
-    """A graph while a writer adds to it.
-
-    allowed bool[C] (or bool[0] for all) are the slots that may be chosen as neighbours.
-    """
+    """A graph while a writer adds to it."""
 
     space = Space
     prefilter = Prefilter
@@ -132,20 +125,16 @@ class Draft(State):
     own0 = Ownership  # of the blocks of graph.level0
     own_above = Ownership  # and of graph.above
     levels = array(np.uint8, ANY)
-    allowed = array(np.bool_, ANY)
+    allowed = array(np.bool_, ANY)  # [C]: what may be chosen as a neighbour; [0] for all
     parent = array(np.int32, ANY)
 
 
 class Repair(State):
-    """A graph from which slots were removed, and how those that stay are renumbered: see `repair`.
-
-    slots int64[m] are the old slots that stay, ascending: the position is the new slot. renamed
-    int32[n] is the new slot of an old one, ABSENT for a removed one.
-    """
+    """A graph from which slots were removed, and the new numbers of the others: see `repair`."""
 
     old = Graph
-    slots = array(np.int64, ANY)
-    renamed = array(np.int32, ANY)
+    slots = array(np.int64, ANY)  # the old slots that stay, ascending: the position is the new slot
+    renamed = array(np.int32, ANY)  # the new slot of an old one, ABSENT for a removed one
 
 
 index_at = unpacker(Index)  # index_at(handle, rows, vectors), of these only the dtypes count
