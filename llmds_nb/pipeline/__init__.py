@@ -5,13 +5,8 @@ from typing import TYPE_CHECKING
 from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .pipeline import RetrievalPipeline as RetrievalPipeline
-    from .stats import PipelineStats as PipelineStats
+    from .pipeline import PipelineStats as PipelineStats, RetrievalPipeline as RetrievalPipeline
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "pipeline": "RetrievalPipeline",
-        "stats": "PipelineStats",
-    },
+    __name__, {"pipeline": "PipelineStats RetrievalPipeline"}
 )

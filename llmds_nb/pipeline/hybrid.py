@@ -1,21 +1,23 @@
 """The dense half, the sparse half and the texts of a pipeline, over the same ids."""
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core import validation
 from .._core.jit import EntryPoints
-from .._core.typing import ArrayLike, Int64s
+from .._core.typing import ArrayLike, Float32s, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors, is_ordinary
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
-from .requests import Request
 from .text_store import TextStore
 
 _METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
@@ -24,6 +26,28 @@ DEPTH = 100  # candidates of each half, or k if that is more
 _MIN_LENGTH = 1e-18  # of vectors with a direction: HNSW refuses shorter ones, except with l2
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _entries = EntryPoints(fuse=fusion_combine_many)
+
+
+class Request(NamedTuple):
+    """One query with everything its caller chose."""
+
+    text: str
+    k: int
+    fusion: str
+    weight: float
+    vector: Float32s | None = None  # [d]; None: not encoded yet
+    filter: npt.NDArray | None = None  # as `validation.id_filters` returns it
+    encoded: bool = False  # the vector is the encoder's, not the caller's
+
+    def key(self) -> tuple:
+        """The key of its answer in a cache: equal for equal requests, however they were encoded."""
+        text, k, fusion, weight, vector, one_filter, encoded = self
+        vector_key = None if vector is None or encoded else vector.tobytes()
+        filter_key = None
+        if one_filter is not None:
+            digest = hashlib.blake2b(one_filter.data, digest_size=16).digest()
+            filter_key = one_filter.dtype.char, one_filter.size, digest
+        return text, k, fusion, weight, vector_key, filter_key
 
 
 class Snapshot(NamedTuple):
@@ -35,32 +59,6 @@ class Snapshot(NamedTuple):
     version: int  # of the documents
 
 
-class Searcher(NamedTuple):
-    """A point-in-time view of an index, on which one search runs (as Lucene's IndexSearcher)."""
-
-    hybrid: "HybridIndex"
-    snapshot: Snapshot
-    settings: tuple
-    threads: int = 1
-
-    @property
-    def version(self) -> int:
-        """The version of the documents."""
-        return self.snapshot.version
-
-    def encode(self, requests: list[Request]) -> list[Request]:
-        """See HybridIndex.encode."""
-        return self.hybrid.encode(self.snapshot, requests)
-
-    def search(self, requests: list[Request]) -> Hits:
-        """See HybridIndex.search."""
-        return self.hybrid.search(self.snapshot, self.settings, self.threads, requests)
-
-    def search_one(self, request: Request) -> Hits:
-        """See HybridIndex.search_one."""
-        return self.hybrid.search_one(self.snapshot, self.settings, request)
-
-
 class HybridIndex:
     """HNSW, InvertedIndex and TextStore over the same ids.
 
@@ -68,22 +66,17 @@ class HybridIndex:
     document whose vector has no direction is in `sparse` and in the texts alone.
     """
 
-    def __init__(
-        self,
-        dense: HNSW | None,
-        sparse: InvertedIndex,
-        dim: int | None,
-        embedder: Embedder,
-        seed: int,
-    ) -> None:
-        self.dense: HNSW | None = dense
-        self.sparse: InvertedIndex = sparse
-        self.dim: int | None = dim
-        self.embedder: Embedder = embedder
+    dense: HNSW | None
+    sparse: InvertedIndex
+    dim: int | None
+    embedder: Embedder
+
+    def __init__(self, dense, sparse, dim, embedder, seed):
+        self.dense, self.sparse, self.dim, self.embedder = dense, sparse, dim, embedder
         self.texts = TextStore()
         self._seed = seed
         self.next_id = 0
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
         self.write_lock = threading.RLock()  # one writer at a time
         self._swap_lock = threading.Lock()  # held briefly: texts and `snapshot` change together
         self._publish(0)
@@ -96,8 +89,11 @@ class HybridIndex:
     @property
     def settings(self) -> tuple:
         """(ef, (k1, b, variant)): the settings of the halves that change answers, at present."""
-        dense = self.dense
-        return 0 if dense is None else dense.ef_search, _formula(self.sparse)
+        return 0 if self.dense is None else self.dense.ef_search, _formula(self.sparse)
+
+    def searcher(self, threads: int = 1) -> "Searcher":
+        """A view of the present documents under the present settings."""
+        return Searcher(self, self.snapshot, self.settings, threads)
 
     @property
     def nbytes(self) -> int:
@@ -130,14 +126,10 @@ class HybridIndex:
             dense = self.dense
             if dense is None:
                 dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
-            before = self.sparse._frozen()
-            try:
+            with _all_or_nothing(self.sparse):
                 self.sparse.add(ids, texts)
                 rows = self.texts.append(texts)
                 _add_vectors(dense, ids, vectors)
-            except BaseException:
-                _roll_back(self.sparse, before)
-                raise
             self.embedder.adopt(embedder)
             self.dense, self.dim = dense, vectors.shape[1]
             self.next_id = max(self.next_id, int(ids.max()) + 1)
@@ -156,14 +148,10 @@ class HybridIndex:
                 return
             dense = self.dense
             with_vector = [] if dense is None else [id_ for id_ in ids.tolist() if id_ in dense]
-            before = self.sparse._frozen()
-            try:
+            with _all_or_nothing(self.sparse):
                 self.sparse.remove(ids)
                 if dense is not None and with_vector:
                     dense.remove(with_vector)
-            except BaseException:
-                _roll_back(self.sparse, before)
-                raise
             with self._swap_lock:
                 self.texts.drop(ids)
                 self._publish(self.snapshot.version + 1)
@@ -184,90 +172,8 @@ class HybridIndex:
         """See RetrievalPipeline.get."""
         ids = validation.ids(ids, unique=False)
         with self._swap_lock:
-            rows, view = self._rows(ids), self.texts.view()
-        return TextStore.read(view, rows)
-
-    def search_one(self, snapshot: Snapshot, settings: tuple, request: Request) -> Hits:
-        """`search` for one request without a filter, in this thread: ids and scores [k]."""
-        vector: Any  # not None where there is a dense half
-        text, k, fusion, weight, vector, _, _ = request
-        dense, depth = snapshot.dense, max(DEPTH, k)
-        near: tuple = _NO_NEIGHBORS
-        if vector is not None and not is_ordinary(vector):
-            vector = checked_vectors(vector, self.dim, [text])[0]
-            if dense is not None and not _has_direction(dense, vector[None])[0]:
-                dense = None
-        if dense is not None:
-            near = dense.search(vector, depth, ef=_ef(settings, depth))
-        words = self._under(snapshot, settings).sparse.search(text, depth)
-        answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer)
-        return answer
-
-    def search(
-        self, snapshot: Snapshot, settings: tuple, threads: int, requests: list[Request]
-    ) -> Hits:
-        """Answers [n, k] to requests of one k, fusion and weight."""
-        _, k, fusion, weight, *_ = requests[0]
-        return fuse(self.candidates(snapshot, settings, threads, requests), fusion, weight, k)
-
-    def candidates(
-        self, snapshot: Snapshot, settings: tuple, threads: int, requests: list[Request]
-    ) -> tuple:
-        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them.
-
-        (dense ids, dense distances, sparse ids, sparse scores)
-        """
-        texts = [request.text for request in requests]
-        filters = [request.filter for request in requests]
-        depth = max(DEPTH, requests[0].k)
-        dense, sparse = snapshot.dense, self._under(snapshot, settings).sparse
-
-        def search_dense():
-            useful = np.zeros(0, np.int64)  # the requests whose vectors have a direction
-            if dense is not None:
-                vectors = np.array([request.vector for request in requests])
-                useful = np.flatnonzero(_has_direction(dense, vectors))
-            if useful.size:
-                found = dense.search(
-                    vectors if useful.size == len(texts) else vectors[useful],
-                    depth,
-                    ef=_ef(settings, depth),
-                    filter=_one_or_each([filters[i] for i in useful]),
-                    threads=threads,
-                )
-            if useful.size == len(texts):
-                return found
-            ids = np.full((len(texts), depth), ABSENT)
-            distances = np.full((len(texts), depth), np.inf, np.float32)
-            if useful.size:
-                ids[useful], distances[useful] = found
-            return ids, distances
-
-        def search_sparse():
-            return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
-
-        if threads >= 2 and len(texts) == 1:
-            near = self._shared_executor().submit(search_dense)
-            words = search_sparse()
-            return *near.result(), *words
-        return *search_dense(), *search_sparse()
-
-    def encode(self, snapshot: Snapshot, requests: list[Request]) -> list[Request]:
-        """The requests of one call with vectors, unless the snapshot has no dense half.
-
-        Either all requests have vectors already, which were checked, or none has.
-        """
-        if not requests or all(request.vector is not None for request in requests):
-            return requests
-        if snapshot.dense is None and self.embedder.encoder is not None:
-            return requests
-        texts = [request.text for request in requests]
-        vectors = checked_vectors(self.embedder.encode(texts), self.dim, texts, "query vectors")
-        return [
-            request._replace(vector=vector, encoded=True)
-            for request, vector in zip(requests, vectors, strict=True)
-        ]
+            rows, read = self._rows(ids), self.texts.reader()
+        return read(rows)
 
     def tune(self, vectors: ArrayLike, target_recall: float) -> int:
         """Set and return the `ef` of the dense half that reaches a recall on query vectors."""
@@ -280,25 +186,6 @@ class HybridIndex:
             with self._swap_lock:
                 self._publish(self.snapshot.version + 1)
         return ef
-
-    def _under(self, snapshot, settings) -> Snapshot:
-        """The snapshot under these settings of the sparse half."""
-        formula = settings[1]
-        if formula == snapshot.formula:
-            return snapshot
-        sparse = snapshot.sparse._frozen()
-        sparse.k1, sparse.b, sparse.variant = formula
-        changed = snapshot._replace(sparse=sparse, formula=formula)
-        with self._swap_lock:
-            if self.snapshot is snapshot:  # later searches share what is computed for the formula
-                self.snapshot = changed
-        return changed
-
-    def _shared_executor(self):
-        with self._swap_lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
-            return self._executor
 
     def check(self) -> None:
         """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
@@ -319,6 +206,107 @@ class HybridIndex:
                 assert self.dense is not None and len(snapshot.dense) == len(self.dense)
 
 
+class Searcher(NamedTuple):
+    """A point-in-time view of an index, on which one search runs (as Lucene's IndexSearcher)."""
+
+    hybrid: HybridIndex
+    snapshot: Snapshot
+    settings: tuple  # as those of the index
+    threads: int = 1
+
+    def encode(self, requests: list[Request]) -> list[Request]:
+        """The requests of one call with vectors, unless the snapshot has no dense half.
+
+        Either all requests have vectors already, which were checked, or none has.
+        """
+        if not requests or all(request.vector is not None for request in requests):
+            return requests
+        embedder, texts = self.hybrid.embedder, [request.text for request in requests]
+        if self.snapshot.dense is None and embedder.encoder is not None:
+            return requests
+        vectors = checked_vectors(embedder.encode(texts), self.hybrid.dim, texts, "query vectors")
+        return [
+            request._replace(vector=vector, encoded=True)
+            for request, vector in zip(requests, vectors, strict=True)
+        ]
+
+    def search_one(self, request: Request) -> Hits:
+        """`search` for one request without a filter, in this thread: ids and scores [k]."""
+        vector: Any  # not None where there is a dense half
+        text, k, fusion, weight, vector, _, _ = request
+        dense, depth = self.snapshot.dense, max(DEPTH, k)
+        near: tuple = _NO_NEIGHBORS
+        if vector is not None and not is_ordinary(vector):
+            vector = checked_vectors(vector, self.hybrid.dim, [text])[0]
+            if dense is not None and not _has_direction(dense, vector[None])[0]:
+                dense = None
+        if dense is not None:
+            near = dense.search(vector, depth, ef=self._ef(depth))
+        words = self._sparse().search(text, depth)
+        answer = Hits(np.empty(k, np.int64), np.empty(k))
+        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer)
+        return answer
+
+    def search(self, requests: list[Request]) -> Hits:
+        """Answers [n, k] to requests of one k, fusion and weight."""
+        _, k, fusion, weight, *_ = requests[0]
+        return fuse(self.candidates(requests), fusion, weight, k)
+
+    def candidates(self, requests: list[Request]) -> tuple:
+        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them.
+
+        (dense ids, dense distances, sparse ids, sparse scores)
+        """
+        texts = [request.text for request in requests]
+        filters = [request.filter for request in requests]
+        n, depth, threads = len(texts), max(DEPTH, requests[0].k), self.threads
+        dense, sparse = self.snapshot.dense, self._sparse()
+
+        def search_dense():
+            useful = np.zeros(0, np.int64)  # the requests whose vectors have a direction
+            if dense is not None:
+                vectors = np.array([request.vector for request in requests])
+                useful = np.flatnonzero(_has_direction(dense, vectors))
+            if useful.size:
+                vectors = vectors if useful.size == n else vectors[useful]
+                one_filter = _one_or_each([filters[i] for i in useful])
+                found = dense.search(
+                    vectors, depth, ef=self._ef(depth), filter=one_filter, threads=threads
+                )
+                if useful.size == n:
+                    return found
+            ids = np.full((n, depth), ABSENT)
+            distances = np.full((n, depth), np.inf, np.float32)
+            if useful.size:
+                ids[useful], distances[useful] = found
+            return ids, distances
+
+        def search_sparse():
+            return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
+
+        if threads >= 2 and n == 1:
+            near = self.hybrid._executor.submit(search_dense)
+            words = search_sparse()
+            return *near.result(), *words
+        return *search_dense(), *search_sparse()
+
+    def _ef(self, depth):
+        ef = self.settings[0]
+        return ef if ef >= depth else depth + depth // 2  # recall .99 of `depth` on text
+
+    def _sparse(self):
+        """The sparse half of the snapshot under these settings."""
+        snapshot, formula = self.snapshot, self.settings[1]
+        if formula == snapshot.formula:
+            return snapshot.sparse
+        sparse, index = snapshot.sparse._frozen(), self.hybrid
+        sparse.k1, sparse.b, sparse.variant = formula
+        with index._swap_lock:
+            if index.snapshot is snapshot:  # later searches share what is computed for the formula
+                index.snapshot = snapshot._replace(sparse=sparse, formula=formula)
+        return sparse
+
+
 def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
     """The k best of `candidates`: ids int64[n, k] and scores float64[n, k]."""
     n = len(found[0])
@@ -330,11 +318,6 @@ def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
 
 def _formula(sparse) -> tuple:
     return sparse.k1, sparse.b, sparse.variant
-
-
-def _ef(settings, depth) -> int:
-    ef = settings[0]
-    return ef if ef >= depth else depth + depth // 2  # recall .99 of `depth` on text
 
 
 def _has_direction(dense, vectors) -> np.ndarray:
@@ -354,9 +337,15 @@ def _add_vectors(dense, ids, vectors):
         dense.remove(gone)
 
 
-def _roll_back(index, frozen):
-    """Give an index the contents that it had when it was frozen."""
-    vars(index).update(vars(frozen))
+@contextmanager
+def _all_or_nothing(index):
+    """Give an index its present contents back if a write fails."""
+    before = index._frozen()
+    try:
+        yield
+    except BaseException:
+        vars(index).update(vars(before))
+        raise
 
 
 def _one_or_each(filters):

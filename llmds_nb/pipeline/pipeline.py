@@ -1,24 +1,40 @@
 """RetrievalPipeline: hybrid retrieval with its texts, a cache of hot queries, and one file."""
 
-import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
 from .._core.storage import Stored, nest, unnest
-from .._core.typing import ArrayLike, Int64s
+from .._core.typing import ArrayLike, Int64s, PathLike
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..structures.sketch import CountMinSketch
 from . import persistence
-from .embedder import Embedder, Encoder, checked_vector
-from .hybrid import FUSIONS, HybridIndex, Searcher
+from .embedder import Embedder, Encoder, checked_vector, checked_vectors
+from .hybrid import FUSIONS, HybridIndex, Request, Searcher
 from .query_cache import QueryCache
-from .requests import Request, make_requests
-from .stats import PipelineStats, stats_of
 from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
+
+
+class PipelineStats(NamedTuple):
+    """Sizes, and how often answers came from the cache.
+
+    `vectors` does not count documents with a zero vector. `queries` counts all queries ever, also
+    those before a save; `cache_hits` and `cache_misses` the look-ups since the start or load.
+    """
+
+    documents: int
+    vectors: int
+    dim: int | None
+    version: int
+    queries: int
+    cached: int
+    cached_tokens: int
+    cache_hits: int
+    cache_misses: int
+    nbytes: int
 
 
 class RetrievalPipeline(Stored):
@@ -92,7 +108,7 @@ class RetrievalPipeline(Stored):
         self._weight = validation.real(weight, "weight", low=0, high=1)
         self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0)
         threshold = validation.integer(hot_threshold, "hot_threshold", low=1)
-        sketch = QueryCache.new_sketch(self._seed)
+        sketch = CountMinSketch(1 << 16, 4, top=1000, seed=self._seed)  # 1 MiB
         self._cache = QueryCache(self._cache_tokens, threshold, sketch)
         self._tuning: Tuning | None = None
         sparse = InvertedIndex() if sparse is None else sparse
@@ -154,9 +170,8 @@ class RetrievalPipeline(Stored):
     # ---- writing ------------------------------------------------------------------------------
 
     def add(
-        self, ids: ArrayLike | None, texts: str | Sequence[str],
-        vectors: ArrayLike | None = None,
-    ) -> Int64s:  # fmt: skip
+        self, ids: ArrayLike | None, texts: str | Sequence[str], vectors: ArrayLike | None = None
+    ) -> Int64s:
         """Add documents; one with an existing id is replaced. Searchable on return.
 
         Parameters
@@ -241,11 +256,10 @@ class RetrievalPipeline(Stored):
         texts = validation.texts(queries, "queries")
         k, filters, threads = validation.search_options(k, filter, threads, len(texts))
         fusion, weight = self._checked_fusion(fusion, weight)
-        requests = make_requests(texts, vectors, index.dim, k, fusion, weight, filters)
+        requests = self._requests(texts, vectors, k, fusion, weight, filters)
         hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
         if requests:
-            searcher = Searcher(index, snapshot, settings, threads)
-            hits = self._cache.answer(requests, searcher)
+            hits = self._cache.answer(requests, Searcher(index, snapshot, settings, threads))
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
 
     def _search_one(self, text, k, vector, fusion, weight, snapshot, settings) -> Hits:
@@ -257,6 +271,16 @@ class RetrievalPipeline(Stored):
             vector = checked_vector(vector, self._index.dim, text)
         request = Request(text, k, fusion, weight, vector)
         return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
+
+    def _requests(self, texts, vectors, k, fusion, weight, filters=(None,)) -> list[Request]:
+        """One request for each text; vectors [n, d] are checked, filters are one for all or [n]."""
+        checked: Any = [None] * len(texts)
+        if vectors is not None:
+            checked = checked_vectors(vectors, self._index.dim, texts)
+        return [
+            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
+            for i, (text, vector) in enumerate(zip(texts, checked, strict=True))
+        ]
 
     def _checked_fusion(self, fusion, weight):
         if fusion is None:
@@ -270,10 +294,9 @@ class RetrievalPipeline(Stored):
         return fusion, validation.real(weight, "weight", low=0, high=1)
 
     def tune_weight(
-        self, queries: str | Sequence[str], relevant: Sequence, *,
-        vectors: ArrayLike | None = None,
-    ) -> float:  # fmt: skip
-        """Choose the weight of the dense half on judged queries, and make it the default.
+        self, queries: str | Sequence[str], relevant: Sequence, *, vectors: ArrayLike | None = None
+    ) -> float:
+        """Choose and return the weight of the dense half on judged queries; it becomes the default.
 
         Of 0, .05, ... 1 the weight of highest mean nDCG@10 is taken, but only if weights chosen on
         one half of the queries are better on the other half than the present weight is. `tuning`
@@ -286,11 +309,6 @@ class RetrievalPipeline(Stored):
             Ids of the relevant documents, or a dict from id to gain.
         vectors : float32[n, d], optional
             The queries' vectors. Default: from the encoder.
-
-        Returns
-        -------
-        float
-            The weight from now on.
 
         Raises
         ------
@@ -306,7 +324,7 @@ class RetrievalPipeline(Stored):
         self, queries: str | Sequence[str], relevant: Sequence | None = None, *,
         vectors: ArrayLike | None = None, target_recall: float = 0.99,
     ) -> Tuned:  # fmt: skip
-        """Choose `ef_search` of the dense half, and its weight as `tune_weight` does.
+        """Choose and return `ef_search` of the dense half, and its weight as `tune_weight` does.
 
         Parameters
         ----------
@@ -315,11 +333,6 @@ class RetrievalPipeline(Stored):
         target_recall : float
             Share of the exact 100 nearest that the dense half must find on these queries: the
             smallest ef that reaches it becomes `dense.ef_search`.
-
-        Returns
-        -------
-        Tuned
-            ef and weight from now on.
 
         Raises
         ------
@@ -332,7 +345,7 @@ class RetrievalPipeline(Stored):
         if relevant is not None:
             gains_of(relevant, len(requests))
         index = self._index
-        requests = index.encode(index.snapshot, requests)
+        requests = index.searcher().encode(requests)
         encoded: Any = [request.vector for request in requests]
         ef = index.tune(encoded, target_recall)
         if relevant is not None:
@@ -341,7 +354,7 @@ class RetrievalPipeline(Stored):
 
     def _tuning_requests(self, queries, vectors) -> list[Request]:
         texts = validation.texts(queries, "queries")
-        return make_requests(texts, vectors, self._index.dim, DEPTH, self._fusion, self._weight)
+        return self._requests(texts, vectors, DEPTH, self._fusion, self._weight)
 
     # ---- hot queries --------------------------------------------------------------------------
 
@@ -354,20 +367,11 @@ class RetrievalPipeline(Stored):
 
         A query with a cached answer is answered for the same request (vector and filter included)
         without being encoded again; others as a plain `search(query)`, if there is an encoder.
-
-        Returns
-        -------
-        int
-            How many of the k hottest are now answered from the cache.
+        Returns how many of the k hottest are now answered from the cache.
         """
-        index = self._index
-
-        def plain_request(text):
-            if self.encoder is None:
-                return None
-            return Request(text, 10, self._fusion, self._weight)
-
-        return self._cache.prime(k, plain_request, Searcher(index, index.snapshot, index.settings))
+        plain = Request("", 10, self._fusion, self._weight)
+        plain_or_none = None if self.encoder is None else plain
+        return self._cache.prime(k, plain_or_none, self._index.searcher())
 
     def watch_hot(self, on_hot: Callable | None, on_cold: Callable | None = None) -> None:
         """Notify a serving layer of hot queries, so that it can also keep what belongs to them.
@@ -395,7 +399,11 @@ class RetrievalPipeline(Stored):
 
     def stats(self) -> PipelineStats:
         """Sizes and counters."""
-        return stats_of(self._index, self._cache)
+        index, cache = self._index, self._cache
+        sizes = len(index), len(index.dense or ()), index.dim, index.snapshot.version
+        cached = (0, 0) if cache.answers is None else cache.answers.stats()[:2]
+        looked_up = cache.hits, cache.misses
+        return PipelineStats(*sizes, cache.sketch.total, *cached, *looked_up, self.nbytes)
 
     def check(self) -> None:
         """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
@@ -424,15 +432,13 @@ class RetrievalPipeline(Stored):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, *, encoder: Encoder | None = None, mmap: bool = False,
+        cls, path: PathLike, *, encoder: Encoder | None = None, mmap: bool = False,
         verify: bool | None = None,
     ) -> "RetrievalPipeline":  # fmt: skip
-        """Open a file that `save` wrote, as `HNSW.load` does, with an encoder.
+        """Open a file that `save` wrote, as `HNSW.load` does (other parameters and errors, too).
 
         Parameters
         ----------
-        path, mmap, verify
-            As for `HNSW.load`; so are the errors.
         encoder : LsaEncoder or callable, optional
             A function is not saved and must be given again, else queries need `vectors`. An
             `LsaEncoder` is saved; one given here replaces it.

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,7 @@ import numpy as np
 from ..bm25.index import Hits
 from ..structures.lru import TokenLRU
 from ..structures.sketch import CountMinSketch
-from .hybrid import Searcher
-from .requests import Request
+from .hybrid import Request, Searcher
 
 _BATCH = 256  # texts counted in one batch: a tenth of the cost of one at a time
 
@@ -36,7 +35,11 @@ class QueryCache:
 
     def __init__(self, max_tokens: int, threshold: int, sketch: CountMinSketch) -> None:
         self.threshold = threshold
-        self.answers = TokenLRU(max_tokens, on_evict=self._on_evict) if max_tokens else None
+        self._evicted: deque[CachedAnswer] = deque()  # `on_cold` was not called yet
+        self.answers: TokenLRU | None = None
+        if max_tokens:
+            evict = self._evicted.append
+            self.answers = TokenLRU(max_tokens, on_evict=lambda key, answer: evict(answer))
         self.hits = self.misses = 0
         self.on_hot: Callable | None = None
         self.on_cold: Callable | None = None
@@ -44,12 +47,6 @@ class QueryCache:
         self._pending: dict[str, int] = {}  # texts not yet in the sketch, with their counts
         self._lock = threading.Lock()
         self._put_lock = threading.Lock()  # so that every answer leaves the cache exactly once
-        self._evicted: deque[CachedAnswer] = deque()  # `on_cold` was not called yet
-
-    @staticmethod
-    def new_sketch(seed: int) -> CountMinSketch:
-        """The sketch of a new pipeline: 1 MiB, tracks the 1,000 most frequent queries."""
-        return CountMinSketch(1 << 16, 4, top=1000, seed=seed)
 
     @property
     def sketch(self) -> CountMinSketch:
@@ -71,13 +68,6 @@ class QueryCache:
                 pending[text] = pending.get(text, 0) + 1
             if len(pending) >= _BATCH:
                 self._count_pending()
-
-    def _counts(self, texts) -> list[int]:
-        """How often each text was asked, never less than its true count."""
-        pending = self._pending
-        with self._lock:
-            counts = self._sketch.estimate(texts).tolist()
-            return [n + pending.get(text, 0) for n, text in zip(counts, texts, strict=True)]
 
     def _find(self, key, version, settings):
         """The valid cached answer under a key, or None."""
@@ -109,7 +99,7 @@ class QueryCache:
             with self._lock:
                 count = self._sketch.estimate(text) + self._pending.get(text, 0)
             if request.vector is not None and count >= self.threshold:
-                hits = self._find(request.key(), searcher.version, searcher.settings)
+                hits = self._find(request.key(), searcher.snapshot.version, searcher.settings)
                 if hits is not None:
                     self._count((text,))
                     return Hits(hits.ids.copy(), hits.scores.copy())
@@ -128,17 +118,17 @@ class QueryCache:
             hits = searcher.search(searcher.encode(requests))
             self._count(texts)
             return hits
-        counts = self._counts(texts)
-        found, missing = {}, []
+        with self._lock:
+            sketched, pending = self._sketch.estimate(texts).tolist(), self._pending
+            counts = [n + pending.get(text, 0) for n, text in zip(sketched, texts, strict=True)]
+        found = {}
         for i, request in enumerate(requests):
-            cached = None
             # The key of a vector or a filter costs time, and only hot requests are ever cached.
             if counts[i] >= self.threshold or request.vector is request.filter is None:
-                cached = self._find(request.key(), searcher.version, searcher.settings)
-            if cached is None:
-                missing.append(i)
-            else:
-                found[i] = cached
+                cached = self._find(request.key(), searcher.snapshot.version, searcher.settings)
+                if cached is not None:
+                    found[i] = cached
+        missing = [i for i in range(len(texts)) if i not in found]
         asked = searcher.encode([requests[i] for i in missing])
         if not found:
             hits = searcher.search(asked)
@@ -168,16 +158,13 @@ class QueryCache:
         if self.on_hot is not None:
             lease = self.on_hot(request.text, Hits(hits.ids.copy(), hits.scores.copy()))
         key = request.key()
-        answer = CachedAnswer(searcher.version, searcher.settings, hits, request, lease)
+        answer = CachedAnswer(searcher.snapshot.version, searcher.settings, hits, request, lease)
         with self._put_lock:
             before = self.answers.pop(key, None)
             if before is not None:
                 self._evicted.append(before)
             self.answers.put(key, answer, tokens)
         self._return_leases()
-
-    def _on_evict(self, key, answer):
-        self._evicted.append(answer)
 
     def _return_leases(self):
         while self._evicted:
@@ -193,13 +180,11 @@ class QueryCache:
         items, counts = self.sketch.top(k)
         return list(zip(items, counts.tolist(), strict=True)) if len(items) else []
 
-    def prime(
-        self, k: int, plain_request: Callable[[str], Request | None], searcher: Searcher
-    ) -> int:
+    def prime(self, k: int, plain: Request | None, searcher: Searcher) -> int:
         """Answer the k hottest queries again; return how many of them are then in the cache.
 
         A query with cached answers is answered for the same requests, with the same vectors; others
-        as `plain_request(text)` unless that is None.
+        as `plain` with their text, unless that is None.
         """
         if self.answers is None:
             return 0
@@ -210,8 +195,7 @@ class QueryCache:
                 cached.setdefault(entry.request.text, []).append(entry.request)
         n_cached = 0
         for text, _ in self.hottest(k):
-            plain = plain_request(text)
-            requests: Sequence[Request] = cached.get(text) or ([] if plain is None else [plain])
+            requests = cached.get(text, [] if plain is None else [plain._replace(text=text)])
             for request in requests:
                 if not self._is_cached(request, searcher):
                     (request,) = searcher.encode([request])
@@ -222,4 +206,4 @@ class QueryCache:
 
     def _is_cached(self, request, searcher):
         cached = self.answers.peek(request.key())
-        return cached is not None and cached[:2] == (searcher.version, searcher.settings)
+        return cached is not None and cached[:2] == (searcher.snapshot.version, searcher.settings)

@@ -1,11 +1,11 @@
 """Stores the texts of documents in one blob of UTF-8 bytes, laid out in files as in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .._core import validation
-from .._core.typing import Int64s, UInt8s
+from .._core.typing import Int64s
 from ..errors import CorruptFileError
 from ..primitives.hash_table import (
     empty_table,
@@ -52,15 +52,10 @@ class TextStore:
         table_find_many(self._table, ids, rows)
         return rows
 
-    def view(self) -> tuple[Int64s, UInt8s]:
-        """The arrays that `read` needs: take them under the same lock as the rows."""
-        return self._indptr, self._blob
-
-    @staticmethod
-    def read(view: tuple[Int64s, UInt8s], rows: Int64s) -> list[str]:
-        """The texts of rows that `find` returned, none of them ABSENT."""
-        indptr, blob = view
-        return [
+    def reader(self) -> Callable[[Int64s], list[str]]:
+        """A function from found rows to texts: take it under the same lock as the rows."""
+        indptr, blob = self._indptr, self._blob
+        return lambda rows: [
             blob[indptr[row] : indptr[row + 1]].tobytes().decode("utf-8", "surrogatepass")
             for row in rows.tolist()
         ]

@@ -1,15 +1,14 @@
 """Chooses the fusion weight on judged queries, with a held-out check."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
 from .._core.typing import Int64s
-from .hybrid import HybridIndex, fuse
-from .requests import Request
+from .hybrid import HybridIndex, Request, fuse
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +61,9 @@ def gains_of(relevant: Any, n_queries: int) -> list[dict[int, float]]:
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")
         gains.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
-    if len(_judged(gains)) < 2:
-        raise ValueError(
-            f"at least 2 queries must have relevant documents, not {len(_judged(gains))}"
-        )
+    n_judged = len(_judged(gains))
+    if n_judged < 2:
+        raise ValueError(f"at least 2 queries must have relevant documents, not {n_judged}")
     return gains
 
 
@@ -86,24 +84,12 @@ def tune_weight(
 ) -> Tuning:
     """The best weight for judged queries; see RetrievalPipeline.tune_weight."""
     gains = gains_of(relevant, len(requests))
-    snapshot = index.snapshot
-    requests = index.encode(snapshot, requests)
-    found = index.candidates(snapshot, index.settings, 1, requests)
-    tuning = _tune(lambda weight: fuse(found, fusion, weight, DEPTH).ids, gains, present)
-    logger.info("tuned the fusion weight: %s", tuning)
-    if tuning.fusion_hurt:
-        logger.warning("fusion hurt at weight %g: %s", present, tuning)
-    return tuning
-
-
-def _tune(
-    rank: Callable[[float], Int64s], gains: Sequence[Mapping[int, float]], present: float
-) -> Tuning:
-    """The best weight for queries with `gains`; `rank(weight)` returns ids int64[n, DEPTH]."""
+    searcher = index.searcher()
+    found = searcher.candidates(searcher.encode(requests))
     judged = _judged(gains)
 
     def scores_at(weight):
-        ranked = rank(float(weight))
+        ranked = fuse(found, fusion, float(weight), DEPTH).ids
         return [ndcg(ranked[i], gains[i]) for i in judged]
 
     scores = np.array([scores_at(weight) for weight in _WEIGHTS])
@@ -113,15 +99,15 @@ def _tune(
     for half in (even, ~even):
         held_out[~half] = scores[_best(scores[:, half], present)][~half]
     best = _best(scores, present)
-    better = held_out.mean() > before
-    return Tuning(
-        weight=float(_WEIGHTS[best]) if better else present,
-        ndcg=float(scores[best].mean()) if better else before,
-        held_out=float(held_out.mean()),
-        before=before,
-        dense_alone=float(scores[-1].mean()),
-        sparse_alone=float(scores[0].mean()),
-    )
+    chosen = present, before
+    if held_out.mean() > before:
+        chosen = float(_WEIGHTS[best]), float(scores[best].mean())
+    dense_alone, sparse_alone = float(scores[-1].mean()), float(scores[0].mean())
+    tuning = Tuning(*chosen, float(held_out.mean()), before, dense_alone, sparse_alone)
+    logger.info("tuned the fusion weight: %s", tuning)
+    if tuning.fusion_hurt:
+        logger.warning("fusion hurt at weight %g: %s", present, tuning)
+    return tuning
 
 
 def _best(scores, present) -> int:
