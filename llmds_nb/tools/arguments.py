@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def natural(text: str) -> int:
@@ -74,3 +75,10 @@ def output_file(text: str) -> Path:
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"{path} cannot be written")
     return path
+
+
+# Options that several commands have.
+_WRITTEN = "write every figure to FILE"
+JSON: dict[str, Any] = {"type": output_file, "metavar": "FILE", "help": _WRITTEN}
+SEED: dict[str, Any] = {"type": natural, "default": 0, "metavar": "N", "help": "default 0"}
+STRICT: dict[str, Any] = {"action": "store_true", "help": "refuse broken .jsonl lines"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmds_nb._core.typing import Float32s
 
 from .demo.corpus import Corpus, indexed_text, read_path, split_indexed
-from .errors import BadInput
+from .errors import BadInput, bad_input
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -31,33 +31,13 @@ class Answer(NamedTuple):
 
 
 def build_pipeline(
-    texts: Sequence[str],
-    progress: Progress,
-    *,
-    seed: int = 0,
-    before_index: Callable[[], object] | None = None,
+    texts: Sequence[str], progress: Progress, *, seed: int = 0, before_index: Callable | None = None
 ) -> tuple["RetrievalPipeline", "Float32s"]:
     """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
 
-    Parameters
-    ----------
-    texts : list of str
-    progress : Progress
-    seed : int
-    before_index : callable, optional
-        Called after encoding, before indexing: the demo waits there for kernels that compile in
-        the background.
-
-    Returns
-    -------
-    pipeline : RetrievalPipeline
-    vectors : float32[n, d]
-        What its dense half holds.
-
-    Raises
-    ------
-    BadInput
-        No text holds a word.
+    `before_index` is called after encoding, before indexing: the demo waits there for kernels that
+    compile in the background. Returns the vectors float32[n, d] of the dense half, too. BadInput if
+    no text holds a word.
     """
     from llmds_nb import HNSW, InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
 
@@ -89,10 +69,8 @@ def build(
     corpus = read_path(path, progress, strict=strict)
     report_skipped(corpus, progress)
     pipeline, _ = build_pipeline([indexed_text(d) for d in corpus.documents], progress)
-    try:
+    with bad_input(out):
         pipeline.save(out)
-    except OSError as error:
-        raise BadInput(f"{out}: {error.strerror}") from None
     return len(corpus.documents), Path(out).stat().st_size
 
 
@@ -107,23 +85,15 @@ def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> Non
 def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], bool]:
     """Query a saved index, opened memory-mapped.
 
-    Returns
-    -------
-    list of Answer
-        At most `k`, best first.
-    bool
-        Whether BM25 alone answered, because the file holds no encoder.
+    Returns at most `k` answers, best first, and whether BM25 alone answered, because the file holds
+    no encoder.
     """
     from llmds_nb import RetrievalPipeline
 
     if not query.strip():
         raise BadInput("the query is empty")
-    try:
+    with bad_input(path, ValueError):  # CorruptFileError too
         pipeline = RetrievalPipeline.load(path, mmap=True)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # CorruptFileError too; it names the file
-        raise BadInput(str(error)) from None
     by_words = pipeline.encoder is None
     hits = (pipeline.sparse if by_words else pipeline).search(query, k)
     found = [(int(i), float(s)) for i, s in zip(hits.ids, hits.scores, strict=True) if i >= 0]

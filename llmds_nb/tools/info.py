@@ -9,7 +9,7 @@ from typing import Any
 import llmds_nb
 from llmds_nb._core.jit import cache_folders
 
-from .errors import BadInput
+from .errors import bad_input
 
 _LIBRARIES = ("numba", "llvmlite", "numpy", "scipy", "safetensors")
 
@@ -17,21 +17,17 @@ _LIBRARIES = ("numba", "llvmlite", "numpy", "scipy", "safetensors")
 def describe(path: str | os.PathLike | None = None) -> list[tuple[str, Any]]:
     """(name, value) lines about this installation, or about one saved file.
 
-    Raises
-    ------
-    BadInput
-        The file cannot be read, or was not written by llmds_nb.
+    Raises BadInput if the file cannot be read, or was not written by llmds_nb.
     """
     if path is not None:
         return _describe_file(path)
-    lines: list[tuple[str, Any]] = [
+    return [
         ("llmds_nb", llmds_nb.__version__),
         ("python", platform.python_version()),
+        *((name, version(name)) for name in _LIBRARIES),
+        ("machine", f"{platform.machine()}, {platform.system()}"),
+        ("kernel cache", _describe_cache()),
     ]
-    lines += [(name, version(name)) for name in _LIBRARIES]
-    lines += [("machine", f"{platform.machine()}, {platform.system()}")]
-    lines += [("kernel cache", _describe_cache())]
-    return lines
 
 
 def kernel_cache() -> tuple[str | None, list[Path]]:
@@ -59,13 +55,9 @@ def _describe_cache():
 def _describe_file(path):
     from llmds_nb._core import storage
 
-    try:
+    with bad_input(path, ValueError):
         structure, arrays, header = storage.read(path, mmap=True)
         size = Path(path).stat().st_size
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise BadInput(str(error)) from None
     lines = [
         ("file", f"{path}, {size:,} bytes"),
         ("structure", structure),

@@ -10,11 +10,12 @@ import base64
 import html
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import BadInput
+from .errors import BadInput, bad_input
 
 SUFFIXES = (".md", ".html", ".docx")
 
@@ -67,10 +68,7 @@ class Paper(NamedTuple):
 def require(path: str | os.PathLike) -> None:
     """Refuse a file whose format cannot be written, before the work for it is done.
 
-    Raises
-    ------
-    BadInput
-        Another suffix than .md, .html or .docx, or python-docx is wanted and not installed.
+    BadInput if its suffix is not .md, .html or .docx, or python-docx is wanted and not installed.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -93,64 +91,46 @@ def _docx():
 def write(paper: Paper, path: str | os.PathLike) -> None:
     """Write a paper in the format of the file's suffix.
 
-    Figures of a Markdown file become files beside it, named after it.
-
-    Raises
-    ------
-    BadInput
-        As `require`, or the file cannot be written.
+    Figures of a Markdown file become files beside it, named after it. BadInput as `require`, or if
+    the file cannot be written.
     """
     require(path)
     path = Path(path)
-    try:
+    with bad_input(path):
         {".md": _markdown, ".html": _html, ".docx": _word}[path.suffix.lower()](paper, path)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
 
 
 def _numbered(blocks: Sequence[Block]) -> Iterator[tuple[Any, str]]:
-    """(block, its number as text) in order."""
-    sections, parts, tables, figures = 0, 0, 0, 0
+    """(block, "1.2" of a heading, "Table 3", "Figure 4" or "") in order."""
+    sections, parts, seen = 0, 0, Counter[str]()
     for block in blocks:
-        if isinstance(block, Heading) and block.level == 1:
-            sections, parts = sections + 1, 0
-            yield block, f"{sections}"
-        elif isinstance(block, Heading):
-            parts += 1
-            yield block, f"{sections}.{parts}"
-        elif isinstance(block, Table):
-            tables += 1
-            yield block, f"{tables}"
-        elif isinstance(block, Figure):
-            figures += 1
-            yield block, f"{figures}"
-        else:
+        kind = type(block).__name__
+        if isinstance(block, Heading):
+            sections, parts = (sections + 1, 0) if block.level == 1 else (sections, parts + 1)
+            yield block, f"{sections}.{parts}" if parts else f"{sections}"
+        elif isinstance(block, Paragraph):
             yield block, ""
-
-
-# ---- Markdown -----------------------------------------------------------------------------------
+        else:
+            seen[kind] += 1
+            yield block, f"{kind} {seen[kind]}"
 
 
 def _markdown(paper, path):
     lines = [f"# {paper.title}", "", f"{paper.author}, {paper.date}", "", "## Abstract", ""]
     lines += [paper.abstract, "", f"*Keywords:* {paper.keywords}", ""]
-    for block, number in _numbered(paper.blocks):
+    for block, label in _numbered(paper.blocks):
         if isinstance(block, Heading):
-            lines += [f"{'#' * (block.level + 1)} {number}. {block.text}", ""]
+            lines += [f"{'#' * (block.level + 1)} {label}. {block.text}", ""]
         elif isinstance(block, Paragraph):
             lines += [block.text, ""]
-        elif isinstance(block, Table):
-            lines += [f"**Table {number}.** *{block.title}*", "", _row(block.head)]
-            lines += [_row("---" for _ in block.head), *map(_row, block.rows), ""]
-            lines += [f"*Note.* {block.note}", ""] if block.note else []
         else:
-            image = path.with_name(f"{path.stem}-figure-{number}.png")
-            image.write_bytes(block.png)
-            lines += [
-                f"**Figure {number}.** *{block.title}*",
-                "",
-                f"![{block.title}]({image.name})",
-            ]
+            lines += [f"**{label}.** *{block.title}*", ""]
+            if isinstance(block, Table):
+                lines += map(_row, [block.head, ["---"] * len(block.head), *block.rows])
+            else:
+                image = path.with_name(f"{path.stem}-{label.lower().replace(' ', '-')}.png")
+                image.write_bytes(block.png)
+                lines.append(f"![{block.title}]({image.name})")
             lines += ["", *([f"*Note.* {block.note}", ""] if block.note else [])]
     lines += ["## References", ""]
     lines += [f"- {text} {address}".rstrip() for text, address in paper.references]
@@ -160,8 +140,6 @@ def _markdown(paper, path):
 def _row(cells):
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
-
-# ---- HTML ---------------------------------------------------------------------------------------
 
 _STYLE = """
 body { font: 17px/1.6 Georgia, serif; max-width: 52em; margin: 3em auto; color: #222 }
@@ -180,29 +158,25 @@ def _html(paper, path):
     out.append(f"<p class='by'>{e(paper.author)}<br>{e(paper.date)}</p>")
     out += ["<h2>Abstract</h2>", f"<p>{e(paper.abstract)}</p>"]
     out.append(f"<p><i>Keywords:</i> {e(paper.keywords)}</p>")
-    for block, number in _numbered(paper.blocks):
+    for block, label in _numbered(paper.blocks):
         if isinstance(block, Heading):
             tag = f"h{block.level + 1}"
-            out.append(f"<{tag}>{number}. {e(block.text)}</{tag}>")
-            continue
-        if isinstance(block, Paragraph):
+            out.append(f"<{tag}>{label}. {e(block.text)}</{tag}>")
+        elif isinstance(block, Paragraph):
             out.append(f"<p>{e(block.text)}</p>")
-            continue
-        if isinstance(block, Table):
-            out.append(
-                f"<table><caption><b>Table {number}</b><br><i>{e(block.title)}</i></caption>"
-            )
-            out.append(
-                "<thead><tr>" + "".join(f"<th>{e(c)}</th>" for c in block.head) + "</tr></thead>"
-            )
-            cells = ("".join(f"<td>{e(str(c))}</td>" for c in row) for row in block.rows)
-            out.append("<tbody>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</tbody></table>")
         else:
-            data = base64.b64encode(block.png).decode()
-            out.append(f"<p><b>Figure {number}</b><br><i>{e(block.title)}</i></p>")
-            out.append(f"<img alt='{e(block.title)}' src='data:image/png;base64,{data}'>")
-        if block.note:
-            out.append(f"<p class='note'><i>Note.</i> {e(block.note)}</p>")
+            title = f"<b>{label}</b><br><i>{e(block.title)}</i>"
+            if isinstance(block, Table):
+                out.append(f"<table><caption>{title}</caption>")
+                out.append(f"<thead>{_html_row(block.head, 'th')}</thead>")
+                rows = "".join(_html_row(row, "td") for row in block.rows)
+                out.append(f"<tbody>{rows}</tbody></table>")
+            else:
+                data = base64.b64encode(block.png).decode()
+                out.append(f"<p>{title}</p>")
+                out.append(f"<img alt='{e(block.title)}' src='data:image/png;base64,{data}'>")
+            if block.note:
+                out.append(f"<p class='note'><i>Note.</i> {e(block.note)}</p>")
     out.append("<h2>References</h2><div class='refs'>")
     for text, address in paper.references:
         link = f" <a href='{e(address)}'>{e(address)}</a>" if address else ""
@@ -210,39 +184,43 @@ def _html(paper, path):
     path.write_text("\n".join([*out, "</div></html>"]) + "\n", encoding="utf-8")
 
 
-# ---- Word ---------------------------------------------------------------------------------------
+def _html_row(cells, tag):
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
 
 def _word(paper, path):
-    document = _docx().Document()
-    _layout(document)
+    docx = _docx()
+    inches = docx.shared.Inches
+    document = docx.Document()
+    _layout(document, docx)
     for _ in range(4):
         document.add_paragraph()
-    _centred(document, paper.title, bold=True)
+    _centred(document, docx, paper.title, bold=True)
     document.add_paragraph()
     for line in (paper.author, paper.date):
-        _centred(document, line)
+        _centred(document, docx, line)
     document.add_page_break()
     document.add_heading("Abstract", 1)
     document.add_paragraph(paper.abstract)
     keywords = document.add_paragraph()
-    keywords.paragraph_format.first_line_indent = _inches(0.5)
+    keywords.paragraph_format.first_line_indent = inches(0.5)
     keywords.add_run("Keywords: ").italic = True
     keywords.add_run(paper.keywords)
     document.add_page_break()
-    for block, number in _numbered(paper.blocks):
+    for block, label in _numbered(paper.blocks):
         if isinstance(block, Heading):
-            document.add_heading(f"{number}. {block.text}", block.level)
+            document.add_heading(f"{label}. {block.text}", block.level)
         elif isinstance(block, Paragraph):
-            paragraph = document.add_paragraph(block.text)
-            paragraph.paragraph_format.first_line_indent = _inches(0.5)
+            document.add_paragraph(block.text).paragraph_format.first_line_indent = inches(0.5)
         else:
-            kind = "Table" if isinstance(block, Table) else "Figure"
-            _caption(document, f"{kind} {number}", block.title)
-            if kind == "Table":
-                _word_table(document, block)
+            for text, style in ((label, "bold"), (block.title, "italic")):
+                paragraph = document.add_paragraph()
+                paragraph.paragraph_format.keep_with_next = True
+                setattr(paragraph.add_run(text), style, True)
+            if isinstance(block, Table):
+                _word_table(document, docx, block)
             else:
-                document.add_picture(io.BytesIO(block.png), width=_inches(6.5))
+                document.add_picture(io.BytesIO(block.png), width=inches(6.5))
             note = document.add_paragraph()
             if block.note:
                 note.add_run("Note. ").italic = True
@@ -251,96 +229,61 @@ def _word(paper, path):
     document.add_heading("References", 1)
     for text, address in paper.references:
         paragraph = document.add_paragraph(f"{text} {address}".rstrip())
-        paragraph.paragraph_format.left_indent = _inches(0.5)
-        paragraph.paragraph_format.first_line_indent = _inches(-0.5)
+        paragraph.paragraph_format.left_indent = inches(0.5)
+        paragraph.paragraph_format.first_line_indent = inches(-0.5)
     document.save(path)
 
 
-def _inches(n):
-    from docx.shared import Inches
-
-    return Inches(n)
-
-
-def _layout(document):
+def _layout(document, docx):
     """Margins, page numbers, and the styles of text and headings."""
-    from docx.enum.text import WD_ALIGN_PARAGRAPH, WD_LINE_SPACING
-    from docx.oxml.ns import qn
-    from docx.shared import Pt, RGBColor
-
+    align, points = docx.enum.text.WD_ALIGN_PARAGRAPH, docx.shared.Pt
     section = document.sections[0]
-    section.left_margin = section.right_margin = _inches(1)
-    section.top_margin = section.bottom_margin = _inches(1)
+    section.left_margin = section.right_margin = docx.shared.Inches(1)
+    section.top_margin = section.bottom_margin = docx.shared.Inches(1)
     for name in ("Normal", "Heading 1", "Heading 2"):
         style = document.styles[name]
-        style.font.name, style.font.size = "Times New Roman", Pt(12)
-        style.font.color.rgb = RGBColor(0, 0, 0)
+        style.font.name, style.font.size = "Times New Roman", points(12)
+        style.font.color.rgb = docx.shared.RGBColor(0, 0, 0)
         fonts = style.element.get_or_add_rPr().get_or_add_rFonts()
         for kind in ("w:ascii", "w:hAnsi", "w:eastAsia", "w:cs"):
-            fonts.set(qn(kind), "Times New Roman")
+            fonts.set(docx.oxml.ns.qn(kind), "Times New Roman")
         for kind in ("w:asciiTheme", "w:hAnsiTheme", "w:eastAsiaTheme", "w:cstheme"):
-            fonts.attrib.pop(qn(kind), None)
-        style.paragraph_format.line_spacing_rule = WD_LINE_SPACING.DOUBLE
-        style.paragraph_format.space_before = style.paragraph_format.space_after = Pt(0)
-    document.styles["Heading 1"].paragraph_format.alignment = WD_ALIGN_PARAGRAPH.CENTER
+            fonts.attrib.pop(docx.oxml.ns.qn(kind), None)
+        style.paragraph_format.line_spacing_rule = docx.enum.text.WD_LINE_SPACING.DOUBLE
+        style.paragraph_format.space_before = style.paragraph_format.space_after = points(0)
+    document.styles["Heading 1"].paragraph_format.alignment = align.CENTER
     header = section.header.paragraphs[0]
-    header.alignment = WD_ALIGN_PARAGRAPH.RIGHT
-    _field(header.add_run(), "PAGE")
+    header.alignment = align.RIGHT
+    # A field that Word computes: the number of the page.
+    code = _element(docx, "w:instrText", **{"xml:space": "preserve"})
+    code.text = "PAGE"
+    begin, end = (_element(docx, "w:fldChar", **{"w:fldCharType": k}) for k in ("begin", "end"))
+    header.add_run()._r.extend([begin, code, end])
 
 
-def _field(run, code):
-    """A field that Word computes, such as the page number."""
-    from docx.oxml import OxmlElement
-    from docx.oxml.ns import qn
-
-    for kind in ("begin", None, "end"):
-        element = OxmlElement("w:instrText" if kind is None else "w:fldChar")
-        if kind is None:
-            element.set(qn("xml:space"), "preserve")
-            element.text = code
-        else:
-            element.set(qn("w:fldCharType"), kind)
-        run._r.append(element)
+def _element(docx, tag, **attributes):
+    element = docx.oxml.OxmlElement(tag)
+    for name, value in attributes.items():
+        element.set(docx.oxml.ns.qn(name), value)
+    return element
 
 
-def _centred(document, text, *, bold=False):
-    from docx.enum.text import WD_ALIGN_PARAGRAPH
-
+def _centred(document, docx, text, *, bold=False):
     paragraph = document.add_paragraph()
-    paragraph.alignment = WD_ALIGN_PARAGRAPH.CENTER
+    paragraph.alignment = docx.enum.text.WD_ALIGN_PARAGRAPH.CENTER
     paragraph.add_run(text).bold = bold
 
 
-def _caption(document, number, title):
-    for text, style in ((number, "bold"), (title, "italic")):
-        paragraph = document.add_paragraph()
-        paragraph.paragraph_format.keep_with_next = True
-        setattr(paragraph.add_run(text), style, True)
-
-
-def _word_table(document, block):
-    from docx.shared import Pt
-
+def _word_table(document, docx, block):
     table = document.add_table(rows=1 + len(block.rows), cols=len(block.head))
     for row, cells in zip(table.rows, [block.head, *block.rows], strict=True):
         for cell, text in zip(row.cells, cells, strict=True):
             paragraph = cell.paragraphs[0]
             paragraph.paragraph_format.line_spacing = 1.0
-            paragraph.add_run(str(text)).font.size = Pt(9)
+            paragraph.add_run(str(text)).font.size = docx.shared.Pt(9)
+    rule = {"w:val": "single", "w:sz": "8", "w:space": "0", "w:color": "000000"}
     for row, sides in ((0, ("top", "bottom")), (-1, ("bottom",))):
         for cell in table.rows[row].cells:
-            _rules(cell, sides)
-
-
-def _rules(cell, sides):
-    """Rules at these sides of a cell."""
-    from docx.oxml import OxmlElement
-    from docx.oxml.ns import qn
-
-    borders = OxmlElement("w:tcBorders")
-    for side in sides:
-        line = OxmlElement(f"w:{side}")
-        for name, value in (("val", "single"), ("sz", "8"), ("space", "0"), ("color", "000000")):
-            line.set(qn(f"w:{name}"), value)
-        borders.append(line)
-    cell._tc.get_or_add_tcPr().append(borders)
+            borders = _element(docx, "w:tcBorders")
+            borders.extend(_element(docx, f"w:{side}", **rule) for side in sides)
+            cell._tc.get_or_add_tcPr().append(borders)

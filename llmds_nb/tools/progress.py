@@ -1,35 +1,23 @@
 """Progress of long work: bars on a terminal, plain lines in a file or a pipe."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+Done = Callable[[int], object]  # counts n more units of work as done
+
 
 class Progress:
-    """Reports the stages of a run.
-
-    Parameters
-    ----------
-    stream : text file, optional
-        Where to report; None reports nothing.
-    """
+    """Reports the stages of a run to a text file, or nothing without one."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self.seconds: dict[str, float] = {}  # wall time of every finished stage, by its name
         self.bars = stream is not None and stream.isatty()
 
-    @classmethod
-    def on_stderr(cls) -> "Progress":
-        """Report to the present `sys.stderr`."""
-        return cls(sys.stderr)
-
     @contextmanager
-    def stage(
-        self, name: str, total: int | None = None, unit: str = "it"
-    ) -> Iterator[Callable[[int], object]]:
+    def stage(self, name: str, total: int | None = None, unit: str = "it") -> Iterator[Done]:
         """Run one stage; yields a function that counts `n` more units of `total` as done."""
         start = time.perf_counter()
         if self.bars:
@@ -38,7 +26,7 @@ class Progress:
             with tqdm(total=total, desc=name, unit=unit, file=self._stream) as bar:
                 yield bar.update
         else:
-            yield _nothing
+            yield nothing
         self.seconds[name] = seconds = time.perf_counter() - start
         if not self.bars:
             count = "" if total is None else f": {total:,} {unit}"
@@ -54,5 +42,5 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
 
-def _nothing(n=1):
-    pass
+def nothing(n: int = 1) -> None:
+    """Count nothing as done."""

@@ -28,6 +28,9 @@ RECALL, SEARCH_P95_MS = 0.95, 5.0
 POSTING_BYTES, PLAIN_BYTES = 2.0, 8  # plain: an int32 document and an int32 count
 
 
+_LIBRARIES = ("llmds_nb", "python", "numba", "numpy", "scipy")
+
+
 class Claim(NamedTuple):
     """One promise and its measurement."""
 
@@ -39,23 +42,12 @@ class Claim(NamedTuple):
 
 
 def run(progress: Progress, *, seed: int = 0, smaller: int = 1) -> dict[str, Any]:
-    """Measure everything.
+    """Measure everything; `smaller` divides the sizes, for a quick look: the claims are made for 1.
 
-    Parameters
-    ----------
-    progress : Progress
-    seed : int
-        Of everything random. Latencies and growth depend on the machine and its load; all other
-        figures repeat with the seed.
-    smaller : int
-        Divides the sizes, for a quick look; the claims are made for 1.
-
-    Returns
-    -------
-    dict
-        "claims": list of dict (Claim), "growth": list of dict (Growth), "latencies_ms": 201
-        quantiles of the latency of the batch server, by S(32), "machine": dict, "seed", "smaller",
-        "date", "seconds".
+    Latencies and growth depend on the machine and its load; all else repeats with the seed. Returns
+    "claims" (list of dict, Claim), "growth" (list of dict, Growth), "latencies_ms" (201 quantiles
+    of the latency of the batch server, by S(32)), "machine" (dict), "seed", "smaller", "date",
+    "seconds".
     """
     start = time.perf_counter()
     claims: list[Claim] = []
@@ -74,23 +66,18 @@ def run(progress: Progress, *, seed: int = 0, smaller: int = 1) -> dict[str, Any
         with progress.stage(name, len(sizes) + growth.ROUNDS, "steps") as done:
             grown.append(growth.measure(name, seed, done, smaller=smaller))
         claims.append(_growth_claim(grown[-1]))
+    known = dict(info.describe())
+    machine = {"machine": known["machine"], "cores": str(os.cpu_count())}
     return {
         "claims": [claim._asdict() for claim in claims],
         "growth": [one._asdict() | {"passed": one.passed} for one in grown],
         "latencies_ms": latencies,
-        "machine": _machine(),
+        "machine": machine | {name: known[name] for name in _LIBRARIES},
         "seed": seed,
         "smaller": smaller,
         "date": date.today().isoformat(),
         "seconds": time.perf_counter() - start,
     }
-
-
-def _machine():
-    known = dict(info.describe())
-    names = ("llmds_nb", "python", "numba", "numpy", "scipy")
-    machine = {"machine": known["machine"], "cores": str(os.cpu_count())}
-    return machine | {name: known[name] for name in names}
 
 
 def sharing(seed: int) -> Claim:
@@ -220,14 +207,11 @@ def sketch(seed: int, smaller: int = 1) -> Claim:
 
 def _growth_claim(one) -> Claim:
     ends = f"{one.us[0]:.3g} us at {one.sizes[0]:,}, {one.us[-1]:.3g} us at {one.sizes[-1]:,}"
-    return Claim(
-        f"cost to {one.name}",
-        f"{one.bound}: exponent <= {growth.LIMITS[one.bound]:g}",
-        f"n ** {one.exponent:.3f}; {ends} {one.size}",
-        one.passed,
-        f"median CPU time of {growth.ROUNDS} rounds, the sizes in turns: "
-        + ", ".join(f"{n:,}" for n in one.sizes) + f" {one.size}",
-    )  # fmt: skip
+    claimed = f"{one.bound}: exponent <= {growth.LIMITS[one.bound]:g}"
+    measured = f"n ** {one.exponent:.3f}; {ends} {one.size}"
+    sizes = ", ".join(f"{n:,}" for n in one.sizes)
+    timed = f"median CPU time of {growth.ROUNDS} rounds, the sizes in turns: {sizes} {one.size}"
+    return Claim(f"cost to {one.name}", claimed, measured, one.passed, timed)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 from llmds_nb import HNSW, CountMinSketch, IndexedHeap, InvertedIndex, KVCache, PagedAllocator
 from llmds_nb._core.typing import ArrayLike, Float32s
 
+from ..progress import Done, nothing
+
 ROUNDS = 9
 MIN_SIZE = 1000
 # The largest exponent for each bound. Larger structures miss the processor's caches more often,
@@ -39,9 +41,7 @@ class Growth(NamedTuple):
         return self.exponent <= LIMITS[self.bound]
 
 
-def measure(
-    name: str, seed: int, done: Callable[[int], object] = lambda n: None, *, smaller: int = 1
-) -> Growth:
+def measure(name: str, seed: int, done: Done = nothing, *, smaller: int = 1) -> Growth:
     """Measure one of `CASES`, with sizes divided by `smaller`, but at least `MIN_SIZE`."""
     bound, size, sizes, build = CASES[name]
     sizes = sorted({max(n // smaller, MIN_SIZE) for n in sizes})

@@ -6,61 +6,44 @@ from typing import Any
 import numpy as np
 
 from ..paper import Figure, Heading, Paper, Paragraph, Table
-from ..plots import COLOURS, INK, new_figure, style_axes
+from ..plots import COLOURS, INK, finish_axes, new_figure
 from . import growth
 from .claims import BATCH, P95_MS, SERVICE_MS, THROUGHPUT
 
+_REFERENCES = """\
+Agrawal, A., Kedia, N., Panwar, A., Mohan, J., Kwatra, N., Gulavani, B. S., Tumanov, A., & \
+Ramjee, R. (2024). Taming throughput-latency tradeoff in LLM inference with Sarathi-Serve. 18th \
+USENIX Symposium on Operating Systems Design and Implementation.
+Cormode, G., & Muthukrishnan, S. (2005). An improved data stream summary: The count-min sketch \
+and its applications. Journal of Algorithms, 55(1), 58-75. \
+| https://doi.org/10.1016/j.jalgor.2003.12.001
+Kwon, W., Li, Z., Zhuang, S., Sheng, Y., Zheng, L., Yu, C. H., Gonzalez, J. E., Zhang, H., & \
+Stoica, I. (2023). Efficient memory management for large language model serving with \
+PagedAttention. Proceedings of the 29th Symposium on Operating Systems Principles. \
+| https://doi.org/10.1145/3600006.3613165
+Lam, S. K., Pitrou, A., & Seibert, S. (2015). Numba: A LLVM-based Python JIT compiler. \
+Proceedings of the Second Workshop on the LLVM Compiler Infrastructure in HPC. \
+| https://doi.org/10.1145/2833157.2833162
+Malkov, Y. A., & Yashunin, D. A. (2020). Efficient and robust approximate nearest neighbor search \
+using hierarchical navigable small world graphs. IEEE Transactions on Pattern Analysis and \
+Machine Intelligence, 42(4), 824-836. \
+| https://doi.org/10.1109/TPAMI.2018.2889473
+Robertson, S., & Zaragoza, H. (2009). The probabilistic relevance framework: BM25 and beyond. \
+Foundations and Trends in Information Retrieval, 3(4), 333-389. \
+| https://doi.org/10.1561/1500000019
+Yu, G.-I., Jeong, J. S., Kim, G.-W., Kim, S., & Chun, B.-G. (2022). Orca: A distributed serving \
+system for transformer-based generative models. 16th USENIX Symposium on Operating Systems Design \
+and Implementation.
+"""
+# (text, address or "")
 REFERENCES = [
-    (
-        "Agrawal, A., Kedia, N., Panwar, A., Mohan, J., Kwatra, N., Gulavani, B. S., Tumanov, A., "
-        "& Ramjee, R. (2024). Taming throughput-latency tradeoff in LLM inference with "
-        "Sarathi-Serve. 18th USENIX Symposium on Operating Systems Design and Implementation.",
-        "",
-    ),
-    (
-        "Cormode, G., & Muthukrishnan, S. (2005). An improved data stream summary: The count-min "
-        "sketch and its applications. Journal of Algorithms, 55(1), 58-75.",
-        "https://doi.org/10.1016/j.jalgor.2003.12.001",
-    ),
-    (
-        "Kwon, W., Li, Z., Zhuang, S., Sheng, Y., Zheng, L., Yu, C. H., Gonzalez, J. E., Zhang, "
-        "H., & Stoica, I. (2023). Efficient memory management for large language model serving "
-        "with PagedAttention. Proceedings of the 29th Symposium on Operating Systems Principles.",
-        "https://doi.org/10.1145/3600006.3613165",
-    ),
-    (
-        "Lam, S. K., Pitrou, A., & Seibert, S. (2015). Numba: A LLVM-based Python JIT compiler. "
-        "Proceedings of the Second Workshop on the LLVM Compiler Infrastructure in HPC.",
-        "https://doi.org/10.1145/2833157.2833162",
-    ),
-    (
-        "Malkov, Y. A., & Yashunin, D. A. (2020). Efficient and robust approximate nearest "
-        "neighbor search using hierarchical navigable small world graphs. IEEE Transactions on "
-        "Pattern Analysis and Machine Intelligence, 42(4), 824-836.",
-        "https://doi.org/10.1109/TPAMI.2018.2889473",
-    ),
-    (
-        "Robertson, S., & Zaragoza, H. (2009). The probabilistic relevance framework: BM25 and "
-        "beyond. Foundations and Trends in Information Retrieval, 3(4), 333-389.",
-        "https://doi.org/10.1561/1500000019",
-    ),
-    (
-        "Yu, G.-I., Jeong, J. S., Kim, G.-W., Kim, S., & Chun, B.-G. (2022). Orca: A distributed "
-        "serving system for transformer-based generative models. 16th USENIX Symposium on "
-        "Operating Systems Design and Implementation.",
-        "",
-    ),
+    (text, " ".join(address))
+    for text, *address in (line.split(" | ") for line in _REFERENCES.splitlines())
 ]
 
 
 def paper(result: dict[str, Any]) -> Paper:
-    """The result of `claims.run` as a paper with its figures.
-
-    Raises
-    ------
-    BadInput
-        matplotlib is not installed.
-    """
+    """The result of `claims.run` as a paper; BadInput if matplotlib for its figures is missing."""
     claims = result["claims"]
     held = sum(claim["passed"] for claim in claims)
     failed = [claim["name"] for claim in claims if not claim["passed"]]
@@ -114,18 +97,7 @@ def paper(result: dict[str, Any]) -> Paper:
             Table(
                 "Complexity: Stated Bounds and Fitted Exponents",
                 ["Operation", "Bound", "n", "Smallest", "Largest", "Exponent", "Limit"],
-                [
-                    [
-                        one["name"],
-                        one["bound"],
-                        one["size"],
-                        f"{one['us'][0]:.3g} us at {one['sizes'][0]:,}",
-                        f"{one['us'][-1]:.3g} us at {one['sizes'][-1]:,}",
-                        f"{one['exponent']:.3f}",
-                        f"{growth.LIMITS[one['bound']]:g}",
-                    ]
-                    for one in result["growth"]
-                ],
+                [_growth_row(one) for one in result["growth"]],
                 "Times are of one operation.",
             ),
             Figure("Cost of an Operation by Size", _growth_figure(result["growth"])),
@@ -155,6 +127,12 @@ def paper(result: dict[str, Any]) -> Paper:
         ],
         references=REFERENCES,
     )
+
+
+def _growth_row(one):
+    ends = [f"{one['us'][i]:.3g} us at {one['sizes'][i]:,}" for i in (0, -1)]
+    limit = growth.LIMITS[one["bound"]]
+    return [one["name"], one["bound"], one["size"], *ends, f"{one['exponent']:.3f}", f"{limit:g}"]
 
 
 def _png(figure):
@@ -189,10 +167,7 @@ def _growth_figure(grown):
         ax.minorticks_off()
         ax.set_ylim(0, 1.35 * max(us.max(), law.max()))
         ax.set_title(f"{one['name']}\n{one['bound']}", fontsize=11, color=INK)
-        ax.set_xlabel(one["size"])
-        ax.set_ylabel("us")
-        ax.legend(frameon=False, loc="lower right")
-        style_axes(ax)
+        finish_axes(ax, one["size"], "us", loc="lower right")
     for ax in list(axes.flat)[len(grown) :]:
         ax.set_axis_off()
     return _png(figure)
@@ -209,8 +184,5 @@ def _latency_figure(latencies):
     ax.axhline(0.95, color=INK, linestyle=":", linewidth=1, label="95 %")
     ax.set_xlim(0, 1.3 * P95_MS)
     ax.set_ylim(0, 1.02)
-    ax.set_xlabel("latency, ms (virtual clock)")
-    ax.set_ylabel("share of requests")
-    ax.legend(frameon=False, loc="lower right")
-    style_axes(ax)
+    finish_axes(ax, "latency, ms (virtual clock)", "share of requests", loc="lower right")
     return _png(figure)

@@ -27,16 +27,11 @@ class Check(NamedTuple):
 def neighbour_recall(
     found_ids: ArrayLike, vectors: Float32s, queries: Float32s, k: int = 10
 ) -> float:
-    """Recall@k against brute force over unit vectors, tie-aware, O(n * queries).
+    """Recall@k of row numbers int64[q, k] (-1: missing) against brute force, O(n * q).
 
-    A hit is a distinct found row whose cosine distance is at most that of the k-th nearest.
-
-    Parameters
-    ----------
-    found_ids : int64[q, k]
-        Row numbers; -1 for a missing neighbour.
-    vectors, queries : float32[n, d], float32[q, d]
-        A zero vector has no direction: such a query is not counted, such a vector never a hit.
+    A hit is a distinct found row of `vectors` float32[n, d] whose cosine distance to its query (of
+    float32[q, d]) is at most that of the k-th nearest. A zero vector has no direction: such a query
+    is not counted, such a vector never a hit.
     """
     asked = queries.any(axis=1)
     if not asked.any() or not vectors.any():
@@ -60,49 +55,31 @@ def _unit(vectors):
 
 def hnsw_recall(recall: float) -> Check:
     """The graph finds the neighbours that brute force finds."""
-    return Check(
-        "HNSW recall@10 against exact search",
-        bool(recall >= MIN_HNSW_RECALL),
-        f"{recall:.4f}, at least {MIN_HNSW_RECALL}",
-    )
+    detail = f"{recall:.4f}, at least {MIN_HNSW_RECALL}"
+    return Check("HNSW recall@10 against exact search", bool(recall >= MIN_HNSW_RECALL), detail)
 
 
 def fusion(dense: float, sparse: float, fused: float) -> Check:
     """The fused recall is not below that of the better half."""
     limit = max(dense, sparse) - MAX_FUSION_LOSS
-    return Check(
-        "fused recall@10 against the better half",
-        bool(fused >= limit),
-        f"fused {fused:.4f}, dense {dense:.4f}, sparse {sparse:.4f}, at least {limit:.4f}",
-    )
+    detail = f"fused {fused:.4f}, dense {dense:.4f}, sparse {sparse:.4f}, at least {limit:.4f}"
+    return Check("fused recall@10 against the better half", bool(fused >= limit), detail)
 
 
 def pages_saved(measured: int, formula: int, wrongly_shared: int) -> Check:
-    """As many pages are saved as the tokens allow, and no page holds two different prefixes.
+    """As many pages are saved as computed from the tokens alone, and none is shared wrongly.
 
-    Parameters
-    ----------
-    measured, formula : int
-        Pages saved by the cache, and computed from the tokens alone.
-    wrongly_shared : int
-        Pages in the page tables of running sequences whose tokens differ.
+    A page is shared wrongly if sequences that run at the same time hold it with different prefixes.
     """
-    return Check(
-        "pages saved by sharing equal the formula",
-        bool(measured == formula and wrongly_shared == 0),
-        f"saved {measured}, by the formula {formula}; pages shared wrongly {wrongly_shared}",
-    )
+    passed = bool(measured == formula and wrongly_shared == 0)
+    detail = f"saved {measured}, by the formula {formula}; pages shared wrongly {wrongly_shared}"
+    return Check("pages saved by sharing equal the formula", passed, detail)
 
 
 def ended_once(n_ends: ArrayLike, leftovers: Mapping[str, int]) -> Check:
-    """Every request ended exactly once and left nothing behind.
+    """Every request ended exactly once, by answer or rejection, and left nothing behind.
 
-    Parameters
-    ----------
-    n_ends : int64[n]
-        How often each request ended, by answer or rejection.
-    leftovers : dict
-        How much the structures still hold, by name; all must be 0.
+    `n_ends` int64[n] is how often each ended; `leftovers` what the structures still hold, by name.
     """
     ends = np.asarray(n_ends)
     wrong = np.flatnonzero(ends != 1)
@@ -118,9 +95,6 @@ def ended_once(n_ends: ArrayLike, leftovers: Mapping[str, int]) -> Check:
 def same_answers(built: Hits, reloaded: Hits) -> Check:
     """The reloaded index gives the same ids and bit-equal scores."""
     differ = (built.ids != reloaded.ids) | (built.scores != reloaded.scores)
-    n_wrong = int(np.any(differ, axis=-1).sum())
-    return Check(
-        "the reloaded index answers as the built one",
-        n_wrong == 0,
-        f"{len(built.ids) - n_wrong} of {len(built.ids)} queries with equal ids and scores",
-    )
+    n, n_wrong = len(built.ids), int(np.any(differ, axis=-1).sum())
+    detail = f"{n - n_wrong} of {n} queries with equal ids and scores"
+    return Check("the reloaded index answers as the built one", n_wrong == 0, detail)

@@ -68,19 +68,11 @@ def split_indexed(stored: str) -> Document:
 
 
 def read_docstrings(progress: Progress, *, workers: int = 2, every: int = 1) -> Corpus:
-    """Docstrings of the installed standard library, numpy and scipy, from their source files.
+    """Docstrings of the installed standard library, numpy and scipy, from every n-th source file.
 
-    Parsing takes most of the time (about 6 s on one core), so it runs in `workers` processes. They
-    are spawned, not forked, since a thread may be compiling. The order is that of the sorted paths.
-    Texts of fewer than six words and repeated texts are left out.
-
-    Parameters
-    ----------
-    progress : Progress
-    workers : int
-        Number of processes; 1 reads in this one.
-    every : int
-        Read only every n-th file: a small sample for a quick look.
+    Parsing takes most of the time (about 6 s on one core), so it runs in `workers` processes (1: in
+    this one). They are spawned, not forked, since a thread may be compiling. The order is that of
+    the sorted paths. Texts of fewer than six words and repeated texts are left out.
     """
     files = _source_files()[::every]
     tasks = [files[i : i + _FILES_PER_TASK] for i in range(0, len(files), _FILES_PER_TASK)]
@@ -166,38 +158,26 @@ def read_path(path: str | os.PathLike, progress: Progress, *, strict: bool = Fal
     """Documents of a folder of .txt, .md and .rst files, of one such file, or of a .jsonl file.
 
     A file longer than 4,000 characters is split between paragraphs; the parts are named
-    `file:line`. A JSONL line is an object with `id` (or `_id`), `text` and optionally `title`.
+    `file:line`. A JSONL line is an object with `id` (or `_id`), `text` and optionally `title`;
+    `strict` refuses a broken one, which is otherwise skipped with a note.
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-    progress : Progress
-    strict : bool
-        Refuse a broken JSONL line instead of skipping it with a note.
-
-    Raises
-    ------
-    BadInput
-        The path does not exist, holds no text or bytes that are not UTF-8, or, if `strict`, a
-        broken line. The message names the file and the line.
+    BadInput, with file and line, if the path does not exist, or holds no text, bytes that are not
+    UTF-8, or, if `strict`, a broken line.
     """
     path = Path(path)
     try:
         if path.is_dir():
-            corpus = _read_folder(path, progress)
-        elif not path.exists():
+            return _read_folder(path, progress)
+        if not path.exists():
             raise BadInput(f"{path}: no such file or folder")
-        elif path.suffix.lower() == ".jsonl":
-            corpus = _read_jsonl(path, progress, strict)
-        elif path.suffix.lower() in TEXT_SUFFIXES:
-            corpus = _corpus_of(path, _passages(path.name, _decode(path, path.read_bytes())), [])
-        else:
-            raise BadInput(
-                f"{path}: expected a folder of {', '.join(TEXT_SUFFIXES)} files or a .jsonl file"
-            )
+        if path.suffix.lower() == ".jsonl":
+            return _read_jsonl(path, progress, strict)
+        if path.suffix.lower() in TEXT_SUFFIXES:
+            return _corpus_of(path, _passages(path.name, _decode(path, path.read_bytes())), [])
+        formats = ", ".join(TEXT_SUFFIXES)
+        raise BadInput(f"{path}: expected a folder of {formats} files or a .jsonl file")
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror or error}") from None
-    return corpus
 
 
 def _corpus_of(path, documents, skipped) -> Corpus:
@@ -209,11 +189,8 @@ def _corpus_of(path, documents, skipped) -> Corpus:
 
 
 def _read_folder(folder, progress):
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()
-    )
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
     if not files:
         raise BadInput(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
     documents = []

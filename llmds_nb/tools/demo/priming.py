@@ -11,11 +11,11 @@ from typing import Any
 from llmds_nb import KVCache, RetrievalPipeline
 
 from ..progress import Progress
-from ..replay.engine import StepCost
-from .options import Options
+from ..replay.arguments import StepCost
+from ..tables import percentiles
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder
 from .questions import Question
-from .report import percentiles
+from .rag import Options
 
 N_HOT = 20
 _FLOOD = 2  # pages of the other prompts / pages of the cache
@@ -87,14 +87,10 @@ def _prompts_after_a_flood(options, pipeline, hot, cold, pin):
         if flood > _FLOOD * options.pages:
             break
     reused = [cache.match(prompt) for prompt in prompts]
-    total = sum(len(prompt) for prompt in prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    ttft_ns = [StepCost().step_ns(n - k, 0, n) for n, k in zip(lengths, reused, strict=True)]
     return {
         "pages_pinned": cache.stats().n_pinned,
-        "reused": 100 * sum(reused) / total if total else 0.0,
-        "ttft_ms": percentiles(
-            [
-                1e-6 * StepCost().step_ns(len(prompt) - n, 0, len(prompt))
-                for prompt, n in zip(prompts, reused, strict=True)
-            ]
-        ),
+        "reused": 100 * sum(reused) / sum(lengths) if prompts else 0.0,
+        "ttft_ms": percentiles([1e-6 * ns for ns in ttft_ns]),
     }

@@ -55,12 +55,8 @@ class PromptBuilder:
     """Turns a question and the ids of retrieved documents into token ids.
 
     Every document is tokenized once and has the same tokens in every prompt, so prompts that begin
-    with the same documents in the same order share that prefix.
-
-    Parameters
-    ----------
-    text_of : callable
-        Takes a list of document ids, returns their texts.
+    with the same documents in the same order share that prefix. `text_of` takes a list of document
+    ids and returns their texts.
     """
 
     def __init__(self, text_of: Callable[[list[int]], list[str]]) -> None:
@@ -70,11 +66,7 @@ class PromptBuilder:
         self._text_of = text_of
         self._documents: dict[int, Int32s] = {}
         self._system = self.tokens(SYSTEM_PROMPT)
-
-    @property
-    def system_tokens(self) -> int:
-        """Length of the system prompt in tokens."""
-        return len(self._system)
+        self.system_tokens = len(self._system)
 
     def tokens(self, text: str) -> Int32s:
         """Token ids int32[n] of a text; an unknown word gets a new id."""

@@ -83,18 +83,9 @@ def make_questions(
 ) -> QuestionSet:
     """Draw distinct questions from at most a third of the documents.
 
-    Parameters
-    ----------
-    documents : list of Document
-    n_tuning, n_test : int
-        How many to draw at most. A smaller corpus gives fewer in the same proportion; of less than
-        four questions, none is for tuning.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    QuestionSet
-        Its documents are in the given order; the answers are without their first sentence.
+    At most `n_tuning` and `n_test` are drawn; a smaller corpus gives fewer in the same proportion,
+    and of less than four, none is for tuning. The documents of the result are in the given order;
+    the answers are without their first sentence.
     """
     drawn = {row: made for row, document in enumerate(documents) if (made := question_of(document))}
     times: dict[str, int] = {}
@@ -114,11 +105,8 @@ def make_questions(
 def quality(found_ids: ArrayLike, answers: ArrayLike) -> Quality:
     """Recall@10 and MRR@10 of known items; O(n).
 
-    Parameters
-    ----------
-    found_ids : int64[n, >= 10]
-        Rows of documents, best first; -1 for a missing hit.
-    answers : int64[n]
+    `found_ids` int64[n, >= 10] are rows of documents, best first, -1 for a missing hit; `answers`
+    int64[n].
 
     >>> quality(np.array([[7, 3], [1, 2]]), np.array([3, 9]))
     Quality(recall_at_10=0.5, mrr_at_10=0.25)

@@ -4,7 +4,7 @@ Connects the structures, runs a seeded workload through them on the virtual cloc
 figures (defined in `report.DEFINITIONS`) and the verdicts of the checks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,21 +14,14 @@ from llmds_nb._core.typing import Float32s, Int32s, Int64s
 
 from ..errors import BadInput
 from ..progress import Progress
-from ..replay.engine import (
-    EngineStage,
-    RetrievalCost,
-    RetrievalStage,
-    StepCost,
-    VirtualClock,
-    serve,
-)
+from ..replay.arguments import StepCost
+from ..replay.engine import EngineStage, RetrievalCost, RetrievalStage, VirtualClock, serve
 from ..replay.sharing import SharingAudit, pages_needed, pages_shared_ideally, saved_percent
 from ..replay.workload import ANSWER_TOKENS, BURST_SHAPE, ZIPF_EXPONENT, make_workload
+from ..tables import percentiles
 from . import checks
-from .options import Options
 from .prompts import DOCUMENTS_PER_PROMPT, PromptBuilder, longest_prompt
 from .questions import QuestionSet
-from .report import percentiles
 
 RATE_PER_S = 50.0
 # Admission accepts bursts of .4 s and refuses what exceeds 1.25 times the mean rate for longer.
@@ -44,6 +37,18 @@ VOCABULARY = 32_000
 _MS = 1e-6  # per nanosecond
 
 
+class Options(NamedTuple):
+    """The options of the demo."""
+
+    corpus: str | None = None
+    strict: bool = False
+    requests: int = 2000
+    seed: int = 0
+    pages: int = 2048
+    page_size: int = 64
+    quick: bool = False
+
+
 class Retrieval(NamedTuple):
     """A built index, the same index loaded from its file, and the questions for it."""
 
@@ -54,45 +59,27 @@ class Retrieval(NamedTuple):
     n_bytes: int  # of the file
 
 
-class Served(NamedTuple):
-    """The result of a run."""
-
-    figures: dict[str, dict]  # sections of the report, by name
-    checks: list[checks.Check]
-
-
 class Retriever:
     """Turns batches of requests into prompts by searching a pipeline, which caches hot queries.
 
-    Parameters
-    ----------
-    pipeline : RetrievalPipeline
-    texts : list of str
-        The questions.
-    asked : int64[n_requests]
-        Which question each request asks.
+    `texts` are the questions; request i asks number `asked[i]`.
     """
 
     def __init__(self, pipeline: RetrievalPipeline, texts: Sequence[str], asked: Int64s) -> None:
         self._pipeline, self._texts, self._asked = pipeline, texts, asked
         self._builder = PromptBuilder(pipeline.get)
+        self.system_tokens = self._builder.system_tokens
         self._question_tokens = [self._builder.tokens(text) for text in texts]
         self.question_lengths = np.array([len(tokens) for tokens in self._question_tokens])
         self.n_retrieved = self.n_cached = 0
         self.prompts: dict[int, Int32s] = {}  # by request
 
-    @property
-    def system_tokens(self) -> int:
-        """Length of the system prompt."""
-        return self._builder.system_tokens
-
     def __call__(self, requests: list[int]) -> tuple[list[Int32s], int]:
         """Return the prompts of some requests, and how many queries the cache answered."""
         before = self._pipeline.stats().cache_hits
         numbers = self._asked[requests].tolist()
-        hits = self._pipeline.search(
-            [self._texts[number] for number in numbers], DOCUMENTS_PER_PROMPT
-        )
+        texts = [self._texts[number] for number in numbers]
+        hits = self._pipeline.search(texts, DOCUMENTS_PER_PROMPT)
         cached = self._pipeline.stats().cache_hits - before
         self.n_retrieved += len(requests)
         self.n_cached += cached
@@ -116,12 +103,9 @@ def require_pages(options: Options, texts: Sequence[str]) -> None:
 
 
 def run(
-    options: Options,
-    retrieval: Retrieval,
-    rng: Mapping[str, np.random.Generator],
-    progress: Progress,
-) -> Served:
-    """Serve `options.requests` requests over the test questions."""
+    options: Options, retrieval: Retrieval, rng: dict[str, np.random.Generator], progress: Progress
+) -> tuple[dict[str, dict], list[checks.Check]]:
+    """Serve requests over the test questions; return sections of the report, and verdicts."""
     texts = [question.text for question in retrieval.asked.test]
     load = make_workload(options.requests, len(texts), RATE_PER_S, rng["workload"])
     retriever = Retriever(retrieval.reloaded, texts, load.question)
@@ -136,34 +120,24 @@ def run(
     )
     query_tokens = retriever.question_lengths[load.question]
     audit = SharingAudit(options.page_size)
-    engine = EngineStage(
-        batcher,
-        cache,
-        StepCost(),
-        load.new_tokens,
-        lambda n: rng["model"].integers(0, VOCABULARY, n, dtype=np.int32),
-        audit,
-    )
+
+    def sample(n):
+        return rng["model"].integers(0, VOCABULARY, n, dtype=np.int32)
+
+    retrieving = RetrievalStage(scheduler, retriever, RetrievalCost(), query_tokens)
+    engine = EngineStage(batcher, cache, StepCost(), load.new_tokens, sample, audit)
+    admitted = query_tokens + load.new_tokens
     with progress.stage("serve", options.requests, "requests") as done:
-        records = serve(
-            load,
-            query_tokens + load.new_tokens,
-            clock,
-            admission,
-            RetrievalStage(scheduler, retriever, RetrievalCost(), query_tokens),
-            engine,
-            done,
-        )
+        records = serve(load, admitted, clock, admission, retrieving, engine, done)
     cache.check()
     stats, queue = cache.stats(), scheduler.stats()
+    wrong_length = (records.generated != load.new_tokens)[~records.rejected]
     leftovers = {
         "sequences in the cache": stats.n_sequences,
         "pages held in the cache": stats.n_used,
         "requests in the scheduler": queue.waiting + queue.running,
         "requests in the batcher": len(batcher),
-        "answers of the wrong length": int(
-            (records.generated != load.new_tokens)[~records.rejected].sum()
-        ),
+        "answers of the wrong length": int(wrong_length.sum()),
     }
     with progress.stage("audit sharing"):
         prompts = [retriever.prompts[request] for request in sorted(retriever.prompts)]
@@ -171,28 +145,24 @@ def run(
         needed = pages_needed([len(prompt) for prompt in prompts], options.page_size)
         used = pages_held(prompts, options.page_size)
         ideal = pages_shared_ideally(prompts, options.page_size)
-    return Served(
-        {
-            "serving": _serving_figures(load, records, retriever),
-            "kv": _kv_figures(options, records, stats, audit),
-            "audit": {
-                "prompts": len(prompts),
-                "pages_needed": needed,
-                "pages_used": used,
-                "pages_saved": needed - used,
-                "pages_saved_by_formula": needed - ideal,
-                "saved_percent": saved_percent(used, needed),
-                "pages_looked_at": audit.needed,
-                "pages_shared_wrongly": audit.n_wrongly_shared,
-            },
-            "model": _model(options, retriever),
-            "timeline": _timeline(records),
+    figures = {
+        "serving": _serving_figures(load, records, retriever),
+        "kv": _kv_figures(options, records, stats, audit),
+        "audit": {
+            "prompts": len(prompts),
+            "pages_needed": needed,
+            "pages_used": used,
+            "pages_saved": needed - used,
+            "pages_saved_by_formula": needed - ideal,
+            "saved_percent": saved_percent(used, needed),
+            "pages_looked_at": audit.needed,
+            "pages_shared_wrongly": audit.n_wrongly_shared,
         },
-        [
-            checks.pages_saved(needed - used, needed - ideal, audit.n_wrongly_shared),
-            checks.ended_once(records.n_ends, leftovers),
-        ],
-    )
+        "model": _model(options, retriever),
+        "timeline": _timeline(records),
+    }
+    saved = checks.pages_saved(needed - used, needed - ideal, audit.n_wrongly_shared)
+    return figures, [saved, checks.ended_once(records.n_ends, leftovers)]
 
 
 def pages_held(prompts: Sequence[Int32s], page_size: int) -> int:
@@ -282,14 +252,13 @@ def _model(options, retriever):
 def _timeline(records, *, points=600):
     """Values for the plot: at most twice `points` steps, evenly spaced."""
     steps = records.steps[:: max(len(records.steps) // points, 1)]
+    batch_sizes = np.bincount(records.batch_sizes, minlength=MAX_RETRIEVAL_BATCH + 1)
     return {
         "time_s": [step.start_ns * 1e-9 for step in steps],
         "pages_used": [step.pages_used for step in steps],
         "pages_needed": [step.pages_needed for step in steps],
         "running": [step.running for step in steps],
-        "retrieval_batch_sizes": np.bincount(
-            records.batch_sizes, minlength=MAX_RETRIEVAL_BATCH + 1
-        ).tolist(),
+        "retrieval_batch_sizes": batch_sizes.tolist(),
         "step_tokens": [step.prefill_tokens + step.decoding for step in steps],
     }
 

@@ -5,11 +5,7 @@ Everything outside "wall_clock" repeats with the seed. `DEFINITIONS` is also wri
 
 from typing import Any
 
-import numpy as np
-
-from llmds_nb._core.typing import ArrayLike
-
-from ..._core.statistics import nearest_rank
+from ..tables import PERCENTILES, columns, latency_lines, lay_out
 
 DEFINITIONS = {
     "percentiles": "nearest rank over the sorted samples: the ceil(p * n)-th smallest of n",
@@ -43,146 +39,86 @@ DEFINITIONS = {
 }
 
 
-def percentiles(samples: ArrayLike) -> dict[str, Any]:
-    """p50, p95 and p99 by nearest rank, 0 where there are no samples, and their number.
+_CORPUS = """\
+Corpus: {conditions[corpus]}
+documents | {conditions[documents]:,}
+characters | {conditions[characters]:,}
+"""
+_SKIPPED = "broken lines skipped | {conditions[lines_skipped]:,}\n"
+_INDEX = """\
+indexed | {wall_clock[documents_per_s]:,.0f} documents/s | LSA, HNSW and BM25
+saved index | {megabytes:,.1f} MB
 
-    >>> percentiles([3.0, 1.0, 2.0])
-    {'p50': 2.0, 'p95': 3.0, 'p99': 3.0, 'n': 3}
-    """
-    n = np.size(samples)
-    values = nearest_rank(samples, (0.5, 0.95, 0.99)).tolist() if n else [0.0] * 3
-    return dict(zip(("p50", "p95", "p99"), values, strict=True)) | {"n": n}
+Retrieval: {conditions[questions_test]:,} known-item questions, one per call on the wall clock
+"""
+_SERVING = """\
+  the weight was chosen on {conditions[questions_tuning]:,} other questions
+HNSW recall@10 | {quality[hnsw_recall_at_10]:.4f} | against brute force
+
+Serving: {s[requests]:,} requests in {s[virtual_seconds]:,.1f} s of a virtual clock
+throughput | {s[requests_per_s]:,.1f} requests/s | {s[tokens_per_s]:,.0f} tokens/s
+"""
+_ENGINE = """\
+retrieval batch fill | {s[retrieval_batch_fill]:percent} | {s[retrieval_batch_mean]:.2f} requests \
+a batch, {s[retrieval_batches]:,} batches
+engine batch fill | {s[running_fill]:percent} | {s[running_mean]:.1f} sequences running on \
+average, {s[running_peak]} at most
+engine step fill | {s[step_fill]:percent} | of {s[step_tokens_limit]:,} tokens, {s[steps]:,} steps
+cache hit ratio | {s[cache_hit_ratio]:percent} | {s[cache_hits]:,} of {s[cache_lookups]:,} queries
+admission rejections | {s[rejected]:,} | of {s[requests]:,} requests
+preemptions | {s[preempted]:,}
+
+KV cache: {kv[pages]:,} pages of {kv[page_size]} tokens
+pages used at peak | {kv[pages_used_peak]:,} | {kv[pages_needed_peak]:,} without sharing
+of them shared | {kv[pages_shared_peak]:,} | held by two sequences or more
+saved by sharing | {kv[saved_percent_mean]:.1f} % | mean over time; \
+{kv[saved_percent_peak]:.1f} % at peak
+prefix hit ratio | {kv[prefix_hit_ratio]:percent} | {kv[prefix_hit_tokens]:,} of \
+{kv[prefix_lookup_tokens]:,} prompt tokens
+evictions | {kv[evictions]:,} | pages
+
+Hot queries: {hot[queries]} after a change, {hot[pages_pinned]:,} pages pinned
+"""
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as text of less than 100 columns."""
-    lines = [*_corpus_lines(report), "", *_retrieval_lines(report), "", *_serving_lines(report)]
-    lines += ["", *_kv_lines(report), "", *_hot_lines(report), "", "Checks"]
+    conditions, serving = report["conditions"], report["serving"]
+    before = _CORPUS + (_SKIPPED if conditions["lines_skipped"] else "") + _INDEX
+    lines = [
+        *lay_out(before, megabytes=conditions["index_bytes"] / 1e6, **report),
+        *_quality_lines(report),
+        *lay_out(_SERVING, s=serving, **report),
+        *latency_lines(serving, 10),
+        *lay_out(_ENGINE, s=serving, **report),
+        *_hot_lines(report),
+        "",
+        "Checks",
+    ]
     for check in report["checks"]:
         lines.append(f"  {'ok    ' if check['passed'] else 'FAILED'}  {check['name']}")
         lines.append(f"          {check['detail']}")
     return "\n".join(lines)
 
 
-def _corpus_lines(report):
-    conditions, wall = report["conditions"], report["wall_clock"]
-    skipped = conditions["lines_skipped"]
-    return [
-        f"Corpus: {conditions['corpus']}",
-        _row("documents", f"{conditions['documents']:,}"),
-        _row("characters", f"{conditions['characters']:,}"),
-        *([_row("broken lines skipped", f"{skipped:,}")] if skipped else []),
-        _row("indexed", f"{wall['documents_per_s']:,.0f} documents/s", "LSA, HNSW and BM25"),
-        _row("saved index", f"{conditions['index_bytes'] / 1e6:,.1f} MB"),
-    ]
-
-
-def _retrieval_lines(report):
+def _quality_lines(report):
     quality, wall = report["quality"], report["wall_clock"]["search_ms"]
-    n_test, n_tuning = (report["conditions"][f"questions_{k}"] for k in ("test", "tuning"))
-    lines = [
-        f"Retrieval: {n_test:,} known-item questions, one per call on the wall clock",
-        f"  {'':<24}{'recall@10':>10}{'MRR@10':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}",
-    ]
+    lines = [columns("", ("recall@10", "MRR@10", *(f"{p} ms" for p in PERCENTILES)), 10)]
     for name in ("dense", "sparse", "fused"):
         label = f"fused, {quality['weight']:.2f} dense" if name == "fused" else name
-        figures = quality[name]
-        lines.append(
-            f"  {label:<24}{figures['recall_at_10']:>10.4f}{figures['mrr_at_10']:>10.4f}"
-            + "".join(f"{wall[name][p]:>10.3f}" for p in ("p50", "p95", "p99"))
-        )
-    lines.append(f"  the weight was chosen on {n_tuning:,} other questions")
-    lines.append(
-        _row("HNSW recall@10", f"{quality['hnsw_recall_at_10']:.4f}", "against brute force")
-    )
+        cells = [f"{quality[name][key]:.4f}" for key in ("recall_at_10", "mrr_at_10")]
+        cells += [f"{wall[name][p]:.3f}" for p in PERCENTILES]
+        lines.append(columns(label, cells, 10))
     return lines
-
-
-def _serving_lines(report):
-    s = report["serving"]
-    lines = [
-        f"Serving: {s['requests']:,} requests in {s['virtual_seconds']:,.1f} s of a virtual clock",
-        _row(
-            "throughput",
-            f"{s['requests_per_s']:,.1f} requests/s",
-            f"{s['tokens_per_s']:,.0f} tokens/s",
-        ),
-        f"  {'':<24}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}",
-    ]
-    for key, label in (("ttft_ms", "TTFT"), ("latency_ms", "whole answer")):
-        lines.append(
-            f"  {label:<24}" + "".join(f"{s[key][p]:>10,.1f}" for p in ("p50", "p95", "p99"))
-        )
-    return lines + [
-        _row(
-            "retrieval batch fill",
-            _percent(s["retrieval_batch_fill"]),
-            f"{s['retrieval_batch_mean']:.2f} requests a batch, {s['retrieval_batches']:,} batches",
-        ),
-        _row(
-            "engine batch fill",
-            _percent(s["running_fill"]),
-            f"{s['running_mean']:.1f} sequences running on average, {s['running_peak']} at most",
-        ),
-        _row(
-            "engine step fill",
-            _percent(s["step_fill"]),
-            f"of {s['step_tokens_limit']:,} tokens, {s['steps']:,} steps",
-        ),
-        _row(
-            "cache hit ratio",
-            _percent(s["cache_hit_ratio"]),
-            f"{s['cache_hits']:,} of {s['cache_lookups']:,} queries",
-        ),
-        _row("admission rejections", f"{s['rejected']:,}", f"of {s['requests']:,} requests"),
-        _row("preemptions", f"{s['preempted']:,}"),
-    ]
-
-
-def _kv_lines(report):
-    kv = report["kv"]
-    return [
-        f"KV cache: {kv['pages']:,} pages of {kv['page_size']} tokens",
-        _row(
-            "pages used at peak",
-            f"{kv['pages_used_peak']:,}",
-            f"{kv['pages_needed_peak']:,} without sharing",
-        ),
-        _row("of them shared", f"{kv['pages_shared_peak']:,}", "held by two sequences or more"),
-        _row(
-            "saved by sharing",
-            f"{kv['saved_percent_mean']:.1f} %",
-            f"mean over time; {kv['saved_percent_peak']:.1f} % at peak",
-        ),
-        _row(
-            "prefix hit ratio",
-            _percent(kv["prefix_hit_ratio"]),
-            f"{kv['prefix_hit_tokens']:,} of {kv['prefix_lookup_tokens']:,} prompt tokens",
-        ),
-        _row("evictions", f"{kv['evictions']:,}", "pages"),
-    ]
 
 
 def _hot_lines(report):
     hot, wall = report["hot"], report["wall_clock"]["hot_search_ms"]
     reused, ttft = hot["reused_percent"], hot["ttft_ms"]
-    return [
-        f"Hot queries: {hot['queries']} after a change, {hot['pages_pinned']:,} pages pinned",
-        f"  {'':<24}{'primed':>16}{'unprepared':>16}",
-        *(
-            f"  {label:<24}{a:>16}{b:>16}"
-            for label, a, b in (
-                ("search p50 ms", *(f"{wall[way]['p50']:.4f}" for way in wall)),
-                ("prompt cached %", *(f"{reused[way]:.1f}" for way in reused)),
-                ("TTFT p50 ms", *(f"{ttft[way]['p50']:.1f}" for way in ttft)),
-            )
-        ),
-    ]
-
-
-def _percent(ratio):
-    return f"{100 * ratio:.1f} %"
-
-
-def _row(label, value, note=""):
-    return f"  {label:<24}{value:>16}  {note}".rstrip()
+    rows = {
+        "": wall,
+        "search p50 ms": (f"{wall[way]['p50']:.4f}" for way in wall),
+        "prompt cached %": (f"{reused[way]:.1f}" for way in reused),
+        "TTFT p50 ms": (f"{ttft[way]['p50']:.1f}" for way in ttft),
+    }
+    return [columns(label, cells, 16) for label, cells in rows.items()]

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import tempfile
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,11 +19,11 @@ from .. import index
 from ..errors import BadInput
 from ..info import kernel_cache
 from ..progress import Progress
+from ..tables import percentiles
 from . import checks, corpus, priming, questions, rag
-from .options import Options
 from .questions import DEPTH
-from .rag import Retrieval
-from .report import DEFINITIONS, percentiles
+from .rag import Options, Retrieval
+from .report import DEFINITIONS
 
 N_TUNING, N_TEST = 600, 1400  # questions to tune the fusion weight on, and to report
 QUICK_EVERY = 8
@@ -34,16 +35,12 @@ WARM_IN_CHILD = WARM_NEXT[2:]  # about half of all compilation, for a second cor
 def run(options: Options, progress: Progress) -> dict[str, Any]:
     """Run the demo and return the report.
 
-    Raises
-    ------
-    BadInput
-        The corpus cannot be read or gives no questions, or the pages cannot hold one request.
+    BadInput if the corpus cannot be read or gives no questions, or the pages cannot hold one
+    request.
     """
     start = perf_counter()
-    rng = {
-        name: np.random.default_rng([options.seed, i])
-        for i, name in enumerate(("questions", "workload", "model"))
-    }
+    drawn = enumerate(("questions", "workload", "model"))
+    rng = {name: np.random.default_rng([options.seed, i]) for i, name in drawn}
     with contextlib.ExitStack() as stack:
         if options.corpus is None:
             compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
@@ -60,21 +57,31 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
         rag.require_pages(options, [question.text for question in asked.test])
         if options.corpus is not None:  # after all that bad input can stop
             compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
-        compilation.wait_for_text()
+        compilation.wait_for("text")
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         retrieval = _build(asked, Path(folder) / "demo.llmds", options.seed, progress, compilation)
-        compilation.wait_for_serving()  # before latencies are measured
+        compilation.wait_for("serving")  # before latencies are measured
         quality, latency_ms, verdicts = _ask(retrieval, progress)
-        served = rag.run(options, retrieval, rng, progress)
+        figures, served = rag.run(options, retrieval, rng, progress)
         hot, hot_ms = priming.run(options, retrieval.reloaded, asked.test, progress)
     seconds = dict(progress.seconds)
     indexing = sum(seconds[name] for name in ("fit LSA", "encode", "index"))
     return {
-        "conditions": _conditions(options, texts, retrieval),
+        "conditions": {
+            "corpus": options.corpus or "docstrings of the standard library, numpy and scipy",
+            "documents": len(asked.documents),
+            "characters": sum(len(document.text) for document in asked.documents),
+            "lines_skipped": len(texts.skipped),
+            "questions_tuning": len(asked.tuning),
+            "questions_test": len(asked.test),
+            "index_bytes": retrieval.n_bytes,
+            "seed": options.seed,
+            "quick": options.quick,
+        },
         "quality": quality,
-        **served.figures,
+        **figures,
         "hot": hot,
-        "checks": [check._asdict() for check in verdicts + served.checks],
+        "checks": [check._asdict() for check in verdicts + served],
         "definitions": DEFINITIONS,
         "wall_clock": {
             "documents_per_s": len(asked.documents) / indexing,
@@ -104,10 +111,9 @@ class _Compilation:
             with contextlib.suppress(OSError):  # some containers allow no second process
                 self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
                 self._child = self._pool.submit(llmds_nb.warmup, list(WARM_IN_CHILD))
-        self._first, self._next = (
-            [self._thread.submit(compile_, name) for name in names]
-            for compile_, names in ((llmds_nb.warmup, WARM_FIRST), (self._fetch, WARM_NEXT))
-        )
+        first = [self._thread.submit(llmds_nb.warmup, name) for name in WARM_FIRST]
+        serving = [self._thread.submit(self._fetch, name) for name in WARM_NEXT]
+        self._futures = {"text": first[:1], "retrieval": first[1:], "serving": serving}
 
     def _fetch(self, name):
         if self._child is not None and name in WARM_IN_CHILD:
@@ -115,20 +121,10 @@ class _Compilation:
                 self._child.result()
         llmds_nb.warmup(name)
 
-    def wait_for_text(self):
-        """Return when texts can be encoded; the other kernels go on compiling."""
-        self._wait("kernels for text", self._first[:1])
-
-    def wait_for_retrieval(self):
-        """Return when the kernels of retrieval are compiled."""
-        self._wait("kernels for retrieval", self._first[1:])
-
-    def wait_for_serving(self):
-        """Return when all kernels are compiled."""
-        self._wait("kernels for serving", self._next)
-
-    def _wait(self, name, futures):
-        with self._progress.stage(name, len(futures), "structures") as done:
+    def wait_for(self, use):
+        """Return when the kernels for "text", "retrieval" or "serving" are compiled."""
+        futures = self._futures[use]
+        with self._progress.stage(f"kernels for {use}", len(futures), "structures") as done:
             for future in futures:
                 future.result()
                 done(1)
@@ -142,9 +138,8 @@ class _Compilation:
 
 def _build(asked, path, seed, progress, compilation) -> Retrieval:
     texts = [corpus.indexed_text(document) for document in asked.documents]
-    pipeline, vectors = index.build_pipeline(
-        texts, progress, seed=seed, before_index=compilation.wait_for_retrieval
-    )
+    wait = partial(compilation.wait_for, "retrieval")
+    pipeline, vectors = index.build_pipeline(texts, progress, seed=seed, before_index=wait)
     with progress.stage("tune fusion", len(asked.tuning), "questions") as done:
         if len(asked.tuning) > 1:
             pipeline.tune_weight(
@@ -202,18 +197,3 @@ def _timed(method, texts, done):
         ids[row] = hits.ids
         done(1)
     return ids, samples
-
-
-def _conditions(options, texts, retrieval):
-    documents = retrieval.asked.documents
-    return {
-        "corpus": options.corpus or "docstrings of the standard library, numpy and scipy",
-        "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
-        "lines_skipped": len(texts.skipped),
-        "questions_tuning": len(retrieval.asked.tuning),
-        "questions_test": len(retrieval.asked.test),
-        "index_bytes": retrieval.n_bytes,
-        "seed": options.seed,
-        "quick": options.quick,
-    }

@@ -1,88 +1,112 @@
-"""The command-line arguments of `replay`, and what a sweep may go through."""
+"""The options of a replay, as command-line arguments, and what a sweep may go through."""
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ..arguments import at_most, natural, output_file, page_size, positive, within
+from ..arguments import JSON, at_most, natural, output_file, page_size, positive, within
 from ..errors import BadInput
 
-if TYPE_CHECKING:
-    from .options import Options
+_MS = 1_000_000  # ns
 
-# Of each option of a replay: type or choices, default, help. A sweep takes all but the costs.
-OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "pages": (at_most(2**27), 10_000, "pages in all, shared out evenly among the replicas"),
-    "page-size": (page_size, 512, "tokens of a page"),
-    "eviction": (("lru", "fifo", "lfu", "priority", "path-lrfu"), "lru", "policy of the cache"),
-    "replicas": (at_most(4096), 1, "engines, each with its own cache"),
-    "router": (("round-robin", "least-loaded", "prefix"), "prefix", "which replica gets a request"),
-    "batching": (("continuous", "static"), "continuous", "batches that change every step, or run"),
-    "policy": (("fcfs", "shortest", "slo", "aging", "fair"), "aging", "which request goes first"),
-    "max-running": (at_most(2**20), 256, "requests of a batch"),
-    "max-step-tokens": (at_most(2**26), 2048, "tokens of a step, continuous batches only"),
-    "max-waiting": (positive, 10_000, "requests that may wait; others are refused"),
-    "qps": (within(1e-6, 1e9), None, "limit on admitted requests per second"),
-    "token-rate": (within(1e-6, 1e9), None, "limit on admitted prompt tokens per second"),
-    "speed": (within(1e-6, 1e6), 1.0, "play the trace so many times faster"),
-    "seed": (natural, 0, "of the sampled tokens"),
+
+class StepCost(NamedTuple):
+    """Duration of an engine step in ms; the defaults resemble a 7B model on a data-centre GPU."""
+
+    base: float = 8.0  # a
+    prefill_token: float = 0.02  # b
+    decoding: float = 0.03  # c
+    kv_token: float = 2e-5  # d
+
+    def step_ns(self, prefill_tokens: int, decoding: int, kv_tokens: int) -> int:
+        """Duration of one step."""
+        ms = self.base + self.prefill_token * prefill_tokens
+        return round((ms + self.decoding * decoding + self.kv_token * kv_tokens) * _MS)
+
+
+class Options(NamedTuple):
+    """The options of a replay; `OPTIONS` describes them."""
+
+    cache_only: bool = False
+    pages: int = 10_000
+    page_size: int = 512
+    eviction: str = "lru"
+    replicas: int = 1
+    router: str = "prefix"
+    batching: str = "continuous"
+    policy: str = "aging"
+    max_running: int = 256
+    max_step_tokens: int = 2048
+    max_waiting: int = 10_000
+    qps: float | None = None
+    token_rate: float | None = None
+    speed: float = 1.0
+    seed: int = 0
+    cost: StepCost = StepCost()
+
+
+# Of each option of a replay: type or choices, help. A sweep takes all but the costs.
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "pages": (at_most(2**27), "pages in all, shared out evenly among the replicas"),
+    "page-size": (page_size, "tokens of a page"),
+    "eviction": (("lru", "fifo", "lfu", "priority", "path-lrfu"), "policy of the cache"),
+    "replicas": (at_most(4096), "engines, each with its own cache"),
+    "router": (("round-robin", "least-loaded", "prefix"), "which replica gets a request"),
+    "batching": (("continuous", "static"), "batches that change every step, or run"),
+    "policy": (("fcfs", "shortest", "slo", "aging", "fair"), "which request goes first"),
+    "max-running": (at_most(2**20), "requests of a batch"),
+    "max-step-tokens": (at_most(2**26), "tokens of a step, continuous batches only"),
+    "max-waiting": (positive, "requests that may wait; others are refused"),
+    "qps": (within(1e-6, 1e9), "limit on admitted requests per second"),
+    "token-rate": (within(1e-6, 1e9), "limit on admitted prompt tokens per second"),
+    "speed": (within(1e-6, 1e6), "play the trace so many times faster"),
+    "seed": (natural, "of the sampled tokens"),
 }
-COSTS: dict[str, tuple[Any, Any, str]] = {
-    "step-ms": (within(0, 1e6), 8.0, "a, ms of each step"),
-    "prefill-ms": (within(0, 1000), 0.02, "b, ms of each prefill token"),
-    "decode-ms": (within(0, 1000), 0.03, "c, ms of each decoding request"),
-    "kv-ms": (within(0, 1), 2e-5, "d, ms of each token of K/V read"),
+_COSTS: dict[str, tuple[Any, str]] = {  # in the order of the fields of StepCost
+    "step-ms": (within(0, 1e6), "a, ms of each step"),
+    "prefill-ms": (within(0, 1000), "b, ms of each prefill token"),
+    "decode-ms": (within(0, 1000), "c, ms of each decoding request"),
+    "kv-ms": (within(0, 1), "d, ms of each token of K/V read"),
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the arguments of `replay`."""
-    parser.add_argument("trace", metavar="TRACE")
-    parser.add_argument(
-        "--cache-only", action="store_true", help="look prompts up one after the other, no engine"
-    )
-    parser.add_argument("--limit", type=positive, metavar="N", help="read N requests only")
-    for name, (kind, default, text) in (OPTIONS | COSTS).items():
-        one_of: dict[str, Any] = {"choices": kind}
-        limits = one_of if isinstance(kind, tuple) else {"type": kind, "metavar": "N"}
+def add_arguments(add: Callable) -> None:
+    """Define the arguments of `replay` by its parser's `add_argument`."""
+    add("trace", metavar="TRACE")
+    text = "look prompts up one after the other, no engine"
+    add("--cache-only", action="store_true", help=text)
+    add("--limit", type=positive, metavar="N", help="read N requests only")
+    defaults = Options()._asdict() | dict(zip(_COSTS, StepCost(), strict=True))
+    for name, (kind, text) in (OPTIONS | _COSTS).items():
+        default = defaults[name if name in _COSTS else _field(name)]
+        limits = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": "N"}
         text = text if default is None else f"{text}, default {default}"
-        parser.add_argument(f"--{name}", default=default, help=text, **limits)
-    parser.add_argument(
-        "--sweep", nargs="+", metavar="OPTION=A,B", help="replay with every combination of values"
-    )
-    parser.add_argument(
-        "--jobs", type=positive, default=os.cpu_count() or 1, metavar="N",
-        help="processes of a sweep, default: one for each core",
-    )  # fmt: skip
-    parser.add_argument(
-        "--json", type=output_file, metavar="FILE", help="write every figure to FILE"
-    )
-    parser.add_argument(
-        "--plot", type=output_file, metavar="FILE.png",
-        help="draw the result (needs llmds_nb[plot])",
-    )  # fmt: skip
+        add(f"--{name}", default=default, help=text, **limits)
+    text = "replay with every combination of values"
+    add("--sweep", nargs="+", metavar="OPTION=A,B", help=text)
+    text = "processes of a sweep, default: one for each core"
+    add("--jobs", type=positive, default=os.cpu_count() or 1, metavar="N", help=text)
+    add("--json", **JSON)
+    text = "draw the result (needs llmds_nb[plot])"
+    add("--plot", type=output_file, metavar="FILE.png", help=text)
 
 
-def options_of(arguments: argparse.Namespace) -> "Options":
+def _field(name):
+    return name.replace("-", "_")
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
     """The options of a replay that were given."""
-    from .engine import StepCost
-    from .options import Options
-
-    def given(names):
-        fields = (name.replace("-", "_") for name in names)
-        return {field: getattr(arguments, field) for field in fields}
-
-    cost = StepCost(*given(COSTS).values())  # in the order of its fields
-    return Options(cache_only=arguments.cache_only, cost=cost, **given(OPTIONS))
+    given = {_field(name): getattr(arguments, _field(name)) for name in OPTIONS}
+    cost = StepCost(*(getattr(arguments, _field(name)) for name in _COSTS))
+    return Options(cache_only=arguments.cache_only, cost=cost, **given)
 
 
 def sweep_axes(given: list[str]) -> dict[str, list]:
     """The values of each option that a sweep goes through, from texts such as "pages=100,200".
 
-    Raises
-    ------
-    BadInput
-        An unknown option, one given twice, or a value that the option refuses.
+    Raises BadInput for an unknown option, one given twice, or a value that the option refuses.
     """
     axes: dict[str, list] = {}
     for axis in given:
@@ -90,11 +114,9 @@ def sweep_axes(given: list[str]) -> dict[str, list]:
         if not equals or name not in OPTIONS:
             known = ", ".join(OPTIONS)
             raise BadInput(f"--sweep {axis}: must be OPTION=VALUE,VALUE with OPTION of {known}")
-        field = name.replace("-", "_")
-        if field in axes:
+        if _field(name) in axes:
             raise BadInput(f"--sweep: {name} stands twice")
-        converted = [_converted(name, value) for value in values.split(",")]
-        axes[field] = list(dict.fromkeys(converted))
+        axes[_field(name)] = list(dict.fromkeys(_converted(name, v) for v in values.split(",")))
     return axes
 
 

@@ -11,20 +11,10 @@ from .kernels import belady as k
 
 
 def belady_hits(pages: ArrayLike, capacities: Sequence[int]) -> list[int]:
-    """The most hits that caches of these capacities could have, knowing all accesses.
+    """The most hits that caches of these capacities (pages, >= 1) could have on `pages` int64[m].
 
-    Parameters
-    ----------
-    pages : int64[m]
-        The page of each access, in order.
-    capacities : list of int
-        Pages, >= 1.
-
-    Returns
-    -------
-    list of int
-        O(m log m) for each capacity. A prefix tree evicts leaves only, and a request holds its
-        pages together; ignoring both can only raise the bound.
+    All accesses are known in advance. O(m log m) for each capacity. A prefix tree evicts leaves
+    only, and a request holds its pages together; ignoring both can only raise the bound.
 
     >>> belady_hits([1, 2, 3, 1, 2, 3], [1, 2, 3])
     [0, 2, 3]

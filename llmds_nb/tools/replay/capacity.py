@@ -1,15 +1,13 @@
 """Hit ratio against capacity: the curves of eviction policies, and Belady's bound."""
 
-from collections.abc import Callable, Iterable, Sequence
-
 import numpy as np
 
 from llmds_nb import KVCache
 from llmds_nb._core.typing import Int32s, Int64s
 
-from ..progress import Progress
+from ..progress import Done, Progress, nothing
+from .arguments import Options
 from .belady import belady_hits
-from .options import Options
 from .replay import HASH_KEY
 from .traces import Trace
 
@@ -17,15 +15,11 @@ STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # the capacities of a curve / th
 
 
 def number_pages(trace: Trace, page_size: int) -> tuple[Int32s, Int64s]:
-    """Number every full page of the prompts by the prefix that ends with it.
+    """Number every full page of the prompts by the prefix that ends with it. O(parts + pages).
 
     Two pages have the same number exactly if all tokens up to their ends are equal, so a cache of
-    these numbers, one token per page, has the hits of a cache of the tokens.
-
-    Returns
-    -------
-    int32[total], int64[n + 1]
-        Request i has ``numbers[indptr[i]:indptr[i + 1]]``. O(parts + pages).
+    these numbers, one token per page, has the hits of a cache of the tokens. Returns numbers
+    int32[total] and offsets int64[n + 1]: request i has ``numbers[indptr[i]:indptr[i + 1]]``.
     """
     counts = trace.prompt // page_size
     indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -71,11 +65,7 @@ def _keys(trace, page_size, first, stop, counts):
 
 
 def curve(
-    trace: Trace,
-    page_size: int,
-    policies: Iterable[str],
-    capacities: Sequence[int],
-    done: Callable[[int], object] = lambda n: None,
+    trace: Trace, page_size: int, policies: list[str], capacities: list[int], done: Done = nothing
 ) -> dict[str, list[float]]:
     """Hit ratios of a cache without an engine: a list for each policy, and one for "belady".
 

@@ -20,27 +20,16 @@ import numpy as np
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, Scheduler
 from llmds_nb._core.typing import Int32s, Int64s
 
+from ..progress import Done
+from .arguments import StepCost
 from .sharing import SharingAudit
 from .workload import Workload
 
 Tokens = Int32s
+Retrieve = Callable[[list[int]], tuple[list[Tokens], int]]
 
 NEVER = 2**63 - 1  # the time of an event that does not happen
 _MS = 1_000_000  # ns
-
-
-class StepCost(NamedTuple):
-    """Duration of an engine step in ms; the defaults resemble a 7B model on a data-centre GPU."""
-
-    base: float = 8.0  # a
-    prefill_token: float = 0.02  # b
-    decoding: float = 0.03  # c
-    kv_token: float = 2e-5  # d
-
-    def step_ns(self, prefill_tokens: int, decoding: int, kv_tokens: int) -> int:
-        """Duration of one step."""
-        ms = self.base + self.prefill_token * prefill_tokens
-        return round((ms + self.decoding * decoding + self.kv_token * kv_tokens) * _MS)
 
 
 class RetrievalCost(NamedTuple):
@@ -98,22 +87,12 @@ class Records:
 class RetrievalStage:
     """Micro-batches queries through a Scheduler, one batch at a time, as soon as it is idle.
 
-    Parameters
-    ----------
-    scheduler : Scheduler
-    retrieve : callable
-        From request numbers to (list of prompts int32[n], number of queries served from a cache).
-    cost : RetrievalCost
-    query_tokens : int64[n_requests]
-        The scheduler's estimate of each query's cost.
+    `retrieve` takes request numbers and returns their prompts int32[n] and how many queries a cache
+    answered. `query_tokens` int64[n_requests] is the scheduler's estimate of each query's cost.
     """
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        retrieve: Callable[[list[int]], tuple[list[Tokens], int]],
-        cost: RetrievalCost,
-        query_tokens: Int64s,
+        self, scheduler: Scheduler, retrieve: Retrieve, cost: RetrievalCost, query_tokens: Int64s
     ) -> None:
         self._scheduler, self._retrieve, self._cost = scheduler, retrieve, cost
         self._tokens = query_tokens
@@ -148,20 +127,11 @@ class RetrievalStage:
 
 
 class EngineStage:
-    """Runs the plans of a ContinuousBatcher, one step at a time.
+    """Runs the plans of a ContinuousBatcher over its cache, one step at a time.
 
-    Parameters
-    ----------
-    batcher : ContinuousBatcher
-    cache : KVCache
-        The batcher's.
-    cost : StepCost
-    new_tokens : int64[n_requests]
-        The length of each answer.
-    sample : callable
-        From n to n token ids, in place of a model.
-    audit : SharingAudit
-        Gets every prompt, and at every step the page tables of the running sequences.
+    `new_tokens` int64[n_requests] is the length of each answer; `sample`, in place of a model,
+    returns n token ids. `audit` gets every prompt, and at every step the page tables of the running
+    sequences.
     """
 
     def __init__(
@@ -248,22 +218,12 @@ def serve(
     admission: AdmissionController,
     retrieval: RetrievalStage,
     engine: EngineStage,
-    done: Callable[[int], object],
+    done: Done,
 ) -> Records:
-    """Run a workload until all requests have ended.
+    """Run a workload until all requests have ended; `clock` is that of all structures.
 
-    Parameters
-    ----------
-    workload : Workload
-    admission_tokens : int64[n]
-        Tokens of each request that count against the admission's token rate.
-    clock : VirtualClock
-        The clock of all structures.
-    admission : AdmissionController
-    retrieval : RetrievalStage
-    engine : EngineStage
-    done : callable
-        Called with how many more requests have ended.
+    `admission_tokens` int64[n] are the tokens of each request that count against the admission's
+    token rate. `done` is called with how many more requests have ended.
     """
     arrivals = workload.arrival_ns.tolist()
     records = Records(len(arrivals))

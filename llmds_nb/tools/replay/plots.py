@@ -6,20 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import COLOURS, INK, new_figure, save, style_axes
+from ..plots import COLOURS, INK, THOUSANDS, VIRTUAL_S, finish_axes, new_figure, save
 from .report import cost_line
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def draw_replay(result: dict[str, Any], path: str | os.PathLike) -> None:
-    """TTFT and pages over time, after engine runs, and the hit ratio against capacity.
-
-    Raises
-    ------
-    BadInput
-        matplotlib is missing, does not know the format, or cannot write the file.
-    """
+    """TTFT and pages over time, after engine runs, and the hit ratio against capacity."""
     panels = [_capacity]
     if "serving" in result:
         panels = [_ttft, _pages, _capacity]
@@ -36,16 +30,14 @@ def draw_replay(result: dict[str, Any], path: str | os.PathLike) -> None:
     figure.suptitle("\n".join(lines), color=INK, fontsize=11)
     for panel, ax in zip(panels, axes.flat, strict=True):
         panel(ax, result)
-        style_axes(ax)
     save(figure, path)
 
 
 def _ttft(ax, result):
     ttft = result["samples"]["ttft_ms"]
-    ax.set_title("Time to first token")
-    ax.set_xlabel("ms (virtual clock)")
-    ax.set_ylabel("share of finished requests")
+    labels = "ms (virtual clock)", "share of finished requests", "Time to first token"
     if not ttft.size:
+        finish_axes(ax, *labels)
         return
     shares = np.arange(1, ttft.size + 1) / ttft.size
     drawn = np.unique(np.linspace(0, ttft.size - 1, 2000).astype(int))
@@ -54,27 +46,24 @@ def _ttft(ax, result):
         value = result["serving"]["ttft_ms"][name]
         ax.plot([value], [share], "o", color=colour, label=f"{name}: {value:,.0f} ms")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_major_formatter(THOUSANDS)
     ax.set_ylim(0, 1.02)
-    ax.legend(frameon=False, loc="lower right")
+    finish_axes(ax, *labels, loc="lower right")
 
 
 def _pages(ax, result):
     timeline, c = result["samples"]["timeline"], result["conditions"]
     time, held = np.array(timeline["time_s"]), np.array(timeline["held"])
     cached = held + np.array(timeline["cached"])
-    unit, per = ("h", 3600) if time.size and time[-1] > 7200 else ("s", 1)
+    x, per = (VIRTUAL_S, 1) if not time.size or time[-1] <= 7200 else ("h (virtual clock)", 3600)
     ax.fill_between(time / per, held, cached, color=COLOURS[0], alpha=0.3, linewidth=0,
                     label="cached, evictable")  # fmt: skip
     ax.fill_between(time / per, held, color=COLOURS[1], linewidth=0, label="held by requests")
     total = c["pages"] // c["replicas"] * c["replicas"]
     ax.axhline(total, color=INK, linestyle="--", linewidth=1, label="pages there are")
     ax.set_ylim(0, 1.3 * total)
-    ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlabel(f"{unit} (virtual clock)")
-    ax.set_ylabel("pages")
-    ax.set_title("Pages over time")
-    ax.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)
+    ax.yaxis.set_major_formatter(THOUSANDS)
+    finish_axes(ax, x, "pages", "Pages over time", loc="upper left", ncols=2, fontsize=9)
 
 
 def _capacity(ax, result):
@@ -82,26 +71,19 @@ def _capacity(ax, result):
     ax.plot(curve["capacity"], curve["belady"], color=INK, linestyle="--", label="Belady's bound")
     names = [name for name in curve if name not in ("capacity", "belady")]
     for name, colour, marker in zip(names, itertools.cycle(COLOURS), _MARKERS, strict=False):
-        ax.plot(
-            curve["capacity"], curve[name], color=colour, marker=marker, markersize=5, label=name
-        )
+        style = {"color": colour, "marker": marker, "markersize": 5}
+        ax.plot(curve["capacity"], curve[name], label=name, **style)
     ratio = result["cache"]["hit_ratio"]
     label = "this run" if c["replicas"] == 1 else f"this run, {c['replicas']} replicas"
     ax.plot([c["pages"]], [ratio], "*", color="#b00020", markersize=13, zorder=5,
             label=f"{label}: {ratio:.3f}")  # fmt: skip
-    _capacity_axis(ax, curve["capacity"])
-    ax.set_ylim(0, 1.12 * max(curve["belady"][-1], ratio, 0.01))
-    ax.set_ylabel("prefix hit ratio")
-    ax.set_title("Hit ratio against capacity (curves: cache only)")
-    ax.legend(frameon=False, loc="best", fontsize=9)
-
-
-def _capacity_axis(ax, capacities):
     ax.set_xscale("log", base=2)
-    ticks = sorted(set(capacities))
+    ticks = sorted(set(curve["capacity"]))
     ax.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=30)
     ax.minorticks_off()
-    ax.set_xlabel("pages")
+    ax.set_ylim(0, 1.12 * max(curve["belady"][-1], ratio, 0.01))
+    title = "Hit ratio against capacity (curves: cache only)"
+    finish_axes(ax, "pages", "prefix hit ratio", title, loc="best", fontsize=9)
 
 
 def draw_sweep(sweep: dict[str, Any], path: str | os.PathLike) -> None:
@@ -109,17 +91,10 @@ def draw_sweep(sweep: dict[str, Any], path: str | os.PathLike) -> None:
 
     The horizontal axis is that of the pages, else the first of the sweep's axes with more than one
     number; each combination of the other axes is a line. Without such an axis each point is a bar.
-
-    Raises
-    ------
-    BadInput
-        As for `draw_replay`.
     """
     points, keys = sweep["points"], sweep["keys"]
-    numeric = [
-        key for key in keys if len({p["values"][key] for p in points}) > 1
-        and not isinstance(points[0]["values"][key], str)
-    ]  # fmt: skip
+    numeric = [key for key in keys if not isinstance(points[0]["values"][key], str)]
+    numeric = [key for key in numeric if len({p["values"][key] for p in points}) > 1]
     measures = [("prefix hit ratio", lambda p: p["cache"]["hit_ratio"])]
     if not sweep["conditions"]["cache_only"]:
         measures.append(("TTFT p95, ms", lambda p: p["serving"]["ttft_ms"]["p95"]))
@@ -130,26 +105,26 @@ def draw_sweep(sweep: dict[str, Any], path: str | os.PathLike) -> None:
         title += f"\n{cost_line(c['cost'])}"
     figure.suptitle(title, color=INK, fontsize=11)
     for ax, (label, measure) in zip(axes.flat, measures, strict=True):
-        if numeric:
-            _lines(ax, points, "pages" if "pages" in numeric else numeric[0], measure)
-        else:
-            names = [_name(p["values"], keys) for p in points]
-            ax.barh(names, [measure(p) for p in points], color=COLOURS[0])
-            ax.invert_yaxis()
-        axis = ax.yaxis if numeric else ax.xaxis
-        axis.set_label_text(label)
         values = [measure(p) for p in points]
+        if numeric:
+            key = "pages" if "pages" in numeric else numeric[0]
+            legend = {"loc": "best"} if _lines(ax, points, key, measure) else {}
+            finish_axes(ax, key.replace("_", "-"), label, **legend)
+        else:
+            ax.barh([_name(p["values"], keys) for p in points], values, color=COLOURS[0])
+            ax.invert_yaxis()
+            finish_axes(ax, label, "")
         if min(values) > 0 and max(values) > 20 * min(values):
             (ax.set_yscale if numeric else ax.set_xscale)("log")
         else:
             (ax.set_ylim if numeric else ax.set_xlim)(0, 1.08 * max(values) or 1)
         if max(values) > 10:
-            axis.set_major_formatter("{x:,.0f}")
-        style_axes(ax)
+            (ax.yaxis if numeric else ax.xaxis).set_major_formatter(THOUSANDS)
     save(figure, path)
 
 
 def _lines(ax, points, key, measure):
+    """Draw a measure over an option; True if there are names of lines."""
     lines = {}
     for point in points:
         rest = {k: v for k, v in point["values"].items() if k != key}
@@ -163,9 +138,7 @@ def _lines(ax, points, key, measure):
         ax.set_xscale("log")
     ax.set_xticks(values, [f"{v:,}" for v in values], rotation=30 if len(values) > 5 else 0)
     ax.minorticks_off()
-    ax.set_xlabel(key.replace("_", "-"))
-    if any(lines):
-        ax.legend(frameon=False, loc="best")
+    return any(lines)
 
 
 def _name(values, keys):

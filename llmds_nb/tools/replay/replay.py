@@ -6,17 +6,17 @@ virtual clock (`replicas.py`), in which requests wait, run concurrently and hold
 Both run over the real KVCache. No wall time enters, so a replay repeats exactly.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from llmds_nb import KVCache
 
-from ..demo.report import percentiles
 from ..errors import BadInput
+from ..progress import Done, nothing
+from ..tables import percentiles
+from .arguments import Options
 from .belady import belady_hits
-from .options import Options
 from .replicas import NOT_REFUSED, TOO_LARGE, Replicas, make_router
 from .traces import Trace, from_parts
 
@@ -39,27 +39,11 @@ DEFINITIONS = {
 }
 
 
-def run(
-    trace: Trace, options: Options, done: Callable[[int], object] = lambda n: None
-) -> dict[str, Any]:
-    """Replay a trace.
+def run(trace: Trace, options: Options, done: Done = nothing) -> dict[str, Any]:
+    """Replay a trace; `done` is called with how many more requests have ended.
 
-    Parameters
-    ----------
-    trace : Trace
-    options : Options
-    done : callable
-        Called with how many more requests have ended.
-
-    Returns
-    -------
-    dict
-        The figures of `DEFINITIONS`; arrays for the plots are under "samples".
-
-    Raises
-    ------
-    BadInput
-        Fewer pages than replicas, or times that the virtual clock cannot hold.
+    Returns the figures of `DEFINITIONS`; arrays for the plots are under "samples". BadInput for
+    fewer pages than replicas, or times that the virtual clock cannot hold.
     """
     if options.pages < options.replicas:
         raise BadInput(f"--pages {options.pages} are fewer than --replicas {options.replicas}")
@@ -67,7 +51,7 @@ def run(
     result |= (_cache_only if options.cache_only else _engine)(trace, options, done)
     if options.replicas > 1:
         alone = options._replace(replicas=1, pages=options.pages)
-        one = _cache_only(trace, alone, lambda n: None)
+        one = _cache_only(trace, alone, nothing)
         result["cache"]["one_cache"] = one["cache"]["hit_ratio"]
     return result
 
@@ -77,7 +61,7 @@ def warmup() -> None:
     n = 4
     ones, indptr = np.ones(n, np.int64), np.arange(n + 1)
     trace = from_parts("llmds", 0 * ones, 4 * ones, 0 * ones, indptr, 0 * ones, 8 * ones)
-    _engine(trace, Options(pages=8, page_size=4, replicas=1), lambda n: None)
+    _engine(trace, Options(pages=8, page_size=4, replicas=1), nothing)
     belady_hits([0, 1, 0], [1])
 
 
@@ -96,13 +80,8 @@ def _conditions(trace, options):
 
 def new_cache(options: Options) -> KVCache:
     """The cache of one replica."""
-    return KVCache(
-        options.pages // options.replicas, options.page_size, eviction=options.eviction,
-        key=HASH_KEY,
-    )  # fmt: skip
-
-
-# ---- cache only ---------------------------------------------------------------------------------
+    n_pages = options.pages // options.replicas
+    return KVCache(n_pages, options.page_size, eviction=options.eviction, key=HASH_KEY)
 
 
 def _cache_only(trace, options, done):
@@ -146,9 +125,6 @@ def _cache_figures(trace, looked_up, options, caches, hits, loads, served):
             for n, load, hit in zip(served, loads, hits, strict=True)
         ],
     }
-
-
-# ---- engine -------------------------------------------------------------------------------------
 
 
 def _engine(trace, options, done):

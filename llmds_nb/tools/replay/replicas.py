@@ -22,8 +22,9 @@ from llmds_nb._core.typing import ArrayLike, Int32s, Int64s
 from llmds_nb.scheduling import SimulatedEngine
 
 from ..errors import BadInput
+from ..progress import Done
+from .arguments import Options
 from .engine import NEVER, VirtualClock
-from .options import Options
 from .traces import Trace
 
 NOT_REFUSED, TOO_LARGE, RATE, QUEUE_FULL = range(4)  # why a request was refused
@@ -99,7 +100,7 @@ class Replicas:
         self._every, self._due = max(span // _SAMPLES, _MIN_INTERVAL_NS), int(self.arrival_ns[0])
         self.timeline: dict[str, list] = {"time_s": [], "held": [], "cached": [], "waiting": []}
 
-    def run(self, done: Callable[[int], object]) -> None:
+    def run(self, done: Done) -> None:
         """Replay to the end; `done` is called with how many more requests have ended."""
         arrivals, n = self.arrival_ns.tolist(), len(self._trace)
         pages = -(-(self._trace.prompt + self._trace.output - 1) // self._options.page_size)
@@ -174,9 +175,8 @@ class _Continuous:
             self._batcher, clock, options.cost, sampled, number * 7919 % sampled.size,
             records.end_ns.size, records.first_ns, records.end_ns,
         )  # fmt: skip
-        self.submit, self.start, self.run = (
-            self._engine.submit, self._engine.start, self._engine.run,
-        )  # fmt: skip
+        engine = self._engine
+        self.submit, self.start, self.run = engine.submit, engine.start, engine.run
 
     def __len__(self):
         return len(self._batcher)
@@ -192,10 +192,8 @@ class _Continuous:
     def counts(self):
         """Sums over the steps and requests so far."""
         stats = self._batcher.stats()
-        return self._engine.counts | {
-            "preempted": stats.preempted,
-            "recomputed_tokens": stats.recomputed_tokens,
-        }
+        again = {"preempted": stats.preempted, "recomputed_tokens": stats.recomputed_tokens}
+        return self._engine.counts | again
 
 
 class _Static:

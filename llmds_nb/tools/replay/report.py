@@ -1,19 +1,56 @@
 """The result of a replay or a sweep as a table and as JSON."""
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..tables import latency_lines, lay_out
 from .replay import DEFINITIONS
 
+_CACHE = """\
+Cache: {c[pages]:,} pages of {c[page_size]} tokens, {c[eviction]}{over}, {how}
+prefix hit ratio | {cache[hit_ratio]:.4f} | {cache[hit_pages]:,} of {cache[prompt_pages]:,} pages \
+begun
+by tokens | {cache[hit_ratio_tokens]:.4f}
+evictions | {cache[evictions]:,} | pages
+"""
+_HELD = """\
+pages held at most | {cache[pages_held_peak]:,} | held by running requests, of the points sampled
+"""
+_REPLICAS = """\
+one big cache | {cache[one_cache]:.4f} | hit ratio, cache only
+imbalance | {cache[imbalance]:.3f} | most / mean prompt tokens
+"""
+_REPLICA = """\
+replica {number} | {requests:,} | {prompt_tokens:,} prompt tokens, hit ratio by tokens {ratio:.4f}
+"""
+_ENGINE = """
+Engine: {c[batching]} batches, {c[policy]}, speed {c[speed]:g}, seed {c[seed]}
+  {cost}
+finished | {s[finished]:,} | in {s[virtual_seconds]:,.1f} s virtual time
+throughput | {s[requests_per_s]:,.2f} requests/s | {s[tokens_per_s]:,.0f} tokens/s, busy \
+{s[busy]:percent} of the time
+"""
+_STEPS = """\
+steps | {s[steps]:,} | {s[step_tokens_mean]:.1f} tokens each
+running | {s[running_mean]:.1f} | a step on average, of {c[max_running]}
+preemptions | {s[preempted]:,} | {s[recomputed_tokens]:,} tokens again
+"""
+# Columns of a sweep besides its options.
+_COLUMNS = {"hit ratio": "{cache[hit_ratio]:.4f}", "evictions": "{cache[evictions]:,}"}
+_ENGINE_COLUMNS = {
+    "TTFT p50": "{serving[ttft_ms][p50]:,.1f}",
+    "TTFT p95": "{serving[ttft_ms][p95]:,.1f}",
+    "latency p95": "{serving[latency_ms][p95]:,.1f}",
+    "requests/s": "{serving[requests_per_s]:.2f}",
+    "preempted": "{serving[preempted]:,}",
+}
 
-def to_json(result: dict[str, Any]) -> str:
-    """Every figure, without the samples for plots; NaN, which JSON lacks, becomes null."""
+
+def plain(result: dict[str, Any]) -> dict[str, Any]:
+    """Every figure for JSON, without the samples for plots; NaN, which JSON lacks, is None."""
     shown = {name: value for name, value in result.items() if name != "samples"}
-    shown = {**_plain(shown), "definitions": DEFINITIONS}
-    return json.dumps(shown, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return {**_plain(shown), "definitions": DEFINITIONS}
 
 
 def _plain(value):
@@ -26,52 +63,34 @@ def _plain(value):
 
 def table(result: dict[str, Any]) -> str:
     """The result of `replay.run` as text of less than 100 columns."""
-    c = result["conditions"]
-    lines = [
-        f"Trace: {c['trace']} ({c['kind']})",
-        _row("requests", f"{c['requests']:,}"),
-        _row("prompt tokens", f"{c['prompt_tokens']:,}", f"{c['output_tokens']:,} to generate"),
-        *(f"  note: {note}" for note in c["notes"]),
-        *(
-            _row(f"refused, {name.replace('_', ' ')}", f"{count:,}", "requests")
-            for name, count in result["refused"].items()
-            if count
-        ),
-        "",
-        *_cache_lines(result),
-    ]
-    if "serving" in result:
-        lines += ["", *_serving_lines(result)]
+    c, serving = result["conditions"], result.get("serving")
+    head = "Trace: {trace} ({kind})\nrequests | {requests:,}\n"
+    head += "prompt tokens | {prompt_tokens:,} | {output_tokens:,} to generate"
+    lines = [*lay_out(head, **c), *(f"  note: {note}" for note in c["notes"])]
+    for name, count in result["refused"].items():
+        if count:
+            what = name.replace("_", " ")
+            lines += lay_out("refused, {what} | {count:,} | requests", what=what, count=count)
+    lines += ["", *_cache_lines(result)]
+    if serving:
+        lines += lay_out(_ENGINE, c=c, s=serving, cost=cost_line(c["cost"]))
+        lines += [*latency_lines(serving, 12), *lay_out(_STEPS, c=c, s=serving)]
     if "curve" in result:
-        lines += ["", *_curve_lines(result)]
+        lines += ["", *_curve_lines(result["curve"])]
     return "\n".join(lines)
 
 
 def _cache_lines(result):
     c, cache = result["conditions"], result["cache"]
     how = "looked up one after the other" if c["cache_only"] else "as the engine ran"
-    over = f", {c['replicas']} replicas, {c['router']}" if c["replicas"] > 1 else ""
-    lines = [
-        f"Cache: {c['pages']:,} pages of {c['page_size']} tokens, {c['eviction']}{over}, {how}",
-        _row(
-            "prefix hit ratio",
-            f"{cache['hit_ratio']:.4f}",
-            f"{cache['hit_pages']:,} of {cache['prompt_pages']:,} pages begun",
-        ),
-        _row("by tokens", f"{cache['hit_ratio_tokens']:.4f}"),
-        _row("evictions", f"{cache['evictions']:,}", "pages"),
-    ]
-    if "pages_held_peak" in cache:
-        note = "held by running requests, of the points sampled"
-        lines.append(_row("pages held at most", f"{cache['pages_held_peak']:,}", note))
-    if c["replicas"] > 1:
-        lines.append(_row("one big cache", f"{cache['one_cache']:.4f}", "hit ratio, cache only"))
-        lines.append(_row("imbalance", f"{cache['imbalance']:.3f}", "most / mean prompt tokens"))
-        for number, replica in enumerate(cache["replicas"]):
-            n = replica["prompt_tokens"]
-            ratio = replica["hit_tokens"] / n if n else 0.0
-            note = f"{n:,} prompt tokens, hit ratio by tokens {ratio:.4f}"
-            lines.append(_row(f"replica {number}", f"{replica['requests']:,}", note))
+    several = c["replicas"] > 1
+    over = f", {c['replicas']} replicas, {c['router']}" if several else ""
+    text = _CACHE + (_HELD if "pages_held_peak" in cache else "") + (_REPLICAS if several else "")
+    lines = lay_out(text, c=c, cache=cache, how=how, over=over)
+    for number, replica in enumerate(cache["replicas"] if several else ()):
+        n = replica["prompt_tokens"]
+        ratio = replica["hit_tokens"] / n if n else 0.0
+        lines += lay_out(_REPLICA, number=number, ratio=ratio, **replica)
     return lines
 
 
@@ -83,85 +102,32 @@ def cost_line(cost: dict[str, float]) -> str:
     )
 
 
-def _serving_lines(result):
-    c, s = result["conditions"], result["serving"]
-    lines = [
-        f"Engine: {c['batching']} batches, {c['policy']}, speed {c['speed']:g}, seed {c['seed']}",
-        f"  {cost_line(c['cost'])}",
-        _row("finished", f"{s['finished']:,}", f"in {s['virtual_seconds']:,.1f} s virtual time"),
-        _row(
-            "throughput",
-            f"{s['requests_per_s']:,.2f} requests/s",
-            f"{s['tokens_per_s']:,.0f} tokens/s, busy {100 * s['busy']:.1f} % of the time",
-        ),
-        f"  {'':<24}{'p50 ms':>12}{'p95 ms':>12}{'p99 ms':>12}",
-    ]
-    for key, label in (("ttft_ms", "TTFT"), ("latency_ms", "whole answer")):
-        lines.append(
-            f"  {label:<24}" + "".join(f"{s[key][p]:>12,.1f}" for p in ("p50", "p95", "p99"))
-        )
-    return [
-        *lines,
-        _row("steps", f"{s['steps']:,}", f"{s['step_tokens_mean']:.1f} tokens each"),
-        _row("running", f"{s['running_mean']:.1f}", f"a step on average, of {c['max_running']}"),
-        _row("preemptions", f"{s['preempted']:,}", f"{s['recomputed_tokens']:,} tokens again"),
-    ]
-
-
-def _curve_lines(result):
-    curve = result["curve"]
-    ratios = {name: values for name, values in curve.items() if name != "capacity"}
-    lines = [
-        "Hit ratio against capacity, cache only",
-        f"  {'pages':>12}" + "".join(f"{name:>12}" for name in ratios),
-    ]
-    for i, capacity in enumerate(curve["capacity"]):
-        cells = [
-            f"{values[i]:>12.4f}" if np.isfinite(values[i]) else f"{'-':>12}"
-            for values in ratios.values()
-        ]
-        lines.append(f"  {capacity:>12,}" + "".join(cells))
+def _curve_lines(curve):
+    names = [name for name in curve if name != "capacity"]
+    lines = ["Hit ratio against capacity, cache only"]
+    lines.append(f"  {'pages':>12}" + "".join(f"{name:>12}" for name in names))
+    for capacity, *ratios in zip(curve["capacity"], *map(curve.get, names), strict=True):
+        cells = (f"{ratio:.4f}" if np.isfinite(ratio) else "-" for ratio in ratios)
+        lines.append(f"  {capacity:>12,}" + "".join(f"{cell:>12}" for cell in cells))
     return lines
 
 
 def sweep_table(sweep: dict[str, Any]) -> str:
     """The result of `sweep.run`: one line for each point of the grid."""
-    keys, points = sweep["keys"], sweep["points"]
-    engine = not sweep["conditions"]["cache_only"]
-    columns: list[tuple[str, Callable[[Any], str]]] = []
-    columns += [(key.replace("_", "-"), _value_column(key)) for key in keys]
-    columns.append(("hit ratio", lambda p: f"{p['cache']['hit_ratio']:.4f}"))
-    columns.append(("evictions", lambda p: f"{p['cache']['evictions']:,}"))
-    if engine:
-        columns.append(("TTFT p50", _percentile_column("ttft_ms", "p50")))
-        columns.append(("TTFT p95", _percentile_column("ttft_ms", "p95")))
-        columns.append(("latency p95", _percentile_column("latency_ms", "p95")))
-        columns.append(("requests/s", lambda p: f"{p['serving']['requests_per_s']:.2f}"))
-        columns.append(("preempted", lambda p: f"{p['serving']['preempted']:,}"))
-    columns.append(("refused", lambda p: f"{sum(p['refused'].values()):,}"))
-    rows = [[name for name, _ in columns]]
-    rows += [[cell(point) for _, cell in columns] for point in points]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    c = sweep["conditions"]
-    head = [f"Trace: {c['trace']} ({c['kind']}), {c['requests']:,} requests; times in ms"]
-    head += [f"  note: {note}" for note in c["notes"]]
-    if engine:
-        head.append(f"  {cost_line(c['cost'])}")
-    body = ["  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*head, "", *body])
-
-
-def _value_column(key):
-    return lambda point: _short(point["values"][key])
-
-
-def _percentile_column(name, share):
-    return lambda point: f"{point['serving'][name][share]:,.1f}"
+    c, keys = sweep["conditions"], sweep["keys"]
+    columns = _COLUMNS if c["cache_only"] else _COLUMNS | _ENGINE_COLUMNS
+    rows = [[*(key.replace("_", "-") for key in keys), *columns, "refused"]]
+    for point in sweep["points"]:
+        values = [_short(point["values"][key]) for key in keys]
+        figures = [cell.format(**point) for cell in columns.values()]
+        rows.append([*values, *figures, f"{sum(point['refused'].values()):,}"])
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = [f"Trace: {c['trace']} ({c['kind']}), {c['requests']:,} requests; times in ms"]
+    lines += [f"  note: {note}" for note in c["notes"]]
+    lines += [""] if c["cache_only"] else [f"  {cost_line(c['cost'])}", ""]
+    lines += ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    return "\n".join(lines)
 
 
 def _short(value):
     return f"{value:,}" if type(value) is int else f"{value:g}" if type(value) is float else value
-
-
-def _row(label, value, note=""):
-    return f"  {label:<24}{value:>16}  {note}".rstrip()

@@ -16,12 +16,7 @@ from llmds_nb.kv import PageTable
 class PrefixTree:
     """Numbers every distinct prefix of full pages in the order of appearance.
 
-    Parameters
-    ----------
-    page_size : int
-        Tokens per page.
-
-    >>> tree = PrefixTree(2)
+    >>> tree = PrefixTree(page_size=2)
     >>> tree.nodes([1, 2, 3, 4, 5]), tree.nodes([1, 2, 9, 9]), tree.nodes([3, 4])
     ([0, 1], [0, 2], [3])
     """
@@ -45,13 +40,8 @@ class SharingAudit:
     """Compares page tables with the prompts while a cache serves.
 
     The prompts come from the requests, not from the cache: two running sequences may share a page
-    only if it lies in a common prefix of their prompts.
-
-    Parameters
-    ----------
-    page_size : int
-    every : int
-        Check every n-th page table; a check costs about as much as an engine step.
+    only if it lies in a common prefix of their prompts. Every n-th page table is checked, for
+    `every` = n; a check costs about as much as an engine step.
     """
 
     def __init__(self, page_size: int, *, every: int = 20) -> None:

@@ -2,20 +2,23 @@
 
 import itertools
 import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
-from ..progress import Progress
-from . import replay, traces
+from llmds_nb._core.typing import PathLike
 
+from ..errors import BadInput
+from ..progress import Progress, nothing
+from . import replay, traces
+from .arguments import Options
+
+Axes = Mapping[str, Sequence]
 _loaded: traces.Trace  # in each process
 
 
-def grid(axes: Mapping[str, Sequence]) -> list[dict[str, Any]]:
+def grid(axes: Axes) -> list[dict[str, Any]]:
     """Every combination of the values of ``axes``; the last axis varies fastest.
 
     >>> grid({"pages": [1, 2], "eviction": ["lru"]})
@@ -25,28 +28,12 @@ def grid(axes: Mapping[str, Sequence]) -> list[dict[str, Any]]:
 
 
 def run(
-    path: str | os.PathLike,
-    limit: int | None,
-    options: replay.Options,
-    axes: Mapping[str, Sequence],
-    jobs: int,
-    progress: Progress,
+    path: PathLike, limit: int | None, options: Options, axes: Axes, jobs: int, progress: Progress
 ) -> dict[str, Any]:
     """Replay a trace at every point of a grid; the points are in the order of `grid`.
 
-    Parameters
-    ----------
-    path : str
-        Read once in each process.
-    limit : int or None
-        Of requests.
-    options : Options
-        Values of all other options.
-    axes : dict of list
-        Values for fields of `Options`, by name.
-    jobs : int
-        Number of processes; 1 replays in this one.
-    progress : Progress
+    `axes` holds values for fields of `Options`, which has those of the others. `limit` is of
+    requests. Each of `jobs` processes reads the trace once; 1 replays in this one.
     """
     points = grid(axes)
     for point in points:
@@ -79,7 +66,7 @@ def _load(path, limit):
     _loaded = traces.read(path, limit=limit)
 
 
-def _one(options, done=lambda n: None):
+def _one(options, done=nothing):
     result = replay.run(_loaded, options)
     result.pop("samples", None)
     done(1)

@@ -22,6 +22,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -115,18 +116,10 @@ class _Columns:
 
 
 def read(path: str | os.PathLike, *, limit: int | None = None) -> Trace:
-    """Read a trace; its first line tells the format.
+    """Read a trace, or its first `limit` requests; its first line tells the format.
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-    limit : int, optional
-        Read at most this many requests.
-
-    Raises
-    ------
-    BadInput
-        The file cannot be read, is in no known format, or has a broken line (named by its number).
+    BadInput if the file cannot be read, is in no known format, or has a broken line (named by
+    number).
     """
     columns = _Columns()
     try:
@@ -160,9 +153,9 @@ def _format(path, line):
     except ValueError:
         request = None
     if isinstance(request, dict) and "hash_ids" in request:
-        return "mooncake", _read_mooncake
+        return "mooncake", partial(_read_json, _mooncake)
     if isinstance(request, dict) and "arrival_ms" in request:
-        return "llmds", _read_ours
+        return "llmds", partial(_read_json, _ours)
     raise BadInput(f"{path}: unknown format: expected {EXPECTED}")
 
 
@@ -170,8 +163,8 @@ class _Wrong(Exception):
     """What is wrong with a line; the caller adds its number."""
 
 
-def _requests(path, lines, columns, limit, fill):
-    """Call `fill` for each JSON line."""
+def _read_json(fill, path, lines, columns, limit):
+    """Append the request of each line by `fill`."""
     for number, line in enumerate(lines, 1):
         if len(columns.arrival_ns) >= limit:
             return
@@ -223,59 +216,53 @@ def _extend(columns, ids, name):
         raise _Wrong(f'"{name}" must hold integers >= 0, not {min(ids)}')
 
 
-def _read_mooncake(path, lines, columns, limit):
-    def fill(request, columns):
-        arrival = _time_ns(request, "timestamp")
-        n = _natural(request, "input_length", 1, _MAX_TOKENS)
-        output = _natural(request, "output_length", 1, _MAX_TOKENS)
-        ids = request.get("hash_ids")
-        _extend(columns, ids, "hash_ids")
-        blocks = -(-n // MOONCAKE_BLOCK)
-        if len(ids) != blocks:
-            raise _Wrong(f"{n} tokens are {blocks} blocks of {MOONCAKE_BLOCK}, not {len(ids)}")
-        columns.length.extend([MOONCAKE_BLOCK] * (blocks - 1))
-        columns.length.append(n - MOONCAKE_BLOCK * (blocks - 1))
-        columns.end_request(arrival, output)
-
-    _requests(path, lines, columns, limit, fill)
+def _mooncake(request, columns):
+    arrival = _time_ns(request, "timestamp")
+    n = _natural(request, "input_length", 1, _MAX_TOKENS)
+    output = _natural(request, "output_length", 1, _MAX_TOKENS)
+    ids = request.get("hash_ids")
+    _extend(columns, ids, "hash_ids")
+    blocks = -(-n // MOONCAKE_BLOCK)
+    if len(ids) != blocks:
+        raise _Wrong(f"{n} tokens are {blocks} blocks of {MOONCAKE_BLOCK}, not {len(ids)}")
+    columns.length.extend([MOONCAKE_BLOCK] * (blocks - 1))
+    columns.length.append(n - MOONCAKE_BLOCK * (blocks - 1))
+    columns.end_request(arrival, output)
 
 
-def _read_ours(path, lines, columns, limit):
-    def fill(request, columns):
-        arrival = _time_ns(request, "arrival_ms")
-        output = _natural(request, "output_tokens", 1, _MAX_TOKENS)
-        tenant = _natural(request, "tenant") if "tenant" in request else 0
-        given = [name for name in ("tokens", "prompt", "parts") if name in request]
-        if len(given) != 1:
-            raise _Wrong(f'one of "tokens", "prompt" and "parts" is wanted, not {len(given)}')
-        if given == ["tokens"]:
-            before = len(columns.part)
-            _extend(columns, request["tokens"], "tokens")
-            if max(request["tokens"]) > _MAX_TOKENS:
-                raise _Wrong(f'"tokens" must be at most {_MAX_TOKENS}')
-            for j in range(before, len(columns.part)):
-                columns.part[j] = -1 - columns.part[j]  # distinct from the ids of texts
-            columns.length.extend([1] * (len(columns.part) - before))
-        elif given == ["prompt"]:
-            columns.part.append(_natural(request, "prompt"))
-            columns.length.append(_natural(request, "prompt_tokens", 1, _MAX_TOKENS))
-        else:
-            parts = request["parts"]
-            if type(parts) is not list or not parts:
-                raise _Wrong(f'"parts" must be a list of [id, tokens], not {parts!r:.60}')
-            for part in parts:
-                if type(part) is not list or len(part) != 2:
-                    raise _Wrong(f'"parts" must hold pairs [id, tokens], not {part!r:.60}')
-                id_, n = part
-                if type(id_) is not int or not 0 <= id_ < 2**63:
-                    _in_range(id_, "the id of a part", 0, 2**63 - 1)
-                if type(n) is not int or not 1 <= n <= _MAX_TOKENS:
-                    _in_range(n, "tokens of a part", 1, _MAX_TOKENS)
-                columns.part.append(id_)
-                columns.length.append(n)
-        columns.end_request(arrival, output, tenant)
-
-    _requests(path, lines, columns, limit, fill)
+def _ours(request, columns):
+    arrival = _time_ns(request, "arrival_ms")
+    output = _natural(request, "output_tokens", 1, _MAX_TOKENS)
+    tenant = _natural(request, "tenant") if "tenant" in request else 0
+    given = [name for name in ("tokens", "prompt", "parts") if name in request]
+    if len(given) != 1:
+        raise _Wrong(f'one of "tokens", "prompt" and "parts" is wanted, not {len(given)}')
+    if given == ["tokens"]:
+        before = len(columns.part)
+        _extend(columns, request["tokens"], "tokens")
+        if max(request["tokens"]) > _MAX_TOKENS:
+            raise _Wrong(f'"tokens" must be at most {_MAX_TOKENS}')
+        for j in range(before, len(columns.part)):
+            columns.part[j] = -1 - columns.part[j]  # distinct from the ids of texts
+        columns.length.extend([1] * (len(columns.part) - before))
+    elif given == ["prompt"]:
+        columns.part.append(_natural(request, "prompt"))
+        columns.length.append(_natural(request, "prompt_tokens", 1, _MAX_TOKENS))
+    else:
+        parts = request["parts"]
+        if type(parts) is not list or not parts:
+            raise _Wrong(f'"parts" must be a list of [id, tokens], not {parts!r:.60}')
+        for part in parts:
+            if type(part) is not list or len(part) != 2:
+                raise _Wrong(f'"parts" must hold pairs [id, tokens], not {part!r:.60}')
+            id_, n = part
+            if type(id_) is not int or not 0 <= id_ < 2**63:
+                _in_range(id_, "the id of a part", 0, 2**63 - 1)
+            if type(n) is not int or not 1 <= n <= _MAX_TOKENS:
+                _in_range(n, "tokens of a part", 1, _MAX_TOKENS)
+            columns.part.append(id_)
+            columns.length.append(n)
+    columns.end_request(arrival, output, tenant)
 
 
 def _read_azure(path, lines, columns, limit):
@@ -319,11 +306,8 @@ def _read_azure(path, lines, columns, limit):
 def _finish(path, kind, columns) -> Trace:
     """The trace in the order of arrival, with a range of token ids for every text."""
     arrival, output, tenant, indptr, part, length = (
-        np.frombuffer(column, column.typecode) for column in (
-            columns.arrival_ns, columns.output, columns.tenant,
-            columns.indptr, columns.part, columns.length,
-        )
-    )  # fmt: skip
+        np.frombuffer(column, column.typecode) for column in vars(columns).values()
+    )
     if kind == "azure":
         arrival -= arrival.min()
     notes = []
@@ -353,10 +337,7 @@ def from_parts(
 ) -> Trace:
     """A Trace of requests whose prompts are parts (text id, length). O(parts log parts).
 
-    Raises
-    ------
-    BadInput
-        A prompt, or all distinct texts together, have more than 2**31 - 1 tokens.
+    BadInput if a prompt, or all distinct texts together, have more than 2**31 - 1 tokens.
     """
     ids, text = np.unique(part, return_inverse=True)
     longest = np.zeros(ids.size, np.int64)

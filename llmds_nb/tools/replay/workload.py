@@ -24,13 +24,14 @@ Chunks         a conversation retrieves with probability `rag_share`; each of it
 Questions      log-normal lengths; no two are equal.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from llmds_nb._core.typing import Int64s
+from llmds_nb._core.typing import Int64s, PathLike
+
+from ..progress import Done, nothing
 
 BURST_SHAPE = 0.25
 ZIPF_EXPONENT = 1.0
@@ -71,11 +72,8 @@ def make_workload(
     n: int, n_questions: int, rate_per_s: float, rng: np.random.Generator
 ) -> Workload:
     """`n` single requests over `n_questions` questions."""
-    return Workload(
-        bursty_arrivals(n, rate_per_s, rng),
-        zipf_choices(n, n_questions, rng),
-        answer_lengths(n, rng),
-    )
+    arrivals, asked = bursty_arrivals(n, rate_per_s, rng), zipf_choices(n, n_questions, rng)
+    return Workload(arrivals, asked, answer_lengths(n, rng))
 
 
 def bursty_arrivals(
@@ -99,16 +97,8 @@ def answer_lengths(n: int, rng: np.random.Generator) -> Int64s:
     return _lengths(n, ANSWER_TOKENS, ANSWER_SIGMA, rng)
 
 
-def write(
-    options: Options, path: str | os.PathLike, done: Callable[[int], object] = lambda n: None
-) -> int:
-    """Write conversations to a file and return the prompt tokens in it. O(requests * turns).
-
-    Raises
-    ------
-    OSError
-        The file cannot be written.
-    """
+def write(options: Options, path: PathLike, done: Done = nothing) -> int:
+    """Write conversations to a file and return the prompt tokens in it. O(requests * turns)."""
     total = 0
     with open(path, "w", encoding="ascii") as file:
         for arrival_ms, parts, output in generate(options):

@@ -244,8 +244,8 @@ def test_the_first_run_compiles_in_two_processes_if_it_can(monkeypatch, processe
         monkeypatch.setattr(demo, "ProcessPoolExecutor", refuse)
     with contextlib.closing(demo._Compilation(progress)) as compilation:
         assert (compilation._child is not None) == processes
-        compilation.wait_for_retrieval()
-        compilation.wait_for_serving()
+        compilation.wait_for("retrieval")
+        compilation.wait_for("serving")
     assert "compiling kernels" in said[0]
 
 
