@@ -230,6 +230,20 @@ def test_public_names_are_those_of_the_readme():
     assert llmds_nb.__all__ == sorted(re.findall(r"`(\w+)", block))
 
 
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_documents_name_exist(document):
+    text = (REPOSITORY / document).read_text()
+    named = set(re.findall(r"[\w./]*\w\.py\b", text))
+    known = [
+        path.as_posix()
+        for folder in ("llmds_nb", "tests")
+        for path in REPOSITORY.rglob(f"{folder}/**/*.py")
+    ]
+    assert named
+    for name in named:
+        assert any(path.endswith("/" + name) for path in known), name
+
+
 def test_version_is_that_of_the_project():
     project = (REPOSITORY / "pyproject.toml").read_text()
     assert f'version = "{llmds_nb.__version__}"' in project
