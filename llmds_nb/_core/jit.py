@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import uuid
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ def kernel_sources(root: Path, domain: str | None) -> list[Path]:
         folders = [root / name / "kernels" for name in (domain, *KERNEL_IMPORTS.get(domain, ()))]
     for folder in folders:
         files += sorted(folder.rglob("*.py"))
-    return [path for path in files if path.is_file()]
+    return files
 
 
 def source_stamp(root: Path, domain: str | None) -> str:
@@ -173,11 +173,15 @@ def _attach_cache(dispatcher, py_func) -> None:
         return
     try:
         stamp = stamp_of(py_func)
+    except OSError as error:  # as in a zipped package
+        _warn_uncached(f"the source of the kernels cannot be read: {error}")
+        return
+    try:
         attached = _StampedCache(py_func)
         kept = attached._cache_file._source_stamp == stamp and stamp[:16] in attached.cache_path
         if not kept or not hasattr(dispatcher, "_cache"):
             raise AttributeError("the stamp was not taken over")
-    except (RuntimeError, OSError):  # also source that cannot be read, such as a zipped package
+    except (RuntimeError, OSError):
         _warn_uncached("no cache folder is writable; NUMBA_CACHE_DIR can name one")
     except (AttributeError, TypeError) as error:
         _warn_uncached(f"no stamped cache with numba {numba.__version__}: {error}")
@@ -308,9 +312,6 @@ class EntryPoints:
 
     An attribute compiles (or loads) its kernel at the first call, for the types of that call, and
     is the machine code itself from then on: see `entry_of`.
-
-    >>> entries = EntryPoints(push=heap_push)        # doctest: +SKIP
-    >>> entries.push(handle, item, priority)         # doctest: +SKIP
     """
 
     if TYPE_CHECKING:
@@ -319,14 +320,12 @@ class EntryPoints:
 
     def __init__(self, **dispatchers):
         for name, dispatcher in dispatchers.items():
-            setattr(self, name, self._first_call(name, dispatcher))
+            setattr(self, name, partial(self._first_call, name, dispatcher))
 
-    def _first_call(self, name, dispatcher):
-        def call(*args):
-            setattr(self, name, entry_of(dispatcher, *args))
-            return getattr(self, name)(*args)
-
-        return call
+    def _first_call(self, name, dispatcher, *args):
+        entry = entry_of(dispatcher, *args)
+        setattr(self, name, entry)
+        return entry(*args)
 
 
 def compile_over(make, function):
@@ -336,11 +335,12 @@ def compile_over(make, function):
     return numba.njit(make(function))
 
 
-def kernel_by_type(stub, *, fastmath=False, inline=False):
-    """Decorate a function of `stub`'s arguments' Numba types that returns what `stub` compiles to.
+def by_type(*, fastmath=False, inline=False):
+    """Decorate a function of Numba types that returns what a kernel compiles for them.
 
-    For the few operations that differ between array dtypes; the kernels above them stay one.
-    `inline` as in `kernel`; without it LLVM inlines, as it does internal kernels.
+    Kernels call it by its name. For the few operations that differ between array dtypes; the
+    kernels above them stay one. `inline` as in `kernel`; without it LLVM inlines, as it does
+    internal kernels.
     """
     options = {
         "fastmath": set(SAFE_FASTMATH) if fastmath else False,
@@ -348,4 +348,5 @@ def kernel_by_type(stub, *, fastmath=False, inline=False):
         "forceinline": True,
         "pipeline_class": IrOnlyCompiler,
     }
-    return overload(stub, jit_options=options, inline="always" if inline else "never")
+    inlining = "always" if inline else "never"
+    return lambda choose: overload(choose, jit_options=options, inline=inlining)(choose)

@@ -23,20 +23,16 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .jit import kernel_by_type
+from .jit import by_type
 from .llvm import array_value
 
 _ALIGN = 32  # bytes, as Numba's allocations; vector loads of scratch then cross no cache line
 _WORD = ir.IntType(64)
 
 
+@by_type()
 def scratch(parts):
     """Memory uint8[n] for the parts, a tuple of (length or tuple of lengths, dtype). O(1)."""
-    raise NotImplementedError
-
-
-@kernel_by_type(scratch)
-def _scratch(parts):
     return lambda parts: np.empty(_n_bytes(parts), np.uint8)
 
 

@@ -23,7 +23,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -52,12 +52,12 @@ class Stored:
 
     _stored_version: ClassVar[int] = 1
 
-    def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        raise NotImplementedError
+    if TYPE_CHECKING:
 
-    @classmethod
-    def _from_state(cls, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> Self:
-        raise NotImplementedError
+        def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+
+        @classmethod
+        def _from_state(cls, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> Self: ...
 
     def save(self, path: PathLike) -> None:
         """Write everything to one file, replacing it atomically.

@@ -82,61 +82,67 @@ def test_an_edited_callee_in_another_file_is_seen_by_its_cached_caller(copy):
     assert run(copy).stdout.split() == ["12", "1"]  # the first version's code is still there
 
 
-# Where a kernel's callee can be: (the caller's folder, the callee's module, how it is imported).
+# Where a kernel and its callee in another file can be.
 PLACES = [
-    ("kv/kernels", "kv/kernels/callee.py", ".callee"),
-    ("kv/kernels", "kv/kernels/nested/callee.py", ".nested.callee"),
-    ("kv/kernels/nested", "kv/kernels/callee.py", "..callee"),
-    ("kv/kernels", "primitives/callee.py", "...primitives.callee"),
-    ("primitives", "primitives/callee.py", ".callee"),
-    ("scheduling/kernels", "kv/kernels/callee.py", "...kv.kernels.callee"),
-    ("scheduling/kernels", "kv/kernels/nested/callee.py", "...kv.kernels.nested.callee"),
-    ("bm25/kernels", "text/kernels/callee.py", "...text.kernels.callee"),
-    ("tools/replay/kernels", "tools/replay/kernels/callee.py", ".callee"),
-    ("kv/kernels", "_core/state.py", "..._core.state"),
-    ("kv/kernels", "_core/intrinsics.py", "..._core.intrinsics"),
+    ("kv/kernels", "kv/kernels"),
+    ("kv/kernels", "kv/kernels/nested"),
+    ("kv/kernels/nested", "kv/kernels"),
+    ("kv/kernels", "primitives"),
+    ("primitives", "primitives"),
+    ("scheduling/kernels", "kv/kernels"),
+    ("scheduling/kernels", "kv/kernels/nested"),
+    ("bm25/kernels", "text/kernels"),
+    ("bm25/kernels", "bm25/kernels"),
+    ("hnsw/kernels", "hnsw/kernels"),
+    ("tools/replay/kernels", "tools/replay/kernels"),
+    ("kv/kernels", "_core"),
 ]
 
 
-@pytest.mark.parametrize(("caller", "callee", "module"), PLACES)
-def test_an_edited_callee_is_seen_wherever_a_kernel_can_reach_it(tmp_path, caller, callee, module):
+def test_an_edit_is_seen_by_every_kernel_that_can_reach_it_and_by_no_other(tmp_path):
     package = tmp_path / "llmds_nb"
     shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
-    up = "." * caller.count("/")
-    write(package, f"{caller}/caller.py", CALLER.format(up=up, module=module))
-    old = (package / callee).read_text() if callee.startswith("_core") else ""
+    old = (package / "_core/state.py").read_text()
+    files = [f"{at}/callee{i}.py" for i, (_, at) in enumerate(PLACES)]
+    files[-1] = "_core/state.py"  # of those that end up in compiled code
 
-    def edit(value):
-        if old:
-            text = f"from .jit import kernel\n@kernel\ndef callee(x):\n    return x + {value}\n"
+    def edit(i, value):
+        up = "." * (files[i].count("/") + 1)
+        if files[i].startswith("_core"):
+            callee = CALLEE.format(up=".", value=value).replace("._core.jit", ".jit")
+            write(package, files[i], old + callee)
         else:
-            text = CALLEE.format(up="." * (callee.count("/") + 1), value=value)
-        write(package, callee, old + text)
+            write(package, files[i], CALLEE.format(up=up, value=value))
 
-    call = CALL.replace("kv.kernels", caller.replace("/", "."))
-    edit(1)
-    assert run(package, call).stdout.split() == ["12", "0"]
-    assert run(package, call).stdout.split() == ["12", "1"]
-    edit(100)
-    assert run(package, call).stdout.split() == ["111", "0"]
+    calls = []
+    for i, (caller, _) in enumerate(PLACES):
+        edit(i, 1)
+        up = "." * caller.count("/")
+        module = ".." + up + files[i].removesuffix(".py").replace("/", ".")
+        write(package, f"{caller}/caller{i}.py", CALLER.format(up=up, module=module))
+        path = f"llmds_nb.{caller.replace('/', '.')}.caller{i}"
+        calls.append(f"from {path} import caller as c{i}; r = c{i}(1)")
+        calls.append(f"print(r, sum(c{i}.stats.cache_hits.values()))")
 
+    def results():
+        result = run(package, "\n".join(calls))
+        assert result.returncode == 0, result.stderr
+        return [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
 
-@pytest.mark.parametrize(
-    ("edited", "kept"),
-    [("bm25", "hnsw"), ("scheduling", "kv"), ("text", "kv"), ("hnsw", "tools/replay")],
-)
-def test_an_edit_leaves_the_compiled_kernels_of_other_domains_valid(tmp_path, edited, kept):
-    package = tmp_path / "llmds_nb"
-    shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
-    up = "." * (kept.count("/") + 3)
-    write(package, f"{kept}/kernels/caller.py", CALLER.format(up=up[2:], module=".callee"))
-    write(package, f"{kept}/kernels/callee.py", CALLEE.format(up=up, value=1))
-    write(package, f"{edited}/kernels/other.py", "x = 1\n")
-    call = CALL.replace("kv.kernels", f"{kept}.kernels".replace("/", "."))
-    assert run(package, call).stdout.split() == ["12", "0"]
-    write(package, f"{edited}/kernels/other.py", "x = 2\n")
-    write(package, "_core/validation.py", "x = 2\n")
-    assert run(package, call).stdout.split() == ["12", "1"]
+    assert results() == [(12, 0)] * len(PLACES)
+    expected = [(12, 1)] * len(PLACES)
+    assert results() == expected  # all from the disk cache
+    write(package, "_core/validation.py", "x = 2\n")  # in no compiled code
+    domains = [caller.partition("/kernels")[0] for caller, _ in PLACES]
+    for i, (_, at) in enumerate(PLACES):
+        edit(i, 100)
+        expected[i] = (111, 1)
+        edited = at.partition("/kernels")[0]
+        everywhere = edited in ("primitives", "_core")
+        assert results() == [
+            (r, int(not (everywhere or edited in (domain, *jit.KERNEL_IMPORTS.get(domain, ())))))
+            for (r, _), domain in zip(expected, domains, strict=True)
+        ]
 
 
 def test_a_kernel_outside_the_package_is_compiled_anew_when_its_file_changes(copy):
@@ -208,6 +214,15 @@ def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
         result = run(copy, HOME=cache, XDG_CACHE_HOME=cache, **env)
         assert result.stdout.split() == ["12", "0"], result.stderr
         assert result.stderr.count("not cached on disk") == 1
+
+
+def test_kernels_of_a_zipped_package_run_uncached(copy):
+    archive = shutil.make_archive(str(copy.parent / "zipped"), "zip", copy.parent, copy.name)
+    shutil.rmtree(copy)
+    for _ in range(2):
+        result = run(copy, f"import sys; sys.path.insert(0, {archive!r})\n{CALL}")
+        assert result.stdout.split() == ["12", "0"], result.stderr
+        assert result.stderr.count("cannot be read") == 1
 
 
 def test_a_full_disk_while_saving_does_not_fail_the_call(copy):

@@ -21,7 +21,7 @@ from numba import types
 
 from ..._core.arrays import LINE
 from ..._core.intrinsics import half_value, prefetch
-from ..._core.jit import kernel, kernel_by_type
+from ..._core.jit import by_type, kernel
 from ...primitives.bits import float32_key
 from .simd import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 
@@ -30,11 +30,6 @@ L2, IP, COSINE = 0, 1, 2
 _LINES = 16  # per row; the hardware prefetches what is beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
 _ROUNDING = 2.0**-24  # relative, of one float32 operation
-
-
-def by_type(**options):
-    """Decorate a function of Numba types that returns what its own name compiles to in kernels."""
-    return lambda choose: kernel_by_type(choose, **options)(choose)
 
 
 @by_type(fastmath=True)

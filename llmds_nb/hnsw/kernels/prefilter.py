@@ -27,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._core.intrinsics import prefetch
-from ..._core.jit import kernel
+from ..._core.jit import by_type, kernel
 from ...primitives.bits import key_float32
-from .distance import COSINE, IP, by_type, holds_codes, prefetch_row, rounding, rows_keys
+from .distance import COSINE, IP, holds_codes, prefetch_row, rounding, rows_keys
 from .scalar_quantizer import QUERY_DOT, codes_query
 from .sign_codes import sign_codes_filter, sign_codes_query
 from .simd import BIT_PLANES

@@ -18,8 +18,8 @@ minus 128 is proportional to the component itself.
 
 import numpy as np
 
-from ..._core.jit import kernel
-from .distance import IP, by_type, holds_codes
+from ..._core.jit import by_type, kernel
+from .distance import IP, holds_codes
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
 _QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
