@@ -95,5 +95,5 @@ def cut(typingctx, memory, parts):
 
 @intrinsic
 def keep_alive(typingctx, array):
-    """Let an array own its memory up to here. O(1)."""
+    """Keep an array's memory allocated up to here. O(1)."""
     return types.void(array), lambda context, builder, signature, args: context.get_dummy_value()

@@ -1,7 +1,7 @@
 """The one way to pass the state of a structure to its kernels: declared once, passed as one int64.
 
-An array costs 100 ns when a kernel is called from Python, and an array made from an address counts
-no references, which are atomic operations in every call inside. So a structure packs its state into
+An array costs 100 ns when it is passed from Python, and its reference counts are atomic operations
+in every inner call; an array made from an address has none. So a structure packs its state into
 *words*, int64[n]: the address of each array and those of its lengths that are not fixed, and the
 scalars. Kernels that Python calls take the address of the words, the *handle*, and unpack it into a
 named tuple. Both sides are generated from one declaration:

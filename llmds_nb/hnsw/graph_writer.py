@@ -16,18 +16,18 @@ from ..primitives.status import ABSENT
 from .kernels import insert, repair, spanning_tree as tree
 from .kernels.distance import IP
 from .kernels.state import Draft, Graph, Links, Ownership, Repair, Space
-from .snapshot import BLOCK, Snapshot, block_rows, drawn_levels, only, with_levels
+from .snapshot import BLOCK, Snapshot, block_rows, drawn_levels, select_slots, with_levels
 from .vector_store import VectorForm
 
 _SPARE = 8  # blocks beyond the sure need, for links that `tree_force` makes
-_SLACK_SHARE = 8  # one in so many blocks is spare after the array has grown
+_SLACK_SHARE = 8  # when an array grows, at least one spare block is added for so many in use
 # Slots of a batch are compared with each other: large batches cost more, small ones idle threads.
 _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
 # Links to children in the spanning tree are never pruned. A slot gets more than so many children
 # only where the others would be linked by force: if all places were for children, rows would keep
 # too many for the tree's sake, and recall@10 of 60,000 hard vectors falls by .014 at ef = 10.
 _FEW_CHILDREN = 2
-_COARSE = 2  # links that were chosen by codes so many times as coarse are not worth keeping
+_COARSE = 2  # links chosen by codes more than so many times as coarse as the new are rebuilt
 _REPAIR_BATCH = 1 << 14  # slots whose new links are linked back at once
 _CHUNKS_PER_THREAD, _MIN_CHUNK = 4, 8
 
@@ -40,7 +40,7 @@ class _BlockPool:
         self.retired = deque()  # (weak reference to the last snapshot that reads them, blocks)
 
     def retire(self, snapshot, blocks):
-        """`snapshot` is no longer the newest, which has replaced `blocks` of it.
+        """Called when a newer snapshot replaces `snapshot`, whose `blocks` that one no longer uses.
 
         Queued even if it lost no block: its readers may still use what a later one loses.
         """
@@ -106,7 +106,8 @@ class GraphWriter:
     """Writes the graph of an index, one call at a time; holds what only a writer needs.
 
     `base` is the published snapshot that it goes on from, `coarsest` the largest step of the codes
-    by which any link was chosen, `repaired` whether the graph is other than one built of its slots.
+    by which any link was chosen, `repaired` whether it was repaired, so that one built of its slots
+    differs.
     """
 
     def __init__(self, form: VectorForm, M: int, ef: int, seed: int, base: Snapshot | None = None):
@@ -160,7 +161,7 @@ class GraphWriter:
 
     def _refitted(self, snapshot, slots):
         form, M, *_ = self._settings
-        return form.refitted(form.empty(M), only(snapshot, slots))
+        return form.refitted(form.empty(M), select_slots(snapshot, slots))
 
     def _built(self, fields, threads):
         writer = self.anew()
@@ -235,12 +236,12 @@ class _GraphDraft:
         return stop - first
 
     def _edges(self, first, stop, more):
-        """Memory for the edges of these slots: M for each level, and `more` times M for each."""
+        """Memory for the edges of slots: M a level above 0 of each, and `more` M for its level 0."""
         M = self.links1.links.shape[1] - 1
         return np.empty((int(self.levels[first:stop].sum()) + more * (stop - first)) * M, np.int64)
 
     def _link_back(self, draft, edges, first):
-        """Add the links against the `edges`, whose sources count from `first`."""
+        """Add the reverse link of each of the `edges`, whose sources count from `first`."""
         edges = np.sort(edges)
         cuts = self._cuts(0, len(edges))
         if len(cuts) > 2:  # keep each target whole

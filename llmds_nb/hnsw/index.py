@@ -183,7 +183,7 @@ class HNSW(Stored):
                 "n_live": base.n_live - len(old) + len(ids),
             }
             snapshot = writer.insert(fields, len(ids), threads, progress)
-            if snapshot.is_sparse:
+            if snapshot.needs_repair:
                 writer, snapshot = writer.repair(snapshot, threads)
             self._publish(writer, snapshot)
         return ids
@@ -222,7 +222,7 @@ class HNSW(Stored):
                 return
             live, n_live = base.live_without(slots), base.n_live - len(slots)
             snapshot = dataclasses.replace(base, live=live, n_live=n_live)
-            if snapshot.is_sparse:
+            if snapshot.needs_repair:
                 return self._publish(*writer.repair(snapshot, 1))
             with self._lock:
                 if not snapshots.is_packed(base.ids):

@@ -20,15 +20,15 @@ FIT_ROWS = 20_000  # rows that settle a fit; one on fewer is repeated when the i
 _FIT_VALUES = 2_000_000
 _GROWTH = 4
 _CLIPPED_SHARE = 0.01
-_TAIL = 0.0002  # of the values are beyond each end of the codes,
-_ROW_TAIL = 0.05  # in this share of the rows at most
+_TAIL = 0.0002  # share of the values beyond each end of the codes
+_ROW_TAIL = 0.05  # largest share of the rows that may have such values
 _MIN_DIM_AUTO = 32  # below, one float32 row costs no more cache lines than a walk has anyway
 _MIN_DIM_PREFILTER = 64
-_ABOUT = 1.001  # what the arithmetic of codes may add to half a step
+_ABOUT = 1.001  # times half a step: the error of a code with the rounding of its arithmetic
 _MIN_DIM_PCA, _MAX_DIM_PCA_AUTO = 256, 2048  # a fit costs O(d^3): 2 s at 2048
 _PCA_VARIANCE = 0.90
 _CENTRE_ROWS = 1000  # settle the median of the sample
-_FAR = 16.0  # times the median squared distance from there is far out
+_FAR = 16.0  # squared distances of so many medians are outliers
 _CHUNK = 4096
 _LANES = 32
 _MIN_WIDTH_SIGNS = 192  # bytes of a row of codes; fewer are compared as fast as sign codes
@@ -39,7 +39,7 @@ _SIGNS_PROBES, _SIGNS_ROWS, _SIGNS_NEAREST = 128, 4096, 128  # of a sample
 # .002. Sign codes that would not reject half of the other rows cost more time, and recall, than
 # they save.
 _SIGNS_KEPT, _SIGNS_LOST, _SIGNS_REJECTED = 10, 0.02, 0.5
-_MIN_ERROR_BOUND = 0.75  # nine tenths of the errors for a query that is unlike the vectors
+_MIN_ERROR_BOUND = 0.75  # the 90 % quantile of the errors for queries unlike the vectors
 _ERROR_BOUND_STEP = 1 / 32  # so that no rounding error decides what the graph becomes
 
 

@@ -55,9 +55,9 @@ class Snapshot:
 
     @property
     def handle(self) -> Handle:
-        """The handle of these arrays, not empty, as an Index; made by the first search.
+        """The handle of these arrays as an Index; there is at least one slot. Made at first use.
 
-        A caller holds it during a kernel's call: two first searches at once make one each.
+        Two threads may each make one, so a caller keeps the one it got during a kernel's call.
         """
         handle = self._handle
         if handle is None:
@@ -76,7 +76,7 @@ class Snapshot:
         return Graph(*links, self.upper, self.entry, self.top)
 
     @property
-    def is_sparse(self) -> bool:
+    def needs_repair(self) -> bool:
         """Whether so many slots are dead that the graph is to be repaired."""
         return self.n - self.n_live > max(_DEAD_SHARE * self.n, _MIN_DEAD)
 
@@ -121,7 +121,7 @@ def with_levels(base: Snapshot, levels: UInt8s, drawn: int) -> dict:
     }
 
 
-def only(base: Snapshot, slots: Int64s) -> dict:
+def select_slots(base: Snapshot, slots: Int64s) -> dict:
     """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
     fields: dict = {"coding": base.coding, "live": np.zeros(0, np.bool_), "n_live": len(slots)}
     for name in ("rows", "prefilter", "outlier", "factors"):

@@ -23,7 +23,7 @@ from .text_store import TextStore
 _METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 FUSIONS = tuple(_METHODS)
 DEPTH = 100  # candidates of each half, or k if that is more
-_MIN_LENGTH = 1e-18  # of vectors with a direction: HNSW refuses shorter ones, except with l2
+_MIN_COMPONENT = 1e-18  # of a vector with a direction: HNSW refuses shorter ones with cosine
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _entries = EntryPoints(fuse=fusion_combine_many)
 
@@ -324,7 +324,7 @@ def _has_direction(dense, vectors) -> np.ndarray:
     """Which vectors [n, d] can be compared: with l2 all, otherwise those that are not zero."""
     if dense.metric == "l2":
         return np.ones(len(vectors), np.bool_)
-    return np.abs(vectors).max(axis=1, initial=0) > _MIN_LENGTH
+    return np.abs(vectors).max(axis=1, initial=0) > _MIN_COMPONENT
 
 
 def _add_vectors(dense, ids, vectors):

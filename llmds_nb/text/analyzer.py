@@ -44,8 +44,9 @@ _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 class Analyzer:
     """What a Tokenizer does to a text before terms become ids; see there for the parameters."""
 
-    # Where the pattern matches whole runs of word characters, the shortest run that it matches; and
-    # in `fold` for each byte of ASCII text the lower-cased character, or 0 if it is in no word.
+    # The shortest run of word characters that matches, where the pattern matches whole runs only.
+    # `fold` has for each byte of ASCII text the character of a term (lower case where that is set),
+    # or 0 if it is in no word.
     shortest: int | None
     _stem: Callable[[list[str]], list[str]] | None
 
@@ -138,7 +139,7 @@ class Analyzer:
         return _checked(words, "stemmer") if callable(self.stemmer) else words
 
     def word_stream(self, texts: list[str]) -> tuple[Int32s, Int64s, list[str]]:
-        """(numbers int32[w] of the words of n texts, offsets int64[n + 1], the distinct words)."""
+        """(numbers int32[w] of the words of n texts, offsets int64[n + 1], the words by number)."""
         plain = []
         if self.shortest is not None and sum(map(len, texts)) >= _KERNEL_CHARS:
             plain = [text for text in texts if text.isascii()]

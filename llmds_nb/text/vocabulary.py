@@ -129,7 +129,7 @@ class StringTable:
 
 
 def _indexed(blob, ptr, n, capacity):
-    """The state of n strings that grows beyond `capacity` of them, its hash table built anew."""
+    """The state of n strings with space for `capacity` of them, its hash table built anew."""
     hashes = np.empty(capacity, np.uint64)
     slots = np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
     state = k.StringTableState(blob, ptr, hashes, slots)
@@ -178,7 +178,9 @@ class WordCache:
 
     def __init__(self):
         self._by_word, self._table = {}, None
-        self._handle = _EMPTY  # until the first word: every change of a vocabulary makes a cache
+        self._handle = (
+            _EMPTY  # shared until the first word: each change of a vocabulary makes a new cache
+        )
         self._lock = threading.Lock()
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:

@@ -63,7 +63,8 @@ def lower_bound(values, low, high, value):
     left = high - low
     while left > 0:
         half = (left + 1) >> 1
-        low += half & (np.int64(values[low + half - 1]) - value >> 63)
+        # Without a branch: all bits are set where the difference is negative.
+        low += half & ((np.int64(values[low + half - 1]) - value) >> 63)
         left -= half
     return low
 
@@ -143,7 +144,7 @@ def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
 
     No list has more than `max_entries` entries. Fills starts int64[U + 1] and entries int32[U].
     Return (the first list that does not fit, where it would begin, where it would end); once all
-    are encoded, U and twice their end. O(t).
+    are encoded, (U, end, end). O(t).
     """
     parts = ((max_entries, np.int32), (max_entries, np.int32), (_N_WIDTHS, np.int64))
     memory = scratch(parts)

@@ -1,14 +1,14 @@
 """The loops of a BM25 search within one window: score upper bounds, and scores of the candidates.
 
-A posting adds to the bound of its document, a uint16, what it adds to the score in *units*, rounded
-up: scores are scaled so that no bound exceeds MAX_BOUND. With n lists, u a score in units and m its
-bound,
+The bound of a document is a uint16: the sum of the contributions of its postings to the score, in
+*units*, each rounded up; scores are scaled so that no bound exceeds MAX_BOUND. With n lists, u a
+score in units and m its bound,
 
     u < m <= u + SLACK * n
 
-since float32 errs by less than .02 of 65536 units, ROUND_UP makes up for it, and adding one to a
-bound truncates it. Documents are numbered within the window here. Arrays are as in `DecodedLists`
-and `Scratch`.
+since float32 errs by less than 0.02 units at 65,536, ROUND_UP makes up for it, and converting a
+contribution to uint16 truncates it. Documents are numbered within the window here. Arrays are as in
+`DecodedLists` and `Scratch`.
 """
 
 from typing import NamedTuple
@@ -195,7 +195,7 @@ def bounds_count(bounds, n, threshold):
 
 @kernel(internal=True, borrow=True)
 def kth_bound(bounds, n, k):
-    """A number that >= k of n bounds reach, and < k one GRAIN larger. O(n log MAX_BOUND)."""
+    """The largest multiple of GRAIN that at least k of n bounds reach. O(n log MAX_BOUND)."""
     result = 0  # found without branches; padded as for `bounds_count`
     step = 1 << 15
     while step >= GRAIN:

@@ -131,7 +131,8 @@ def graph_explore(
     links = level_links(graph, level)
     for i in range(visited.size):
         visited[i] = 0
-    # The start stays a candidate: from it, not from where the descent ends, all are reachable.
+    # The start is a second candidate, if ef allows: all slots are reachable from it, not from where
+    # the descent ends.
     filtered = allowed.size > 0
     count = passing = 0
     for seed in (best, first):

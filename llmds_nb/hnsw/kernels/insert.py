@@ -35,9 +35,10 @@ _TARGET_MASK = (1 << (LEVEL_SHIFT - TARGET_SHIFT)) - 1
 
 @kernel(internal=True, borrow=True)
 def links_prune(candidates, count, limit, base, parent, space, query, row):
-    """Write to `row` up to `limit` diverse ones of the ascending candidates[:count].
+    """Write to `row` at most `limit` of the ascending candidates[:count] that pass.
 
-    And all children of `base` (ABSENT: none) in the spanning tree. Scratch: query, of `query_part`.
+    These are all children of `base` (ABSENT: none) in the spanning tree, and others that are
+    diverse. Scratch: query, of `query_part`.
     O(count limit) distances at worst.
     """
     n_children = 0  # still to come
@@ -147,7 +148,7 @@ def hnsw_connect(draft, like, first, start, stop, ef, forward):
 
 @kernel(internal=True, borrow=True)
 def row_own(links, own, row):
-    """Make the block of a logical row the writer's own; False if no block is spare. O(1)."""
+    """Copy the block of a logical row unless the writer owns it; False if none is spare. O(1)."""
     blocks, spare = links.blocks, own.spare
     block = row >> g.BLOCK_BITS
     if not own.owned[block]:
@@ -198,7 +199,7 @@ def _targets_end(edges, i):
 
 @kernel(nogil=True)
 def hnsw_backlink(draft, like, edges, first):
-    """Add the links against the sorted `edges`, whose sources count from `first`.
+    """Add the reverse link of each of the sorted `edges`, whose sources count from `first`.
 
     All edges of a target are given to one call. O(M^2) distances for each row that is full: pruned.
     """

@@ -11,12 +11,12 @@ is too far, since their distance to the vectors that they represent is known:
     <q, x>   <=  <q', x'> + |q'| |x - x'| + |q - q'| |x|    IP
 
 where q' and x' are what the codes of the query and of the row represent. So a key of the vectors
-has a *limit*, a key of the codes, and a row beyond it has a greater key.
+has a *limit*, a key of the codes: a row whose codes are beyond it has a greater key.
 
     codes       uint8[C, S]   sign codes, or codes of the rows; uint8[0, 0] if there is no prefilter
     outlier     bool[C]       rows whose codes are off by more than `error`; bool[0] if none are
-    error       float         |x - x'| of all others, the rounding of float32 included
-    longest     float         |x| of all others, 1 with COSINE
+    error       float         the largest |x - x'| of all others, with the rounding of float32
+    longest     float         the largest |x| of all others, 1 with COSINE
     error_bound, centre       of sign codes
 
 `outlier`, `error` and `longest` are those of codes of vectors only.
@@ -101,7 +101,7 @@ def prefilter_query(query, space, prefilter, quantizer):
 
 @kernel(internal=True, borrow=True)
 def _limit(key, d, metric, bound):
-    """The key of the codes that only rows with a greater key than `key` exceed. O(1)."""
+    """An upper bound of the code key of any row whose key is at most `key`. O(1)."""
     value = np.float64(key_float32(key))
     if metric == IP:
         limit = (value + bound[0]) * bound[1]

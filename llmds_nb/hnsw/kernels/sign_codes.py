@@ -12,8 +12,8 @@ where `quantization` chooses the error bound by how often it is exceeded. This f
 about the same variance. The sign codes of a row are uint8[S], S a multiple of 32:
 
     bit j % 8 of byte j // 8   x[j] >= centre; 0 where codes are padded
-    int32 before the last      |o|^2, or 0 with IP, which needs none
-    float32 at the end         gain
+    int32 at S - 8             |o|^2, or 0 with IP, which needs none
+    float32 at S - 4           gain
 
 and a `prefilter.Query` has
 

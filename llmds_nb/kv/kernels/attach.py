@@ -175,8 +175,8 @@ def _attach_plan(kv, seq_ids, tokens, indptr):
 def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     """Attach n sequences, all or none; hits int64[n] = tokens found cached. O(tokens).
 
-    Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. Sequences of one call do
-    not share pages with one another, since none of them is committed yet.
+    Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. Sequences of one call share
+    pages that were cached before, but not their new ones, since none is committed yet.
     """
     kv = s.state_at(handle)
     n, size = seq_ids.size, kv.tokens.shape[1]

@@ -3,7 +3,7 @@
 A policy gives every cached page an int64 key; the evictable leaf with the lowest (PRIORITY, key,
 page) is evicted first (kernels/eviction_heap.py). Only leaves are, so a parent outlives its
 children, and what is cached of a prompt is always a prefix of it. Keys change in three hooks, which
-are called while the page is held, so that entries of the heap never change:
+are called while the page is held and so in no heap; `leaf_rekey` serves all other changes:
 
     inserted   the page became cached
     touched    a request found it

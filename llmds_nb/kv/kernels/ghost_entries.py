@@ -8,8 +8,8 @@ Invariants: the entries of a bucket are filled from the front; their tags differ
 
 Bucket and tag are bits of the chained hash of the page, so an entry is found by tokens and prefix,
 whatever became of the page's id. A chance match of tags, 1e-5 a lookup, can only change the order
-of eviction. A full bucket loses its lowest entry, that of the page that would be evicted first. The
-term is that of ARC (Megiddo and Modha, 2003) and 2Q (Johnson and Shasha, 1994).
+of eviction. A full bucket loses its lowest entry, the one of least weight. The term is that of ARC
+(Megiddo and Modha, 2003) and 2Q (Johnson and Shasha, 1994).
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ TURNS = 63
 TAGS = (1 << 20) - 1
 _WEIGHT = 20  # low bits of a weight that are dropped
 _TURN = 20  # lowest bit of the turn in an entry
-_HIGH = 26  # lowest bit of the weight
+_HIGH = 26  # lowest bit of the weight in an entry
 
 
 @kernel(internal=True, borrow=True)

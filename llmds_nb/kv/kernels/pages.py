@@ -164,7 +164,7 @@ def evict_many(kv, n):
 
 @kernel(internal=True, borrow=True)
 def domain_missing(kv, domain, need):
-    """Pages by which `need` more pass a domain's quota once all it can is evicted. O(1)."""
+    """Pages by which `need` more exceed a domain's quota after evicting all that it can. O(1)."""
     quota = kv.domain[domain, s.QUOTA]
     if quota < 0 or need == 0:  # a quota below what is in use refuses new pages only
         return 0
@@ -182,7 +182,7 @@ def pages_reserve(kv, domain, need):
 
 @kernel(internal=True, borrow=True)
 def batch_pages_missing(kv, domains, need):
-    """Pages missing for need[i] more in domains[i] once all that can be is evicted. O(n)."""
+    """The largest shortage, of the pool or a domain, for need[i] pages in domains[i]. O(n)."""
     total, n = 0, need.size
     for i in range(n):
         total += need[i]

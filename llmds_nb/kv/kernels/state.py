@@ -27,9 +27,9 @@ cached, the *canonical* page; the others are private.
 
 Invariants:
 
-- REF of a page = its occurrences in block tables + pins. PENDING = 1 + the number of the pending
-  copy that fills the page, or -(number of pending copies that read it): a page is the destination
-  of at most one pending copy, and never the source of one at the same time.
+- REF of a page = its occurrences in block tables + pins. PENDING = 1 + the index of the pending
+  copy that fills the page, or -(the count of pending copies that read it): a page is the
+  destination of at most one pending copy, and never the source of one at the same time.
 - FREE pages have REF = PENDING = 0; PARENT links the N_FREE of them into a list from FREE_PAGE on.
 - PRIVATE and CACHED pages are counted in OWNED of their domain.
 - PARENT of a cached page is a cached page of its domain with a DEPTH one less, or -2 - domain at
@@ -43,9 +43,9 @@ Invariants:
 - The first N_CHAINED full pages of a sequence are committed, and are cached or have a canonical
   page, which may have been evicted since. CANONICAL is that of the last of them, and valid while
   its GENERATION is CANONICAL_GENERATION.
-- TAIL_FREE is 0 (to be found out), or the number of tokens that still fit TAIL_PAGE, which is then
-  partly filled, private, with one reference, and the next after N_CHAINED = LENGTH // T pages. An
-  append within TAIL_FREE changes this sequence only.
+- TAIL_FREE is 0 (unknown), or the number of tokens that still fit TAIL_PAGE, which is then partly
+  filled, private and referenced once, and the next after N_CHAINED = LENGTH // T pages. An append
+  within TAIL_FREE changes this sequence only.
 """
 
 import numpy as np

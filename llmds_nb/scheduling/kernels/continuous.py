@@ -14,12 +14,12 @@ State (R = the most requests that run), a `Batcher`:
 
 and the results of the last step_plan and step_advance:
 
-    plan             int64[3, R]      ids, first tokens and numbers of tokens, N_PLANNED columns
+    plan             int64[3, R]      ids, first positions and numbers of tokens, N_PLANNED columns
     is_prefill       bool[R]          likewise
     slots            int64[.]         where the tokens lie in the cache
     growing          int64[R]         ids of the sequences to which a token is appended,
     sampled          int32[R]         and these tokens
-    committed        int64[R, 2]      (id, tokens) of those whose K/V is known and which get none
+    committed        int64[R, 2]      (id, tokens) to commit, where no token is appended
     done             int64[R]         ids of the requests that ended
 
 LENGTH tokens of a running request lie in the cache, the K/V of the first COMPUTED of them is known,
@@ -142,7 +142,7 @@ def step_plan(handle):
 def _share(request, running, n, budget):
     """Share the budget among n running requests; return what is left. O(R).
 
-    INVALID while a step is not advanced. Decoding requests first, one token each, so that no
+    INVALID if the last step was not advanced. Decoding requests first, one token each, so that no
     prefill stalls them; then prefills.
     """
     in_prefill = 0
@@ -277,10 +277,10 @@ def step_advance(handle, now, ids, sampled, finished):
 def step_victim(handle):
     """(id, tokens computed) of the request to preempt; one runs at least. O(R).
 
-    Never the one of highest priority that came first, unless it runs alone: so that one ends, then
-    the next, and no two can preempt each other for ever. Of the others, the lowest priority; among
-    those the one with most tokens still to compute and to generate, which would hold its pages
-    longest and, in prefill, has least to lose; then the last that came.
+    The oldest request of the highest priority is preempted only if it runs alone, so it always
+    ends, then the next: no two can preempt each other for ever. Of the others, the lowest priority;
+    among those the one with most tokens still to compute and to generate, which would hold its
+    pages longest and, in prefill, has least to lose; then the last that came.
     """
     batcher = batcher_at(handle)
     queue, running = s.queue_at(batcher.queue), batcher.running

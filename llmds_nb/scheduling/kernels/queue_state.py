@@ -21,17 +21,18 @@ State (C = capacity in requests, W = columns, T = capacity in tenants), together
     origin          the time at which the queue was made, ns
 
 Ids count up from 0 and slots are given out in that order, so the order of slots is the order of
-arrival, and the smallest slot in `bitset` has waited longest. A slot is given out once; when all
-were, `queue_move` closes the gaps: O(C), for at least C / 2 requests. A request that runs keeps its
-id and its slot, and therefore its place when it waits again.
+arrival, and the smallest slot in `bitset` arrived first. Slots are not reused until nothing waits
+or runs, or `queue_move` closes the gaps: O(C), for at least C / 2 requests. A request that runs
+keeps its id and its slot, and therefore its place when it waits again: after a preemption, too.
 
 `ready` orders the WAITING slots by (priority, KEY, slot), see `order_of`; the policy decides what
-KEY is. FAIR leaves it empty: it serves the tenant with the lowest counter of tokens (Virtual Token
-Counter, Sheng et al. 2024, arXiv:2401.00588), of equal ones the tenant that came first. A tenant
-without waiting requests is lifted, when one arrives, to the lowest counter among those that have
-some. The waiting requests of a tenant are a leftist heap over (priority, slot), linked through UP,
-LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two children, which is
-the right one's, so the path along right children is never longer than log2 n.
+KEY is. FAIR leaves it empty: it serves the tenant whose first request has the highest priority,
+among equals the one with the lowest counter of tokens (Virtual Token Counter, Sheng et al. 2024,
+arXiv:2401.00588), then the tenant that came first. A tenant without waiting requests is lifted,
+when one arrives, to the lowest counter among those that have some or, if none has, to that of
+LAST_TENANT. The waiting requests of a tenant are a leftist heap over (priority, slot), linked
+through UP, LEFT and RIGHT, -1 for none; RANK is one more than the smaller rank of the two children,
+which is the right one's, so the path along right children is never longer than log2 n.
 
 Invariants: those of the heaps and the bitset; `ready` holds exactly the WAITING slots or, under
 FAIR, the leftist heaps do; `table` maps the ids of all slots that are not FREE; slots from FRESH on
@@ -49,7 +50,7 @@ from ...primitives.dary_heap import SLOT_MASK
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
 FCFS, SHORTEST, SLO, AGING, FAIR, CUSTOM = range(6)
 
-# Places in `meta`. NOW: the latest time seen, ns. FRESH: the first slot that was never given out
+# Places in `meta`. NOW: the latest time seen, ns. FRESH: the first slot that is not given out
 # since the gaps were closed. LAST_TENANT: whose last waiting request left last, -1 = none yet.
 NEXT_ID, NOW, FRESH, WAITING, RUNNING, WAITING_TOKENS, LAST_TENANT, N_TENANTS, N_META = range(9)
 
@@ -95,6 +96,6 @@ queue_at = unpacker(Queue)
 @kernel(inline=True)
 def order_of(priority, key, number):
     """(high, low) of a heap entry: higher priority, smaller key, smaller number first. O(1)."""
-    unsigned = key ^ _LOWEST
+    unsigned = key ^ _LOWEST  # the two halves of the key must sort as signed words
     high = (~priority << 32) | ((unsigned >> 32) & SLOT_MASK)
     return high, (((unsigned & SLOT_MASK) - _HALF) << 32) | number
