@@ -236,7 +236,7 @@ class _GraphDraft:
         return stop - first
 
     def _edges(self, first, stop, more):
-        """Memory for the edges of slots: M a level above 0 of each, and `more` M for its level 0."""
+        """Memory for the edges of slots: M for each level above 0, and `more` M for level 0."""
         M = self.links1.links.shape[1] - 1
         return np.empty((int(self.levels[first:stop].sum()) + more * (stop - first)) * M, np.int64)
 
