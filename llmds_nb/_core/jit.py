@@ -39,9 +39,8 @@ KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
 COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
 
-KERNELS: list[
-    Any
-] = []  # every dispatcher made here, in order of definition; warm-up and its test read it
+# Every dispatcher made here, in order of definition; read by warm-up and its test.
+KERNELS: list[Any] = []
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGE = __package__.rpartition(".")[0]

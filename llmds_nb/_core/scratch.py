@@ -42,11 +42,8 @@ def _layouts(context, builder, parts, value):
     for part, member in zip(parts, cgutils.unpack_tuple(builder, value), strict=True):
         shape = builder.extract_value(member, 0)
         several = isinstance(part[0], types.BaseTuple)
-        kinds, lengths = (
-            (part[0].types, cgutils.unpack_tuple(builder, shape))
-            if several
-            else ([part[0]], [shape])
-        )
+        kinds = part[0].types if several else [part[0]]
+        lengths = cgutils.unpack_tuple(builder, shape) if several else [shape]
         lengths = [
             context.cast(builder, length, kind, types.int64)
             for kind, length in zip(kinds, lengths, strict=True)

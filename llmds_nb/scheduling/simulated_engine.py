@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .._core.arrays import address_of
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Int32s, Int64s
 from .continuous import ContinuousBatcher
@@ -81,7 +82,7 @@ class SimulatedEngine:
         arrays.run[k.BLOCKED] = 0  # this one may fit where the others did not
 
     def _keep_address(self, id_):
-        self._arrays.address[id_] = self._state.tokens[id_].ctypes.data
+        self._arrays.address[id_] = address_of(self._state.tokens[id_])
 
     def start(self) -> None:
         """Begin a step now, if there is anything to do."""
