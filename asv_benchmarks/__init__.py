@@ -21,7 +21,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 
 # All commits are installed into one environment: with one kernel cache for all, a commit without
-# the cache stamp of `llmds_nb._core.jit` would run the kernels of another.
+# the cache stamp of `llmds_nb._core.kernel_cache` would run the kernels of another.
 os.environ["NUMBA_CACHE_DIR"] = str(
     _ROOT / ".asv" / "numba-cache" / (os.environ.get("ASV_COMMIT") or "working-tree")
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import llmds_nb
-from llmds_nb._core.jit import KERNEL_IMPORTS, domain_of
+from llmds_nb._core.kernel_cache import KERNEL_IMPORTS, domain_of
 
 ROOT = Path(llmds_nb.__file__).parent
 REPOSITORY = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import llmds_nb
-from llmds_nb._core.jit import cache_folders
+from llmds_nb._core.jit import KERNELS
+from llmds_nb._core.kernel_cache import cache_folders
 
 from .errors import bad_input
 
@@ -34,7 +35,7 @@ def kernel_cache() -> tuple[str | None, list[Path]]:
     """The folder of the cache of compiled kernels, None without one, and the files in it."""
     for name in llmds_nb.__all__:  # the kernels of a structure are known once it is imported
         getattr(llmds_nb, name)
-    folders = cache_folders()
+    folders = cache_folders(KERNELS)
     if not folders:
         return None, []
     compiled = [file for folder in folders for file in sorted(Path(folder).glob("*.nbc"))]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import llmds_nb
-from llmds_nb._core import jit
+from llmds_nb._core import jit, kernel_cache
 from llmds_nb._core.intrinsics import array_at, mul_hi
 from llmds_nb._core.jit import REFUSALS, entry_of, kernel
+from llmds_nb._core.kernel_cache import KERNEL_IMPORTS
 from llmds_nb._core.warmup import structure_names
 
 ROOT = Path(llmds_nb.__file__).parent
@@ -140,7 +141,10 @@ def test_an_edit_is_seen_by_every_kernel_that_can_reach_it_and_by_no_other(tmp_p
         edited = at.partition("/kernels")[0]
         everywhere = edited in ("primitives", "_core")
         assert results() == [
-            (r, int(not (everywhere or edited in (domain, *jit.KERNEL_IMPORTS.get(domain, ())))))
+            (
+                r,
+                int(not (everywhere or edited in (domain, *KERNEL_IMPORTS.get(domain, ())))),
+            )
             for (r, _), domain in zip(expected, domains, strict=True)
         ]
 
@@ -226,9 +230,7 @@ def test_kernels_of_a_zipped_package_run_uncached(copy):
 
 
 def test_a_full_disk_while_saving_does_not_fail_the_call(copy):
-    code = (
-        "import llmds_nb._core.jit as j; from numba.core.caching import IndexDataCacheFile as f\n"
-    )
+    code = "from numba.core.caching import IndexDataCacheFile as f\n"
     code += "def full(*a): raise OSError(28, 'No space left on device')\nf.save = full\n" + CALL
     result = run(copy, code)
     assert result.stdout.split() == ["12", "0"], result.stderr
@@ -256,7 +258,7 @@ def test_old_caches_are_dropped_but_for_the_newest(copy):
         write_callee(copy, version)
         run(copy, "import llmds_nb.kv.kernels.caller")
     folders = list((copy / "kv" / "kernels" / "__pycache__").glob("llmds_nb-*"))
-    assert len(folders) == jit._KEEP_FOLDERS + 1
+    assert len(folders) == kernel_cache._KEEP_FOLDERS + 1
 
 
 def test_every_kernel_is_stamped_with_its_own_file():
@@ -266,7 +268,7 @@ def test_every_kernel_is_stamped_with_its_own_file():
     ours = [k for k in jit.KERNELS if k.py_func.__module__.startswith("llmds_nb.")]
     assert len(ours) > 100
     for made in ours:
-        files = jit.kernel_sources(ROOT, jit.domain_of(made.py_func.__module__))
+        files = kernel_cache.kernel_sources(ROOT, kernel_cache.domain_of(made.py_func.__module__))
         assert Path(made.py_func.__code__.co_filename) in files, made.py_func.__module__
 
 
