@@ -24,6 +24,8 @@ from pathlib import Path
 import numba
 from numba.core import config
 
+from . import numba_startup
+
 logger = logging.getLogger(__name__)
 
 _KEEP_FOLDERS = 8  # caches of other stamps that are kept: versions and flags in use side by side
@@ -146,6 +148,10 @@ try:
             super().__init__(py_func)
             stamp = self._cache_file._source_stamp
             self._cache_file = _OwnDataFiles(self.cache_path, self._impl.filename_base, stamp)
+
+        def load_overload(self, sig, target_context):
+            numba_startup.prepare()
+            return super().load_overload(sig, target_context)
 
         def save_overload(self, sig, data):
             try:
