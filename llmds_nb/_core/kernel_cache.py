@@ -1,28 +1,43 @@
-"""The disk cache of compiled kernels, under stamps that know what a kernel can reach.
+"""The cache of compiled kernels: where machine code is kept, and which of it a kernel may run.
 
 Numba stamps a cached function with a hash of the function's *own* file, so after an edit or an
 upgrade of a callee in another file the cached caller keeps running the old callee: a wrong result,
 silently. Here a kernel is cached under a stamp of all the source that it can reach: the kernels of
 its own domain and of the domains in `KERNEL_IMPORTS`, `primitives`, the compiling files of `_core`,
-and the Numba flags that change code. `tests/test_house.py` holds the imports of kernels to that
-rule. An edit in one domain so leaves the compiled kernels of the others valid. Each stamp has a
-folder of its own: two versions, or a run with bounds checks beside one without, never read each
-other's machine code.
+and the versions and Numba flags that change code. `tests/test_house.py` holds the imports of
+kernels to that rule. An edit in one domain so leaves the compiled kernels of the others valid.
 
-The stamp uses private parts of Numba (`numba.core.caching`). Where they are missing or no longer
-behave as expected, kernels are compiled once per process and one warning is logged.
+A kernel for one list of argument types is looked up in the user's cache, which holds code for this
+very CPU, then among the kernels that the wheel brought (`prebuilt`); else it is compiled, and saved
+in the user's cache. Each stamp has a folder of its own there. One file holds one compiled kernel:
+
+    32 bytes    SHA-256 of all that follows
+    a line      its key: stamp, function, CPU target, hashes of bytecode and closure, types
+    the rest    pickled: the types of its arguments, Numba's CompileResult
+
+A file is used only if its digest and its whole key are right, wherever it came from. Files are
+written under another name first and then renamed, and nothing lists them: several processes may
+fill one folder.
+
+This uses private parts of Numba (`numba.core.caching`). Where they are missing or no longer behave
+as expected, kernels are compiled once per process and one warning is logged.
 """
 
 import hashlib
+import importlib.resources
+import inspect
 import logging
-import os
+import pickle
 import shutil
 import uuid
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config, event, sigutils
+
+from . import prebuilt
 
 from . import numba_startup
 
@@ -35,38 +50,56 @@ KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
 COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
 
-_ROOT = Path(__file__).parents[1]
 _PACKAGE = __package__.rpartition(".")[0]
+_FORMAT = 1  # of the files
+_FLAGS = (
+    "BOUNDSCHECK", "OPT", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "USING_SVML",
+)  # fmt: skip
 
 
-def kernel_sources(root: Path, domain: str | None) -> list[Path]:
-    """The files that kernels of a domain can reach; None: those of all domains."""
-    files = [root / "_core" / f"{name}.py" for name in COMPILING]
-    files += sorted((root / "primitives").rglob("*.py"))
+def _python_files(folder, name):
+    """(name, file) of the modules in a folder, nested ones included, in order."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        path = f"{name}/{entry.name}"
+        if entry.name.endswith(".py"):
+            yield path, entry
+        elif entry.is_dir():
+            yield from _python_files(entry, path)
+
+
+def kernel_sources(root: Any, domain: str | None) -> dict[str, Any]:
+    """The files that kernels of a domain can reach, by their paths in the package.
+
+    The root is the package's folder as a Path, or as the Traversable of a zipped package. None: the
+    files that the kernels of all domains reach.
+    """
+    files = {f"_core/{name}.py": root / "_core" / f"{name}.py" for name in COMPILING}
+    files |= _python_files(root / "primitives", "primitives")
     if domain is None:
-        folders = sorted(root.rglob("kernels"))
-    elif domain == "primitives":
-        folders = []
-    else:
-        folders = [root / name / "kernels" for name in (domain, *KERNEL_IMPORTS.get(domain, ()))]
-    for folder in folders:
-        files += sorted(folder.rglob("*.py"))
+        found = _python_files(root, "")
+        return files | {path[1:]: file for path, file in found if "/kernels/" in path}
+    if domain != "primitives":
+        for other in (domain, *KERNEL_IMPORTS.get(domain, ())):
+            folder = f"{other}/kernels"
+            files |= _python_files(root.joinpath(*folder.split("/")), folder)
     return files
 
 
-def source_stamp(root: Path, domain: str | None) -> str:
-    """A hash of the flags, and of the names and contents of `kernel_sources`."""
-    flags = (getattr(config, name) for name in ("BOUNDSCHECK", "OPT"))
-    digest = hashlib.sha256(repr(tuple(flags)).encode())
-    for path in kernel_sources(root, domain):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes())
+def source_stamp(root: Any, domain: str | None) -> str:
+    """A hash of the versions and flags, and of the names and contents of `kernel_sources`."""
+    flags = {name: getattr(config, name, None) for name in _FLAGS}
+    digest = hashlib.sha256(repr((prebuilt.VERSIONS, flags)).encode())
+    for path, file in kernel_sources(root, domain).items():
+        content = file.read_bytes()
+        digest.update(f"{path} {len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
 @cache
 def _domain_stamp(domain):
-    return source_stamp(_ROOT, domain)
+    return source_stamp(importlib.resources.files(_PACKAGE), domain)
 
 
 def domain_of(module: str) -> str | None:
@@ -96,58 +129,128 @@ def stamp_of(py_func) -> str:
 
 
 @cache
-def _stamped_folder(parent: str, stamp: str) -> str:
-    """Return the folder in `parent` for a stamp; drop the oldest others. Once per process."""
-    folder = Path(parent, f"llmds_nb-{stamp[:16]}")
-    if not folder.is_dir():
-        others = sorted(Path(parent).glob("llmds_nb-*"), key=lambda other: other.stat().st_mtime)
-        for other in others[:-_KEEP_FOLDERS]:
-            shutil.rmtree(other, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} is not writable")
-    return str(folder)
-
-
-@cache
 def _warn_uncached(reason: str) -> None:
     logger.warning("kernels are not cached on disk and compile in every process: %s", reason)
 
 
+@cache
+def _warn_damaged() -> None:
+    logger.warning("damaged files of compiled kernels are not used; see `llmds-nb info`")
+
+
+_user_parents: dict[str, str | None] = {}
+
+
+def _user_parent(py_func) -> str | None:
+    """The writable folder that Numba finds for the cache of a source file; None: there is none."""
+    file = inspect.getfile(py_func)
+    if file not in _user_parents:
+        try:
+            parent = CompileResultCacheImpl(py_func).locator.get_cache_path()
+        except (RuntimeError, OSError):
+            parent = None
+        _user_parents[file] = parent
+    return _user_parents[file]
+
+
+def _stamped_folder(parent: str, stamp: str) -> Path:
+    return Path(parent, f"llmds_nb-{stamp[:16]}")
+
+
+@cache
+def _make_folder(folder: Path) -> None:
+    """Create the folder of a stamp, and drop the oldest of others. Once per process."""
+    if not folder.is_dir():
+        others = sorted(folder.parent.glob("llmds_nb-*"), key=lambda path: path.stat().st_mtime)
+        for other in others[:-_KEEP_FOLDERS]:
+            shutil.rmtree(other, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def read_kernel(file: Any, key: str) -> Any:
+    """What `write_kernel` was given for this key; None if the file is another's or not there."""
+    try:
+        content = file.read_bytes()
+    except (OSError, KeyError):  # KeyError: not in a zipped package
+        return None
+    digest, content = content[:32], content[32:]
+    if hashlib.sha256(content).digest() != digest:
+        _warn_damaged()
+        return None
+    found, _, data = content.partition(b"\n")
+    return pickle.loads(data) if found == key.encode() else None
+
+
+def write_kernel(file: Path, key: str, data: bytes) -> None:
+    """Write a file of one compiled kernel; a reader finds all of it or nothing."""
+    content = key.encode() + b"\n" + data
+    unfinished = file.with_name(f"{uuid.uuid4().hex[:16]}.tmp")
+    try:
+        unfinished.write_bytes(hashlib.sha256(content).digest() + content)
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
 try:
-    from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
+    from numba.core.caching import CompileResultCacheImpl, FunctionCache
+    from numba.core.compiler import CompileResult
+    from numba.core.serialize import dumps
 
-    class _StampedCacheImpl(CompileResultCacheImpl):
-        """Numba's cache of compiled functions, under `stamp_of` instead of the file's own stamp."""
+    class KernelCache(FunctionCache):
+        """The machine code of one kernel, as Numba's dispatcher asks for it."""
 
-        def __init__(self, py_func):
-            super().__init__(py_func)
-            stamp = stamp_of(py_func)
-            folder = _stamped_folder(self._locator.get_cache_path(), stamp)
-            self._locator.get_cache_path = lambda: folder
-            self._locator.get_source_stamp = lambda: stamp
+        def __init__(self, py_func, stamp):  # Numba's own fails where no folder is writable
+            self._py_func = py_func
+            self._stamp = stamp
+            self._name = f"{py_func.__module__}.{py_func.__qualname__}"
+            self.enable()
 
-    class _OwnDataFiles(IndexDataCacheFile):
-        """Lets several processes fill one cold cache.
+        @property
+        def cache_path(self) -> str | None:
+            """The folder in the user's cache, which may not exist yet; None: not writable."""
+            parent = _user_parent(self._py_func)
+            return None if parent is None else str(_stamped_folder(parent, self._stamp))
 
-        Numba numbers the data files of a function by the index as it last read it, so two processes
-        that save two signatures at once both take number 1, and an index entry then names the other
-        signature's machine code. Here every save has a file of its own, written before the index
-        names it; of two indexes written at once one is lost, and its signature compiles again.
-        """
+        def _key(self, args, target, code):
+            line = self._py_func.__code__.co_firstlineno
+            types = [str(kind) for kind in args]
+            return repr((_FORMAT, self._stamp, self._name, line, target, code, types))
 
-        def save(self, key, data):
-            name = self._data_name(uuid.uuid4().int)
-            self._save_data(name, data)
-            self._save_index(self._load_index() | {key: name})
+        def _file(self, key):
+            name = self._name.removeprefix(f"{_PACKAGE}.").replace("<", "").replace(">", "")
+            return f"{name[-80:]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc"
 
-    class _StampedCache(FunctionCache):
-        _impl_class = _StampedCacheImpl
+        def _places(self, target):
+            """(folder, CPU target) of the caches to look into, in this order."""
+            if (own := self.cache_path) is not None:
+                yield Path(own), target
+            level, _ = prebuilt.choose()
+            if level is not None and level.target[0] == target[0]:
+                yield level.folder.joinpath(self._stamp[:16]), level.target
 
-        def __init__(self, py_func):
-            super().__init__(py_func)
-            stamp = self._cache_file._source_stamp
-            self._cache_file = _OwnDataFiles(self.cache_path, self._impl.filename_base, stamp)
+        def _load_overload(self, sig, target_context):
+            if not self._enabled:
+                return None
+            args, _ = sigutils.normalize_signature(sig)
+            _, host, code = self._index_key(sig, target_context.codegen())
+            for folder, target in self._places(host):
+                key = self._key(args, target, code)
+                found = read_kernel(folder.joinpath(self._file(key)), key)
+                if found is not None and found[0] == args:
+                    return CompileResult._rebuild(target_context, *found[1])
+            return None
+
+        def _give_up(self, error):
+            _warn_uncached(f"no kernel cache with numba {numba.__version__}: {error}")
+            self.disable()
+
+        def load_overload(self, sig, target_context):
+            try:
+                return super().load_overload(sig, target_context)
+            except (AttributeError, TypeError) as error:
+                self._give_up(error)
 
         def load_overload(self, sig, target_context):
             numba_startup.prepare()
@@ -158,35 +261,73 @@ try:
                 super().save_overload(sig, data)
             except OSError as error:  # a full disk must not fail the call that compiled
                 _warn_uncached(str(error))
+            except (AttributeError, TypeError) as error:
+                self._give_up(error)
+
+        def _save_overload(self, sig, data):
+            if not self._enabled:
+                return
+            if self.cache_path is None:
+                _warn_uncached("no cache folder is writable; NUMBA_CACHE_DIR can name one")
+                return
+            if data.library.has_dynamic_globals:
+                _warn_uncached(f"{self._name} refers to memory of this process")
+                return
+            args, _ = sigutils.normalize_signature(sig)
+            _, target, code = self._index_key(sig, data.codegen)
+            key = self._key(args, target, code)
+            folder = Path(self.cache_path)
+            _make_folder(folder)
+            # The annotated source is only for `inspect_types`, and names the build's folders.
+            reduced = data._replace(type_annotation="")._reduce()
+            write_kernel(folder / self._file(key), key, dumps((args, reduced)))
+
+        def flush(self):
+            if self.cache_path is not None:
+                for file in Path(self.cache_path).glob(f"{self._file('')[:-20]}*.nbc"):
+                    file.unlink(missing_ok=True)
 
 except (ImportError, AttributeError) as error:  # another Numba
-    _StampedCache = None  # type: ignore[assignment, misc]
-    _warn_uncached(f"no stamped cache with numba {numba.__version__}: {error}")
+    KernelCache = None  # type: ignore[assignment, misc]
+    _warn_uncached(f"no kernel cache with numba {numba.__version__}: {error}")
 
 
 def attach_cache(dispatcher, py_func) -> None:
-    if _StampedCache is None:
+    """Let a dispatcher load and save its machine code as this module describes."""
+    if KernelCache is None:
         return
     try:
         stamp = stamp_of(py_func)
-    except OSError as error:  # as in a zipped package
+    except OSError as error:
         _warn_uncached(f"the source of the kernels cannot be read: {error}")
         return
-    try:
-        attached = _StampedCache(py_func)
-        kept = attached._cache_file._source_stamp == stamp and stamp[:16] in attached.cache_path
-        if not kept or not hasattr(dispatcher, "_cache"):
-            raise AttributeError("the stamp was not taken over")
-    except (RuntimeError, OSError):
-        _warn_uncached("no cache folder is writable; NUMBA_CACHE_DIR can name one")
-    except (AttributeError, TypeError) as error:
-        _warn_uncached(f"no stamped cache with numba {numba.__version__}: {error}")
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = KernelCache(py_func, stamp)
     else:
-        dispatcher._cache = attached
+        _warn_uncached(f"no kernel cache with numba {numba.__version__}")
 
 
 def cache_folders(dispatchers) -> list[str]:
-    """The folders in which these kernels are cached; [] = nowhere."""
+    """The folders in the user's cache for these kernels, existing or not; [] = nowhere."""
     caches = (getattr(dispatcher, "_cache", None) for dispatcher in dispatchers)
     paths = (getattr(attached, "cache_path", None) for attached in caches)
     return sorted({path for path in paths if path is not None})
+
+
+class _Compilations(event.Listener):
+    count = 0
+
+    def on_start(self, event):
+        self.count += 1
+
+    def on_end(self, event):
+        pass
+
+
+_compilations = _Compilations()
+event.register("numba:compile", _compilations)
+
+
+def compiled_functions() -> int:
+    """How many functions Numba has compiled in this process, rather than loaded."""
+    return _compilations.count

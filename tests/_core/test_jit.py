@@ -205,8 +205,8 @@ def test_an_ir_only_callee_works_in_its_callers_and_leaves_no_file(copy, option)
             shutil.rmtree(copy / "kv" / "kernels" / "__pycache__")
         result = run(copy, CALL_IR_ONLY.format(compiler), NUMBA_BOUNDSCHECK="1")
         assert result.stdout.split() == ["11.0", "10.0", "12", "caught", str(2 * calls)]
-    files = [path.name for path in copy.rglob("*.nbi")]
-    assert len(files) == 1 and files[0].startswith("caller")
+    files = [path.name for path in copy.rglob("*.nbc")]
+    assert len(files) == 2 and all(name.startswith("kv.kernels.caller") for name in files)
 
 
 def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
@@ -220,43 +220,52 @@ def test_an_unwritable_cache_folder_does_not_break_the_import(copy, tmp_path):
         assert result.stderr.count("not cached on disk") == 1
 
 
-def test_kernels_of_a_zipped_package_run_uncached(copy):
+def test_kernels_of_a_zipped_package_are_cached_where_numba_can(copy):
     archive = shutil.make_archive(str(copy.parent / "zipped"), "zip", copy.parent, copy.name)
     shutil.rmtree(copy)
-    for _ in range(2):
-        result = run(copy, f"import sys; sys.path.insert(0, {archive!r})\n{CALL}")
-        assert result.stdout.split() == ["12", "0"], result.stderr
-        assert result.stderr.count("cannot be read") == 1
+    # Numba has no folder for an archive of another name.
+    for name, cached in (("zipped.zip", 1), ("zipped.pyz", 0)):
+        at = Path(archive).rename(copy.parent / name)
+        for hits in (0, cached):
+            code = f"import sys; sys.path.insert(0, {str(at)!r})\n{CALL}"
+            result = run(copy, code, XDG_CACHE_HOME=str(copy.parent / name[-3:]))
+            assert result.stdout.split() == ["12", str(hits)], result.stderr
+            assert result.stderr.count("not cached on disk") == 1 - cached
+        archive = at
+
+
+FULL_DISK = """
+from pathlib import Path
+def full(*a): raise OSError(28, 'No space left on device')
+Path.write_bytes = full
+"""
 
 
 def test_a_full_disk_while_saving_does_not_fail_the_call(copy):
-    code = "from numba.core.caching import IndexDataCacheFile as f\n"
-    code += "def full(*a): raise OSError(28, 'No space left on device')\nf.save = full\n" + CALL
-    result = run(copy, code)
+    result = run(copy, FULL_DISK + CALL)
     assert result.stdout.split() == ["12", "0"], result.stderr
+    assert result.stderr.count("No space left on device") == 1
 
 
-def test_without_numbas_private_parts_kernels_run_uncached_with_one_warning(copy):
-    code = "import numba.core.caching as c; del c.CompileResultCacheImpl\n" + CALL
-    result = run(copy, code)
-    assert result.stdout.split() == ["12", "0"], result.stderr
-    assert result.stderr.count("not cached on disk") == 1
-    code = (
-        "import numba.core.caching as c\n"
-        "init = c.Cache.__init__\n"
-        "def changed(self, f):\n    init(self, f); self._cache_file._source_stamp = 'another'\n"
-        "c.Cache.__init__ = changed\n" + CALL
-    )
-    for _ in range(2):  # a stamp that is not taken over must not be trusted the second time either
-        result = run(copy, code)
+@pytest.mark.parametrize(
+    "other",
+    [
+        "import numba.core.caching as c; del c.CompileResultCacheImpl",
+        "from numba.core.codegen import CPUCodegen as c; del c.magic_tuple",
+        "from numba.core.compiler import CompileResult as c; del c._reduce",
+    ],
+)
+def test_without_numbas_private_parts_kernels_run_uncached_with_one_warning(copy, other):
+    for _ in range(2):
+        result = run(copy, f"{other}\n{CALL}")
         assert result.stdout.split() == ["12", "0"], result.stderr
-    assert result.stderr.count("not cached on disk") == 1
+        assert result.stderr.count("not cached on disk") == 1
 
 
 def test_old_caches_are_dropped_but_for_the_newest(copy):
     for version in range(12):
         write_callee(copy, version)
-        run(copy, "import llmds_nb.kv.kernels.caller")
+        assert run(copy).stdout.split() == [str(11 + version), "0"]
     folders = list((copy / "kv" / "kernels" / "__pycache__").glob("llmds_nb-*"))
     assert len(folders) == kernel_cache._KEEP_FOLDERS + 1
 
@@ -269,7 +278,7 @@ def test_every_kernel_is_stamped_with_its_own_file():
     assert len(ours) > 100
     for made in ours:
         files = kernel_cache.kernel_sources(ROOT, kernel_cache.domain_of(made.py_func.__module__))
-        assert Path(made.py_func.__code__.co_filename) in files, made.py_func.__module__
+        assert Path(made.py_func.__code__.co_filename) in files.values(), made.py_func.__module__
 
 
 def test_fastmath_still_sees_nan():
