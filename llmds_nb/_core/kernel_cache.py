@@ -37,9 +37,7 @@ from typing import Any
 import numba
 from numba.core import config, event, sigutils
 
-from . import prebuilt
-
-from . import numba_startup
+from . import numba_startup, prebuilt
 
 logger = logging.getLogger(__name__)
 
@@ -247,14 +245,11 @@ try:
             self.disable()
 
         def load_overload(self, sig, target_context):
+            numba_startup.prepare()
             try:
                 return super().load_overload(sig, target_context)
             except (AttributeError, TypeError) as error:
                 self._give_up(error)
-
-        def load_overload(self, sig, target_context):
-            numba_startup.prepare()
-            return super().load_overload(sig, target_context)
 
         def save_overload(self, sig, data):
             try:
