@@ -10,8 +10,9 @@ import numba
 from numba.core import config, sigutils, types
 from numba.extending import overload
 
-from .ir_library import IrOnlyCompiler
-from .kernel_cache import attach_cache
+from . import linking
+from .compiler import IrOnlyCompiler, KernelCompiler
+from .kernel_cache import attach_cache, stamp_of
 
 # nnan and ninf are left out on purpose: with them LLVM may fold isnan(x) to False.
 SAFE_FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
@@ -65,7 +66,7 @@ def _accept_only(dispatcher, accepts):
 
 def kernel(
     func=None, *, nogil=False, fastmath=False, inline=False, internal=False, noinline=False,
-    borrow=False, accepts=None,
+    borrow=False, accepts=None, separate=None,
 ):  # fmt: skip
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
@@ -79,7 +80,7 @@ def kernel(
         Only for distance kernels, whose input was checked to be finite.
     internal : bool
         Only ever called from other kernels: compiled to LLVM IR and into its callers (see
-        `ir_library`), not cached by itself, and always inlined. By itself LLVM would not inline it
+        `compiler`), not cached by itself, and always inlined. By itself LLVM would not inline it
         where reference counts are left in the body, and a call passes a state of seven arrays as
         56 words.
     noinline : bool
@@ -92,6 +93,10 @@ def kernel(
         Count no references: all arrays stay the caller's. For a kernel that neither allocates nor
         returns an array; a call saves 40 ns per array on entry from Python, and 10 inside, where
         the counts are atomic.
+    separate : Numba signature, optional
+        Compiled once, by itself, for these types; its callers, which are other kernels, hold a
+        call and no copy (see `linking`). For what is long and seldom runs, or runs long: a call
+        costs 2 ns.
     accepts : str, optional
         The types it takes, as in "int64, int64[::1]"; others raise one of REFUSALS instead of
         compiling anew. A caller may then pass arguments as they come, and validate them only if
@@ -99,24 +104,29 @@ def kernel(
     """
     if func is None:
         options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}
-        return lambda f: kernel(f, **options, internal=internal, noinline=noinline, borrow=borrow)
+        return lambda f: kernel(
+            f, **options, internal=internal, noinline=noinline, borrow=borrow, separate=separate
+        )
     ir_only = internal or noinline
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
-        no_cpython_wrapper=ir_only,
+        no_cpython_wrapper=ir_only or separate is not None,
         forceinline=internal,
         inline="always" if inline else "never",
         error_model="numpy",
         _nrt=not borrow,  # always given: a callee would inherit it from the caller compiled first
-        pipeline_class=IrOnlyCompiler if ir_only else None,
+        pipeline_class=IrOnlyCompiler if ir_only else KernelCompiler,
     )(func)
     if not config.DISABLE_JIT:
         _ignore_literals(dispatcher)
         if not ir_only:
             attach_cache(dispatcher, func)
         KERNELS.append(dispatcher)
+        if separate is not None:
+            symbol = f"{func.__module__}.{func.__qualname__}.{stamp_of(func)}"
+            return linking.separate(dispatcher, separate, symbol)
         if accepts is not None:
             return _accept_only(dispatcher, accepts)
     return dispatcher

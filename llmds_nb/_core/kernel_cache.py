@@ -46,7 +46,9 @@ _KEEP_FOLDERS = 8  # caches of other stamps that are kept: versions and flags in
 # The domains whose kernels the kernels of a domain may call, besides its own and `primitives`.
 KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
-COMPILING = ("arrays", "intrinsics", "ir_library", "jit", "llvm", "scratch", "state")
+COMPILING = (
+    "arrays", "compiler", "intrinsics", "jit", "linking", "llvm", "scratch", "state"
+)  # fmt: skip
 
 _PACKAGE = __package__.rpartition(".")[0]
 _FORMAT = 1  # of the files

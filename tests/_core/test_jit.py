@@ -182,8 +182,8 @@ def callee(x):
 """
 CALL_IR_ONLY = """
 import numpy as np
-from llmds_nb._core import ir_library
-ir_library.IrOnlyCompiler = {}
+from llmds_nb._core import compiler
+compiler.IrOnlyCompiler = {}
 from llmds_nb.kv.kernels.caller import caller
 print(caller(np.ones(2)), caller(np.zeros(6)), caller(np.full(1, 2)))
 try: caller(np.zeros(2))
@@ -197,8 +197,8 @@ def test_an_ir_only_callee_works_in_its_callers_and_leaves_no_file(copy, option)
     write_callee(copy, option, IR_ONLY)
     # Compiled, from the disk cache, and where Numba has no such library.
     for compiler, calls in (
-        ("ir_library.IrOnlyCompiler", 0),
-        ("ir_library.IrOnlyCompiler", 1),
+        ("compiler.IrOnlyCompiler", 0),
+        ("compiler.IrOnlyCompiler", 1),
         ("None", 0),
     ):
         if compiler == "None":

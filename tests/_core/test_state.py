@@ -1,4 +1,4 @@
-"""A declared state: what is packed in Python is what kernels unpack."""
+"""A declared state: what is packed in Python is what kernels see."""
 
 import copy
 import os
@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from llmds_nb._core.arrays import address_of
 from llmds_nb._core.jit import kernel
-from llmds_nb._core.state import ANY, FLOAT, INT, Handle, State, array, n_words, pack, unpacker
+from llmds_nb._core.state import ANY, FLOAT, INT, Handle, State, array, n_words, pack, viewer
 
 
 class Links(State):
@@ -41,7 +41,7 @@ class Counts(State):
     b = INT
 
 
-graph_at, counts_at = unpacker(Graph), unpacker(Counts)
+graph_at, counts_at = viewer(Graph), viewer(Counts)
 DTYPES = [np.float32, np.uint16, np.uint8, np.float64, np.int64]
 
 
@@ -188,11 +188,11 @@ print(own.first(handle.address), sum(own.first.stats.cache_hits.values()))
 OWN = """
 import numpy as np
 from llmds_nb._core.jit import kernel
-from llmds_nb._core.state import ANY, INT, Handle, array, State, unpacker
+from llmds_nb._core.state import ANY, INT, Handle, array, State, viewer
 class Ring(State):
     item = array(np.int64, ANY)
     start = INT
-ring_at = unpacker(Ring)
+ring_at = viewer(Ring)
 @kernel
 def first(handle):
     ring = ring_at(handle)

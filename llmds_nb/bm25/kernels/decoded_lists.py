@@ -12,7 +12,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 from ...primitives.status import ABSENT
 from .postings import list_read, lower_bound, segment_at
 
@@ -46,7 +46,7 @@ class DecodedLists(State):
     codes = array(np.int32, ANY, ANY)
 
 
-decoded_lists_at = unpacker(DecodedLists)
+decoded_lists_at = viewer(DecodedLists)
 
 
 @kernel(internal=True, borrow=True)

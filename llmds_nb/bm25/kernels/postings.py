@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 from ...primitives.status import ABSENT
 from .block_codec import BLOCK, list_decode, list_encode, list_find
 
@@ -53,8 +53,8 @@ class MergeInput(State):
     doc_of = array(np.int32, ANY)
 
 
-segment_at = unpacker(Segment)
-_merge_input_at = unpacker(MergeInput)
+segment_at = viewer(Segment)
+_merge_input_at = viewer(MergeInput)
 
 
 @kernel(internal=True, borrow=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch as scratch_memory
-from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, viewer
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select, topk_spread
 from ...text.kernels.tokenize import queries_group
@@ -40,7 +40,7 @@ class IndexState(State):
     lookup_cost = INT  # postings that are passed in the time that one is looked up
 
 
-index_at = unpacker(IndexState)
+index_at = viewer(IndexState)
 
 
 class Terms(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, State, array, unpacker
+from ..._core.state import ANY, INT, State, array, viewer
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select
 from . import window as w
@@ -59,8 +59,8 @@ class Scratch(State):
     chunk_scores = array(np.float64, CHUNK)  # and their scores
 
 
-segment_state_at = unpacker(SegmentState)
-scratch_at = unpacker(Scratch)
+segment_state_at = viewer(SegmentState)
+scratch_at = viewer(Scratch)
 
 
 class Filter(NamedTuple):

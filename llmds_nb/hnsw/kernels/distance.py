@@ -1,6 +1,6 @@
 """Distances between a query and stored rows, by metric and by the dtype of the rows.
 
-A `Space` (see `state`) holds
+A `Space` (see `state`), or in its place `Rows` made in a kernel, holds
 
     metric   L2 (squared), IP (1 - <q, x>), COSINE (1 - <q, x> / (|q| |x|))
     rows     float32[n, d], uint16[n, d] (the bits of float16), or uint8[n, p] codes
@@ -16,12 +16,15 @@ at 128, so that a dot product needs no correction; those of COSINE are L2 codes 
 A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 12 times slower.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import types
 
 from ..._core.arrays import LINE
 from ..._core.intrinsics import half_value, prefetch
 from ..._core.jit import by_type, kernel
+from ..._core.state import member_type
 from ...primitives.bits import float32_key
 from .simd import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
 
@@ -30,6 +33,14 @@ L2, IP, COSINE = 0, 1, 2
 _LINES = 16  # per row; the hardware prefetches what is beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
 _ROUNDING = 2.0**-24  # relative, of one float32 operation
+
+
+class Rows(NamedTuple):
+    """What a `Space` holds, for other rows."""
+
+    rows: object
+    factors: object
+    metric: object
 
 
 @by_type(fastmath=True)
@@ -85,7 +96,7 @@ def prefetch_row(rows, row):
 
 def holds_codes(space):
     """Whether the rows of a space, given by its Numba type, are codes."""
-    return space[0].dtype == types.uint8
+    return member_type(space, "rows").dtype == types.uint8
 
 
 @by_type(fastmath=True, inline=True)

@@ -29,11 +29,10 @@ import numpy as np
 from ..._core.intrinsics import prefetch
 from ..._core.jit import by_type, kernel
 from ...primitives.bits import key_float32
-from .distance import COSINE, IP, holds_codes, prefetch_row, rounding, rows_keys
+from .distance import COSINE, IP, Rows, holds_codes, prefetch_row, rounding, rows_keys
 from .scalar_quantizer import QUERY_DOT, codes_query
 from .sign_codes import sign_codes_filter, sign_codes_query
 from .simd import BIT_PLANES
-from .state import Space
 
 _INT32_MAX = 2.0**31 - 1
 
@@ -76,7 +75,7 @@ def prefilter_query(query, space, prefilter, quantizer):
             return
         vector, coded, bound = query.vector, query.numbers, query.bound
         offset, step = quantizer.offset, quantizer.step
-        own = Space(prefilter.codes, space.factors, space.metric)
+        own = Rows(prefilter.codes, space.factors, space.metric)
         codes_query(own, quantizer, vector, coded, vector)
         square = off = 0.0
         largest = np.float32(0)
@@ -140,7 +139,7 @@ def prefilter_slots(query, space, prefilter, key, slots, n, keys):
             return n
         outlier = prefilter.outlier
         limit = _limit(key, space.rows.shape[1], space.metric, query.bound)
-        own = Space(prefilter.codes, space.factors, space.metric)
+        own = Rows(prefilter.codes, space.factors, space.metric)
         rows_keys(own, query.numbers, slots, 0, n, False, keys)
         kept = 0
         for i in range(n):

@@ -11,11 +11,11 @@ from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_push, topk_sort
-from .distance import COSINE, IP, L2, float_dot, prefetch_row, query_part, rounding, row_value
+from .distance import COSINE, IP, L2, Rows, float_dot, prefetch_row, query_part, rounding, row_value
 from .graph import PASSES, WalkScratch, candidate_slot, candidates_capacity, graph_explore
 from .prefilter import Query, prefilter_parts, prefilter_query
 from .scalar_quantizer import codes_query
-from .state import Space, index_at, scan_at
+from .state import index_at, scan_at
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _AHEAD = 3  # vectors that are fetched while one is measured
@@ -76,7 +76,7 @@ def hnsw_search_many(
     queries, finals, allowed = borrowed(queries), borrowed(finals), borrowed(allowed)
     out_ids, out_distances = borrowed(out_ids), borrowed(out_distances)
     space, graph, quantizer = s.space, s.graph, s.quantizer
-    stored = Space(s.vectors, space.factors, space.metric)
+    stored = Rows(s.vectors, space.factors, space.metric)
     d = s.dim
     m = queries.size // d
     k, d_final = out_ids.size // m, finals.size // m
@@ -139,7 +139,7 @@ def hnsw_scan_many(index, like, queries, allowed, out_ids, out_distances):
     """
     s = index_at(index, like, like)  # rows, of whatever dtype, are not read
     vectors, ids, metric = s.vectors, s.ids, s.space.metric
-    stored = Space(vectors, s.space.factors, metric)
+    stored = Rows(vectors, s.space.factors, metric)
     m, k = out_ids.shape
     allowed = borrowed(allowed)
     units = queries
@@ -173,7 +173,7 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
     """
     s = index_at(index, np.float32, np.float32)  # rows, of whatever dtype, are not read
     vectors, factors, ids, metric = s.vectors, s.space.factors, s.ids, s.space.metric
-    stored = Space(vectors, factors, metric)
+    stored = Rows(vectors, factors, metric)
     scan = scan_at(scan)
     squares, units, scores, found = scan.squares, scan.units, scan.scores, scan.found
     kept, limits = scan.kept, scan.limits

@@ -36,7 +36,7 @@ insertion, not on the number of threads.
 
 import numpy as np
 
-from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, viewer
 
 
 class Space(State):
@@ -137,8 +137,8 @@ class Repair(State):
     renamed = array(np.int32, ANY)  # the new slot of an old one, ABSENT for a removed one
 
 
-index_at = unpacker(Index)  # index_at(handle, rows, vectors), of these only the dtypes count
-scan_at = unpacker(Scan)
-draft_at = unpacker(Draft)  # draft_at(handle, rows)
-repair_at = unpacker(Repair)
-links_at = unpacker(Links)
+index_at = viewer(Index)  # index_at(handle, rows, vectors), of these only the dtypes count
+scan_at = viewer(Scan)
+draft_at = viewer(Draft)  # draft_at(handle, rows)
+repair_at = viewer(Repair)
+links_at = viewer(Links)

@@ -12,7 +12,7 @@ Invariants: free_stack[:n_free] holds every page with ref 0, once each, and no o
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 from ...primitives.status import ABSENT, FULL, INVALID, OK
 
 
@@ -24,7 +24,7 @@ class AllocatorState(State):
     meta = array(np.int64, 1)
 
 
-state_at = unpacker(AllocatorState)
+state_at = viewer(AllocatorState)
 
 
 @kernel(borrow=True)
@@ -60,7 +60,8 @@ def page_free_many(handle, pages):
 
     A page may be named several times, up to its count. A refused call changes nothing.
     """
-    ref, free_stack, meta = state_at(handle)
+    state = state_at(handle)
+    ref, free_stack, meta = state.ref, state.free_stack, state.meta
     for i in range(pages.size):
         if ref[pages[i]] == 0:
             for j in range(i):  # undo
@@ -105,7 +106,8 @@ def page_compact_plan(live, src, dst):
 @kernel
 def page_compact(handle, src, dst):
     """Carry out page_compact_plan on the reference counts; return the number of moves. O(P)."""
-    ref, free_stack, meta = state_at(handle)
+    state = state_at(handle)
+    ref, free_stack, meta = state.ref, state.free_stack, state.meta
     n = page_compact_plan(ref > 0, src, dst)
     for i in range(n):
         ref[dst[i]] = ref[src[i]]

@@ -7,6 +7,7 @@ of the fast path are removed again. Statuses are in kernels/sequences.py.
 """
 
 import numpy as np
+from numba import int64
 
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
@@ -62,7 +63,7 @@ def _tokens_fill(kv, seq, tokens, slots):
     kv.seq_hot[seq, s.LENGTH] = length + tokens.size
 
 
-@kernel(internal=True)
+@kernel(separate=int64(s.KV, s.INT64S, s.INT64S, int64, s.INT32S, s.INT64S))
 def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
     """Append n_tokens >= 1 tokens to each of the distinct seqs int64[m], all or none. O(tokens).
 

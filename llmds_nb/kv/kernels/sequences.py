@@ -18,6 +18,7 @@ A *row* is the index of a sequence in `seq_hot` and `seq_cold`; kernels call it 
 """
 
 import numpy as np
+from numba import int64, void
 
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find, table_remove, table_set
@@ -131,14 +132,9 @@ def canonical_is_valid(kv, seq):
     return kv.page[page, s.GENERATION] == generation
 
 
-@kernel(internal=True, borrow=True)
-def sequence_cache_pages(kv, seq, full):
-    """Cache the first `full` pages, all committed, or find their canonical pages.
-
-    O(T) for each page beyond N_CHAINED.
-    """
-    if kv.meta[s.SHARING] == 0 or kv.seq_cold[seq, s.N_CHAINED] >= full:
-        return
+@kernel(separate=void(s.KV, int64, int64), borrow=True)
+def _pages_cache(kv, seq, full):
+    """What sequence_cache_pages does if there is something to do."""
     start, last = kv.seq_cold[seq, s.N_CHAINED], kv.seq_cold[seq, s.CANONICAL]
     if start > 0 and not canonical_is_valid(kv, seq):
         start = 0  # look all of them up again
@@ -168,6 +164,16 @@ def sequence_cache_pages(kv, seq, full):
     kv.seq_cold[seq, s.N_CHAINED] = full
     kv.seq_cold[seq, s.CANONICAL] = parent
     kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[parent, s.GENERATION]
+
+
+@kernel(internal=True, borrow=True)
+def sequence_cache_pages(kv, seq, full):
+    """Cache the first `full` pages, all committed, or find their canonical pages.
+
+    O(T) for each page beyond N_CHAINED.
+    """
+    if kv.meta[s.SHARING] != 0 and kv.seq_cold[seq, s.N_CHAINED] < full:
+        _pages_cache(kv, seq, full)
 
 
 @kernel(internal=True, borrow=True)

@@ -17,7 +17,7 @@ owns the arrays replaces them by longer ones as they fill up:
     domain    int64[D, 11]  one row a domain, columns below
     meta      int64[64]     counters, places below
 
-Kernels that Python calls take the state as a handle (_core/state.py) and unpack it to a KVState.
+Kernels that Python calls take the state as a handle (_core/state.py).
 
 A page is FREE, PRIVATE (writable by its one holder) or CACHED (full, committed, read-only, found by
 prefix). It is *held* while a sequence or pin refers to it, a pending copy reads it, or a held
@@ -49,8 +49,9 @@ Invariants:
 """
 
 import numpy as np
+from numba import types
 
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, StateType, array, viewer
 
 # Columns of `page`.
 REF = 0  # sequences and pins that hold the page
@@ -159,4 +160,8 @@ class KVState(State):
     meta = array(np.int64, META_SIZE)
 
 
-state_at = unpacker(KVState)
+state_at = viewer(KVState)
+
+# Numba types in the signatures of separate kernels.
+KV = StateType(KVState)
+INT64S, INT32S = types.Array(types.int64, 1, "C"), types.Array(types.int32, 1, "C")

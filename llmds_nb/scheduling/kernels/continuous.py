@@ -36,7 +36,7 @@ exactly the running slots.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, State, array, unpacker
+from ..._core.state import ANY, INT, State, array, viewer
 from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, GROW, INVALID, OK, PRESENT
@@ -67,7 +67,7 @@ class Batcher(State):
     sampled = array(np.int32, ANY)
 
 
-batcher_at = unpacker(Batcher)
+batcher_at = viewer(Batcher)
 
 
 @kernel(borrow=True)

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from ..._core.state import INT, State, array, unpacker
+from ..._core.state import INT, State, array, viewer
 from ...primitives.dary_heap import ROOT, SLOT_MASK, entries_pop
 from ...primitives.status import ABSENT, GROW, INVALID, OK
 from . import queue_state as s, request_queue as q
@@ -45,7 +45,7 @@ class MicroBatcher(State):
     waits = latencies = array(np.int64, s.WINDOW)
 
 
-_batcher_at = unpacker(MicroBatcher)
+_batcher_at = viewer(MicroBatcher)
 
 
 @kernel(borrow=True)

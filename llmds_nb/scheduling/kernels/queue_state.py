@@ -44,7 +44,7 @@ COUNTER; no counter ever falls.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, FLOAT, INT, State, array, unpacker
+from ..._core.state import ANY, FLOAT, INT, State, array, viewer
 from ...primitives.dary_heap import SLOT_MASK
 
 POLICIES = ("fcfs", "shortest", "slo", "aging", "fair")
@@ -90,7 +90,7 @@ class Queue(State):
     aging_cost = aging_rate = FLOAT
 
 
-queue_at = unpacker(Queue)
+queue_at = viewer(Queue)
 
 
 @kernel(inline=True)

@@ -31,7 +31,7 @@ replica changes no other choice. Rows that name a removed replica are skipped.
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, State, array, unpacker
+from ..._core.state import ANY, INT, State, array, viewer
 from ...kv.kernels.prefix_table import prefix_hash
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, INVALID
@@ -52,7 +52,7 @@ class Router(State):
     page_size = INT
 
 
-_router_at = unpacker(Router)
+_router_at = viewer(Router)
 
 
 @kernel(internal=True)

@@ -33,7 +33,7 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, State, array, unpacker
+from ..._core.state import ANY, INT, State, array, viewer
 from ...kv.kernels.append import kv_append_many, kv_commit
 from ...kv.kernels.attach import kv_attach_many, kv_detach_many
 from ...primitives.status import ABSENT, FULL, OK
@@ -65,7 +65,7 @@ class Engine(State):
     first_ns = end_ns = array(np.int64, ANY)
 
 
-_engine_at = unpacker(Engine)
+_engine_at = viewer(Engine)
 
 
 @kernel(internal=True, borrow=True)

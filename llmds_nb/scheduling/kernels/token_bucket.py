@@ -26,7 +26,7 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import State, array, unpacker
+from ..._core.state import State, array, viewer
 from ...primitives.status import INVALID, OK
 
 QPS, TOKENS = 0, 1
@@ -48,7 +48,7 @@ class TokenBuckets(State):
     average = array(np.float64, 3)
 
 
-_buckets_at = unpacker(TokenBuckets)
+_buckets_at = viewer(TokenBuckets)
 
 
 @kernel(internal=True, borrow=True)

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 from ...primitives import dary_heap as d
 from ...primitives.bits import float64_key, key_float64
 from ...primitives.dary_heap import ROOT, SLOT_MASK
@@ -48,7 +48,7 @@ class HeapState(State):
     table = array(np.int64, ANY, 2)
 
 
-_heap_at = unpacker(HeapState)
+_heap_at = viewer(HeapState)
 
 
 @kernel(borrow=True)

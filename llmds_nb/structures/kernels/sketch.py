@@ -31,7 +31,7 @@ Kernels that Python calls take the state as a handle (_core/state.py).
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, INT, State, array, unpacker
+from ..._core.state import ANY, INT, State, array, viewer
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
@@ -54,7 +54,7 @@ class SketchState(State):
     conservative = INT
 
 
-_sketch_at = unpacker(SketchState)
+_sketch_at = viewer(SketchState)
 
 
 @kernel(noinline=True, borrow=True)

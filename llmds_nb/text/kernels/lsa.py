@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 
 
 class LsaState(State):
@@ -18,7 +18,7 @@ class LsaState(State):
     components = array(np.float32, ANY, ANY)  # [T, d]: all finite; the d columns are orthonormal
 
 
-_lsa_at = unpacker(LsaState)
+_lsa_at = viewer(LsaState)
 
 
 @kernel(noinline=True, borrow=True)
@@ -44,7 +44,8 @@ def lsa_encode_many(handle, ids, indptr, out):
 
     Texts without a known term get the zero vector. O(d * terms) per text.
     """
-    idf, components = _lsa_at(handle)
+    lsa = _lsa_at(handle)
+    idf, components = lsa.idf, lsa.components
     d = out.shape[1]
     total = np.empty(d, np.float32)
     for text in range(out.shape[0]):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, State, array, unpacker
+from ..._core.state import ANY, State, array, viewer
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
@@ -43,8 +43,8 @@ class WordCacheState(State):
     term_ids = array(np.int32, ANY)
 
 
-_strings_at = unpacker(StringTableState)
-_word_cache_at = unpacker(WordCacheState)
+_strings_at = viewer(StringTableState)
+_word_cache_at = viewer(WordCacheState)
 
 
 @kernel(noinline=True, borrow=True)

@@ -1,0 +1,142 @@
+"""How Numba compiles kernels: less of its own work around theirs, and the same machine code.
+
+A cold start is spent compiling, and two thirds of that in Numba's Python code. Found by sampling,
+as parts of all compile time, and avoided here:
+
+- 1/2 once: a function was optimised and emitted as machine code by itself before its callers were.
+  Kernels that only others call stop at LLVM IR and its first, cheap passes; the kernel that links
+  them optimises them, once.
+- 1/12: comparing compiler flags, option by option, at every look into a cache of overloads. Kernels
+  share one object for equal flags, so that these comparisons end at the object's identity.
+- 1/15: garbage collections, which find nothing: they wait until a kernel is compiled.
+- 1/20: passes for what no kernel uses (closures, `with`, `literal_unroll`), and the bookkeeping
+  around every pass.
+
+This uses private parts of Numba. Where they are missing, both classes are None and kernels are
+compiled as Numba compiles any function.
+"""
+
+import gc
+from contextlib import contextmanager
+
+try:
+    from numba.core import transforms, typed_passes, untyped_passes
+    from numba.core.codegen import JITCodeLibrary
+    from numba.core.compiler import CompilerBase, Flags
+    from numba.core.compiler_machinery import PassManager, _pass_registry
+    from numba.core.targetconfig import ConfigStack
+
+    _PASSES = [
+        untyped_passes.TranslateByteCode,
+        untyped_passes.FixupArgs,
+        untyped_passes.IRProcessing,
+        untyped_passes.RewriteSemanticConstants,
+        untyped_passes.DeadBranchPrune,
+        untyped_passes.GenericRewrites,
+        untyped_passes.InlineInlinables,
+        untyped_passes.DeadBranchPrune,
+        untyped_passes.ReconstructSSA,
+        untyped_passes.DeadBranchPrune,
+        typed_passes.NopythonTypeInference,
+        typed_passes.PreLowerStripPhis,
+        typed_passes.InlineOverloads,
+        typed_passes.NopythonRewrites,
+        typed_passes.IRLegalization,
+        typed_passes.AnnotateTypes,
+        typed_passes.NativeLowering,
+        typed_passes.NoPythonBackend,
+    ]
+
+    class _SharedFlags(Flags):
+        """The flags that callees inherit; equal only ever to itself, so compared at once."""
+
+        __hash__ = object.__hash__
+
+        def __eq__(self, other):
+            return self is other
+
+    _shared_flags: dict[tuple, _SharedFlags] = {}
+
+    def _inherited(flags):
+        """The one object for the flags that a kernel hands on to the overloads that it calls."""
+        key = repr(flags.fastmath), flags.error_model
+        if key not in _shared_flags:
+            shared = _shared_flags[key] = _SharedFlags()
+            shared.nrt = True
+            shared.error_model = flags.error_model
+            if flags.fastmath:
+                shared.fastmath = flags.fastmath
+        return _shared_flags[key]
+
+    @contextmanager
+    def _no_collection():
+        if not gc.isenabled():
+            yield
+            return
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
+
+    class KernelCompiler(CompilerBase):
+        """Compiles a kernel to machine code."""
+
+        def define_pipelines(self):
+            manager = PassManager("kernel")
+            for pass_ in _PASSES:
+                manager.add_pass(pass_, pass_.name())
+            manager.finalize()
+            return [manager]
+
+        def _compile_core(self):
+            state = self.state
+            (manager,) = self.define_pipelines()
+            state.metadata["pipeline_times"] = {}
+            with _no_collection(), ConfigStack().enter(_inherited(state.flags)):
+                for pass_, _ in manager.passes:
+                    registered = _pass_registry.get(pass_)
+                    step = registered.pass_inst
+                    step.analysis = manager._analysis
+                    changed = step.run_initialization(state)
+                    changed |= step.run_pass(state)
+                    changed |= step.run_finalizer(state)
+                    if registered.mutates_CFG:
+                        state.func_ir.blocks = transforms.canonicalize_cfg(state.func_ir.blocks)
+            state.pipeline = None
+            return state.cr
+
+    class _NoEnvironment:
+        """Takes the environment of a function, which only Python objects in its body need."""
+
+        def set_env(self, name, environment):
+            pass
+
+    class _IrOnlyLibrary(JITCodeLibrary):
+        """LLVM IR to be linked into callers, never finalised to machine code."""
+
+        codegen = _NoEnvironment()
+
+        def _optimize_final_module(self):
+            pass
+
+        def _finalize_final_module(self):
+            self._finalize_dynamic_globals()
+            self._finalized = True
+
+        def get_pointer_to_function(self, name):
+            self._ensure_finalized()
+            return 0  # what Numba gives for an entry point that was not compiled
+
+    class IrOnlyCompiler(KernelCompiler):
+        """Compiles a kernel that only other kernels call to LLVM IR."""
+
+        def _compile_core(self):
+            state = self.state
+            if state.library is None:
+                name = state.func_id.func_qualname
+                state.library = _IrOnlyLibrary(state.targetctx.codegen(), name)
+            return super()._compile_core()
+
+except (ImportError, AttributeError):  # another Numba
+    KernelCompiler = IrOnlyCompiler = None  # type: ignore[assignment, misc]
