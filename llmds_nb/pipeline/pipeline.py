@@ -448,6 +448,8 @@ class RetrievalPipeline(Stored):
             pipeline._index.embedder = Embedder(encoder)
         return pipeline
 
+    _composed_of = ("HNSW", "InvertedIndex")  # whose kernels it needs besides its own
+
     @staticmethod
     def _warmup() -> None:
         pipeline = RetrievalPipeline(dim=32, hot_threshold=1)  # wide enough to be quantized

@@ -116,6 +116,8 @@ def _parser():
 
     add = command("warmup", _warmup, "compile all kernels into the disk cache")
     add("structures", nargs="*", metavar="STRUCTURE", help="default: all")
+    text = "processes at a time, default as many as there are cores"
+    add("--jobs", type=a.positive, metavar="N", help=text)
 
     add = command("info", _info, "versions, kernel cache, what a saved file is")
     add("file", nargs="?", metavar="FILE")
@@ -244,7 +246,9 @@ def _warmup(arguments):
 
     start = time.perf_counter()
     try:
-        names = warmup(arguments.structures or None, progress=sys.stderr.isatty())
+        names = warmup(
+            arguments.structures or None, progress=sys.stderr.isatty(), jobs=arguments.jobs
+        )
         if not arguments.structures:
             from .replay import replay
 

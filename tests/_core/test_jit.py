@@ -16,7 +16,6 @@ from llmds_nb._core import jit, kernel_cache
 from llmds_nb._core.intrinsics import array_at, mul_hi
 from llmds_nb._core.jit import REFUSALS, entry_of, kernel
 from llmds_nb._core.kernel_cache import KERNEL_IMPORTS
-from llmds_nb._core.warmup import structure_names
 
 ROOT = Path(llmds_nb.__file__).parent
 CALLER = """
@@ -297,47 +296,6 @@ def test_mul_hi_is_the_upper_half_of_the_product():
     rng = np.random.default_rng(0)
     for a, b in rng.integers(0, 2**64, (50, 2), dtype=np.uint64):
         assert int(high(a, b)) == int(a) * int(b) >> 64
-
-
-WARM_UP_AND_WORK = """
-import contextlib, io, sys
-import llmds_nb
-from llmds_nb.__main__ import main
-from llmds_nb._core.jit import KERNELS
-
-corpus, index = sys.argv[1:]
-print(len(llmds_nb.warmup(progress=True)))
-inlined = lambda k: k.targetoptions.get("inline") == "always"
-print([k.__name__ for k in KERNELS if not k.signatures and not inlined(k)])
-known = {k: set(k.signatures) for k in KERNELS}
-with contextlib.redirect_stdout(io.StringIO()):
-    assert main(["index", corpus, "--out", index]) == main(["search", index, "red fox"]) == 0
-print([(k.__name__, s) for k in KERNELS for s in k.signatures if s not in known[k]])
-"""
-
-
-def test_warmup_compiles_every_kernel_and_leaves_none_to_index_and_search(tmp_path):
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for i in range(40):
-        (corpus / f"{i}.txt").write_text(f"a red fox number{i} jumps over fence{i % 7} at night{i}")
-    result = subprocess.run(
-        [sys.executable, "-c", WARM_UP_AND_WORK, str(corpus), str(tmp_path / "index")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT.parent)},
-    )
-    assert result.returncode == 0, result.stderr
-    count, idle, late = result.stdout.splitlines()
-    assert int(count) == len(structure_names())
-    assert idle == late == "[]"
-    assert f"{count}/{count}" in result.stderr
-
-
-@pytest.mark.parametrize("bad", ["Nothing", ["KVCache", "Nothing"], 3])
-def test_warmup_names_what_it_does_not_know(bad):
-    with pytest.raises((ValueError, TypeError), match=r"Nothing|structures"):
-        llmds_nb.warmup(bad)
 
 
 def test_the_library_is_silent_by_default():
