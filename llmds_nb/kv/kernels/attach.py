@@ -1,6 +1,7 @@
 """Kernels that match a prompt, attach and detach sequences; statuses: kernels/sequences.py."""
 
 import numpy as np
+from numba import int64, void
 
 from ..._core.jit import kernel
 from ...primitives import status as st
@@ -52,7 +53,7 @@ def _last_children_follow(kv, guess, parent, tokens, pages):
     return n
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=int64(s.KV, int64, s.INT32S, s.INT32S), borrow=True)
 def chain_match(kv, domain, tokens, pages):
     """Fill `pages` with the longest cached prefix of full pages; return how many. O(n_tokens)."""
     size = kv.tokens.shape[1]
@@ -211,7 +212,7 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     return OK
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=void(s.KV, int64, int64), borrow=True)
 def sequence_release_pages(kv, seq, keep):
     """sequence_drop_pages after the policy's hook for each page. O(pages log pages)."""
     blocks = q.block_table_get(kv, seq)

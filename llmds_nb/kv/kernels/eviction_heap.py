@@ -11,7 +11,6 @@ Invariants: an entry repeats KEY and PRIORITY of its page, and is not lower than
 """
 
 import numpy as np
-from numba import int64, void
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
@@ -105,7 +104,7 @@ def leaf_lowest(kv, heap):
     return np.int64(kv.arena[heap + ENTRY - 1])
 
 
-@kernel(separate=void(s.KV, int64), borrow=True)
+@kernel(internal=True, borrow=True)
 def leaf_add(kv, page):
     """Add an evictable leaf to its heaps. O(log n)."""
     _heap_add(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, page)
@@ -122,7 +121,7 @@ def _domain_add(kv, domain, page):
     kv.domain[domain, s.N_HEAP] += 1
 
 
-@kernel(separate=void(s.KV, int64), borrow=True)
+@kernel(internal=True, borrow=True)
 def leaf_drop(kv, page):
     """Remove an evictable leaf from its heaps. O(log n)."""
     _heap_remove(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS, page)
@@ -141,7 +140,7 @@ def is_held(kv, page):
     return (row[s.REF] > 0) | (row[s.PENDING] < 0) | (row[s.N_HELD_CHILDREN] > 0)
 
 
-@kernel(separate=void(s.KV, int64), borrow=True)
+@kernel(internal=True, borrow=True)
 def became_held(kv, page):
     """A cached page became held: so may its ancestors. O(log n), O(DEPTH) at worst."""
     while True:
@@ -158,7 +157,7 @@ def became_held(kv, page):
             break
 
 
-@kernel(separate=void(s.KV, int64), borrow=True)
+@kernel(internal=True, borrow=True)
 def became_evictable(kv, page):
     """A cached page lost its last holder; undoes became_held. O(log n), O(DEPTH) at worst."""
     while True:

@@ -1,8 +1,7 @@
 """Pages of a KV cache: taken, dropped, copied, cached and evicted (kernels/state.py)."""
 
 import numpy as np
-from numba import int64, uint64, void
-from numba.types import UniTuple
+from numba import int64, void
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
@@ -73,7 +72,7 @@ def page_release(kv, page):
     _page_free(kv, page)
 
 
-@kernel(separate=void(s.KV, int64), borrow=True)
+@kernel(internal=True, borrow=True)
 def page_settle(kv, page):
     """Free a page that lost its last reference, or make it evictable if cached. O(log n)."""
     if kv.page[page, s.STATE] == s.CACHED:
@@ -92,7 +91,7 @@ def page_acquire(kv, page):
         became_held(kv, page)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=void(s.KV, int64), borrow=True)
 def page_drop(kv, page):
     """Drop a reference. O(log n)."""
     kv.page[page, s.REF] -= 1
@@ -203,7 +202,7 @@ def chain_start(kv, domain):
     return np.uint64(row[s.ROOT0]), np.uint64(row[s.ROOT1]), -2 - domain
 
 
-@kernel(separate=UniTuple(uint64, 2)(s.KV, uint64, uint64, s.INT32S), borrow=True)
+@kernel(internal=True, borrow=True)
 def chain_step(kv, h0, h1, tokens):
     """Hash of the next page. O(T)."""
     mask = np.uint64(kv.meta[s.HASH_MASK])

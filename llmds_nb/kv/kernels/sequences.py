@@ -27,7 +27,7 @@ from . import state as s
 from .arena import chunk_class, chunk_give, chunk_regrow, chunk_take
 from .eviction_heap import leaf_rekey
 from .eviction_policy import key_get
-from .pages import chain_start, chain_step, page_cache, page_drop
+from .pages import chain_start, chain_step, page_cache, page_settle
 from .prefix_table import hash_get, prefix_find
 
 
@@ -114,12 +114,14 @@ def sequence_find_long(kv, seq_id, n_tokens):
     return seq
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=void(s.KV, int64, int64), borrow=True)
 def sequence_drop_pages(kv, seq, keep):
     """Drop all pages of a sequence but the first `keep`, last first. O(pages log pages)."""
     blocks = block_table_get(kv, seq)
     for j in range(kv.seq_cold[seq, s.N_PAGES] - 1, keep - 1, -1):
-        page_drop(kv, np.int64(blocks[j]))
+        page = np.int64(blocks[j])
+        kv.page[page, s.REF] -= 1
+        page_settle(kv, page)
     kv.seq_cold[seq, s.N_PAGES] = keep
 
 
