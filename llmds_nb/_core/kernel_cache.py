@@ -239,7 +239,11 @@ try:
                 key = self._key(args, target, code)
                 found = read_kernel(folder.joinpath(self._file(key)), key)
                 if found is not None and found[0] == args:
-                    return CompileResult._rebuild(target_context, *found[1])
+                    loaded = CompileResult._rebuild(target_context, *found[1])
+                    # What must run before it is loaded, its callers must run as well; Numba
+                    # forgets it here. See `linking`.
+                    loaded.library._reload_init.update(loaded.reload_init)
+                    return loaded
             return None
 
         def _give_up(self, error):

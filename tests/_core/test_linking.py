@@ -113,3 +113,29 @@ def test_a_caller_from_the_disk_cache_finds_its_separate_kernels(tmp_path):
         (lost,) = (tmp_path / "cache").rglob(f"own.{name}-*")
         lost.unlink()
     assert run() == ["45", "2", "caught"]
+
+
+LAYERS = """
+from numba import int64
+from llmds_nb._core.jit import kernel
+@kernel(separate=int64(int64), borrow=True)
+def square(x):
+    return x * x
+@kernel
+def lower(x):
+    return square(x) + 1
+@kernel
+def upper(x):
+    return lower(x) + 1
+"""
+
+
+def test_a_caller_of_a_caller_from_the_disk_cache_finds_them_as_well(tmp_path):
+    (tmp_path / "layers.py").write_text(LAYERS)
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    # `upper` is compiled where `lower` is loaded, and then loaded where nothing else is.
+    for call, answer in (("lower(3)", "10"), ("upper(3)", "11"), ("upper(3)", "11")):
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import layers as own\n"
+        command = [sys.executable, "-c", f"{code}print(own.{call})"]
+        result = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert result.stdout.strip() == answer, (call, result.returncode, result.stderr)
