@@ -236,7 +236,7 @@ def test_files_that_documents_name_exist(document):
     named = set(re.findall(r"[\w./]*\w\.py\b", text))
     known = [
         path.as_posix()
-        for folder in ("llmds_nb", "tests")
+        for folder in ("llmds_nb", "tests", ".ci")
         for path in REPOSITORY.rglob(f"{folder}/**/*.py")
     ]
     assert named

@@ -153,8 +153,8 @@ def _user_parent(py_func) -> str | None:
     return _user_parents[file]
 
 
-def _stamped_folder(parent: str, stamp: str) -> Path:
-    return Path(parent, f"llmds_nb-{stamp[:16]}")
+def _folder_name(stamp: str) -> str:
+    return stamp[:16]
 
 
 @cache
@@ -167,17 +167,21 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def is_sound(content: bytes) -> bool:
+    """Whether the content of a file is that which was written."""
+    return hashlib.sha256(content[32:]).digest() == content[:32]
+
+
 def read_kernel(file: Any, key: str) -> Any:
     """What `write_kernel` was given for this key; None if the file is another's or not there."""
     try:
         content = file.read_bytes()
     except (OSError, KeyError):  # KeyError: not in a zipped package
         return None
-    digest, content = content[:32], content[32:]
-    if hashlib.sha256(content).digest() != digest:
+    if not is_sound(content):
         _warn_damaged()
         return None
-    found, _, data = content.partition(b"\n")
+    found, _, data = content[32:].partition(b"\n")
     return pickle.loads(data) if found == key.encode() else None
 
 
@@ -211,7 +215,9 @@ try:
         def cache_path(self) -> str | None:
             """The folder in the user's cache, which may not exist yet; None: not writable."""
             parent = _user_parent(self._py_func)
-            return None if parent is None else str(_stamped_folder(parent, self._stamp))
+            if parent is None:
+                return None
+            return str(Path(parent, f"llmds_nb-{_folder_name(self._stamp)}"))
 
         def _key(self, args, target, code):
             line = self._py_func.__code__.co_firstlineno
@@ -228,7 +234,7 @@ try:
                 yield Path(own), target
             level, _ = prebuilt.choose()
             if level is not None and level.target[0] == target[0]:
-                yield level.folder.joinpath(self._stamp[:16]), level.target
+                yield level.folder.joinpath(_folder_name(self._stamp)), level.target
 
         def _load_overload(self, sig, target_context):
             if not self._enabled:
@@ -313,6 +319,12 @@ def cache_folders(dispatchers) -> list[str]:
     caches = (getattr(dispatcher, "_cache", None) for dispatcher in dispatchers)
     paths = (getattr(attached, "cache_path", None) for attached in caches)
     return sorted({path for path in paths if path is not None})
+
+
+def stamps(dispatchers) -> set[str]:
+    """The stamps of these kernels, those of the package; the names of their prebuilt folders."""
+    ours = (made.py_func for made in dispatchers if domain_of(made.py_func.__module__) is not None)
+    return {_folder_name(stamp_of(py_func)) for py_func in ours}
 
 
 class _Compilations(event.Listener):

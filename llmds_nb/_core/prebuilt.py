@@ -2,12 +2,12 @@
 
 A wheel that was built with LLMDS_PREBUILT has the folder `_prebuilt`:
 
-    manifest.json             what it was built with, and its levels
+    manifest.json             the versions it was built with; for each level its number of kernels
     <level>/<stamp>/*.nbc     machine code: the files of `kernel_cache`, unchanged
 
 A level is a set of CPU features, such as x86-64-v3 (AVX2, FMA). Numba keys its code by the very
 CPU that it was compiled on. Code for a level runs on every CPU that has its features, so it is
-looked up under the target of its build (`Level.target`) instead. Whether a file is the right one
+looked up under the target of its build (`target_of`) instead. Whether a file is the right one
 its own key decides: see `kernel_cache`. The manifest only says where to look, and why not.
 
 All is read through `importlib.resources`: a zipped package has prebuilt kernels as well.
@@ -59,13 +59,19 @@ class Level(NamedTuple):
     """A level whose kernels this process may use."""
 
     name: str
-    target: tuple[str, ...]  # what Numba's codegen.magic_tuple() was at their build
+    target: tuple[str, str, str]
     kernels: int
     folder: Any  # a Traversable, with a folder for each stamp
 
 
 class PrebuiltError(Exception):
     """Says why the prebuilt kernels of this installation are not used."""
+
+
+def target_of(level: str) -> tuple[str, str, str]:
+    """What Numba's `codegen.magic_tuple()` is where kernels are compiled for a level."""
+    features = ",".join(f"+{name}" for name in LEVELS[level])
+    return binding.get_process_triple(), level, features
 
 
 def missing_features(level: str) -> list[str]:
@@ -99,8 +105,9 @@ def _choose(root) -> Level:
         manifest = json.loads(text)
         built = {name: str(manifest[name]) for name in fits_here()}
         levels = {
-            name: Level(name, tuple(map(str, of["target"])), int(of["kernels"]), root / name)
-            for name, of in manifest["levels"].items()
+            name: Level(name, target_of(name), int(kernels), root / name)
+            for name, kernels in manifest["levels"].items()
+            if name in LEVELS
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         logger.warning("the manifest of the prebuilt kernels is damaged; they are not used")

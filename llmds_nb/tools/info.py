@@ -1,5 +1,6 @@
 """The command `info`: versions, the kernel cache, and the contents of a saved file."""
 
+import importlib
 import os
 import platform
 from importlib.metadata import version
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import llmds_nb
+from llmds_nb._core import prebuilt
 from llmds_nb._core.jit import KERNELS
-from llmds_nb._core.kernel_cache import cache_folders
+from llmds_nb._core.kernel_cache import cache_folders, is_sound, stamps
 
 from .errors import bad_input
 
@@ -22,19 +24,26 @@ def describe(path: str | os.PathLike | None = None) -> list[tuple[str, Any]]:
     """
     if path is not None:
         return _describe_file(path)
+    _import_all()
     return [
         ("llmds_nb", llmds_nb.__version__),
         ("python", platform.python_version()),
         *((name, version(name)) for name in _LIBRARIES),
         ("machine", f"{platform.machine()}, {platform.system()}"),
+        ("kernels", _describe_prebuilt()),
         ("kernel cache", _describe_cache()),
     ]
 
 
-def kernel_cache() -> tuple[str | None, list[Path]]:
-    """The folder of the cache of compiled kernels, None without one, and the files in it."""
+def _import_all():
     for name in llmds_nb.__all__:  # the kernels of a structure are known once it is imported
         getattr(llmds_nb, name)
+    importlib.import_module(".replay.belady", __package__)
+
+
+def kernel_cache() -> tuple[str | None, list[Path]]:
+    """The folder of the cache of compiled kernels, None without one, and the files in it."""
+    _import_all()
     folders = cache_folders(KERNELS)
     if not folders:
         return None, []
@@ -42,12 +51,30 @@ def kernel_cache() -> tuple[str | None, list[Path]]:
     return os.path.commonpath(folders), compiled
 
 
+def _describe_prebuilt():
+    level, reason = prebuilt.choose()
+    if level is None:
+        return f"compiled for this CPU: {reason}"
+    known = stamps(KERNELS)
+    folders = [folder for folder in level.folder.iterdir() if folder.is_dir()]
+    found = [folder for folder in folders if folder.name in known]
+    files = [file for folder in found for file in folder.iterdir()]
+    damaged = sum(not is_sound(file.read_bytes()) for file in files)
+    text = f"prebuilt for {level.name}: {len(files) - damaged} of {level.kernels}"
+    if damaged:
+        text += f"; {damaged} are damaged"
+    if len(found) < len(folders):
+        text += "; for the others the sources or Numba's flags have changed"
+    return text
+
+
 def _describe_cache():
     folder, compiled = kernel_cache()
     if folder is None:
         return "off: kernels compile in every process"
     if not compiled:
-        return f"{folder}: empty; `llmds-nb warmup` fills it"
+        native = " --native" if prebuilt.choose()[0] else ""
+        return f"{folder}: empty; `llmds-nb warmup{native}` fills it"
     size = sum(file.stat().st_size for file in compiled)
     n_folders = len({file.parent for file in compiled})  # one for each domain
     return f"{folder}: {len(compiled)} compiled kernels in {n_folders} folders, {size / 1e6:.1f} MB"

@@ -118,6 +118,8 @@ def _parser():
     add("structures", nargs="*", metavar="STRUCTURE", help="default: all")
     text = "processes at a time, default as many as there are cores"
     add("--jobs", type=a.positive, metavar="N", help=text)
+    text = "compile for this very CPU, even if the installation brought kernels that fit it"
+    add("--native", action="store_true", help=text)
 
     add = command("info", _info, "versions, kernel cache, what a saved file is")
     add("file", nargs="?", metavar="FILE")
@@ -244,6 +246,8 @@ def _search(arguments):
 def _warmup(arguments):
     from .. import warmup
 
+    if arguments.native:
+        os.environ["LLMDS_PREBUILT"] = "0"  # before any kernel is looked up; children inherit it
     start = time.perf_counter()
     try:
         names = warmup(

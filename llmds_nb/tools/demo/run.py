@@ -15,6 +15,7 @@ import llmds_nb
 from llmds_nb import RetrievalPipeline
 from llmds_nb.hnsw import Neighbors
 
+from ..._core import prebuilt
 from .. import index
 from ..errors import BadInput
 from ..info import kernel_cache
@@ -97,7 +98,8 @@ class _Compilation:
     """Compiles kernels in the background, half of them in a child process.
 
     Numba compiles one function at a time per process, so the child uses a second core. It leaves
-    the kernels in the disk cache. No child is started if the cache is not empty.
+    the kernels in the disk cache. No child is started if the cache is not empty, or the
+    installation brought compiled kernels.
     """
 
     def __init__(self, progress):
@@ -105,9 +107,10 @@ class _Compilation:
         self._thread = ThreadPoolExecutor(1)
         self._pool = self._child = None
         folder, kernels = kernel_cache()
-        if not kernels:
+        cold = not kernels and prebuilt.choose()[0] is None
+        if cold:
             progress.say("first run: compiling kernels, which takes about a minute on two cores")
-        if folder and not kernels:
+        if folder and cold:
             with contextlib.suppress(OSError):  # some containers allow no second process
                 self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
                 self._child = self._pool.submit(llmds_nb.warmup, list(WARM_IN_CHILD))
