@@ -2,18 +2,34 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before numpy is imported: two processes with two BLAS threads each wait for one another's cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 pytest.register_assert_rewrite("tests.bm25.oracle")
+
+ROOT = Path(__file__).parents[1]
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
 settings.register_profile("nightly", max_examples=2000, stateful_step_count=100, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts its workers
+def pytest_sessionstart(session):
+    """Before a run of all tests, compile on all cores what is not cached: no worker does it."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and not config.option.collectonly and not hasattr(config, "workerinput"):
+        subprocess.run([sys.executable, "-m", "llmds_nb", "warmup"], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +47,7 @@ def seconds():
 @pytest.fixture(scope="session")
 def shared_data():
     """The shared data: LLMDS_DATA, or ../shared/data beside the repository; else the test skips."""
-    default = Path(__file__).parents[2] / "shared" / "data"
+    default = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("LLMDS_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LLMDS_DATA")
