@@ -22,15 +22,16 @@ class PlainBm25:
 
     def __init__(self, variant="lucene", k1=1.2, b=0.75, split=words):
         self.variant, self.k1, self.b, self.split = variant, k1, b, split
-        self.docs = {}
+        self.docs, self.lengths = {}, {}
 
     def add(self, ids, texts):
         for id_, text in zip(ids, texts, strict=True):
             self.docs[id_] = Counter(self.split(text))
+            self.lengths[id_] = self.docs[id_].total()
 
     def remove(self, ids):
         for id_ in ids:
-            del self.docs[id_]
+            del self.docs[id_], self.lengths[id_]
 
     def postings(self, term):
         return sorted((id_, doc[term]) for id_, doc in self.docs.items() if doc[term])
@@ -46,7 +47,7 @@ class PlainBm25:
         }[self.variant]()
 
     def part(self, tf, length):
-        mean = sum(doc.total() for doc in self.docs.values()) / len(self.docs)
+        mean = sum(self.lengths.values()) / len(self.lengths)
         norm = 1 - self.b + self.b * length / mean
         k1 = self.k1
         if self.variant in ("lucene", "robertson"):
@@ -64,7 +65,7 @@ class PlainBm25:
         for term, count in sorted(Counter(self.split(query)).items()):
             if doc[term]:
                 df = len(self.postings(term))
-                score += count * self.idf(df) * self.part(doc[term], doc.total())
+                score += count * self.idf(df) * self.part(doc[term], self.lengths[id_])
         return score
 
     def search(self, query, k, passes=lambda id_: True):
