@@ -30,12 +30,14 @@ def admission_controller(ours):
 
 
 def continuous_batcher(ours):
-    batcher = ours.ContinuousBatcher(ours.KVCache(64, 16))
+    batcher = ours.ContinuousBatcher(cache := ours.KVCache(64, 16))
     for length in (20, 100, 7):
         batcher.submit(TOKENS[:length], max_new_tokens=8)
     while len(batcher):
         plan = batcher.step()
         batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+    cache.check()
+    batcher.check()
 
 
 def count_min_sketch(ours):
@@ -44,6 +46,7 @@ def count_min_sketch(ours):
     sketch.add(["one", "two", "one"])
     assert sketch.estimate("one") >= 2
     sketch.top(3)
+    sketch.check()
 
 
 def hnsw(ours):
@@ -57,6 +60,7 @@ def hnsw(ours):
         index.add(rows[:10], ids[:10])
         index.remove(ids[10:20])
         index.search(rows[0], 10)
+        index.check()
 
 
 def indexed_heap(ours):
@@ -66,6 +70,7 @@ def indexed_heap(ours):
     heap.update(3, 0.5)
     heap.pop()
     heap.pop_many(2)
+    heap.check()
 
 
 def inverted_index(ours):
@@ -76,6 +81,7 @@ def inverted_index(ours):
     index.add([7], ["another text"])
     index.remove([8])
     assert index.search("another", 1).ids[0] == 7
+    index.check()
 
 
 def kv_cache(ours):
@@ -89,6 +95,7 @@ def kv_cache(ours):
     cache.block_table([0, 1])
     cache.detach([0, 1, 2])
     cache.attach(3, TOKENS[::-1].copy())
+    cache.check()
 
 
 def lsa_encoder(ours):
@@ -100,6 +107,7 @@ def paged_allocator(ours):
     pages = pool.alloc(10)
     pool.share(pages[:2])
     pool.free(pages)
+    pool.check()
 
 
 def prefix_router(ours):
@@ -107,6 +115,7 @@ def prefix_router(ours):
     for length in (50, 100, 300):
         router.route(TOKENS[:length])
     router.remove(router.add())
+    router.check()
 
 
 def retrieval_pipeline(ours):
@@ -115,6 +124,7 @@ def retrieval_pipeline(ours):
     for _ in range(3):
         pipeline.search("queues and graphs", k=3)
     pipeline.search(["page 7", "caches"], k=3, filter=[7, 8])
+    pipeline.check()
     with tempfile.TemporaryDirectory() as folder:
         pipeline.save(Path(folder, "saved"))
         ours.load(Path(folder, "saved")).search("page 7", k=3)
@@ -127,6 +137,7 @@ def scheduler(ours):
         made.submit(10)
         made.get_batch()
         made.next_due_ms()
+        made.check()
 
 
 def token_lru(ours):
@@ -134,6 +145,7 @@ def token_lru(ours):
     cache.put("one", "a value", 60)
     cache.put("two", "another", 60)
     assert cache.get("one") is None and cache.get("two") == "another"
+    cache.check()
 
 
 def tokenizer(ours):

@@ -447,6 +447,7 @@ class KVCache(Stored):
             cache.fork(0, 1)
             cache.append_many([0, 1], [1, 1])
             cache.append(1, [])
+            cache.check()
             cache.pending_copies()
             cache.unpin(cache.pin(tokens))
             if rows is not None:

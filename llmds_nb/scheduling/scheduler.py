@@ -337,6 +337,7 @@ class Scheduler(QueueOwner):
             scheduler.submit(1)
             scheduler.update(ids, 2)
             scheduler.next_due_ms()
+            scheduler.check()
             first, second = scheduler.get_batch().ids
             scheduler.requeue(first)
             scheduler.complete(second)

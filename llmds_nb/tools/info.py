@@ -65,6 +65,8 @@ def _describe_prebuilt():
         text += f"; {damaged} are damaged"
     if len(found) < len(folders):
         text += "; for the others the sources or Numba's flags have changed"
+    if kernel_cache()[1]:
+        text += "; those in the kernel cache come first"
     return text
 
 

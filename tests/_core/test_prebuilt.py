@@ -255,6 +255,7 @@ def test_info_tells_what_serves(tmp_path, monkeypatch):
     monkeypatch.setattr(prebuilt, "choose", lambda: (None, "there is a reason"))
     assert describe() == "compiled for this CPU: there is a reason"
     level = prebuilt.Level("generic", ("", "", ""), 3, tmp_path)
+    monkeypatch.setattr(info, "kernel_cache", lambda: (None, []))
     monkeypatch.setattr(prebuilt, "choose", lambda: (level, ""))
     here = tmp_path / sorted(kernel_cache.stamps(KERNELS))[0]
     here.mkdir()
@@ -265,3 +266,5 @@ def test_info_tells_what_serves(tmp_path, monkeypatch):
     assert describe() == "prebuilt for generic: 2 of 3; 1 are damaged"
     (tmp_path / "another stamp").mkdir()
     assert describe().endswith("sources or Numba's flags have changed")
+    monkeypatch.setattr(info, "kernel_cache", lambda: ("a folder", ["a file"]))
+    assert describe().endswith("those in the kernel cache come first")
