@@ -266,5 +266,5 @@ def test_info_tells_what_serves(tmp_path, monkeypatch):
     assert describe() == "prebuilt for generic: 2 of 3; 1 are damaged"
     (tmp_path / "another stamp").mkdir()
     assert describe().endswith("sources or Numba's flags have changed")
-    monkeypatch.setattr(info, "kernel_cache", lambda: ("a folder", ["a file"]))
+    monkeypatch.setattr(info, "kernel_cache", lambda: ("a folder", [here / "b"]))
     assert describe().endswith("those in the kernel cache come first")
