@@ -11,6 +11,8 @@ as parts of all compile time, and avoided here:
 - 1/15: garbage collections, which find nothing: they wait until a kernel is compiled.
 - 1/20: passes for what no kernel uses (closures, `with`, `literal_unroll`), and the bookkeeping
   around every pass.
+- 1/12: finding the rule for an operator among those for all types, for each `a + b` anew.
+- 1/30: LLVM's passes for single functions at level 3. What callers copy needs level 1.
 
 This uses private parts of Numba. Where they are missing, both classes are None and kernels are
 compiled as Numba compiles any function.
@@ -18,9 +20,10 @@ compiled as Numba compiles any function.
 
 import gc
 from contextlib import contextmanager
+from functools import cache
 
 try:
-    from numba.core import transforms, typed_passes, untyped_passes
+    from numba.core import transforms, typed_passes, types, untyped_passes
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import CompilerBase, Flags
     from numba.core.compiler_machinery import PassManager, _pass_registry
@@ -68,6 +71,30 @@ try:
                 shared.fastmath = flags.fastmath
         return _shared_flags[key]
 
+    class _Typing:
+        """A typing context that remembers what built-in functions and operators return.
+
+        For every `a + b` Numba tries the rules for strings, sets, dates and so on anew, until one
+        fits. What a function compiles for itself depends on the flags that it inherits.
+        """
+
+        def __init__(self, context):
+            self._context, self._known = context, {}
+
+        def __getattr__(self, name):
+            return getattr(self._context, name)
+
+        def resolve_function_type(self, function, args, kws):
+            operator = getattr(function, "__module__", None) == "_operator"
+            if kws or not (operator or isinstance(function, types.Function)):
+                return self._context.resolve_function_type(function, args, kws)
+            key = function, tuple(args), ConfigStack().top()
+            if key not in self._known:
+                self._known[key] = self._context.resolve_function_type(function, args, kws)
+            return self._known[key]
+
+    _typing = cache(_Typing)
+
     @contextmanager
     def _no_collection():
         if not gc.isenabled():
@@ -91,6 +118,7 @@ try:
 
         def _compile_core(self):
             state = self.state
+            state.typingctx = _typing(state.typingctx)
             (manager,) = self.define_pipelines()
             state.metadata["pipeline_times"] = {}
             with _no_collection(), ConfigStack().enter(_inherited(state.flags)):
@@ -116,6 +144,14 @@ try:
         """LLVM IR to be linked into callers, never finalised to machine code."""
 
         codegen = _NoEnvironment()
+
+        def _optimize_functions(self, module):
+            # Enough to keep the copies in callers small: those are optimised in full.
+            module.data_layout = self._codegen._data_layout
+            for function in module.functions:
+                if not function.is_declaration:
+                    manager, builder = self._codegen._function_pass_manager(opt=1)
+                    manager.run(function, builder)
 
         def _optimize_final_module(self):
             pass
