@@ -20,6 +20,9 @@ branch within a level, and the lines of the next level are prefetched while this
 """
 
 import numpy as np
+from numba import int32, int64, types, void
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .._core.intrinsics import prefetch
 from .._core.jit import kernel
@@ -30,12 +33,15 @@ MAX_SLOTS = 2**31 - 8  # rows are int32
 _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
-@kernel(inline=True)
+_ARRAYS = int64[:, ::1], int32[::1]  # entries and position, in the signatures of separate kernels
+
+
+@kernel(internal=True, borrow=True)
 def _precedes(high, low, other_high, other_low):
     return (high < other_high) | ((high == other_high) & (low < other_low))
 
 
-@kernel(inline=True)
+@kernel(internal=True, borrow=True)
 def entries_put(entries, position, i, high, low):
     """Write an entry into row i, in or out of order; a slot that was there is lost. O(1)."""
     entries[i, 0] = high
@@ -43,13 +49,35 @@ def entries_put(entries, position, i, high, low):
     position[np.uint64(low & SLOT_MASK)] = i
 
 
+@intrinsic
+def _either(typingctx, condition, one, other):
+    """`one` where the condition holds, else `other`, without a branch; tuples of equal types."""
+
+    def codegen(context, builder, signature, args):
+        pairs = zip(*(cgutils.unpack_tuple(builder, arg) for arg in args[1:]), strict=True)
+        picked = [builder.select(args[0], *pair) for pair in pairs]
+        return context.make_tuple(builder, one, picked)
+
+    return one(types.boolean, one, other), codegen
+
+
+@kernel(internal=True, borrow=True)
+def _entry(entries, i):
+    return i, entries[i, 0], entries[i, 1]
+
+
+@kernel(internal=True, borrow=True)
+def _sooner(one, other):
+    """The one of two entries (row, high, low) that comes first. O(1)."""
+    return _either(_precedes(other[1], other[2], one[1], one[2]), other, one)
+
+
 @kernel(internal=True, borrow=True)
 def _sift_up(entries, position, hole, high, low):
     """Put an entry at `hole` or above it. O(log n)."""
     i = np.uint64(hole)
     while i > _3:
-        parent = (i >> _2) + _2
-        parent_high, parent_low = entries[parent, 0], entries[parent, 1]
+        parent, parent_high, parent_low = _entry(entries, (i >> _2) + _2)
         if not _precedes(high, low, parent_high, parent_low):
             break
         entries_put(entries, position, i, parent_high, parent_low)
@@ -70,37 +98,24 @@ def _sift_down(entries, position, hole, high, low):
         if below <= last:  # the sixteen grandchildren fill four cache lines
             for line in range(4):
                 prefetch(entries, np.int64(below), np.int64(64 * line))
-        best, best_high, best_low = child, entries[child, 0], entries[child, 1]
+        best = _entry(entries, child)
         if child + _3 <= last:
-            a, a_high, a_low = child + _1, entries[child + _1, 0], entries[child + _1, 1]
-            b, b_high, b_low = child + _2, entries[child + _2, 0], entries[child + _2, 1]
-            c, c_high, c_low = child + _3, entries[child + _3, 0], entries[child + _3, 1]
-            left = _precedes(a_high, a_low, best_high, best_low)
-            best = a if left else best
-            best_high = a_high if left else best_high
-            best_low = a_low if left else best_low
-            right = _precedes(c_high, c_low, b_high, b_low)
-            b = c if right else b
-            b_high = c_high if right else b_high
-            b_low = c_low if right else b_low
-            after = _precedes(b_high, b_low, best_high, best_low)
-            best = b if after else best
-            best_high = b_high if after else best_high
-            best_low = b_low if after else best_low
+            best = _sooner(best, _entry(entries, child + _1))
+            pair = _sooner(_entry(entries, child + _2), _entry(entries, child + _3))
+            best = _sooner(best, pair)
         else:
             other = child + _1
             while other <= last:
-                if _precedes(entries[other, 0], entries[other, 1], best_high, best_low):
-                    best, best_high, best_low = other, entries[other, 0], entries[other, 1]
+                best = _sooner(best, _entry(entries, other))
                 other += _1
-        if _precedes(high, low, best_high, best_low):
+        if _precedes(high, low, best[1], best[2]):
             break
-        entries_put(entries, position, i, best_high, best_low)
-        i = best
+        entries_put(entries, position, i, best[1], best[2])
+        i = best[0]
     entries_put(entries, position, i, high, low)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=void(*_ARRAYS, int64, int64, int64), borrow=True)
 def entries_rekey(entries, position, i, high, low):
     """Replace the entry in row i by one of the same slot, and move it to its place. O(log n)."""
     parent = (i >> 2) + 2
@@ -144,31 +159,33 @@ def entries_heapify(entries, position):
         _sift_down(entries, position, i, entries[i, 0], entries[i, 1])
 
 
-@kernel(internal=True)
-def _ordered(keys, order):
-    """`order` sorted stably by `keys`, one per entry; overwrites both. O(n).
+@kernel(separate=int64[::1](_ARRAYS[0], int64[::1], int64, int64))
+def _reordered(entries, order, column, shift):
+    """The rows in `order`, sorted stably by their [column] >> shift; overwrites `order`. O(n).
 
     A radix sort from the lowest digit, 11 bits a pass; digits equal in all keys are skipped.
     """
     n = order.size
-    other_keys, other = np.empty(n, np.int64), np.empty(n, np.int64)
+    keys, other_keys = np.empty(n, np.int64), np.empty(n, np.int64)
+    other, start = np.empty(n, np.int64), np.empty(2048, np.int64)
     varying = np.int64(0)
     for j in range(n):
+        keys[j] = entries[order[j], column] >> shift
         varying |= keys[j] ^ keys[0]
-    start = np.empty(2048, np.int64)
-    for shift in range(0, 64, 11):
-        if (varying >> shift) & 2047 == 0:
+    for low in range(0, 64, 11):
+        if (varying >> low) & 2047 == 0:
             continue
         # In the last digit the sign bit is the highest: flipped, negative numbers come first.
-        flip = 1024 if shift == 55 else 0
-        start[:] = 0
+        flip = 1024 if low == 55 else 0
+        for digit in range(2048):
+            start[digit] = 0
         for j in range(n):
-            start[((keys[j] >> shift) & 2047) ^ flip] += 1
+            start[((keys[j] >> low) & 2047) ^ flip] += 1
         total = 0
         for digit in range(2048):
             total, start[digit] = total + start[digit], total
         for j in range(n):
-            digit = ((keys[j] >> shift) & 2047) ^ flip
+            digit = ((keys[j] >> low) & 2047) ^ flip
             target = start[digit]
             start[digit] = target + 1
             other_keys[target] = keys[j]
@@ -181,12 +198,10 @@ def _ordered(keys, order):
 @kernel(internal=True)
 def entries_ordered(entries, column, shift):
     """The rows of all entries in the order of their [column] >> shift. O(n)."""
-    n = entries[0, 0]
-    keys, order = np.empty(n, np.int64), np.empty(n, np.int64)
-    for j in range(n):
+    order = np.empty(entries[0, 0], np.int64)
+    for j in range(order.size):
         order[j] = ROOT + j
-        keys[j] = entries[ROOT + j, column] >> shift
-    return _ordered(keys, order)
+    return _reordered(entries, order, column, shift)
 
 
 @kernel(internal=True)
@@ -196,20 +211,17 @@ def entries_sort(entries, position):
     Entries that are equal in `high` must differ in the upper half of `low`. Faster than popping as
     soon as a quarter of the entries are to leave in order.
     """
-    n = entries[0, 0]
     order = entries_ordered(entries, 0, 0)
-    tied = False
+    n, tied = order.size, False
     for j in range(n - 1):
         tied |= entries[order[j], 0] == entries[order[j + 1], 0]
     if tied:
-        order = entries_ordered(entries, 1, 32)
-        keys = np.empty(n, np.int64)
-        for j in range(n):
-            keys[j] = entries[order[j], 0]
-        order = _ordered(keys, order)
-    old = entries[ROOT : ROOT + n].copy()
+        order = _reordered(entries, entries_ordered(entries, 1, 32), 0, 0)
+    old = np.empty((n, 2), np.int64)
     for j in range(n):
-        entries_put(entries, position, ROOT + j, old[order[j] - ROOT, 0], old[order[j] - ROOT, 1])
+        old[j, 0], old[j, 1] = entries[order[j], 0], entries[order[j], 1]
+    for j in range(n):
+        entries_put(entries, position, ROOT + j, old[j, 0], old[j, 1])
 
 
 def check_entries(entries: np.ndarray, position: np.ndarray) -> None:

@@ -21,7 +21,7 @@ _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 # Called without a dispatcher, which would take a third of a single call.
-_entries = EntryPoints(push=k.heap_push, update=k.heap_update, pop=k.heap_pop)
+_entries = EntryPoints(push=k.heap_push, change=k.heap_change, pop=k.heap_pop)
 
 
 class HeapEntry(NamedTuple):
@@ -177,13 +177,13 @@ class IndexedHeap:
         if type(item) is not int or type(priority) is not float:
             item, priority = _item(item), _priority(priority)
         try:
-            status = _entries.update(self._address, item, priority)
+            status = _entries.change(self._address, item, priority, 0)
         except OverflowError:
             _item(item)  # raises the error that names the limit
         if status == OK:
             return
         with self._lock:
-            status = _entries.update(self._address, item, priority)
+            status = _entries.change(self._address, item, priority, 0)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
 
@@ -202,7 +202,7 @@ class IndexedHeap:
     def _change(self, item, priority, direction):
         item, priority = _item(item), _priority(priority)
         with self._lock:
-            status = k.heap_change(self._address, item, priority, direction)
+            status = _entries.change(self._address, item, priority, direction)
             if status == WRONG_DIRECTION:
                 present = k.heap_priority(self._address, item)
         if status == WRONG_DIRECTION:
@@ -244,7 +244,7 @@ class IndexedHeap:
 
     def _refused(self, item):
         twice = ValueError(f"items must be distinct, but {item} stands twice")
-        return _absent(item) if k.heap_find(self._address, item) == ABSENT else twice
+        return twice if self._has(item) else _absent(item)
 
     def _reserve(self, n):
         """Grow for n more entries, and leave numbers for n more insertions."""
@@ -266,7 +266,11 @@ class IndexedHeap:
         except (TypeError, ValueError):
             return False
         with self._lock:
-            return k.heap_find(self._address, item) != ABSENT
+            return self._has(item)
+
+    def _has(self, item) -> bool:
+        priority = k.heap_priority(self._address, item)
+        return priority == priority  # NaN where it is absent
 
     def _size(self) -> int:
         return self._handle.state.entries.item(0)

@@ -345,7 +345,7 @@ def test_a_call_that_raced_with_growth_is_refused_and_decided_again():
     assert heap._handle.state is not old.state
     assert math.isnan(k.heap_pop(old.address)[0])
     assert k.heap_push(old.address, 4, 4.0) == FULL
-    assert k.heap_update(old.address, 1, 4.0) == ABSENT
+    assert k.heap_change(old.address, 1, 4.0, 0) == ABSENT
     heap.check()
     heap._handle.replace(old.state)
     with pytest.raises(IndexError, match="empty"):
@@ -360,7 +360,7 @@ def test_a_kernel_called_in_the_middle_of_a_growth_is_decided_again(monkeypatch)
     def move_and_call(old, new):
         move(old, new)  # the arrays are moved, and the handle not yet replaced
         refused.append(k.heap_push(heap._address, 9, 9.0) == FULL)
-        refused.append(k.heap_update(heap._address, 1, 9.0) == ABSENT)
+        refused.append(k.heap_change(heap._address, 1, 9.0, 0) == ABSENT)
         refused.append(math.isnan(k.heap_pop(heap._address)[0]))
 
     heap.push_many([1, 2], [1.0, 2.0])

@@ -28,7 +28,7 @@ from ..._core.state import ANY, State, array, viewer
 from ...primitives import dary_heap as d
 from ...primitives.bits import float64_key, key_float64
 from ...primitives.dary_heap import ROOT, SLOT_MASK
-from ...primitives.hash_table import table_find, table_rehash, table_remove, table_set
+from ...primitives.hash_table import table_find, table_remove, table_set
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, FULL, INVALID, OK, PRESENT, WRONG_DIRECTION
 
@@ -59,15 +59,16 @@ def heap_move(handle, new_handle):
     finds every item absent and the heap full, and decides again under the object's lock.
     """
     s, new = _heap_at(handle), _heap_at(new_handle)
-    for i in range(ROOT + s.position.size):
-        new.entries[i, 0] = s.entries[i, 0]
-        new.entries[i, 1] = s.entries[i, 1]
-    for slot in range(s.position.size):
-        new.position[slot] = s.position[slot]
-        new.item[slot] = s.item[slot]
-    table_rehash(s.table, new.table)
-    for j in range(HEADER_SIZE):
-        new.header[j] = s.header[j]
+    for slot in range(s.entries[0, 0]):  # slots anew, so that the unused ones stay as they are
+        i = ROOT + slot
+        low = s.entries[i, 1]
+        item = s.item[low & SLOT_MASK]
+        new.item[slot] = item
+        table_set(new.table, item, slot)
+        d.entries_put(new.entries, new.position, i, s.entries[i, 0], (low & ~SLOT_MASK) | slot)
+    new.entries[0, 0] = s.entries[0, 0]
+    new.header[NEXT] = s.header[NEXT]
+    new.header[PUSHED] = s.header[PUSHED]
     s.header[NEXT] = LIMIT
     s.entries[0, 0] = 0
     for row in range(s.table.shape[0]):
@@ -84,13 +85,13 @@ def heap_renumber(handle):
     s.header[NEXT] = order.size
 
 
-@kernel(inline=True)
+@kernel(internal=True, borrow=True)
 def _prefetch_search(table, key):
     """Prefetch the cache line where the search for a key begins."""
     prefetch(table, np.int64(mix64(key) & np.uint64(table.shape[0] - 1)), np.int64(0))
 
 
-@kernel(inline=True)
+@kernel(internal=True, borrow=True)
 def _priority(header, high):
     return header[SIGN] * key_float64(high) + 0.0
 
@@ -99,7 +100,7 @@ def _priority(header, high):
 def heap_push(handle, item, priority):
     """Insert an item: OK, FULL, PRESENT, or INVALID for NaN. O(log n)."""
     s = _heap_at(handle)
-    if np.isnan(priority):
+    if priority != priority:
         return INVALID
     if table_find(s.table, item) != ABSENT:
         return PRESENT
@@ -125,7 +126,7 @@ def heap_push_many(handle, added, priorities):
     s = _heap_at(handle)
     n, m, number = s.entries[0, 0], added.size, s.header[NEXT]
     for j in range(m):
-        if np.isnan(priorities[j]):
+        if priorities[j] != priorities[j]:
             return INVALID, j
     if n + m > s.position.size or number + m > LIMIT:
         return FULL, 0
@@ -194,40 +195,41 @@ def heap_pop_many(handle, priorities, popped):
     bulk = 4 * m >= n
     if bulk:
         d.entries_sort(s.entries, s.position)
+    leaving = np.empty(m, np.int64)
+    i = ROOT
     for j in range(m):
-        i = ROOT + j if bulk else ROOT
         priorities[j] = _priority(s.header, s.entries[i, 0])
         slot = s.entries[i, 1] & SLOT_MASK
+        leaving[j] = slot
         popped[j] = s.item[slot]
         _prefetch_search(s.table, popped[j])
-        if not bulk:
-            d.entries_pop(s.entries, s.position)
+        if bulk:
+            i += 1
         else:
-            s.position[slot] = 0
+            d.entries_pop(s.entries, s.position)
     if 2 * m < n:
         for j in range(m):
             if j + _PREFETCH_DISTANCE < m:
                 _prefetch_search(s.table, popped[j + _PREFETCH_DISTANCE])
             table_remove(s.table, popped[j])
     else:
-        s.table[:, 1] = ABSENT
+        for row in range(s.table.shape[0]):
+            s.table[row, 1] = ABSENT
         for i in range(ROOT + m, ROOT + n):
             slot = s.entries[i, 1] & SLOT_MASK
             table_set(s.table, s.item[slot], slot)
     if bulk:
-        leaving = np.empty(m, np.int64)
-        for j in range(m):
-            leaving[j] = s.entries[ROOT + j, 1] & SLOT_MASK
         for i in range(ROOT + m, ROOT + n):  # a sorted list stays a heap when it moves up
             d.entries_put(s.entries, s.position, i - m, s.entries[i, 0], s.entries[i, 1])
         for j in range(m):
+            s.position[leaving[j]] = 0
             s.entries[ROOT + n - m + j, 1] = leaving[j]
         s.entries[0, 0] = n - m
 
 
 @kernel(borrow=True)
 def heap_priority(handle, item):
-    """Priority of an item, NaN when it is absent. O(1)."""
+    """Priority of an item, NaN when and only when it is absent. O(1)."""
     s = _heap_at(handle)
     slot = table_find(s.table, item)
     if slot == ABSENT:
@@ -243,19 +245,13 @@ def heap_priority_many(handle, items, out):
 
 
 @kernel(borrow=True)
-def heap_update(handle, item, priority):
-    """`heap_change` in either direction. O(log n)."""
-    return heap_change(handle, item, priority, 0)
-
-
-@kernel(borrow=True)
 def heap_change(handle, item, priority, direction):
     """Change a priority: OK, ABSENT, INVALID for NaN, or WRONG_DIRECTION. O(log n).
 
     The priority may not fall where `direction` is 1, and may not rise where it is -1.
     """
     s = _heap_at(handle)
-    if np.isnan(priority):
+    if priority != priority:
         return INVALID
     slot = table_find(s.table, item)
     if slot == ABSENT:
@@ -299,7 +295,7 @@ def heap_update_many(handle, items, priorities):
     """
     s = _heap_at(handle)
     for j in range(items.size):
-        if np.isnan(priorities[j]):
+        if priorities[j] != priorities[j]:
             return INVALID, j
     slots = np.empty(items.size, np.int64)
     bad = _find_slots(s, items, slots)
@@ -341,9 +337,3 @@ def heap_remove_many(handle, items):
             table_remove(s.table, items[j])
             d.entries_remove(s.entries, s.position, np.int64(s.position[slots[j]]))
     return bad
-
-
-@kernel(borrow=True)
-def heap_find(handle, item):
-    """Slot of an item, or ABSENT. O(1)."""
-    return table_find(_heap_at(handle).table, item)
