@@ -65,7 +65,9 @@ def copy(tmp_path):
 
 
 def run(package, code=CALL, **env):
-    env = {**os.environ, "PYTHONPATH": str(package.parent), **env}
+    # Python takes old bytecode for a file that is edited twice in a second and keeps its size.
+    own = {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, **own, **env}
     env.pop("NUMBA_CACHE_DIR", None)
     env.update({k: v for k, v in {"NUMBA_CACHE_DIR": env.pop("CACHE", "")}.items() if v})
     return subprocess.run(

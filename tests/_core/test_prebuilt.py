@@ -54,7 +54,9 @@ def run(package, code=CALL, *, writable=False, **env):
     blocked.touch()
     places = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked / "x")}
     places["NUMBA_CACHE_DIR"] = str(package.parent / "cache" if writable else blocked / "x")
-    env = {**os.environ, "PYTHONPATH": str(package.parent), **places, **env}
+    # Python takes old bytecode for a file that is edited twice in a second and keeps its size.
+    own = {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, **own, **places, **env}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=package.parent
     )
