@@ -1,7 +1,7 @@
 """The read side of an InvertedIndex: what searches share, searches, and why a score is as it is."""
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,9 +13,8 @@ from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Float64s, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
-from ..text.kernels.tokenize import queries_group
 from ..text.tokenizer import TokenBatch, Tokenizer, encode_into
-from ..text.vocabulary import StringTable
+from ..text.vocabulary import StringTable, TextBuffers
 from .kernels import decoded_lists, postings, scoring, search as k, segment_search as s
 from .kernels.decoded_lists import MAX_CODES, WINDOW
 from .kernels.window import N_BINS
@@ -28,8 +27,10 @@ BYTES_PER_POSTING = 1.0  # of the segment, that they may take
 MAX_PAIRS = 1 << 21  # of tf and length class that are counted
 _MAX_TEXT = 1 << 12  # bytes of a query that `search_one` takes
 _TASKS_PER_THREAD = 4  # of a batch, since queries take different times
+_MAX_POSTINGS = 1 << 20  # that are decoded for a query in memory that is kept: 24 bytes each
+_NO_FILTER = s.NO_FILTER, 0, 0
 
-_entries = EntryPoints(search_many=k.bm25_search_many)
+_entries = EntryPoints(search_many=k.bm25_search_many, order_many=k.hits_order_many)
 
 
 class Formula(NamedTuple):
@@ -75,8 +76,8 @@ def prepare(
         decoded = known.get(id(segment.data)) or decode(segment, handle)
         all_decoded.append(decoded)
         lists = decoded.state
-        scores, alive = np.empty(len(lists.code_tfs)), not segment.dead.any()
-        scoring.bm25_table_fill(scores, lists.code_tfs, lists.code_lengths, saturation)
+        alive, tfs = not segment.dead.any(), lists.code_tfs.astype(np.float64)
+        scores = scoring.contribution(tfs, lists.code_lengths, 1.0, 0.0, saturation)
         bounds = scores.astype(np.float32)
         state = s.SegmentState(handle.address, decoded.address, scores, bounds, alive)
         segments.append(Handle(state))
@@ -108,7 +109,8 @@ def decode(segment: Any, handle: Handle) -> Handle:
     n_classes = len(segment.class_lengths)
     counts = np.zeros((max(2, min(256, MAX_PAIRS // max(1, n_classes))), n_classes), np.int32)
     longest = int(entries[ordinals].max(initial=0))
-    n_exceptions = decoded_lists.pairs_count(handle.address, ordinals, longest, counts)
+    list_docs, list_tfs, list_codes = np.empty((3, longest), np.int32)
+    n_exceptions = decoded_lists.pairs_count(handle.address, ordinals, list_docs, list_tfs, counts)
     counts = counts[: int(np.flatnonzero(counts.any(axis=1)).max(initial=0)) + 1]
     flat = counts.ravel()
     pairs = np.flatnonzero(flat)
@@ -133,8 +135,14 @@ def decode(segment: Any, handle: Handle) -> Handle:
         code_lengths=segment.class_lengths[classes],
         codes=codes,
     )
+    decoding = Handle(
+        decoded_lists.Decoding(
+            lists.window_ptr.reshape(-1), lists.postings, exception_docs, exception_tfs,
+            list_docs, list_tfs, list_codes,
+        )
+    )  # fmt: skip
     result = Handle(lists)
-    decoded_lists.decoded_fill(handle.address, result.address, ordinals, longest)
+    decoded_lists.decoded_fill(handle.address, result.address, decoding.address, ordinals)
     return result
 
 
@@ -144,33 +152,72 @@ def vocabulary(snapshot: Snapshot, table: StringTable) -> tuple[UInt8s, Int64s]:
     return table.first(max(ends, default=0))
 
 
-class SearchBuffers:
-    """What one search works with: scratch for the kernel, and the text and terms of a query."""
+class SearchBuffers(TextBuffers):
+    """What one search works with: scratch for the kernels, and the text and terms of a query."""
 
     def __init__(self) -> None:
-        self.handle = Handle(_empty_scratch())
-        text, self.tokens = np.empty(_MAX_TEXT, np.uint8), np.empty(_MAX_TEXT, np.int32)
-        self.text, self.text_at = text.data, address_of(text)
-        self.tokens_at = address_of(self.tokens)
-        query_ptr = np.zeros(2, np.int64)
-        self.query_ptr, self.query_ptr_at = query_ptr.data, address_of(query_ptr)
+        super().__init__(_MAX_TEXT)
+        self.handle = Handle(
+            s.Scratch(
+                bounds=np.zeros(WINDOW, np.uint16),
+                scores=np.zeros(WINDOW),
+                touched=np.empty(WINDOW + 1, np.int32),
+                candidates=np.empty(WINDOW + 1, np.int32),
+                sample=np.empty(WINDOW + 64, np.uint16),
+                histogram=np.empty(N_BINS, np.int32),
+                chunk_ids=np.empty(s.CHUNK, np.int64),
+                chunk_scores=np.empty(s.CHUNK),
+                **_for_hits(s.SMALL_K),
+                **_for_terms(64, 8),
+                decoding=_decoding(256, 1024),
+                lacks=np.zeros(3, np.int64),
+            )
+        )
+
+    def grow(self, n_segments: int, depth: int) -> None:
+        """Make space for what the last search lacked, and for the `depth` best documents."""
+        state = self.handle.state
+        n_terms, n_postings, n_offsets = state.lacks.tolist()
+        if 2 * depth > len(state.best_ids):
+            state = state._replace(**_for_hits(2 * depth))
+        if n_terms > len(state.terms) or n_terms * n_segments > len(state.ordinals):
+            state = state._replace(**_for_terms(max(2 * n_terms, len(state.terms)), n_segments))
+        space = len(state.decoding.postings), len(state.decoding.window_ptr)
+        if n_postings > space[0] or n_offsets > space[1]:  # neither shrinks: queries differ
+            larger = max(2 * n_postings, space[0]), max(2 * n_offsets, space[1])
+            state = state._replace(decoding=_decoding(*larger))
+        self.handle.replace(state)
 
     def is_clean(self) -> bool:
         """Whether bounds and scores are 0, as they must be between searches."""
         return not (self.handle.state.bounds.any() or self.handle.state.scores.any())
 
+    def is_small(self) -> bool:
+        """Whether they are worth keeping."""
+        return len(self.handle.state.decoding.postings) <= _MAX_POSTINGS
 
-def _empty_scratch():
-    return s.Scratch(
-        bounds=np.zeros(WINDOW, np.uint16),
-        scores=np.zeros(WINDOW),
-        touched=np.empty(WINDOW + 1, np.int32),
-        candidates=np.empty(WINDOW + 1, np.int32),
-        sample=np.empty(WINDOW + 64, np.uint16),
-        histogram=np.empty(N_BINS, np.int32),
-        chunk_ids=np.empty(s.CHUNK, np.int64),
-        chunk_scores=np.empty(s.CHUNK),
-    )
+
+def _for_hits(n):
+    return {"best_scores": np.empty(n), "best_ids": np.empty(n, np.int64)}
+
+
+def _for_terms(n, n_segments):
+    terms, counts, ordinals = (np.empty(size, np.int32) for size in (n, n, n * n_segments))
+    df, list_terms = np.empty((2, n), np.int64)
+    gain, bonus = np.empty((2, n))
+    lists = np.empty((n, s.LIST_COLUMNS), np.int64)
+    return {
+        "terms": terms, "keys": np.empty(n, np.uint64), "counts": counts, "df": df, "gain": gain,
+        "bonus": bonus, "ordinals": ordinals, "lists": lists, "list_terms": list_terms,
+    }  # fmt: skip
+
+
+def _decoding(n_postings, n_offsets):
+    exception_docs, exception_tfs, docs, tfs, codes = np.empty((5, n_postings), np.int32)
+    return decoded_lists.Decoding(
+        np.empty(n_offsets, np.int32), np.empty(n_postings, np.uint32), exception_docs,
+        exception_tfs, docs, tfs, codes,
+    )  # fmt: skip
 
 
 Pool: TypeAlias = deque[SearchBuffers]  # those that no search is using
@@ -187,13 +234,11 @@ def search(
     tokens_at = address_of(tokens.ids)
 
     def run(start, stop, one_filter):
-        buffers = _borrow(pool)
-        _entries.search_many(
-            ready.state.address, buffers.handle.address, tokens_at,
-            address_of(tokens.indptr[start : stop + 1]), *_filter_words(one_filter), depth,
+        query_ptr_at = address_of(tokens.indptr[start : stop + 1])
+        _run(
+            ready, pool, _borrow(pool), tokens_at, query_ptr_at, _filter_words(one_filter), depth,
             scores[start:stop].reshape(-1), ids[start:stop].reshape(-1),
         )  # fmt: skip
-        pool.append(buffers)
 
     if len(filters) > 1:
         tasks = [(i, i + 1, one_filter) for i, one_filter in enumerate(filters)]
@@ -216,18 +261,28 @@ def search_one(
 ) -> Found | None:
     """`search` for one query without a filter, [depth] each, or None if it is too long."""
     buffers = _borrow(pool)
-    n = encode_into(tokenizer, text, buffers)
-    if n < 0:
+    if not encode_into(tokenizer, text, buffers):
         pool.append(buffers)
         return None
-    buffers.query_ptr[1] = n
     scores, ids = np.empty(depth), np.empty(depth, np.int64)
-    _entries.search_many(
-        ready.state.address, buffers.handle.address, buffers.tokens_at, buffers.query_ptr_at,
-        s.NO_FILTER, 0, 0, depth, scores, ids,
+    _run(
+        ready, pool, buffers, buffers.tokens_at, buffers.token_ptr_at, _NO_FILTER, depth, scores,
+        ids,
     )  # fmt: skip
-    pool.append(buffers)
     return ids, scores
+
+
+def _run(ready, pool, buffers, tokens_at, query_ptr_at, filter_words, depth, scores, ids):
+    """Search with buffers, and give them back to their pool."""
+    index, scratch = ready.state.address, buffers.handle.address
+    while not _entries.search_many(
+        index, scratch, tokens_at, query_ptr_at, *filter_words, depth, scores, ids
+    ):
+        buffers.grow(len(ready.segments), depth)
+    if depth > s.SMALL_K:
+        _entries.order_many(scratch, depth, scores, ids)
+    if buffers.is_small():
+        pool.append(buffers)
 
 
 def _borrow(pool):
@@ -240,7 +295,7 @@ def _borrow(pool):
 def _filter_words(one_filter):
     """(kind, address, size) for the kernel; the filter stays alive with the caller."""
     if one_filter is None:
-        return s.NO_FILTER, 0, 0
+        return _NO_FILTER
     kind = s.MASK if one_filter.dtype == np.bool_ else s.LISTED
     return kind, address_of(one_filter), len(one_filter)
 
@@ -249,27 +304,25 @@ def explain(
     snapshot: Snapshot, formula: Formula, table: StringTable, ids: Int32s, number: int, doc: int
 ) -> Explanation:
     """The score of document `doc` of segment `number` for a query of these term ids."""
-    variant = scoring.VARIANTS[formula.variant]
-    terms, counts = np.empty((2, len(ids)), np.int32)
-    query_ptr, term_ptr = np.array([0, len(ids)]), np.empty(2, np.int64)
-    n = queries_group(*vocabulary(snapshot, table), ids, query_ptr, terms, counts, term_ptr)
-    terms, counts = terms[:n], counts[:n]
-    ordinals, df = find_terms(snapshot, terms)
-    gain, bonus = np.empty((2, n))
-    scoring.bm25_weights(variant, formula.k1, snapshot.n_docs, df, counts, gain, bonus)
+    variant, saturation = scoring.VARIANTS[formula.variant], formula.saturation(snapshot)
+    n_terms = len(vocabulary(snapshot, table)[1]) - 1
+    counts = Counter(id_ for id_ in ids.tolist() if 0 <= id_ < n_terms)
+    texts = dict(zip(counts, table.texts(counts), strict=True))
+    terms = sorted(counts, key=texts.__getitem__)
+    ordinals, df = find_terms(snapshot, np.array(terms, np.int32))
     segment, handle = snapshot.segments[number], snapshot.handles[number]
-    (length,) = lengths_at(segment, np.array([doc]))
+    length = int(lengths_at(segment, np.array([doc]))[0])
     total, term_scores = 0.0, []
-    for e, term in enumerate(table.texts(terms)):
-        if not df[e]:
+    for term, own_df, ordinal in zip(terms, df.tolist(), ordinals[number].tolist(), strict=True):
+        if not own_df:
             continue
-        ordinal = int(ordinals[number][e])
+        idf, gain, bonus = scoring.weights(
+            variant, formula.k1, snapshot.n_docs, own_df, counts[term]
+        )
         tf = postings.posting_find(handle.address, ordinal, doc) if ordinal != ABSENT else 0
         score = 0.0
-        if tf and gain[e] > 0:
-            saturation = formula.saturation(snapshot)
-            score = scoring.bm25_contribution(float(tf), length, gain[e], bonus[e], saturation)
+        if tf and gain > 0:
+            score = scoring.contribution(float(tf), length, gain, bonus, saturation)
         total += score
-        idf = scoring.bm25_idf(variant, snapshot.n_docs, df[e])
-        term_scores.append(TermScore(term, int(counts[e]), int(tf), int(df[e]), idf, score))
+        term_scores.append(TermScore(texts[term], counts[term], int(tf), own_df, idf, score))
     return Explanation(total, term_scores)

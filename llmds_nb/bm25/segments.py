@@ -162,9 +162,12 @@ def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
     lengths = np.diff(tokens.indptr)[order].astype(np.int32)
     starts, entries = np.empty(len(terms) + 1, np.int64), np.empty(len(terms), np.int32)
     data = np.empty(2 * len(docs) + 1, np.uint8)
+    list_docs, list_tfs = np.empty((2, len(ids)), np.int32)
+    counts = np.empty(k.N_WIDTHS, np.int64)
+    packing = Handle(k.Packing(first, docs, starts, entries, list_docs, list_tfs, counts))
 
     def pack(u, position):
-        return k.postings_pack(first, docs, len(ids), data, starts, entries, u, position)
+        return k.postings_pack(packing.address, data, u, position)
 
     end_data(data, write_lists(pack, len(terms), data, 0))
     ids = short_ids(ids[order])

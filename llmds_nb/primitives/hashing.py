@@ -17,7 +17,7 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
-@kernel(borrow=True)
+@kernel(internal=True)
 def mix64(x):
     """A bijection of 64 bits; every input bit affects every output bit (splitmix64). O(1)."""
     x = np.uint64(x)
@@ -32,7 +32,7 @@ def fold64(a, b):
     return (a * b) ^ mul_hi(a, b)
 
 
-@kernel(borrow=True)
+@kernel(noinline=True, borrow=True)
 def hash_bytes(data, start, stop, seed):
     """uint64 hash of data[start:stop], data uint8[n]; of content and length. O(stop - start)."""
     view = data[start:stop]

@@ -103,21 +103,21 @@ def topk_select(scores, ids, n, k):
 @kernel(noinline=True)
 def topk_order(scores, ids, n):
     """Sort n entries, best first, in place. O(n log n) expected."""
-    lows, highs = np.empty((2, 64), np.int64)
-    depth = 1
-    lows[0], highs[0] = 0, n - 1
-    while depth > 0:
-        depth -= 1
-        low, high = lows[depth], highs[depth]
+    waiting = np.empty(128, np.int64)  # pairs of the first and the last entry of a part
+    size = 2
+    waiting[0], waiting[1] = 0, n - 1
+    while size > 0:
+        size -= 2
+        low, high = waiting[size], waiting[size + 1]
         while high - low > 12:
             place = _partition(scores, ids, low, high)
-            if place - low < high - place - 1:  # stack the longer part: 64 always suffice
-                lows[depth], highs[depth] = place + 1, high
+            if place - low < high - place - 1:  # the longer part waits: 64 always suffice
+                waiting[size], waiting[size + 1] = place + 1, high
                 high = place
             else:
-                lows[depth], highs[depth] = low, place
+                waiting[size], waiting[size + 1] = low, place
                 low = place + 1
-            depth += 1
+            size += 2
         for i in range(low + 1, high + 1):
             score, id_ = scores[i], ids[i]
             j = i
@@ -127,34 +127,45 @@ def topk_order(scores, ids, n):
             scores[j], ids[j] = score, id_
 
 
-@kernel
-def topk_spread(scores, ids, n):
+@kernel(noinline=True)
+def topk_spread(scores, ids, n, spare_scores, spare_ids):
     """Sort n entries of finite scores, best first, in place. O(n) if the scores are spread evenly.
 
-    They are distributed to n ranges of equal width, each of which `topk_order` sorts.
+    They are distributed to n ranges of equal width, each of which `topk_order` sorts. Scratch:
+    spare_scores float64[>= n] and spare_ids int64[>= 2 * n].
     """
     low = high = scores[0] if n > 0 else 0.0
     for i in range(n):
-        low, high = min(low, scores[i]), max(high, scores[i])
+        score = scores[i]
+        low, high = score if score < low else low, score if score > high else high
     if n < 32 or low == high:
         topk_order(scores, ids, n)
         return
     scale = (n - 1) / (high - low)
-    starts = np.zeros(n + 1, np.int64)
-    bins = np.empty(n, np.int64)
+    ends = spare_ids[n : 2 * n]  # of each range; its start while it is filled
     for i in range(n):
-        bins[i] = min(n - 1, np.int64((high - scores[i]) * scale))
-        starts[bins[i] + 1] += 1
+        spare_scores[i], spare_ids[i], ends[i] = scores[i], ids[i], 0
     for i in range(n):
-        starts[i + 1] += starts[i]
-    old_scores, old_ids = scores[:n].copy(), ids[:n].copy()
-    for i in range(n):
-        place = starts[bins[i]]
-        starts[bins[i]] += 1  # finally the end of the range, where the next begins
-        scores[place], ids[place] = old_scores[i], old_ids[i]
+        ends[_range_of(scores[i], high, scale, n)] += 1
     begin = 0
     for i in range(n):
-        end = starts[i]
+        size = ends[i]
+        ends[i] = begin
+        begin += size
+    for i in range(n):
+        number = _range_of(spare_scores[i], high, scale, n)
+        place = ends[number]
+        ends[number] += 1
+        scores[place], ids[place] = spare_scores[i], spare_ids[i]
+    begin = 0
+    for i in range(n):
+        end = ends[i]
         if end - begin > 1:
             topk_order(scores[begin:end], ids[begin:end], end - begin)
         begin = end
+
+
+@kernel(internal=True)
+def _range_of(score, high, scale, n):
+    number = np.int64((high - score) * scale)
+    return number if number < n else n - 1

@@ -13,7 +13,7 @@ from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
 from . import analyzer as a
 from .kernels import tokenize as k
-from .vocabulary import StringTable, WordCache, offsets
+from .vocabulary import StringTable, TextBuffers, WordCache, offsets
 
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
 
@@ -34,26 +34,25 @@ def joined(parts: list[TokenBatch]) -> TokenBatch:
     return TokenBatch(np.concatenate(ids), offsets(np.concatenate(counts)))
 
 
-def encode_into(tokenizer: "Tokenizer", text: str, scratch) -> int:
+def encode_into(tokenizer: "Tokenizer", text: str, buffers: TextBuffers) -> bool:
     """Encode one short text into memory of the caller's. Internal: for the searches of bm25.
 
-    `scratch` has `text`, a memoryview of uint8, at address `text_at`, and `tokens`, an int32 array
-    no shorter than `text`, at address `tokens_at`; no other thread may use them meanwhile. Return
-    how many ids were written to `scratch.tokens`, or ABSENT if it cannot hold all.
+    The ids are buffers.tokens[:buffers.token_ptr[1]]. Return False if there are too many.
     """
     analyzer = tokenizer._analyzer
     n, shortest = len(text), analyzer.shortest
-    if shortest is not None and n <= len(scratch.text) and text.isascii():
+    if shortest is not None and n <= len(buffers.text) and text.isascii():
         analyzer.check_complete()
-        scratch.text[:n] = text.encode().translate(analyzer.fold)
-        n_ids = tokenizer._cache.encode_one(scratch.text_at, n, shortest, scratch.tokens_at)
-        if n_ids != ABSENT:
-            return n_ids
+        buffers.text[:n] = text.encode().translate(analyzer.fold)
+        buffers.text_ptr[1] = n
+        if tokenizer._cache.encode_one(buffers, shortest):
+            return True
     ids = tokenizer._encode([text]).ids
-    if len(ids) > len(scratch.tokens):
-        return ABSENT
-    scratch.tokens[: len(ids)] = ids
-    return len(ids)
+    if len(ids) > len(buffers.tokens):
+        return False
+    buffers.tokens[: len(ids)] = ids
+    buffers.token_ptr[1] = len(ids)
+    return True
 
 
 def _some_at_a_time(texts):

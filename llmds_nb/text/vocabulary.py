@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from .._core import validation
+from .._core.arrays import address_of
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Int32s, Int64s, UInt8s
@@ -54,7 +55,7 @@ class StringTable:
         data, data_ptr = _packed(strings)
         out = np.empty(len(strings), np.int32)
         with self._lock:
-            k.strings_find_many(self._handle.address, data, data_ptr, out)
+            k.strings_number_many(self._handle.address, ABSENT, data, data_ptr, out)
         if "" in strings:
             out[np.diff(data_ptr) == 0] = k.DROPPED
         return out
@@ -68,7 +69,7 @@ class StringTable:
         found = np.empty(len(places), np.int32)
         with self._lock:
             self.reserve(len(places), int(data_ptr[-1]))
-            self._n = k.strings_add_many(self._handle.address, self._n, data, data_ptr, found)
+            self._n = k.strings_number_many(self._handle.address, self._n, data, data_ptr, found)
         out[places] = found
         return out
 
@@ -165,8 +166,24 @@ def _enlarged(array, used, needed):
     return larger
 
 
-_entries = EntryPoints(encode_one=k.words_encode_one)
+_entries = EntryPoints(encode=k.words_encode)
 _EMPTY = Handle(k.WordCacheState(StringTable().state, np.empty(0, np.int32)))
+
+
+class TextBuffers:
+    """Memory of one text of at most `size` characters and its tokens, one an ASCII character.
+
+    Text and offsets are memoryviews, which are quicker to write than arrays; `..._at` are
+    addresses. One thread uses them at a time.
+    """
+
+    def __init__(self, size: int):
+        text, text_ptr, token_ptr = np.empty(size, np.uint8), *np.zeros((2, 2), np.int64)
+        self.text, self.text_at = text.data, address_of(text)
+        self.text_ptr, self.text_ptr_at = text_ptr.data, address_of(text_ptr)
+        self.tokens = np.empty(size, np.int32)
+        self.tokens_at = address_of(self.tokens)
+        self.token_ptr, self.token_ptr_at = token_ptr.data, address_of(token_ptr)
 
 
 class WordCache:
@@ -205,9 +222,11 @@ class WordCache:
         missing = np.empty((_MISSING, 2), np.int64)
         while True:
             with self._lock:
-                n_missing = k.words_encode(
-                    self._handle.address, data, text_ptr, shortest, out, out_ptr, missing
-                )
+                n_missing = _entries.encode(
+                    self._handle.address, address_of(data), address_of(text_ptr), len(out_ptr) - 1,
+                    shortest, address_of(out), address_of(out_ptr), address_of(missing),
+                    len(missing),
+                )  # fmt: skip
             if n_missing == 0:
                 return out[: out_ptr[-1]], out_ptr
             if n_missing > len(missing):
@@ -216,14 +235,15 @@ class WordCache:
             spans = missing[:n_missing].tolist()
             self._learn(list({bytes(data[start:stop]): None for start, stop in spans}), look_up)
 
-    def encode_one(self, text: int, n: int, shortest: int, tokens: int) -> int:
-        """Write the ids of the n bytes at address `text` as int32 to address `tokens`.
+    def encode_one(self, buffers: TextBuffers, shortest: int) -> bool:
+        """Encode the text in `buffers` into its tokens, if all words are known; return whether.
 
-        Return how many, at most n / shortest; or ABSENT if a word was never looked up. Takes no
-        lock: the kernel keeps the GIL, and `_learn` keeps what it reads consistent.
+        Takes no lock: the kernel keeps the GIL, and `_learn` keeps what it reads consistent.
         """
-        handle = self._handle  # kept alive meanwhile
-        return _entries.encode_one(handle.address, text, n, shortest, tokens)
+        handle, b = self._handle, buffers  # kept alive meanwhile
+        return not _entries.encode(
+            handle.address, b.text_at, b.text_ptr_at, 1, shortest, b.tokens_at, b.token_ptr_at, 0, 0
+        )
 
     def _learn(self, new, look_up):
         words = [word.decode() for word in new]

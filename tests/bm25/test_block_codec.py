@@ -11,7 +11,13 @@ from llmds_nb._core.jit import kernel
 from llmds_nb._core.state import Handle
 from llmds_nb.bm25.kernels import postings
 from llmds_nb.bm25.kernels.block_codec import BLOCK, ENTRY, list_decode
-from llmds_nb.bm25.kernels.postings import posting_find, postings_pack, postings_read
+from llmds_nb.bm25.kernels.postings import (
+    N_WIDTHS,
+    Packing,
+    posting_find,
+    postings_pack,
+    postings_read,
+)
 from llmds_nb.bm25.kernels.simd import gaps_sum, tfs_decode
 
 
@@ -42,13 +48,14 @@ def encoded(docs, tfs, n_docs):
     tokens = np.repeat(np.array(docs, np.int32), tfs)
     first = np.array([0, len(tokens)], np.int64)
     starts, entries = np.zeros(2, np.int64), np.zeros(1, np.int32)
-    made = (first, tokens, len(docs))
+    work = np.empty((2, len(docs)), np.int32)
+    made = Handle(Packing(first, tokens, starts, entries, *work, np.empty(N_WIDTHS, np.int64)))
     short = np.full(11, 255, np.uint8)  # too short for any list, or so it seems before measuring
-    done, start, size = postings_pack(*made, short, starts, entries, 0, 0)
+    done, start, size = postings_pack(made.address, short, 0, 0)
     assert (done, start) == ((1, size) if size <= len(short) else (0, 0))
     assert (short[size if done else 0 :] == 255).all()
     data = np.full(size + 1, 255, np.uint8)
-    assert postings_pack(*made, data, starts, entries, 0, 0) == (1, size, size)
+    assert postings_pack(made.address, data, 0, 0) == (1, size, size)
     assert data[size] == 255 and starts.tolist() == [0, size] and entries[0] == len(docs)
     data[size] = 0
     return segment_of(data, len(docs), n_docs)

@@ -178,6 +178,26 @@ def bounds_count(bounds, n, threshold):
 
 
 @kernel
+def docs_select(bounds, n_docs, threshold, found):
+    return window.docs_select(bounds, n_docs, threshold, found)
+
+
+@kernel
+def columns_largest(bounds, strips, width, largest):
+    window.columns_largest(bounds, strips, width, largest)
+
+
+@kernel
+def columns_select(bounds, strips, width, largest, threshold, found):
+    return window.columns_select(bounds, strips, width, largest, threshold, found)
+
+
+@kernel
+def docs_filter(bounds, docs, n, threshold, found):
+    return window.docs_filter(bounds, docs, n, threshold, found)
+
+
+@kernel
 def kth_bound(bounds, n, k):
     return window.kth_bound(bounds, n, k)
 
@@ -199,18 +219,18 @@ def test_documents_that_reach_a_threshold_are_listed(n, seed, most, threshold, s
     bounds[:n] = rng.integers(0, most + 1, n)
     expected = np.flatnonzero(bounds >= threshold)
     found = np.empty(len(bounds) + 1, np.int32)
-    assert window.docs_select(bounds, n, threshold, found) == len(expected)
+    assert docs_select(bounds, n, threshold, found) == len(expected)
     assert (found[: len(expected)] == expected).all()
     width = strips_width(n, strips)
     assert width % window.PAD == 0 and strips * width >= n
     largest = np.full(width + window.PAD, 7, np.uint16)
-    window.columns_largest(bounds, strips, width, largest)
+    columns_largest(bounds, strips, width, largest)
     assert (largest[:width] == bounds[: strips * width].reshape(strips, width).max(axis=0)).all()
     assert (largest[width:] == 7).all()
-    listed = window.columns_select(bounds, strips, width, largest, threshold, found)
+    listed = columns_select(bounds, strips, width, largest, threshold, found)
     assert (np.sort(found[:listed]) == expected).all()
     docs = rng.permutation(n).astype(np.int32)
-    listed = window.docs_filter(bounds, docs, n, threshold, found)
+    listed = docs_filter(bounds, docs, n, threshold, found)
     assert (np.sort(found[:listed]) == expected).all()
     assert bounds_count(bounds, n, threshold) == len(expected)
     k = int(rng.integers(1, n + 1))

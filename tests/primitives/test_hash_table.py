@@ -6,8 +6,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmds_nb.primitives import hash_table as t
-from llmds_nb.primitives.hashing import mix64
 from llmds_nb.primitives.status import ABSENT
+
+from .test_hashing import mix64
 
 MAX_KEYS = 12
 KEYS = st.integers(0, 20) | st.sampled_from([2**40, 2**62, 2**63 - 1])

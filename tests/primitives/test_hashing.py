@@ -3,11 +3,23 @@
 import numpy as np
 from hypothesis import example, given, strategies as st
 
-from llmds_nb.primitives.hashing import hash_bytes, hash_ints, hash_many, mix64
+from llmds_nb._core.jit import kernel
+from llmds_nb.primitives import hashing
+from llmds_nb.primitives.hashing import hash_ints, hash_many
 
 WORDS = st.integers(0, 2**64 - 1)
 ALL = 2**64 - 1
 A, B, C, D = 0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3
+
+
+@kernel
+def mix64(x):
+    return hashing.mix64(x)
+
+
+@kernel
+def hash_bytes(data, start, stop, seed):
+    return hashing.hash_bytes(data, start, stop, seed)
 
 
 def plain_mix(x):

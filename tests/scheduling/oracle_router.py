@@ -3,8 +3,9 @@
 import numpy as np
 
 from llmds_nb.kv.kernels.prefix_table import prefix_hash
-from llmds_nb.primitives.hashing import mix64
 from llmds_nb.scheduling.kernels.router import HALVING, PRIOR
+
+from ..primitives.test_hashing import mix64
 
 
 class PlainRouter:

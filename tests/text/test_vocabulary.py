@@ -9,7 +9,7 @@ from llmds_nb import CorruptFileError
 from llmds_nb._core.state import Handle
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.text.kernels import tokenize as k
-from llmds_nb.text.vocabulary import StringTable, WordCache
+from llmds_nb.text.vocabulary import StringTable, TextBuffers, WordCache
 
 STRINGS = st.text(max_size=3) | st.sampled_from(["", "a", "b", "ab", "\0", "\ud800", "x" * 300])
 
@@ -89,23 +89,16 @@ def test_arrays_of_another_kind_are_refused(change):
         StringTable.from_arrays({**table.arrays(), **change})
 
 
-class Query:
-    """Memory of one query, as the searches of bm25 have it."""
-
-    def __init__(self, size=4096):
-        text, self.tokens = np.empty(size, np.uint8), np.empty(size, np.int32)
-        self.text, self.text_at = memoryview(text), text.__array_interface__["data"][0]
-        self.tokens_at = self.tokens.__array_interface__["data"][0]
-
-    def encode(self, cache, text):
-        """The ids of a lower-case text by the kernel for one query, or None for an unknown word."""
-        self.text[: len(text)] = text.replace(" ", "\0").encode()
-        n = cache.encode_one(self.text_at, len(text), 1, self.tokens_at)
-        return None if n == ABSENT else self.tokens[:n].tolist()
+def encode_one(cache, text, buffers):
+    """The ids of a lower-case text, or None for an unknown word."""
+    buffers.text[: len(text)] = text.replace(" ", "\0").encode()
+    buffers.text_ptr[1] = len(text)
+    known = cache.encode_one(buffers, 1)
+    return buffers.tokens[: buffers.token_ptr[1]].tolist() if known else None
 
 
 def test_a_reader_beside_a_writer_never_sees_half_of_a_word(monkeypatch):
-    cache, query, seen = WordCache(), Query(), []
+    cache, query, seen = WordCache(), TextBuffers(4096), []
     look_up = {f"word{i}": i for i in range(2000)}
 
     def ids_of(words):
@@ -113,7 +106,7 @@ def test_a_reader_beside_a_writer_never_sees_half_of_a_word(monkeypatch):
 
     def read():
         for text in ("word0", "word1 word0", "word1999", "new"):
-            ids = query.encode(cache, text)
+            ids = encode_one(cache, text, query)
             assert ids is None or ids == ids_of(text.split()).tolist()
             seen.append(ids is None)
 
@@ -128,12 +121,12 @@ def test_a_reader_beside_a_writer_never_sees_half_of_a_word(monkeypatch):
         assert ids.tolist() == [*range(start, start + 40), ABSENT]
         read()
     assert True in seen and False in seen
-    assert query.encode(cache, "word5 word1234 new") == [5, 1234, ABSENT]
+    assert encode_one(cache, "word5 word1234 new", query) == [5, 1234, ABSENT]
 
 
 def test_caches_without_words_share_no_state_that_changes():
-    one, other, query = WordCache(), WordCache(), Query()
+    one, other, query = WordCache(), WordCache(), TextBuffers(4096)
     word, ends = np.frombuffer(bytearray(b"word"), np.uint8), np.array([0, 4])
     assert one.encode(word, ends, 1, lambda _: np.array([7], np.int32))[0].tolist() == [7]
-    assert query.encode(one, "word") == [7] and query.encode(other, "word") is None
+    assert encode_one(one, "word", query) == [7] and encode_one(other, "word", query) is None
     assert other.encode(word, ends, 1, lambda _: np.array([8], np.int32))[0].tolist() == [8]

@@ -30,6 +30,7 @@ number beyond the number of documents: files may be opened without verifying the
 """
 
 import numpy as np
+from numba import boolean, int32, int64, uint8
 
 from ..._core.jit import kernel
 from .simd import gaps_sum, tfs_decode
@@ -157,7 +158,7 @@ def block_decode(data, position, end, doc, docs, tfs):
     return gaps_sum(docs, data, position, planes, doc)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(separate=int64(uint8[::1], int64, int64, int64, int64, int32[::1], int32[::1]), borrow=True)
 def list_decode(data, start, end, size, n_docs, docs, tfs):
     """All of a list of `size` entries into docs int32[size] and tfs int32[size].
 
@@ -285,10 +286,12 @@ def _plane_encode(data, position, doc, docs, bits, shift):
     for i in range(size):
         data[position + i] = 0
     before = doc
-    for i in range(BLOCK):
-        part = (np.int64(docs[i]) - before) >> shift & ((1 << bits) - 1)
-        before = np.int64(docs[i]) + 1
-        data[position + i % size] |= np.uint8(part << (i // size * bits))
+    for first in range(0, BLOCK, size):
+        for i in range(size):
+            doc = np.int64(docs[first + i])
+            part = (doc - before) >> shift & ((1 << bits) - 1)
+            before = doc + 1
+            data[position + i] |= np.uint8(part << (first >> 4))  # first / size * bits
     return position + size
 
 
@@ -319,16 +322,13 @@ def _block_encode(data, position, doc, docs, tfs, counts, measure):
         return position + HEADER + np.int64(_planes_size(np.uint64(planes))) + 2 * n_gaps + extra
     data[position], data[position + 1], data[position + 2] = n_gaps, n_tfs, planes
     position += HEADER
-    shift = 0
-    while shift + 8 <= bits:
-        position = _plane_encode(data, position, doc, docs, 8, shift)
-        shift += 8
-    if bits & 4:
-        position = _plane_encode(data, position, doc, docs, 4, shift)
-        shift += 4
-    if bits & 2:
-        position = _plane_encode(data, position, doc, docs, 2, shift)
-        shift += 2
+    shift, width = 0, 8
+    while shift < bits:
+        if shift + width > bits:
+            width >>= 1
+        else:
+            position = _plane_encode(data, position, doc, docs, width, shift)
+            shift += width
     if not all_ones:
         for i in range(BLOCK // 8):
             byte = 0
@@ -350,7 +350,10 @@ def _block_encode(data, position, doc, docs, tfs, counts, measure):
     return position
 
 
-@kernel(noinline=True, borrow=True)
+@kernel(
+    separate=int64(int32[::1], int32[::1], int64, int64[::1], uint8[::1], int64, boolean),
+    borrow=True,
+)
 def list_encode(docs, tfs, n, counts, data, position, measure):
     """Write n entries, docs int32 ascending and tfs int32 >= 1, at data[position:].
 

@@ -6,20 +6,14 @@ outlive changes of its parameters. The rare postings without a code, because the
 tf large, are exceptions, which are kept apart.
 """
 
-from collections import namedtuple
-
 import numpy as np
+from numba import int64
+from numba.types import UniTuple
 
 from ..._core.jit import kernel
-from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, State, array, viewer
+from ..._core.state import ANY, State, StateType, array, viewer
 from ...primitives.status import ABSENT
-from .postings import list_read, lower_bound, segment_at
-
-# Scratch for the entries of one list, int32[size] each; and where lists are decoded to, as in
-# DecodedLists.
-Entries = namedtuple("Entries", "docs tfs codes")
-Decoded = namedtuple("Decoded", "postings exception_docs exception_tfs")
+from .postings import SEGMENT, list_read, lower_bound, segment_at
 
 WINDOW = 1 << 16
 MAX_CODES = 1 << 16
@@ -46,17 +40,30 @@ class DecodedLists(State):
     codes = array(np.int32, ANY, ANY)
 
 
+class Decoding(State):
+    """Where lists are decoded to, one after the other; what is filled is as in DecodedLists."""
+
+    window_ptr = array(np.int32, ANY)  # W + 1 for each list
+    postings = array(np.uint32, ANY)
+    exception_docs = array(np.int32, ANY)
+    exception_tfs = array(np.int32, ANY)
+    # Scratch for the entries of one list.
+    docs = array(np.int32, ANY)
+    tfs = array(np.int32, ANY)
+    codes = array(np.int32, ANY)
+
+
 decoded_lists_at = viewer(DecodedLists)
+decoding_at = viewer(Decoding)
 
 
 @kernel(internal=True, borrow=True)
-def list_ascending(segment, ordinal, docs, tfs):
+def _list_ascending(segment, ordinal, docs, tfs):
     """`list_read` as far as its docs ascend, as all do in an undamaged file."""
     n = list_read(segment, ordinal, docs, tfs)
-    before, after = docs[: max(n - 1, 0)], docs[1 : max(n, 1)]
     falls = 0
-    for j in range(after.size):
-        falls += after[j] <= before[j]
+    for j in range(n - 1):
+        falls += docs[j + 1] <= docs[j]
     if falls:
         n = 1
         while docs[n] > docs[n - 1]:
@@ -64,29 +71,45 @@ def list_ascending(segment, ordinal, docs, tfs):
     return n
 
 
-@kernel(internal=True, borrow=True)
-def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
-    """Write `size` entries: postings from n on, exceptions from n_exceptions; return their ends."""
-    docs, tfs, code_of = entries.docs, entries.tfs, entries.codes
+@kernel(
+    separate=UniTuple(int64, 2)(
+        SEGMENT, StateType(DecodedLists), StateType(Decoding), int64, int64, int64, int64
+    ),
+    borrow=True,
+)
+def list_unpack(segment, lists, out, ordinal, row, n, n_exceptions):
+    """Decode one list of a segment; return where its postings and exceptions end.
+
+    Its postings are written from n on, its exceptions from n_exceptions, its window_ptr as `row`.
+    """
+    docs, tfs, code_of, postings = out.docs, out.tfs, out.codes, out.postings
+    codes, classes, window_ptr = lists.codes, segment.classes, out.window_ptr
+    size = _list_ascending(segment, ordinal, docs, tfs)
     max_tf, max_class = codes.shape[0] - 1, codes.shape[1] - 1
     signs = np.int32(0)
     for j in range(size):
-        number = min(np.int64(classes[np.uint64(docs[j])]), max_class)
-        code_of[j] = codes[np.uint64(min(np.int64(tfs[j]), max_tf)), np.uint64(number)]
+        number, tf = np.int64(classes[np.uint64(docs[j])]), np.int64(tfs[j])
+        number = number if number < max_class else max_class
+        tf = tf if tf < max_tf else max_tf
+        code_of[j] = codes[np.uint64(tf), np.uint64(number)]
         signs |= code_of[j]
+    n_windows = lists.window_ptr.shape[1] - 1
+    window = row * (n_windows + 1)
+    stop = window + n_windows
     if signs >= 0:  # usually there is no exception
         begin = 0
-        for window in range(window_ptr.size):
-            begin = lower_bound(docs, begin, size, window * WINDOW)
-            window_ptr[window] = n + begin
-        part = out.postings[n : n + size]
+        for place in range(window, stop + 1):
+            begin = lower_bound(docs, begin, size, (place - window) * WINDOW)
+            window_ptr[place] = n + begin
+        part = postings[n : n + size]
         for j in range(size):
             part[j] = np.uint32(docs[j]) & _IN_WINDOW | np.uint32(code_of[j]) << _CODE
         return n + size, n_exceptions
-    window = 0
-    window_ptr[0] = n
+    window_ptr[window] = n
+    end = WINDOW  # of the window
     for j in range(size):
-        while docs[j] >= (window + 1) * WINDOW:
+        while docs[j] >= end:
+            end += WINDOW
             window += 1
             window_ptr[window] = n
         if code_of[j] == ABSENT:
@@ -94,52 +117,45 @@ def list_split(entries, size, classes, codes, window_ptr, out, n, n_exceptions):
             n_exceptions += 1
         else:
             posting = np.uint32(docs[j]) & _IN_WINDOW | np.uint32(code_of[j]) << _CODE
-            out.postings[np.uint64(n)] = posting
+            postings[np.uint64(n)] = posting
             n += 1
-    for w in range(window + 1, window_ptr.size):
-        window_ptr[w] = n
+    while window < stop:
+        window += 1
+        window_ptr[window] = n
     return n, n_exceptions
 
 
-@kernel(nogil=True)
-def pairs_count(segment, ordinals, size, counts):
+@kernel(nogil=True, borrow=True)
+def pairs_count(segment, ordinals, docs, tfs, counts):
     """Count pairs of tf and length class in counts int32[T, C]; return how many are beyond it.
 
-    `segment` is a handle, `size` the length of the longest list of `ordinals`. O(postings).
+    `segment` is a handle; docs and tfs, int32, have the length of the longest list of `ordinals`.
+    O(postings).
     """
     segment = segment_at(segment)
-    parts = ((size, np.int32), (size, np.int32))
-    memory = scratch(parts)
-    docs, tfs = cut(memory, parts)
     beyond = 0
     for h in range(ordinals.size):
-        for j in range(list_ascending(segment, ordinals[h], docs, tfs)):
+        for j in range(_list_ascending(segment, np.int64(ordinals[h]), docs, tfs)):
             number = segment.classes[docs[j]]
             if tfs[j] < counts.shape[0] and number < counts.shape[1]:
                 counts[tfs[j], number] += 1
             else:
                 beyond += 1
-    keep_alive(memory)
     return beyond
 
 
-@kernel(nogil=True)
-def decoded_fill(segment, decoded, ordinals, size):
+@kernel(nogil=True, borrow=True)
+def decoded_fill(segment, decoded, decoding, ordinals):
     """Decode list `ordinals[h]` of a segment as list h of a DecodedLists, for every h.
 
-    Both are handles, `size` as for `pairs_count`. Fills postings, window_ptr and exceptions.
+    All but ordinals int32[H] are handles; the Decoding has the arrays of the DecodedLists, and
+    scratch for the longest list. Fills postings, window_ptr and exceptions.
     """
-    segment, lists = segment_at(segment), decoded_lists_at(decoded)
-    parts = ((size, np.int32), (size, np.int32), (size, np.int32))
-    memory = scratch(parts)
-    entries = Entries(*cut(memory, parts))
-    out = Decoded(lists.postings, lists.exception_docs, lists.exception_tfs)
+    segment, lists, out = segment_at(segment), decoded_lists_at(decoded), decoding_at(decoding)
     n, n_exceptions = 0, 0
     for h in range(ordinals.size):
         lists.exception_ptr[h] = n_exceptions
-        n_own = list_ascending(segment, ordinals[h], entries.docs, entries.tfs)
-        n, n_exceptions = list_split(
-            entries, n_own, segment.classes, lists.codes, lists.window_ptr[h], out, n, n_exceptions
+        n, n_exceptions = list_unpack(
+            segment, lists, out, np.int64(ordinals[h]), h, n, n_exceptions
         )
     lists.exception_ptr[ordinals.size] = n_exceptions
-    keep_alive(memory)

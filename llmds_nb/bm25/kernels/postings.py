@@ -8,16 +8,17 @@ except for `live`, where any two writers would write the same.
 """
 
 import numpy as np
+from numba import int64
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ..._core.state import ANY, State, array, viewer
+from ..._core.state import ANY, State, StateType, array, viewer
 from ...primitives.status import ABSENT
 from .block_codec import BLOCK, list_decode, list_encode, list_find
 
 NO_CLASS = (1 << 16) - 1
 _MAX_ENTRY_BYTES = 12  # 8 / 128 of the table and 11.2 in a block, or 10 as varints
-_N_WIDTHS = 33  # of a gap, in bits
+N_WIDTHS = 33  # of a gap, in bits
 
 
 class Segment(State):
@@ -53,7 +54,22 @@ class MergeInput(State):
     doc_of = array(np.int32, ANY)
 
 
+class Packing(State):
+    """The sorted tokens of U lists, and what encoding them fills; see `postings_pack`."""
+
+    first = array(np.int64, ANY)  # [U + 1]
+    docs = array(np.int32, ANY)
+    starts = array(np.int64, ANY)  # [U + 1]
+    entries = array(np.int32, ANY)  # [U]
+    # Scratch: the entries of one list, and as `list_encode` needs it.
+    list_docs = array(np.int32, ANY)
+    list_tfs = array(np.int32, ANY)
+    counts = array(np.int64, N_WIDTHS)
+
+
 segment_at = viewer(Segment)
+SEGMENT = StateType(Segment)
+_packing_at = viewer(Packing)
 _merge_input_at = viewer(MergeInput)
 
 
@@ -119,13 +135,15 @@ def postings_group(local, doc_ptr, order, first, docs):
         first[local[j] + 1] += 1
     for u in range(1, first.size):
         first[u] += first[u - 1]
-    cursor = first[:-1].copy()
     for doc in range(order.size):
         document = order[doc]
         for j in range(doc_ptr[document], doc_ptr[document + 1]):
             u = local[j]
-            docs[cursor[u]] = doc
-            cursor[u] += 1
+            docs[first[u]] = doc
+            first[u] += 1
+    for u in range(first.size - 1, 0, -1):  # each now is where the docs of its ordinal end
+        first[u] = first[u - 1]
+    first[0] = 0
 
 
 @kernel(internal=True, borrow=True)
@@ -138,18 +156,17 @@ def _list_append(docs, tfs, n, counts, data, position):
     return list_encode(docs, tfs, n, counts, data, position, False)
 
 
-@kernel(nogil=True)
-def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
+@kernel(nogil=True, borrow=True)
+def postings_pack(packing, data, u, position):
     """Encode what `postings_group` made, lists u and later at data[position:], while they fit.
 
-    No list has more than `max_entries` entries. Fills starts int64[U + 1] and entries int32[U].
-    Return (the first list that does not fit, where it would begin, where it would end); once all
-    are encoded, (U, end, end). O(t).
+    `packing` is the handle of a Packing, whose starts and entries are filled. Return (the first
+    list that does not fit, where it would begin, where it would end); once all are encoded,
+    (U, end, end). O(t).
     """
-    parts = ((max_entries, np.int32), (max_entries, np.int32), (_N_WIDTHS, np.int64))
-    memory = scratch(parts)
-    list_docs, list_tfs, counts = cut(memory, parts)
-    position = np.int64(position)
+    packing = _packing_at(packing)
+    first, docs, starts, entries = packing.first, packing.docs, packing.starts, packing.entries
+    list_docs, list_tfs, counts = packing.list_docs, packing.list_tfs, packing.counts
     end = position
     while u < first.size - 1:
         n = 0
@@ -170,7 +187,6 @@ def postings_pack(first, docs, max_entries, data, starts, entries, u, position):
         u += 1
     if u == first.size - 1:
         starts[u] = position
-    keep_alive(memory)
     return u, position, end
 
 
@@ -231,7 +247,7 @@ def postings_merge(merge_input, most, data, starts, entries, g, position):
     """
     lists = _merge_input_at(merge_input)
     n_groups = lists.group.size - 1
-    parts = ((most, np.int32), (most, np.int32), (_N_WIDTHS, np.int64))
+    parts = ((most, np.int32), (most, np.int32), (N_WIDTHS, np.int64))
     memory = scratch(parts)
     docs, tfs, counts = cut(memory, parts)
     keys = spare = np.empty(0, np.int64)
@@ -272,7 +288,7 @@ def postings_merge(merge_input, most, data, starts, entries, g, position):
 @kernel(noinline=True, borrow=True)
 def term_find(terms, term):
     """The ordinal of `term` in terms, or ABSENT. O(log U), O(1) if no smaller one is missing."""
-    high = min(terms.size, term + 1)
+    high = term + 1 if term < terms.size else terms.size
     if high > 0 and terms[high - 1] == term:
         return high - 1
     ordinal = lower_bound(terms, 0, high, np.int64(term))
@@ -286,37 +302,43 @@ def list_read(segment, ordinal, docs, tfs):
     """`list_decode` of a whole list."""
     return list_decode(
         segment.data, segment.starts[ordinal], segment.starts[ordinal + 1],
-        segment.entries[ordinal], segment.classes.size, docs, tfs,
+        np.int64(segment.entries[ordinal]), segment.classes.size, docs, tfs,
     )  # fmt: skip
 
 
-@kernel(noinline=True)
+@kernel(separate=int64(SEGMENT, int64))
 def _live_count(segment, ordinal):
-    size = segment.entries[ordinal]
-    docs, tfs = np.empty(size, np.int32), np.empty(size, np.int32)
+    parts = ((segment.entries[ordinal], np.int32), (segment.entries[ordinal], np.int32))
+    memory = scratch(parts)
+    docs, tfs = cut(memory, parts)
     count = 0
     for j in range(list_read(segment, ordinal, docs, tfs)):
         count += not is_dead(segment.dead, docs[j])
+    keep_alive(memory)
     return count
 
 
-@kernel(internal=True)
-def postings_df_add(segment, wanted, ordinals, df):
-    """Add each wanted term's live documents to df int64[e]; fill ordinals int32[e]. O(e log U)."""
-    for e in range(wanted.size):
+@kernel(internal=True, borrow=True)
+def postings_df_add(segment, wanted, n, ordinals, first, df):
+    """Add the live documents of n wanted terms to df int64[n]. O(n log U).
+
+    Their ordinals are written to ordinals[first:].
+    """
+    live = segment.live
+    for e in range(n):
         ordinal = term_find(segment.terms, wanted[e])
-        ordinals[e] = ordinal
+        ordinals[first + e] = ordinal
         if ordinal == ABSENT:
             continue
-        if segment.live[ordinal] == ABSENT:  # once for every list after documents have died
-            segment.live[ordinal] = _live_count(segment, ordinal)
-        df[e] += segment.live[ordinal]
+        if live[ordinal] == ABSENT:  # once for every list after documents have died
+            live[ordinal] = _live_count(segment, ordinal)
+        df[e] += live[ordinal]
 
 
-@kernel(nogil=True)
+@kernel(nogil=True, borrow=True)
 def segment_df_add(segment, wanted, ordinals, df):
     """`postings_df_add` for the handle of a segment."""
-    postings_df_add(segment_at(segment), wanted, ordinals, df)
+    postings_df_add(segment_at(segment), wanted, wanted.size, ordinals, 0, df)
 
 
 @kernel(nogil=True, borrow=True)
@@ -353,7 +375,7 @@ def postings_sums(segment, sums):
     n = 0
     size = segment.classes.size
     docs, tfs = np.empty(size, np.int32), np.empty(size, np.int32)
-    counts = np.empty(_N_WIDTHS, np.int64)
+    counts = np.empty(N_WIDTHS, np.int64)
     again = segment.data.copy()
     for u in range(segment.terms.size):
         m = list_read(segment, u, docs, tfs)

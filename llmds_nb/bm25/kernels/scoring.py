@@ -1,4 +1,4 @@
-"""The BM25 formula in its variants, in float64.
+"""The BM25 formula in its variants, in float64: as functions of Python and as kernels.
 
 The variants (Kamphuis, de Vries, Boytsov and Lin, "Which BM25 Do You Mean?", ECIR 2020) are one
 formula. With B = 1 - b + b * length / mean length, a posting contributes
@@ -18,8 +18,6 @@ document holds contribute (Lv and Zhai, 2011, with their deltas 1 and .5).
 
 import math
 
-import numpy as np
-
 from ..._core.jit import kernel
 from ..._core.state import FLOAT, State
 
@@ -37,38 +35,36 @@ class Saturation(State):
     slope = FLOAT
 
 
-@kernel
-def bm25_idf(variant, n_docs, df):
-    """The idf of a term in df >= 1 of n_docs documents; never negative. O(1)."""
-    if variant == LUCENE:
-        return math.log(1.0 + (n_docs - df + 0.5) / (df + 0.5))
-    if variant == ROBERTSON:
-        return math.log(max(1.0, (n_docs - df + 0.5) / (df + 0.5)))
-    if variant == ATIRE:
-        return math.log(n_docs / df)
+def weights(variant, k1, n_docs, df, count):
+    """(idf, gain, bonus) of a term in df of n_docs documents, `count` times in a query. O(1).
+
+    None is ever negative; all are 0 for df 0.
+    """
+    if df == 0:
+        return 0.0, 0.0, 0.0
     if variant == PLUS:
-        return math.log((n_docs + 1.0) / df)
-    return math.log((n_docs + 1.0) / (df + 0.5))
+        odds = (n_docs + 1.0) / df
+    elif variant == L:
+        odds = (n_docs + 1.0) / (df + 0.5)
+    elif variant == ATIRE:
+        odds = n_docs / df
+    else:
+        odds = (n_docs - df + 0.5) / (df + 0.5)
+        if variant == LUCENE:
+            odds += 1.0
+        elif odds < 1.0:
+            odds = 1.0
+    idf = math.log(odds)
+    weight = idf * count
+    gain = weight * (k1 + 1.0) if variant >= ATIRE else weight
+    return idf, gain, weight * DELTA_PLUS if variant == PLUS else 0.0
 
 
-@kernel
-def bm25_weights(variant, k1, n_docs, df, counts, gain, bonus):
-    """Fill gain and bonus float64[e] from df int64[e] and counts int32[e]; 0 for df 0. O(e)."""
-    for e in range(df.size):
-        weight = bm25_idf(variant, n_docs, df[e]) * counts[e] if df[e] > 0 else 0.0
-        gain[e] = weight * (k1 + 1.0) if variant >= ATIRE else weight
-        bonus[e] = weight * DELTA_PLUS if variant == PLUS else 0.0
-
-
-@kernel
-def bm25_contribution(tf, length, gain, bonus, saturation):
+def contribution(tf, length, gain, bonus, saturation):
     """What one posting contributes to the score of a document of this length. O(1)."""
     norm = saturation.base + saturation.slope * length
     return gain * ((tf + saturation.p * norm) / (tf + saturation.q * norm)) + bonus
 
 
-@kernel
-def bm25_table_fill(table, tfs, lengths, saturation):
-    """Fill float64[P] table: what pairs of int32[P] tfs and lengths contribute at gain 1. O(P)."""
-    for i in range(table.size):
-        table[i] = bm25_contribution(np.float64(tfs[i]), lengths[i], 1.0, 0.0, saturation)
+bm25_weights = kernel(weights, internal=True, borrow=True)
+bm25_contribution = kernel(contribution, internal=True, borrow=True)

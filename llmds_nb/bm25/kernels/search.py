@@ -7,19 +7,15 @@ with one formula share (`IndexState`); of each segment it has the handle of a `S
 has those of the `Segment` and of its `DecodedLists`: these outlive a change of the formula.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.scratch import cut, keep_alive, scratch as scratch_memory
 from ..._core.state import ANY, FLOAT, INT, State, array, viewer
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select, topk_spread
-from ...text.kernels.tokenize import queries_group
+from ...text.kernels.tokenize import terms_sort
 from . import segment_search as s
-from .decoded_lists import Decoded, Entries, decoded_lists_at
 from .postings import postings_df_add, segment_at
 from .scoring import Saturation, bm25_weights
 
@@ -43,35 +39,38 @@ class IndexState(State):
 index_at = viewer(IndexState)
 
 
-class Terms(NamedTuple):
-    """The known terms of a query, m at most, in S segments."""
+@kernel(noinline=True, borrow=True)
+def _query_weigh(index, scratch, tokens, begin, stop):
+    """Fill what a Scratch has of the terms of tokens[begin:stop]; return how many there are.
 
-    terms: np.ndarray  # int32[m]
-    counts: np.ndarray  # int32[m], times in the query
-    term_ptr: np.ndarray  # int64[2]
-    ordinals: np.ndarray  # int32[S, m]
-    df: np.ndarray  # int64[m]
-    gain: np.ndarray  # float64[m]
-    bonus: np.ndarray  # float64[m]
-
-
-@kernel(internal=True)
-def _query_weigh(index, tokens, begin_stop, work):
-    """Fill the Terms of a query; return how many there are. O(terms log U)."""
-    e = queries_group(
-        index.term_text, index.term_ptr, tokens, begin_stop, work.terms, work.counts, work.term_ptr
-    )
-    df, counts = work.df[:e], work.counts[:e]
-    df[:] = 0
+    O(terms log U).
+    """
+    terms, counts, df = scratch.terms, scratch.counts, scratch.df
+    n, n_known = 0, index.term_ptr.size - 1
+    for j in range(begin, stop):
+        if 0 <= tokens[j] < n_known:
+            terms[n] = tokens[j]
+            n += 1
+    terms_sort(index.term_text, index.term_ptr, terms, n, scratch.keys)
+    e = 0
+    for j in range(n):
+        term = terms[j]
+        if e > 0 and terms[e - 1] == term:
+            counts[e - 1] += 1
+        else:
+            terms[e], counts[e], df[e] = term, 1, 0
+            e += 1
     for number in range(index.segments.size):
         segment = segment_at(s.segment_state_at(index.segments[number]).segment)
-        postings_df_add(segment, work.terms[:e], work.ordinals[number, :e], df)
-    gain, bonus = work.gain[:e], work.bonus[:e]
-    bm25_weights(index.variant, index.k1, index.n_docs, df, counts, gain, bonus)
+        postings_df_add(segment, terms, e, scratch.ordinals, number * e, df)
+    for i in range(e):
+        _, scratch.gain[i], scratch.bonus[i] = bm25_weights(
+            index.variant, index.k1, index.n_docs, df[i], counts[i]
+        )
     return e
 
 
-@kernel(nogil=True)
+@kernel(nogil=True, borrow=True)
 def bm25_search_many(
     index, scratch, tokens, query_ptr, filter_kind, filter_at, filter_size, k, scores, ids
 ):
@@ -80,75 +79,60 @@ def bm25_search_many(
     index and scratch are handles. At the address tokens are int32 term ids, ABSENT = unknown; those
     of query i run from query_ptr[i] to query_ptr[i + 1], at the address query_ptr. At filter_at is
     what `filter_kind` says: bool or int64[filter_size]. scores float64[n * k] and ids int64[n * k]
-    are filled. O(postings of its terms + candidates * log k) each.
+    are filled, best first; but if k > SMALL_K, in no order (`hits_order_many`).
+
+    Return whether the Scratch has space for the queries. If not, its `lacks` says what it must have
+    before the call is repeated. O(postings of its terms + candidates * log k) each.
     """
-    state = index_at(index)
-    n = scores.size // k
-    n_segments = state.segments.size
+    index, scratch = index_at(index), s.scratch_at(scratch)
+    allowed = s.Filter(filter_kind, filter_at, filter_size)
+    n, n_segments = scores.size // k, index.segments.size
     query_ptr = array_at(query_ptr, n + 1, np.int64)
     tokens = array_at(tokens, query_ptr[n], np.int32)
-    n_listed = filter_size if filter_kind == s.LISTED else 0
-    listed = array_at(filter_at, n_listed, np.int64)
-    allowed = s.Filter(filter_kind, array_at(filter_at, filter_size, np.bool_), listed)
-    m = np.int64(1)
+    best_scores, best_ids, lacks = scratch.best_scores, scratch.best_ids, scratch.lacks
+    lacks[0], lacks[1], lacks[2] = 1, 0, 0
     for query in range(n):
-        m = max(m, query_ptr[query + 1] - query_ptr[query])
-    n_best = k if k <= s.SMALL_K else 2 * k
-    parts = (
-        (m, np.int32), (m, np.int32), (2, np.int64), ((n_segments, m), np.int32), (m, np.int64),
-        (m, np.float64), (m, np.float64), (m, np.int64), ((m, s.LIST_COLUMNS), np.int64),
-        (n_best, np.float64), (n_best, np.int64),
-    )  # fmt: skip
-    memory = scratch_memory(parts)
-    arrays = cut(memory, parts)
-    work = Terms(*arrays[:7])
-    term_of, lists = arrays[7], arrays[8]
-    best = s.Best(arrays[9], arrays[10], k)
-    area_memory = np.empty(0, np.uint8)
+        size = query_ptr[query + 1] - query_ptr[query]
+        if size > lacks[0]:
+            lacks[0] = size
+    has_space = lacks[0] <= scratch.terms.size and n_segments * lacks[0] <= scratch.ordinals.size
+    if not has_space or best_scores.size < (k if k <= s.SMALL_K else 2 * k):
+        return False
     for query in range(n):
-        e = _query_weigh(state, tokens, query_ptr[query : query + 2], work)
+        e = _query_weigh(index, scratch, tokens, query_ptr[query], query_ptr[query + 1])
         found, min_score = 0, -np.inf
         for number in range(n_segments):
-            segment_state = state.segments[number]
-            segment = segment_at(s.segment_state_at(segment_state).segment)
-            decoded = decoded_lists_at(s.segment_state_at(segment_state).decoded)
-            chosen = s.lists_choose(
-                segment, decoded.list_of, work.ordinals[number, :e], work.gain, work.bonus, term_of
-            )
-            if chosen.n_lists == 0:
-                continue
-            p, q = chosen.encoded_postings, chosen.longest
-            area_parts = (
-                (p, np.uint32), (p, np.int32), (p, np.int32), (q, np.int32), (q, np.int32),
-                (q, np.int32), ((chosen.n_encoded, decoded.window_ptr.shape[1]), np.int32),
-            )  # fmt: skip
-            if chosen.n_encoded > 0:
-                area_memory = scratch_memory(area_parts)
-            area = cut(area_memory, area_parts)
-            s.lists_open(
-                segment_state, work.ordinals[number], term_of, chosen.n_lists,
-                Entries(*area[3:6]), Decoded(*area[:3]), area[6], lists,
-            )  # fmt: skip
-            # With many hits, fewer documents are left out.
-            scan_docs = state.scan_docs if k <= s.SMALL_K else state.scan_docs // 4
-            many = chosen.n_postings * scan_docs >= segment.classes.size
-            scan = chosen.n_lists > s.MAX_TERMS or many
-            in_segment = s.Query(
-                lists, term_of, chosen.n_lists, work.gain, work.bonus, state.saturation,
-                chosen.max_score, scan, state.lookup_cost,
-            )  # fmt: skip
-            found, min_score = s.segment_search(
-                segment_state, scratch, in_segment, allowed, best, found, min_score
-            )
-        if k > s.SMALL_K:
-            if found > k:
-                topk_select(best.scores, best.ids, found, k)
-                found = k
-            topk_spread(best.scores, best.ids, found)
+            state = index.segments[number]
+            in_segment, has_space = s.lists_open(index, state, scratch, number * e, e, k)
+            if not has_space:
+                return False
+            if in_segment.n_lists > 0:
+                found, min_score = s.segment_search(
+                    index, state, scratch, in_segment, allowed, k, found, min_score
+                )
+        if found > k:
+            topk_select(best_scores, best_ids, found, k)
+            found = k
         first = query * k
         for j in range(found):
-            scores[first + j], ids[first + j] = best.scores[j], best.ids[j]
+            scores[first + j], ids[first + j] = best_scores[j], best_ids[j]
         for j in range(found, k):
             scores[first + j], ids[first + j] = -np.inf, ABSENT
-    keep_alive(memory)
-    keep_alive(area_memory)
+    return True
+
+
+@kernel(nogil=True, borrow=True)
+def hits_order_many(scratch, k, scores, ids):
+    """Order what `bm25_search_many` found, best first. O(k) each, if scores are spread evenly.
+
+    The Scratch (its handle) is that of the search.
+    """
+    scratch = s.scratch_at(scratch)
+    for first in range(0, scores.size, k):
+        n = 0
+        while n < k and ids[first + n] != ABSENT:
+            n += 1
+        topk_spread(
+            scores[first : first + k], ids[first : first + k], n, scratch.best_scores,
+            scratch.best_ids,
+        )  # fmt: skip

@@ -8,10 +8,9 @@ score in units and m its bound,
 
 since float32 errs by less than 0.02 units at 65,536, ROUND_UP makes up for it, and converting a
 contribution to uint16 truncates it. Documents are numbered within the window here. Arrays are as in
-`DecodedLists` and `Scratch`.
+`DecodedLists` and `Scratch`; the exceptions of a list in the window are (docs, tfs), int32, their
+docs numbered within the segment.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,32 +34,21 @@ _IN_WINDOW, _CODE = np.uint32(WINDOW - 1), np.uint32(16)
 _0, _1 = np.uint64(0), np.uint64(1)
 
 
-class Exceptions(NamedTuple):
-    """The postings without a code of one list in one window: docs[begin:stop] and their tfs."""
-
-    docs: np.ndarray  # int32, numbered within the segment
-    tfs: np.ndarray  # int32
-    begin: int
-    stop: int
-
-
 @kernel(noinline=True, borrow=True)
-def bounds_add(postings, at, stop, code_bounds, factor, extra, bounds):
-    """Add postings[at:stop] to the bounds: factor * code_bounds + extra in float32. O(postings)."""
-    part = postings[at:stop]
-    for i in range(part.size):
-        posting = part[i]
+def bounds_add(postings, code_bounds, factor, extra, bounds):
+    """Add postings to the bounds: factor * code_bounds + extra in float32. O(postings)."""
+    for i in range(postings.size):
+        posting = postings[i]
         bound = factor * code_bounds[np.uint64(posting >> _CODE)] + extra
         bounds[np.uint64(posting & _IN_WINDOW)] += np.uint16(np.int32(bound))
 
 
 @kernel(noinline=True, borrow=True)
-def bounds_touch(postings, at, stop, code_bounds, factor, extra, bounds, touched, n_touched):
+def bounds_touch(postings, code_bounds, factor, extra, bounds, touched, n_touched):
     """`bounds_add` that lists the documents whose bound was 0; return how many are listed now."""
-    part = postings[at:stop]
     n = np.uint64(n_touched)
-    for i in range(part.size):
-        posting = part[i]
+    for i in range(postings.size):
+        posting = postings[i]
         bound = factor * code_bounds[np.uint64(posting >> _CODE)] + extra
         doc = np.uint64(posting & _IN_WINDOW)
         before = bounds[doc]
@@ -71,35 +59,33 @@ def bounds_touch(postings, at, stop, code_bounds, factor, extra, bounds, touched
 
 
 @kernel(noinline=True, borrow=True)
-def scores_add(postings, at, stop, code_scores, gain, bonus, bounds, threshold, scores):
-    """Add postings[at:stop] to scores of docs whose bound reaches the threshold. O(postings)."""
-    part = postings[at:stop]
-    for i in range(part.size):
-        posting = part[i]
+def scores_add(postings, code_scores, gain, bonus, bounds, threshold, scores):
+    """Add postings to the scores of docs whose bound reaches the threshold. O(postings)."""
+    for i in range(postings.size):
+        posting = postings[i]
         doc = np.uint64(posting & _IN_WINDOW)
         if bounds[doc] >= threshold:
             scores[doc] += gain * code_scores[np.uint64(posting >> _CODE)] + bonus
 
 
 @kernel(noinline=True, borrow=True)
-def scores_find(postings, at, stop, code_scores, gain, bonus, docs, n, positions, scores):
-    """Look n >= 1 documents up in postings[at:stop], adding to scores. O(n log postings)."""
-    part = postings[at:stop]
+def scores_find(postings, code_scores, gain, bonus, docs, n, positions, scores):
+    """Look n >= 1 documents up in postings, adding to scores. O(n log postings)."""
     # Binary searches advance in lockstep, to hide latency and to avoid branches.
     for first in range(0, n, positions.size):
         wanted = docs[first : min(first + positions.size, n)]
         for j in range(wanted.size):
             positions[j] = 0
-        left = part.size
+        left = postings.size
         while left > 1:
             half = left >> 1
             for j in range(wanted.size):
-                last = part[np.uint64(positions[j] + half - 1)]
+                last = postings[np.uint64(positions[j] + half - 1)]
                 before = np.int64(last & _IN_WINDOW) - wanted[j]
                 positions[j] += half & (before >> 63)
             left -= half
         for j in range(wanted.size):
-            posting = part[np.uint64(positions[j])]
+            posting = postings[np.uint64(positions[j])]
             hit = np.float64(np.int64(posting & _IN_WINDOW) == wanted[j])
             added = gain * code_scores[np.uint64(posting >> _CODE)] + bonus
             scores[np.uint64(wanted[j])] += hit * added
@@ -110,10 +96,11 @@ def exceptions_touch(
     exceptions, low, segment, gain, bonus, saturation, scale, bounds, touched, n_touched
 ):
     """`bounds_touch` for exceptions, in the window whose first document is `low`. O(exceptions)."""
-    for i in range(exceptions.begin, exceptions.stop):
-        tf, length = np.float64(exceptions.tfs[i]), length_at(segment, exceptions.docs[i])
-        added = bm25_contribution(tf, length, gain, bonus, saturation)
-        doc = np.uint64(exceptions.docs[i] - low)
+    docs, tfs = exceptions
+    for i in range(docs.size):
+        length = length_at(segment, docs[i])
+        added = bm25_contribution(np.float64(tfs[i]), length, gain, bonus, saturation)
+        doc = np.uint64(docs[i] - low)
         before = bounds[doc]
         touched[n_touched] = doc
         bounds[doc] = before + np.uint16(np.int32(added * scale + ROUND_UP))
@@ -124,14 +111,15 @@ def exceptions_touch(
 @kernel(internal=True, borrow=True)
 def exceptions_add(exceptions, low, segment, gain, bonus, saturation, bounds, threshold, scores):
     """`scores_add` for exceptions, in the window whose first document is `low`. O(exceptions)."""
-    for i in range(exceptions.begin, exceptions.stop):
-        doc = np.uint64(exceptions.docs[i] - low)
+    docs, tfs = exceptions
+    for i in range(docs.size):
+        doc = np.uint64(docs[i] - low)
         if bounds[doc] >= threshold:
-            tf, length = np.float64(exceptions.tfs[i]), length_at(segment, exceptions.docs[i])
+            tf, length = np.float64(tfs[i]), length_at(segment, docs[i])
             scores[doc] += bm25_contribution(tf, length, gain, bonus, saturation)
 
 
-@kernel(borrow=True)
+@kernel(noinline=True, borrow=True)
 def docs_select(bounds, n_docs, threshold, found):
     """List the docs whose bound reaches the threshold >= 1, ascending; return how many. O(docs)."""
     n = np.uint64(0)
@@ -150,14 +138,14 @@ def strips_width(n_docs, strips):
     return ((n_docs + strips - 1) // strips + PAD - 1) // PAD * PAD
 
 
-@kernel(borrow=True)
+@kernel(noinline=True, borrow=True)
 def columns_largest(bounds, strips, width, largest):
     """The largest bound of each column: document i of every strip. O(documents), vertical SIMD."""
     for first in range(0, width, LANES):
         columns_max(bounds, first, strips, width, largest)
 
 
-@kernel(borrow=True)
+@kernel(noinline=True, borrow=True)
 def columns_select(bounds, strips, width, largest, threshold, found):
     """`docs_select`, in no order, of columns whose largest bound reaches it. O(their docs)."""
     n = np.uint64(0)
@@ -173,7 +161,7 @@ def columns_select(bounds, strips, width, largest, threshold, found):
     return np.int64(n)
 
 
-@kernel(borrow=True)
+@kernel(noinline=True, borrow=True)
 def docs_filter(bounds, docs, n, threshold, found):
     """List those of n documents whose bound reaches the threshold; return how many. O(n)."""
     n_found = np.uint64(0)

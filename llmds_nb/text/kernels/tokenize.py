@@ -94,24 +94,18 @@ def _strings_slot(s, data, start, stop, hash_):
 
 
 @kernel(borrow=True)
-def strings_find_many(handle, data, data_ptr, out):
-    """out[j] = the number of string j of `data`, or ABSENT. O(bytes) expected."""
-    s = _strings_at(handle)
-    for j in range(out.size):
-        start, stop = data_ptr[j], data_ptr[j + 1]
-        hash_ = hash_bytes(data, start, stop, _SEED)
-        out[j] = s.slots[_strings_slot(s, data, start, stop, hash_)]
+def strings_number_many(handle, n, data, data_ptr, out):
+    """out[j] = the number of string j of `data`. O(bytes) expected.
 
-
-@kernel(borrow=True)
-def strings_add_many(handle, n, data, data_ptr, out):
-    """out[j] = the number of string j of `data`, new ones added; return the new n. O(bytes)."""
+    Unknown strings are added to the n that there are, and the new n is returned; or they get
+    ABSENT, if n is ABSENT.
+    """
     s = _strings_at(handle)
     for j in range(out.size):
         start, stop = data_ptr[j], data_ptr[j + 1]
         hash_ = hash_bytes(data, start, stop, _SEED)
         slot = _strings_slot(s, data, start, stop, hash_)
-        if s.slots[slot] == ABSENT:
+        if s.slots[slot] == ABSENT and n != ABSENT:
             begin = s.ptr[n]
             for i in range(stop - start):
                 s.blob[begin + i] = data[start + i]
@@ -192,55 +186,42 @@ def words_number(data, text_ptr, shortest):
     return numbers[:n_words].copy(), word_ptr, starts[:n].copy(), stops[:n].copy()
 
 
-@kernel(internal=True, borrow=True)
-def _text_encode(cache, data, start, stop, shortest, out, n, missing, n_missing):
-    """`words_encode` of the text data[start:stop], ids from out[n] on: the new (n, n_missing)."""
-    position = start
-    while position < stop:
-        begin, position = _word_at(data, position, stop)
-        if position - begin < shortest:
-            continue
-        hash_ = hash_bytes(data, begin, position, _SEED)
-        word = cache.words.slots[_strings_slot(cache.words, data, begin, position, hash_)]
-        if word == ABSENT or cache.term_ids[word] == UNSET:
-            if n_missing < missing.shape[0]:
-                missing[n_missing, 0], missing[n_missing, 1] = begin, position
-            n_missing += 1
-        elif cache.term_ids[word] != DROPPED:
-            out[n] = cache.term_ids[word]
-            n += 1
-    return n, n_missing
-
-
 @kernel(borrow=True)
-def words_encode(handle, data, text_ptr, shortest, out, out_ptr, missing):
+def words_encode(handle, text, text_ptr, n_texts, shortest, out, out_ptr, missing, most):
     """The term ids of the words of each text, by a word cache; return how many it does not have.
 
-    Fills out int32[bytes / shortest] and out_ptr int64[n_texts + 1], without dropped words, and
-    missing int64[m, 2] with where in `data` the first m unknown words start and stop. O(bytes).
+    All but the numbers n_texts, shortest and `most` are addresses: of text uint8[bytes] and
+    text_ptr int64[n_texts + 1]; of what is filled, out int32[bytes // shortest] and out_ptr
+    int64[n_texts + 1], without dropped words, and missing int64[most, 2] with where in the text
+    the first unknown words start and stop. O(bytes).
     """
     cache = _word_cache_at(handle)
+    text_ptr, out_ptr = (
+        array_at(text_ptr, n_texts + 1, np.int64),
+        array_at(out_ptr, n_texts + 1, np.int64),
+    )
+    data = array_at(text, text_ptr[n_texts], np.uint8)
+    out = array_at(out, data.size // shortest, np.int32)
+    missing = array_at(missing, (most, 2), np.int64)
     n, n_missing = 0, 0
     out_ptr[0] = 0
-    for text in range(text_ptr.size - 1):
-        n, n_missing = _text_encode(
-            cache, data, text_ptr[text], text_ptr[text + 1], shortest, out, n, missing, n_missing
-        )
-        out_ptr[text + 1] = n
+    for i in range(n_texts):
+        position, stop = text_ptr[i], text_ptr[i + 1]
+        while position < stop:
+            begin, position = _word_at(data, position, stop)
+            if position - begin < shortest:
+                continue
+            hash_ = hash_bytes(data, begin, position, _SEED)
+            word = cache.words.slots[_strings_slot(cache.words, data, begin, position, hash_)]
+            if word == ABSENT or cache.term_ids[word] == UNSET:
+                if n_missing < most:
+                    missing[n_missing, 0], missing[n_missing, 1] = begin, position
+                n_missing += 1
+            elif cache.term_ids[word] != DROPPED:
+                out[n] = cache.term_ids[word]
+                n += 1
+        out_ptr[i + 1] = n
     return n_missing
-
-
-@kernel(borrow=True)
-def words_encode_one(handle, text, n, shortest, tokens):
-    """`words_encode` of the one text in the n bytes at address `text`, into int32 at `tokens`.
-
-    Return how many ids, at most n / shortest, or ABSENT if a word is not in the cache.
-    """
-    cache = _word_cache_at(handle)
-    data, out = array_at(text, n, np.uint8), array_at(tokens, n // shortest, np.int32)
-    none = array_at(0, (0, 2), np.int64)
-    n_ids, n_missing = _text_encode(cache, data, 0, n, shortest, out, 0, none, 0)
-    return n_ids if n_missing == 0 else ABSENT
 
 
 @kernel(nogil=True)
@@ -284,11 +265,13 @@ def _text_less(blob, ptr, a, b):
     return length_a < length_b
 
 
-@kernel(noinline=True)
-def _text_sort(blob, ptr, ids, n):
-    """Sort ids[:n] by the text of their strings: shell sort, gaps growing by 9/4. O(n^1.3)."""
-    keys = np.empty(n, np.uint64)  # most differ in these; whole strings are compared only if not
-    for i in range(n):
+@kernel(noinline=True, borrow=True)
+def terms_sort(blob, ptr, ids, n, keys):
+    """Sort ids[:n] by the text of their strings; keys uint64[>= n] is scratch. O(n^1.3).
+
+    Shell sort, its gaps growing by 9/4.
+    """
+    for i in range(n):  # most differ in these; whole strings are compared only if not
         keys[i] = _text_key(blob, ptr, ids[i])
     gap = 1
     while gap * 9 < n * 4:
@@ -305,32 +288,3 @@ def _text_sort(blob, ptr, ids, n):
                 j -= gap
             ids[j], keys[j] = id_, key
         gap = gap * 4 // 9
-
-
-@kernel
-def queries_group(blob, ptr, ids, query_ptr, terms, counts, term_ptr):
-    """The distinct known terms of each query in ascending order of their text, and their counts.
-
-    Query i has ids[query_ptr[i]:query_ptr[i + 1]], int32; ids of no string are left out. Fills
-    terms and counts int32[n] and term_ptr int64[q + 1]; returns the number of terms. O(n^1.3).
-    """
-    end = 0
-    term_ptr[0] = 0
-    for query in range(query_ptr.size - 1):
-        n = 0
-        for j in range(query_ptr[query], query_ptr[query + 1]):
-            if 0 <= ids[j] < ptr.size - 1:
-                terms[end + n] = ids[j]
-                n += 1
-        found = terms[end : end + n]
-        _text_sort(blob, ptr, found, n)
-        for j in range(n):
-            term = found[j]
-            if end > term_ptr[query] and terms[end - 1] == term:
-                counts[end - 1] += 1
-            else:
-                terms[end] = term
-                counts[end] = 1
-                end += 1
-        term_ptr[query + 1] = end
-    return end
