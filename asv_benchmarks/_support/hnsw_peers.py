@@ -74,7 +74,7 @@ def _met(index, queries, ef):
     """How many vectors a walk on level 0 compares with a query, on average."""
     snapshot = index._snapshot
     handle, walk = snapshot.handle, _counting_walk()
-    return walk(handle.address, *index._form.likes, queries, ef) / len(queries)
+    return walk(handle.address, queries, ef) / len(queries)
 
 
 @cache
@@ -83,41 +83,45 @@ def _counting_walk():
     from numba import njit
 
     try:
+        from llmds_nb._core.intrinsics import array_address
         from llmds_nb._core.scratch import cut, keep_alive, scratch
-        from llmds_nb.hnsw.kernels.distance import query_part
         from llmds_nb.hnsw.kernels.graph import WalkScratch, graph_explore
-        from llmds_nb.hnsw.kernels.prefilter import Query, prefilter_parts, prefilter_query
+        from llmds_nb.hnsw.kernels.prefilter import Query, prefilter_query, query_parts
         from llmds_nb.hnsw.kernels.scalar_quantizer import codes_query
         from llmds_nb.hnsw.kernels.state import index_at
     except ImportError:
         raise NotImplementedError("this commit walks otherwise") from None
 
     @njit
-    def walk(index, rows, vectors, queries, ef):
-        s = index_at(index, rows, vectors)
+    def walk(index, queries, ef):
+        s = index_at(index)
         graph, allowed = s.graph, np.empty(0, np.bool_)
-        planes_part, numbers_part, bound_part = prefilter_parts(s.space, s.prefilter)
+        _, codes_part, bound_part, numbers_part = query_parts(s.space, s.prefilter)
         parts = (
             ((s.n + 63) >> 6, np.int64),
             (ef + 1, np.int64),
             (graph.level0.rows.shape[1], np.int32),
             (graph.level0.rows.shape[1], np.int32),
-            query_part(s.space),
+            (s.space.rows.shape[1], np.int16),
             (s.quantizer.basis.shape[1], np.float32),
-            planes_part,
-            numbers_part,
+            codes_part,
             bound_part,
+            numbers_part,
         )
         memory = scratch(parts)
-        visited, candidates, fresh, keys, coded, projected, planes, numbers, bound = cut(
+        visited, candidates, fresh, keys, coded, projected, codes, bound, numbers = cut(
             memory, parts
         )
         walk_scratch = WalkScratch(visited, candidates, fresh, keys)
         met = 0
         for i in range(len(queries)):
-            vector = codes_query(s.space, s.quantizer, queries[i], coded, projected)
-            query = Query(vector, planes, numbers, bound)
-            prefilter_query(query, s.space, s.prefilter, s.quantizer)
+            vector = array_address(queries[i])
+            if s.quantizer.walked:
+                codes_query(s.quantizer, s.space.metric, queries[i], coded, projected)
+                vector = array_address(coded)
+            if s.prefilter.codes.rows.size:
+                prefilter_query(s.prefilter, s.space, s.quantizer, vector, codes, bound, numbers)
+            query = Query(vector, codes, bound)
             graph_explore(
                 query, s.space, s.prefilter, graph, graph.entry, graph.top, 0, ef, allowed,
                 walk_scratch,

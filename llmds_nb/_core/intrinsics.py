@@ -39,6 +39,17 @@ def array_at(typingctx, address, shape, dtype):
 
 
 @intrinsic
+def array_address(typingctx, array):
+    """The int64 address of an array's memory; whoever uses it keeps the array alive."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, cgutils.intp_t)
+
+    return types.int64(array), codegen
+
+
+@intrinsic
 def borrowed(typingctx, array):
     """The same array without its owner, so that slicing and passing it count no references.
 
@@ -54,6 +65,21 @@ def borrowed(typingctx, array):
         return made._getvalue()
 
     return array(array), codegen
+
+
+@intrinsic
+def borrowed_part(typingctx, array, start, size):
+    """`size` items of a 1-D array from `start` on, as `borrowed`; both are within the array.
+
+    A slice that ends within the array: for a tenth of the code, most of which is about other ends.
+    """
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]])
+        return array_value(context, builder, signature.return_type, pointer, [args[2]])
+
+    return types.Array(array.dtype, 1, "C")(array, types.intp, types.intp), codegen
 
 
 @intrinsic

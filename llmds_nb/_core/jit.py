@@ -66,7 +66,7 @@ def _accept_only(dispatcher, accepts):
 
 def kernel(
     func=None, *, nogil=False, fastmath=False, inline=False, internal=False, noinline=False,
-    borrow=False, accepts=None, separate=None,
+    borrow=False, accepts=None, separate=None, by_address=False,
 ):  # fmt: skip
     """Compile a function on flat arrays in nopython mode, lazily, cached on disk.
 
@@ -97,6 +97,9 @@ def kernel(
         Compiled once, by itself, for these types; its callers, which are other kernels, hold a
         call and no copy (see `linking`). For what is long and seldom runs, or runs long: a call
         costs 2 ns.
+    by_address : bool
+        As `separate`, for several lists of types: called by the address of its machine code for one
+        of them, a *method* of a state: see `linking.method`.
     accepts : str, optional
         The types it takes, as in "int64, int64[::1]"; others raise one of REFUSALS instead of
         compiling anew. A caller may then pass arguments as they come, and validate them only if
@@ -105,14 +108,15 @@ def kernel(
     if func is None:
         options = {"nogil": nogil, "fastmath": fastmath, "inline": inline, "accepts": accepts}
         return lambda f: kernel(
-            f, **options, internal=internal, noinline=noinline, borrow=borrow, separate=separate
-        )
+            f, **options, internal=internal, noinline=noinline, borrow=borrow, separate=separate,
+            by_address=by_address,
+        )  # fmt: skip
     ir_only = internal or noinline
     dispatcher = numba.njit(
         nogil=nogil,
         fastmath=set(SAFE_FASTMATH) if fastmath else False,
         no_cfunc_wrapper=True,  # never called from C
-        no_cpython_wrapper=ir_only or separate is not None,
+        no_cpython_wrapper=ir_only or by_address or separate is not None,
         forceinline=internal,
         inline="always" if inline else "never",
         error_model="numpy",

@@ -39,8 +39,8 @@ def load_unaligned(builder, pointer, type_):
     return builder.load(builder.bitcast(pointer, type_.as_pointer()), align=1)
 
 
-def array_value(context, builder, type_, pointer, lengths):
-    """The C-contiguous array of a Numba type over memory that it does not own."""
+def array_value(context, builder, type_, pointer, lengths, owner=None):
+    """The C-contiguous array of a Numba type over memory, with Numba's owner of it or none."""
     array = context.make_array(type_)(context, builder)
     item = context.get_abi_sizeof(context.get_data_type(type_.dtype))
     strides = [ir.Constant(cgutils.intp_t, item)]
@@ -52,6 +52,6 @@ def array_value(context, builder, type_, pointer, lengths):
         shape=cgutils.pack_array(builder, lengths),
         strides=cgutils.pack_array(builder, strides),
         itemsize=strides[-1],
-        meminfo=None,
+        meminfo=owner,
     )
     return array._getvalue()

@@ -1,6 +1,6 @@
 """Scratch arrays of a kernel: one allocation, cut into arrays that count no references.
 
->>> import numba
+>>> import numba, numpy as np
 >>> @numba.njit
 ... def total(n):
 ...     parts = (n, np.int64), ((2, n), np.float32)
@@ -18,22 +18,14 @@ The arrays do not own the memory: `keep_alive` is called behind their last use. 
 frees the memory after the call of `cut`.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .jit import by_type
 from .llvm import array_value
 
-_ALIGN = 32  # bytes, as Numba's allocations; vector loads of scratch then cross no cache line
+_ALIGN = 32  # bytes, as arrays of Numba; vector loads of scratch then cross no cache line
 _WORD = ir.IntType(64)
-
-
-@by_type()
-def scratch(parts):
-    """Memory uint8[n] for the parts, a tuple of (length or tuple of lengths, dtype). O(1)."""
-    return lambda parts: np.empty(_n_bytes(parts), np.uint8)
 
 
 def _layouts(context, builder, parts, value):
@@ -58,14 +50,20 @@ def _layouts(context, builder, parts, value):
 
 
 @intrinsic
-def _n_bytes(typingctx, parts):
+def scratch(typingctx, parts):
+    """Memory uint8[n] for the parts, a tuple of (length or tuple of lengths, dtype). O(1)."""
+    memory = types.Array(types.uint8, 1, "C")
+
     def codegen(context, builder, signature, args):
         total = _WORD(0)
         for _, _, size in _layouts(context, builder, signature.args[0], args[0]):
             total = builder.add(total, size)
-        return total
+        align = ir.Constant(ir.IntType(32), _ALIGN)
+        owner = context.nrt.meminfo_alloc_aligned(builder, total, align)  # or MemoryError
+        pointer = context.nrt.meminfo_data(builder, owner)
+        return array_value(context, builder, memory, pointer, [total], owner)
 
-    return types.int64(parts), codegen
+    return memory(parts), codegen
 
 
 @intrinsic

@@ -303,14 +303,17 @@ def member_type(state: Any, name: str) -> Any:
     return state[state.fields.index(name)]
 
 
-def viewer(cls) -> Any:
-    """The intrinsic `view(handle, *likes)` that kernels call: the state at a handle. O(1)."""
+def viewer(cls, *dtypes) -> Any:
+    """The intrinsic `view(handle, *likes)` that kernels call: the state at a handle. O(1).
+
+    Without `likes`, arrays whose dtype is left open are seen as the Numba types `dtypes`.
+    """
 
     @intrinsic
     def view(typingctx, handle, *likes):
         # Numba passes the variable arguments as one tuple.
         likes = likes[0] if len(likes) == 1 and isinstance(likes[0], types.BaseTuple) else likes
-        result = StateType(cls, tuple(like.dtype for like in likes))
+        result = StateType(cls, tuple(like.dtype for like in likes) or dtypes)
 
         def codegen(context, builder, signature, args):
             return builder.inttoptr(args[0], _WORD.as_pointer())

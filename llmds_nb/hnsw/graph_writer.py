@@ -14,8 +14,8 @@ from .._core.progress import progress_bar
 from .._core.state import Handle
 from ..primitives.status import ABSENT
 from .kernels import insert, repair, spanning_tree as tree
-from .kernels.distance import IP
-from .kernels.state import Draft, Graph, Links, Ownership, Repair, Space
+from .kernels.distance import IP, walked_space
+from .kernels.state import Draft, Graph, Links, Ownership, Repair
 from .snapshot import BLOCK, Snapshot, block_rows, drawn_levels, select_slots, with_levels
 from .vector_store import VectorForm
 
@@ -193,7 +193,7 @@ class _GraphDraft:
         self.fields, self._ef, self._executor, self._threads = fields, writer.ef, executor, threads
         self.n, self.stop = base.n, base.n + n_new
         self.entry, self.top = base.entry, base.top
-        self.levels, self._like = fields["levels"], fields["rows"][:0]
+        self.levels = fields["levels"]
         all_live = fields["n_live"] == self.stop
         self._allowed = np.zeros(0, np.bool_) if all_live else fields["live"]
         self.links0 = _LinksDraft(writer.pool0, base.links0, base.blocks0)
@@ -205,8 +205,9 @@ class _GraphDraft:
     def _packed(self):
         """The handle of the draft as it is now, to be made anew once arrays were replaced."""
         zero, one, fields = self.links0, self.links1, self.fields
-        space = Space(fields["rows"], fields["factors"], self._base.metric)
-        codes = fields["coding"].for_kernels(fields["prefilter"], fields["outlier"])
+        measure = fields["factors"], self._base.metric
+        space = walked_space(fields["rows"], *measure)
+        codes = fields["coding"].for_kernels(fields["prefilter"], fields["outlier"], *measure)
         links = Links(zero.links, zero.blocks), Links(one.links, one.blocks)
         graph = Graph(*links, fields["upper"], self.entry, self.top)
         own = Ownership(zero.owned, zero.spare), Ownership(one.owned, one.spare)
@@ -226,7 +227,7 @@ class _GraphDraft:
         draft = self._packed()
 
         def connect(start, end):
-            insert.hnsw_connect(draft.address, self._like, first, start, end, self._ef, forward)
+            insert.hnsw_connect(draft.address, first, start, end, self._ef, forward)
 
         self._run(connect, self._cuts(first, stop))
         n_edges = insert.hnsw_edges(draft.address, first, stop, edges)
@@ -249,7 +250,7 @@ class _GraphDraft:
             cuts[1:-1] = np.searchsorted(targets, targets[cuts[1:-1]]).tolist()
 
         def backlink(start, end):
-            insert.hnsw_backlink(draft.address, self._like, edges[start:end], first)
+            insert.hnsw_backlink(draft.address, edges[start:end], first)
 
         self._run(backlink, cuts)
 
@@ -260,7 +261,7 @@ class _GraphDraft:
         draft, source = self._packed(), Handle(Repair(old.graph, slots, renamed))
 
         def write(start, end):
-            repair.hnsw_repair(draft.address, source.address, self._like, start, end)
+            repair.hnsw_repair(draft.address, source.address, start, end)
 
         self._run(write, self._cuts(0, self.stop))
         for first in range(0, self.stop, _REPAIR_BATCH):

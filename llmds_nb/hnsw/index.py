@@ -195,7 +195,8 @@ class HNSW(Stored):
         table, slots = snapshots.table_after(self._table, known, snapshot)
         ids = snapshots.ids_of(snapshot.ids, slots)
         with self._lock:
-            hash_table.table_set_many(table, ids, slots)
+            if len(ids):
+                hash_table.table_set_many(table, ids, slots)
             self._table, self._snapshot, self._writer = table, snapshot, writer
         writer.commit(snapshot)
         newest = snapshots.ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
@@ -451,7 +452,7 @@ class HNSW(Stored):
 
     @staticmethod
     def _warmup():
-        """Drive every kernel once, for each combination of dtypes that is in common use."""
+        """Drive every kernel once, for each dtype that is in common use."""
         vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
         for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
             index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
@@ -468,4 +469,7 @@ class HNSW(Stored):
             index.compact()
             _ = index.get(2), 3 in index, index.stats()
         coding, rows = index._snapshot.coding, index._snapshot.rows
-        quantization.signs_of(coding._replace(error_bound=1.0), rows, METRICS["l2"])
+        coding, plain = coding._replace(error_bound=1.0), coding
+        signs = quantization.signs_of(coding, rows, METRICS["l2"])
+        for each, codes in ((plain, rows), (coding, signs)):  # the prefilters of both kinds
+            each.for_kernels(codes, np.zeros(0, np.bool_), np.zeros(0, np.float32), METRICS["l2"])

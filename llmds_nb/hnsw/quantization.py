@@ -12,6 +12,7 @@ from .._core.arrays import aligned_empty
 from .._core.typing import Bools, Float32s, UInt8s
 from .kernels import scalar_quantizer as k, sign_codes
 from .kernels.distance import IP, rounding
+from .kernels.prefilter import prefilter_of
 from .kernels.state import Prefilter, Quantizer
 
 NONE, SQ8, PCA = "none", "sq8", "pca-sq8"
@@ -58,11 +59,14 @@ class Coding(NamedTuple):
     centre: int = 0  # as in `kernels.sign_codes`
     error_bound: float = 0.0  # as in `kernels.sign_codes`; 0 if there are none
 
-    def for_kernels(self, codes: UInt8s, outlier: Bools) -> tuple[Prefilter, Quantizer]:
+    def for_kernels(
+        self, codes: UInt8s, outlier: Bools, factors: Float32s, metric: int
+    ) -> tuple[Prefilter, Quantizer]:
         """The prefilter of these codes, and what queries are encoded with."""
         error = float(self.error(self.longest)) if self.walks_vectors else 0.0
         numbers = error, self.longest, self.error_bound, self.centre
-        return Prefilter(codes, outlier, *numbers), Quantizer(self.basis, self.offset, self.step)
+        prefilter = prefilter_of(codes, factors, metric, outlier, *numbers)
+        return prefilter, Quantizer(self.basis, self.offset, self.step, not self.walks_vectors)
 
     @property
     def link_step(self) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._core.jit import entry_of
+from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Bools, Float32s, Int64s
 from ..primitives.status import ABSENT
@@ -29,6 +29,7 @@ BLAS_ROWS, BLAS_QUERIES = 64, 16
 _BLAS_SHARE, _BLAS_BLOCK, _BLAS_BATCH = 0.5, 1024, 256
 _ROWS_PER_EF = 18  # rows that a walk compares for each candidate kept
 _EF_SHARES = (1.0, 1.1, 1.25)
+_KERNELS = EntryPoints(search_many=hnsw_search_many)
 
 Found = tuple[Int64s, Float32s]
 Tuned = tuple[int, int] | None  # as in `rerank_depth`
@@ -53,11 +54,9 @@ def mask_of(snapshot: Snapshot, passing: npt.NDArray | None) -> tuple[Bools, int
     return mask, len(passing)
 
 
-def _walk(form, *args):
-    """`hnsw_search_many` without its dispatcher: what a form passes always has the same types."""
-    if form.search_entry is None:
-        form.search_entry = entry_of(hnsw_search_many, *args)
-    return form.search_entry(*args)
+def _walk(*args):
+    """`hnsw_search_many` without its dispatcher: it is always given the same types."""
+    return _KERNELS.search_many(*args)
 
 
 def search_one(
@@ -75,7 +74,7 @@ def search_one(
     handle = snapshot.handle
     ids, distances = np.empty(count, np.int64), np.empty(count, np.float32)
     given = query, query, ef, depth, _ALL, False, ids, distances
-    return (ids, distances) if _walk(form, handle.address, form.likes, *given) < 0 else None
+    return (ids, distances) if _walk(handle.address, *given) < 0 else None
 
 
 def search(
@@ -110,11 +109,11 @@ def _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, dist
             scan, dense = _scan_rows, passing >= _BLAS_SHARE * n and n >= BLAS_ROWS
             if dense and stop - start >= BLAS_QUERIES and snapshot.vectors.dtype == np.float32:
                 scan = _scan_by_blas
-            scan(snapshot, form, finals[part], mask, ids[part], distances[part])
+            scan(snapshot, finals[part], mask, ids[part], distances[part])
         else:
             asked, measured = queries[part].ravel(), finals[part].ravel()
             out = ids[part].ravel(), distances[part].ravel()
-            _walk(form, handle.address, form.likes, asked, measured, ef, depth, mask, True, *out)
+            _walk(handle.address, asked, measured, ef, depth, mask, True, *out)
 
     if len(masks) == 1:
         parts = 1 if threads == 1 else min(len(queries), 4 * threads)
@@ -132,13 +131,13 @@ def _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, dist
         _from_code_space(snapshot, form.metric, finals, distances)
 
 
-def _scan_rows(snapshot, form, queries, mask, out_ids, out_distances):
+def _scan_rows(snapshot, queries, mask, out_ids, out_distances):
     """Measure every vector that passes, one by one."""
     handle = snapshot.handle
-    hnsw_scan_many(handle.address, form.likes[1], queries, mask, out_ids, out_distances)
+    hnsw_scan_many(handle.address, queries, mask, out_ids, out_distances)
 
 
-def _scan_by_blas(snapshot, form, queries, mask, out_ids, out_distances):
+def _scan_by_blas(snapshot, queries, mask, out_ids, out_distances):
     """As `_scan_rows`, with the same answers bit for bit, by matrix products."""
     handle, nothing = snapshot.handle, (out_ids[:0], out_distances[:0])
     for begin in range(0, len(queries), _BLAS_BATCH):

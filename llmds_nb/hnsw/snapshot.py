@@ -13,8 +13,9 @@ from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..primitives import hash_table
 from ..primitives.status import ABSENT
+from .kernels.distance import measured_space, walked_space
 from .kernels.graph import BLOCK_BITS
-from .kernels.state import Graph, Index, Links, Space
+from .kernels.state import Graph, Index, Links
 from .quantization import Coding
 
 BLOCK = 1 << BLOCK_BITS  # logical rows of links that are copied together
@@ -62,9 +63,10 @@ class Snapshot:
         handle = self._handle
         if handle is None:
             assert self.coding is not None  # as it is once there are vectors
-            space = Space(self.rows, self.factors, self.metric)
-            codes = self.coding.for_kernels(self.prefilter, self.outlier)
-            parts = space, self.vectors, self.ids, self.graph, *codes, self.n, self.dim
+            measure = self.factors, self.metric
+            spaces = walked_space(self.rows, *measure), measured_space(self.vectors, *measure)
+            codes = self.coding.for_kernels(self.prefilter, self.outlier, *measure)
+            parts = *spaces, self.ids, self.graph, *codes, self.n, self.dim
             handle = Handle(Index(*parts))
             object.__setattr__(self, "_handle", handle)
         return handle
@@ -162,6 +164,8 @@ def appended_ids(ids: Int64s, n: int, new: Int64s) -> Int64s:
 
 def slots_of(snapshot: Snapshot, table: Int64s, ids: Int64s) -> Int64s:
     """The slots of ids int64[n], ABSENT for those that are not there. O(n)."""
+    if not snapshot.n:
+        return np.full(len(ids), ABSENT)
     if not is_packed(snapshot.ids):
         slots = np.empty(len(ids), np.int64)
         hash_table.table_find_many(table, ids, slots)

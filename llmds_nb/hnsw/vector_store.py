@@ -1,7 +1,5 @@
 """How an HNSW index stores its vectors: as given, rounded to float16, or as codes alone."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -27,10 +25,6 @@ class VectorForm:
         self.coded, self.prefiltered = codes.uses(quantize, store, dim)
         # Codes are those of unit vectors with COSINE, so L2 between them orders as the metric does.
         self.kernel_metric = L2 if self.metric == COSINE and self.codes_only else self.metric
-        # Arrays of the dtypes of rows and vectors, and the machine code that searches those.
-        dtypes = np.uint8 if self.coded else STORES[store], STORES[store]
-        self.likes: tuple[npt.NDArray, ...] = tuple(np.zeros((0, 0), dtype) for dtype in dtypes)
-        self.search_entry: Callable[..., int] | None = None
 
     def empty(self, M: int) -> Snapshot:
         """The snapshot of an index without vectors."""

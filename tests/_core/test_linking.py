@@ -6,10 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from numba import int64
+from numba import float64, int64, uint8
+from numba.np import numpy_support
 
+from llmds_nb._core.intrinsics import array_at
 from llmds_nb._core.jit import kernel
-from llmds_nb._core.state import ANY, Handle, State, StateType, array, viewer
+from llmds_nb._core.linking import method
+from llmds_nb._core.state import ANY, INT, Handle, State, StateType, array, viewer
 
 
 class Numbers(State):
@@ -66,6 +69,53 @@ def test_arguments_are_cast_to_the_signature():
 def test_python_cannot_call_one():
     with pytest.raises(NotImplementedError):
         at(0, 1)
+
+
+class Values(State):
+    """A state with a method, for arrays of a dtype."""
+
+    item = array(None, ANY)
+    code = INT
+
+
+values_at = viewer(Values, uint8)
+weighted_sum = method("code", float64(StateType(Values, (uint8,)), int64, int64))
+
+
+@kernel(borrow=True, by_address=True)
+def _weighted_sum(values, weights, n):
+    weights = array_at(weights, n, np.float64)
+    total = 0.0
+    for i in range(n):
+        total += weights[i] * values.item[i]
+    return total
+
+
+@kernel(borrow=True)
+def total_of(handle, weights):
+    return weighted_sum(values_at(handle), weights, weights.size)
+
+
+def test_a_method_runs_the_code_for_the_dtype_of_its_state():
+    weights = np.array([1.0, 10.0, 100.0])
+    for dtype in (np.uint8, np.int64, np.float32):
+        kind = StateType(Values, (numpy_support.from_dtype(np.dtype(dtype)),))
+        address = weighted_sum.code(_weighted_sum, kind)
+        handle = Handle(Values(np.array([1, 2, 3], dtype), address))
+        assert total_of(handle.address, weights) == 321.0
+        assert weighted_sum.code(_weighted_sum, kind) == address
+    assert len(total_of.signatures) == 1 and len(_weighted_sum.signatures) == 3
+
+
+def test_what_a_method_raises_its_caller_raises():
+    @kernel(by_address=True)
+    def refuse(values, weights, n):
+        raise ValueError("no sum")
+
+    address = weighted_sum.code(refuse, StateType(Values, (uint8,)))
+    handle = Handle(Values(np.zeros(3, np.uint8), address))
+    with pytest.raises(ValueError, match="no sum"):
+        total_of(handle.address, np.zeros(3))
 
 
 OWN = """

@@ -6,7 +6,8 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 
 from llmds_nb._core.jit import kernel
-from llmds_nb.hnsw.kernels.distance import COSINE, IP, L2, rows_keys, widen
+from llmds_nb._core.state import Handle, viewer
+from llmds_nb.hnsw.kernels.distance import COSINE, IP, L2, rows_keys, walked_space, widen
 from llmds_nb.hnsw.kernels.graph import candidates_insert
 from llmds_nb.hnsw.kernels.scalar_quantizer import codes_quantize, codes_query, codes_restore
 from llmds_nb.hnsw.kernels.simd import (
@@ -17,6 +18,8 @@ from llmds_nb.hnsw.kernels.simd import (
     code_l2,
 )
 from llmds_nb.hnsw.kernels.state import Quantizer, Space
+
+space_at, quantizer_at = viewer(Space, numba.uint8), viewer(Quantizer)
 
 
 @kernel
@@ -36,14 +39,18 @@ def widened(bits, out):
 
 
 @kernel
-def prepared(query, rows, basis, offset, step, metric, out, projected):
-    space = Space(rows, projected, metric)
-    codes_query(space, Quantizer(basis, offset, step), query, out, projected)
+def prepared(quantizer, metric, query, out, projected):
+    codes_query(quantizer_at(quantizer), metric, query, out, projected)
 
 
 @kernel
+def keys_by(space, query, slots, keys):
+    rows_keys(space_at(space), query, slots, 0, slots.size, False, keys)
+
+
 def keys_of(query, rows, factors, metric, slots, keys):
-    rows_keys(Space(rows, factors, metric), query, slots, 0, slots.size, False, keys)
+    space = Handle(walked_space(rows, factors, metric))
+    keys_by(space.address, query, slots, keys)
 
 
 @kernel
@@ -156,7 +163,8 @@ def test_keys_of_codes_are_the_integer_distances_of_numpy(metric, dim, projectio
     rows = np.zeros((70, -(-p // 32) * 32), np.uint8)
     rows[:, :p] = rng.integers(0, 256, (70, p))
     coded, projected = np.full(rows.shape[1], 99, np.int16), np.empty(p, np.float32)
-    prepared(query, rows, basis, offset, 0.02, metric, coded, projected)
+    quantizer = Handle(Quantizer(basis, offset, 0.02, True))
+    prepared(quantizer.address, metric, query, coded, projected)
     exact = query.astype(np.float64) @ basis if projection else query.astype(np.float64)
     if metric == IP:
         true = exact / np.abs(exact).max() * 2047

@@ -8,7 +8,7 @@ from numba import njit
 import llmds_nb.hnsw.quantization
 from llmds_nb import HNSW, CorruptFileError
 from llmds_nb.hnsw.kernels.distance import rows_keys
-from llmds_nb.hnsw.kernels.prefilter import Query, prefilter_query, prefilter_slots
+from llmds_nb.hnsw.kernels.prefilter import prefilter_query, prefilter_slots
 from llmds_nb.hnsw.kernels.state import index_at
 
 from .samples import METRICS, SHAPES, data, logical_state, shape
@@ -110,7 +110,7 @@ def passed(snapshot, query):
     keys = np.empty(n, np.int32)
     limits = np.empty(0, np.int32)
     handle = snapshot.handle
-    args = handle.address, snapshot.rows[:0], snapshot.vectors[:0], query, keys
+    args = handle.address, query, keys
     _filter(*args, limits, np.empty((0, n), np.bool_))
     limits = np.sort(keys)[[0, 5, 30, n // 2]]
     left = np.zeros((4, n), np.bool_)
@@ -119,17 +119,17 @@ def passed(snapshot, query):
 
 
 @njit
-def _filter(index, rows, vectors, vector, keys, limits, left):
-    s = index_at(index, rows, vectors)
-    coded, bound = np.zeros(s.prefilter.codes.shape[1], np.int16), np.empty(3)
-    query = Query(vector, np.empty((0, 0), np.uint8), coded, bound)
-    prefilter_query(query, s.space, s.prefilter, s.quantizer)
+def _filter(index, vector, keys, limits, left):
+    s = index_at(index)
+    coded, bound = np.zeros(s.prefilter.codes.rows.shape[1], np.int16), np.empty(3)
+    prefilter_query(s.prefilter, s.space, s.quantizer, vector, coded, bound, coded)
     slots = np.arange(s.n).astype(np.int32)
     rows_keys(s.space, vector, slots, 0, slots.size, False, keys)
     scratch = np.empty(slots.size, np.int32)
     for i in range(limits.size):
         slots = np.arange(s.n).astype(np.int32)
-        n = prefilter_slots(query, s.space, s.prefilter, limits[i], slots, slots.size, scratch)
+        key, n = limits[i], slots.size
+        n = prefilter_slots(s.prefilter, s.space, coded, bound, key, slots, n, scratch)
         for j in range(n):
             left[i, slots[j]] = True
 

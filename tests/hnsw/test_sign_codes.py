@@ -6,16 +6,12 @@ from numba import njit
 
 import llmds_nb.hnsw.quantization
 from llmds_nb import HNSW, CorruptFileError
-from llmds_nb.hnsw.kernels.distance import IP, rows_keys
-from llmds_nb.hnsw.kernels.prefilter import Query
-from llmds_nb.hnsw.kernels.sign_codes import (
-    NUMBERS,
-    sign_codes_encode,
-    sign_codes_filter,
-    sign_codes_query,
-)
+from llmds_nb._core.state import Handle
+from llmds_nb.hnsw.kernels.distance import IP, rows_keys, walked_space
+from llmds_nb.hnsw.kernels.prefilter import prefilter_of, prefilter_query, prefilter_slots
+from llmds_nb.hnsw.kernels.sign_codes import NUMBERS, sign_codes_encode
 from llmds_nb.hnsw.kernels.simd import BIT_PLANES
-from llmds_nb.hnsw.kernels.state import Prefilter, Space
+from llmds_nb.hnsw.kernels.state import Index, Quantizer, index_at
 from llmds_nb.hnsw.vector_store import METRICS as METRIC_NUMBERS
 
 from .samples import METRICS, SHAPES, data, graph, logical_state, recall, shape
@@ -62,16 +58,18 @@ def test_sign_codes_of_a_row_are_those_of_its_codes(metric, p, width):
 
 
 @njit
-def filtered(vector, p, centre, error_bound, metric, rows, signs, factors, keys, limits, left):
+def filtered(index, vector, keys, limits, left):
+    index = index_at(index)
+    space, prefilter = index.space, index.prefilter
     slots, numbers = np.arange(keys.size).astype(np.int32), np.empty(vector.size, np.int16)
-    rows_keys(Space(rows, factors, metric), vector, slots, 0, slots.size, False, keys)
-    planes, bound = np.empty((BIT_PLANES, signs.shape[1]), np.uint8), np.empty(3)
-    query = Query(vector, planes, numbers, bound)
-    prefilter = Prefilter(signs, np.zeros(0, np.bool_), 0.0, 0.0, error_bound, centre)
-    sign_codes_query(query, p, metric, prefilter)
+    rows_keys(space, vector, slots, 0, slots.size, False, keys)
+    codes, bound = np.empty((BIT_PLANES, prefilter.codes.rows.shape[1]), np.uint8), np.empty(3)
+    prefilter_query(prefilter, space, index.quantizer, vector, codes, bound, numbers)
     for i in range(limits.size):
         slots = np.arange(keys.size).astype(np.int32)
-        n = sign_codes_filter(query, signs, limits[i], rows, slots, slots.size)
+        n = prefilter_slots(
+            prefilter, space, codes, bound, limits[i], slots, slots.size, np.empty_like(slots)
+        )
         for j in range(n):
             left[i, slots[j]] = True
 
@@ -82,10 +80,18 @@ def filtered_by(metric, error_bound, codes, query, p, centre):
     signs = np.empty((n, -(-(width // 8 + NUMBERS) // 32) * 32), np.uint8)
     sign_codes_encode(codes, p, centre, metric, signs)
     keys, left = np.empty(n, np.int32), np.zeros((3, n), np.bool_)
-    factors = np.zeros(0, np.float32)
-    filtered(query, p, centre, error_bound, metric, codes, signs, factors, keys, keys[:0], left)
+    none = np.zeros(0, np.float32)
+    space = walked_space(codes, none, metric)
+    prefilter = prefilter_of(
+        signs, none, metric, np.zeros(0, np.bool_), 0.0, 0.0, error_bound or 1e-30, centre
+    )
+    quantizer = Quantizer(np.zeros((0, 0), np.float32), np.zeros(p, np.float32), 1.0, True)
+    graph = HNSW(1)._snapshot.graph
+    ids = np.zeros(1, np.int64)
+    index = Handle(Index(space, space, ids, graph, prefilter, quantizer, n, p))
+    filtered(index.address, query, keys, keys[:0], left)
     limits = np.sort(keys)[[5, n // 10, n // 2]]
-    filtered(query, p, centre, error_bound, metric, codes, signs, factors, keys, limits, left)
+    filtered(index.address, query, keys, limits, left)
     return keys, limits, left
 
 

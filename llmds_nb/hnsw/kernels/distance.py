@@ -1,6 +1,6 @@
 """Distances between a query and stored rows, by metric and by the dtype of the rows.
 
-A `Space` (see `state`), or in its place `Rows` made in a kernel, holds
+A `Space` (see `state`) holds
 
     metric   L2 (squared), IP (1 - <q, x>), COSINE (1 - <q, x> / (|q| |x|))
     rows     float32[n, d], uint16[n, d] (the bits of float16), or uint8[n, p] codes
@@ -8,7 +8,11 @@ A `Space` (see `state`), or in its place `Rows` made in a kernel, holds
 
 There are two measures. `row_value` is the distance itself, float32. A *key* is an int32 that orders
 rows as the distance does, for one prepared query: the bits of a float made monotone, or the exact
-integer distance between codes. Walks compare keys; answers carry values.
+integer distance between codes. Walks compare keys; answers carry values. A prepared query is memory
+at an address: int16[p] for codes, else float32[d].
+
+Only the kernels at the end of this file, and their callees, read rows: they are compiled for each
+dtype. All others call them through the space: see `linking.method`.
 
 Code j of x represents offset[j] + step * code (see `scalar_quantizer`). The codes of IP are centred
 at 128, so that a dot product needs no correction; those of COSINE are L2 codes of x / |x|.
@@ -16,31 +20,28 @@ at 128, so that a dot product needs no correction; those of COSINE are L2 codes 
 A row is sliced before its loop: `rows[i, j]` with a signed index runs scalar, 12 times slower.
 """
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
-from numba import types
+from numba import boolean, int32, int64, types, void
+from numba.np import numpy_support
 
 from ..._core.arrays import LINE
-from ..._core.intrinsics import half_value, prefetch
+from ..._core.intrinsics import array_at, half_value, prefetch
 from ..._core.jit import by_type, kernel
-from ..._core.state import member_type
+from ..._core.linking import method
+from ..._core.state import StateType, member_type
 from ...primitives.bits import float32_key
 from .simd import CODE_ROWS, CODE_ZERO, code_dot, code_dot_rows, code_l2, code_l2_rows
+from .state import SPACE, Space
 
 L2, IP, COSINE = 0, 1, 2
 
 _LINES = 16  # per row; the hardware prefetches what is beyond
 _AHEAD, _AHEAD_LONG, _LONG = 8, 4, 512  # rows fetched ahead of their use; of more bytes, fewer
+_VECTORS_AHEAD = 3
 _ROUNDING = 2.0**-24  # relative, of one float32 operation
-
-
-class Rows(NamedTuple):
-    """What a `Space` holds, for other rows."""
-
-    rows: object
-    factors: object
-    metric: object
 
 
 @by_type(fastmath=True)
@@ -152,45 +153,17 @@ def _codes_keys(space, query, slots, begin, end, ahead, keys):
     return impl
 
 
-@kernel(fastmath=True, internal=True, borrow=True)
-def rows_keys(space, query, slots, begin, end, fetched, keys):
-    """keys[i] = key of slots[begin + i] for a query of `row_query` or `codes_query`.
-
-    One call for many rows, since a call costs as much as a short distance, and so that later rows
-    are prefetched meanwhile, unless they already were (`fetched`). O((end - begin) d).
-    """
-    rows = space.rows
-    ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
-    if fetched:
-        ahead = end - begin
-    for i in range(begin, begin if fetched else min(begin + ahead, end)):
-        prefetch_row(rows, np.int64(slots[i]))
-    first = _codes_keys(space, query, slots, begin, end, ahead, keys)
-    for i in range(first, end):
-        if i + ahead < end:
-            prefetch_row(rows, np.int64(slots[i + ahead]))
-        keys[i - begin] = _key(space, query, np.int64(slots[i]))
-
-
-@kernel(fastmath=True, internal=True, borrow=True)
-def rows_any_below(space, query, slots, begin, end, key):
-    """Whether a row of slots[begin:end] has a key below `key`. O((end - begin) d)."""
-    for i in range(begin, end):
-        if _key(space, query, np.int64(slots[i])) < key:
-            return True
-    return False
+@by_type()
+def query_at(space, query):
+    """The prepared query at an address."""
+    if holds_codes(space):
+        return lambda space, query: array_at(query, space.rows.shape[1], np.int16)
+    return lambda space, query: array_at(query, space.rows.shape[1], np.float32)
 
 
 @by_type()
-def query_part(space):
-    """The scratch part for one prepared query: int16[p] for codes, else float32[d]."""
-    dtype = np.int16 if holds_codes(space) else np.float32
-    return lambda space: (space.rows.shape[1], dtype)
-
-
-@by_type()
-def row_query(space, row, out):
-    """rows[row] as a query whose keys compare with those of any other row, in `out`. O(d)."""
+def _row_query(space, row, out):
+    """Write rows[row] to `out`, an array, as `row_query` does. O(d)."""
     if holds_codes(space):
 
         def impl(space, row, out):
@@ -208,3 +181,89 @@ def row_query(space, row, out):
                 out[j] = widen(source[j]) * factor
 
     return impl
+
+
+@kernel(borrow=True, by_address=True)
+def _space_row_query(space, row, out):
+    _row_query(space, row, query_at(space, out))
+
+
+@kernel(fastmath=True, borrow=True, by_address=True)
+def _space_rows_keys(space, query, slots, begin, end, fetched, keys):
+    rows, query = space.rows, query_at(space, query)
+    slots, keys = array_at(slots, end, np.int32), array_at(keys, end - begin, np.int32)
+    ahead = _AHEAD if rows.shape[1] * rows.itemsize <= _LONG else _AHEAD_LONG
+    if fetched:
+        ahead = end - begin
+    for i in range(begin, begin if fetched else min(begin + ahead, end)):
+        prefetch_row(rows, np.int64(slots[i]))
+    first = _codes_keys(space, query, slots, begin, end, ahead, keys)
+    for i in range(first, end):
+        if i + ahead < end:
+            prefetch_row(rows, np.int64(slots[i + ahead]))
+        keys[i - begin] = _key(space, query, np.int64(slots[i]))
+
+
+@kernel(fastmath=True, borrow=True, by_address=True)
+def _space_any_nearer(space, row, key, slots, begin, end, query):
+    query, slots = query_at(space, query), array_at(slots, end, np.int32)
+    _row_query(space, row, query)
+    for i in range(begin, end):
+        if _key(space, query, np.int64(slots[i])) < key:
+            return True
+    return False
+
+
+@kernel(fastmath=True, borrow=True, by_address=True)
+def _space_rows_distances(space, query, slots, n, fetched, distances):
+    rows, query = space.rows, array_at(query, space.rows.shape[1], np.float32)
+    slots, distances = array_at(slots, n, np.int64), array_at(distances, n, np.float32)
+    for i in range(0 if fetched else min(_VECTORS_AHEAD, n)):
+        prefetch_row(rows, slots[i])
+    for i in range(n):
+        if not fetched and i + _VECTORS_AHEAD < n:
+            prefetch_row(rows, slots[i + _VECTORS_AHEAD])
+        distances[i] = row_value(space, query, slots[i])
+
+
+# row_query(space, row, out): rows[row] as a query, at the address `out`, whose keys compare with
+# those of any other row. O(d).
+row_query = method("query_code", void(SPACE, int64, int64))
+
+# rows_keys(space, query, slots, begin, end, fetched, keys): keys int32[i] = key of slots
+# int32[begin + i]. One call for many rows, since a call costs as much as a short distance, and so
+# that later rows are prefetched meanwhile, unless they already were (`fetched`).
+# O((end - begin) d).
+rows_keys = method("keys_code", void(SPACE, int64, int64, int64, int64, boolean, int64))
+
+# any_nearer(space, row, key, slots, begin, end, query): whether a row of slots int32[begin:end] has
+# a distance to rows[row] with a key below `key`. Scratch: query. O((end - begin) d).
+any_nearer = method("any_nearer_code", boolean(SPACE, int64, int32, int64, int64, int64, int64))
+
+# rows_distances(space, query, slots, n, fetched, distances): distances float32[n] = `row_value` of
+# slots int64[n], of a query float32[d], of length 1 with COSINE. O(n d).
+rows_distances = method("distances_code", void(SPACE, int64, int64, int64, boolean, int64))
+
+
+_WALK = (
+    (row_query, _space_row_query),
+    (rows_keys, _space_rows_keys),
+    (any_nearer, _space_any_nearer),
+)
+_MEASURE = ((rows_distances, _space_rows_distances),)
+
+
+@cache
+def _codes(methods, dtype):
+    space = StateType(Space, (numpy_support.from_dtype(dtype),))
+    return tuple(method.code(kernel, space) for method, kernel in methods)
+
+
+def walked_space(rows: np.ndarray, factors: np.ndarray, metric: int) -> Any:
+    """The Space of rows that walks compare. Compiles the kernels for their dtype."""
+    return Space(rows, factors, metric, *_codes(_WALK, rows.dtype), 0)
+
+
+def measured_space(vectors: np.ndarray, factors: np.ndarray, metric: int) -> Any:
+    """The Space of the vectors that answers are measured on, likewise."""
+    return Space(vectors, factors, metric, 0, 0, 0, *_codes(_MEASURE, vectors.dtype))

@@ -12,13 +12,16 @@ been looked at. The key comes first, so integers sort by distance and then by sl
 from typing import NamedTuple
 
 import numpy as np
+from numba import boolean, float64, int32, int64, types, uint8
 
 from ..._core.arrays import LINE
 from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
+from ..._core.state import StateType
 from .distance import rows_keys
-from .prefilter import prefilter_prefetch, prefilter_slots
+from .prefilter import Query, prefilter_slots
 from .simd import WORDS, words_up
+from .state import PREFILTER, SPACE, Graph
 
 BLOCK_BITS = 5
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
@@ -33,6 +36,13 @@ class WalkScratch(NamedTuple):
     candidates: object  # int64[candidates_capacity]
     fresh: object  # int32[as wide as a row of links]: neighbours not met before
     keys: object  # int32[as many]
+
+
+_SCRATCH = types.NamedTuple((int64[::1], int64[::1], int32[::1], int32[::1]), WalkScratch)
+_QUERY = types.NamedTuple((int64, uint8[::1], float64[::1]), Query)
+_EXPLORE = int64(
+    _QUERY, SPACE, PREFILTER, StateType(Graph), int64, int64, int64, int64, boolean[::1], _SCRATCH
+)
 
 
 @kernel(internal=True, borrow=True)
@@ -97,10 +107,8 @@ def level_row(graph, slot, level):
     return slot if level == 0 else np.int64(graph.upper[slot]) + level - 1
 
 
-@kernel(internal=True)
-def graph_explore(
-    query, space, prefilter, graph, start, top, level, ef, allowed, scratch
-):  # fmt: skip
+@kernel(borrow=True, separate=_EXPLORE)
+def graph_explore(query, space, prefilter, graph, start, top, level, ef, allowed, scratch):
     """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
 
     Returns how many candidates were found. Stops when no unexpanded candidate is closer than the
@@ -109,7 +117,8 @@ def graph_explore(
     pass.
     """
     visited, candidates, fresh, keys = scratch
-    prefiltered = prefilter.codes.size > 0
+    signs, codes, bound = prefilter.codes.rows, query.codes, query.bound
+    prefiltered, has_signs = signs.size > 0, prefilter.error_bound > 0
     fresh[0] = start
     rows_keys(space, query.vector, fresh, 0, 1, False, keys)
     first = candidate_of(keys[0], start, True)
@@ -122,9 +131,11 @@ def graph_explore(
             n_fresh = np.int64(row[0])
             for j in range(n_fresh):
                 fresh[j] = row[j + 1]
-                if prefiltered:
-                    prefilter_prefetch(space, prefilter, np.int64(fresh[j]))
-            n_fresh = prefilter_slots(query, space, prefilter, best >> 32, fresh, n_fresh, keys)
+                if has_signs:
+                    prefetch(signs, np.int64(fresh[j]), 0)
+            if prefiltered:
+                key = best >> 32
+                n_fresh = prefilter_slots(prefilter, space, codes, bound, key, fresh, n_fresh, keys)
             rows_keys(space, query.vector, fresh, 0, n_fresh, prefiltered, keys)
             for j in range(n_fresh):
                 best = min(best, candidate_of(keys[j], np.int64(fresh[j]), True))
@@ -154,20 +165,21 @@ def graph_explore(
         candidates[cursor] |= EXPANDED
         row = links_row(links, level_row(graph, slot, level))
         rejects = passing == ef and prefiltered
+        rejects_by_signs = rejects and has_signs
         n_fresh = 0
         for j in range(1, row[0] + 1):
             slot = np.int64(row[j])
-            if rejects:
-                prefilter_prefetch(space, prefilter, slot)
+            if rejects_by_signs:
+                prefetch(signs, slot, 0)
             word, bit = slot >> 6, 1 << (slot & 63)
             seen = visited[word]  # no branch: half of them would be mispredicted
             visited[word] = seen | bit
             fresh[n_fresh] = slot
             n_fresh += seen & bit == 0
         if rejects:
-            n_fresh = prefilter_slots(
-                query, space, prefilter, candidates[count - 1] >> 32, fresh, n_fresh, keys
-            )
+            key = candidates[count - 1] >> 32
+            n_fresh = prefilter_slots(prefilter, space, codes, bound, key, fresh, n_fresh, keys)
+        if rejects_by_signs:
             next_up = cursor + 1
             while next_up < count and candidates[next_up] & EXPANDED:
                 next_up += 1
@@ -175,7 +187,7 @@ def graph_explore(
                 slot = candidate_slot(candidates[next_up])
                 row = links_row(links, level_row(graph, slot, level))
                 for j in range(1, row[0] + 1):
-                    prefilter_prefetch(space, prefilter, np.int64(row[j]))
+                    prefetch(signs, np.int64(row[j]), 0)
         rows_keys(space, query.vector, fresh, 0, n_fresh, rejects, keys)
         lowest = count
         for j in range(n_fresh):

@@ -19,13 +19,13 @@ directions.
 
 import numpy as np
 
-from ..._core.intrinsics import borrowed
+from ..._core.intrinsics import array_address, borrowed
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from . import graph as g
-from .distance import query_part, row_query, rows_any_below, rows_keys
-from .prefilter import Query, prefilter_parts, prefilter_query
+from .distance import any_nearer, row_query, rows_keys
+from .prefilter import Query, prefilter_query, query_parts
 from .state import draft_at
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
@@ -38,7 +38,7 @@ def links_prune(candidates, count, limit, base, parent, space, query, row):
     """Write to `row` at most `limit` of the ascending candidates[:count] that pass.
 
     These are all children of `base` (ABSENT: none) in the spanning tree, and others that are
-    diverse. Scratch: query, of `query_part`.
+    diverse. Scratch: query, as `any_nearer` takes it.
     O(count limit) distances at worst.
     """
     n_children = 0  # still to come
@@ -59,8 +59,7 @@ def links_prune(candidates, count, limit, base, parent, space, query, row):
         elif n + n_children >= limit:
             keep = False
         else:
-            row_query(space, slot, query)
-            keep = not rows_any_below(space, query, row, 1, n + 1, np.int32(candidate >> 32))
+            keep = not any_nearer(space, slot, candidate >> 32, row, 1, n + 1, query)
         if keep:
             n += 1
             row[n] = slot
@@ -72,15 +71,14 @@ def links_fill(row, degree, candidates, count, space, rejected, query):
     """Add to `row` diverse ones of candidates[:count], then, up to `degree` links, the others.
 
     Without the others the graph thins out, and recall falls, from one repair to the next. Scratch:
-    rejected int32[count], and query, of `query_part`. O(count M) distances.
+    rejected int32[count], and query, as `any_nearer` takes it. O(count M) distances.
     """
     n, n_rejected = np.int64(row[0]), 0
     for j in range(count):
         if n == row.size - 1:
             break
         slot = g.candidate_slot(candidates[j])
-        row_query(space, slot, query)
-        if rows_any_below(space, query, row, 1, n + 1, np.int32(candidates[j] >> 32)):
+        if any_nearer(space, slot, candidates[j] >> 32, row, 1, n + 1, query):
             rejected[n_rejected] = slot
             n_rejected += 1
         else:
@@ -93,28 +91,29 @@ def links_fill(row, degree, candidates, count, space, rejected, query):
 
 
 @kernel(nogil=True)
-def hnsw_connect(draft, like, first, start, stop, ef, forward):
+def hnsw_connect(draft, first, start, stop, ef, forward):
     """Choose the links of slots [start, stop) of the batch that begins at `first`; see above.
 
-    The graph holds the slots below `first`. Writes only rows of the new slots. `like` is an array
-    of the dtype of rows. O(ef M) distances each, and one to each earlier slot of the batch.
+    The graph holds the slots below `first`. Writes only rows of the new slots. O(ef M) distances
+    each, and one to each earlier slot of the batch.
     """
-    s = draft_at(draft, like)
+    s = draft_at(draft)
     space, graph, allowed, forward = s.space, s.graph, s.allowed, borrowed(forward)
     M, stride = graph.above.rows.shape[1] - 1, graph.level0.rows.shape[1]
     most, wide = (g.candidates_capacity(ef, stop, allowed), np.int64), (2 * stride, np.int32)
-    many, one = (max(stride, stop - first), np.int32), query_part(space)
-    own_parts = ((first + 64) >> 6, np.int64), most, wide, many, many, one, one
-    parts = own_parts + prefilter_parts(space, s.prefilter)
+    many, one = (max(stride, stop - first), np.int32), (space.rows.shape[1], np.float32)
+    own_parts = ((first + 64) >> 6, np.int64), most, wide, many, many, one
+    parts = own_parts + query_parts(space, s.prefilter)
     memory = scratch(parts)
-    visited, candidates, fresh, keys, batch, vector, other_query, planes, numbers, bound = cut(
+    visited, candidates, fresh, keys, batch, other_query, vector, codes, bound, numbers = cut(
         memory, parts
     )
-    query = Query(vector, planes, numbers, bound)
+    query = Query(array_address(vector), codes, bound)
     walk_scratch = g.WalkScratch(visited, candidates, fresh, keys)
     for slot in range(start, stop):
         row_query(space, slot, vector)
-        prefilter_query(query, space, s.prefilter, s.quantizer)
+        if s.prefilter.codes.rows.size:
+            prefilter_query(s.prefilter, space, s.quantizer, vector, codes, bound, numbers)
         near, above = graph.entry, graph.top
         for height in range(np.int64(s.levels[slot]), -1, -1):
             count = 0
@@ -172,7 +171,7 @@ def hnsw_edges(draft, first, stop, edges):
 
     Enough blocks are spare. O(edges).
     """
-    s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
+    s = draft_at(draft)
     n = 0
     for slot in range(first, stop):
         for level in range(np.int64(s.levels[slot]) + 1):
@@ -198,19 +197,19 @@ def _targets_end(edges, i):
 
 
 @kernel(nogil=True)
-def hnsw_backlink(draft, like, edges, first):
+def hnsw_backlink(draft, edges, first):
     """Add the reverse link of each of the sorted `edges`, whose sources count from `first`.
 
     All edges of a target are given to one call. O(M^2) distances for each row that is full: pruned.
     """
-    s = draft_at(draft, like)
+    s = draft_at(draft)
     space, graph, edges = s.space, s.graph, borrowed(edges)
     most = i = 0
     while i < edges.size:
         j = _targets_end(edges, i)
         most, i = max(most, j - i), j
     most += graph.level0.rows.shape[1]
-    ints, one = (most, np.int32), query_part(space)
+    ints, one = (most, np.int32), (space.rows.shape[1], np.float32)
     parts = (most, np.int64), ints, ints, one, one
     memory = scratch(parts)
     candidates, slots, keys, query, other_query = cut(memory, parts)

@@ -13,26 +13,32 @@ is too far, since their distance to the vectors that they represent is known:
 where q' and x' are what the codes of the query and of the row represent. So a key of the vectors
 has a *limit*, a key of the codes: a row whose codes are beyond it has a greater key.
 
-    codes       uint8[C, S]   sign codes, or codes of the rows; uint8[0, 0] if there is no prefilter
+    codes       a Space of    sign codes, or codes of the rows; uint8[0, 0] if there is no prefilter
+                uint8[C, S]
     outlier     bool[C]       rows whose codes are off by more than `error`; bool[0] if none are
     error       float         the largest |x - x'| of all others, with the rounding of float32
     longest     float         the largest |x| of all others, 1 with COSINE
-    error_bound, centre       of sign codes
+    error_bound, centre       of sign codes; the bound of codes of vectors is 0
 
 `outlier`, `error` and `longest` are those of codes of vectors only.
 """
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import int64, types, void
 
-from ..._core.intrinsics import prefetch
-from ..._core.jit import by_type, kernel
+from ..._core.intrinsics import array_at
+from ..._core.jit import kernel
+from ..._core.linking import method
+from ..._core.state import StateType
 from ...primitives.bits import key_float32
-from .distance import COSINE, IP, Rows, holds_codes, prefetch_row, rounding, rows_keys
+from .distance import COSINE, IP, prefetch_row, rounding, rows_keys, walked_space
 from .scalar_quantizer import QUERY_DOT, codes_query
-from .sign_codes import sign_codes_filter, sign_codes_query
+from .sign_codes import sign_codes_query, sign_codes_slots
 from .simd import BIT_PLANES
+from .state import PREFILTER, SPACE, Prefilter, Quantizer, Space
 
 _INT32_MAX = 2.0**31 - 1
 
@@ -40,62 +46,57 @@ _INT32_MAX = 2.0**31 - 1
 class Query(NamedTuple):
     """A query as a walk compares it, and as its prefilter does."""
 
-    vector: object  # what `rows_keys` takes: int16[p] for codes, else float32[d]
-    bit_planes: object  # uint8[BIT_PLANES, S] for sign codes: see `sign_codes`
-    numbers: object  # int16[p]: scratch for those; or the query's own codes
+    vector: object  # the address of what `rows_keys` takes
+    codes: object  # uint8[any]: the bit planes of sign codes; or the query's own codes int16[S]
     bound: object  # float64[3]: see `sign_codes`; or what a limit adds to the distance, their scale
 
 
-@by_type()
-def prefilter_parts(space, prefilter):
-    """The scratch parts of the last three fields of a Query. O(1)."""
-    if holds_codes(space):
-        return lambda space, prefilter: _parts(prefilter.codes.shape[1], space.rows.shape[1])
-    return lambda space, prefilter: _parts(0, prefilter.codes.shape[1])
+# prefilter_query(prefilter, space, quantizer, vector, codes, bound, numbers): fill the last two
+# fields of a Query from its vector, of length 1 with COSINE. Scratch: numbers int16[as many]. O(d).
+prefilter_query = method(
+    "query_code", void(PREFILTER, SPACE, StateType(Quantizer), int64, int64, int64, int64)
+)
+
+# prefilter_slots(prefilter, space, codes, bound, key, slots, n, keys): move those of slots int32[n]
+# to the front that may have a key up to `key`; returns how many. Prefetches their rows. Scratch:
+# keys int32[n]. O(n S).
+prefilter_slots = method(
+    "slots_code", int64(PREFILTER, SPACE, int64, int64, int64, int64, int64, int64)
+)
 
 
 @kernel(internal=True, borrow=True)
-def _parts(plane, p):
-    return ((BIT_PLANES, plane), np.uint8), (p, np.int16), (3, np.float64)
+def query_parts(space, prefilter):
+    """The scratch parts of a Query, and of `numbers`. O(1)."""
+    p, width = space.rows.shape[1], prefilter.codes.rows.shape[1]
+    codes = (BIT_PLANES * width, np.uint8)
+    return (p, np.float32), codes, (3, np.float64), (p, np.int16)
 
 
-@by_type()
-def prefilter_query(query, space, prefilter, quantizer):
-    """Fill the last three fields of a Query from its vector, of length 1 with COSINE. O(d)."""
-    if holds_codes(space):
-
-        def sign_codes(query, space, prefilter, quantizer):
-            if prefilter.codes.size > 0:
-                sign_codes_query(query, quantizer.offset.size, space.metric, prefilter)
-
-        return sign_codes
-
-    def codes(query, space, prefilter, quantizer):
-        if prefilter.codes.size == 0:
-            return
-        vector, coded, bound = query.vector, query.numbers, query.bound
-        offset, step = quantizer.offset, quantizer.step
-        own = Rows(prefilter.codes, space.factors, space.metric)
-        codes_query(own, quantizer, vector, coded, vector)
-        square = off = 0.0
-        largest = np.float32(0)
+@kernel(borrow=True, by_address=True)
+def _vector_codes_query(prefilter, space, quantizer, vector, codes, bound, numbers):
+    offset, step, metric = quantizer.offset, quantizer.step, space.metric
+    vector = array_at(vector, space.rows.shape[1], np.float32)
+    bound = array_at(bound, 3, np.float64)
+    coded = array_at(codes, prefilter.codes.rows.shape[1], np.int16)
+    codes_query(quantizer, metric, vector, coded, vector)
+    square = off = 0.0
+    largest = np.float32(0)
+    for j in range(vector.size):
+        square += np.float64(vector[j]) * np.float64(vector[j])
+        largest = max(largest, abs(vector[j]))
+    length, doubt = np.sqrt(square), rounding(vector.size)
+    if metric == IP:
+        # Half a step for each component, and at most `longest` of it counts.
+        off = 0.5 * np.sqrt(vector.size) * largest / QUERY_DOT
+        bound[0] = (length + off) * prefilter.error + (off + doubt * length) * prefilter.longest
+        bound[1] = QUERY_DOT / (largest * step) if largest > 0 else 0.0
+    else:
         for j in range(vector.size):
-            square += np.float64(vector[j]) * np.float64(vector[j])
-            largest = max(largest, abs(vector[j]))
-        length, doubt = np.sqrt(square), rounding(vector.size)
-        if space.metric == IP:
-            # Half a step for each component, and at most `longest` of it counts.
-            off = 0.5 * np.sqrt(vector.size) * largest / QUERY_DOT
-            bound[0] = (length + off) * prefilter.error + (off + doubt * length) * prefilter.longest
-            bound[1] = QUERY_DOT / (largest * step) if largest > 0 else 0.0
-        else:
-            for j in range(vector.size):
-                difference = np.float64(vector[j]) - np.float64(offset[j]) - step * coded[j]
-                off += difference * difference
-            bound[0] = np.sqrt(off) + prefilter.error + doubt * length
-            bound[1] = 1.0 / step
-
-    return codes
+            difference = np.float64(vector[j]) - np.float64(offset[j]) - step * coded[j]
+            off += difference * difference
+        bound[0] = np.sqrt(off) + prefilter.error + doubt * length
+        bound[1] = 1.0 / step
 
 
 @kernel(internal=True, borrow=True)
@@ -111,43 +112,38 @@ def _limit(key, d, metric, bound):
     return np.int32(min(limit + 1.0, _INT32_MAX)) if limit > -_INT32_MAX else -np.int32(_INT32_MAX)
 
 
-@by_type(inline=True)
-def prefilter_prefetch(space, prefilter, slot):
-    """Prefetch the sign codes of a slot that `prefilter_slots` will compare. O(1)."""
-    if not holds_codes(space):
-        return lambda space, prefilter, slot: None
-    return lambda space, prefilter, slot: prefetch(prefilter.codes, slot, 0)
+@kernel(borrow=True, by_address=True)
+def _vector_codes_slots(prefilter, space, codes, bound, key, slots, n, keys):
+    outlier, bound = prefilter.outlier, array_at(bound, 3, np.float64)
+    limit = _limit(key, space.rows.shape[1], space.metric, bound)
+    rows_keys(prefilter.codes, codes, slots, 0, n, False, keys)
+    slots, keys = array_at(slots, n, np.int32), array_at(keys, n, np.int32)
+    kept = 0
+    for i in range(n):
+        slot = np.int64(slots[i])
+        if keys[i] <= limit or (outlier.size > 0 and outlier[slot]):
+            prefetch_row(space.rows, slot)
+            slots[kept] = slot
+            kept += 1
+    return kept
 
 
-@by_type()
-def prefilter_slots(query, space, prefilter, key, slots, n, keys):
-    """Move those of slots[:n] to the front that may have a key up to `key`; return how many.
+@cache
+def _codes(kernels, dtype):
+    space = StateType(Space, (dtype,))
+    methods = zip((prefilter_query, prefilter_slots), kernels, strict=True)
+    return tuple(method.code(kernel, PREFILTER, space) for method, kernel in methods)
 
-    All where there is no prefilter. Prefetches their rows. Scratch: keys int32[n]. O(n S).
-    """
-    if holds_codes(space):
 
-        def sign_codes(query, space, prefilter, key, slots, n, keys):
-            if prefilter.codes.size == 0:
-                return n
-            return sign_codes_filter(query, prefilter.codes, key, space.rows, slots, n)
-
-        return sign_codes
-
-    def codes(query, space, prefilter, key, slots, n, keys):
-        if prefilter.codes.size == 0:
-            return n
-        outlier = prefilter.outlier
-        limit = _limit(key, space.rows.shape[1], space.metric, query.bound)
-        own = Rows(prefilter.codes, space.factors, space.metric)
-        rows_keys(own, query.numbers, slots, 0, n, False, keys)
-        kept = 0
-        for i in range(n):
-            slot = np.int64(slots[i])
-            if keys[i] <= limit or (outlier.size > 0 and outlier[slot]):
-                prefetch_row(space.rows, slot)
-                slots[kept] = slot
-                kept += 1
-        return kept
-
-    return codes
+def prefilter_of(codes: np.ndarray, factors: np.ndarray, metric: int, *fields: Any) -> Prefilter:
+    """The Prefilter of these codes. Compiles the kernels for its kind, if there are any codes."""
+    *_, error_bound, _ = fields
+    if not codes.size:
+        return Prefilter(Space(codes, factors, metric, 0, 0, 0, 0), *fields, 0, 0)
+    if error_bound:
+        kernels, dtype = (sign_codes_query, sign_codes_slots), types.uint8
+        space = Space(codes, factors, metric, 0, 0, 0, 0)
+    else:
+        kernels, dtype = (_vector_codes_query, _vector_codes_slots), types.float32
+        space = walked_space(codes, factors, metric)
+    return Prefilter(space, *fields, *_codes(kernels, dtype))

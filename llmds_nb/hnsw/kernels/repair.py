@@ -11,7 +11,7 @@ import numpy as np
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
-from .distance import query_part, row_query, rows_keys
+from .distance import row_query, rows_keys
 from .graph import candidate_of, candidates_insert, level_links, level_row, links_row
 from .insert import LEVEL_SHIFT, TARGET_SHIFT, links_fill
 from .state import draft_at, repair_at
@@ -49,16 +49,16 @@ def _nearby(source, level, old, renamed, stamp, seen, passed, found):
 
 
 @kernel(nogil=True)
-def hnsw_repair(draft, repair, like, start, stop):
+def hnsw_repair(draft, repair, start, stop):
     """Write the rows of the new slots [start, stop); see above.
 
-    A row keeps the links that stay; the places of the others go to slots two links away. `like` is
-    an array of the dtype of rows. O(M^2) distances for a slot that lost a link, else O(M).
+    A row keeps the links that stay; the places of the others go to slots two links away. O(M^2)
+    distances for a slot that lost a link, else O(M).
     """
-    s, r = draft_at(draft, like), repair_at(repair)
+    s, r = draft_at(draft), repair_at(repair)
     space, graph, old, renamed = s.space, s.graph, r.old, r.renamed
     most = _WIDTHS * graph.level0.rows.shape[1]
-    ints, one = (most, np.int32), query_part(space)
+    ints, one = (most, np.int32), (space.rows.shape[1], np.float32)
     parts = (renamed.size, np.int64), (most, np.int64), ints, ints, ints, one, one
     memory = scratch(parts)
     seen, candidates, passed, found, keys, query, other_query = cut(memory, parts)
@@ -106,7 +106,7 @@ def _is_linked(slot, row):
 @kernel(borrow=True)
 def repair_edges(draft, repair, start, stop, edges):
     """As `hnsw_edges`: the links of [start, stop) that are new, without a reverse. O(M^2) each."""
-    s, r = draft_at(draft, np.uint8), repair_at(repair)  # rows are not read: any dtype will do
+    s, r = draft_at(draft), repair_at(repair)
     graph, old, slots = s.graph, r.old, r.slots
     n = 0
     for slot in range(start, stop):

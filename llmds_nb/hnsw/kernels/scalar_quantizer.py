@@ -5,6 +5,7 @@ A `Quantizer` (see `state`) holds
     basis   float32[d, P]  projection onto principal directions, or float32[0, 0] for none
     offset  float32[P]     what code 0 represents, after the projection
     step    float          what a difference of one code represents
+    walked  whether walks compare codes; those of a prefilter reject rows only
 
 and the codes of vectors x are
 
@@ -17,13 +18,17 @@ minus 128 is proportional to the component itself.
 """
 
 import numpy as np
+from numba import float32, int16, int64, void
 
-from ..._core.jit import by_type, kernel
-from .distance import IP, holds_codes
+from ..._core.jit import kernel
+from ..._core.state import StateType
+from .distance import IP
+from .state import Quantizer
 
 # int32 holds sums of 4096 products: of (510)^2 for differences, of 2047 * 128 for dot products.
 _QUERY_LOW, _QUERY_HIGH = np.float32(-255), np.float32(510)
 QUERY_DOT = np.float32(2047)
+_CODES_QUERY = void(StateType(Quantizer), int64, float32[::1], int16[::1], float32[::1])
 
 
 @kernel
@@ -50,50 +55,42 @@ def codes_quantize(transformed, offset, step, codes, errors):
     return clipped
 
 
-@by_type(fastmath=True)
-def codes_query(space, quantizer, query, out, projected):
-    """The float32[d] query in the form that `rows_keys` compares with the rows of the space.
+@kernel(fastmath=True, borrow=True, separate=_CODES_QUERY)
+def codes_query(quantizer, metric, query, out, projected):
+    """The codes of the query float32[d] in `out` int16[p], which `rows_keys` compares with codes.
 
-    That is the query itself, or for codes its own in `out` int16[p]. Scratch: projected float32[P]
-    where there is a basis. O(d P).
+    Scratch: projected float32[P] where there is a basis. O(d P).
     """
-    if not holds_codes(space):
-        return lambda space, quantizer, query, out, projected: query
-
-    def impl(space, quantizer, query, out, projected):
-        basis, offset = quantizer.basis, quantizer.offset
-        work = query
-        if basis.size:
-            work = projected
-            for j in range(work.size):
-                work[j] = np.float32(0)
-            whole = query.size & ~3
-            for i in range(0, whole, 4):  # four at once: a quarter of the stores
-                a, b, c, d = basis[i], basis[i + 1], basis[i + 2], basis[i + 3]
-                w, x, y, z = query[i], query[i + 1], query[i + 2], query[i + 3]
-                for j in range(a.size):
-                    work[j] += w * a[j] + x * b[j] + y * c[j] + z * d[j]
-            for i in range(whole, query.size):
-                a, x = basis[i], query[i]
-                for j in range(a.size):
-                    work[j] += x * a[j]
-        if space.metric == IP:
-            largest = np.float32(0)
-            for j in range(work.size):
-                largest = max(largest, abs(work[j]))
-            gain = QUERY_DOT / largest if largest > 0 else np.float32(0)
-            for j in range(work.size):
-                out[j] = np.int16(np.rint(work[j] * gain))
-        else:
-            inverse = np.float32(1) / np.float32(quantizer.step)
-            for j in range(work.size):
-                code = np.rint((work[j] - offset[j]) * inverse)
-                out[j] = np.int16(min(max(code, _QUERY_LOW), _QUERY_HIGH))
-        for j in range(work.size, out.size):
-            out[j] = 0
-        return out
-
-    return impl
+    basis, offset = quantizer.basis, quantizer.offset
+    work = query
+    if basis.size:
+        work = projected
+        for j in range(work.size):
+            work[j] = np.float32(0)
+        whole = query.size & ~3
+        for i in range(0, whole, 4):  # four at once: a quarter of the stores
+            a, b, c, d = basis[i], basis[i + 1], basis[i + 2], basis[i + 3]
+            w, x, y, z = query[i], query[i + 1], query[i + 2], query[i + 3]
+            for j in range(a.size):
+                work[j] += w * a[j] + x * b[j] + y * c[j] + z * d[j]
+        for i in range(whole, query.size):
+            a, x = basis[i], query[i]
+            for j in range(a.size):
+                work[j] += x * a[j]
+    if metric == IP:
+        largest = np.float32(0)
+        for j in range(work.size):
+            largest = max(largest, abs(work[j]))
+        gain = QUERY_DOT / largest if largest > 0 else np.float32(0)
+        for j in range(work.size):
+            out[j] = np.int16(np.rint(work[j] * gain))
+    else:
+        inverse = np.float32(1) / np.float32(quantizer.step)
+        for j in range(work.size):
+            code = np.rint((work[j] - offset[j]) * inverse)
+            out[j] = np.int16(min(max(code, _QUERY_LOW), _QUERY_HIGH))
+    for j in range(work.size, out.size):
+        out[j] = 0
 
 
 @kernel

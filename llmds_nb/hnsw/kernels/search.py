@@ -5,24 +5,25 @@ products. By these it goes by blocks of rows and keeps a `state.Scan` between th
 """
 
 import numpy as np
+from numba import float32, float64, int64, void
 
-from ..._core.intrinsics import borrowed
+from ..._core.intrinsics import array_address, borrowed, borrowed_part
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_push, topk_sort
-from .distance import COSINE, IP, L2, Rows, float_dot, prefetch_row, query_part, rounding, row_value
+from .distance import COSINE, IP, L2, float_dot, rounding, rows_distances
 from .graph import PASSES, WalkScratch, candidate_slot, candidates_capacity, graph_explore
-from .prefilter import Query, prefilter_parts, prefilter_query
+from .prefilter import Query, prefilter_query, query_parts
 from .scalar_quantizer import codes_query
 from .state import index_at, scan_at
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
-_AHEAD = 3  # vectors that are fetched while one is measured
-_SCAN_ROWS = 64  # rows that stay in the cache while every query is compared with them
+_PUSH = int64(float32[::1], int64[::1], int64, int64[::1], float64[::1], int64[::1], int64)
+_CHUNK = 64  # rows that are measured at once; in a scan they stay in the cache for all queries
 
 
-@kernel(fastmath=True, internal=True, borrow=True)
+@kernel(fastmath=True, borrow=True, separate=float64(float32[::1]))
 def square_of(query):
     """The squared length in float64, NaN or infinite where a component is. O(d)."""
     total = 0.0
@@ -31,15 +32,12 @@ def square_of(query):
     return total
 
 
-@kernel(internal=True)
-def unit_query(query, square, metric, out):
-    """The query itself, or with COSINE the unit vector in its direction, in `out`. O(d)."""
-    if metric != COSINE:
-        return query
+@kernel(borrow=True, separate=void(float32[::1], float64, float32[::1]))
+def unit_write(query, square, out):
+    """Write the unit vector in the direction of a query whose squared length is given. O(d)."""
     factor = 1.0 / np.sqrt(square)
     for j in range(query.size):
         out[j] = np.float32(query[j] * factor)
-    return out
 
 
 @kernel(internal=True, borrow=True)
@@ -48,7 +46,16 @@ def slot_id(ids, slot):
     return ids[0] + slot if ids.size == 1 else ids[slot]
 
 
-@kernel(internal=True, borrow=True)
+@kernel(borrow=True, separate=_PUSH)
+def distances_push(distances, slots, n, ids, scores, found, kept):
+    """Push n slots at these distances to a `topk` heap of `kept`; return the new count."""
+    for j in range(n):
+        score = -np.float64(distances[j])
+        kept = topk_push(scores, found, kept, score, slot_id(ids, slots[j]))
+    return kept
+
+
+@kernel(borrow=True, separate=void(float64[::1], int64[::1], int64, int64[::1], float32[::1]))
 def answer_write(scores, found, n, out_ids, out_distances):
     """Write the n best of a `topk` heap of negated distances, nearest first; pad the rest."""
     topk_sort(scores, found, n)
@@ -62,47 +69,53 @@ def answer_write(scores, found, n, out_ids, out_distances):
 
 @kernel(nogil=True)
 def hnsw_search_many(
-    index, likes, queries, finals, ef, rerank, allowed, checked, out_ids, out_distances
+    index, queries, finals, ef, rerank, allowed, checked, out_ids, out_distances
 ):  # fmt: skip
     """The k nearest that pass `allowed`, for each of m queries; n > 0. O(m ef M) distances.
 
     queries float32[m * d] steer the walk; finals float32[m * d'] are what `vectors` are measured
     against: the same array, unless only codes are stored. The best `rerank` of the ef found by key
-    are measured. out_ids int64[m * k], out_distances float32[m * k]. `likes` are arrays of the
-    dtypes of rows and vectors. Unless the queries are `checked`, stops at one of extreme length,
-    NaN included, and returns its number, else -1.
+    are measured. out_ids int64[m * k], out_distances float32[m * k]. Unless the queries are
+    `checked`, stops at one of extreme length, NaN included, and returns its number, else -1.
     """
-    s = index_at(index, *likes)
+    s = index_at(index)
     queries, finals, allowed = borrowed(queries), borrowed(finals), borrowed(allowed)
     out_ids, out_distances = borrowed(out_ids), borrowed(out_distances)
     space, graph, quantizer = s.space, s.graph, s.quantizer
-    stored = Rows(s.vectors, space.factors, space.metric)
     d = s.dim
     m = queries.size // d
     k, d_final = out_ids.size // m, finals.size // m
     stride = max(graph.level0.rows.shape[1], graph.above.rows.shape[1])
     most, ints = (candidates_capacity(ef, s.n, allowed), np.int64), (stride, np.int32)
     walk_parts = ((s.n + 63) >> 6, np.int64), most, ints, ints
-    vector_parts = query_part(space), (quantizer.basis.shape[1], np.float32), (d, np.float32)
-    best_parts = (k, np.float64), (k, np.int64)
-    parts = walk_parts + vector_parts + prefilter_parts(space, s.prefilter) + best_parts
+    vector_parts = (
+        (space.rows.shape[1], np.int16), (quantizer.basis.shape[1], np.float32), (d, np.float32)
+    )  # fmt: skip
+    best_parts = (_CHUNK, np.float32), (k, np.float64), (k, np.int64)
+    parts = walk_parts + vector_parts + query_parts(space, s.prefilter)[1:] + best_parts
     memory = scratch(parts)
     arrays = cut(memory, parts)
     visited, candidates, fresh, keys, coded, projected, unit = arrays[:7]
-    planes, numbers, bound, scores, found = arrays[7:]
+    codes, bound, numbers, distances, scores, found = arrays[7:]
     walk_scratch = WalkScratch(visited, candidates, fresh, keys)
     bad = np.int64(-1)
     for i in range(m):
-        given = queries[i * d : (i + 1) * d]
+        given = borrowed_part(queries, i * d, d)
         square = square_of(given)
         if not checked and not MIN_SQUARE <= square <= MAX_SQUARE:
             bad = i
             break
-        given = unit_query(given, square, space.metric, unit)
-        final = given if space.metric == COSINE else finals[i * d_final : (i + 1) * d_final]
-        vector = codes_query(space, quantizer, given, coded, projected)
-        query = Query(vector, planes, numbers, bound)
-        prefilter_query(query, space, s.prefilter, quantizer)
+        final = borrowed_part(finals, i * d_final, d_final)
+        if space.metric == COSINE:
+            unit_write(given, square, unit)
+            given = final = unit
+        vector = array_address(given)
+        if quantizer.walked:
+            codes_query(quantizer, space.metric, given, coded, projected)
+            vector = array_address(coded)
+        if s.prefilter.codes.rows.size:
+            prefilter_query(s.prefilter, space, quantizer, vector, codes, bound, numbers)
+        query = Query(vector, codes, bound)
         count = graph_explore(
             query, space, s.prefilter, graph, graph.entry, graph.top, 0, ef, allowed, walk_scratch
         )
@@ -115,50 +128,44 @@ def hnsw_search_many(
                 last = candidates[j] >> 32
                 candidates[measured] = candidate_slot(candidates[j])  # from here on slots alone
                 measured += 1
-        for j in range(min(_AHEAD, measured)):
-            prefetch_row(s.vectors, candidates[j])
         kept = 0
-        for j in range(measured):
-            if j + _AHEAD < measured:
-                prefetch_row(s.vectors, candidates[j + _AHEAD])
-            slot = candidates[j]
-            distance = row_value(stored, final, slot)
-            kept = topk_push(scores, found, kept, -np.float64(distance), slot_id(s.ids, slot))
-        begin, end = i * k, (i + 1) * k
-        answer_write(scores, found, kept, out_ids[begin:end], out_distances[begin:end])
+        for start in range(0, measured, _CHUNK):
+            n = min(_CHUNK, measured - start)
+            slots = borrowed_part(candidates, start, n)
+            rows_distances(s.vectors, final, slots, n, False, distances)
+            kept = distances_push(distances, slots, n, s.ids, scores, found, kept)
+        ids, values = borrowed_part(out_ids, i * k, k), borrowed_part(out_distances, i * k, k)
+        answer_write(scores, found, kept, ids, values)
     keep_alive(memory)
     return bad
 
 
 @kernel(nogil=True)
-def hnsw_scan_many(index, like, queries, allowed, out_ids, out_distances):
+def hnsw_scan_many(index, queries, allowed, out_ids, out_distances):
     """The k nearest that pass, by measuring every one; n > 0. O(m n d).
 
-    queries float32[m, d], out_ids int64[m, k], out_distances float32[m, k]. `like` is an array of
-    the dtype of vectors.
+    queries float32[m, d], out_ids int64[m, k], out_distances float32[m, k].
     """
-    s = index_at(index, like, like)  # rows, of whatever dtype, are not read
-    vectors, ids, metric = s.vectors, s.ids, s.space.metric
-    stored = Rows(vectors, s.space.factors, metric)
+    s = index_at(index)
+    ids, metric = s.ids, s.space.metric
     m, k = out_ids.shape
     allowed = borrowed(allowed)
     units = queries
     if metric == COSINE:
         units = np.empty(queries.shape, np.float32)
         for i in range(m):
-            unit_query(queries[i], square_of(queries[i]), metric, units[i])
+            unit_write(queries[i], square_of(queries[i]), units[i])
     scores, found = np.empty((m, k)), np.empty((m, k), np.int64)
     kept = np.zeros(m, np.int64)
-    for start in range(0, s.n, _SCAN_ROWS):
-        stop = min(start + _SCAN_ROWS, s.n)
+    slots, distances = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.float32)
+    for start in range(0, s.n, _CHUNK):
+        n = 0
+        for slot in range(start, min(start + _CHUNK, s.n)):
+            slots[n] = slot
+            n += allowed.size == 0 or allowed[slot]
         for i in range(m):
-            query = units[i]
-            for slot in range(start, stop):
-                if allowed.size == 0 or allowed[slot]:
-                    distance = row_value(stored, query, slot)
-                    kept[i] = topk_push(
-                        scores[i], found[i], kept[i], -np.float64(distance), slot_id(ids, slot)
-                    )
+            rows_distances(s.vectors, units[i], slots, n, True, distances)
+            kept[i] = distances_push(distances, slots, n, ids, scores[i], found[i], kept[i])
     for i in range(m):
         answer_write(scores[i], found[i], kept[i], out_ids[i], out_distances[i])
 
@@ -171,9 +178,9 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
     nearly all slots, by more than float32 can be wrong; the others are measured. The first block
     has start = 0. Outputs are written if they are not empty. Vectors are float32. O(b m + b d).
     """
-    s = index_at(index, np.float32, np.float32)  # rows, of whatever dtype, are not read
-    vectors, factors, ids, metric = s.vectors, s.space.factors, s.ids, s.space.metric
-    stored = Rows(vectors, factors, metric)
+    s = index_at(index)
+    vectors = index_at(index, np.uint8, np.float32, np.uint8).vectors.rows
+    factors, ids, metric = s.space.factors, s.ids, s.space.metric
     scan = scan_at(scan)
     squares, units, scores, found = scan.squares, scan.units, scan.scores, scan.found
     kept, limits = scan.kept, scan.limits
@@ -184,10 +191,13 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
             kept[i] = 0
             limits[i] = np.inf
             query = scan.queries[i]
-            unit = unit_query(query, square_of(query), metric, units[i])
-            for j in range(unit.size):
-                units[i, j] = unit[j]
+            if metric == COSINE:
+                unit_write(query, square_of(query), units[i])
+            else:
+                for j in range(query.size):
+                    units[i, j] = query[j]
     doubt = rounding(vectors.shape[1])
+    slots, distances = np.empty(1, np.int64), np.empty(1, np.float32)
     for slot in range(start, start + dots.shape[0]):
         if allowed.size and not allowed[slot]:
             continue
@@ -206,10 +216,9 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
             wrong = 2.0 if metric == COSINE else square + squares[i] + 1.0
             if near - doubt * wrong > limits[i]:
                 continue
-            distance = row_value(stored, units[i], slot)
-            kept[i] = topk_push(
-                scores[i], found[i], kept[i], -np.float64(distance), slot_id(ids, slot)
-            )
+            slots[0] = slot
+            rows_distances(s.vectors, units[i], slots, 1, True, distances)
+            kept[i] = distances_push(distances, slots, 1, ids, scores[i], found[i], kept[i])
             if kept[i] == k:
                 limits[i] = -scores[i, 0]
     if out_ids.size:

@@ -17,14 +17,15 @@ about the same variance. The sign codes of a row are uint8[S], S a multiple of 3
 
 and a `prefilter.Query` has
 
-    bit_planes  uint8[BIT_PLANES, S]  its components as integers of BIT_PLANES bits, plane i of
-                                      which has bit i of each: see `simd.bit_planes_distance`
-    bound       float64[3]            the weight of the sum over the signs that are 1, what is added
-                                      to it, and what is added to a key
+    codes   uint8[BIT_PLANES, S]  its components as integers of BIT_PLANES bits, plane i of which
+                                  has bit i of each: see `simd.bit_planes_distance`
+    bound   float64[3]            the weight of the sum over the signs that are 1, what is added to
+                                  it, and what is added to a key
 """
 
 import numpy as np
 
+from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
 from .distance import IP, prefetch_row
 from .simd import BIT_PLANES, bit_planes_distance, bit_planes_pack
@@ -51,11 +52,13 @@ def sign_codes_encode(codes, p, centre, metric, signs):
         numbers.view(np.float32)[1] = square / max(total, 1)
 
 
-@kernel(internal=True, borrow=True)
-def sign_codes_query(query, p, metric, prefilter):
-    """Fill a Query's bit planes, bound and `numbers` from its vector, of which p are used. O(P)."""
-    vector, numbers, bound = query.vector, query.numbers, query.bound
-    centre = prefilter.centre
+@kernel(borrow=True, by_address=True)
+def sign_codes_query(prefilter, space, quantizer, vector, codes, bound, numbers):
+    """As `prefilter.prefilter_query`, for sign codes. O(P)."""
+    p, metric, width = quantizer.offset.size, space.metric, space.rows.shape[1]
+    vector, numbers = array_at(vector, width, np.int16), array_at(numbers, width, np.int16)
+    planes = array_at(codes, (BIT_PLANES, prefilter.codes.rows.shape[1]), np.uint8)
+    bound, centre = array_at(bound, 3, np.float64), prefilter.centre
     shift = np.int64(0 if metric == IP else centre)
     highest = np.int64(1)
     total = square = np.int64(0)
@@ -69,8 +72,10 @@ def sign_codes_query(query, p, metric, prefilter):
         numbers[j] = np.int16(np.rint(np.float32(np.int64(vector[j]) - shift) * inverse))
     for j in range(p, numbers.size):
         numbers[j] = 0
-    query.bit_planes[:, :] = 0
-    bit_planes_pack(numbers, query.bit_planes)
+    for i in range(BIT_PLANES):
+        for j in range(planes.shape[1]):
+            planes[i, j] = 0
+    bit_planes_pack(numbers, planes)
     # The sum over the signs is twice that over those that are 1, less that over all.
     weight = 2.0 * highest / _HIGHEST
     constant = prefilter.error_bound * np.sqrt(np.float64(square)) - total
@@ -80,16 +85,18 @@ def sign_codes_query(query, p, metric, prefilter):
         bound[0], bound[1], bound[2] = 2.0 * weight, 2.0 * constant, -np.float64(square)
 
 
-@kernel(internal=True, borrow=True)
-def sign_codes_filter(query, signs, key, rows, slots, n):
-    """As `prefilter_slots`; sign codes were prefetched before. O(n S)."""
-    bound = query.bound
+@kernel(borrow=True, by_address=True)
+def sign_codes_slots(prefilter, space, codes, bound, key, slots, n, keys):
+    """As `prefilter.prefilter_slots`; sign codes were prefetched before. O(n S)."""
+    rows, signs = space.rows, prefilter.codes.rows
+    planes = array_at(codes, (BIT_PLANES, signs.shape[1]), np.uint8)
+    bound, slots = array_at(bound, 3, np.float64), array_at(slots, n, np.int32)
     weight, constant = np.float32(bound[0]), np.float32(bound[1])
     limit = np.float32(key + bound[2])
     kept = 0
     for i in range(n):
         slot = np.int64(slots[i])
-        lowest = bit_planes_distance(query.bit_planes, signs, slot, weight, constant)
+        lowest = bit_planes_distance(planes, signs, slot, weight, constant)
         slots[kept] = slot
         kept += lowest <= limit  # no branch: it would be known late, and often be mispredicted
     for i in range(kept):

@@ -8,6 +8,7 @@ others could not be reached otherwise.
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from .graph import links_row
 from .insert import row_own
@@ -104,10 +105,14 @@ def tree_count(links, entry, most, parent):
     for slot in range(parent.size):
         parent[slot] = ABSENT
     parent[entry] = entry
-    queue = np.empty(parent.size, np.int32)
+    parts = ((parent.size, np.int32),)
+    memory = scratch(parts)
+    (queue,) = cut(memory, parts)
     queue[0] = entry
     tail = _grow(queue, 0, 1, most, links, parent)
-    return _grow(queue, 0, tail, parent.size, links, parent)
+    tail = _grow(queue, 0, tail, parent.size, links, parent)
+    keep_alive(memory)
+    return tail
 
 
 @kernel(borrow=True)
@@ -116,7 +121,7 @@ def tree_extend(draft, first, stop, most, forward):
 
     With fewer than `most` children. Returns how many slots have no parent. O(M^2) each.
     """
-    s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
+    s = draft_at(draft)
     links, parent = s.graph.level0, s.parent
     missing = 0
     for slot in range(first, stop):
@@ -144,13 +149,20 @@ def tree_force(draft, start, stop, most):
     Returns where it ended for want of a spare block, or `stop`. What a new link makes reachable
     gets its parents on the way. O(n) bytes; O(1) for a slot with a parent, mostly O(M) else.
     """
-    s = draft_at(draft, np.uint8)  # rows are not read: any dtype will do
+    s = draft_at(draft)
     links, parent, entry = s.graph.level0, s.parent, s.graph.entry
-    queue, seen = np.empty(stop, np.int32), np.full(stop, ABSENT, np.int32)
-    for slot in range(start, stop):
+    parts = (stop, np.int32), (stop, np.int32)
+    memory = scratch(parts)
+    queue, seen = cut(memory, parts)
+    for slot in range(stop):
+        seen[slot] = ABSENT
+    slot = start
+    while slot < stop:
         if parent[slot] == ABSENT:
             if _attach(slot, entry, most, queue, seen, links, s.own0, parent) < 0:
-                return slot
+                break
             queue[0] = slot
             _grow(queue, 0, 1, stop, links, parent)
-    return stop
+        slot += 1
+    keep_alive(memory)
+    return slot

@@ -5,7 +5,7 @@ in the graph, and only its place in `live`, which Python keeps, is cleared. Arra
 capacity C >= n:
 
     rows      [C, p]          what a walk compares (`distance`): codes, or the vectors themselves
-    vectors   [C, d]          what answers are measured on
+    vectors   [C, d]          what answers are measured on; a Space of their own
     codes     uint8[C, S], outlier bool[C]   of the prefilter, which rejects rows (`prefilter`)
     factors   float32[C]      1 / |vector| with COSINE, else float32[0]
     ids       int64[C]        the user's id; or int64[1], where slot i has the id ids[0] + i
@@ -35,27 +35,37 @@ insertion, not on the number of threads.
 """
 
 import numpy as np
+from numba import types
 
-from ..._core.state import ANY, FLOAT, INT, State, array, viewer
+from ..._core.state import ANY, FLOAT, INT, State, StateType, array, viewer
 
 
 class Space(State):
-    """Rows and how the distance to them is defined: see `distance`."""
+    """Rows, how the distance to them is defined, and what computes it: see `distance`.
+
+    What computes it are addresses of machine code for the dtype of the rows; 0 where none is used.
+    """
 
     rows = array(None, ANY, ANY)
     factors = array(np.float32, ANY)
     metric = INT
+    query_code = INT
+    keys_code = INT
+    any_nearer_code = INT
+    distances_code = INT
 
 
 class Prefilter(State):
-    """What rejects rows unread: see `prefilter`, and for the last two `sign_codes`."""
+    """What rejects rows unread: see `prefilter`, and for the bound and the centre `sign_codes`."""
 
-    codes = array(np.uint8, ANY, ANY)
+    codes = Space
     outlier = array(np.bool_, ANY)
     error = FLOAT
     longest = FLOAT
     error_bound = FLOAT
     centre = INT
+    query_code = INT  # addresses of machine code for the kind of codes
+    slots_code = INT
 
 
 class Quantizer(State):
@@ -64,6 +74,7 @@ class Quantizer(State):
     basis = array(np.float32, ANY, ANY)
     offset = array(np.float32, ANY)
     step = FLOAT
+    walked = INT  # whether walks compare codes; else vectors
 
 
 class Links(State):
@@ -87,7 +98,7 @@ class Index(State):
     """All that a search reads."""
 
     space = Space
-    vectors = array(None, ANY, ANY)
+    vectors = Space
     ids = array(np.int64, ANY)
     graph = Graph
     prefilter = Prefilter
@@ -137,8 +148,12 @@ class Repair(State):
     renamed = array(np.int32, ANY)  # the new slot of an old one, ABSENT for a removed one
 
 
-index_at = viewer(Index)  # index_at(handle, rows, vectors), of these only the dtypes count
+# Rows are read by code for their dtype alone, and seen as uint8 by all other kernels, which so are
+# compiled once.
+SPACE = StateType(Space, (types.uint8,))
+PREFILTER = StateType(Prefilter, (types.uint8,))
+index_at = viewer(Index, *3 * [types.uint8])
+draft_at = viewer(Draft, *2 * [types.uint8])
 scan_at = viewer(Scan)
-draft_at = viewer(Draft)  # draft_at(handle, rows)
 repair_at = viewer(Repair)
 links_at = viewer(Links)
