@@ -106,8 +106,21 @@ try:
         finally:
             gc.enable()
 
+    class _Library(JITCodeLibrary):
+        """Machine code, and the size of what LLVM made it from."""
+
+        size = 0, 0  # functions, with those copied from callees, and their instructions
+
+        def _optimize_final_module(self):
+            lines = str(self._final_module).splitlines()
+            functions = sum(line.startswith("define ") for line in lines)
+            self.size = functions, sum(line.startswith("  ") for line in lines)
+            super()._optimize_final_module()
+
     class KernelCompiler(CompilerBase):
         """Compiles a kernel to machine code."""
+
+        library: type[JITCodeLibrary] = _Library
 
         def define_pipelines(self):
             manager = PassManager("kernel")
@@ -119,6 +132,11 @@ try:
         def _compile_core(self):
             state = self.state
             state.typingctx = _typing(state.typingctx)
+            if state.library is None:
+                name = state.func_id.func_qualname
+                state.library = self.library(state.targetctx.codegen(), name)
+                if self.library is _Library:
+                    state.library.enable_object_caching()
             (manager,) = self.define_pipelines()
             state.metadata["pipeline_times"] = {}
             with _no_collection(), ConfigStack().enter(_inherited(state.flags)):
@@ -167,12 +185,7 @@ try:
     class IrOnlyCompiler(KernelCompiler):
         """Compiles a kernel that only other kernels call to LLVM IR."""
 
-        def _compile_core(self):
-            state = self.state
-            if state.library is None:
-                name = state.func_id.func_qualname
-                state.library = _IrOnlyLibrary(state.targetctx.codegen(), name)
-            return super()._compile_core()
+        library = _IrOnlyLibrary
 
 except (ImportError, AttributeError):  # another Numba
     KernelCompiler = IrOnlyCompiler = None  # type: ignore[assignment, misc]

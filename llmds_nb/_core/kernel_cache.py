@@ -13,7 +13,7 @@ in the user's cache. Each stamp has a folder of its own there. One file holds on
 
     32 bytes    SHA-256 of all that follows
     a line      its key: stamp, function, CPU target, hashes of bytecode and closure, types
-    the rest    pickled: the types of its arguments, Numba's CompileResult
+    the rest    pickled: the types of its arguments, Numba's CompileResult, its size (`sizes`)
 
 A file is used only if its digest and its whole key are right, wherever it came from. Files are
 written under another name first and then renamed, and nothing lists them: several processes may
@@ -51,7 +51,7 @@ COMPILING = (
 )  # fmt: skip
 
 _PACKAGE = __package__.rpartition(".")[0]
-_FORMAT = 1  # of the files
+_FORMAT = 2  # of the files
 _FLAGS = (
     "BOUNDSCHECK", "OPT", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "USING_SVML",
 )  # fmt: skip
@@ -249,6 +249,7 @@ try:
                     # What must run before it is loaded, its callers must run as well; Numba
                     # forgets it here. See `linking`.
                     loaded.library._reload_init.update(loaded.reload_init)
+                    loaded.library.size = found[2]
                     return loaded
             return None
 
@@ -287,7 +288,7 @@ try:
             _make_folder(folder)
             # The annotated source is only for `inspect_types`, and names the build's folders.
             reduced = data._replace(type_annotation="")._reduce()
-            write_kernel(folder / self._file(key), key, dumps((args, reduced)))
+            write_kernel(folder / self._file(key), key, dumps((args, reduced, _size(data))))
 
         def flush(self):
             if self.cache_path is not None:
@@ -325,6 +326,24 @@ def stamps(dispatchers) -> set[str]:
     """The stamps of these kernels, those of the package; the names of their prebuilt folders."""
     ours = (made.py_func for made in dispatchers if domain_of(made.py_func.__module__) is not None)
     return {_folder_name(stamp_of(py_func)) for py_func in ours}
+
+
+def _size(compiled):
+    return getattr(compiled.library, "size", (0, 0))
+
+
+def sizes(dispatchers) -> dict[tuple[str, str], tuple[int, int]]:
+    """How much LLVM had to compile for the machine code in this process, by kernel and types.
+
+    In functions, with those copied from callees, and their instructions before optimisation. The
+    same on all machines, with the same versions of Python, Numba and llvmlite.
+    """
+    return {
+        (f"{made.py_func.__module__}.{made.py_func.__qualname__}", str(args)): _size(compiled)
+        for made in dispatchers
+        for args, compiled in made.overloads.items()
+        if _size(compiled) != (0, 0)
+    }
 
 
 class _Compilations(event.Listener):
