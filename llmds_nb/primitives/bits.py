@@ -18,7 +18,7 @@ _MAGNITUDE_32 = np.int32(0x7FFFFFFF)
 
 def float64_keys(values: np.ndarray) -> np.ndarray:
     """int64[n] that sort as float64[n] do (plain Python); `float64_key` is the kernel for one."""
-    bits = np.float64(values + 0.0).view(np.int64)
+    bits = (values + 0.0).view(np.int64)
     return bits ^ ((bits >> np.int64(63)) & _MAGNITUDE)
 
 
