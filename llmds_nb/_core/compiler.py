@@ -8,7 +8,7 @@ as parts of all compile time, and avoided here:
   them optimises them, once.
 - 1/12: comparing compiler flags, option by option, at every look into a cache of overloads. Kernels
   share one object for equal flags, so that these comparisons end at the object's identity.
-- 1/15: garbage collections, which find nothing: they wait until a kernel is compiled.
+- 1/10: garbage collections, which find little: they wait until kernels are compiled.
 - 1/20: passes for what no kernel uses (closures, `with`, `literal_unroll`), and the bookkeeping
   around every pass.
 - 1/12: finding the rule for an operator among those for all types, for each `a + b` anew.
@@ -21,6 +21,7 @@ compiled as Numba compiles any function.
 import gc
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 
 try:
     from numba.core import transforms, typed_passes, types, untyped_passes
@@ -95,8 +96,16 @@ try:
 
     _typing = cache(_Typing)
 
+    _pauses = count(1)
+
     @contextmanager
     def _no_collection():
+        """No garbage collection meanwhile; in the end all objects count as old.
+
+        Else the next allocation would search what was just made, most of which stays. Every tenth
+        time it does, so that the garbage of many kernels does not add up. What a program has frozen
+        stays frozen.
+        """
         if not gc.isenabled():
             yield
             return
@@ -104,6 +113,9 @@ try:
         try:
             yield
         finally:
+            if gc.get_freeze_count() == 0 and next(_pauses) % 10:
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
     class _Library(JITCodeLibrary):
