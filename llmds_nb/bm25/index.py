@@ -367,6 +367,8 @@ class InvertedIndex(Stored):
         index.add([2, 1], ["warm", "up up up"])
         for filter in (None, np.ones(3, bool), [0, 1]):
             index.search(["warm up", "kernels"], 1, filter=filter)
+        index.add(range(10, 30), ["up"] * 20)
+        index.search("up", 20)  # more hits than are kept in order
         index.explain("warm up", 1)
         index.postings("up")
         index.remove([2])
