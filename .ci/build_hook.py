@@ -6,6 +6,7 @@ these. Without it, and for an editable install, the wheel is pure Python. What c
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,11 +34,15 @@ class PrebuiltKernels(BuildHookInterface):
         if self.setting == "0" or version == "editable":
             return
         self.folder = tempfile.TemporaryDirectory(prefix="llmds_nb-")
-        target = self.folder.name
-        path = os.pathsep.join(filter(None, (self.root, os.environ.get("PYTHONPATH"))))
+        source, target = (os.path.join(self.folder.name, name) for name in ("source", "prebuilt"))
+        # A copy: pip takes a checkout that is installed as editable off the path of its builds.
+        package = os.path.join(self.root, "llmds_nb")
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, os.path.join(source, "llmds_nb"), ignore=ignored)
+        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
         subprocess.run(
             [sys.executable, "-m", "llmds_nb.tools.prebuild", target, self.setting],
-            env={**os.environ, "PYTHONPATH": path}, cwd=target, check=True,
+            env={**os.environ, "PYTHONPATH": path}, cwd=source, check=True,
         )  # fmt: skip
         build_data["force_include"][target] = "llmds_nb/_prebuilt"
         build_data["pure_python"] = False
