@@ -101,7 +101,8 @@ from llmds_nb import KVCache
 cache, prompt = KVCache(4000, 16), numpy.arange(200, dtype=numpy.int32)
 ids, tokens = list(range(64)), [1] * 64
 def run():
-    cache.attach_many(ids, [prompt + i for i in ids])
+    for i in ids:
+        cache.attach(i, prompt + i)
     for _ in range(200):
         cache.append_many(ids, tokens)
     cache.detach(ids)
