@@ -13,6 +13,7 @@ from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Float64s, Int32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
+from ..primitives.topk import ORDER_SCRATCH
 from ..text.tokenizer import TokenBatch, Tokenizer, encode_into
 from ..text.vocabulary import StringTable, TextBuffers
 from .kernels import decoded_lists, postings, scoring, search as k, segment_search as s
@@ -178,7 +179,7 @@ class SearchBuffers(TextBuffers):
         """Make space for what the last search lacked, and for the `depth` best documents."""
         state = self.handle.state
         n_terms, n_postings, n_offsets = state.lacks.tolist()
-        if 2 * depth > len(state.best_ids):
+        if 2 * depth > len(state.best_scores):
             state = state._replace(**_for_hits(2 * depth))
         if n_terms > len(state.terms) or n_terms * n_segments > len(state.ordinals):
             state = state._replace(**_for_terms(max(2 * n_terms, len(state.terms)), n_segments))
@@ -198,7 +199,7 @@ class SearchBuffers(TextBuffers):
 
 
 def _for_hits(n):
-    return {"best_scores": np.empty(n), "best_ids": np.empty(n, np.int64)}
+    return {"best_scores": np.empty(n), "best_ids": np.empty(n + ORDER_SCRATCH, np.int64)}
 
 
 def _for_terms(n, n_segments):

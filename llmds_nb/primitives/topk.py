@@ -11,6 +11,8 @@ import numpy as np
 
 from .._core.jit import kernel
 
+ORDER_SCRATCH = 128
+
 
 @kernel(noinline=True)
 def _worse(score_a, id_a, score_b, id_b):
@@ -101,11 +103,13 @@ def topk_select(scores, ids, n, k):
 
 
 @kernel(noinline=True)
-def topk_order(scores, ids, n):
-    """Sort n entries, best first, in place. O(n log n) expected."""
-    waiting = np.empty(128, np.int64)  # pairs of the first and the last entry of a part
+def topk_order(scores, ids, begin, end, waiting):
+    """Sort entries begin..end - 1, best first, in place. O(n log n) expected.
+
+    waiting int64[ORDER_SCRATCH] is scratch, for the first and the last entry of 64 parts.
+    """
     size = 2
-    waiting[0], waiting[1] = 0, n - 1
+    waiting[0], waiting[1] = begin, end - 1
     while size > 0:
         size -= 2
         low, high = waiting[size], waiting[size + 1]
@@ -132,14 +136,15 @@ def topk_spread(scores, ids, n, spare_scores, spare_ids):
     """Sort n entries of finite scores, best first, in place. O(n) if the scores are spread evenly.
 
     They are distributed to n ranges of equal width, each of which `topk_order` sorts. Scratch:
-    spare_scores float64[>= n] and spare_ids int64[>= 2 * n].
+    spare_scores float64[>= n] and spare_ids int64[>= 2 * n + ORDER_SCRATCH].
     """
+    waiting = spare_ids[2 * n :]
     low = high = scores[0] if n > 0 else 0.0
     for i in range(n):
         score = scores[i]
         low, high = score if score < low else low, score if score > high else high
     if n < 32 or low == high:
-        topk_order(scores, ids, n)
+        topk_order(scores, ids, 0, n, waiting)
         return
     scale = (n - 1) / (high - low)
     ends = spare_ids[n : 2 * n]  # of each range; its start while it is filled
@@ -161,7 +166,7 @@ def topk_spread(scores, ids, n, spare_scores, spare_ids):
     for i in range(n):
         end = ends[i]
         if end - begin > 1:
-            topk_order(scores[begin:end], ids[begin:end], end - begin)
+            topk_order(scores, ids, begin, end, waiting)
         begin = end
 
 

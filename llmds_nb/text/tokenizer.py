@@ -15,6 +15,7 @@ from . import analyzer as a
 from .kernels import tokenize as k
 from .vocabulary import StringTable, TextBuffers, WordCache, offsets
 
+_SHORT_CHARS = 1 << 10  # of a text that is encoded into memory that is kept
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
 
 
@@ -39,15 +40,9 @@ def encode_into(tokenizer: "Tokenizer", text: str, buffers: TextBuffers) -> bool
 
     The ids are buffers.tokens[:buffers.token_ptr[1]]. Return False if there are too many.
     """
-    analyzer = tokenizer._analyzer
-    n, shortest = len(text), analyzer.shortest
-    if shortest is not None and n <= len(buffers.text) and text.isascii():
-        analyzer.check_complete()
-        buffers.text[:n] = text.encode().translate(analyzer.fold)
-        buffers.text_ptr[1] = n
-        if tokenizer._cache.encode_one(buffers, shortest):
-            return True
-    ids = tokenizer._encode([text]).ids
+    if tokenizer._encode_known(text, buffers):
+        return True
+    ids = tokenizer._encode_all([text]).ids
     if len(ids) > len(buffers.tokens):
         return False
     buffers.tokens[: len(ids)] = ids
@@ -116,6 +111,7 @@ class Tokenizer:
         self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
         self._table, self._cache = StringTable(), WordCache()
         self._lock = threading.RLock()  # of writers
+        self._buffers: list[TextBuffers] = []  # that no thread is using
         self._is_growing = False
         self._model: str | None = None  # the text of a tokenizer.json
 
@@ -270,7 +266,31 @@ class Tokenizer:
         return id_
 
     def _encode(self, texts) -> TokenBatch:
-        """`encode` of a checked list, by the word cache; ASCII texts in one kernel call."""
+        """`encode` of a checked list."""
+        if len(texts) != 1:
+            return self._encode_all(texts)
+        try:
+            buffers = self._buffers.pop()
+        except IndexError:
+            buffers = TextBuffers(_SHORT_CHARS)
+        known = self._encode_known(texts[0], buffers)
+        ids, indptr = buffers.tokens[: buffers.token_ptr[1]].copy(), buffers.token_ptr.copy()
+        self._buffers.append(buffers)
+        return TokenBatch(ids, indptr) if known else self._encode_all(texts)
+
+    def _encode_known(self, text, buffers) -> bool:
+        """Encode an ASCII text that fits into buffers, if the cache has its words."""
+        analyzer = self._analyzer
+        n, shortest = len(text), analyzer.shortest
+        if shortest is None or n > len(buffers.text) or not text.isascii():
+            return False
+        analyzer.check_complete()
+        buffers.text[:n] = text.encode().translate(analyzer.fold)
+        buffers.text_ptr[1] = n
+        return self._cache.encode_one(buffers, shortest)
+
+    def _encode_all(self, texts) -> TokenBatch:
+        """`_encode` by the word cache, which learns new words; ASCII texts in one kernel call."""
         analyzer = self._analyzer
         analyzer.check_complete()
         together = texts[0] if len(texts) == 1 else "".join(texts)

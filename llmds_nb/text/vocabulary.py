@@ -173,17 +173,16 @@ _EMPTY = Handle(k.WordCacheState(StringTable().state, np.empty(0, np.int32)))
 class TextBuffers:
     """Memory of one text of at most `size` characters and its tokens, one an ASCII character.
 
-    Text and offsets are memoryviews, which are quicker to write than arrays; `..._at` are
+    The text and its offsets are memoryviews, which are quicker to write than arrays; `..._at` are
     addresses. One thread uses them at a time.
     """
 
     def __init__(self, size: int):
-        text, text_ptr, token_ptr = np.empty(size, np.uint8), *np.zeros((2, 2), np.int64)
+        text, text_ptr = np.empty(size, np.uint8), np.zeros(2, np.int64)
         self.text, self.text_at = text.data, address_of(text)
         self.text_ptr, self.text_ptr_at = text_ptr.data, address_of(text_ptr)
-        self.tokens = np.empty(size, np.int32)
-        self.tokens_at = address_of(self.tokens)
-        self.token_ptr, self.token_ptr_at = token_ptr.data, address_of(token_ptr)
+        self.tokens, self.token_ptr = np.empty(size, np.int32), np.zeros(2, np.int64)
+        self.tokens_at, self.token_ptr_at = address_of(self.tokens), address_of(self.token_ptr)
 
 
 class WordCache:

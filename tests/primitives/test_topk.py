@@ -28,12 +28,13 @@ def select(scores, ids, n, k):
 
 @numba.njit
 def order(scores, ids, n):
-    topk.topk_order(scores, ids, n)
+    topk.topk_order(scores, ids, 0, n, np.empty(topk.ORDER_SCRATCH, np.int64))
 
 
 @numba.njit
 def spread(scores, ids, n):
-    topk.topk_spread(scores, ids, n, np.empty(n), np.empty(2 * n, np.int64))
+    spare = np.empty(2 * n + topk.ORDER_SCRATCH, np.int64)
+    topk.topk_spread(scores, ids, n, np.empty(n), spare)
 
 
 def arrays(stream):

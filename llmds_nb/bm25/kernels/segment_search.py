@@ -59,7 +59,7 @@ class Scratch(State):
     histogram = array(np.int32, w.N_BINS)  # of the bounds that reached the threshold, over windows
     chunk_ids = array(np.int64, CHUNK)  # ids of some docs
     chunk_scores = array(np.float64, CHUNK)  # and their scores
-    # [>= k], or [>= 2 k] if k > SMALL_K: the best documents of a query so far
+    # [>= k], or [>= 2 k] if k > SMALL_K: the best documents of a query so far; more for `topk`
     best_scores = array(np.float64, ANY)
     best_ids = array(np.int64, ANY)
     # [m]: the known terms of a query in the order of their texts, by which `keys` sorts them

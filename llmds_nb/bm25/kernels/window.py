@@ -172,7 +172,7 @@ def docs_filter(bounds, docs, n, threshold, found):
     return np.int64(n_found)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def bounds_count(bounds, n, threshold):
     """How many of n bounds reach the threshold; up to the next multiple of PAD they are 0. O(n)."""
     count = np.int64(0)
@@ -181,7 +181,7 @@ def bounds_count(bounds, n, threshold):
     return count
 
 
-@kernel(internal=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def kth_bound(bounds, n, k):
     """The largest multiple of GRAIN that at least k of n bounds reach. O(n log MAX_BOUND)."""
     result = 0  # found without branches; padded as for `bounds_count`

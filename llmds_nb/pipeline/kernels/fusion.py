@@ -24,10 +24,12 @@ not return the candidate contributes 0, the value of f at that side's floor:
             1/2 if all its scores are equal (Qdrant's distribution-based score fusion).
 """
 
+import math
+
 import numpy as np
 
-from ..._core.intrinsics import borrowed
 from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_push, topk_sort
@@ -38,7 +40,7 @@ DENSE_FLOOR = -2.0
 SPARSE_FLOOR = 0.0
 
 
-@kernel(internal=True)
+@kernel(noinline=True, borrow=True)
 def _normalise(scores, n, method, floor):
     """Replace scores[:n], sorted best first, by f of each. O(n)."""
     if n == 0:
@@ -60,8 +62,8 @@ def _normalise(scores, n, method, floor):
         mean /= n
         squares = 0.0
         for i in range(n):
-            squares += (scores[i] - mean) ** 2
-        deviation = np.sqrt(squares / max(n - 1, 1))
+            squares += (scores[i] - mean) * (scores[i] - mean)
+        deviation = math.sqrt(squares / (n - 1 if n > 1 else 1))
         low = mean - 3.0 * deviation
         span = 6.0 * deviation
         if scores[0] == scores[n - 1]:  # the deviation may be > 0 by rounding of the mean
@@ -70,20 +72,20 @@ def _normalise(scores, n, method, floor):
         scores[i] = (scores[i] - low) / span if span > 0.0 else equal
 
 
-@kernel(internal=True)
-def _count(ids):
-    """Entries of a list before its padding. O(n)."""
-    n = 0
-    while n < ids.size and ids[n] >= 0:
-        n += 1
-    return n
+@kernel(internal=True, borrow=True)
+def _end_of(ids, begin, size):
+    """Where the list of ids[begin:begin + size] ends, before its padding. O(size)."""
+    end = begin
+    while end < begin + size and ids[end] >= 0:
+        end += 1
+    return end
 
 
-@kernel(internal=True)
+@kernel(noinline=True, borrow=True)
 def _slot_of(table, ids, id_):
     """The slot of `table` with the position of id_ in `ids`, or the empty slot for it.
 
-    table int32[C], C a power of two and at least twice the number of ids. O(1) expected.
+    table int32[C], C a power of two and at least twice the number of its ids. O(1) expected.
     """
     mask = np.uint64(table.size - 1)
     slot = mix64(id_) & mask
@@ -97,43 +99,45 @@ def fusion_combine_many(
     dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, n, out_ids, out_scores
 ):
     """Fuse the lists of n > 0 queries, as in the module docstring. O((a + b) log k) per query."""
-    dense_ids, dense_distances = borrowed(dense_ids), borrowed(dense_distances)
-    sparse_ids, sparse_scores = borrowed(sparse_ids), borrowed(sparse_scores)
-    out_ids, out_scores = borrowed(out_ids), borrowed(out_scores)
     a, b, k = dense_ids.size // n, sparse_ids.size // n, out_ids.size // n
     capacity = 8
     while capacity < 4 * b:
         capacity *= 2
-    table = np.empty(capacity, np.int32)
-    dense, sparse = np.empty(a), np.empty(b)
-    matched = np.empty(b, np.bool_)
+    parts = ((capacity, np.int32), (a, np.float64), (b, np.float64), (b, np.bool_))
+    memory = scratch(parts)
+    table, dense, sparse, matched = cut(memory, parts)
     for query in range(n):
-        of_dense, of_sparse = dense_ids[query * a :][:a], sparse_ids[query * b :][:b]
-        n_dense, n_sparse = _count(of_dense), _count(of_sparse)
+        of_dense, of_sparse, row = query * a, query * b, query * k
+        n_dense = _end_of(dense_ids, of_dense, a) - of_dense
+        n_sparse = _end_of(sparse_ids, of_sparse, b) - of_sparse
         for i in range(n_dense):
-            dense[i] = -np.float64(dense_distances[query * a + i])
+            dense[i] = -np.float64(dense_distances[of_dense + i])
         for i in range(n_sparse):
-            sparse[i] = sparse_scores[query * b + i]
+            sparse[i] = sparse_scores[of_sparse + i]
         _normalise(dense, n_dense, method, DENSE_FLOOR)
         _normalise(sparse, n_sparse, method, SPARSE_FLOOR)
-        table[:] = ABSENT
+        for slot in range(capacity):
+            table[slot] = ABSENT
         for i in range(n_sparse):
-            table[_slot_of(table, of_sparse, of_sparse[i])] = i
+            table[_slot_of(table, sparse_ids, sparse_ids[of_sparse + i])] = of_sparse + i
             matched[i] = False
-        ids, scores = out_ids[query * k :][:k], out_scores[query * k :][:k]
+        ids, scores = out_ids[row : row + k], out_scores[row : row + k]
         kept = 0
-        for i in range(n_dense):
-            id_ = of_dense[i]
-            score = weight * dense[i]
-            position = table[_slot_of(table, of_sparse, id_)]
-            if position != ABSENT:
-                matched[position] = True
-                score += (1.0 - weight) * sparse[position]
+        for i in range(n_dense + n_sparse):
+            if i < n_dense:
+                id_ = dense_ids[of_dense + i]
+                score = weight * dense[i]
+                position = table[_slot_of(table, sparse_ids, id_)]
+                if position != ABSENT:
+                    matched[position - of_sparse] = True
+                    score += (1.0 - weight) * sparse[position - of_sparse]
+            elif matched[i - n_dense]:
+                continue
+            else:
+                id_ = sparse_ids[of_sparse + i - n_dense]
+                score = (1.0 - weight) * sparse[i - n_dense]
             kept = topk_push(scores, ids, kept, score, id_)
-        for i in range(n_sparse):
-            if not matched[i]:
-                score = (1.0 - weight) * sparse[i]
-                kept = topk_push(scores, ids, kept, score, of_sparse[i])
         topk_sort(scores, ids, kept)
-        ids[kept:] = ABSENT
-        scores[kept:] = -np.inf
+        for i in range(kept, k):
+            ids[i], scores[i] = ABSENT, -np.inf
+    keep_alive(memory)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
 from ..._core.state import ANY, State, array, viewer
 
 
@@ -22,13 +23,13 @@ _lsa_at = viewer(LsaState)
 
 
 @kernel(noinline=True, borrow=True)
-def _sort(values):
-    """Shell sort with gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
+def _sort(values, n):
+    """Shell sort of n values, gaps growing by 9/4: np.sort takes seconds to compile. O(n^1.3)."""
     gap = 1
-    while gap * 9 < values.size * 4:
+    while gap * 9 < n * 4:
         gap = gap * 9 // 4 + 1
     while gap > 0:
-        for i in range(gap, values.size):
+        for i in range(gap, n):
             value = values[i]
             j = i
             while j >= gap and value < values[j - gap]:
@@ -47,16 +48,25 @@ def lsa_encode_many(handle, ids, indptr, out):
     lsa = _lsa_at(handle)
     idf, components = lsa.idf, lsa.components
     d = out.shape[1]
-    total = np.empty(d, np.float32)
+    most = np.int64(0)
     for text in range(out.shape[0]):
-        found = ids[indptr[text] : indptr[text + 1]].copy()
-        _sort(found)
-        total[:] = 0
+        n = indptr[text + 1] - indptr[text]
+        most = n if n > most else most
+    parts = ((most, np.int32), (d, np.float32))
+    memory = scratch(parts)
+    found, total = cut(memory, parts)
+    for text in range(out.shape[0]):
+        n = indptr[text + 1] - indptr[text]
+        for j in range(n):
+            found[j] = ids[indptr[text] + j]
+        _sort(found, n)
+        for i in range(d):
+            total[i] = 0
         j = 0
-        while j < found.size:
+        while j < n:
             term = found[j]
             first = j
-            while j < found.size and found[j] == term:
+            while j < n and found[j] == term:
                 j += 1
             if term < 0 or term >= idf.size:
                 continue
@@ -70,3 +80,4 @@ def lsa_encode_many(handle, ids, indptr, out):
         scale = np.float32(1.0 / math.sqrt(square)) if square > 0.0 else np.float32(0.0)
         for i in range(d):
             out[text, i] = total[i] * scale
+    keep_alive(memory)
