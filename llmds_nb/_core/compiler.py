@@ -12,6 +12,7 @@ as parts of all compile time, and avoided here:
 - 1/20: passes for what no kernel uses (closures, `with`, `literal_unroll`), and the bookkeeping
   around every pass.
 - 1/12: finding the rule for an operator among those for all types, for each `a + b` anew.
+- 1/8: LLVM IR that LLVM throws away at once: see lowering.py.
 - 1/30: LLVM's passes for single functions at level 3. What callers copy needs level 1.
 
 This uses private parts of Numba. Where they are missing, both classes are None and kernels are
@@ -27,8 +28,18 @@ try:
     from numba.core import transforms, typed_passes, types, untyped_passes
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import CompilerBase, Flags
-    from numba.core.compiler_machinery import PassManager, _pass_registry
+    from numba.core.compiler_machinery import PassManager, _pass_registry, register_pass
     from numba.core.targetconfig import ConfigStack
+
+    from .lowering import KernelLower
+
+    @register_pass(mutates_CFG=True, analysis_only=False)
+    class _Lowering(typed_passes.BaseNativeLowering):
+        _name = "kernel_lowering"  # type: ignore[assignment]
+
+        @property
+        def lowering_class(self):
+            return KernelLower
 
     _PASSES = [
         untyped_passes.TranslateByteCode,
@@ -47,7 +58,7 @@ try:
         typed_passes.NopythonRewrites,
         typed_passes.IRLegalization,
         typed_passes.AnnotateTypes,
-        typed_passes.NativeLowering,
+        _Lowering,
         typed_passes.NoPythonBackend,
     ]
 

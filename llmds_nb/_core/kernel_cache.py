@@ -47,7 +47,7 @@ _KEEP_FOLDERS = 8  # caches of other stamps that are kept: versions and flags in
 KERNEL_IMPORTS = {"bm25": ("text",), "scheduling": ("kv",)}
 # The files of `_core` that end up in compiled code.
 COMPILING = (
-    "arrays", "compiler", "intrinsics", "jit", "linking", "llvm", "scratch", "state"
+    "arrays", "compiler", "intrinsics", "jit", "linking", "llvm", "lowering", "scratch", "state"
 )  # fmt: skip
 
 _PACKAGE = __package__.rpartition(".")[0]

@@ -5,7 +5,6 @@ Every function takes an IR builder and returns an IR value; all of it is portabl
 
 from llvmlite import ir
 from numba.core import cgutils
-from numba.np import arrayobj
 
 
 def ints(bits, lanes):
@@ -41,17 +40,26 @@ def load_unaligned(builder, pointer, type_):
 
 def array_value(context, builder, type_, pointer, lengths, owner=None):
     """The C-contiguous array of a Numba type over memory, with Numba's owner of it or none."""
-    array = context.make_array(type_)(context, builder)
     item = context.get_abi_sizeof(context.get_data_type(type_.dtype))
     strides = [ir.Constant(cgutils.intp_t, item)]
+    n_items = lengths[-1]
     for length in lengths[:0:-1]:
         strides.insert(0, builder.mul(strides[0], length))
-    arrayobj.populate_array(
-        array,
-        data=builder.bitcast(pointer, array.data.type),
-        shape=cgutils.pack_array(builder, lengths),
-        strides=cgutils.pack_array(builder, strides),
-        itemsize=strides[-1],
-        meminfo=owner,
-    )
-    return array._getvalue()
+    for length in lengths[-2::-1]:
+        n_items = builder.mul(n_items, length, flags=["nsw"])
+    kind = context.get_value_type(type_)
+    meminfo, parent, _, _, data, _, _ = kind.elements
+    array = ir.Constant(kind, ir.Undefined)
+    for place, value in enumerate(
+        [
+            ir.Constant(meminfo, None) if owner is None else owner,
+            ir.Constant(parent, None),
+            n_items,
+            strides[-1],
+            builder.bitcast(pointer, data),
+            cgutils.pack_array(builder, lengths),
+            cgutils.pack_array(builder, strides),
+        ]
+    ):
+        array = builder.insert_value(array, value, place)
+    return array
