@@ -1,4 +1,4 @@
-"""What LLVM compiles for each structure, in counts that do not depend on the machine.
+"""What LLVM is given to compile for each structure: counts that do not depend on the machine.
 
 `python -m tests.compile_size` prints the table that test_compile_size.py compares with, and
 `python -m tests.compile_size --write` replaces it, where a growth is worth its price.

@@ -129,15 +129,36 @@ try:
                 gc.unfreeze()
             gc.enable()
 
-    class _Library(JITCodeLibrary):
+    def _count(module, start):
+        return sum(line.startswith(start) for line in str(module).splitlines())
+
+    class _CountedLibrary(JITCodeLibrary):
+        """Knows how many LLVM instructions it was given, which differ between no two machines."""
+
+        given = 0
+
+        def _optimize_functions(self, module):
+            self.given += _count(module, "  ")
+            super()._optimize_functions(module)
+
+        def linked(self):
+            """The libraries that are copied into this one, and this one."""
+            found, rest = {self}, [self]
+            while rest:
+                new = set(rest.pop()._linking_libraries) - found
+                found |= new
+                rest += new
+            return found
+
+    class _Library(_CountedLibrary):
         """Machine code, and the size of what LLVM made it from."""
 
-        size = 0, 0  # functions, with those copied from callees, and their instructions
+        size = 0, 0  # functions, with those copied from callees, and the instructions of kernels
 
         def _optimize_final_module(self):
-            lines = str(self._final_module).splitlines()
-            functions = sum(line.startswith("define ") for line in lines)
-            self.size = functions, sum(line.startswith("  ") for line in lines)
+            kernels = [other for other in self.linked() if isinstance(other, _CountedLibrary)]
+            given = sum(kernel.given for kernel in kernels)
+            self.size = _count(self._final_module, "define "), given
             super()._optimize_final_module()
 
     class KernelCompiler(CompilerBase):
@@ -181,12 +202,13 @@ try:
         def set_env(self, name, environment):
             pass
 
-    class _IrOnlyLibrary(JITCodeLibrary):
+    class _IrOnlyLibrary(_CountedLibrary):
         """LLVM IR to be linked into callers, never finalised to machine code."""
 
         codegen = _NoEnvironment()
 
         def _optimize_functions(self, module):
+            self.given += _count(module, "  ")
             # Enough to keep the copies in callers small: those are optimised in full.
             module.data_layout = self._codegen._data_layout
             for function in module.functions:
