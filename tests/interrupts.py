@@ -1,0 +1,95 @@
+"""Raises an error at every line of a call in turn, and checks what each leaves behind."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import llmds_nb
+
+_PACKAGE = str(Path(llmds_nb.__file__).parent)
+
+
+class Interrupt(BaseException):
+    """What is raised; no code of ours catches it by name."""
+
+
+class _Tracer:
+    """Raises Interrupt at line event number `at` of the package's Python code; counts the events.
+
+    The event of a `with` line when its block is left is no event here: CPython has no such place
+    for a signal, and an error there would skip the exit.
+    """
+
+    def __init__(self, at: int):
+        self.at, self.seen, self.place = at, 0, ""
+
+    def __enter__(self):
+        self._outer = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self._outer)
+
+    def _call(self, frame: FrameType, event: str, argument: Any):
+        if not frame.f_code.co_filename.startswith(_PACKAGE):
+            return None
+        entered: set[int] = set()
+
+        def line(frame, event, argument):
+            if event != "line":
+                return line
+            number = frame.f_lineno
+            if number in entered and _is_with(frame.f_code.co_filename, number):
+                return line
+            entered.add(number)
+            self.seen += 1
+            if self.seen > self.at:
+                self.place = f"{frame.f_code.co_filename}:{number}"
+                raise Interrupt
+            return line
+
+        return line
+
+
+_sources: dict[str, list[str]] = {}
+
+
+def _is_with(filename, number):
+    if filename not in _sources:
+        _sources[filename] = Path(filename).read_text().splitlines()
+    return _sources[filename][number - 1].lstrip().startswith("with ")
+
+
+def interrupt_every_line(
+    make: Callable[[], Any], call: Callable[[Any], Any], observe: Callable[[Any], Any]
+) -> int:
+    """Interrupt `call(make())` at every line; return at how many.
+
+    After each, `check()` passes, `observe` sees what it sees without the call or after a whole one,
+    and where the call did not happen it can be made again and has its whole effect.
+    """
+    before, whole = observe(make()), make()
+    call(whole)
+    after = observe(whole)
+    at = 0
+    while True:
+        obj, tracer = make(), _Tracer(at)
+        try:
+            with tracer:
+                call(obj)
+        except Interrupt:
+            pass
+        if not tracer.place:
+            assert observe(obj) == after
+            return at
+        obj.check()
+        found = observe(obj)
+        assert found in (before, after), f"half done when interrupted at {tracer.place}"
+        if found != after:
+            call(obj)
+            obj.check()
+            assert observe(obj) == after, f"the next call fails after one at {tracer.place}"
+        at += 1
