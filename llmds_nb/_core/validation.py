@@ -7,6 +7,7 @@ another type to Numba, which would compile every kernel a second time.
 """
 
 import numbers
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +24,8 @@ INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+MAX_K = 2**31 - 1  # answers to one query
+MAX_THREADS = 4096
 
 
 def integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
@@ -40,6 +43,19 @@ def natural(value: Any, name: str) -> int:
     if type(value) is int and 0 <= value <= INT64_MAX:
         return value
     return integer(value, name, low=0, high=INT64_MAX)
+
+
+def threads(value: Any) -> int:
+    """The `threads` of a call: how many to use; -1 stands for all cores this process may use."""
+    if type(value) is int and 0 < value <= MAX_THREADS:
+        return value
+    if integer(value, "threads", high=MAX_THREADS) == -1:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if value < 1:
+        raise ValueError(f"threads must be >= 1, or -1 for all cores, not {value}")
+    return int(value)
 
 
 def power_of_two(value: Any, name: str, *, low: int, high: int) -> int:
@@ -208,9 +224,9 @@ def same_length(name_a: str, a: Any, name_b: str, b: Any) -> None:
 
 def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
     """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
-    array = np.asarray(values)
+    array = array_of(values, name)
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be numbers, not {array.dtype}")
+        raise TypeError(f"{name} must be numbers, not {array.dtype} ({_first(array)!r})")
     if array.ndim == 1 and array.size:
         array = array[None, :]
     if array.size == 0 and array.ndim < 2:
@@ -273,44 +289,99 @@ def _refuse_text(value, name, position) -> NoReturn:
     raise TypeError(f"{name} must be str, not {type(value).__name__} (position {position})")
 
 
-def search_options(k: Any, filter: Any, threads: Any, n_queries: int) -> tuple[int, list, int]:
+def search_options(k: Any, filter: Any, n_threads: Any, n_queries: int) -> tuple[int, list, int]:
     """The options that every search of many queries has: (k, filters by `id_filters`, threads)."""
-    k = integer(k, "k", low=1)
-    threads = integer(threads, "threads", low=1)
-    return k, id_filters(filter, n_queries), threads
+    return answers(k), id_filters(filter, n_queries), threads(n_threads)
+
+
+def answers(k: Any) -> int:
+    """The `k` of a search: how many answers each query gets."""
+    return integer(k, "k", low=1, high=MAX_K)
 
 
 def id_filters(value: Any, n_queries: int) -> list[npt.NDArray[Any] | None]:
     """The `filter` of a search in one form: a list of 1 (for all) or `n_queries` filters.
 
-    Each filter is None, a boolean mask indexed by id, or sorted int64 ids. A list of arrays (or
-    None) means one per query; a list of bare numbers is one filter.
+    Each filter is None, a boolean mask indexed by id, or sorted int64 ids, given as an array, or
+    anything of one dimension that NumPy converts, or a set. A list of such (or None) means one per
+    query; a list of bare numbers is one filter.
     """
     if value is None:
         return [None]
-    if isinstance(value, list | tuple) and any(
-        item is None or isinstance(item, np.ndarray | list | tuple) for item in value
-    ):
+    if isinstance(value, list | tuple) and any(_is_filter(item) for item in value):
         if len(value) != n_queries:
             raise ValueError(f"filter has {len(value)} entries for {n_queries} queries")
         return [None if item is None else _id_filter(item) for item in value]
     return [_id_filter(value)]
 
 
+def _is_filter(item) -> bool:
+    """Whether an item of a list is a filter of its own, and no number."""
+    if item is None or isinstance(item, np.ndarray | list | tuple | set | frozenset | range):
+        return True
+    return not isinstance(item, numbers.Number | np.generic) and getattr(item, "ndim", 0) == 1
+
+
 def _id_filter(value) -> np.ndarray:
+    if isinstance(value, set | frozenset):  # as many write the ids that may be found
+        value = list(value)
     array = _one_dimensional(value, "filter")
     if array.dtype == np.bool_:
         return np.require(array, np.bool_, _OWN)
-    return np.unique(integers(value, "filter"))
+    return np.unique(integers(array, "filter"))
 
 
-def _one_dimensional(values, name) -> np.ndarray:
-    if isinstance(values, str | bytes | dict | set):
-        raise TypeError(f"{name} must be numbers in an array or list, not {values!r}")
+def array_of(values: Any, name: str) -> np.ndarray:
+    """`values` as an array of any shape and of numbers of NumPy's own, where that loses nothing.
+
+    Columns of dtype object, as pandas makes them, are converted where they hold numbers or rows of
+    numbers; bfloat16 becomes float32. What NumPy cannot see is refused with the remedy.
+    """
+    if type(values) is np.ndarray and values.dtype.kind in "iufb":
+        return values
+    if isinstance(values, str | bytes | dict | set | frozenset):
+        raise TypeError(f"{name} must be numbers in an array or list, not {_shown(values)}")
+    kind = type(values).__name__
+    if hasattr(values, "__next__"):  # a generator
+        raise TypeError(f"{name} must be numbers in an array or list, not a {kind}: pass list(...)")
     try:
         array = np.asarray(values)
     except ValueError as error:  # ragged nested lists
-        raise ValueError(f"{name} must be one-dimensional: {error}") from None
+        raise ValueError(f"{name} must be rows of one length: {error}") from None
+    except (TypeError, RuntimeError) as error:  # such as a tensor on a GPU, or one with a gradient
+        remedy = "convert it first, a tensor by .detach().cpu().float().numpy()"
+        raise TypeError(f"NumPy cannot read {name} ({kind}: {error}): {remedy}") from error
+    if array.dtype.kind == "O" and array.size:
+        array = _of_objects(array, name)
+    elif array.dtype.kind == "V" and array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    return array
+
+
+def _of_objects(array, name) -> np.ndarray:
+    """An array of objects that are numbers, or rows of numbers, as numbers."""
+    first = array.flat[0]
+    if isinstance(first, numbers.Number | np.generic):
+        if any(isinstance(value, bool | np.bool_) for value in array.flat):
+            return array
+        # Python ints beyond int64 stay objects, and are refused by their value.
+        converted = np.array(array.tolist())
+        return converted if converted.dtype.kind in "iuf" else array
+    if array.ndim == 1 and isinstance(first, np.ndarray | list | tuple):
+        try:
+            return np.array([np.asarray(row) for row in array])
+        except ValueError as error:
+            raise ValueError(f"{name} must be rows of one length: {error}") from None
+    return array
+
+
+def _shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_dimensional(values, name) -> np.ndarray:
+    array = array_of(values, name)
     if array.ndim == 0:
         array = array.reshape(1)
     if array.ndim != 1:
@@ -321,4 +392,6 @@ def _one_dimensional(values, name) -> np.ndarray:
 
 
 def _first(array):
-    return array.flat[0] if array.size else None
+    """The first value that is no number, where there are such, else the first."""
+    strange = (v for v in array.flat if not isinstance(v, numbers.Real) or isinstance(v, bool))
+    return next(strange, array.flat[0]) if array.size else None

@@ -159,7 +159,7 @@ class HNSW(Stored):
             needs = 'store="float32" and writable C-contiguous float32[n, dim]'
             raise ValueError(f"copy=False needs {needs}")
         lengths = self._form.lengths(vectors, "vectors")
-        threads = validation.integer(threads, "threads", low=1)
+        threads = validation.threads(threads)
         with self._write_lock:
             ids = validation.new_ids(ids, len(vectors), "vectors", self._next_id)
             if not len(ids):
@@ -250,7 +250,7 @@ class HNSW(Stored):
 
     def compact(self, *, threads: int = 1) -> None:
         """Rebuild the graph as a fresh build of the live vectors; seldom needed after `remove`."""
-        threads = validation.integer(threads, "threads", low=1)
+        threads = validation.threads(threads)
         with self._write_lock:
             base = self._snapshot
             if base.n_live < base.n or self._writer.repaired:
@@ -347,7 +347,7 @@ class HNSW(Stored):
             ValueError for no query, or a recall out of reach (codes that are too coarse).
         """
         queries = validation.vectors(queries, self._dim, "queries")
-        k = validation.integer(k, "k", low=1)
+        k = validation.answers(k)
         target_recall = validation.real(target_recall, "target_recall", above=0.0, high=1.0)
         if not len(queries):
             raise ValueError("queries must hold at least one vector")

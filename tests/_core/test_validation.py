@@ -1,0 +1,148 @@
+"""Validation: what is converted to arrays of the declared dtype, and what is refused, and how."""
+
+import os
+import threading
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from llmds_nb._core import validation
+
+
+class Column:
+    """What a pandas Series is to NumPy: one dimension, of dtype object."""
+
+    ndim = 1
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, object)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+class Tensor:
+    """A tensor that NumPy cannot read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+def test_threads():
+    assert validation.threads(3) == 3 and validation.threads(np.int64(2)) == 2
+    assert validation.threads(-1) == len(os.sched_getaffinity(0))
+    for value in (0, -2, 10**9):
+        with pytest.raises(ValueError, match="threads must be"):
+            validation.threads(value)
+    for value in (True, 1.0, "2", None, threading.Lock()):
+        with pytest.raises(TypeError, match="threads must be an integer"):
+            validation.threads(value)
+
+
+def test_k_names_its_limit():
+    assert validation.answers(validation.MAX_K) == 2**31 - 1
+    with pytest.raises(ValueError, match="k must be <= 2147483647, not 10000000000"):
+        validation.answers(10**10)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([1, 2, 3], object), Column([1, 2, 3]), (1, 2, 3), range(1, 4),
+        np.array([1, np.int8(2), 3], object), np.array([1, 2, 3], np.uint8),
+    ],
+)  # fmt: skip
+def test_columns_of_integers_are_converted(values):
+    assert validation.ids(values).tolist() == [1, 2, 3]
+    assert validation.ids(values).dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[1, 2.5], [3, 4]], object), Column([[1, 2.5], [3, 4]]),
+        Column([np.array([1, 2.5]), np.array([3, 4], np.float32)]), [(1, 2.5), (3, 4)],
+        np.array([[1, 2.5], [3, 4]], np.float16), np.array([[1, 2.5], [3, 4]], np.longdouble),
+    ],
+)  # fmt: skip
+def test_columns_of_vectors_are_converted(values):
+    vectors = validation.vectors(values, 2)
+    assert vectors.dtype == np.float32 and vectors.tolist() == [[1, 2.5], [3, 4]]
+
+
+def test_bfloat16_is_converted():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    vectors = np.array([[1, 2.5]], ml_dtypes.bfloat16)
+    assert validation.vectors(vectors, 2).tolist() == [[1, 2.5]]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "match"),
+    [
+        (Tensor(), TypeError, r"numpy\(\)"),
+        ((x for x in [1, 2]), TypeError, r"pass list\(...\)"),
+        ([[1, 2], [3]], ValueError, "rows of one length"),
+        (Column([[1, 2], [3]]), ValueError, "rows of one length"),
+        (Column([1, None]), TypeError, r"must be numbers, not object \(None\)"),
+        (Column([1, "2"]), TypeError, "must be numbers"),
+        (np.array([True, False], object), TypeError, r"not object \(True\)"),
+        (np.array([Fraction(1, 2), 1], object), TypeError, "must be numbers"),
+        ({1, 2}, TypeError, "must be numbers in an array or list"),
+        ({"a": 1}, TypeError, "must be numbers in an array or list"),
+        (np.array(["2024-01-01", "2024-01-02"], "M8[D]"), TypeError, "must be numbers"),
+    ],
+)
+def test_what_is_no_vector_is_refused(values, error, match):
+    with pytest.raises(error, match=match):
+        validation.vectors(values, 2)
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {3, 1}, frozenset({3, 1}), [1, 3], (3, 1), range(1, 4, 2), Column([3, 1]),
+        np.array([3, 1], object), np.array([3, 1, 3], np.int32),
+    ],
+)  # fmt: skip
+def test_filters_of_ids(filter):
+    (found,) = validation.id_filters(filter, 5)
+    assert found is not None and found.dtype == np.int64 and found.tolist() == [1, 3]
+    first, second = validation.id_filters([filter, None], 2)
+    assert first is not None and first.tolist() == [1, 3] and second is None
+
+
+def test_filters_that_are_masks():
+    for mask in ([False, True], np.array([False, True]), np.array([0, 1], bool)):
+        (found,) = validation.id_filters(mask, 1)
+        assert found is not None and found.dtype == np.bool_ and found.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("filter", "error", "match"),
+    [
+        ("abc", TypeError, "filter must be numbers"),
+        ([None], ValueError, "1 entries for 2 queries"),
+        ([{1}, {2}, {3}], ValueError, "3 entries for 2 queries"),
+        ({-1}, ValueError, "filter must be in"),
+        ({1.5}, TypeError, "filter must be integers"),
+        ({"a"}, TypeError, "filter must be integers"),
+        (np.zeros((2, 2), bool), ValueError, "one-dimensional"),
+        ((i for i in range(3)), TypeError, "filter must be numbers"),
+    ],
+)
+def test_filters_that_are_refused(filter, error, match):
+    with pytest.raises(error, match=match):
+        validation.id_filters(filter, 2)
+
+
+def test_large_integers_are_refused_by_value():
+    for values in ([2**63], [1, 2**63], [-1, 2**63], [1, 2**64]):
+        with pytest.raises(ValueError, match="must be in"):
+            validation.ids(values)
