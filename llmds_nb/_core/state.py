@@ -225,15 +225,11 @@ def n_words(cls) -> int:
     return _layout(cls).n_words
 
 
-def pack(value, words=None) -> np.ndarray:
-    """Write the words of a state of NumPy arrays, into `words` int64[n_words] where given."""
+def pack(value) -> np.ndarray:
+    """The words of a state of NumPy arrays, int64[n_words]."""
     found: list[int] = []
     _layout(type(value)).pack(value, type(value).__name__, found)
-    packed = np.array(found, np.int64)
-    if words is None:
-        return packed
-    words[:] = packed
-    return words
+    return np.array(found, np.int64)
 
 
 class Handle:
@@ -254,8 +250,8 @@ class Handle:
 
     def replace(self, state) -> None:
         """Pass another state of the same class from now on: the words change at once."""
-        pack(state, self.words)
-        self.state = state
+        packed = pack(state)
+        self.words[:], self.state = packed, state  # one statement: no interrupt comes between
 
     def __copy__(self):
         return copy.deepcopy(self)

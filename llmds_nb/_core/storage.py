@@ -1,6 +1,6 @@
-"""Saves a structure as one safetensors file: checked, memory-mappable, written atomically.
+"""Copies, pickles and files of a structure, from one description of it: `Stored`.
 
-Layout. The file is a plain safetensors file that any reader of the format opens. Its `__metadata__`
+Layout. A file is a plain safetensors file that any reader of the format opens. Its `__metadata__`
 holds strings only:
 
     llmds_nb    the format version of this layout, "1"
@@ -10,7 +10,7 @@ holds strings only:
     seal        CRC-32 over all of the above and over each array's name, dtype, shape and offsets
 
 The seal, the offsets and the file's length are checked at every opening; array checksums only when
-`verify` is on, since they read the whole file. Nothing is ever unpickled.
+`verify` is on, since they read the whole file. Nothing in a file is ever unpickled.
 
 A file is written under a temporary name in the same folder, flushed to disk, and renamed; a crash
 leaves the old file or the new one, never a mixture.
@@ -18,15 +18,17 @@ leaves the old file or the new one, never a mixture.
 
 import contextlib
 import importlib
+import inspect
+import io
 import json
 import os
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ..errors import CorruptFileError
 from .typing import PathLike
@@ -39,49 +41,104 @@ _DTYPES = {
     "U64": np.uint64, "I64": np.int64, "F64": np.float64,
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_CHUNK = 1 << 20  # bytes that a file object is given, or asked for, at a time
+
+Arrays = dict[str, np.ndarray]
+
+
+class PartError(TypeError):
+    """A Python object that a file cannot hold is missing, or is not as it must be."""
+
+
+@contextlib.contextmanager
+def checking_parts() -> Iterator[None]:
+    """Raise what is wrong with the parts given to `_from_state` as a fault of the caller."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise PartError(str(error)) from error
 
 
 class Stored:
-    """Gives a structure `save` and `load` from two methods of its own.
+    """Copies, pickles, files and bytes of a structure, from three methods of its own.
 
-    `_state()` returns `(arrays, header)`: a dict of arrays and a dict that JSON can hold.
-    `_from_state(arrays, header)` is a class method that builds the object; the arrays are its own
-    to keep and, under mmap, are private copy-on-write views of the file. It raises CorruptFileError
-    when they cannot be what `_state` wrote. `_stored_version` counts the structure's own format.
+    `_state()` returns `(arrays, header)`: the object at one instant, taken under its lock. Nobody
+    changes the arrays later: they are copies, or those of a published snapshot. The header holds
+    JSON values only. Times are relative to the present time of the object's clock.
+
+    `_from_state(arrays, header, **parts)` is a class method that builds the object from arrays that
+    are its own to keep; under mmap they are private copy-on-write views of the file. It raises
+    CorruptFileError when they cannot be what `_state` wrote, and PartError where it needs a part
+    that was not given, or is a wrong one (`checking_parts`).
+
+    `_parts()` returns the Python objects that a file cannot hold, such as a clock or an encoder, by
+    the names of the keyword arguments of `_from_state`: copies share them, pickles hold them, and
+    `load` and `from_bytes` take them as keyword arguments.
+
+    `_stored_version` counts the structure's own format. What an object has beside these, such as
+    locks, handles, scratch and caches, is made anew.
     """
 
     _stored_version: ClassVar[int] = 1
+    _state: Callable[[], tuple[Arrays, dict[str, Any]]]
+    _from_state: ClassVar[Callable[..., Any]]
 
-    if TYPE_CHECKING:
+    def _parts(self) -> dict[str, Any]:
+        return {}
 
-        def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+    @contextlib.contextmanager
+    def _held_state(self) -> Iterator[tuple[Arrays, dict[str, Any]]]:
+        """`_state` during a block, in which `_parts` belong to it.
 
-        @classmethod
-        def _from_state(cls, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> Self: ...
+        A structure overrides this to hold its lock meanwhile: where its parts change, or where it
+        is so large that a file is written from its own arrays, uncopied.
+        """
+        yield self._state()
 
-    def save(self, path: PathLike) -> None:
+    def _versioned(self, header):
+        return {"version": self._stored_version, **header}
+
+    def save(self, path: PathLike | BinaryIO) -> None:
         """Write everything to one file, replacing it atomically.
 
         Parameters
         ----------
-        path : str or os.PathLike
-            The file; its folder must exist.
+        path : str, os.PathLike or binary file object
+            The file; its folder must exist. A file object is written to where it stands, and need
+            not be seekable.
         """
-        arrays, header = self._state()
-        header = {"version": self._stored_version, **header}
-        write(path, type(self).__name__, arrays, header)
+        with self._held_state() as (arrays, header):
+            write(path, type(self).__name__, arrays, self._versioned(header))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes to a file."""
+        file = io.BytesIO()
+        self.save(file)
+        return file.getvalue()
 
     @classmethod
-    def load(cls, path: PathLike, *, mmap: bool = False, verify: bool | None = None) -> Self:
+    def load(
+        cls,
+        path: PathLike | BinaryIO,
+        *,
+        mmap: bool = False,
+        verify: bool | None = None,
+        **parts: Any,
+    ) -> Self:
         """Open a file that `save` wrote.
 
         Parameters
         ----------
-        path : str or os.PathLike
+        path : str, os.PathLike or binary file object
+            A file object is read from where it stands to the end of what one `save` wrote, and need
+            not be seekable.
         mmap : bool
             Map the arrays instead of reading them; changes stay in memory and never reach the file.
+            ValueError for a file object.
         verify : bool, optional
             Compare every array with its checksum, which reads the whole file. Default: not `mmap`.
+        **parts
+            What a file cannot hold, by the names of the constructor: see the class.
 
         Raises
         ------
@@ -89,29 +146,89 @@ class Stored:
             There is no such file.
         CorruptFileError
             Not a file of this class, truncated, altered, or of a newer version.
+        TypeError
+            A part that this class does not have, or that it needs and was not given.
         """
-        structure, arrays, header = read(path, mmap=mmap, verify=verify)
-        return cls._opened(path, structure, arrays, header)
+        cls._check_parts(parts)
+        return cls._opened(_name_of(path), read(path, mmap=mmap, verify=verify), parts)
 
     @classmethod
-    def _opened(cls, path, structure, arrays, header):
+    def from_bytes(cls, data: Any, **parts: Any) -> Self:
+        """The structure that `to_bytes` gave, from bytes, a bytearray or a memoryview.
+
+        Parts and errors are those of `load`.
+        """
+        cls._check_parts(parts)
+        file = io.BytesIO(data)
+        where = "the bytes"
+        found = _read_from(file, where, len(file.getbuffer()), False, True)
+        return cls._opened(where, found, parts)
+
+    @classmethod
+    def _check_parts(cls, parts):
+        known = list(inspect.signature(cls._from_state).parameters)[2:]
+        for name in parts:
+            if name not in known:
+                takes = ", ".join(known) or "nothing besides mmap and verify"
+                raise TypeError(f"{cls.__name__} has no part {name!r} to load: it takes {takes}")
+
+    @classmethod
+    def _opened(cls, where, found, parts):
+        structure, arrays, header = found
         if structure != cls.__name__:
-            raise CorruptFileError(f"{path} holds a {structure}, not a {cls.__name__}")
+            raise CorruptFileError(f"{where} holds a {structure}, not a {cls.__name__}")
         version = header.get("version")
         if not isinstance(version, int) or not 1 <= version <= cls._stored_version:
             raise CorruptFileError(
-                f"{path} has {structure} format {version}; "
+                f"{where} has {structure} format {version}; "
                 f"this version reads 1 to {cls._stored_version}"
             )
         try:
-            return cls._from_state(arrays, header)
+            return cls._from_state(arrays, header, **parts)
+        except PartError:
+            raise
         except CorruptFileError as error:
-            raise CorruptFileError(f"{path}: {error}") from None
+            raise CorruptFileError(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise CorruptFileError(f"{path} is not a whole {structure}: {error!r}") from error
+            raise CorruptFileError(f"{where} is not a whole {structure}: {error!r}") from error
+
+    def _copied(self):
+        """(arrays, JSON of the header, parts) of one instant, the arrays nobody else's."""
+        with self._held_state() as (arrays, header):
+            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+            return arrays, _json(self._versioned(header)), self._parts()
+
+    def __copy__(self) -> Self:
+        """An independent object; the parts that a file cannot hold are shared."""
+        arrays, header, parts = self._copied()
+        return self._from_state(arrays, json.loads(header), **parts)
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple:
+        return _from_pickle, (type(self), *self._copied())
 
 
-def load(path: PathLike, *, mmap: bool = False, verify: bool | None = None) -> Any:
+def _from_pickle(cls, arrays, header, parts):
+    # A loader of protocol 5 may share its buffers with others, or have them read-only.
+    arrays = {
+        name: array if array.flags.owndata and array.flags.c_contiguous else np.array(array)
+        for name, array in arrays.items()
+    }
+    return cls._opened("the pickle", (cls.__name__, arrays, json.loads(header)), parts)
+
+
+def share(structure: Any) -> Any:
+    """Another object with the same attributes: unlike `copy.copy` it shares arrays and locks."""
+    other = object.__new__(type(structure))
+    vars(other).update(vars(structure))
+    return other
+
+
+def load(
+    path: PathLike | BinaryIO, *, mmap: bool = False, verify: bool | None = None, **parts: Any
+) -> Any:
     """Open a saved structure of any class, by the class that its header names.
 
     Parameters and errors are those of the `load` of each class.
@@ -123,30 +240,97 @@ def load(path: PathLike, *, mmap: bool = False, verify: bool | None = None) -> A
     >>> type(llmds_nb.load(path)).__name__
     'CountMinSketch'
     """
-    structure, arrays, header = read(path, mmap=mmap, verify=verify)
+    where, found = _name_of(path), read(path, mmap=mmap, verify=verify)
+    structure = found[0]
     package = importlib.import_module(_PACKAGE)
     cls = getattr(package, structure) if structure in package.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, Stored)):
-        raise CorruptFileError(f"{path} holds {structure!r}, which this version does not know")
-    return cls._opened(path, structure, arrays, header)
+        raise CorruptFileError(f"{where} holds {structure!r}, which this version does not know")
+    cls._check_parts(parts)
+    return cls._opened(where, found, parts)
 
 
-def write(path: PathLike, structure: str, arrays: dict, header: dict[str, Any]) -> None:
-    """Write one file atomically: temporary file, fsync, rename, fsync of the folder."""
-    path = Path(path)
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def write(path: PathLike | BinaryIO, structure: str, arrays: Arrays, header: dict) -> None:
+    """Write the header and the arrays of a structure to a path or a file object."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # As safetensors orders them: by size of the items, so that all are aligned.
+    arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    start = _head(structure, arrays, header)
+    parts = [memoryview(start), *map(_raw, arrays.values())]
+    file = _path_or_file(path, "write")
+    if isinstance(file, str):
+        _write_file(Path(file), parts)
+    else:
+        for part in parts:
+            _write_all(file, part)
+
+
+def _path_or_file(path, method) -> Any:
+    """A path as a str, or else a file object that has the method."""
+    if isinstance(path, str | bytes | os.PathLike):
+        return os.fsdecode(path)
+    if not hasattr(path, method):
+        kind = type(path).__name__
+        raise TypeError(f"path must be a path or a binary file object, not {kind}")
+    if isinstance(path, io.TextIOBase):
+        raise TypeError(f"{path!r} is open as text: open it in binary mode")
+    return path
+
+
+def _name_of(path) -> str:
+    """What error messages call a path or a file object."""
+    if isinstance(path, str | bytes | os.PathLike):
+        return os.fsdecode(path)
+    name = getattr(path, "name", None)
+    return name if isinstance(name, str) else "the file object"
+
+
+def _json(header) -> str:
+    return json.dumps(header, sort_keys=True, allow_nan=False)
+
+
+def _head(structure, arrays, header) -> bytes:
+    """All that stands in a file before its arrays."""
     metadata = {
         "llmds_nb": LAYOUT,
         "structure": structure,
-        "header": json.dumps(header, sort_keys=True, allow_nan=False),
+        "header": _json(header),
         "checksums": json.dumps({n: _checksum(arrays[n]) for n in sorted(arrays)}),
     }
-    metadata["seal"] = _seal(metadata, {n: _describe(a) for n, a in arrays.items()})
+    described = {n: _describe(a) for n, a in arrays.items()}
+    metadata["seal"] = _seal(metadata, described)
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in described.items():
+        begin, end = end, end + arrays[name].nbytes
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_all(file, data) -> None:
+    """Give a file object all of some bytes, as copies, which it may keep."""
+    while len(data):
+        n = file.write(bytes(data[:_CHUNK]))
+        if n is None:
+            if isinstance(file, io.RawIOBase):
+                raise BlockingIOError("the file object would block: give one that waits")
+            n = _CHUNK  # a writer that does not count
+        data = data[n:]
+
+
+def _write_file(path, parts) -> None:
+    """Write one file atomically: temporary file, fsync, rename, fsync of the folder."""
     handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     try:
-        save_file(arrays, temporary, metadata)
-        with open(temporary, "rb+") as file:
+        with open(handle, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
@@ -164,34 +348,57 @@ def write(path: PathLike, structure: str, arrays: dict, header: dict[str, Any]) 
             os.close(folder)
 
 
+# ---- reading -----------------------------------------------------------------------------------
+
+
 def read(
-    path: PathLike, *, mmap: bool = False, verify: bool | None = None
-) -> tuple[str, dict, dict]:
-    """Return `(structure, arrays, header)` of a file that `write` made."""
+    path: PathLike | BinaryIO, *, mmap: bool = False, verify: bool | None = None
+) -> tuple[str, Arrays, dict[str, Any]]:
+    """Return `(structure, arrays, header)` of what `write` wrote."""
     verify = not mmap if verify is None else verify
-    path = Path(path)
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        entries, start = _read_entries(file, path, size)
+    file, where = _path_or_file(path, "read"), _name_of(path)
+    if isinstance(file, str):
+        with open(file, "rb") as opened:  # the only time: the name may be another file's next
+            size = os.fstat(opened.fileno()).st_size
+            return _read_from(opened, where, size, mmap, verify)
+    if mmap:
+        raise ValueError("mmap needs the path of a file, not a file object")
+    return _read_from(file, where, None, False, verify)
+
+
+def _read_from(file, where, size, mapped, verify):
+    """(structure, arrays, header) from an open file of `size` bytes, None where it may go on."""
+    entries, start = _read_entries(file, where, size)
     metadata = entries.pop("__metadata__", None)
     if not isinstance(metadata, dict) or "llmds_nb" not in metadata:
-        raise CorruptFileError(f"{path} was not written by llmds_nb")
+        raise CorruptFileError(f"{where} was not written by llmds_nb")
     if metadata["llmds_nb"] != LAYOUT:
         raise CorruptFileError(
-            f"{path} has layout {metadata['llmds_nb']}; this version reads {LAYOUT}"
+            f"{where} has layout {metadata['llmds_nb']}; this version reads {LAYOUT}"
         )
-    described = {n: _described(path, n, entry, size - start) for n, entry in entries.items()}
+    described = {n: _described(where, n, entry) for n, entry in entries.items()}
+    end = 0
+    for name, (_, _, begin, n_bytes) in sorted(described.items(), key=lambda d: d[1][2:]):
+        if size is not None and begin + n_bytes > size - start:
+            raise CorruptFileError(
+                f"{where}: array {name!r} does not fit the file, is it truncated?"
+            )
+        if begin != end:
+            raise CorruptFileError(f"{where}: the arrays do not lie end to end")
+        end += n_bytes
     seal = metadata.pop("seal", None)
     if seal != _seal(metadata, {n: d[:2] for n, d in described.items()}):
-        raise CorruptFileError(f"{path} has an altered header")
-    end = 0
-    for _, _, begin, n_bytes in sorted(described.values(), key=lambda d: d[2:]):
-        if begin != end:
-            raise CorruptFileError(f"{path}: the arrays do not lie end to end")
-        end += n_bytes
-    if end != size - start:
-        raise CorruptFileError(f"{path} is {size} bytes long, not {start + end} as its header says")
-    data = _bytes(path, start, size, mmap)
+        raise CorruptFileError(f"{where} has an altered header")
+    if size not in (None, start + end):
+        raise CorruptFileError(f"{where} is {size} bytes, not {start + end} as its header says")
+    if mapped:
+        data = _mapped(file, start, end)
+    elif size is None:
+        data = np.frombuffer(_read_exactly(file, where, end), np.uint8)
+    else:
+        data = np.empty(end, np.uint8)
+        if file.readinto(data) != end:
+            raise CorruptFileError(f"{where} has become shorter while it was read")
     arrays = {
         name: data[offset : offset + n_bytes].view(_DTYPES[dtype]).reshape(shape)
         for name, (dtype, shape, offset, n_bytes) in described.items()
@@ -200,40 +407,55 @@ def read(
         checksums = json.loads(metadata["checksums"])
         for name, array in arrays.items():
             if checksums.get(name) != _checksum(array):
-                raise CorruptFileError(f"{path}: the bytes of array {name!r} were altered")
+                raise CorruptFileError(f"{where}: the bytes of array {name!r} were altered")
     return metadata["structure"], arrays, json.loads(metadata["header"])
 
 
-def _bytes(path, start, size, mmap) -> np.ndarray:
-    if size == start:
+def _mapped(file, start, n) -> np.ndarray:
+    if n == 0:
         return np.zeros(0, np.uint8)
-    if mmap:  # mode "c": writable to Numba, private to this process
-        return np.memmap(path, np.uint8, "c", offset=start).view(np.ndarray)
-    return np.fromfile(path, np.uint8, offset=start)
+    # Mode "c": writable to Numba, private to this process.
+    return np.memmap(file, np.uint8, "c", offset=start, shape=(n,)).view(np.ndarray)
 
 
-def _read_entries(file, path, size):
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= size - 8:
-        raise CorruptFileError(f"{path} is truncated or not a safetensors file ({size} bytes)")
+def _read_exactly(file, where, n) -> bytearray:
+    """The next n bytes; no more memory than there are bytes, whatever a header says."""
+    data = bytearray()
+    while len(data) < n:
+        part = file.read(min(n - len(data), _CHUNK))
+        if part is None:
+            raise BlockingIOError("the file object would block: give one that waits")
+        if not part:
+            raise CorruptFileError(f"{where} is truncated or not a safetensors file")
+        data += part
+    return data
+
+
+def _read_entries(file, where, size):
+    length = int.from_bytes(_read_exactly(file, where, 8), "little")
+    if length < 2 or (size is not None and length > size - 8):
+        raise CorruptFileError(f"{where} is truncated or not a safetensors file")
     try:
-        entries = json.loads(file.read(length))
+        entries = json.loads(_read_exactly(file, where, length))
     except (UnicodeDecodeError, json.JSONDecodeError):
-        raise CorruptFileError(f"{path} is not a safetensors file: its header is no JSON") from None
+        raise CorruptFileError(
+            f"{where} is not a safetensors file: its header is no JSON"
+        ) from None
     if not isinstance(entries, dict):
-        raise CorruptFileError(f"{path} is not a safetensors file: its header is no object")
+        raise CorruptFileError(f"{where} is not a safetensors file: its header is no object")
     return entries, 8 + length
 
 
-def _described(path, name, entry, n_data):
+def _described(where, name, entry):
+    """(dtype, shape, offset, bytes) of an array."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         n_bytes = int(np.prod(shape, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
         whole = all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
     except (KeyError, TypeError, ValueError):
-        raise CorruptFileError(f"{path}: array {name!r} is badly described") from None
-    if not whole or end - begin != n_bytes or end > n_data:
-        raise CorruptFileError(f"{path}: array {name!r} does not fit the file, is it truncated?")
+        raise CorruptFileError(f"{where}: array {name!r} is badly described") from None
+    if not whole or end - begin != n_bytes:
+        raise CorruptFileError(f"{where}: array {name!r} does not fit its description")
     return dtype, shape, begin, n_bytes
 
 
@@ -244,7 +466,12 @@ def _describe(array):
 
 
 def _checksum(array) -> int:
-    return zlib.crc32(array.reshape(-1).view(np.uint8)) if array.size else 0
+    return zlib.crc32(_raw(array)) if array.size else 0
+
+
+def _raw(array) -> memoryview:
+    """The bytes of a contiguous array."""
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _seal(metadata, described) -> str:

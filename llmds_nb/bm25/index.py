@@ -1,6 +1,5 @@
 """InvertedIndex: exact BM25 ranking of texts that are added and removed at any time."""
 
-import copy
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.progress import progress_bar
-from .._core.storage import Stored
+from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
@@ -49,7 +48,8 @@ class InvertedIndex(Stored):
     variant : "lucene", "robertson", "atire", "bm25+" or "bm25l"
     tokenizer : Tokenizer or callable, optional
         Splits texts and queries; its vocabulary grows with `add`. A callable takes a text and gives
-        its terms. Default: ``Tokenizer()``.
+        its terms. Default: ``Tokenizer()``. A file does not hold its callables: `load` takes them
+        again, as `stemmer` and `pattern`.
 
     Examples
     --------
@@ -287,7 +287,7 @@ class InvertedIndex(Stored):
 
     def _frozen(self) -> "InvertedIndex":
         """These documents and parameters, which later writes do not change. O(1): all is shared."""
-        return copy.copy(self)
+        return share(self)
 
     def postings(self, term: str) -> Postings:
         """The documents that hold a term: a stemmed one, or else a word as it is in texts.
@@ -350,9 +350,13 @@ class InvertedIndex(Stored):
             snapshot, next_id = self._snapshot, self._next_id
         return persistence.to_state(snapshot, self.tokenizer, self._formula, next_id)
 
+    def _parts(self):
+        return self.tokenizer._parts()
+
     @classmethod
-    def _from_state(cls, arrays, header):
-        segments, tokenizer, formula, next_id = persistence.from_state(arrays, header)
+    def _from_state(cls, arrays, header, *, stemmer=None, pattern=None):
+        parts = {"stemmer": stemmer, "pattern": pattern}
+        segments, tokenizer, formula, next_id = persistence.from_state(arrays, header, parts)
         index = cls(**formula._asdict(), tokenizer=tokenizer)
         index._snapshot, index._next_id = segs.snapshot(segments), next_id
         return index

@@ -40,9 +40,11 @@ def to_state(
     return arrays, header
 
 
-def from_state(arrays: Arrays, header: dict[str, Any]) -> tuple[list[Any], Tokenizer, Formula, int]:
+def from_state(
+    arrays: Arrays, header: dict[str, Any], parts: dict[str, Any]
+) -> tuple[list[Any], Tokenizer, Formula, int]:
     """(segments, tokenizer, formula, next_id); CorruptFileError if they cannot be an index."""
-    tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
+    tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header), **parts)
     formula = Formula(header["variant"], header["k1"], header["b"])
     n_docs = validation.integer(header["n_docs"], "n_docs", low=0, high=validation.INT32_MAX)
     n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0)

@@ -1,6 +1,5 @@
 """HNSW: an index for approximate, or exact, nearest neighbours of dense vectors."""
 
-import copy
 import dataclasses
 import numbers
 import threading
@@ -10,7 +9,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.arrays import appended
-from .._core.storage import Stored
+from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..errors import CapacityError
 from ..primitives import hash_table
@@ -238,7 +237,7 @@ class HNSW(Stored):
         by a write, never changed.
         """
         with self._lock:
-            frozen = copy.copy(self)
+            frozen = share(self)
             frozen._table = self._table.copy()
         return frozen
 

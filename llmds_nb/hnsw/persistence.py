@@ -18,7 +18,7 @@ def pack(snapshot: Snapshot, writer: GraphWriter) -> tuple[dict, dict]:
     """(arrays, header) for a file: only what is in use, links in logical order."""
     s, n = snapshot, snapshot.n
     arrays = {name: getattr(s, name)[:n] for name in ("vectors", "levels", "upper", "ids")}
-    arrays |= {"parent": writer.parent[:n], "live": s.live[:n], "factors": s.factors[:n]}
+    arrays |= {"parent": writer.parent[:n].copy(), "live": s.live[:n], "factors": s.factors[:n]}
     for name, n_rows in (("0", n), ("1", s.n_upper)):
         n_blocks = -(-n_rows // BLOCK)
         links, blocks = getattr(s, "links" + name), getattr(s, "blocks" + name)

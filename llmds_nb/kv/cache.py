@@ -1,5 +1,6 @@
 """KVCache: paged KV memory with exact prefix sharing, copy-on-write, eviction and compaction."""
 
+import contextlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.jit import REFUSALS
 from .._core.storage import Stored
-from .._core.typing import ArrayLike, Int32s, Int64s, PathLike, UInt8s
+from .._core.typing import ArrayLike, Int32s, Int64s, UInt8s
 from .._core.validation import INT32, INT32_MAX, INT64
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
@@ -420,16 +421,14 @@ class KVCache(Stored):
         with self._cache_state.lock:
             inspection.check(self._cache_state.arrays, self._pins.all_pages())
 
-    def save(self, path: PathLike) -> None:
-        """Write everything to one file in a folder that exists, replacing it atomically.
-
-        Other threads wait meanwhile. TypeError if the eviction policy is a custom one.
-        """
-        with self._cache_state.lock:  # the arrays are not copied
-            super().save(path)
+    @contextlib.contextmanager
+    def _held_state(self):
+        with self._cache_state.lock:
+            yield persistence.to_file(self._cache_state, self._pins)
 
     def _state(self):
-        return persistence.to_file(self._cache_state, self._pins)
+        with self._held_state() as (arrays, header):
+            return {name: array.copy() for name, array in arrays.items()}, header
 
     @classmethod
     def _from_state(cls, arrays, header):

@@ -1,11 +1,11 @@
 """Encodes texts as vectors: by a function of the caller or an LsaEncoder, with checked output."""
 
-import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .._core import validation
+from .._core.storage import share
 from .._core.typing import ArrayLike, Float32s
 from ..text.lsa import LsaEncoder
 
@@ -38,7 +38,7 @@ class Embedder:
         """The embedder itself, or one with its LsaEncoder fitted on `texts` if it is not yet."""
         if self.lsa is None or self.lsa.fitted:
             return self
-        return Embedder(copy.copy(self.lsa).fit(texts))
+        return Embedder(share(self.lsa).fit(texts))
 
     def adopt(self, fitted: "Embedder") -> None:
         """Make the caller's encoder equal to that of `fitted`, after the write has succeeded."""

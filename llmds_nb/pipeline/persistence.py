@@ -3,7 +3,7 @@
 from typing import Any
 
 from .._core import validation
-from .._core.storage import Stored, nest, unnest
+from .._core.storage import Stored, checking_parts, nest, unnest
 from ..bm25.index import InvertedIndex
 from ..errors import CorruptFileError
 from ..hnsw.index import HNSW
@@ -30,22 +30,26 @@ def pack(index: HybridIndex) -> tuple[dict, dict]:
     return arrays, header | {"needs_encoder": index.embedder.is_function}
 
 
-def unpack(arrays: dict, header: dict, seed: int) -> HybridIndex:
-    """The index that `pack` packed.
+def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict) -> HybridIndex:
+    """The index that `pack` packed, with an encoder or None, and `callables` of its tokenizer.
 
     Raises
     ------
     CorruptFileError
         A part has a newer format than this version reads, or the parts do not fit together.
     """
-    parts: dict[str, Any] = {}
+    halves: dict[str, Any] = {}
     for name, version in header["parts"].items():
         part = _PARTS[name]
         if not 1 <= version <= part._stored_version:
             raise CorruptFileError(f"{name} has format {version}, newer than this version's")
-        parts[name] = part._from_state(*unnest(name, arrays, header))
-    embedder = Embedder(parts.get("encoder"), lost=bool(header["needs_encoder"]))
-    index = HybridIndex(parts.get("dense"), parts["sparse"], header["dim"], embedder, seed)
+        own = callables if name == "sparse" else {}
+        halves[name] = part._from_state(*unnest(name, arrays, header), **own)
+    embedder = Embedder(halves.get("encoder"), lost=bool(header["needs_encoder"]))
+    if encoder is not None:
+        with checking_parts():
+            embedder = Embedder(encoder)
+    index = HybridIndex(halves.get("dense"), halves["sparse"], header["dim"], embedder, seed)
     index.texts = TextStore.from_state(*unnest("texts", arrays, header))
     index.next_id = validation.integer(header["next_id"], "next_id", low=0)
     if len(index) != len(index.sparse):

@@ -1,13 +1,14 @@
 """RetrievalPipeline: hybrid retrieval with its texts, a cache of hot queries, and one file."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
-from .._core.storage import Stored, nest, unnest
-from .._core.typing import ArrayLike, Int64s, PathLike
+from .._core.storage import Stored, checking_parts, nest, unnest
+from .._core.typing import ArrayLike, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..structures.sketch import CountMinSketch
@@ -76,7 +77,9 @@ class RetrievalPipeline(Stored):
     answered by its vector alone.
 
     `save` always writes the whole file and replaces the old one atomically: appending to the old
-    file could leave it half-written after a crash.
+    file could leave it half-written after a crash. A function is not saved: `load` takes `encoder`
+    again, else queries need `vectors`; an LsaEncoder is saved, and one given to `load` replaces it.
+    It takes also the tokenizer's callables, as `stemmer` and `pattern`, and `on_hot` and `on_cold`.
 
     >>> pipeline = RetrievalPipeline(dim=2)
     >>> texts = ["red fox", "blue sky", "red sky at night"]
@@ -421,31 +424,27 @@ class RetrievalPipeline(Stored):
         }  # fmt: skip
         return arrays | sketch_arrays, header | sketch_header | {"settings": settings}
 
+    def _parts(self):
+        embedder, cache = self._index.embedder, self._cache
+        parts = {"on_hot": cache.on_hot, "on_cold": cache.on_cold, **self.sparse._parts()}
+        if embedder.lsa is None:
+            parts["encoder"] = embedder.encoder
+        elif embedder.lsa._parts():  # callables of its own
+            parts["encoder"] = copy.copy(embedder.lsa)
+        return parts
+
     @classmethod
-    def _from_state(cls, arrays, header):
+    def _from_state(
+        cls, arrays, header, *, encoder=None, stemmer=None, pattern=None, on_hot=None, on_cold=None
+    ):
         pipeline = cls(**header["settings"])
-        pipeline._index = persistence.unpack(*unnest("index", arrays, header), pipeline._seed)
+        inner, callables = unnest("index", arrays, header), {"stemmer": stemmer, "pattern": pattern}
+        pipeline._index = persistence.unpack(*inner, pipeline._seed, encoder, callables)
         sketch = CountMinSketch._from_state(*unnest("sketch", arrays, header))
         threshold = pipeline._cache.threshold
         pipeline._cache = QueryCache(pipeline._cache_tokens, threshold, sketch)
-        return pipeline
-
-    @classmethod
-    def load(
-        cls, path: PathLike, *, encoder: Encoder | None = None, mmap: bool = False,
-        verify: bool | None = None,
-    ) -> "RetrievalPipeline":  # fmt: skip
-        """Open a file that `save` wrote, as `HNSW.load` does (other parameters and errors, too).
-
-        Parameters
-        ----------
-        encoder : LsaEncoder or callable, optional
-            A function is not saved and must be given again, else queries need `vectors`. An
-            `LsaEncoder` is saved; one given here replaces it.
-        """
-        pipeline = super().load(path, mmap=mmap, verify=verify)
-        if encoder is not None:
-            pipeline._index.embedder = Embedder(encoder)
+        with checking_parts():
+            pipeline.watch_hot(on_hot, on_cold)
         return pipeline
 
     _composed_of = ("HNSW", "InvertedIndex")  # whose kernels it needs besides its own

@@ -41,7 +41,8 @@ class LsaEncoder(Stored):
     seed : int >= 0
         Of the random directions that the SVD begins with.
     tokenizer : Tokenizer, optional
-        Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit.
+        Its vocabulary grows with `fit`. Default: ``Tokenizer()``, a new one at each fit. A file
+        does not hold its callables: `load` takes them again, as `stemmer` and `pattern`.
 
     Raises TypeError or ValueError for an argument of the wrong kind or out of range.
 
@@ -155,12 +156,17 @@ class LsaEncoder(Stored):
             arrays |= self._arrays._asdict()
         return arrays, header
 
+    def _parts(self):
+        return {} if self.tokenizer is None else self.tokenizer._parts()
+
     @classmethod
-    def _from_state(cls, arrays, header):
+    def _from_state(cls, arrays, header, *, stemmer=None, pattern=None):
         encoder = cls(header["dim"], seed=header["seed"])
         encoder._own_tokenizer = bool(header["own_tokenizer"])
         if "tokenizer" in header:
-            encoder.tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header))
+            parts = {"stemmer": stemmer, "pattern": pattern}
+            inner = unnest("tokenizer", arrays, header)
+            encoder.tokenizer = Tokenizer._from_state(*inner, **parts)
         if "idf" in arrays:
             idf, components = arrays["idf"], arrays["components"]
             if not (idf.dtype == components.dtype == np.float32) or components.ndim != 2:

@@ -9,6 +9,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from .._core import validation
+from .._core.storage import Stored, checking_parts
 from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
 from . import analyzer as a
@@ -62,7 +63,7 @@ def _some_at_a_time(texts):
         yield some
 
 
-class Tokenizer:
+class Tokenizer(Stored):
     """Split texts into words and number them: Unicode words, case, stop words, stemming.
 
     A tokenizer owns a vocabulary, empty at first. `fit` grows it, and so do `InvertedIndex.add` and
@@ -83,6 +84,8 @@ class Tokenizer:
     pattern : str or callable
         A regular expression whose matches are the words, with at most one group; or a function from
         text to an iterable of words. Default: runs of two or more word characters.
+
+    A file holds no callables: give them to `load`, as `stemmer` and `pattern`, or to `supply`.
 
     Raises TypeError or ValueError for an argument of the wrong kind, an unknown language or a bad
     pattern, and ImportError for a Snowball language without PyStemmer.
@@ -332,8 +335,7 @@ class Tokenizer:
 
     def _state(self):
         settings = {"stemmer": self.stemmer, "pattern": None if self._model else self.pattern}
-        missing = self._analyzer.missing
-        callables = [name for name, v in settings.items() if name in missing or callable(v)]
+        callables = [*self._analyzer.missing, *self._parts()]
         header = {name: None if name in callables else v for name, v in settings.items()}
         header |= {"lowercase": self.lowercase, "stopwords": sorted(self.stopwords)}
         header["callables"] = callables
@@ -342,8 +344,20 @@ class Tokenizer:
             arrays["model"] = np.frombuffer(self._model.encode(), np.uint8)
         return arrays, header
 
+    def _parts(self):
+        given = {} if self._model else {"stemmer": self.stemmer, "pattern": self.pattern}
+        return {name: value for name, value in given.items() if callable(value)}
+
     @classmethod
-    def _from_state(cls, arrays, header):
+    def _from_state(cls, arrays, header, *, stemmer=None, pattern=None):
+        tokenizer = cls._saved(arrays, header)
+        with checking_parts():
+            tokenizer.supply(stemmer=stemmer, pattern=pattern)
+        return tokenizer
+
+    @classmethod
+    def _saved(cls, arrays, header):
+        """The tokenizer without its callables."""
         if "model" in arrays:
             return cls._from_model(arrays["model"].tobytes().decode())
         settings = {name: header[name] for name in ("lowercase", "stopwords", "stemmer")}

@@ -127,7 +127,7 @@ def test_the_words_of_a_state_count_addresses_free_lengths_and_scalars():
 def test_states_can_be_packed_into_the_rows_of_a_table():
     table = np.zeros((3, n_words(Counts)), np.int64)
     for i in range(3):
-        pack(Counts(i, 10 * i), table[i])
+        table[i] = pack(Counts(i, 10 * i))
     for i in range(3):
         assert total(address_of(table) + i * table.strides[0]) == (i, 10 * i)
 

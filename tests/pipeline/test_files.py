@@ -93,4 +93,4 @@ def test_state_that_does_not_fit(change):
     arrays = {name: array.copy() for name, array in arrays.items()}
     change(arrays, header)
     with pytest.raises(CorruptFileError):
-        RetrievalPipeline._opened("path", "RetrievalPipeline", arrays, header)
+        RetrievalPipeline._opened("path", ("RetrievalPipeline", arrays, header), {})
