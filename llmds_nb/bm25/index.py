@@ -1,6 +1,5 @@
 """InvertedIndex: exact BM25 ranking of texts that are added and removed at any time."""
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -8,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.progress import progress_bar
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Int64s
@@ -85,7 +85,7 @@ class InvertedIndex(Stored):
         self.tokenizer: Tokenizer = tokenizer
         self._snapshot = segs.snapshot([])
         self._next_id = 0
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._prepared: searching.Prepared | None = None  # of the latest search
         self._buffers: searching.Pool = deque()
 

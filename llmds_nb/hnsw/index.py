@@ -2,13 +2,13 @@
 
 import dataclasses
 import numbers
-import threading
 from collections.abc import Sequence
 
 import numpy as np
 
 from .._core import validation
 from .._core.arrays import appended
+from .._core.forking import new_lock
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..errors import CapacityError
@@ -115,8 +115,8 @@ class HNSW(Stored):
         self._table = hash_table.empty_table(0)
         self._writer = GraphWriter(self._form, self._M, self._ef_construction, self._seed)
         self._snapshot = self._writer.base
-        self._write_lock = threading.RLock()  # one writer
-        self._lock = threading.Lock()  # holds the snapshot and the table together; briefly
+        self._write_lock = new_lock()  # one writer
+        self._lock = new_lock()  # holds the snapshot and the table together; briefly
 
     def add(
         self,

@@ -1,11 +1,11 @@
 """PagedAllocator: fixed-size pages of KV memory with reference counts."""
 
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Int32s
 from ..errors import CapacityError
@@ -68,7 +68,7 @@ class PagedAllocator:
             meta=np.array([self.n_pages]),
         )
         self._handle = Handle(self._arrays)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def alloc(self, n: int = 1) -> Int32s:
         """Take `n` free pages, each with one reference; return them as int32[n]. O(n).

@@ -1,7 +1,6 @@
 """CacheState: the arrays of a KVCache behind one handle, their growth, and calls of kernels."""
 
 import hashlib
-import threading
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_zeros
+from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Int32s
 from ..errors import CapacityError
@@ -67,7 +67,7 @@ class CacheState:
         if kv is None and settings.tensor_shape is not None:
             kv = np.zeros(settings.tensor_shape, settings.dtype)
         self.settings = settings
-        self.lock = threading.RLock()
+        self.lock = new_lock()
         self.handle = Handle(arrays)
         self.domains: dict[Salt, int] = domains
         taken = set(domains.values())

@@ -1,9 +1,7 @@
 """The dense half, the sparse half and the texts of a pipeline, over the same ids."""
 
 import hashlib
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.forking import Workers, new_lock
 from .._core.jit import EntryPoints
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..bm25.index import Hits, InvertedIndex
@@ -76,9 +75,9 @@ class HybridIndex:
         self.texts = TextStore()
         self._seed = seed
         self.next_id = 0
-        self._executor = ThreadPoolExecutor(thread_name_prefix="llmds_nb-pipeline")
-        self.write_lock = threading.RLock()  # one writer at a time
-        self._swap_lock = threading.Lock()  # held briefly: texts and `snapshot` change together
+        self._workers = Workers("llmds_nb-pipeline")
+        self.write_lock = new_lock()  # one writer at a time
+        self._swap_lock = new_lock()  # held briefly: texts and `snapshot` change together
         self._publish(0)
 
     def _publish(self, version):
@@ -285,7 +284,7 @@ class Searcher(NamedTuple):
             return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
 
         if threads >= 2 and n == 1:
-            near = self.hybrid._executor.submit(search_dense)
+            near = self.hybrid._workers.submit(search_dense)
             words = search_sparse()
             return *near.result(), *words
         return *search_dense(), *search_sparse()

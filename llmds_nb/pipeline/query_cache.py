@@ -1,12 +1,12 @@
 """Counts how often queries are asked and caches the answers of the frequent ones."""
 
-import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._core.forking import new_lock
 from ..bm25.index import Hits
 from ..structures.lru import TokenLRU
 from ..structures.sketch import CountMinSketch
@@ -45,8 +45,8 @@ class QueryCache:
         self.on_cold: Callable | None = None
         self._sketch = sketch
         self._pending: dict[str, int] = {}  # texts not yet in the sketch, with their counts
-        self._lock = threading.Lock()
-        self._put_lock = threading.Lock()  # so that every answer leaves the cache exactly once
+        self._lock = new_lock()
+        self._put_lock = new_lock()  # so that every answer leaves the cache exactly once
 
     @property
     def sketch(self) -> CountMinSketch:

@@ -1,7 +1,6 @@
 """AdmissionController: rate limits on requests and on tokens per second."""
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Bools
 from ..primitives.status import INVALID, OK
@@ -93,7 +93,7 @@ class AdmissionController:
         self._clock = clock
         self._handle = Handle(buckets)
         self._one, self._answer = np.zeros(1, np.int64), np.zeros(1, np.bool_)  # of single calls
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def admit(self, tokens: int = 0) -> Admission:
         """Admit one request of `tokens` tokens, >= 0, or return why not and when to retry. O(1).

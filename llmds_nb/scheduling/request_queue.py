@@ -1,13 +1,13 @@
 """RequestQueue: the requests of a Scheduler or a ContinuousBatcher, in the order of a policy."""
 
 import math
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.jit import compile_over
 from .._core.state import Handle
 from .._core.statistics import nearest_rank
@@ -61,7 +61,7 @@ class RequestQueue:
         self._clock = clock
         self.handle = Handle(k.empty_queue(number, cost * 1e6, rate, self.now(), width))
         self.meta = self.handle.state.meta
-        self.lock = threading.Lock()
+        self.lock = new_lock()
 
     def now(self) -> int:
         """Return the clock's time in ns, checked."""

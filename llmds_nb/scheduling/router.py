@@ -1,13 +1,13 @@
 """PrefixRouter: which of several caches a prompt goes to, so that it finds its prefix there."""
 
 import hashlib
-import threading
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.typing import ArrayLike
 from ..kv.salts import Salt, check_salt, salt_bytes
@@ -98,7 +98,7 @@ class PrefixRouter:
         replica = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
         self._handle = Handle(k.Router(prefix, replica, meta, self.page_size))
         self._next_id = n
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def route(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
         """Choose a replica for a prompt, by its number, and remember it. O(tokens + replicas).

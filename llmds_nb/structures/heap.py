@@ -1,6 +1,5 @@
 """IndexedHeap: a priority queue whose items can be found, re-prioritised and removed."""
 
-import threading
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.arrays import LINE, aligned_zeros
+from .._core.forking import new_lock
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Float64s, Int64s
@@ -88,7 +88,7 @@ class IndexedHeap:
             raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
         self._handle = Handle(_empty_state(capacity, -1 if max_heap else 1))
         self._address = self._handle.address  # the same for life, and one look-up less in a call
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def push(self, item: int, priority: float) -> None:
         """Insert an item; ValueError if it is in the heap already, or for NaN. O(log n)."""

@@ -1,12 +1,12 @@
 """TokenLRU: a cache whose budget is counted in tokens, not in entries."""
 
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 from .._core import validation
+from .._core.forking import new_lock
 
 # The recency list is the one inside OrderedDict: an intrusive doubly linked list in C. Measured
 # against links in flat arrays (Python 3.11, numba 0.68, 1,000 entries), a look-up takes 0.2-0.4 us
@@ -71,7 +71,7 @@ class TokenLRU:
         self._tokens = 0
         self._hits = self._misses = self._evictions = 0
         # Reentrant: dropping a value can run a destructor that uses the cache.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     @property
     def token_budget(self) -> int:

@@ -1,12 +1,12 @@
 """CountMinSketch: how often each of very many items was seen, in a fixed amount of memory."""
 
 import math
-import threading
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.storage import Stored
 from .._core.typing import ArrayLike, Bools, Int64s
@@ -94,7 +94,7 @@ class CountMinSketch(Stored):
         self._slot_items: list = [None] * self._handle.state.slot_count.size
         self._total = 0
         self._halved = False
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     @classmethod
     def from_error(cls, epsilon: float, delta: float, **settings: Any) -> "CountMinSketch":

@@ -1,13 +1,13 @@
 """Analyzer: texts to words and words to terms, by case, pattern, stop words and stemmer."""
 
 import re
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.typing import Int32s, Int64s
 from .kernels import tokenize as k
 from .vocabulary import offsets
@@ -195,7 +195,7 @@ def _snowball(language):
     validation.choice(language, "stemmer", Stemmer.algorithms())
     # Without the stemmer's own cache: every call has distinct words, so it would only cost time.
     compiled = Stemmer.Stemmer(language, 0)
-    lock = threading.Lock()  # a Stemmer serves one thread at a time
+    lock = new_lock()  # a Stemmer serves one thread at a time
 
     def stem(words):
         with lock:

@@ -1,6 +1,5 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, pairwise
@@ -9,6 +8,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from .._core import validation
+from .._core.forking import new_lock
 from .._core.storage import Stored, checking_parts
 from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
@@ -113,7 +113,7 @@ class Tokenizer(Stored):
     ):
         self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
         self._table, self._cache = StringTable(), WordCache()
-        self._lock = threading.RLock()  # of writers
+        self._lock = new_lock()  # of writers
         self._buffers: list[TextBuffers] = []  # that no thread is using
         self._is_growing = False
         self._model: str | None = None  # the text of a tokenizer.json

@@ -1,6 +1,5 @@
 """StringTable, the store of a vocabulary, and WordCache, the term id of each word met so far."""
 
-import threading
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import TypeAlias
@@ -9,6 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.arrays import address_of
+from .._core.forking import new_lock
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Int32s, Int64s, UInt8s
@@ -30,7 +30,7 @@ class StringTable:
         blob, ptr = np.zeros(_FIRST_BYTES, np.uint8), np.zeros(_FIRST_STRINGS + 1, np.int64)
         self._handle = Handle(_indexed(blob, ptr, 0, _FIRST_STRINGS))
         self._n = 0
-        self._lock = threading.RLock()
+        self._lock = new_lock()
 
     def __len__(self) -> int:
         return self._n
@@ -197,7 +197,7 @@ class WordCache:
         self._handle = (
             _EMPTY  # shared until the first word: each change of a vocabulary makes a new cache
         )
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:
         """The ids of words that Python has split, without those that are dropped."""

@@ -1,0 +1,71 @@
+"""Locks and threads of objects, which a child of `os.fork` has anew.
+
+Of the threads of a process only the one that forks lives on in the child. A lock that another
+thread held there would stay locked for ever, and a pool of threads would wait for its own. So each
+is made by this module, which knows all that exist. To take a lock costs what it does without.
+
+>>> lock = new_lock()
+>>> with lock:
+...     pass
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from numba.core.compiler_lock import global_compiler_lock
+
+_locks: weakref.WeakSet = weakref.WeakSet()
+_workers: weakref.WeakSet = weakref.WeakSet()
+
+
+def new_lock() -> Any:
+    """A reentrant lock that is free in a child, unless the thread that forks holds it.
+
+    Reentrant, so that a signal handler that uses the same object does not wait for itself: since
+    every change of an object is one statement, it sees the state before or after the change.
+    """
+    lock = threading.RLock()
+    _locks.add(lock)
+    return lock
+
+
+class Workers:
+    """A pool of threads that is made at its first use, and again in a child.
+
+    >>> Workers("doc").submit(max, 1, 2).result()
+    2
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None
+        _workers.add(self)
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Call a function in a thread of the pool."""
+        executor = self._executor
+        if executor is None:
+            self._executor = executor = ThreadPoolExecutor(thread_name_prefix=self._name)
+        return executor.submit(function, *args)
+
+
+def _renew() -> None:
+    for lock in list(_locks):
+        if not lock._is_owned():
+            lock._at_fork_reinit()
+    for workers in list(_workers):
+        workers._executor = None
+    global_compiler_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for a compilation in another thread: LLVM cannot go on in the child.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_renew,
+    )
