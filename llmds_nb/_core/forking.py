@@ -33,6 +33,11 @@ def new_lock() -> Any:
     return lock
 
 
+def is_held(lock: Any) -> bool:
+    """Whether this thread holds a lock of `new_lock`."""
+    return lock._is_owned()
+
+
 class Workers:
     """A pool of threads that is made at its first use, and again in a child.
 
@@ -55,7 +60,7 @@ class Workers:
 
 def _renew() -> None:
     for lock in list(_locks):
-        if not lock._is_owned():
+        if not is_held(lock):
             lock._at_fork_reinit()
     for workers in list(_workers):
         workers._executor = None

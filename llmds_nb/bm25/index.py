@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._core import validation
-from .._core.forking import new_lock
 from .._core.progress import progress_bar
+from .._core.publishing import Changes, publish
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
-from ..text.tokenizer import TokenBatch, Tokenizer
+from ..text.tokenizer import Growth, TokenBatch, Tokenizer
+from ..text.vocabulary import Vocabulary
 from . import persistence, search as searching, segments as segs
+from .contents import Contents
 from .kernels.postings import postings_read
 from .kernels.scoring import VARIANTS
 from .merging import merge, tidy
@@ -76,18 +78,21 @@ class InvertedIndex(Stored):
     ):
         self._formula = searching.Formula(variant, k1, b)
         self.k1, self.b, self.variant = k1, b, variant
+        is_own = not isinstance(tokenizer, Tokenizer)
         if tokenizer is None:
             tokenizer = Tokenizer()
         elif not isinstance(tokenizer, Tokenizer):
             if not callable(tokenizer):
                 raise TypeError(f"tokenizer must be a Tokenizer or callable, not {tokenizer!r}")
             tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
-        self.tokenizer: Tokenizer = tokenizer
-        self._snapshot = segs.snapshot([])
-        self._next_id = 0
-        self._lock = new_lock()
-        self._prepared: searching.Prepared | None = None  # of the latest search
+        self._contents = Contents([], 0, tokenizer, 0 if is_own else None)
+        self._lock = tokenizer._lock  # of writers: what shares a tokenizer takes turns
         self._buffers: searching.Pool = deque()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What splits texts, and the terms of the index."""
+        return self._contents.tokenizer
 
     @property
     def k1(self) -> float:
@@ -118,34 +123,30 @@ class InvertedIndex(Stored):
         self._formula = self._formula._replace(variant=variant)
 
     def __len__(self) -> int:
-        return self._snapshot.n_docs
+        return self._contents.snapshot.n_docs
 
     def __contains__(self, id: object) -> bool:
-        return segs.find(self._snapshot.segments, validation.one_id(id))[1] != ABSENT
+        return segs.find(self._contents.snapshot.segments, validation.one_id(id))[1] != ABSENT
 
     def __repr__(self) -> str:
         return (
             f"InvertedIndex({len(self):,} documents, {len(self.tokenizer):,} terms, "
-            f"{len(self._snapshot.segments)} segments, {self.nbytes / 1e6:.1f} MB)"
+            f"{len(self._contents.snapshot.segments)} segments, {self.nbytes / 1e6:.1f} MB)"
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, with the vocabulary and the decoded lists that searches keep."""
-        segments, ready = self._snapshot.segments, self._prepared
-        arrays = {id(a): a for s in segments for a in s}
-        if ready is not None:
-            arrays |= {id(a): a for s in ready.snapshot.segments for a in s}
-            arrays |= {id(a): a for a in ready.arrays()}
-        return self.tokenizer.nbytes + sum(array.nbytes for array in arrays.values())
+        return self._contents.nbytes
 
     def stats(self) -> InvertedIndexStats:
         """Sizes, counted when called."""
-        segments, _, n_docs, n_tokens = self._snapshot
+        contents = self._contents
+        segments, _, n_docs, n_tokens = contents.snapshot
         mean_length = n_tokens / n_docs if n_docs else 0.0
         n_removed = sum(int(s.dead.sum()) for s in segments)
         n_bytes = sum(len(s.data) - 1 for s in segments)
-        sizes = n_docs, len(self.tokenizer), n_tokens, mean_length, n_removed, len(segments)
+        sizes = n_docs, len(contents.tokenizer), n_tokens, mean_length, n_removed, len(segments)
         return InvertedIndexStats(*sizes, n_bytes, self.nbytes)
 
     def add(self, ids: NewIds, texts: Texts, *, progress: bool = False) -> Int64s:
@@ -186,42 +187,74 @@ class InvertedIndex(Stored):
         >>> index.search("page 101", k=1).ids
         array([1])
         """
+        with self._lock:
+            added, changes = self._prepare_add(ids, texts, progress=progress)
+            publish(changes)
+        return added
+
+    # A write is prepared aside, by a caller that holds `_lock` until its changes are published.
+
+    def _prepare_add(
+        self,
+        ids: NewIds,
+        texts: Texts,
+        *,
+        progress: bool = False,
+        earlier: Iterable[tuple[Any, str, Any]] = (),
+    ) -> tuple[Int64s, Changes]:
+        """The ids that `add` returns, and what it changes.
+
+        `earlier` are changes of the same write, such as those of an LsaEncoder, that are to be
+        published before these.
+        """
         stream, n_texts = validation.text_stream(texts)
         tokenizer = self.tokenizer
-        with self._lock:
-            taken = Ids(ids, n_texts, self._next_id)
-            bar = progress_bar(progress, taken.total, "index", "text")
-            with bar as report, tokenizer._growing():
-                new = segment_of(taken, tokenizer, stream, report)
-                if new is not None:
-                    new_ids = segs.ids_of(new)
-                    kept, _ = segs.without_ids(self._snapshot.segments, new_ids)
-                    del new_ids
-                    snapshot = segs.snapshot(tidy([*kept, new]), self._snapshot)
-            if new is not None:  # only now can searches look all terms up
-                self._next_id = max(self._next_id, segs.last_id(new) + 1)
-                self._snapshot = snapshot
-        return taken.taken()
+        tokenizer._check_not_growing()
+        with tokenizer._growing:
+            growth = Growth(tokenizer, earlier)
+            taken = Ids(ids, n_texts, self._contents.next_id)
+            with progress_bar(progress, taken.total, "index", "text") as report:
+                new = segment_of(taken, growth, stream, report)
+        if new is None:
+            return taken.taken(), []
+        before, vocabulary = self._contents, growth.vocabulary()
+        kept, _ = segs.without_ids(before.snapshot.segments, segs.ids_of(new))
+        contents = before.with_added(tidy([*kept, new]), segs.last_id(new), vocabulary)
+        changes: Changes = [(self, "_contents", contents)]
+        if contents.tokenizer is tokenizer:
+            changes.append((tokenizer, "_vocabulary", vocabulary))
+        return taken.taken(), changes
 
     def remove(self, ids: ArrayLike) -> None:
         """Remove documents, from every later search, or none: KeyError for an unknown id.
 
         O(documents of the segments that hold them); the space is reclaimed by later merges.
         """
-        wanted = validation.ids(ids)
         with self._lock:
-            kept, found = segs.without_ids(self._snapshot.segments, wanted)
-            if not found.all():
-                raise KeyError(f"id {wanted[~found][0]} is not in the index")
-            if len(wanted):
-                self._snapshot = segs.snapshot(tidy(kept), self._snapshot)
+            publish(self._prepare_remove(ids))
+
+    def _prepare_remove(self, ids: ArrayLike) -> Changes:
+        """What `remove` changes."""
+        wanted, before = validation.ids(ids), self._contents
+        if not len(wanted):
+            return []
+        kept, found = segs.without_ids(before.snapshot.segments, wanted)
+        if not found.all():
+            raise KeyError(f"id {wanted[~found][0]} is not in the index")
+        return [(self, "_contents", before.with_segments(tidy(kept)))]
 
     def compact(self) -> None:
-        """Merge everything into one segment: the smallest and fastest form. O(postings)."""
+        """Merge everything into one segment, and drop the terms that no document holds.
+
+        The smallest and fastest form; O(postings + terms). TODO
+        """
         with self._lock:
-            segments = self._snapshot.segments
+            before = self._contents
+            before.tokenizer._check_not_growing()
+            segments: Sequence[Any] = before.snapshot.segments
             if len(segments) > 1 or any(s.dead.any() for s in segments):
-                self._snapshot = segs.snapshot([merge(segments)])
+                segments = [merge(segments)]
+            self._contents = before.with_used_terms(segments)
 
     def search(
         self, queries: Queries, k: int = 10, *, filter: Filter = None, threads: int = 1
@@ -245,19 +278,18 @@ class InvertedIndex(Stored):
             ids int64 and scores float64, ``[k]`` for a str and otherwise ``[n, k]``; equal scores
             by smaller id. O(postings of the query's terms + candidates log k) per query.
         """
-        snapshot = self._snapshot  # before the terms, so that every term of it is known
+        contents = self._contents  # before the terms, so that every term of it is known
+        snapshot, tokenizer = contents.snapshot, contents.tokenizer
         text: Any = queries[0] if type(queries) is list and len(queries) == 1 else queries
         usual = type(text) is str and filter is None and type(k) is type(threads) is int
         if usual and 1 <= k <= snapshot.n_docs and threads >= 1 and snapshot.n_tokens:
-            ready = self._ready(snapshot)
-            found = searching.search_one(ready, self.tokenizer, text, k, self._buffers)
+            ready = contents.ready(self._formula)
+            found = searching.search_one(ready, tokenizer, text, k, self._buffers)
             if found is not None:
                 ids, scores = found
                 return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
         if isinstance(queries, TokenBatch):
-            limits = {"low": ABSENT, "high": len(self.tokenizer) - 1}
-            own: Any = validation.integers(queries.ids, "queries.ids", dtype=np.int32, **limits)
-            tokens = TokenBatch(own, validation.indptr(queries.indptr, len(own), "queries.indptr"))
+            tokens = _checked(queries, tokenizer._vocabulary)
             n = len(tokens.indptr) - 1
         else:
             texts, tokens = validation.texts(queries, "queries"), None
@@ -266,8 +298,8 @@ class InvertedIndex(Stored):
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             if tokens is None:
-                tokens = self.tokenizer._encode(texts)
-            ready = self._ready(snapshot)
+                tokens = tokenizer._encode(texts, tokenizer._vocabulary)
+            ready = contents.ready(self._formula)
             ids, scores = searching.search(ready, tokens, depth, filters, threads, self._buffers)
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
@@ -276,14 +308,6 @@ class InvertedIndex(Stored):
             ids = np.pad(ids, missing, constant_values=ABSENT)
             scores = np.pad(scores, missing, constant_values=-np.inf)
         return Hits(ids[0], scores[0]) if isinstance(queries, str) else Hits(ids, scores)
-
-    def _ready(self, snapshot):
-        """What searches of the snapshot with the present formula share, made at the first."""
-        ready, formula = self._prepared, self._formula
-        if ready is None or ready.snapshot is not snapshot or ready.formula is not formula:
-            table = self.tokenizer._table
-            self._prepared = ready = searching.prepare(snapshot, formula, table, ready)
-        return ready
 
     def _frozen(self) -> "InvertedIndex":
         """These documents and parameters, which later writes do not change. O(1): all is shared."""
@@ -313,42 +337,46 @@ class InvertedIndex(Stored):
 
     def _find_term(self, term):
         """The snapshot, and of a term its ordinal int32[1] in each segment and df int64[1]."""
-        snapshot = self._snapshot
-        wanted = np.array([self.tokenizer._find_term(term)], np.int32)
+        contents = self._contents
+        snapshot = contents.snapshot
+        wanted = np.array([contents.tokenizer._find_term(term)], np.int32)
         return snapshot, *segs.find_terms(snapshot, wanted)
 
     def explain(self, query: str, id: int) -> Explanation:
         """Why a document has its score: every known term, ascending. KeyError for an unknown id."""
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {type(query).__name__}")
-        snapshot = self._snapshot
+        contents = self._contents
+        snapshot, tokenizer = contents.snapshot, contents.tokenizer
         number, doc = segs.find(snapshot.segments, validation.one_id(id))
         if doc == ABSENT:
             raise KeyError(f"id {id} is not in the index")
-        terms, table = self.tokenizer._encode([query]).ids, self.tokenizer._table
-        return searching.explain(snapshot, self._formula, table, terms, number, doc)
+        vocabulary = tokenizer._vocabulary
+        terms = tokenizer._encode([query], vocabulary).ids
+        return searching.explain(snapshot, self._formula, vocabulary.table, terms, number, doc)
 
     def check(self) -> None:
         """Assert every invariant of the index, its segments and its vocabulary. O(everything)."""
-        segments, handles, n_docs, n_tokens = self._snapshot
-        self.tokenizer.check()
+        contents = self._contents
+        segments, handles, n_docs, n_tokens = contents.snapshot
+        contents.tokenizer.check()
         assert all(h.state is s for h, s in zip(handles, segments, strict=True))
         for segment in segments:
             segs.check(segment)
-            assert not len(segment.terms) or segment.terms[-1] < len(self.tokenizer)
+            assert not len(segment.terms) or segment.terms[-1] < len(contents.tokenizer)
         alive = [(s, segs.docs_alive(s)) for s in segments]
         own_ids = (segs.ids_at(s, docs) for s, docs in alive)
         ids = np.concatenate([np.zeros(0, np.int64), *own_ids])
         assert len(np.unique(ids)) == len(ids) == n_docs, "an id occurs twice"
-        assert not len(ids) or ids.max() < self._next_id
+        assert not len(ids) or ids.max() < contents.next_id
         lengths = (segs.lengths_at(s, docs) for s, docs in alive)
         assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
         assert all(buffers.is_clean() for buffers in self._buffers)
 
     def _state(self):
-        with self._lock:
-            snapshot, next_id = self._snapshot, self._next_id
-        return persistence.to_state(snapshot, self.tokenizer, self._formula, next_id)
+        contents = self._contents
+        snapshot, next_id, tokenizer = contents.snapshot, contents.next_id, contents.tokenizer
+        return persistence.to_state(snapshot, tokenizer, self._formula, next_id)
 
     def _parts(self):
         return self.tokenizer._parts()
@@ -358,7 +386,7 @@ class InvertedIndex(Stored):
         parts = {"stemmer": stemmer, "pattern": pattern}
         segments, tokenizer, formula, next_id = persistence.from_state(arrays, header, parts)
         index = cls(**formula._asdict(), tokenizer=tokenizer)
-        index._snapshot, index._next_id = segs.snapshot(segments), next_id
+        index._contents = Contents(segments, next_id, tokenizer, len(tokenizer))
         return index
 
     @staticmethod
@@ -377,3 +405,16 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
+
+
+def _checked(queries: TokenBatch, vocabulary: Vocabulary) -> TokenBatch:
+    """Queries as term ids of this vocabulary, in arrays for kernels."""
+    table = vocabulary.table if queries.table is None else queries.table
+    limits = {"low": ABSENT, "high": len(table) - 1}
+    ids: Any = validation.integers(queries.ids, "queries.ids", dtype=np.int32, **limits)
+    if table is not vocabulary.table:  # as after `compact`: look the terms up by their texts
+        distinct, places = np.unique(ids, return_inverse=True)
+        texts = table.texts(distinct[distinct != ABSENT].tolist())
+        known = np.full(len(distinct) - len(texts), ABSENT, np.int32)
+        ids = np.concatenate([known, vocabulary.find(texts)])[places]
+    return TokenBatch(ids, validation.indptr(queries.indptr, len(ids), "queries.indptr"))

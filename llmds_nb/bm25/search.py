@@ -58,23 +58,23 @@ class Prepared(NamedTuple):
     state: Handle  # IndexState
 
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """The arrays that are kept besides those of the snapshot."""
-        tables = [a for h in self.segments for a in (h.state.code_scores, h.state.code_bounds)]
-        return [*tables, *(array for handle in self.decoded for array in handle.state)]
+        """The arrays that are kept besides those of the snapshot and the decoded lists."""
+        return [a for h in self.segments for a in (h.state.code_scores, h.state.code_bounds)]
 
 
 def prepare(
-    snapshot: Snapshot, formula: Formula, table: StringTable, before: Prepared | None
+    snapshot: Snapshot, formula: Formula, table: StringTable, known: dict[int, Handle]
 ) -> Prepared:
-    """What searches of a snapshot share. O(postings), without lists that `before` has decoded."""
-    known = {}  # by their data: `dead` changes a segment, but not its lists
-    if before is not None:
-        own = zip(before.snapshot.segments, before.decoded, strict=True)
-        known = {id(segment.data): handle for segment, handle in own}
+    """What searches of a snapshot share. O(postings that are not yet decoded).
+
+    `known` has the decoded lists of segments by the id of their `data`; others are added.
+    """
     saturation = formula.saturation(snapshot)
     all_decoded, segments = [], []
     for segment, handle in zip(snapshot.segments, snapshot.handles, strict=True):
-        decoded = known.get(id(segment.data)) or decode(segment, handle)
+        decoded = known.get(id(segment.data))
+        if decoded is None:
+            known[id(segment.data)] = decoded = decode(segment, handle)
         all_decoded.append(decoded)
         lists = decoded.state
         alive, tfs = not segment.dead.any(), lists.code_tfs.astype(np.float64)

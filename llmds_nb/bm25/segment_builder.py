@@ -8,7 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.typing import Int64s
-from ..text.tokenizer import Tokenizer, joined
+from ..text.tokenizer import Growth, joined
 from .merging import merge, tidy
 from .segments import build
 
@@ -68,18 +68,16 @@ class Ids:
         return np.concatenate(self._parts)
 
 
-def segment_of(
-    ids: Ids, tokenizer: Tokenizer, texts: Iterable[str], report: Callable[[int], Any]
-) -> Any:
+def segment_of(ids: Ids, growth: Growth, texts: Iterable[str], report: Callable[[int], Any]) -> Any:
     """The segment of all `texts`, or None if there are none.
 
-    The caller holds `tokenizer._growing()`; `report(n)` is called after every n texts. Segments of
-    some million tokens are built, and eight of like size are merged into one (`tidy`): beside these
-    and the one that they become in the end there are never more than some 100 MB.
+    `report(n)` is called after every n texts. Segments of some million tokens are built, and eight
+    of like size are merged into one (`tidy`): beside these and the one that they become in the end
+    there are never more than some 100 MB.
     """
     segments: list[Any] = []
-    for part in _parts(ids, tokenizer._grown(texts), report):
-        new = build(part[0], part[1], len(tokenizer))
+    for part in _parts(ids, growth.batches(texts), report):
+        new = build(part[0], part[1], len(growth.table))
         del part
         segments = tidy([*segments, new])
         validation.distinct(segments[-1].ids, "ids")

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.publishing import Changes, publish
 from .._core.state import Handle
 from .._core.storage import Stored, nest, unnest
 from .._core.typing import Float32s
 from ..errors import CorruptFileError
 from .analyzer import Texts
 from .kernels import lsa as k
-from .tokenizer import TokenBatch, Tokenizer, joined
+from .tokenizer import Growth, TokenBatch, Tokenizer, joined
+from .vocabulary import Vocabulary
 
 _OVERSAMPLE = 16  # random directions beyond dim
 _ITERATIONS = 2  # power iterations; more do not rank better on the judged collections
@@ -24,7 +26,18 @@ class _Fit(NamedTuple):
     """What `fit` has learnt: replaced as a whole, so that it can be read without a lock."""
 
     tokenizer: Tokenizer
+    vocabulary: Vocabulary
     handle: Handle  # of an LsaState
+
+    def encode(self, texts: list[str], dim: int) -> Float32s:
+        """The vectors of a checked list of texts."""
+        tokens = self.tokenizer._encode(texts, self.vocabulary)
+        rank = self.handle.state.components.shape[1]
+        out = np.zeros((len(texts), dim), np.float32)
+        vectors = np.empty((len(texts), rank), np.float32)
+        k.lsa_encode_many(self.handle.address, tokens.ids, tokens.indptr, vectors)
+        out[:, :rank] = vectors
+        return out
 
 
 class LsaEncoder(Stored):
@@ -102,18 +115,33 @@ class LsaEncoder(Stored):
         of [terms, dim]. Raises TypeError for a text that is no str.
         """
         texts = validation.texts(texts)
-        tokenizer = self.tokenizer
-        if self._own_tokenizer or tokenizer is None:
-            tokenizer = Tokenizer()
-        with tokenizer._growing():
-            tokens = joined(list(tokenizer._grown(texts)))
+        tokenizer = self._tokenizer_to_fit()
+        with tokenizer._lock:
+            publish(self._prepare_fit(texts, tokenizer))
+        return self
+
+    def _tokenizer_to_fit(self) -> Tokenizer:
+        """The tokenizer whose `_lock` is to be held from `_prepare_fit` until its changes."""
+        given = None if self._own_tokenizer else self.tokenizer
+        return Tokenizer() if given is None else given
+
+    def _prepare_fit(self, texts: list[str], tokenizer: Tokenizer) -> Changes:
+        """What `fit` changes, for `publish`; the first is the `_Fit`, which can encode already."""
+        tokenizer._check_not_growing()
+        with tokenizer._growing:
+            growth = Growth(tokenizer)
+            tokens = joined(list(growth.batches(texts)))
+            vocabulary = growth.vocabulary()
         if not len(tokens.ids):
             raise ValueError(f"none of the {len(texts)} texts holds a word: nothing to fit")
-        matrix, idf = _tf_idf(tokens, len(tokenizer))
-        components = _directions(matrix, self.dim, self.seed)
-        self.tokenizer = tokenizer
-        self._fit = _Fit(tokenizer, Handle(k.LsaState(idf, components)))
-        return self
+        matrix, idf = _tf_idf(tokens, vocabulary.n)
+        state = k.LsaState(idf, _directions(matrix, self.dim, self.seed))
+        fit = _Fit(tokenizer, vocabulary, Handle(state))
+        return [
+            (self, "_fit", fit),
+            (self, "tokenizer", tokenizer),
+            (tokenizer, "_vocabulary", vocabulary),
+        ]
 
     def encode(self, texts: Texts) -> Float32s:
         """The vectors of texts, float32[n, dim], each of length 1.
@@ -125,13 +153,7 @@ class LsaEncoder(Stored):
         fit = self._fit  # kept alive meanwhile
         if fit is None:
             raise ValueError("this LsaEncoder is not fitted: call fit(texts) first")
-        tokens = fit.tokenizer._encode(texts)
-        rank = fit.handle.state.components.shape[1]
-        out = np.zeros((len(texts), self.dim), np.float32)
-        vectors = np.empty((len(texts), rank), np.float32)
-        k.lsa_encode_many(fit.handle.address, tokens.ids, tokens.indptr, vectors)
-        out[:, :rank] = vectors
-        return out
+        return fit.encode(texts, self.dim)
 
     __call__ = encode
 
@@ -175,7 +197,8 @@ class LsaEncoder(Stored):
                 raise CorruptFileError("the vocabulary and the term vectors differ in size")
             if not 1 <= components.shape[1] <= encoder.dim:
                 raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
-            encoder._fit = _Fit(encoder.tokenizer, Handle(k.LsaState(idf, components)))
+            handle = Handle(k.LsaState(idf, components))
+            encoder._fit = _Fit(encoder.tokenizer, encoder.tokenizer._vocabulary, handle)
         return encoder
 
     @staticmethod

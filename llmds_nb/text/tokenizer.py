@@ -1,30 +1,41 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain, pairwise
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from .._core import validation
-from .._core.forking import new_lock
+from .._core.forking import is_held, new_lock
 from .._core.storage import Stored, checking_parts
 from .._core.typing import Int32s, Int64s, PathLike
 from ..primitives.status import ABSENT
 from . import analyzer as a
 from .kernels import tokenize as k
-from .vocabulary import StringTable, TextBuffers, WordCache, offsets
+from .vocabulary import StringTable, TextBuffers, Vocabulary, offsets, vocabulary_of
 
 _SHORT_CHARS = 1 << 10  # of a text that is encoded into memory that is kept
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
 
 
-class TokenBatch(NamedTuple):
-    """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term."""
-
+class _Tokens(NamedTuple):
     ids: Int32s  # int32[n_tokens]
     indptr: Int64s  # int64[n + 1]
+
+
+class TokenBatch(_Tokens):
+    """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term.
+
+    ids int32[n_tokens], indptr int64[n + 1].
+    """
+
+    # That of the tokenizer whose ids these are. It tells an index that has dropped terms since, or
+    # has another tokenizer, what the ids mean; None where a caller has made them: the index's own.
+    table: StringTable | None = None
+
+    def __reduce__(self):
+        return TokenBatch, tuple(self)
 
 
 def joined(parts: list[TokenBatch]) -> TokenBatch:
@@ -41,9 +52,10 @@ def encode_into(tokenizer: "Tokenizer", text: str, buffers: TextBuffers) -> bool
 
     The ids are buffers.tokens[:buffers.token_ptr[1]]. Return False if there are too many.
     """
-    if tokenizer._encode_known(text, buffers):
+    vocabulary = tokenizer._vocabulary
+    if tokenizer._encode_known(text, vocabulary, buffers):
         return True
-    ids = tokenizer._encode_all([text]).ids
+    ids = tokenizer._encode_all([text], vocabulary).ids
     if len(ids) > len(buffers.tokens):
         return False
     buffers.tokens[: len(ids)] = ids
@@ -112,11 +124,11 @@ class Tokenizer(Stored):
         pattern: a.Pattern = a.PATTERN,
     ):
         self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
-        self._table, self._cache = StringTable(), WordCache()
-        self._lock = new_lock()  # of writers
-        self._buffers: list[TextBuffers] = []  # that no thread is using
-        self._is_growing = False
+        self._vocabulary = vocabulary_of(StringTable())
         self._model: str | None = None  # the text of a tokenizer.json
+        self._lock = new_lock()  # of writers, and of those to whom the tokenizer belongs
+        self._growing = new_lock()  # held while the vocabulary grows
+        self._buffers: list[TextBuffers] = []  # that no thread is using
 
     @classmethod
     def from_file(cls, path: PathLike) -> "Tokenizer":
@@ -149,7 +161,9 @@ class Tokenizer(Stored):
         terms = [f"\0unused {i}" for i in range(max(vocabulary.values(), default=-1) + 1)]
         for term, id_ in vocabulary.items():
             terms[id_] = term
-        tokenizer._table.add(terms)
+        table = StringTable()
+        table.add(terms)
+        tokenizer._vocabulary = vocabulary_of(table)
         return tokenizer
 
     @property
@@ -180,22 +194,23 @@ class Tokenizer(Stored):
     @property
     def terms(self) -> list[str]:
         """Every term of the vocabulary, at the position that is its id. A new list."""
-        return self._table.texts(range(len(self._table)))
+        vocabulary = self._vocabulary
+        return vocabulary.table.texts(range(vocabulary.n))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the vocabulary's arrays."""
-        return self._table.nbytes
+        return self._vocabulary.table.nbytes
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._vocabulary.n
 
     def __repr__(self) -> str:
         how = f"stemmer={self.stemmer!r}" if self._model is None else "from a tokenizer.json"
         return f"Tokenizer({len(self):,} terms, {how})"
 
     def __contains__(self, term: object) -> bool:
-        return isinstance(term, str) and bool(self._table.find([term])[0] != ABSENT)
+        return isinstance(term, str) and bool(self._vocabulary.find([term])[0] >= 0)
 
     def fit(self, texts: a.Texts) -> "Tokenizer":
         """Add every term of `texts` to the vocabulary, or none if it fails; return self.
@@ -203,9 +218,14 @@ class Tokenizer(Stored):
         About a million characters are held at a time. Raises TypeError for a text that is no str.
         """
         stream, _ = validation.text_stream(texts)
-        with self._growing():
-            for _ in self._grown(stream):
-                pass
+        with self._lock:
+            self._check_not_growing()
+            with self._growing:
+                growth = Growth(self)
+                for _ in growth.batches(stream):
+                    pass
+                vocabulary = growth.vocabulary()
+            self._vocabulary = vocabulary
         return self
 
     def encode(self, texts: a.Texts) -> TokenBatch:
@@ -214,7 +234,10 @@ class Tokenizer(Stored):
         One text counts as a list of one. O(characters). Raises TypeError for a text that is no str,
         and ValueError where the tokenizer was loaded and lacks a callable, see `supply`.
         """
-        return self._encode(validation.texts(texts))
+        vocabulary = self._vocabulary
+        batch = self._encode(validation.texts(texts), vocabulary)
+        batch.table = vocabulary.table
+        return batch
 
     @overload
     def count_tokens(self, text: str) -> int: ...  # type: ignore[overload-overlap]
@@ -232,56 +255,43 @@ class Tokenizer(Stored):
         counts = np.diff(joined(parts).indptr)
         return int(counts[0]) if isinstance(text, str) else counts
 
-    # `_growing`, `_grown`, `_find_term` and `_encode` are also for what owns a tokenizer.
+    # What follows, down to `_encode`, is also for those to whom a tokenizer belongs.
 
-    @contextmanager
-    def _growing(self) -> Iterator[None]:
-        """Let the vocabulary grow: a block that fails has added nothing. Other writers wait.
+    def _check_not_growing(self) -> None:
+        """Refuse to write to the vocabulary within a write: texts may come from a caller's code."""
+        if is_held(self._growing):
+            raise RuntimeError("the vocabulary cannot grow while texts are being added to it")
 
-        Texts may come from the caller's own code: if that writes to this tokenizer, it is refused.
-        """
-        with self._lock:
-            if self._is_growing:
-                raise RuntimeError("the vocabulary cannot grow while texts are being added to it")
-            self._is_growing = True
-            before = len(self._table)
-            try:
-                yield
-            except BaseException:
-                self._table.truncate(before)
-                raise
-            finally:
-                self._cache = WordCache()  # another one, since readers may be using the old one
-                self._is_growing = False
-
-    def _grown(self, texts) -> Iterator[TokenBatch]:
-        """Yield the tokens of some texts at a time, adding unknown terms; within `_growing`."""
-        return self._batches(texts, self._table.add)
+    def _with_vocabulary(self, vocabulary: Vocabulary) -> "Tokenizer":
+        """One that splits alike, for the same owner, with a vocabulary of its own."""
+        other = object.__new__(Tokenizer)
+        vars(other).update(vars(self), _vocabulary=vocabulary)
+        return other
 
     def _find_term(self, term) -> int:
         """The id of `term`, as it is or as the one term that it is analyzed to; or ABSENT."""
         if not isinstance(term, str):
             raise TypeError(f"term must be a str, not {type(term).__name__}")
-        id_ = int(self._table.find([term])[0])
+        id_ = int(self._vocabulary.find([term])[0])
         if id_ == ABSENT and not self._analyzer.missing:
-            ids = self._encode([term]).ids
+            ids = self._encode([term], self._vocabulary).ids
             id_ = int(ids[0]) if len(ids) == 1 else ABSENT
         return id_
 
-    def _encode(self, texts) -> TokenBatch:
-        """`encode` of a checked list."""
+    def _encode(self, texts, vocabulary) -> TokenBatch:
+        """`encode` of a checked list by a vocabulary, the present one or that of a while ago."""
         if len(texts) != 1:
-            return self._encode_all(texts)
+            return self._encode_all(texts, vocabulary)
         try:
             buffers = self._buffers.pop()
         except IndexError:
             buffers = TextBuffers(_SHORT_CHARS)
-        known = self._encode_known(texts[0], buffers)
+        known = self._encode_known(texts[0], vocabulary, buffers)
         ids, indptr = buffers.tokens[: buffers.token_ptr[1]].copy(), buffers.token_ptr.copy()
         self._buffers.append(buffers)
-        return TokenBatch(ids, indptr) if known else self._encode_all(texts)
+        return TokenBatch(ids, indptr) if known else self._encode_all(texts, vocabulary)
 
-    def _encode_known(self, text, buffers) -> bool:
+    def _encode_known(self, text, vocabulary, buffers) -> bool:
         """Encode an ASCII text that fits into buffers, if the cache has its words."""
         analyzer = self._analyzer
         n, shortest = len(text), analyzer.shortest
@@ -290,38 +300,39 @@ class Tokenizer(Stored):
         analyzer.check_complete()
         buffers.text[:n] = text.encode().translate(analyzer.fold)
         buffers.text_ptr[1] = n
-        return self._cache.encode_one(buffers, shortest)
+        return vocabulary.cache.encode_one(buffers, shortest)
 
-    def _encode_all(self, texts) -> TokenBatch:
+    def _encode_all(self, texts, vocabulary) -> TokenBatch:
         """`_encode` by the word cache, which learns new words; ASCII texts in one kernel call."""
         analyzer = self._analyzer
         analyzer.check_complete()
         together = texts[0] if len(texts) == 1 else "".join(texts)
         if len(together) > _CHUNK_CHARS:
-            return joined(list(self._batches(texts, self._table.find)))
-        cache = self._cache  # the same for all texts, whatever is added meanwhile
+            return joined(list(self._batches(texts, vocabulary.find)))
+        cache = vocabulary.cache
+
+        def look_up(words):
+            return vocabulary.find(analyzer.terms(words))
+
         if analyzer.shortest is None:
-            lists = [cache.find(analyzer.words(text), self._look_up) for text in texts]
+            lists = [cache.find(analyzer.words(text), look_up) for text in texts]
         elif together.isascii():
-            return self._encode_ascii(cache, together, texts)
+            return self._encode_ascii(cache, together, texts, look_up)
         else:
             plain = [text for text in texts if text.isascii()]
-            ids, indptr = self._encode_ascii(cache, "".join(plain), plain)
+            ids, indptr = self._encode_ascii(cache, "".join(plain), plain, look_up)
             by_kernel = (ids[start:stop].tolist() for start, stop in pairwise(indptr.tolist()))
             lists = [
-                next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), self._look_up)
+                next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), look_up)
                 for t in texts
             ]
         ids = np.array(list(chain.from_iterable(lists)), np.int32)
         return TokenBatch(ids, offsets(list(map(len, lists))))
 
-    def _encode_ascii(self, cache, together, texts) -> TokenBatch:
+    def _encode_ascii(self, cache, together, texts, look_up) -> TokenBatch:
         data = np.frombuffer(self._analyzer.folded(together), np.uint8)
         text_ptr = offsets(list(map(len, texts)))
-        return TokenBatch(*cache.encode(data, text_ptr, self._analyzer.shortest, self._look_up))
-
-    def _look_up(self, words):
-        return self._table.find(self._analyzer.terms(words))
+        return TokenBatch(*cache.encode(data, text_ptr, self._analyzer.shortest, look_up))
 
     def _batches(self, texts, ids_of) -> Iterator[TokenBatch]:
         """Yield the tokens of some texts at a time; `ids_of` gives the ids of terms or ""."""
@@ -339,7 +350,8 @@ class Tokenizer(Stored):
         header = {name: None if name in callables else v for name, v in settings.items()}
         header |= {"lowercase": self.lowercase, "stopwords": sorted(self.stopwords)}
         header["callables"] = callables
-        arrays = self._table.arrays()
+        vocabulary = self._vocabulary
+        arrays = vocabulary.table.arrays(vocabulary.n)
         if self._model is not None:
             arrays["model"] = np.frombuffer(self._model.encode(), np.uint8)
         return arrays, header
@@ -364,16 +376,43 @@ class Tokenizer(Stored):
         pattern = a.PATTERN if header["pattern"] is None else header["pattern"]
         tokenizer = cls(**settings, pattern=pattern)
         tokenizer._analyzer.missing = tuple(header["callables"])
-        tokenizer._table = StringTable.from_arrays(arrays)
+        tokenizer._vocabulary = vocabulary_of(StringTable.from_arrays(arrays))
         return tokenizer
 
     def check(self) -> None:
         """Assert the invariants of the vocabulary's table (`kernels.tokenize`)."""
-        self._table.check()
+        vocabulary = self._vocabulary
+        vocabulary.table.check()
+        assert vocabulary.n <= len(vocabulary.table)
 
     @staticmethod
     def _warmup() -> None:
         texts = ["warm up the kernels " * 60, "warm \u00fcp"]
         tokenizer = Tokenizer().fit(texts)
         tokenizer.encode(texts)
-        StringTable.from_arrays(tokenizer._table.arrays())
+        Tokenizer._from_state(*tokenizer._state())
+
+
+class Growth:
+    """Texts whose new terms are added to a vocabulary aside, not visible until published.
+
+    The caller holds the tokenizer's `_lock` until then, and `_growing` while texts are read.
+    `earlier` are changes of the same write that are to be published together with those of this.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, earlier: Iterable[tuple[Any, str, Any]] = ()):
+        self._tokenizer = tokenizer
+        self._before = tokenizer._vocabulary
+        for owner, name, value in earlier:
+            if owner is tokenizer and name == "_vocabulary":
+                self._before = value
+        self.table = self._before.table
+        self.table.truncate(self._before.n)  # what a call that failed has left
+
+    def batches(self, texts: Iterable[str]) -> Iterator[TokenBatch]:
+        """Yield the tokens of some texts at a time; no term is unknown."""
+        return self._tokenizer._batches(texts, self.table.add)
+
+    def vocabulary(self) -> Vocabulary:
+        """What it has grown to."""
+        return self._before if len(self.table) == self._before.n else vocabulary_of(self.table)

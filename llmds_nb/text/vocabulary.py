@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from .._core.arrays import address_of
 from .._core.forking import new_lock
 from .._core.jit import EntryPoints
 from .._core.state import Handle
-from .._core.typing import Int32s, Int64s, UInt8s
+from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .kernels import tokenize as k
@@ -24,16 +24,18 @@ _MISSING = 64  # unknown words of a batch that are collected in one pass
 
 
 class StringTable:
-    """Distinct strings by number, as UTF-8, a lone surrogate as its three bytes. Thread-safe."""
+    """Distinct strings by number, as UTF-8, a lone surrogate as its three bytes.
+
+    Any number of threads may read beside one that writes: a string never changes, and only the
+    kernels, which keep the GIL, change what they can read.
+    """
 
     def __init__(self):
         blob, ptr = np.zeros(_FIRST_BYTES, np.uint8), np.zeros(_FIRST_STRINGS + 1, np.int64)
         self._handle = Handle(_indexed(blob, ptr, 0, _FIRST_STRINGS))
-        self._n = 0
-        self._lock = new_lock()
 
     def __len__(self) -> int:
-        return self._n
+        return int(self.state.count[0])
 
     @property
     def state(self):
@@ -54,8 +56,8 @@ class StringTable:
         """The number of each string, int32[n]: ABSENT if unknown, DROPPED for ""."""
         data, data_ptr = _packed(strings)
         out = np.empty(len(strings), np.int32)
-        with self._lock:
-            k.strings_number_many(self._handle.address, ABSENT, data, data_ptr, out)
+        handle = self._handle  # kept alive meanwhile
+        k.strings_number_many(handle.address, False, data, data_ptr, out)
         if "" in strings:
             out[np.diff(data_ptr) == 0] = k.DROPPED
         return out
@@ -67,43 +69,50 @@ class StringTable:
         places = [place for place, string in enumerate(strings) if string]
         data, data_ptr = _packed([strings[place] for place in places])
         found = np.empty(len(places), np.int32)
-        with self._lock:
-            self.reserve(len(places), int(data_ptr[-1]))
-            self._n = k.strings_number_many(self._handle.address, self._n, data, data_ptr, found)
+        self.reserve(len(places), int(data_ptr[-1]))
+        k.strings_number_many(self._handle.address, True, data, data_ptr, found)
         out[places] = found
         return out
 
     def reserve(self, n_strings: int, n_bytes: int) -> None:
         """Grow now, so that `add` of so many strings and bytes replaces no array."""
-        with self._lock:
-            n, (blob, ptr, hashes, slots) = self._n, self.state
-            used = int(ptr[n])
-            if n + n_strings > validation.INT32_MAX:
-                raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
-            if used + n_bytes > len(blob):
-                blob = _enlarged(blob, used, used + n_bytes)
-                self._handle.replace(k.StringTableState(blob, ptr, hashes, slots))
-            if n + n_strings >= len(ptr):
-                ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
-                self._handle.replace(_indexed(blob, ptr, n, len(ptr) - 1))
+        n, (blob, ptr, hashes, slots, count) = len(self), self.state
+        used = int(ptr[n])
+        if n + n_strings > validation.INT32_MAX:
+            raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
+        new_blob, new_ptr = blob, ptr
+        if used + n_bytes > len(blob):
+            new_blob = _enlarged(blob, used, used + n_bytes)
+        if n + n_strings >= len(ptr):
+            new_ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
+            self._handle = Handle(_indexed(new_blob, new_ptr, n, len(new_ptr) - 1))
+        elif new_blob is not blob:
+            self._handle = Handle(k.StringTableState(new_blob, ptr, hashes, slots, count))
 
     def truncate(self, n: int) -> None:
-        """Remove every string from number n on. O(bytes of the others)."""
-        with self._lock:
-            blob, ptr, hashes, _ = self.state
-            self._n = n
-            self._handle.replace(_indexed(blob, ptr, n, len(hashes)))
+        """Remove every string from number n on, if any. O(bytes of the others)."""
+        if len(self) > n:
+            state = self.state
+            self._handle = Handle(_indexed(state.blob, state.ptr, n, len(state.hashes)))
 
     def texts(self, numbers: Iterable[int]) -> list[str]:
         """The strings of these numbers."""
-        blob, ptr, _, _ = self.state
+        state = self.state
+        blob, ptr = state.blob, state.ptr
         spans = (blob[ptr[i] : ptr[i + 1]] for i in numbers)
         return [span.tobytes().decode("utf-8", "surrogatepass") for span in spans]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays to store in a file; the hash table is rebuilt on opening."""
-        blob, ptr = self.first(self._n)
-        return {"blob": blob[: ptr[-1]], "ptr": ptr}
+    def arrays(self, n: int, kept: Bools | None = None) -> dict[str, np.ndarray]:
+        """The first n strings, or those of them that are kept by bool[n], as `from_arrays` takes.
+
+        The hash table is built anew from these.
+        """
+        blob, ptr = self.first(n)
+        blob = blob[: ptr[-1]]
+        if kept is not None:
+            lengths = np.diff(ptr)
+            blob, ptr = blob[np.repeat(kept, lengths)], offsets(lengths[kept])
+        return {"blob": blob, "ptr": ptr}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "StringTable":
@@ -113,13 +122,12 @@ class StringTable:
             raise CorruptFileError("the vocabulary has arrays of the wrong kind")
         validation.indptr(ptr, len(blob))
         table = cls()
-        table._n = len(ptr) - 1
-        table._handle.replace(_indexed(blob, ptr, table._n, table._n))
+        table._handle = Handle(_indexed(blob, ptr, len(ptr) - 1, len(ptr) - 1))
         return table
 
     def check(self) -> None:
         """Assert the invariants of `kernels.tokenize`. O(bytes)."""
-        n, (_, ptr, _, slots) = self._n, self.state
+        n, (_, ptr, _, slots, _) = len(self), self.state
         assert ptr[0] == 0
         assert (np.diff(ptr[: n + 1]) > 0).all(), "an empty string has a number"
         assert 2 * n <= len(slots) and len(slots) & (len(slots) - 1) == 0
@@ -133,10 +141,10 @@ def _indexed(blob, ptr, n, capacity):
     """The state of n strings with space for `capacity` of them, its hash table built anew."""
     hashes = np.empty(capacity, np.uint64)
     slots = np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
-    state = k.StringTableState(blob, ptr, hashes, slots)
+    state = k.StringTableState(blob, ptr, hashes, slots, np.array([n], np.int64))
     if n:
         handle = Handle(state)  # kept alive during the call
-        k.strings_rebuild(handle.address, n)
+        k.strings_rebuild(handle.address)
     return state
 
 
@@ -197,7 +205,7 @@ class WordCache:
         self._handle = (
             _EMPTY  # shared until the first word: each change of a vocabulary makes a new cache
         )
-        self._lock = new_lock()
+        self._lock = new_lock()  # of `_learn`
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:
         """The ids of words that Python has split, without those that are dropped."""
@@ -220,12 +228,11 @@ class WordCache:
         out_ptr = np.empty(text_ptr.size, np.int64)
         missing = np.empty((_MISSING, 2), np.int64)
         while True:
-            with self._lock:
-                n_missing = _entries.encode(
-                    self._handle.address, address_of(data), address_of(text_ptr), len(out_ptr) - 1,
-                    shortest, address_of(out), address_of(out_ptr), address_of(missing),
-                    len(missing),
-                )  # fmt: skip
+            handle = self._handle  # kept alive meanwhile
+            n_missing = _entries.encode(
+                handle.address, address_of(data), address_of(text_ptr), len(out_ptr) - 1, shortest,
+                address_of(out), address_of(out_ptr), address_of(missing), len(missing),
+            )  # fmt: skip
             if n_missing == 0:
                 return out[: out_ptr[-1]], out_ptr
             if n_missing > len(missing):
@@ -235,31 +242,48 @@ class WordCache:
             self._learn(list({bytes(data[start:stop]): None for start, stop in spans}), look_up)
 
     def encode_one(self, buffers: TextBuffers, shortest: int) -> bool:
-        """Encode the text in `buffers` into its tokens, if all words are known; return whether.
-
-        Takes no lock: the kernel keeps the GIL, and `_learn` keeps what it reads consistent.
-        """
+        """Encode the text in `buffers` into its tokens, if all words are known; return whether."""
         handle, b = self._handle, buffers  # kept alive meanwhile
         return not _entries.encode(
             handle.address, b.text_at, b.text_ptr_at, 1, shortest, b.tokens_at, b.token_ptr_at, 0, 0
         )
 
     def _learn(self, new, look_up):
+        """Add words to the cache. Readers take no lock: the kernels that they call keep the GIL."""
         words = [word.decode() for word in new]
         ids = look_up(words)
         with self._lock:
-            known = self._handle.state.term_ids
-            if self._table is None or len(self._table) > _MAX_WORDS:
-                self._table, known = StringTable(), known[:0]
+            table, known = self._table, self._handle.state.term_ids
+            if table is None or len(table) > _MAX_WORDS:
+                table, known = StringTable(), known[:0]
             # First the arrays of the cache are replaced, all at once, by some that suffice; only
             # then words are added in place. A word without an id is UNSET.
-            self._table.reserve(len(words), sum(map(len, new)))
-            capacity = len(self._table.state.hashes)
+            table.reserve(len(words), sum(map(len, new)))
+            capacity = len(table.state.hashes)
             if len(known) < capacity:
                 known = np.concatenate([known, np.full(capacity - len(known), k.UNSET, np.int32)])
-            state = k.WordCacheState(self._table.state, known)
-            if self._handle is _EMPTY:
-                self._handle = Handle(state)
-            else:
-                self._handle.replace(state)
-            known[self._table.add(words)] = ids
+            handle = Handle(k.WordCacheState(table.state, known))
+            self._table, self._handle = table, handle
+            known[table.add(words)] = ids
+
+
+class Vocabulary(NamedTuple):
+    """The first n terms of a table, and the words looked up among them. Never changed, replaced.
+
+    The table may hold more: those are being added, or are left of a call that failed.
+    """
+
+    table: StringTable
+    n: int
+    cache: WordCache
+
+    def find(self, terms: list[str]) -> Int32s:
+        """The id of each term, int32[n]: ABSENT if unknown, DROPPED for ""."""
+        ids = self.table.find(terms)
+        ids[ids >= self.n] = ABSENT
+        return ids
+
+
+def vocabulary_of(table: StringTable) -> Vocabulary:
+    """The vocabulary of all strings of a table."""
+    return Vocabulary(table, len(table), WordCache())

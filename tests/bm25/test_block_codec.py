@@ -40,7 +40,7 @@ def decode(data, end, n_docs, docs, tfs):
 def some_segment():
     index = InvertedIndex()
     index.add(0, "word")
-    return index._snapshot.segments[0]
+    return index._contents.snapshot.segments[0]
 
 
 def encoded(docs, tfs, n_docs):

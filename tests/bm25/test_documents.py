@@ -53,9 +53,9 @@ def test_default_ids_take_no_memory_and_removals_none_before_the_first():
     index = InvertedIndex()
     for n in (5, 3, 4):
         index.add(None, ["red fox"] * n)
-    assert [len(s.ids) for s in index._snapshot.segments] == [1, 1, 1]
+    assert [len(s.ids) for s in index._contents.snapshot.segments] == [1, 1, 1]
     index.compact()
-    (segment,) = index._snapshot.segments
+    (segment,) = index._contents.snapshot.segments
     assert segment.ids.tolist() == [0] and len(segment.dead) == 0 and len(segment.classes) == 12
     before = index.nbytes
     index.remove([3, 11])
@@ -64,7 +64,7 @@ def test_default_ids_take_no_memory_and_removals_none_before_the_first():
     assert index.search("fox", 12).ids.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, -1, -1]
     assert index.postings("red").ids.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
     index.compact()
-    assert len(index._snapshot.segments[0].ids) == 10
+    assert len(index._contents.snapshot.segments[0].ids) == 10
     index.check()
 
 
@@ -92,7 +92,7 @@ def test_more_lengths_than_length_classes(monkeypatch, tmp_path):
     index.save(tmp_path / "index")
     for one in (index, InvertedIndex.load(tmp_path / "index")):
         one.check()
-        assert sum(s.long_docs.shape[1] for s in one._snapshot.segments) > 200
+        assert sum(s.long_docs.shape[1] for s in one._contents.snapshot.segments) > 200
         assert one.stats().n_tokens == usual.stats().n_tokens
         for k in (3, 40):
             got, same = one.search(words, k), usual.search(words, k)

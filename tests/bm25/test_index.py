@@ -1,5 +1,6 @@
 """InvertedIndex: scores, ties, filters, adds and removes, hard texts, threads."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -130,8 +131,27 @@ def test_queries_may_come_as_term_ids():
     assert index.search(index.tokenizer.encode("sea"), 2).ids.shape == (1, 2)
     assert index.search(index.tokenizer.encode([]), 2).ids.shape == (0, 2)
     with pytest.raises(ValueError, match=r"queries\.ids"):
-        InvertedIndex().search(tokens)
-    assert len(index.tokenizer) == len(set(index.tokenizer.terms))
+        InvertedIndex().search(TokenBatch(*tokens), 1)
+    assert (InvertedIndex().search(tokens, 1).ids == -1).all()
+
+
+def test_the_ids_of_another_tokenizer_mean_its_terms():
+    other = Tokenizer().fit("sea cat unknown fox red quick")
+    index = InvertedIndex()
+    index.add(range(len(TEXTS)), TEXTS)
+    queries = ["red fox", "", "sea unknown sea", "nowhere quick"]
+    a, b = index.search(other.encode(queries), 4), index.search(queries, 4)
+    assert (a.ids == b.ids).all() and (a.scores == b.scores).all()
+    index.remove(range(2))
+    before = index.tokenizer.encode(queries)
+    index.compact()
+    assert index.tokenizer.encode(queries).ids.tolist() != before.ids.tolist()
+    a, b = index.search(before, 4), index.search(queries, 4)
+    assert (a.ids == b.ids).all() and (a.scores == b.scores).all()
+    copied = pickle.loads(pickle.dumps(before))
+    assert copied.ids.tolist() == before.ids.tolist() and copied.table is None
+    with pytest.raises(ValueError, match=r"queries\.indptr"):
+        index.search(before._replace(indptr=[0]), 4)
 
 
 def test_threads_give_the_same_answer():

@@ -46,7 +46,7 @@ def set_strategy(index, monkeypatch, scan_docs, lookup_cost):
     monkeypatch.setattr(kernels, "LOOKUP_COST", lookup_cost)
     index.k1 = index.k1  # what searches share is prepared anew
     index.search("w00", 1)
-    prepared = index._prepared.state.state
+    prepared = index._contents.prepared.state.state
     assert (prepared.scan_docs, prepared.lookup_cost) == (scan_docs, lookup_cost)
 
 

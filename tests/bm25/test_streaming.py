@@ -32,7 +32,7 @@ def small_parts(monkeypatch):
 
 def lists_of(index):
     """{term: bytes of its list}, and the documents: the same for any order of terms."""
-    (segment,) = index._snapshot.segments
+    (segment,) = index._contents.snapshot.segments
     terms, data = index.tokenizer.terms, segment.data.tobytes()
     spans = zip(segment.terms, segment.starts[:-1], segment.starts[1:], strict=True)
     lists = {terms[t]: data[start:end] for t, start, end in spans}
@@ -45,7 +45,7 @@ def assert_same(one, two):
     for query in ("aa", "bb cc dd aa", "\u00e9t\u00e9 gg"):
         a, b = one.search(query, 50), two.search(query, 50)
         assert (a.ids == b.ids).all() and (a.scores == b.scores).all()
-    assert one.stats() == two.stats() and one._next_id == two._next_id
+    assert one.stats() == two.stats() and one._contents.next_id == two._contents.next_id
     if len(one):
         one.compact()
         two.compact()
@@ -190,7 +190,7 @@ def failing():
 def state(index):
     arrays, header = index._state()
     kept = {name: array.tolist() for name, array in arrays.items()}
-    return header, kept, index._snapshot, len(index), index.tokenizer.terms
+    return header, kept, index._contents.snapshot, len(index), index.tokenizer.terms
 
 
 @pytest.mark.parametrize("name", failing())

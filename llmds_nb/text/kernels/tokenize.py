@@ -1,9 +1,9 @@
 """Splitting ASCII text into words, and the hash table of strings that numbers words and terms.
 
-A string table numbers strings in the order of arrival, and a number never changes. The first n are
-in use: they are distinct and none is empty; ptr[0] = 0; every slot between a string's home
-`hashes[i] & (C - 1)` and the slot that holds i (cyclically) is taken; 2 * n <= C. The owner grows
-the arrays before it adds.
+A string table numbers strings in the order of arrival, and a number never changes. The first
+n = count[0] are in use: they are distinct and none is empty; ptr[0] = 0; every slot between a
+string's home `hashes[i] & (C - 1)` and the slot that holds i (cyclically) is taken; 2 * n <= C. The
+owner grows the arrays before it adds.
 
 Text to split is `data uint8[n]` in which every byte that belongs to no word is 0; text i is
 data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
@@ -32,6 +32,7 @@ class StringTableState(State):
     ptr = array(np.int64, ANY)  # [S + 1]: string i is blob[ptr[i]:ptr[i + 1]]
     hashes = array(np.uint64, ANY)  # [S]: its hash_bytes
     slots = array(np.int32, ANY)  # [C], a power of two: from hash to i, ABSENT where empty
+    count = array(np.int64, 1)  # how many strings there are
 
 
 class WordCacheState(State):
@@ -68,9 +69,10 @@ def _slots_fill(hashes, n, slots):
 
 
 @kernel(borrow=True)
-def strings_rebuild(handle, n):
-    """Hash the first n strings and fill `slots`, all ABSENT before. O(n + bytes)."""
+def strings_rebuild(handle):
+    """Hash the strings and fill `slots`, all ABSENT before. O(n + bytes)."""
     s = _strings_at(handle)
+    n = s.count[0]
     for i in range(n):
         s.hashes[i] = hash_bytes(s.blob, s.ptr[i], s.ptr[i + 1], _SEED)
     _slots_fill(s.hashes, n, s.slots)
@@ -94,18 +96,18 @@ def _strings_slot(s, data, start, stop, hash_):
 
 
 @kernel(borrow=True)
-def strings_number_many(handle, n, data, data_ptr, out):
+def strings_number_many(handle, add, data, data_ptr, out):
     """out[j] = the number of string j of `data`. O(bytes) expected.
 
-    Unknown strings are added to the n that there are, and the new n is returned; or they get
-    ABSENT, if n is ABSENT.
+    Unknown strings are added if `add`, and otherwise get ABSENT.
     """
     s = _strings_at(handle)
+    n = s.count[0]
     for j in range(out.size):
         start, stop = data_ptr[j], data_ptr[j + 1]
         hash_ = hash_bytes(data, start, stop, _SEED)
         slot = _strings_slot(s, data, start, stop, hash_)
-        if s.slots[slot] == ABSENT and n != ABSENT:
+        if add and s.slots[slot] == ABSENT:
             begin = s.ptr[n]
             for i in range(stop - start):
                 s.blob[begin + i] = data[start + i]
@@ -114,7 +116,7 @@ def strings_number_many(handle, n, data, data_ptr, out):
             s.slots[slot] = n
             n += 1
         out[j] = s.slots[slot]
-    return n
+    s.count[0] = n
 
 
 @kernel(noinline=True)
