@@ -1,8 +1,6 @@
 """`python -m llmds_nb`: the command line of `llmds_nb.tools.main`."""
 
-import sys
-
-from .tools.main import main
+from .tools.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -13,3 +13,7 @@ class CapacityError(LlmdsError):
 
 class CorruptFileError(LlmdsError, ValueError):
     """A file was refused: not ours, truncated, altered, or of a format version we do not read."""
+
+
+class JitDisabledError(LlmdsError, ImportError):
+    """Numba is told not to compile, by NUMBA_DISABLE_JIT=1: the kernels do not run as Python."""

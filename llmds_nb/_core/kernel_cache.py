@@ -37,7 +37,14 @@ from typing import Any
 import numba
 from numba.core import config, event, sigutils
 
+from ..errors import JitDisabledError
 from . import numba_startup, prebuilt
+
+if getattr(config, "DISABLE_JIT", 0):  # asked here, since no compiled code depends on this file
+    raise JitDisabledError(
+        "llmds_nb needs Numba's compiler: kernels read memory by address, which Python cannot. "
+        "Unset NUMBA_DISABLE_JIT (or set numba.config.DISABLE_JIT = 0 before the first import)"
+    )
 
 logger = logging.getLogger(__name__)
 

@@ -81,4 +81,4 @@ def output_file(text: str) -> Path:
 _WRITTEN = "write every figure to FILE"
 JSON: dict[str, Any] = {"type": output_file, "metavar": "FILE", "help": _WRITTEN}
 SEED: dict[str, Any] = {"type": natural, "default": 0, "metavar": "N", "help": "default 0"}
-STRICT: dict[str, Any] = {"action": "store_true", "help": "refuse broken .jsonl lines"}
+STRICT: dict[str, Any] = {"action": "store_true", "help": "refuse what would be skipped"}

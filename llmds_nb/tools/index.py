@@ -75,11 +75,15 @@ def build(
 
 
 def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> None:
-    """Name the first skipped lines and count them all."""
-    for problem in corpus.skipped[:shown]:
-        progress.say(f"skipped: {problem}")
+    """Name the first things that were skipped or read with a note, and count all of each."""
+    for kind, problems in (("note", corpus.notes), ("skipped", corpus.skipped)):
+        for problem in problems[:shown]:
+            progress.say(f"{kind}: {problem}")
+    if corpus.notes:
+        progress.say(f"{len(corpus.notes):,} texts were not UTF-8 (--strict refuses them)")
     if corpus.skipped:
-        progress.say(f"{len(corpus.skipped):,} broken lines skipped (--strict refuses them)")
+        n = len(corpus.skipped)
+        progress.say(f"{n:,} files or lines skipped (--strict refuses them)")
 
 
 def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], bool]:
@@ -95,6 +99,7 @@ def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], b
     with bad_input(path, ValueError):  # CorruptFileError too
         pipeline = RetrievalPipeline.load(path, mmap=True)
     by_words = pipeline.encoder is None
+    k = min(k, max(1, len(pipeline)))  # no more places than there are documents
     hits = (pipeline.sparse if by_words else pipeline).search(query, k)
     found = [(int(i), float(s)) for i, s in zip(hits.ids, hits.scores, strict=True) if i >= 0]
     answers = []

@@ -5,22 +5,43 @@ Exit codes: 0 done; 1 a check of the demo or a claim failed; 2 bad input, with o
 """
 
 import argparse
+import atexit
 import json
+import math
+import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from .. import __version__
-from . import arguments as a
+from .. import LlmdsError, __version__
+from . import arguments as a, streams
 from .errors import BadInput, bad_input
 from .progress import Progress
 from .replay.arguments import add_arguments, options_of, sweep_axes
+
+_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):  # argparse would print the usage above it
         raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def command() -> NoReturn:
+    """Run the command of this process and end it.
+
+    After Ctrl-C at once: the end of the interpreter would wait for threads that compile kernels.
+    """
+    code = main()
+    if code == _INTERRUPTED:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        atexit._run_exitfuncs()  # frees the semaphores of process pools
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,19 +50,27 @@ def main(argv: list[str] | None = None) -> int:
         # LSA's matrices are small: one BLAS thread takes 3 s for those of the demo, but two take
         # more than 40 s when one of them waits for a core on which kernels compile.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    streams.prepare()
     try:
-        arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
-    except BadInput as error:
-        line = " ".join(str(error).split())
-        print(f"llmds-nb: {line}", file=sys.stderr)
+        try:
+            arguments = _parser().parse_args(argv)
+            return arguments.run(arguments)
+        finally:
+            streams.flush(sys.stdout)
+    except (BadInput, LlmdsError) as error:
+        _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print("llmds-nb: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _complain("interrupted")
+        return _INTERRUPTED
+
+
+def _say(text):
+    streams.write(sys.stdout, text)
+
+
+def _complain(line):
+    streams.write(sys.stderr, f"llmds-nb: {line}")
 
 
 def _parser():
@@ -53,12 +82,12 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"llmds-nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, run, text, description=None):
+    def add_command(name, run, text, description=None):
         made = commands.add_parser(name, help=text, description=description)
         made.set_defaults(run=run)
         return made.add_argument
 
-    add = command("demo", _demo, "serve a RAG workload on real text and judge the result")
+    add = add_command("demo", _demo, "serve a RAG workload on real text and judge the result")
     docstrings = "the docstrings of the installed standard library, numpy and scipy"
     formats = "folder of .txt/.md/.rst files, or .jsonl"
     add("--corpus", metavar="PATH", help=f"{formats} with id and text; default: {docstrings}")
@@ -72,12 +101,12 @@ def _parser():
     add("--plot", type=a.output_file, metavar="FILE.png", help=drawn)
     add("--quick", action="store_true", help="an eighth of the docstrings and 300 requests")
 
-    add = command("index", _index, "build a hybrid index of texts and save it")
+    add = add_command("index", _index, "build a hybrid index of texts and save it")
     add("path", metavar="PATH", help=formats)
     add("--out", type=a.output_file, required=True, metavar="FILE")
     add("--strict", **a.STRICT)
 
-    add = command("search", _search, "ask a saved index")
+    add = add_command("search", _search, "ask a saved index")
     add("file", metavar="FILE", help="what `index` wrote")
     add("query", metavar="QUERY")
     add("-k", type=a.positive, default=10, help="number of answers, default 10")
@@ -85,9 +114,9 @@ def _parser():
 
     traces = "Mooncake JSONL, Azure LLM inference CSV, or the JSONL of `workload`, gzipped or not"
     over = "replay a request trace over the real structures, on a virtual clock"
-    add_arguments(command("replay", _replay, over, f"Traces: {traces}."))
+    add_arguments(add_command("replay", _replay, over, f"Traces: {traces}."))
 
-    add = command(
+    add = add_command(
         "workload", _workload, "write a seeded workload of conversations as JSONL, to replay"
     )
     add("--out", type=a.output_file, required=True, metavar="FILE.jsonl")
@@ -107,21 +136,21 @@ def _parser():
         add(f"--{name}", type=kind, default=default, metavar="N", help=text)
 
     text = "measure here and now what the design promises; exit code 1 if one fails"
-    add = command("claims", _claims, text)
+    add = add_command("claims", _claims, text)
     add("--seed", **a.SEED)
     add("--quick", action="store_true", help="sizes divided by 10: a look, not the claims")
     add("--json", **a.JSON)
     text = "write a report with figures (needs llmds_nb[report])"
     add("--report", type=a.output_file, metavar="FILE.md|.html|.docx", help=text)
 
-    add = command("warmup", _warmup, "compile all kernels into the disk cache")
+    add = add_command("warmup", _warmup, "compile all kernels into the disk cache")
     add("structures", nargs="*", metavar="STRUCTURE", help="default: all")
     text = "processes at a time, default as many as there are cores"
     add("--jobs", type=a.positive, metavar="N", help=text)
     text = "compile for this very CPU, even if the installation brought kernels that fit it"
     add("--native", action="store_true", help=text)
 
-    add = command("info", _info, "versions, kernel cache, what a saved file is")
+    add = add_command("info", _info, "versions, kernel cache, what a saved file is")
     add("file", nargs="?", metavar="FILE")
     return parser
 
@@ -139,7 +168,7 @@ def _demo(arguments):
     _write_json(arguments.json, result)
     if arguments.plot:
         plots.draw(result, arguments.plot)
-    print(report.table(result))
+    _say(report.table(result))
     failed = [check for check in result["checks"] if not check["passed"]]
     return _exit_code("check", [f"{check['name']}: {check['detail']}" for check in failed])
 
@@ -152,25 +181,26 @@ def _replay(arguments):
     if arguments.plot:
         plots.require_matplotlib()
     progress, options = Progress(sys.stderr), options_of(arguments)
-    path, limit = arguments.trace, arguments.limit
+    reading = {"limit": arguments.limit, "block_size": arguments.block_size}
+    read = partial(traces.read, arguments.trace, **reading)
     if axes:
-        result = sweep.run(path, limit, options, axes, arguments.jobs, progress)
+        result = sweep.run(read, options, axes, arguments.jobs, progress)
     else:
         with progress.stage("read"):
-            trace = traces.read(path, limit=limit)
+            trace = read()
         with progress.stage("replay", len(trace), "requests") as done:
             result = replay.run(trace, options, done)
-        result["conditions"]["trace"] = Path(path).name
         if arguments.plot:
             result["curve"] = capacity.around(trace, options, progress)
+    result["conditions"]["trace"] = Path(arguments.trace).name
     text = report.sweep_table(result) if axes else report.table(result)
-    _write_json(arguments.json, report.plain(result))
+    _write_json(arguments.json, report.figures(result))
     if arguments.plot:
         from .replay import plots as replay_plots
 
         draw = replay_plots.draw_sweep if axes else replay_plots.draw_replay
         draw(result, arguments.plot)
-    print(text)
+    _say(text)
     return 0
 
 
@@ -182,7 +212,7 @@ def _workload(arguments):
     progress = Progress(sys.stderr)
     with bad_input(out), progress.stage("write", options.requests, "requests") as done:
         n_tokens = workload.write(options, out, done)
-    print(f"{out}: {options.requests:,} requests, {n_tokens:,} prompt tokens")
+    _say(f"{out}: {options.requests:,} requests, {n_tokens:,} prompt tokens")
     return 0
 
 
@@ -200,20 +230,33 @@ def _claims(arguments):
     _write_json(arguments.json, result)
     if arguments.report:
         paper.write(claims_report.paper(result), arguments.report)
-    print(claims.table(result))
+    _say(claims.table(result))
     return _exit_code("claim", [one["name"] for one in result["claims"] if not one["passed"]])
 
 
 def _write_json(path, figures):
     if path:
-        text = json.dumps(figures, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        text = _json(figures, sort_keys=True) + "\n"
         with bad_input(path):
             path.write_text(text, encoding="utf-8")
 
 
+def _json(figures, **options):
+    """Strict JSON, which has no NaN and no infinity: null."""
+    return json.dumps(_plain(figures), indent=2, allow_nan=False, **options)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _exit_code(kind, failed):
     for line in failed:
-        print(f"llmds-nb: {kind} failed: {line}", file=sys.stderr)
+        _complain(f"{kind} failed: {line}")
     return 1 if failed else 0
 
 
@@ -222,7 +265,7 @@ def _index(arguments):
 
     out, progress = arguments.out, Progress(sys.stderr)
     n_documents, n_bytes = index.build(arguments.path, out, progress, strict=arguments.strict)
-    print(f"{out}: {n_documents:,} documents, {n_bytes:,} bytes")
+    _say(f"{out}: {n_documents:,} documents, {n_bytes:,} bytes")
     return 0
 
 
@@ -231,15 +274,15 @@ def _search(arguments):
 
     answers, by_words = index.search(arguments.file, arguments.query, arguments.k)
     if by_words:
-        print("note: the file holds no encoder; searched by words alone", file=sys.stderr)
+        streams.write(sys.stderr, "note: the file holds no encoder; searched by words alone")
     if arguments.json:
-        print(json.dumps([answer._asdict() for answer in answers], indent=2))
+        _say(_json([answer._asdict() for answer in answers]))
         return 0
     if not answers:
-        print("no document matches")
+        _say("no document matches")
     width = max((len(answer.source) for answer in answers), default=0)
     for rank, score, id_, source, line in answers:
-        print(f"{rank:>3}  {score:.4f}  {id_:>8}  {source:<{width}}  {line}")
+        _say(f"{rank:>3}  {score:.4f}  {id_:>8}  {source:<{width}}  {line}")
     return 0
 
 
@@ -251,7 +294,7 @@ def _warmup(arguments):
     start = time.perf_counter()
     try:
         names = warmup(
-            arguments.structures or None, progress=sys.stderr.isatty(), jobs=arguments.jobs
+            arguments.structures or None, progress=Progress(sys.stderr).bars, jobs=arguments.jobs
         )
         if not arguments.structures:
             from .replay import replay
@@ -259,7 +302,7 @@ def _warmup(arguments):
             replay.warmup()
     except ValueError as error:
         raise BadInput(str(error)) from None
-    print(f"{len(names)} structures compiled in {time.perf_counter() - start:.1f} s")
+    _say(f"{len(names)} structures compiled in {time.perf_counter() - start:.1f} s")
     return 0
 
 
@@ -267,5 +310,5 @@ def _info(arguments):
     from . import info
 
     for name, value in info.describe(arguments.file):
-        print(f"{name:<14} {value}")
+        _say(f"{name:<14} {value}")
     return 0

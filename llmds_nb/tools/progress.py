@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from .streams import write
+
 Done = Callable[[int], object]  # counts n more units of work as done
 
 
@@ -38,8 +40,8 @@ class Progress:
             from tqdm import tqdm
 
             tqdm.write(line, file=self._stream)
-        elif self._stream is not None:
-            print(line, file=self._stream, flush=True)
+        else:
+            write(self._stream, line)
 
 
 def nothing(n: int = 1) -> None:

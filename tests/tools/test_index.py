@@ -62,7 +62,7 @@ def test_broken_lines_are_counted_and_named(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith(f"skipped: {path}:2: not JSON")]
     assert sum(line.startswith("skipped: ") for line in lines) == 5
-    assert "8 broken lines skipped (--strict refuses them)" in lines
+    assert "8 files or lines skipped (--strict refuses them)" in lines
 
 
 def test_a_corpus_without_words_is_refused(tmp_path, capsys):

@@ -85,16 +85,16 @@ def test_bad_corpora_get_one_line(capsys, tmp_path, command):
     (tmp_path / "folder").mkdir()
     (line,) = refused(tmp_path / "folder")
     assert "no .txt, .md, .rst file in this folder" in line
-    (tmp_path / "folder" / "a.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder" / "a.txt").write_bytes(b"\x89PNG\0")
     (line,) = refused(tmp_path / "folder")
-    assert "a.txt: not UTF-8 text: byte 0xff at offset 0" in line
+    assert "no text in it (1 skipped: " in line and "a.txt: binary, not text" in line
     lines = tmp_path / "c.jsonl"
     lines.write_text('{"id": 1, "text": "Fine."}\n{"id": 2\n')
     (line,) = refused(lines, "--strict")
     assert f"{lines}:2: not JSON" in line
     lines.write_text("{\n{\n")
     (line,) = refused(lines)
-    assert "no text in it (2 broken lines)" in line
+    assert "no text in it (2 skipped: " in line
     assert not (tmp_path / "x").exists()
 
 

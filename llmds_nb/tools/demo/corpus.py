@@ -17,7 +17,9 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ..decoding import UTF8, decoded, raw_lines
 from ..errors import BadInput
+from ..processes import end_on_interrupt
 from ..progress import Progress
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -39,10 +41,11 @@ class Document(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """The documents read, and one line for each thing that was skipped."""
+    """The documents, and one line for each thing that was skipped, or read with a note."""
 
     documents: list[Document]
     skipped: list[str]
+    notes: list[str]
 
 
 def indexed_text(document: Document) -> str:
@@ -85,7 +88,7 @@ def read_docstrings(progress: Progress, *, workers: int = 2, every: int = 1) -> 
     for document in found:
         if len(document.text.split()) >= MIN_DOCSTRING_WORDS:
             first.setdefault(document.text, document)
-    return Corpus(list(first.values()), [])
+    return Corpus(list(first.values()), [], [])
 
 
 def _source_files():
@@ -110,7 +113,7 @@ def _map_in_processes(tasks, workers):
     if workers > 1:
         try:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with ProcessPoolExecutor(workers, context, end_on_interrupt) as pool:
                 for documents in pool.map(docstrings_of_files, tasks):
                     yield documents
                     done += 1
@@ -158,72 +161,126 @@ def read_path(path: str | os.PathLike, progress: Progress, *, strict: bool = Fal
     """Documents of a folder of .txt, .md and .rst files, of one such file, or of a .jsonl file.
 
     A file longer than 4,000 characters is split between paragraphs; the parts are named
-    `file:line`. A JSONL line is an object with `id` (or `_id`), `text` and optionally `title`;
-    `strict` refuses a broken one, which is otherwise skipped with a note.
+    `file:line`. A JSONL line is an object with `id` (or `_id`), `text` and optionally `title`.
+    Texts that are not UTF-8 are read by the rule of `decoding`, with a note. Files of a folder that
+    are binary or cannot be read, broken links and broken lines are skipped. `strict` refuses the
+    first thing that would be noted or skipped.
 
-    BadInput, with file and line, if the path does not exist, or holds no text, bytes that are not
-    UTF-8, or, if `strict`, a broken line.
+    BadInput, with file and line, if the path does not exist, or holds no text.
     """
-    path = Path(path)
+    path, found = Path(path), _Found(strict)
     try:
         if path.is_dir():
-            return _read_folder(path, progress)
-        if not path.exists():
+            _read_folder(path, progress, found)
+        elif not path.exists():
             raise BadInput(f"{path}: no such file or folder")
-        if path.suffix.lower() == ".jsonl":
-            return _read_jsonl(path, progress, strict)
-        if path.suffix.lower() in TEXT_SUFFIXES:
-            return _corpus_of(path, _passages(path.name, _decode(path, path.read_bytes())), [])
-        formats = ", ".join(TEXT_SUFFIXES)
-        raise BadInput(f"{path}: expected a folder of {formats} files or a .jsonl file")
+        elif not path.is_file():
+            raise BadInput(f"{path}: not a regular file")
+        elif path.suffix.lower() == ".jsonl":
+            _read_jsonl(path, progress, found)
+        elif path.suffix.lower() in TEXT_SUFFIXES:
+            _read_file(path, path.name, found)
+            found.require_text(path)
+        else:
+            formats = ", ".join(TEXT_SUFFIXES)
+            raise BadInput(f"{path}: expected a folder of {formats} files or a .jsonl file")
     except OSError as error:
         raise BadInput(f"{error.filename or path}: {error.strerror or error}") from None
+    return Corpus(found.documents, found.skipped, found.notes)
 
 
-def _corpus_of(path, documents, skipped) -> Corpus:
-    """The corpus read from a path; BadInput if it has no documents."""
-    if not documents:
-        broken = f" ({len(skipped)} broken lines)" if skipped else ""
-        raise BadInput(f"{path}: no text in it{broken}")
-    return Corpus(documents, skipped)
+class _Found:
+    """What is read from a path, thing by thing."""
+
+    def __init__(self, strict):
+        self._strict = strict
+        self.documents, self.skipped, self.notes = [], [], []
+
+    def skip(self, problem):
+        """Leave something out."""
+        self._tell(self.skipped, problem)
+
+    def note(self, name, encoding):
+        """Tell of a text that is not plain UTF-8."""
+        if encoding != UTF8:
+            self._tell(self.notes, f"{name}: not UTF-8, read as {encoding}")
+
+    def _tell(self, where, problem):
+        if self._strict:
+            raise BadInput(problem)
+        where.append(problem)
+
+    def require_text(self, path):
+        """Raise BadInput if there are no documents."""
+        if not self.documents:
+            reason = f" ({len(self.skipped)} skipped: {self.skipped[0]})" if self.skipped else ""
+            raise BadInput(f"{path}: no text in it{reason}")
 
 
-def _read_folder(folder, progress):
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    files = [file for file in files if file.suffix.lower() in TEXT_SUFFIXES]
-    if not files:
+def _read_folder(folder, progress, found):
+    files = sorted(_files_under(folder, found))
+    if not files and not found.skipped:
         raise BadInput(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    documents = []
     with progress.stage("read files", len(files), "files") as done:
         for path in files:
-            text = _decode(path, path.read_bytes())
-            documents.extend(_passages(_one_line(path.relative_to(folder).as_posix()), text))
-            done(1)
-        return _corpus_of(folder, documents, [])  # in the stage: if refused, it reports nothing
-
-
-def _read_jsonl(path, progress, strict):
-    documents, skipped = [], []
-    first_line = {}  # of each id
-    with open(path, "rb") as file, progress.stage(f"read {path.name}", unit="lines") as done:
-        for number, raw in enumerate(file, 1):
-            line = _decode(f"{path}:{number}", raw)
-            done(1)
-            if not line.strip():
-                continue
             try:
+                _read_file(path, path.relative_to(folder).as_posix(), found)
+            except OSError as error:
+                found.skip(f"{path}: {error.strerror or error}")
+            done(1)
+        found.require_text(folder)  # in the stage: if refused, it reports nothing
+
+
+def _files_under(folder, found):
+    """The text files of a folder and the folders in it; links to folders are not followed."""
+
+    def refused(error):
+        found.skip(f"{error.filename}: {error.strerror}")
+
+    for root, _, names in os.walk(folder, onerror=refused):
+        for path in (Path(root, name) for name in names):
+            if path.suffix.lower() not in TEXT_SUFFIXES:
+                continue
+            if path.is_file():
+                yield path
+            elif path.is_symlink() and not path.exists():
+                found.skip(f"{path}: a broken link")
+            elif not path.is_dir():
+                found.skip(f"{path}: not a regular file")
+
+
+def _read_file(path, name, found):
+    """Add the passages of one text file, or skip it if it is binary."""
+    try:
+        text, encoding = decoded(path.read_bytes())
+    except BadInput as error:
+        found.skip(f"{path}: {error}")
+    else:
+        found.note(path, encoding)
+        name = os.fsencode(name).decode("utf-8", "replace")  # the locale may not be of UTF-8
+        found.documents += _passages(_one_line(name), text)
+
+
+def _read_jsonl(path, progress, found):
+    first_line = {}  # of each id
+    with progress.stage(f"read {path.name}", unit="lines") as done:
+        for number, content in enumerate(raw_lines(path), 1):
+            done(1)
+            where = f"{path}:{number}"
+            try:
+                line, encoding = decoded(content)
+                if not line.strip():
+                    continue
                 document = _from_line(line)
                 if first_line.setdefault(document.source, number) != number:
                     seen = first_line[document.source]
                     raise BadInput(f"id {document.source!r} already stands in line {seen}")
             except BadInput as error:
-                problem = f"{path}:{number}: {error}"
-                if strict:
-                    raise BadInput(problem) from None
-                skipped.append(problem)
+                found.skip(f"{where}: {error}")
             else:
-                documents.append(document)
-        return _corpus_of(path, documents, skipped)
+                found.note(where, encoding)
+                found.documents.append(document)
+        found.require_text(path)
 
 
 def _from_line(line) -> Document:
@@ -256,15 +313,6 @@ def _one_line(name):
 
 def _kind(value):
     return "missing" if value is None else type(value).__name__
-
-
-def _decode(name, content):
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{name}: not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}"
-        ) from None
 
 
 def _passages(name, text):

@@ -44,7 +44,7 @@ Corpus: {conditions[corpus]}
 documents | {conditions[documents]:,}
 characters | {conditions[characters]:,}
 """
-_SKIPPED = "broken lines skipped | {conditions[lines_skipped]:,}\n"
+_SKIPPED = "files or lines skipped | {conditions[skipped]:,}\n"
 _INDEX = """\
 indexed | {wall_clock[documents_per_s]:,.0f} documents/s | LSA, HNSW and BM25
 saved index | {megabytes:,.1f} MB
@@ -84,7 +84,7 @@ Hot queries: {hot[queries]} after a change, {hot[pages_pinned]:,} pages pinned
 def table(report: dict[str, Any]) -> str:
     """The report as text of less than 100 columns."""
     conditions, serving = report["conditions"], report["serving"]
-    before = _CORPUS + (_SKIPPED if conditions["lines_skipped"] else "") + _INDEX
+    before = _CORPUS + (_SKIPPED if conditions["skipped"] else "") + _INDEX
     lines = [
         *lay_out(before, megabytes=conditions["index_bytes"] / 1e6, **report),
         *_quality_lines(report),

@@ -19,6 +19,7 @@ from ..._core import prebuilt
 from .. import index
 from ..errors import BadInput
 from ..info import kernel_cache
+from ..processes import end_on_interrupt
 from ..progress import Progress
 from ..tables import percentiles
 from . import checks, corpus, priming, questions, rag
@@ -72,7 +73,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             "corpus": options.corpus or "docstrings of the standard library, numpy and scipy",
             "documents": len(asked.documents),
             "characters": sum(len(document.text) for document in asked.documents),
-            "lines_skipped": len(texts.skipped),
+            "skipped": len(texts.skipped),
             "questions_tuning": len(asked.tuning),
             "questions_test": len(asked.test),
             "index_bytes": retrieval.n_bytes,
@@ -112,7 +113,8 @@ class _Compilation:
             progress.say("first run: compiling kernels, which takes about a minute on two cores")
         if folder and cold:
             with contextlib.suppress(OSError):  # some containers allow no second process
-                self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(1, context, end_on_interrupt)
                 self._child = self._pool.submit(llmds_nb.warmup, list(WARM_IN_CHILD))
         first = [self._thread.submit(llmds_nb.warmup, name) for name in WARM_FIRST]
         serving = [self._thread.submit(self._fetch, name) for name in WARM_NEXT]
@@ -133,10 +135,10 @@ class _Compilation:
                 done(1)
 
     def close(self):
-        """Cancel what has not begun and wait for what has."""
+        """Cancel what has not begun; what has may go on, so that an interrupt need not wait."""
         for executor in (self._thread, self._pool):
             if executor is not None:
-                executor.shutdown(cancel_futures=True)
+                executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _build(asked, path, seed, progress, compilation) -> Retrieval:

@@ -77,6 +77,8 @@ def add_arguments(add: Callable) -> None:
     text = "look prompts up one after the other, no engine"
     add("--cache-only", action="store_true", help=text)
     add("--limit", type=positive, metavar="N", help="read N requests only")
+    text = "tokens of a block of hash_ids, default: the power of two that fits"
+    add("--block-size", type=at_most(2**30), metavar="N", help=text)
     defaults = Options()._asdict() | dict(zip(_COSTS, StepCost(), strict=True))
     for name, (kind, text) in (OPTIONS | _COSTS).items():
         default = defaults[name if name in _COSTS else _field(name)]

@@ -71,6 +71,8 @@ class Replicas:
 
     def __init__(self, trace: Trace, options: Options, caches: list[KVCache]) -> None:
         self._trace, self._options = trace, options
+        # The step that computes a prompt also gives a token, kept or not: no engine knows 0.
+        self._output = np.maximum(trace.output, 1)
         n = len(trace)
         arrival = np.rint(trace.arrival_ns / options.speed)
         _require_time(arrival[-1])
@@ -103,7 +105,7 @@ class Replicas:
     def run(self, done: Done) -> None:
         """Replay to the end; `done` is called with how many more requests have ended."""
         arrivals, n = self.arrival_ns.tolist(), len(self._trace)
-        pages = -(-(self._trace.prompt + self._trace.output - 1) // self._options.page_size)
+        pages = -(-(self._trace.prompt + self._output - 1) // self._options.page_size)
         too_large = pages > self.engines[0].cache.n_pages
         self.records.refused[too_large] = TOO_LARGE
         too_large, prompts = too_large.tolist(), self._trace.prompts()
@@ -143,8 +145,8 @@ class Replicas:
             self.records.refused[request] = QUEUE_FULL
             return False
         self.records.replica[request] = number
-        trace = self._trace
-        engine.submit(request, tokens, int(trace.output[request]), int(trace.tenant[request]))
+        output, tenant = int(self._output[request]), int(self._trace.tenant[request])
+        engine.submit(request, tokens, output, tenant)
         return True
 
     def _sample(self):

@@ -47,18 +47,10 @@ _ENGINE_COLUMNS = {
 }
 
 
-def plain(result: dict[str, Any]) -> dict[str, Any]:
-    """Every figure for JSON, without the samples for plots; NaN, which JSON lacks, is None."""
+def figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Every figure with its definition, without the samples for plots."""
     shown = {name: value for name, value in result.items() if name != "samples"}
-    return {**_plain(shown), "definitions": DEFINITIONS}
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return {**shown, "definitions": DEFINITIONS}
 
 
 def table(result: dict[str, Any]) -> str:

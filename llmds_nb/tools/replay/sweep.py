@@ -2,14 +2,12 @@
 
 import itertools
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from llmds_nb._core.typing import PathLike
-
 from ..errors import BadInput
+from ..processes import end_on_interrupt
 from ..progress import Progress, nothing
 from . import replay, traces
 from .arguments import Options
@@ -28,12 +26,12 @@ def grid(axes: Axes) -> list[dict[str, Any]]:
 
 
 def run(
-    path: PathLike, limit: int | None, options: Options, axes: Axes, jobs: int, progress: Progress
+    read: Callable[[], traces.Trace], options: Options, axes: Axes, jobs: int, progress: Progress
 ) -> dict[str, Any]:
     """Replay a trace at every point of a grid; the points are in the order of `grid`.
 
-    `axes` holds values for fields of `Options`, which has those of the others. `limit` is of
-    requests. Each of `jobs` processes reads the trace once; 1 replays in this one.
+    `axes` holds values for fields of `Options`, which has those of the others. Each of `jobs`
+    processes reads the trace once; 1 replays in this one.
     """
     points = grid(axes)
     for point in points:
@@ -41,7 +39,7 @@ def run(
         if pages < replicas:
             raise BadInput(f"--pages {pages} are fewer than --replicas {replicas}")
     with progress.stage("read"):
-        _load(path, limit)  # raises what is wrong with the trace before any process starts
+        _load(read)  # raises what is wrong with the trace before any process starts
     tasks = [options._replace(**point) for point in points]
     jobs = min(jobs, len(tasks))
     with progress.stage("sweep", len(tasks), "replays") as done:
@@ -49,21 +47,30 @@ def run(
             results = [_one(task, done) for task in tasks]
         else:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(jobs, context, _load, (path, limit)) as pool:
-                futures = [pool.submit(_one, task) for task in tasks]
-                for future in futures:
-                    future.add_done_callback(lambda _: done(1))
-                results = [future.result() for future in futures]
-    conditions = dict(results[0]["conditions"], trace=Path(path).name)
+            with ProcessPoolExecutor(jobs, context, _start, (read,)) as pool:
+                try:
+                    futures = [pool.submit(_one, task) for task in tasks]
+                    for future in futures:
+                        future.add_done_callback(lambda _: done(1))
+                    results = [future.result() for future in futures]
+                except BaseException:  # an interrupt does not wait for the tasks that are left
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    conditions = results[0]["conditions"]
     for result, point in zip(results, points, strict=True):
         result["values"] = point
         del result["conditions"]
     return {"conditions": conditions, "keys": list(axes), "points": results}
 
 
-def _load(path, limit):
+def _start(read):
+    end_on_interrupt()
+    _load(read)
+
+
+def _load(read):
     global _loaded
-    _loaded = traces.read(path, limit=limit)
+    _loaded = read()
 
 
 def _one(options, done=nothing):

@@ -3,8 +3,9 @@
 Files may be gzipped. They are read line by line into the arrays of `Trace`.
 
 Mooncake   {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]},
-           one hash id for every block of 512 tokens, the last may be partial; equal ids mean
-           equal text up to the end of the block.
+           one hash id for every block of tokens, the last may be partial; equal ids mean equal text
+           up to the end of the block. Blocks are of 512 tokens in Mooncake's traces and of 16 in
+           others: which power of two it is follows from the number of ids of a prompt.
 Azure      TIMESTAMP,ContextTokens,GeneratedTokens; the texts are unknown, so no two requests share
            a prefix.
 ours       {"arrival_ms": ms, "output_tokens": n, "tenant": 0} and one of
@@ -12,6 +13,8 @@ ours       {"arrival_ms": ms, "output_tokens": n, "tenant": 0} and one of
              "prompt": id, "prompt_tokens": n    the first n tokens of the text called `id`,
              "parts": [[id, n], ...]             such texts one after the other.
            `tenant` is optional. Token ids and text ids are unrelated; both are >= 0.
+
+A request of 0 output tokens wants its prompt computed and nothing else.
 """
 
 import csv
@@ -32,7 +35,7 @@ from llmds_nb._core.typing import Int32s, Int64s
 
 from ..errors import BadInput
 
-MOONCAKE_BLOCK = 512
+BLOCK_SIZES = (512, 16, *(2**i for i in range(31) if i not in (4, 9)))  # the likelier ones first
 AZURE_HEADER = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 EXPECTED = (
     'a JSONL line with "hash_ids" (Mooncake) or "arrival_ms" (llmds-nb), or the CSV header '
@@ -52,7 +55,7 @@ class Trace(NamedTuple):
     kind: str  # "mooncake", "azure" or "llmds"
     arrival_ns: Int64s  # [n], non-decreasing
     prompt: Int64s  # [n], tokens
-    output: Int64s  # [n], tokens
+    output: Int64s  # [n], tokens, 0 of a request that only prefills
     tenant: Int64s  # [n]
     indptr: Int64s  # [n + 1]
     start: Int32s  # [parts]
@@ -101,9 +104,14 @@ class Trace(NamedTuple):
 
 
 class _Columns:
-    """Growing columns that a reader appends to, request by request."""
+    """Growing columns that a reader appends to, request by request.
 
-    def __init__(self):
+    `block_sizes`: what the blocks of hash ids may have, after the lines so far. Of a request with
+    such ids `length` has only the tokens of all, at the last; `spread` makes the lengths of them.
+    """
+
+    def __init__(self, block_size):
+        self.block_sizes = BLOCK_SIZES if block_size is None else (block_size,)
         self.arrival_ns, self.output, self.tenant = array("q"), array("q"), array("q")
         self.indptr, self.part, self.length = array("q", [0]), array("q"), array("i")
 
@@ -114,14 +122,32 @@ class _Columns:
         self.tenant.append(tenant)
         self.indptr.append(len(self.part))
 
+    def arrays(self):
+        """(arrival_ns, output, tenant, indptr, part, length) as arrays."""
+        columns = self.arrival_ns, self.output, self.tenant, self.indptr, self.part, self.length
+        return [np.frombuffer(column, column.typecode) for column in columns]
 
-def read(path: str | os.PathLike, *, limit: int | None = None) -> Trace:
+    def spread(self):
+        """Make the lengths of blocks; return their size."""
+        *_, indptr, _, length = self.arrays()
+        size, last = self.block_sizes[0], indptr[1:] - 1
+        tokens = length[last] - size * (np.diff(indptr) - 1)
+        length[:] = size
+        length[last] = tokens
+        return size
+
+
+def read(
+    path: str | os.PathLike, *, limit: int | None = None, block_size: int | None = None
+) -> Trace:
     """Read a trace, or its first `limit` requests; its first line tells the format.
+
+    `block_size` is that of hash ids. Default: the power of two that fits all lines.
 
     BadInput if the file cannot be read, is in no known format, or has a broken line (named by
     number).
     """
-    columns = _Columns()
+    columns = _Columns(block_size)
     try:
         with _open(path) as lines:
             first = next((line for line in lines if line.strip()), None)
@@ -219,20 +245,29 @@ def _extend(columns, ids, name):
 def _mooncake(request, columns):
     arrival = _time_ns(request, "timestamp")
     n = _natural(request, "input_length", 1, _MAX_TOKENS)
-    output = _natural(request, "output_length", 1, _MAX_TOKENS)
+    output = _natural(request, "output_length", 0, _MAX_TOKENS)
     ids = request.get("hash_ids")
     _extend(columns, ids, "hash_ids")
-    blocks = -(-n // MOONCAKE_BLOCK)
-    if len(ids) != blocks:
-        raise _Wrong(f"{n} tokens are {blocks} blocks of {MOONCAKE_BLOCK}, not {len(ids)}")
-    columns.length.extend([MOONCAKE_BLOCK] * (blocks - 1))
-    columns.length.append(n - MOONCAKE_BLOCK * (blocks - 1))
+    sizes = columns.block_sizes
+    if -(-n // sizes[0]) != len(ids) or len(sizes) > 1:
+        columns.block_sizes = tuple(size for size in sizes if -(-n // size) == len(ids))
+        if not columns.block_sizes:
+            raise _Wrong(_misfit(n, len(ids), sizes))
+    columns.length.extend([0] * (len(ids) - 1))
+    columns.length.append(n)
     columns.end_request(arrival, output)
+
+
+def _misfit(n, n_ids, sizes):
+    if len(sizes) > 1:
+        return f"{n} tokens in {n_ids} blocks: of no power of two each; give their --block-size"
+    blocks = -(-n // sizes[0])
+    return f"{n} tokens are {blocks} blocks of {sizes[0]}, not {n_ids}: is it another --block-size?"
 
 
 def _ours(request, columns):
     arrival = _time_ns(request, "arrival_ms")
-    output = _natural(request, "output_tokens", 1, _MAX_TOKENS)
+    output = _natural(request, "output_tokens", 0, _MAX_TOKENS)
     tenant = _natural(request, "tenant") if "tenant" in request else 0
     given = [name for name in ("tokens", "prompt", "parts") if name in request]
     if len(given) != 1:
@@ -285,11 +320,11 @@ def _read_azure(path, lines, columns, limit):
                 raise BadInput(f"{where}: not a time: {row[0]!r:.60}") from None
             first = False
             lengths = []
-            for name, text in zip(AZURE_HEADER[1:], row[1:], strict=True):
+            for name, low, text in zip(AZURE_HEADER[1:], (1, 0), row[1:], strict=True):
                 if not text.strip().isascii() or not text.strip().isdigit():
-                    raise BadInput(f"{where}: {name} must be an integer >= 1, not {text!r:.60}")
-                if not 1 <= int(text) <= _MAX_TOKENS:
-                    raise BadInput(f"{where}: {name} must be in [1, {_MAX_TOKENS}], not {text}")
+                    raise BadInput(f"{where}: {name} must be an integer >= {low}, not {text!r:.60}")
+                if not low <= int(text) <= _MAX_TOKENS:
+                    raise BadInput(f"{where}: {name} must be in [{low}, {_MAX_TOKENS}], not {text}")
                 lengths.append(int(text))
             # A unique first token makes all pages of the request unique.
             columns.part.append(len(columns.arrival_ns) + 1)
@@ -305,12 +340,17 @@ def _read_azure(path, lines, columns, limit):
 
 def _finish(path, kind, columns) -> Trace:
     """The trace in the order of arrival, with a range of token ids for every text."""
-    arrival, output, tenant, indptr, part, length = (
-        np.frombuffer(column, column.typecode) for column in vars(columns).values()
-    )
+    notes = []
+    if kind == "mooncake":
+        size = columns.spread()
+        if size != BLOCK_SIZES[0]:
+            notes.append(f"hash ids of blocks of {size:,} tokens")
+    arrival, output, tenant, indptr, part, length = columns.arrays()
     if kind == "azure":
         arrival -= arrival.min()
-    notes = []
+    n_prefill = int((output == 0).sum())
+    if n_prefill:
+        notes.append(f"{n_prefill:,} requests generate nothing: they end with their prompt")
     early = int((arrival[1:] < np.maximum.accumulate(arrival)[:-1]).sum())
     if early:
         notes.append(f"{early:,} requests stood after a later one: sorted by arrival")

@@ -1,6 +1,7 @@
 """Corpora: what is read, how it is named, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -182,26 +183,99 @@ def test_lone_surrogates_and_line_breaks_in_names_become_storable(tmp_path):
     assert c.read_path(path, QUIET).documents == [c.Document("a b", "x ? y")]
 
 
-def test_refused_paths(tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
+def test_a_folder_is_read_whatever_some_files_are(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Plain text.")
+    (tmp_path / "b.txt").write_bytes("caf\u00e9 au lait".encode("latin-1"))
+    (tmp_path / "c.txt").write_bytes("\u4e2d\u6587".encode() + b"\xff")
+    (tmp_path / "d.md").write_text("Windows.", encoding="utf-16")
+    (tmp_path / "e.rst").write_bytes(b"\x89PNG\r\n\0\0")
+    (tmp_path / "f.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "g.txt").mkdir()
+    os.mkfifo(tmp_path / "h.txt")
+    (tmp_path / "i.txt").write_text("Not for us.")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    whole = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "i.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    corpus = c.read_path(tmp_path, QUIET)
+    assert corpus.documents == [
+        c.Document("a.txt", "Plain text."),
+        c.Document("b.txt", "caf\u00e9 au lait"),
+        c.Document("c.txt", "\u4e2d\u6587\ufffd"),
+        c.Document("d.md", "Windows."),
+    ]
+    assert corpus.notes == [
+        f"{tmp_path}/b.txt: not UTF-8, read as Windows-1252",
+        f"{tmp_path}/c.txt: not UTF-8, read as UTF-8, 1 wrong bytes replaced",
+        f"{tmp_path}/d.md: not UTF-8, read as UTF-16",
+    ]
+    assert sorted(corpus.skipped) == [
+        f"{tmp_path}/e.rst: binary, not text",
+        f"{tmp_path}/f.txt: a broken link",
+        f"{tmp_path}/h.txt: not a regular file",
+        f"{tmp_path}/i.txt: Permission denied",
+    ]
+    with pytest.raises(BadInput, match=r"/(f\.txt: a broken link|h\.txt: not a regular file)$"):
+        c.read_path(tmp_path, QUIET, strict=True)
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Plain text.")
+    (tmp_path / "closed").mkdir()
+    whole = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    corpus = c.read_path(tmp_path, QUIET)
+    assert len(corpus.documents) == 1
+    assert corpus.skipped == [f"{tmp_path}/closed: Permission denied"]
+
+
+def test_one_file_and_lines_of_another_encoding(tmp_path):
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9")
     lines = tmp_path / "latin.jsonl"
-    lines.write_bytes(b'{"id": 1, "text": "ok"}\n{"id": 2, "text": "\xff"}\n')
+    lines.write_bytes(b'{"id": 1, "text": "ok"}\n{"id": 2, "text": "\xe9"}\n{"id": 3, "\0": 1}\n')
+    corpus = c.read_path(latin, QUIET)
+    assert [d.text for d in corpus.documents] == ["caf\u00e9"]
+    corpus = c.read_path(lines, QUIET)
+    assert [d.text for d in corpus.documents] == ["ok", "\u00e9"]
+    assert corpus.notes == [f"{lines}:2: not UTF-8, read as Windows-1252"]
+    assert corpus.skipped == [f"{lines}:3: binary, not text"]
+    for path, place in ((latin, "latin.txt:"), (lines, "latin.jsonl:2:")):
+        with pytest.raises(BadInput, match=f"{place} not UTF-8"):
+            c.read_path(path, QUIET, strict=True)
+
+
+def test_refused_paths(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
     blank = tmp_path / "blank.txt"
     blank.write_text("\n")
     only_broken = tmp_path / "broken.jsonl"
     only_broken.write_text("{\n[\n")
+    image = tmp_path / "image.txt"
+    image.write_bytes(b"\x89PNG\0")
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
     binary = tmp_path / "x.bin"
     binary.write_bytes(b"\0")
     for path, message in [
         (tmp_path / "nowhere", "no such file or folder"),
         (empty, "no .txt, .md, .rst file in this folder"),
-        (latin, "not UTF-8 text: byte 0xe9 at offset 3"),
-        (lines, "latin.jsonl:2: not UTF-8 text"),
         (blank, "no text in it"),
-        (only_broken, "no text in it (2 broken lines)"),
+        (only_broken, f"no text in it (2 skipped: {only_broken}:1: not JSON"),
+        (image, f"no text in it (1 skipped: {image}: binary, not text)"),
+        (pipe, "not a regular file"),
         (binary, "expected a folder of .txt, .md, .rst files or a .jsonl file"),
     ]:
         with pytest.raises(BadInput, match=r".") as error:

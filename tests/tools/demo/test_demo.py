@@ -61,7 +61,7 @@ def test_figures_are_plausible(run):
     conditions, quality, serving, kv = (
         result[section] for section in ("conditions", "quality", "serving", "kv")
     )
-    assert conditions["lines_skipped"] == 2
+    assert conditions["skipped"] == 2
     assert conditions["documents"] > 300
     assert conditions["questions_test"] > 30
     assert 0.95 <= quality["hnsw_recall_at_10"] <= 1

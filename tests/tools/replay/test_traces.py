@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from llmds_nb.tools.errors import BadInput
-from llmds_nb.tools.replay import traces
+from llmds_nb.tools.replay import replay, traces
+from llmds_nb.tools.replay.arguments import Options
 
 MOONCAKE = {"timestamp": 5, "input_length": 600, "output_length": 7, "hash_ids": [4, 9]}
 OURS = {"arrival_ms": 1.5, "prompt": 3, "prompt_tokens": 4, "output_tokens": 2}
@@ -117,7 +118,7 @@ def test_expanded_prompts_equal_the_plain_ones(requests):
         ({**OURS, "arrival_ms": float("nan")}, "not nan"),
         ({**OURS, "arrival_ms": 1e300}, "not 1e+300"),
         ({**OURS, "prompt_tokens": 0}, '2: "prompt_tokens" must be in [1, 2147483647], not 0'),
-        ({**OURS, "output_tokens": 0}, '"output_tokens" must be in [1, 2147483647], not 0'),
+        ({**OURS, "output_tokens": -1}, '"output_tokens" must be in [0, 2147483647], not -1'),
         ({**OURS, "output_tokens": 1.5}, "must be an integer, not 1.5"),
         ({**OURS, "prompt": -1}, "not -1"),
         ({**OURS, "tenant": -1}, "not -1"),
@@ -147,7 +148,7 @@ def test_broken_lines_are_named(tmp_path, line, message):
     [
         ({"timestamp": -3}, "not -3"),
         ({"input_length": 0}, "not 0"),
-        ({"output_length": 0}, "not 0"),
+        ({"output_length": -1}, "not -1"),
         ({"input_length": 513, "hash_ids": [1]}, "513 tokens are 2 blocks of 512, not 1"),
         ({"hash_ids": []}, "not empty"),
         ({"hash_ids": None}, "not None"),
@@ -168,7 +169,7 @@ def test_broken_mooncake_lines_are_named(tmp_path, change, message):
         ("yesterday,3,4", "not a time: 'yesterday'"),
         ("2023-11-16 18:17:03,3", "3 columns are wanted, not 2"),
         ("2023-11-16 18:17:03,0,4", "ContextTokens must be in [1, 2147483647], not 0"),
-        ("2023-11-16 18:17:03,3,0", "GeneratedTokens must be in"),
+        (f"2023-11-16 18:17:03,3,{2**31}", "GeneratedTokens must be in [0, 2147483647]"),
         ("2023-11-16 18:17:03,-3,4", "must be an integer >= 1, not '-3'"),
         ("2023-11-16 18:17:03,3.5,4", "must be an integer >= 1, not '3.5'"),
         ('"2023-11-16 18:17:03,3,4', "unexpected end of data"),
@@ -205,6 +206,61 @@ def test_too_much_text_is_refused(tmp_path):
     path = write(tmp_path / "t", half, {**half, "prompt": 8})
     with pytest.raises(BadInput, match="all distinct texts"):
         traces.read(path)
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 512, 4096])
+def test_the_size_of_blocks_follows_from_the_numbers_of_ids(tmp_path, size):
+    lengths = [3, 5 * size, 5 * size - 1, 7 * size + 1, 2 * size]
+    requests = [
+        {**MOONCAKE, "input_length": n, "hash_ids": list(range(-(-n // size)))} for n in lengths
+    ]
+    given, found = (
+        traces.read(write(tmp_path / "t", *requests), block_size=b) for b in (size, None)
+    )
+    assert prompts(found) == prompts(given) and found.prompt.tolist() == lengths
+    for tokens in prompts(found)[1:]:
+        assert tokens[: 2 * size] == prompts(found)[-1][: len(tokens)]
+    assert found.notes == ([] if size == 512 else [f"hash ids of blocks of {size:,} tokens"])
+
+
+def test_prompts_of_one_block_each_have_any_size(tmp_path):
+    long = {**MOONCAKE, "input_length": 70_000, "hash_ids": [1]}
+    short = {**MOONCAKE, "input_length": 30, "hash_ids": [1]}
+    trace = traces.read(write(tmp_path / "t", long, short))
+    first, second = prompts(trace)
+    assert first[:30] == second and len(first) == 70_000
+
+
+def test_other_block_sizes_are_to_be_given(tmp_path):
+    requests = [{**MOONCAKE, "input_length": 100 * n, "hash_ids": list(range(n))} for n in (7, 9)]
+    path = write(tmp_path / "t", *requests)
+    with pytest.raises(BadInput, match=r"t:1: 700 tokens in 7 blocks: .* --block-size"):
+        traces.read(path)
+    assert traces.read(path, block_size=100).length.tolist() == [100] * 16
+    with pytest.raises(BadInput, match="t:1: 700 tokens are 4 blocks of 200, not 7"):
+        traces.read(path, block_size=200)
+
+
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+@pytest.mark.parametrize("cache_only", [False, True])
+def test_a_request_without_output_only_prefills(tmp_path, batching, cache_only):
+    azure = tmp_path / "t.csv"
+    azure.write_text(HEADER + "2023-11-16 18:17:03,5,0\r\n2023-11-16 18:17:04,5,3\r\n")
+    mooncake = write(tmp_path / "m", {**MOONCAKE, "output_length": 0}, MOONCAKE)
+    ours = write(tmp_path / "o", {**OURS, "output_tokens": 0}, OURS)
+    for path in (azure, mooncake, ours):
+        trace = traces.read(path)
+        assert trace.notes == ["1 requests generate nothing: they end with their prompt"]
+        options = Options(
+            cache_only=cache_only, pages=8, page_size=512, batching=batching, max_running=1
+        )
+        result = replay.run(trace, options)
+        assert result["conditions"]["output_tokens"] == trace.output.sum() == trace.output[1]
+        if not cache_only:
+            serving = result["serving"]
+            assert serving["finished"] == 2 and sum(result["refused"].values()) == 0
+            seconds = serving["virtual_seconds"]
+            assert serving["tokens_per_s"] == pytest.approx(trace.output[1] / seconds)
 
 
 def test_the_shared_traces(shared_data):

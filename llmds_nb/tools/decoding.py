@@ -1,0 +1,50 @@
+"""Decodes text files of unknown encoding by one rule, and says where it was not plain UTF-8.
+
+UTF-16      if the bytes begin with its mark.
+UTF-8       if they are valid, or if more characters beyond ASCII are valid than are not: a wrong
+            byte becomes U+FFFD.
+Windows-1252, a superset of Latin-1 among the characters that show, otherwise.
+
+What holds a NUL character is binary and no text.
+"""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import BadInput
+
+_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+_REPLACED = "\ufffd"
+UTF8 = "UTF-8"
+
+
+def decoded(content: bytes) -> tuple[str, str]:
+    """(text, the encoding that it was read as); BadInput if it is binary."""
+    if content.startswith(_MARKS):
+        return _text(content.decode("utf-16", "replace")), "UTF-16"
+    try:
+        return _text(content.decode("utf-8-sig")), UTF8
+    except UnicodeDecodeError:
+        text = content.decode("utf-8-sig", "replace")
+    wrong = text.count(_REPLACED)
+    if sum(not char.isascii() for char in text) > 2 * wrong:
+        return _text(text), f"{UTF8}, {wrong:,} wrong bytes replaced"
+    return _text(content.decode("cp1252", "replace")), "Windows-1252"
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file for `decoded`; those of UTF-16, which bytes cannot split, as UTF-8."""
+    with open(path, "rb") as file:
+        if file.read(2) not in _MARKS:
+            file.seek(0)
+            yield from file
+            return
+    with open(path, encoding="utf-16", errors="replace", newline="\n") as lines:
+        yield from (line.encode("utf-8", "replace") for line in lines)
+
+
+def _text(text):
+    if "\0" in text:
+        raise BadInput("binary, not text")
+    return text
