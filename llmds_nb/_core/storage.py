@@ -12,8 +12,8 @@ holds strings only:
 The seal, the offsets and the file's length are checked at every opening; array checksums only when
 `verify` is on, since they read the whole file. Nothing in a file is ever unpickled.
 
-A file is written under a temporary name in the same folder, flushed to disk, and renamed; a crash
-leaves the old file or the new one, never a mixture.
+A file is replaced as a whole (`files.py`): a crash leaves the old one or the new one, never a
+mixture, and a reader, who opens it once, has one of them.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ import inspect
 import io
 import json
 import os
-import tempfile
+import stat
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from ..errors import CorruptFileError
+from .files import replace_file
 from .typing import PathLike
 
 LAYOUT = "1"
@@ -101,11 +101,20 @@ class Stored:
     def save(self, path: PathLike | BinaryIO) -> None:
         """Write everything to one file, replacing it atomically.
 
+        A crash leaves the old file or the new one. The new one has the mode of the old one, and its
+        owner where permitted; behind a symbolic link, the file that it leads to is replaced; a pipe
+        or a device is written to.
+
         Parameters
         ----------
         path : str, os.PathLike or binary file object
-            The file; its folder must exist. A file object is written to where it stands, and need
-            not be seekable.
+            The file, in a folder that exists and can be written to. A file object is written to
+            where it stands, and need not be seekable.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or the file cannot be written; the old one is as it was.
         """
         with self._held_state() as (arrays, header):
             write(path, type(self).__name__, arrays, self._versioned(header))
@@ -262,7 +271,7 @@ def write(path: PathLike | BinaryIO, structure: str, arrays: Arrays, header: dic
     parts = [memoryview(start), *map(_raw, arrays.values())]
     file = _path_or_file(path, "write")
     if isinstance(file, str):
-        _write_file(Path(file), parts)
+        replace_file(file, parts)
     else:
         for part in parts:
             _write_all(file, part)
@@ -323,31 +332,6 @@ def _write_all(file, data) -> None:
         data = data[n:]
 
 
-def _write_file(path, parts) -> None:
-    """Write one file atomically: temporary file, fsync, rename, fsync of the folder."""
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 is not what a plain open would give
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 # ---- reading -----------------------------------------------------------------------------------
 
 
@@ -359,10 +343,16 @@ def read(
     file, where = _path_or_file(path, "read"), _name_of(path)
     if isinstance(file, str):
         with open(file, "rb") as opened:  # the only time: the name may be another file's next
-            size = os.fstat(opened.fileno()).st_size
-            return _read_from(opened, where, size, mmap, verify)
+            found = os.fstat(opened.fileno())
+            if stat.S_ISREG(found.st_mode):
+                return _read_from(opened, where, found.st_size, mmap, verify)
+            return _read_stream(opened, where, mmap, verify)
+    return _read_stream(file, where, mmap, verify)
+
+
+def _read_stream(file, where, mmap, verify):
     if mmap:
-        raise ValueError("mmap needs the path of a file, not a file object")
+        raise ValueError(f"mmap needs the path of an ordinary file, not {where}")
     return _read_from(file, where, None, False, verify)
 
 

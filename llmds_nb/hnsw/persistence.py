@@ -77,7 +77,7 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         shape = (n_blocks * BLOCK, getattr(empty, name).shape[1])
         _expect(arrays, np.int32, **{name: shape})
         blocks.append(np.arange(n_blocks, dtype=np.int32))
-    if n and is_packed(ids) and not 0 <= ids[0] <= validation.INT64_MAX - n:
+    if n and is_packed(ids) and not 0 <= ids[0] <= validation.INT64_MAX - n + 1:
         raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, heights - levels, ABSENT)

@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(path, monkeypatch):
     Box(np.arange(4)).save(path)
     for name in ("os.replace", "os.fsync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"llmds_nb._core.storage.{name}", _fail)
+            patch.setattr(f"llmds_nb._core.files.{name}", _fail)
             with pytest.raises(OSError, match="disk"):
                 Box(np.arange(5)).save(path)
         assert len(Box.load(path).array) == 4

@@ -112,3 +112,10 @@ def test_a_file_whose_ids_cannot_be_consecutive_is_refused(first):
     arrays, header = made(np.arange(300))._state()
     with pytest.raises(CorruptFileError, match="count up"):
         HNSW._from_state({**arrays, "ids": np.array([first])}, header)
+
+
+def test_a_file_may_hold_the_largest_ids():
+    for n in (1, 3):
+        index = HNSW(8, M=4)
+        index.add(VECTORS[:n], np.arange(n) + (2**63 - n))
+        assert HNSW.from_bytes(index.to_bytes()).get(2**63 - 1).tolist() == VECTORS[n - 1].tolist()
