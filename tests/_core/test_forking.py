@@ -15,9 +15,10 @@ from numba.core.compiler_lock import global_compiler_lock
 import llmds_nb
 from llmds_nb._core import forking
 from llmds_nb._core.forking import Workers, new_lock
+from tests.cases import structures
 from tests.forks import in_child
 
-from .stored_examples import MAKERS, TEXTS, answers, change
+from .examples import MAKERS, TEXTS, answers, change
 
 
 @contextmanager
@@ -52,6 +53,10 @@ class AllLocks:
     def __exit__(self, *_):
         for lock in self.locks:
             lock.release()
+
+
+def test_there_is_an_example_of_every_structure():
+    assert {name.partition("-")[0] for name in MAKERS} == {*structures()}
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -10,7 +10,7 @@ import pytest
 
 from llmds_nb import HNSW, CorruptFileError, CountMinSketch, RetrievalPipeline, Tokenizer, load
 
-from .stored_examples import MAKERS, answers, change, first_letters
+from .examples import MAKERS, STORED, answers, change, first_letters
 
 
 def _through_buffers(obj):
@@ -38,7 +38,7 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=STORED)
 def made(request):
     return MAKERS[request.param]()
 
@@ -75,7 +75,7 @@ def _changed(obj):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_take_and_give_back_structures(method):
-    objects = [make() for make in MAKERS.values()]
+    objects = [MAKERS[name]() for name in STORED]
     with multiprocessing.get_context(method).Pool(1) as pool:
         found = pool.map(_changed, objects)
     for obj, (other, expected) in zip(objects, found, strict=True):
