@@ -192,7 +192,7 @@ def table_after(table: Int64s, base: Snapshot | None, snapshot: Snapshot) -> tup
         return hash_table.empty_table(0), np.zeros(0, np.int64)
     if base is None or is_packed(base.ids):
         return hash_table.empty_table(snapshot.n_live), snapshot.live_slots()
-    if 2 * snapshot.n_live > len(table):
+    if snapshot.n_live > hash_table.table_capacity(table):
         table, smaller = hash_table.empty_table(snapshot.n_live), table
         hash_table.table_rehash(smaller, table)
     return table, np.arange(base.n, snapshot.n)

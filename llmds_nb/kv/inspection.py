@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core.typing import Int32s
-from ..primitives.hash_table import table_find
+from ..primitives.hash_table import table_find, table_pairs
 from ..primitives.status import ABSENT
 from .kernels import state as s
 from .kernels.eviction_heap import ENTRY
@@ -141,10 +141,11 @@ def _check_cached(kv):
     hashes = kv.page[:, s.HASH : s.HASH + 4].copy().view("<u8")
     roots = kv.domain[:, [s.ROOT0, s.ROOT1]].view("<u8")
     mask = kv.meta[s.HASH_MASK : s.HASH_MASK + 1].view("<u8")[0]
+    secret = kv.meta[s.SECRET : s.SECRET + 4]
     for page in cached:
         above = kv.page[page, s.PARENT]
         start = hashes[above] if above >= 0 else roots[-2 - above]
-        hash_ = [half & mask for half in prefix_hash(*start, kv.tokens[page])]
+        hash_ = [half & mask for half in prefix_hash(secret, *start, kv.tokens[page])]
         assert hash_ == list(hashes[page]), f"hash of page {page}"
         found = prefix_find(kv, *hashes[page], int(above), kv.tokens[page])
         assert found == page, f"page {page} is not found, or page {found} equals it"
@@ -180,7 +181,7 @@ def _check_heap(kv, start, n, column, wanted):
 
 def _check_sequences(kv, hot, live, blocks):
     size = kv.tokens.shape[1]
-    assert np.count_nonzero(kv.ids[:, 1] != ABSENT) == len(live), "ids"
+    assert len(table_pairs(kv.ids)) == len(live), "ids"
     order = kv.seq_hot[:, s.STEP_ORDER]
     assert ((order >= 0) & (order < len(kv.seq_cold))).all(), "STEP_ORDER"
     assert len(kv.seq_hot) == len(kv.seq_cold), "rows"

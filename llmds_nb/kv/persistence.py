@@ -10,7 +10,7 @@ from .kernels.state import KVState
 from .operations import Pins
 from .salts import salt_from_json, salt_to_json
 from .settings import CacheSettings, check_settings
-from .state import CacheState, empty_arrays
+from .state import CacheState, empty_arrays, ids_of
 
 # The names in files of those fields of KVState that were renamed since the format was fixed.
 _FILE_NAMES = {
@@ -25,6 +25,7 @@ def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict
         policy = settings.custom_policy
         raise TypeError(f"a KVCache with the custom policy {policy!r} cannot be saved")
     arrays = {_FILE_NAMES.get(name, name): a for name, a in state.arrays._asdict().items()}
+    del arrays["ids"]  # made anew from `seq_hot`; older files hold it
     arrays["pins"] = pins.all_pages()
     if state.tensors is not None:
         arrays["kv"] = state.tensors.kv
@@ -62,7 +63,9 @@ def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[C
 
 def _state_arrays(settings, arrays):
     found = {}
-    for field, empty in empty_arrays(settings)._asdict().items():
+    empties = empty_arrays(settings)._asdict()
+    del empties["ids"]
+    for field, empty in empties.items():
         name = _FILE_NAMES.get(field, field)
         array = arrays[name]
         fixed = field in ("page", "tokens", "meta")
@@ -70,4 +73,4 @@ def _state_arrays(settings, arrays):
         if array.dtype != empty.dtype or not same:
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         found[field] = array
-    return KVState(**found)
+    return KVState(**found, ids=ids_of(found["seq_hot"]))

@@ -1,4 +1,4 @@
-"""Salts: the keys by which tenants are kept apart, checked and encoded without ambiguity."""
+"""Salts, by which tenants are kept apart, and keys of hashes: checked, and encoded uniquely."""
 
 from typing import Any
 
@@ -12,6 +12,15 @@ def check_salt(salt: Any) -> Salt:
     if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
         raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
     return salt if isinstance(salt, bytes | str) else int(salt)  # an enum prints its name
+
+
+def check_key(key: Any) -> bytes:
+    """Return a key of hashes; TypeError or ValueError for what is none."""
+    if not isinstance(key, bytes):
+        raise TypeError(f"key must be bytes, not {type(key).__name__}")
+    if not 1 <= len(key) <= 64:
+        raise ValueError(f"key must have 1 to 64 bytes, not {len(key)}")
+    return key
 
 
 def check_salts(salts: Any) -> list[Salt]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from .._core import validation
 from .eviction import POLICIES
+from .salts import check_key
 
 _MAX_PAGES = 2**27  # offsets into the arena are int32 in places
 
@@ -46,7 +47,7 @@ def check_settings(*given: Any) -> CacheSettings:
         validation.choice(eviction, "eviction", tuple(POLICIES))
     elif not callable(getattr(eviction, "keys", None)):
         raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
-    sharing, key = bool(prefix_sharing), _hash_key(key)
+    sharing, key = bool(prefix_sharing), os.urandom(32) if key is None else check_key(key)
     return CacheSettings(n_pages, page_size, kv_shape, number_type, eviction, sharing, key)
 
 
@@ -54,13 +55,3 @@ def _kv_shape(shape):
     if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
     return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)
-
-
-def _hash_key(key):
-    if key is None:
-        return os.urandom(32)
-    if not isinstance(key, bytes):
-        raise TypeError(f"key must be bytes, not {type(key).__name__}")
-    if not 1 <= len(key) <= 64:
-        raise ValueError(f"key must have 1 to 64 bytes, not {len(key)}")
-    return key

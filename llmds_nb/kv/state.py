@@ -10,10 +10,16 @@ from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.forking import new_lock
 from .._core.state import Handle
-from .._core.typing import ArrayLike, Int32s
+from .._core.typing import ArrayLike, Int32s, Int64s
 from ..errors import CapacityError
 from ..primitives import status as st
-from ..primitives.hash_table import empty_table, table_find, table_rehash
+from ..primitives.hash_table import (
+    empty_table,
+    table_capacity,
+    table_find,
+    table_rehash,
+    table_set_many,
+)
 from ..primitives.status import ABSENT
 from .eviction import POLICIES, call_policy
 from .kernels import eviction_policy as ev, operations as k, state as s
@@ -168,7 +174,7 @@ class CacheState:
         """Let `seq_hot`, `seq_cold` and `ids` hold n more sequences."""
         arrays = self.arrays
         wanted = int(arrays.meta[s.N_SEQUENCES]) + n
-        if 2 * wanted > len(arrays.ids):
+        if wanted > table_capacity(arrays.ids):
             ids = empty_table(wanted)  # twice as many or more, as any power of two
             table_rehash(arrays.ids, ids)
             arrays = arrays._replace(ids=ids)
@@ -253,6 +259,8 @@ def empty_arrays(settings: CacheSettings) -> Any:
     meta[s.HASH_MASK] = -1
     meta[s.SHARING] = settings.prefix_sharing
     meta[s.POLICY] = policy
+    words = hashlib.blake2b(digest_size=32, key=settings.key, person=b"llmds_nb lanes").digest()
+    meta[s.SECRET : s.SECRET + 4] = np.frombuffer(words, "<i8")
     return KVState(
         page=page,
         tokens=np.zeros((n_pages, settings.page_size), np.int32),
@@ -263,6 +271,14 @@ def empty_arrays(settings: CacheSettings) -> Any:
         domain=domain,
         meta=meta,
     )
+
+
+def ids_of(seq_hot: Int64s) -> Int64s:
+    """The table `ids` for the rows of `seq_hot`."""
+    rows = np.flatnonzero(seq_hot[:, s.ID] != ABSENT)
+    ids = empty_table(max(_FIRST_SEQUENCES, len(rows)))
+    table_set_many(ids, seq_hot[rows, s.ID], rows)
+    return ids
 
 
 # What INVALID means to each kernel: {0} is meta[MISSING], the rest are the kernel's arguments.

@@ -14,6 +14,7 @@ from .._core.jit import EntryPoints
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
+from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors, is_ordinary
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
@@ -24,6 +25,7 @@ FUSIONS = tuple(_METHODS)
 DEPTH = 100  # candidates of each half, or k if that is more
 _MIN_COMPONENT = 1e-18  # of a vector with a direction: HNSW refuses shorter ones with cosine
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
+_SECRET = secret_word()  # of the tables that match the halves' ids, which only last for a call
 _entries = EntryPoints(fuse=fusion_combine_many)
 
 
@@ -243,7 +245,7 @@ class Searcher(NamedTuple):
             near = dense.search(vector, depth, ef=self._ef(depth))
         words = self._sparse().search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer)
+        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer, _SECRET)
         return answer
 
     def search(self, requests: list[Request]) -> Hits:
@@ -311,7 +313,7 @@ def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
     n = len(found[0])
     answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
     flat = [part.reshape(-1) for part in (*found, *answer)]
-    _entries.fuse(*flat[:4], _METHODS[fusion], weight, n, *flat[4:])
+    _entries.fuse(*flat[:4], _METHODS[fusion], weight, n, *flat[4:], _SECRET)
     return answer
 
 

@@ -111,7 +111,7 @@ class RetrievalPipeline(Stored):
         self._weight = validation.real(weight, "weight", low=0, high=1)
         self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0)
         threshold = validation.integer(hot_threshold, "hot_threshold", low=1)
-        sketch = CountMinSketch(1 << 16, 4, top=1000, seed=self._seed)  # 1 MiB
+        sketch = CountMinSketch(1 << 16, 4, top=1000, seed=None)  # 1 MiB
         self._cache = QueryCache(self._cache_tokens, threshold, sketch)
         self._tuning: Tuning | None = None
         sparse = InvertedIndex() if sparse is None else sparse

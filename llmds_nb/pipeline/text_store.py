@@ -9,7 +9,9 @@ from .._core.typing import Int64s
 from ..errors import CorruptFileError
 from ..primitives.hash_table import (
     empty_table,
+    table_capacity,
     table_find_many,
+    table_pairs,
     table_rehash,
     table_remove_many,
     table_set_many,
@@ -22,7 +24,7 @@ class TextStore:
 
     State:
 
-        table   int64[C, 2]      id -> row (primitives/hash_table.py)
+        table   int64[., 2]      id -> row (primitives/hash_table.py)
         indptr  int64[>= n + 1]  row r is blob[indptr[r]:indptr[r + 1]]
         blob    uint8[>= indptr[n]]
         n       rows in use, replaced and removed ones included
@@ -79,7 +81,7 @@ class TextStore:
     def point(self, ids: Int64s, rows: Int64s) -> None:
         """Map ids, new or known, to rows. O(n), amortised."""
         added = int((self.find(ids) == ABSENT).sum())
-        if 2 * (self._n_ids + added) > len(self._table):
+        if self._n_ids + added > table_capacity(self._table):
             table = empty_table(2 * (self._n_ids + added))
             table_rehash(self._table, table)
             self._table = table
@@ -93,8 +95,7 @@ class TextStore:
 
     def compacted(self) -> "TextStore":
         """The store itself, or a copy without unused rows if those take more than half."""
-        live = self._table[self._table[:, 1] != ABSENT]
-        live = live[np.argsort(live[:, 1])]
+        live = self._pairs()
         lengths = np.diff(self._indptr[: self._n + 1])[live[:, 1]]
         if 2 * lengths.sum() + 1024 >= self._indptr[self._n] and 2 * len(live) + 16 >= self._n:
             return self
@@ -110,19 +111,20 @@ class TextStore:
 
     def ids(self) -> Int64s:
         """Every id int64[n], ascending."""
-        return np.sort(self._table[self._table[:, 1] != ABSENT, 0])
+        return np.sort(table_pairs(self._table)[:, 0])
+
+    def _pairs(self) -> Int64s:
+        """(id, row) of every text int64[n, 2], by row."""
+        pairs = table_pairs(self._table)
+        return pairs[np.argsort(pairs[:, 1])]
 
     def check(self) -> None:
         """Assert the invariants of the table and the rows. O(C + n)."""
-        n_rows, taken = len(self._table), self._table[:, 1] != ABSENT
-        assert n_rows and n_rows & (n_rows - 1) == 0
-        assert self._n_ids == int(taken.sum()) <= n_rows // 2
-        rows = self._table[taken, 1]
+        ids, rows = self._pairs().T.copy()
+        assert self._n_ids == len(ids) <= table_capacity(self._table)
         assert ((rows >= 0) & (rows < self._n)).all()
-        used_by_id = np.zeros(self._n, np.bool_)
-        used_by_id[rows] = True
-        assert int(used_by_id.sum()) == rows.size, "two ids have one row"
-        assert (self.find(self._table[taken, 0].copy()) == rows).all()
+        assert (np.diff(rows) > 0).all(), "two ids have one row"
+        assert (self.find(ids) == rows).all()
         used = self._indptr[: self._n + 1]
         assert used[0] == 0 and (np.diff(used) >= 0).all() and used[-1] <= self._blob.size
 
@@ -130,7 +132,7 @@ class TextStore:
         """Arrays and header to store."""
         end = int(self._indptr[self._n])
         arrays = {
-            "table": self._table.copy(),
+            "table": self._pairs(),
             "indptr": self._indptr[: self._n + 1].copy(),
             "blob": self._blob[:end],
         }
@@ -138,19 +140,24 @@ class TextStore:
 
     @classmethod
     def from_state(cls, arrays: dict, header: dict) -> "TextStore":
-        """The store whose `state` this is. Reads the table, not the texts."""
+        """The store whose `state` this is. Reads the table, not the texts.
+
+        Older files hold the unused rows of the table as well, their value ABSENT.
+        """
         store = cls()
-        table, blob = arrays["table"], arrays["blob"]
-        if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2:
-            raise CorruptFileError(f"the text table is {table.dtype}{table.shape}")
+        pairs, blob = arrays["table"], arrays["blob"]
+        if pairs.dtype != np.int64 or pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise CorruptFileError(f"the text table is {pairs.dtype}{pairs.shape}")
         if blob.dtype != np.uint8 or blob.ndim != 1:
             raise CorruptFileError(f"the text blob is {blob.dtype}{blob.shape}")
-        store._table, store._blob = table, blob
+        ids, rows = pairs[pairs[:, 1] != ABSENT].T.copy()
+        store._table, store._blob = empty_table(len(ids)), blob
+        table_set_many(store._table, ids, rows)
         store._indptr = validation.indptr(arrays["indptr"], blob.size)
         store._n = store._indptr.size - 1
         store._n_ids = validation.integer(header["n_ids"], "n_ids", low=0)
         try:
-            store.check()  # a search in a table without an empty row would not end
+            store.check()
         except AssertionError:
             raise CorruptFileError("the text table does not fit the texts") from None
         return store

@@ -14,7 +14,7 @@ from .._core.statistics import nearest_rank
 from .._core.typing import Int64s
 from ..primitives.bits import float64_keys
 from ..primitives.dary_heap import ROOT, SLOT_MASK, check_entries
-from ..primitives.hash_table import table_find
+from ..primitives.hash_table import table_find, table_pairs
 from ..primitives.status import ABSENT
 from .kernels import queue_state as s, request_queue as k
 from .kernels.bitset import bitset_add, bitset_first
@@ -153,7 +153,7 @@ class RequestQueue:
         assert meta[s.WAITING] == waits.size
         live = np.concatenate([waits, runs])
         assert all(table_find(queue.table, request[slot, s.ID]) == slot for slot in live)
-        assert np.count_nonzero(queue.table[:, 1] != ABSENT) == live.size
+        assert len(table_pairs(queue.table)) == live.size
         assert (state[meta[s.FRESH] :] == s.FREE).all()
         assert (np.diff(request[: meta[s.FRESH], s.ID]) > 0).all()
         expected = np.zeros_like(queue.bitset)

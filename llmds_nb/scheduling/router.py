@@ -1,16 +1,15 @@
 """PrefixRouter: which of several caches a prompt goes to, so that it finds its prefix there."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.state import Handle
-from .._core.typing import ArrayLike
-from ..kv.salts import Salt, check_salt, salt_bytes
+from .._core.typing import ArrayLike, Int64s
+from ..kv.salts import Salt, check_key, check_salt, salt_bytes
 from ..primitives.status import INVALID
 from .kernels import router as k
 
@@ -29,13 +28,12 @@ class RouterStats(NamedTuple):
     imbalance: float  # largest load / mean load; 1.0 at the start
 
 
-def _root(salt) -> npt.NDArray[np.uint64]:
-    """Where the hash chain of a salt starts, uint64[2]."""
-    digest = hashlib.blake2b(salt_bytes(salt), digest_size=16, person=b"llmds_nb route")
-    return np.frombuffer(digest.digest(), "<u8").astype(np.uint64)
-
-
-_ROOT_0 = _root(0)
+def _root(salt: Salt, key: bytes | None) -> Int64s:
+    """Where the hash chain of a salt starts, and its secret words, int64[6]; 0 without a key."""
+    options: Any = {"key": key or b"", "person": b"llmds_nb route"}
+    start = hashlib.blake2b(salt_bytes(salt), digest_size=16, **options).digest()
+    secret = hashlib.blake2b(digest_size=32, **options).digest() if key else bytes(32)
+    return np.frombuffer(start + secret, "<i8").astype(np.int64)
 
 
 class PrefixRouter:
@@ -59,14 +57,17 @@ class PrefixRouter:
         The bound on load, at least 1; with infinity a prompt always follows its prefix.
     max_prefixes : int
         Prefixes remembered, rounded up to a power of two; 24 bytes each.
+    key : bytes, optional
+        A secret of 1 to 64 bytes, the same for all routers of one service.
 
     Notes
     -----
-    The hash has no key, so routers on several machines send a prompt that none of them has seen to
-    the same replica. Two prefixes that collide go to one replica, which costs hits and nothing
-    else. A route is O(tokens + pages + replicas). Thread-safe by one lock per object; a call that
-    raises has changed nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans.
-    Networking 1998; bounded loads: Mirrokni et al., SODA 2018.
+    Routers of one key, or without one, send a prompt that none of them has seen to the same
+    replica, also on several machines. Two prefixes that collide go to one replica, which costs hits
+    and nothing else; under a key, clients cannot choose prompts that collide with another's.
+    A route is O(tokens + pages + replicas). Thread-safe by one lock per object; a call that raises
+    has changed nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans. Networking
+    1998; bounded loads: Mirrokni et al., SODA 2018.
 
     >>> import numpy as np
     >>> router = PrefixRouter(3, page_size=4)
@@ -88,6 +89,7 @@ class PrefixRouter:
         page_size: int = 512,
         max_imbalance: float = 1.25,
         max_prefixes: int = 2**18,
+        key: bytes | None = None,
     ) -> None:
         n = validation.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
         self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
@@ -98,6 +100,8 @@ class PrefixRouter:
         replica = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
         self._handle = Handle(k.Router(prefix, replica, meta, self.page_size))
         self._next_id = n
+        self._key = None if key is None else check_key(key)
+        self._root = _root(0, self._key)  # of salt 0
         self._lock = new_lock()
 
     def route(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
@@ -112,7 +116,9 @@ class PrefixRouter:
 
         """
         tokens = validation.for_kernel(tokens, "tokens", validation.INT32)
-        root = _ROOT_0 if type(salt) is int and salt == 0 else _root(check_salt(salt))
+        root = self._root
+        if type(salt) is not int or salt != 0:
+            root = _root(check_salt(salt), self._key)
         imbalance = min(self.max_imbalance, _LARGEST)
         with self._lock:
             id_ = k.route_one(self._handle.address, root, tokens, imbalance)

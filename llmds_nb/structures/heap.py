@@ -13,7 +13,13 @@ from .._core.state import Handle
 from .._core.typing import ArrayLike, Float64s, Int64s
 from ..primitives.bits import float64_key
 from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries
-from ..primitives.hash_table import table_find, table_rows
+from ..primitives.hash_table import (
+    table_capacity,
+    table_find,
+    table_pairs,
+    table_shape,
+    table_start,
+)
 from ..primitives.status import ABSENT, FULL, INVALID, OK, WRONG_DIRECTION
 from .kernels import heap as k
 
@@ -306,8 +312,8 @@ class IndexedHeap:
         numbers = s.entries[ROOT : ROOT + n, 1] >> 32
         assert np.unique(numbers).size == n and (numbers < s.header[k.NEXT]).all()
         assert s.header[k.NEXT] <= k.LIMIT and s.header[k.SIGN] in (-1, 1)
-        taken = s.table[s.table[:, 1] != ABSENT]
-        assert len(s.table) >= 2 * capacity and len(taken) == n
+        taken = table_pairs(s.table)
+        assert table_capacity(s.table) >= capacity and len(taken) == n
         pairs = np.column_stack([s.item[slots], slots]).tolist()
         assert all(table_find(s.table, item) == slot for item, slot in pairs)
         assert set(map(tuple, taken.tolist())) == set(map(tuple, pairs))
@@ -339,11 +345,11 @@ def _empty_state(capacity, sign):
         ((capacity + 4, 2), np.int64),
         (capacity, np.int32),
         (capacity, np.int64),
-        ((table_rows(capacity), 2), np.int64),
+        (table_shape(capacity), np.int64),
     )
     header[k.SIGN] = sign
     entries[ROOT : ROOT + capacity, 1] = np.arange(capacity)
-    table[:, 1] = ABSENT
+    table_start(table)
     return k.HeapState(header, entries, position, item, table)
 
 

@@ -11,6 +11,7 @@ from .._core.state import Handle
 from .._core.storage import Stored
 from .._core.typing import ArrayLike, Bools, Int64s
 from ..errors import CorruptFileError
+from ..primitives.hashing import secret_word
 from .item_hashing import hash_items, kind_of, pack, plain, string_to_hash, unpack
 from .kernels import sketch as k
 
@@ -64,8 +65,9 @@ class CountMinSketch(Stored):
         exact.
     top : int
         Keep candidates for the `top` most frequent items in the same pass.
-    seed : int
-        Another seed gives other collisions.
+    seed : int, optional
+        Another seed gives other collisions, and sketches of one seed can be merged. None: a secret
+        one of its own; then nobody can choose items that collide with another's.
 
     Notes
     -----
@@ -83,12 +85,13 @@ class CountMinSketch(Stored):
 
     def __init__(
         self, width: int = 2048, depth: int = 4, *,
-        conservative: bool = True, top: int = 0, seed: int = 0,
+        conservative: bool = True, top: int = 0, seed: int | None = 0,
     ):  # fmt: skip
         width = validation.integer(width, "width", low=1, high=2**30)
         depth = validation.integer(depth, "depth", low=1, high=32)
         conservative = bool(validation.choice(conservative, "conservative", (True, False)))
         self._top = validation.integer(top, "top", low=0, high=2**24)
+        seed = secret_word() % 2**64 if seed is None else seed
         self._seed = validation.integer(seed, "seed", low=0, high=2**64 - 1)
         self._handle = Handle(_empty_state(width, depth, conservative, self._top))
         self._slot_items: list = [None] * self._handle.state.slot_count.size

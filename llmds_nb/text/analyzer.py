@@ -9,6 +9,7 @@ import numpy as np
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.typing import Int32s, Int64s
+from ..primitives.hashing import secret_word
 from .kernels import tokenize as k
 from .vocabulary import offsets
 
@@ -164,7 +165,7 @@ class Analyzer:
     def _words_by_kernel(self, texts):
         folded = self.folded("".join(texts))
         data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
-        numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest)
+        numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest, secret_word())
         spans = zip(starts.tolist(), stops.tolist(), strict=True)
         return numbers, word_ptr, [folded[start:stop].decode() for start, stop in spans]
 

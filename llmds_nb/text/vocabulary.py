@@ -13,6 +13,7 @@ from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
 from ..errors import CorruptFileError
+from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
 from .kernels import tokenize as k
 
@@ -45,7 +46,7 @@ class StringTable:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(array.nbytes for array in self.state)
+        return sum(array.nbytes for array in self.state[:-1])
 
     def first(self, n: int) -> tuple[UInt8s, Int64s]:
         """(blob, ptr) of the first n strings: unless these are truncated, nothing changes them."""
@@ -76,7 +77,8 @@ class StringTable:
 
     def reserve(self, n_strings: int, n_bytes: int) -> None:
         """Grow now, so that `add` of so many strings and bytes replaces no array."""
-        n, (blob, ptr, hashes, slots, count) = len(self), self.state
+        n, state = len(self), self.state
+        blob, ptr = state.blob, state.ptr
         used = int(ptr[n])
         if n + n_strings > validation.INT32_MAX:
             raise ValueError(f"a vocabulary holds at most {validation.INT32_MAX} terms")
@@ -87,7 +89,7 @@ class StringTable:
             new_ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
             self._handle = Handle(_indexed(new_blob, new_ptr, n, len(new_ptr) - 1))
         elif new_blob is not blob:
-            self._handle = Handle(k.StringTableState(new_blob, ptr, hashes, slots, count))
+            self._handle = Handle(state._replace(blob=new_blob))
 
     def truncate(self, n: int) -> None:
         """Remove every string from number n on, if any. O(bytes of the others)."""
@@ -127,7 +129,7 @@ class StringTable:
 
     def check(self) -> None:
         """Assert the invariants of `kernels.tokenize`. O(bytes)."""
-        n, (_, ptr, _, slots, _) = len(self), self.state
+        n, ptr, slots = len(self), self.state.ptr, self.state.slots
         assert ptr[0] == 0
         assert (np.diff(ptr[: n + 1]) > 0).all(), "an empty string has a number"
         assert 2 * n <= len(slots) and len(slots) & (len(slots) - 1) == 0
@@ -138,10 +140,11 @@ class StringTable:
 
 
 def _indexed(blob, ptr, n, capacity):
-    """The state of n strings with space for `capacity` of them, its hash table built anew."""
+    """The state of n strings with space for `capacity`; its hash table is new, under a new key."""
     hashes = np.empty(capacity, np.uint64)
     slots = np.full(1 << (2 * capacity - 1).bit_length(), ABSENT, np.int32)
-    state = k.StringTableState(blob, ptr, hashes, slots, np.array([n], np.int64))
+    count = np.array([n], np.int64)
+    state = k.StringTableState(blob, ptr, hashes, slots, count, secret_word())
     if n:
         handle = Handle(state)  # kept alive during the call
         k.strings_rebuild(handle.address)

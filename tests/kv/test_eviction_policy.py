@@ -28,8 +28,10 @@ class Pair:
         state = self.cache._cache_state
         root = state.arrays.domain[state.domains[salt], [s.ROOT0, s.ROOT1]]
         h0, h1 = root.view(np.uint64)
+        secret = state.arrays.meta[s.SECRET : s.SECRET + 4]
         for token in tokens:
-            h0, h1 = prefix_hash(np.uint64(h0), np.uint64(h1), np.array([token], np.int32))
+            token = np.array([token], np.int32)
+            h0, h1 = prefix_hash(secret, np.uint64(h0), np.uint64(h1), token)
         return int(h0), int(h1)
 
     def place(self, prefix):

@@ -179,7 +179,7 @@ def test_array_names_in_files_never_change(tmp_path):
     path = tmp_path / "cache"
     KVCache(4, 2, kv_shape=(1,)).save(path)
     _, arrays, header = storage.read(path)
-    names = ["dom", "hot", "ids", "kv", "meta", "page", "pins", "pool", "seq", "tok"]
+    names = ["dom", "hot", "kv", "meta", "page", "pins", "pool", "seq", "tok"]
     assert sorted(arrays) == names
     assert sorted(header) == [
         "domains", "dtype", "eviction", "key", "kv_shape", "n_pages", "next_pin", "page_size",

@@ -26,9 +26,9 @@ def lists(dense, sparse, width=12):
     return *ranked(dense, width, 1, np.inf, np.float32), *ranked(sparse, width, -1, -np.inf, float)
 
 
-def combine(dense, sparse, method, weight, k, width=12):
+def combine(dense, sparse, method, weight, k, width=12, secret=0):
     out = np.empty(k, np.int64), np.empty(k)
-    fusion_combine_many(*lists(dense, sparse, width), METHODS[method], weight, 1, *out)
+    fusion_combine_many(*lists(dense, sparse, width), METHODS[method], weight, 1, *out, secret)
     return out
 
 
@@ -61,7 +61,7 @@ def test_with_one_list_empty_the_order_of_the_other_is_kept():
         assert ids.tolist() == [2, 4, 9]
         out = np.empty(3, np.int64), np.empty(3)
         none = np.zeros(0, np.int64), np.zeros(0)  # the list of a half that was not searched
-        fusion_combine_many(*lists(dense, {})[:2], *none, METHODS[method], 0.7, 1, *out)
+        fusion_combine_many(*lists(dense, {})[:2], *none, METHODS[method], 0.7, 1, *out, 1)
         assert out[0].tolist() == [2, 4, 9]
         ids, scores = combine({}, {}, method, 0.7, 2)
         assert ids.tolist() == [-1, -1] and (scores == -np.inf).all()
@@ -91,7 +91,7 @@ def test_queries_of_a_batch_are_independent():
     ]
     joined = [np.concatenate(part) for part in zip(*(lists(*c) for c in cases), strict=True)]
     ids, scores = np.empty((6, 5), np.int64), np.empty((6, 5))
-    fusion_combine_many(*joined, CONVEX, 0.5, 6, ids.reshape(-1), scores.reshape(-1))
+    fusion_combine_many(*joined, CONVEX, 0.5, 6, ids.reshape(-1), scores.reshape(-1), 2)
     for row, (dense, sparse) in enumerate(cases):
         alone = combine(dense, sparse, "convex", 0.5, 5)
         assert ids[row].tolist() == alone[0].tolist()

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from llmds_nb.primitives import hash_table as t
 from llmds_nb.primitives.status import ABSENT
 
-from .test_hashing import mix64
+from .test_hashing import key_hash
 
 MAX_KEYS = 12
 KEYS = st.integers(0, 20) | st.sampled_from([2**40, 2**62, 2**63 - 1])
@@ -27,12 +27,13 @@ def remove_one(table, key):
 
 def check_table(table, expected):
     """Assert the invariants of the module, and that the table holds exactly `expected`."""
-    n_rows = len(table)
-    taken = table[:, 1] != ABSENT
-    assert n_rows & (n_rows - 1) == 0 and not taken.all()
-    assert dict(table[taken].tolist()) == expected and taken.sum() == len(expected)
+    n_rows, (a0, a1, b, zero) = len(table) - 2, table[-2:].reshape(-1)
+    taken = table[:-2, 1] != ABSENT
+    assert n_rows & (n_rows - 1) == 0 and not taken.all() and zero == 0
+    pairs = t.table_pairs(table).tolist()
+    assert dict(pairs) == expected and len(pairs) == taken.sum() == len(expected)
     for row in np.flatnonzero(taken).tolist():
-        step = home = int(mix64(int(table[row, 0]))) & (n_rows - 1)
+        step = home = int(key_hash(table[row, 0], a0, a1, b)) & (n_rows - 1)
         while step != row:
             assert taken[step], f"a search from row {home} stops before row {row}"
             step = (step + 1) & (n_rows - 1)
@@ -91,7 +92,7 @@ def test_batches_are_their_pairs_in_order(pairs, gone):
 
 def test_a_table_is_at_most_half_full():
     for n_keys in (0, 1, 3, 4, 5, 64, 65, 1000):
-        rows = t.table_rows(n_keys)
-        assert rows >= max(8, 2 * n_keys) and rows & (rows - 1) == 0
-        assert t.empty_table(n_keys).shape == (rows, 2)
-        check_table(t.empty_table(n_keys), {})
+        table = t.empty_table(n_keys)
+        assert table.shape == t.table_shape(n_keys)
+        assert t.table_capacity(table) >= max(4, n_keys)
+        check_table(table, {})

@@ -7,7 +7,7 @@ from llmds_nb._core.jit import kernel
 from llmds_nb.primitives import hashing
 from llmds_nb.primitives.hashing import hash_ints, hash_many
 
-WORDS = st.integers(0, 2**64 - 1)
+WORDS, INTS = st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1)
 ALL = 2**64 - 1
 A, B, C, D = 0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x589965CC75374CC3
 
@@ -15,6 +15,11 @@ A, B, C, D = 0xA0761D6478BD642F, 0xE7037ED1A0B428DB, 0x8EBC6AF09C88C6E3, 0x58996
 @kernel
 def mix64(x):
     return hashing.mix64(x)
+
+
+@kernel
+def key_hash(x, a0, a1, b):
+    return hashing.key_hash(x, a0, a1, b)
 
 
 @kernel
@@ -32,6 +37,11 @@ def plain_fold(a, b):
     return (a * b & ALL) ^ (a * b >> 64)
 
 
+def plain_key_hash(x, a0, a1, b):
+    x = ((a0 * x >> 64) + a1 * x + b) & ALL
+    return ((x ^ (x >> 32)) * 0x94D049BB133111EB & ALL) >> 32
+
+
 def plain_hash(data, seed):
     h = seed ^ A
     for start in range(0, len(data) // 8 * 8 + 1, 8):
@@ -44,6 +54,12 @@ def plain_hash(data, seed):
 @example(0)
 def test_mix64_is_splitmix64(x):
     assert int(mix64(np.uint64(x))) == plain_mix(x)
+
+
+@given(INTS, INTS, INTS, INTS)
+def test_key_hash_is_multiply_shift_and_bits_of_a_bijection(x, a0, a1, b):
+    words = [np.int64(word) for word in (x, a0, a1, b)]
+    assert int(key_hash(*words)) == plain_key_hash(*(word & ALL for word in (x, a0, a1, b)))
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), WORDS, st.integers(0, 2))
@@ -60,7 +76,7 @@ def test_bytes_hash_by_content_and_length(strings, seed, gap):
         assert int(found) == plain_hash(string, seed)
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), WORDS)
+@given(st.lists(INTS, max_size=20), WORDS)
 def test_ints_hash_without_collisions(values, seed):
     out = np.empty(len(values), np.uint64)
     hash_ints(np.array(values, np.int64), np.uint64(seed), out)

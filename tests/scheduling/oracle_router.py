@@ -9,7 +9,7 @@ from ..primitives.test_hashing import mix64
 
 
 class PlainRouter:
-    """root(salt) -> uint64[2]; the same answers as long as the real table forgets nothing."""
+    """root(salt) -> int64[6]; the same answers as long as the real table forgets nothing."""
 
     def __init__(self, n, size, imbalance, root):
         self.loads = dict.fromkeys(range(n), 0)
@@ -28,7 +28,8 @@ class PlainRouter:
         chosen = next((r for r in known if r in free), None)
         if chosen is None:
             first = np.array(tokens[: self.size], np.int32)
-            h = prefix_hash(*self.root(salt), first)[0]
+            root = self.root(salt)
+            h = prefix_hash(root[2:], *root[:2].view(np.uint64), first)[0]
             chosen = max(free, key=lambda r: mix64(np.uint64(h) ^ np.uint64(mix64(r + 1))))
         self.sent |= dict.fromkeys(paths, chosen)
         self.loads[chosen] += len(tokens) + 1

@@ -13,21 +13,23 @@ from llmds_nb import PrefixRouter
 from .oracle_router import PlainRouter
 
 
-def root_of(salt):
-    """Where the hash chain of a tenant starts by the layout that KVCache documents."""
+def root_of(salt, key=b""):
+    """Where the hash chain of a tenant starts, and its secret words, int64[6]: never changes."""
     kind, data = ("s", salt.encode()) if isinstance(salt, str) else ("b", salt)
     if isinstance(salt, int):
         kind, data = "i", str(salt).encode()
     data = kind.encode() + len(data).to_bytes(8, "little") + data
-    digest = hashlib.blake2b(data, digest_size=16, person=b"llmds_nb route").digest()
-    return np.frombuffer(digest, np.uint64)
+    options = {"person": b"llmds_nb route", "key": key}
+    start = hashlib.blake2b(data, digest_size=16, **options).digest()
+    secret = hashlib.blake2b(digest_size=32, **options).digest() if key else bytes(32)
+    return np.frombuffer(start + secret, np.int64)
 
 
 class Routers(RuleBasedStateMachine):
-    @initialize(imbalance=st.sampled_from([1.0, 1.5, math.inf]))
-    def start(self, imbalance):
-        self.real = PrefixRouter(3, page_size=2, max_imbalance=imbalance)
-        self.oracle = PlainRouter(3, 2, imbalance, root_of)
+    @initialize(imbalance=st.sampled_from([1.0, 1.5, math.inf]), key=st.sampled_from([None, b"k"]))
+    def start(self, imbalance, key):
+        self.real = PrefixRouter(3, page_size=2, max_imbalance=imbalance, key=key)
+        self.oracle = PlainRouter(3, 2, imbalance, lambda salt: root_of(salt, key or b""))
 
     @rule(
         tokens=st.lists(st.integers(0, 2), max_size=9),

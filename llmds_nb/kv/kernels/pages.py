@@ -206,7 +206,7 @@ def chain_start(kv, domain):
 def chain_step(kv, h0, h1, tokens):
     """Hash of the next page. O(T)."""
     mask = np.uint64(kv.meta[s.HASH_MASK])
-    h0, h1 = prefix_hash(h0, h1, tokens)
+    h0, h1 = prefix_hash(kv.meta[s.SECRET : s.SECRET + 4], h0, h1, tokens)
     return h0 & mask, h1 & mask
 
 

@@ -1,7 +1,8 @@
 """Hash table of cached pages by prefix: a chained 128-bit hash, confirmed by comparison.
 
 A page's hash covers its tokens and its parent's hash; the chain starts at a root that depends on
-the cache's key and the tenant's salt. The hash only narrows the search. A page is a hit when hash,
+the cache's key and the tenant's salt, and both operands of its products are secret: see
+primitives/hashing.py. The hash only narrows the search. A page is a hit when hash,
 tokens *and* parent page are equal, so by induction the whole prefix is, whatever the hash does.
 
 The table is arena[PREFIX_TABLE : PREFIX_TABLE + C], C a power of two >= 1.5 * P: page + 1, or 0
@@ -37,24 +38,28 @@ def _join(low, high):
 
 
 @kernel(borrow=True)
-def prefix_hash(parent0, parent1, tokens):
+def prefix_hash(secret, parent0, parent1, tokens):
     """128-bit hash of one page, int32[T], after a parent's hash; two uint64. O(T).
 
-    Four independent multiply-fold lanes take 16 tokens a round (the step of wyhash).
+    Four independent multiply-fold lanes take 16 tokens a round (the step of wyhash). Each xors its
+    tokens with one of four secret words int64: a client who knew both operands of a lane's product
+    could make it forget a token. For all words 0 it is the hash without a key.
     """
+    k4, k5 = np.uint64(secret[0]) ^ _K4, np.uint64(secret[1]) ^ _K5
+    k6, k7 = np.uint64(secret[2]) ^ _K6, np.uint64(secret[3]) ^ _K7
     a, b = parent0 ^ _K0, parent1 ^ _K1
     c, d = parent0 ^ _K2, parent1 ^ _K3
     rounds = tokens.size >> 4
     for r in range(rounds):
         part = tokens[16 * r : 16 * r + 16]
-        a = fold64(_join(part[0], part[1]) ^ _K4, _join(part[2], part[3]) ^ a)
-        b = fold64(_join(part[4], part[5]) ^ _K5, _join(part[6], part[7]) ^ b)
-        c = fold64(_join(part[8], part[9]) ^ _K6, _join(part[10], part[11]) ^ c)
-        d = fold64(_join(part[12], part[13]) ^ _K7, _join(part[14], part[15]) ^ d)
+        a = fold64(_join(part[0], part[1]) ^ k4, _join(part[2], part[3]) ^ a)
+        b = fold64(_join(part[4], part[5]) ^ k5, _join(part[6], part[7]) ^ b)
+        c = fold64(_join(part[8], part[9]) ^ k6, _join(part[10], part[11]) ^ c)
+        d = fold64(_join(part[12], part[13]) ^ k7, _join(part[14], part[15]) ^ d)
     rest = tokens[16 * rounds :]
     for i in range(rest.size):
-        a = fold64(np.uint64(np.uint32(rest[i])) ^ _K4, a ^ _K5)
-        b = fold64(np.uint64(np.uint32(rest[i])) ^ _K6, b ^ _K7)
+        a = fold64(np.uint64(np.uint32(rest[i])) ^ k4, a ^ k5)
+        b = fold64(np.uint64(np.uint32(rest[i])) ^ k6, b ^ k7)
     h0 = fold64(a ^ c ^ _K1, b ^ d ^ _K0)
     h1 = mix64(a + b) ^ mix64(c - d) ^ h0
     return h0, h1

@@ -13,7 +13,7 @@ owns the arrays replaces them by longer ones as they fill up:
                             a quota, and the pending copies as pairs (source, destination)
     seq_hot   int64[S, 8]   one row a sequence, in one cache line: what a decode step reads
     seq_cold  int64[S, 11]  the same rows: what it does not read; columns of both below
-    ids       int64[H, 2]   sequence id -> row (primitives/hash_table.py)
+    ids       int64[., 2]   sequence id -> row (primitives/hash_table.py)
     domain    int64[D, 11]  one row a domain, columns below
     meta      int64[64]     counters, places below
 
@@ -143,6 +143,7 @@ PENDING_COPIES = 23  # offset of the pending copies
 PENDING_CLASS = 24  # size class of their chunk
 GHOSTS = 25  # offset of the ghost entries
 GHOST_BUCKETS = 26  # how many buckets they have, 0 = none are kept
+SECRET = 27  # .. 30: secret words of the chained hash (kernels/prefix_table.py)
 FREE_CHUNKS = 32  # [FREE_CHUNKS + class]: first free chunk of a size class, -1 = none
 META_SIZE = 64
 

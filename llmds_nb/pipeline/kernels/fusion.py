@@ -30,7 +30,7 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from ...primitives.hashing import mix64
+from ...primitives.hashing import key_hash, key_words
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_push, topk_sort
 
@@ -82,13 +82,14 @@ def _end_of(ids, begin, size):
 
 
 @kernel(noinline=True, borrow=True)
-def _slot_of(table, ids, id_):
+def _slot_of(table, secret, ids, id_):
     """The slot of `table` with the position of id_ in `ids`, or the empty slot for it.
 
-    table int32[C], C a power of two and at least twice the number of its ids. O(1) expected.
+    table int32[C], C a power of two and at least twice the number of its ids; secret: `key_words`.
+    O(1) expected.
     """
     mask = np.uint64(table.size - 1)
-    slot = mix64(id_) & mask
+    slot = key_hash(id_, secret[0], secret[1], secret[2]) & mask
     while table[slot] != ABSENT and ids[table[slot]] != id_:
         slot = (slot + np.uint64(1)) & mask
     return slot
@@ -96,9 +97,13 @@ def _slot_of(table, ids, id_):
 
 @kernel(nogil=True)
 def fusion_combine_many(
-    dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, n, out_ids, out_scores
-):
-    """Fuse the lists of n > 0 queries, as in the module docstring. O((a + b) log k) per query."""
+    dense_ids, dense_distances, sparse_ids, sparse_scores, method, weight, n, out_ids, out_scores,
+    secret,
+):  # fmt: skip
+    """Fuse the lists of n > 0 queries, as in the module docstring. O((a + b) log k) per query.
+
+    secret: an int64 that no client knows, on which no result depends.
+    """
     a, b, k = dense_ids.size // n, sparse_ids.size // n, out_ids.size // n
     capacity = 8
     while capacity < 4 * b:
@@ -106,6 +111,7 @@ def fusion_combine_many(
     parts = ((capacity, np.int32), (a, np.float64), (b, np.float64), (b, np.bool_))
     memory = scratch(parts)
     table, dense, sparse, matched = cut(memory, parts)
+    words = key_words(secret)
     for query in range(n):
         of_dense, of_sparse, row = query * a, query * b, query * k
         n_dense = _end_of(dense_ids, of_dense, a) - of_dense
@@ -119,7 +125,7 @@ def fusion_combine_many(
         for slot in range(capacity):
             table[slot] = ABSENT
         for i in range(n_sparse):
-            table[_slot_of(table, sparse_ids, sparse_ids[of_sparse + i])] = of_sparse + i
+            table[_slot_of(table, words, sparse_ids, sparse_ids[of_sparse + i])] = of_sparse + i
             matched[i] = False
         ids, scores = out_ids[row : row + k], out_scores[row : row + k]
         kept = 0
@@ -127,7 +133,7 @@ def fusion_combine_many(
             if i < n_dense:
                 id_ = dense_ids[of_dense + i]
                 score = weight * dense[i]
-                position = table[_slot_of(table, sparse_ids, id_)]
+                position = table[_slot_of(table, words, sparse_ids, id_)]
                 if position != ABSENT:
                     matched[position - of_sparse] = True
                     score += (1.0 - weight) * sparse[position - of_sparse]

@@ -124,7 +124,8 @@ def _charge(replica, meta, row, load):
 def route_one(handle, root, tokens, imbalance):
     """The id of the replica that gets a prompt, or INVALID for a negative token.
 
-    root uint64[2] is where the chain of hashes starts. O(tokens + pages + N).
+    root int64[6] is where the chain of hashes starts, and its four secret words (`prefix_hash`).
+    O(tokens + pages + N).
     """
     router = _router_at(handle)
     prefix, replica, meta, size = router.prefix, router.replica, router.meta, router.page_size
@@ -135,12 +136,12 @@ def route_one(handle, root, tokens, imbalance):
         return INVALID
     n = tokens.size // size
     hashes = np.empty(max(n, 1), np.uint64)
-    h0, h1 = root[0], root[1]
+    h0, h1, secret = np.uint64(root[0]), np.uint64(root[1]), root[2:]
     for j in range(n):
-        h0, h1 = prefix_hash(h0, h1, tokens[j * size : (j + 1) * size])
+        h0, h1 = prefix_hash(secret, h0, h1, tokens[j * size : (j + 1) * size])
         hashes[j] = h0
     if n == 0:
-        hashes[0] = prefix_hash(h0, h1, tokens)[0]
+        hashes[0] = prefix_hash(secret, h0, h1, tokens)[0]
     load = np.int64(tokens.size + 1)
     most = imbalance * (meta[LOADED] / replica.shape[0] + PRIOR * load) - PRIOR * load
     chosen, spilled = ABSENT, False

@@ -1,13 +1,13 @@
 """Priority queue of int64 items whose priorities change: a d-ary heap and a hash table of items.
 
-State (C = capacity, H = rows of the table >= 2 C):
+State (C = capacity):
 
     header    int64[3]       SIGN: 1, or -1 where the largest priority leaves first; NEXT: the
                              number of the next insertion; PUSHED: insertions ever
     entries   int64[C+4, 2]  heap of slots under their keys (primitives/dary_heap.py)
     position  int32[C]       the row of `entries` that holds each slot
     item      int64[C]       the item of each slot
-    table     int64[H, 2]    hash table from item to slot (primitives/hash_table.py)
+    table     int64[., 2]    hash table from item to slot (primitives/hash_table.py)
 
 The key of an entry is (`float64_key(SIGN * priority)`, insertion number << 32 | slot): equal
 priorities leave in the order of insertion, and an update keeps an entry's place in that order.
@@ -28,8 +28,13 @@ from ..._core.state import ANY, State, array, viewer
 from ...primitives import dary_heap as d
 from ...primitives.bits import float64_key, key_float64
 from ...primitives.dary_heap import ROOT, SLOT_MASK
-from ...primitives.hash_table import table_find, table_remove, table_set
-from ...primitives.hashing import mix64
+from ...primitives.hash_table import (
+    table_clear,
+    table_find,
+    table_home,
+    table_remove,
+    table_set,
+)
 from ...primitives.status import ABSENT, FULL, INVALID, OK, PRESENT, WRONG_DIRECTION
 
 SIGN, NEXT, PUSHED = range(3)
@@ -71,8 +76,7 @@ def heap_move(handle, new_handle):
     new.header[PUSHED] = s.header[PUSHED]
     s.header[NEXT] = LIMIT
     s.entries[0, 0] = 0
-    for row in range(s.table.shape[0]):
-        s.table[row, 1] = ABSENT
+    table_clear(s.table)
 
 
 @kernel
@@ -88,7 +92,7 @@ def heap_renumber(handle):
 @kernel(internal=True, borrow=True)
 def _prefetch_search(table, key):
     """Prefetch the cache line where the search for a key begins."""
-    prefetch(table, np.int64(mix64(key) & np.uint64(table.shape[0] - 1)), np.int64(0))
+    prefetch(table, np.int64(table_home(table, key)), np.int64(0))
 
 
 @kernel(internal=True, borrow=True)
@@ -213,8 +217,7 @@ def heap_pop_many(handle, priorities, popped):
                 _prefetch_search(s.table, popped[j + _PREFETCH_DISTANCE])
             table_remove(s.table, popped[j])
     else:
-        for row in range(s.table.shape[0]):
-            s.table[row, 1] = ABSENT
+        table_clear(s.table)
         for i in range(ROOT + m, ROOT + n):
             slot = s.entries[i, 1] & SLOT_MASK
             table_set(s.table, s.item[slot], slot)

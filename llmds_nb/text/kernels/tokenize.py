@@ -15,13 +15,12 @@ import numpy as np
 
 from ..._core.intrinsics import array_at
 from ..._core.jit import kernel
-from ..._core.state import ANY, State, array, viewer
+from ..._core.state import ANY, INT, State, array, viewer
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
 
 DROPPED = -2
 UNSET = -3
-_SEED = np.uint64(0)
 _FIRST_SLOTS = 1 << 12
 
 
@@ -30,9 +29,10 @@ class StringTableState(State):
 
     blob = array(np.uint8, ANY)  # the strings end to end
     ptr = array(np.int64, ANY)  # [S + 1]: string i is blob[ptr[i]:ptr[i + 1]]
-    hashes = array(np.uint64, ANY)  # [S]: its hash_bytes
+    hashes = array(np.uint64, ANY)  # [S]: its hash_bytes under `secret`
     slots = array(np.int32, ANY)  # [C], a power of two: from hash to i, ABSENT where empty
     count = array(np.int64, 1)  # how many strings there are
+    secret = INT  # of these hashes alone: primitives/hashing.py
 
 
 class WordCacheState(State):
@@ -74,7 +74,7 @@ def strings_rebuild(handle):
     s = _strings_at(handle)
     n = s.count[0]
     for i in range(n):
-        s.hashes[i] = hash_bytes(s.blob, s.ptr[i], s.ptr[i + 1], _SEED)
+        s.hashes[i] = hash_bytes(s.blob, s.ptr[i], s.ptr[i + 1], np.uint64(s.secret))
     _slots_fill(s.hashes, n, s.slots)
 
 
@@ -105,7 +105,7 @@ def strings_number_many(handle, add, data, data_ptr, out):
     n = s.count[0]
     for j in range(out.size):
         start, stop = data_ptr[j], data_ptr[j + 1]
-        hash_ = hash_bytes(data, start, stop, _SEED)
+        hash_ = hash_bytes(data, start, stop, np.uint64(s.secret))
         slot = _strings_slot(s, data, start, stop, hash_)
         if add and s.slots[slot] == ABSENT:
             begin = s.ptr[n]
@@ -138,11 +138,12 @@ def _word_at(data, position, end):
 
 
 @kernel(nogil=True)
-def words_number(data, text_ptr, shortest):
+def words_number(data, text_ptr, shortest, secret):
     """Number the distinct words of each text, words shorter than `shortest` left out.
 
     Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them, starts
-    and stops int64[d] of where in `data` each number first occurs). O(bytes) expected.
+    and stops int64[d] of where in `data` each number first occurs). O(bytes) expected. No result
+    depends on the int64 `secret`, which no client knows.
     """
     n_texts = text_ptr.size - 1
     most = data.size // shortest + 1
@@ -161,7 +162,7 @@ def words_number(data, text_ptr, shortest):
             start, position = _word_at(data, position, end)
             if position - start < shortest:
                 continue
-            hash_ = hash_bytes(data, start, position, _SEED)
+            hash_ = hash_bytes(data, start, position, np.uint64(secret))
             slot = hash_ & mask
             while slots[slot] != ABSENT:
                 i = slots[slot]
@@ -213,7 +214,7 @@ def words_encode(handle, text, text_ptr, n_texts, shortest, out, out_ptr, missin
             begin, position = _word_at(data, position, stop)
             if position - begin < shortest:
                 continue
-            hash_ = hash_bytes(data, begin, position, _SEED)
+            hash_ = hash_bytes(data, begin, position, np.uint64(cache.words.secret))
             word = cache.words.slots[_strings_slot(cache.words, data, begin, position, hash_)]
             if word == ABSENT or cache.term_ids[word] == UNSET:
                 if n_missing < most:
