@@ -15,7 +15,7 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
+import platform
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,6 @@ except ImportError:  # Windows: no temporary file is known to be dead there
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX, _SUFFIX = ".llmds_nb-", ".tmp"
-_UNKNOWN = "unknown"
 _OLD = 7 * 24 * 3600.0  # seconds
 
 
@@ -72,7 +71,7 @@ def _write(target, folder, old, parts) -> bool:
         # Of 0o666 the system takes the umask off.
         return os.open(path, flags, 0o666 if old is None else 0o600)
 
-    name = _PREFIX + _machine() + "-" + secrets.token_hex(8) + _SUFFIX  # short, whatever `target`
+    name = _PREFIX + _machine() + "-" + os.urandom(8).hex() + _SUFFIX  # short, whatever `target`
     temporary = os.path.join(folder, name)
     try:
         with open(temporary, "xb", opener=create) as file:
@@ -130,24 +129,22 @@ def _make_alike(handle, path, old):
 def _machine() -> str:
     """What tells running systems apart: containers of one system share its locks."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        system = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
-        boot = b""
-    return hashlib.blake2b(boot, digest_size=6).hexdigest() if boot else _UNKNOWN
+        system = platform.node()
+    return hashlib.blake2b(system.encode(), digest_size=6).hexdigest()
 
 
 def _remove_dead(folder):
     """Remove the temporary files of processes that do not live any more."""
     if fcntl is None:
         return
-    machine = _machine()
-    own = f"{_PREFIX}{machine}-"
+    own = f"{_PREFIX}{_machine()}-"
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX):
-                is_own = entry.name.startswith(own) and machine != _UNKNOWN
                 with contextlib.suppress(OSError):
-                    _remove_if_dead(entry.path, is_own)
+                    _remove_if_dead(entry.path, entry.name.startswith(own))
 
 
 def _remove_if_dead(temporary, is_own):

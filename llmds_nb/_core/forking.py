@@ -13,10 +13,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numba.core.compiler_lock import global_compiler_lock
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _locks: weakref.WeakSet = weakref.WeakSet()
 _workers: weakref.WeakSet = weakref.WeakSet()
@@ -50,10 +52,12 @@ class Workers:
         self._executor: ThreadPoolExecutor | None = None
         _workers.add(self)
 
-    def submit(self, function: Callable, *args: Any) -> Future:
+    def submit(self, function: Callable, *args: Any) -> "Future":
         """Call a function in a thread of the pool."""
         executor = self._executor
         if executor is None:
+            from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
+
             self._executor = executor = ThreadPoolExecutor(thread_name_prefix=self._name)
         return executor.submit(function, *args)
 

@@ -321,12 +321,13 @@ def test_only_what_is_certainly_dead_is_removed(sketch, path):
     assert outside.exists()
 
 
-def test_where_the_machine_is_unknown_nothing_young_is_removed(sketch, path, monkeypatch):
-    monkeypatch.setattr(files, "_machine", lambda: files._UNKNOWN)
+def test_a_machine_without_a_number_of_its_own_goes_by_its_name(sketch, path, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: os.stat(path / "missing"))
+    assert files._machine() == files._machine() != ""
     with a_saver_in_the_middle(path):
         pass
     sketch.save(path)
-    assert len(temporaries(path.parent)) == 1
+    assert temporaries(path.parent) == []
 
 
 def test_many_savers_do_not_disturb_each_other(path):

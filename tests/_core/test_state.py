@@ -13,6 +13,7 @@ from hypothesis import given, strategies as st
 from llmds_nb._core.arrays import address_of
 from llmds_nb._core.jit import kernel
 from llmds_nb._core.state import ANY, FLOAT, INT, Handle, State, array, n_words, pack, viewer
+from tests.interrupts import interrupt_every_line
 
 
 class Links(State):
@@ -163,6 +164,24 @@ def test_a_handle_keeps_its_address_when_its_state_is_replaced():
     handle.replace(Counts(3, 4))
     assert handle.address == address and total(address) == (3, 4)
     assert handle.state == Counts(3, 4)
+
+
+class Replaced(Handle):
+    """A handle whose words are always those of its state."""
+
+    def check(self):
+        assert (self.words == pack(self.state)).all()
+
+
+def test_no_interrupt_leaves_words_that_are_not_those_of_the_state():
+    """Words of arrays that are gone would be pointers to freed memory."""
+    graphs = a_graph(), a_graph()
+    lines = interrupt_every_line(
+        lambda: Replaced(graphs[0]),
+        lambda handle: handle.replace(graphs[1]),
+        lambda handle: handle.state is graphs[1],
+    )
+    assert lines > 20
 
 
 @pytest.mark.parametrize(

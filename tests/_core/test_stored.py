@@ -187,3 +187,18 @@ def test_arrays_of_a_pickle_are_contiguous_and_writable():
         assert isinstance(array, np.ndarray)
     other = _through_read_only_buffers(made)
     assert all(a.flags.writeable and a.flags.c_contiguous for a in other._state()[0].values())
+
+
+def test_joblib_takes_and_gives_back_structures(tmp_path):
+    joblib = pytest.importorskip("joblib")
+    objects = [MAKERS[name]() for name in STORED]
+    expected = [answers(obj) for obj in objects]
+    joblib.dump(objects, tmp_path / "objects")
+    for mmap_mode in (None, "r"):
+        loaded = joblib.load(tmp_path / "objects", mmap_mode=mmap_mode)
+        assert [_changed(obj)[1] for obj in loaded] != expected
+    workers = joblib.Parallel(n_jobs=2, max_nbytes=100)  # arrays arrive as read-only maps
+    found = workers(joblib.delayed(_changed)(obj) for obj in objects)
+    for obj, (other, changed) in zip(objects, found, strict=True):
+        change(obj)
+        assert answers(obj) == changed == answers(other)
