@@ -103,13 +103,7 @@ def kv_truncate(handle, seq_id, n_tokens):
     kv.seq_cold[seq, s.PRIOR_PAGES] = min(kv.seq_cold[seq, s.PRIOR_PAGES], n_tokens // size)
     blocks = q.block_table_get(kv, seq)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[keep - 1] if keep > 0 else ABSENT
-    n_chained = min(kv.seq_cold[seq, s.N_CHAINED], n_tokens // size)
-    if n_chained < kv.seq_cold[seq, s.N_CHAINED]:
-        kv.seq_cold[seq, s.N_CHAINED] = n_chained
-        kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
-        if n_chained > 0 and kv.page[blocks[n_chained - 1], s.STATE] == s.CACHED:
-            kv.seq_cold[seq, s.CANONICAL] = blocks[n_chained - 1]
-            kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[blocks[n_chained - 1], s.GENERATION]
+    q.chain_cut(kv, seq, n_tokens // size)
     return OK
 
 

@@ -134,6 +134,19 @@ def canonical_is_valid(kv, seq):
     return kv.page[page, s.GENERATION] == generation
 
 
+@kernel(internal=True, borrow=True)
+def chain_cut(kv, seq, n_pages):
+    """Forget what is known of the pages from `n_pages` on: N_CHAINED and CANONICAL. O(1)."""
+    if n_pages >= kv.seq_cold[seq, s.N_CHAINED]:
+        return
+    kv.seq_cold[seq, s.N_CHAINED] = n_pages
+    kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
+    last = np.int64(block_table_get(kv, seq)[max(n_pages - 1, 0)])
+    if n_pages > 0 and kv.page[last, s.STATE] == s.CACHED:
+        kv.seq_cold[seq, s.CANONICAL] = last
+        kv.seq_cold[seq, s.CANONICAL_GENERATION] = kv.page[last, s.GENERATION]
+
+
 @kernel(separate=void(s.KV, int64, int64), borrow=True)
 def _pages_cache(kv, seq, full):
     """What sequence_cache_pages does if there is something to do."""
