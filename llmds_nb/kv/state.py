@@ -109,8 +109,7 @@ class CacheState:
     def refused(self, kernel: Any, status: int, args: tuple) -> int:
         """Grow the arrays and repeat the call, or raise (statuses: kernels/sequences.py)."""
         while status in (st.GROW, st.GROW_SEQUENCES):
-            grow = self._grow_arena if status == st.GROW else self._grow_sequences
-            grow(int(self.arrays.meta[s.MISSING]))
+            self.grow(status)
             status = kernel(self.handle.address, *args)
         if status >= 0:
             return status
@@ -160,6 +159,11 @@ class CacheState:
         return moves[:, 0].copy(), moves[:, 1].copy()
 
     # ---- growth ----------------------------------------------------------------------------
+
+    def grow(self, status: int) -> None:
+        """Grow the arrays that a kernel lacked which returned GROW or GROW_SEQUENCES."""
+        grow = self._grow_arena if status == st.GROW else self._grow_sequences
+        grow(int(self.arrays.meta[s.MISSING]))
 
     def _grow_arena(self, n):
         old = self.arrays.arena

@@ -1,17 +1,24 @@
 """BatcherState: the requests of a ContinuousBatcher and their sequences in its cache."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any, NoReturn
 
 import numpy as np
 
+from .._core import validation
+from .._core.arrays import address_of
 from .._core.state import Handle
-from .._core.typing import Int32s, Int64s
+from .._core.typing import Bools, Int32s, Int64s
 from ..errors import CapacityError
 from ..kv.cache import KVCache
+from ..kv.kernels.state import MISSING, QUOTA
 from ..primitives.hash_table import table_find
-from ..primitives.status import ABSENT, GROW, INVALID
-from .kernels import continuous as k, queue_state as s
+from ..primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT
+from .kernels import continuous as k, queue_state as s, step_form as f
 from .kernels.sequence_pages import pages_missing
+from .kernels.step_form import step_form
 from .request_queue import RequestQueue
 
 
@@ -21,109 +28,202 @@ class BatcherState:
     The ContinuousBatcher and the simulated engine are its users. Both hold `queue.lock` and then
     the cache's lock around every call, where several threads have the batcher. Kernels take
     `handle.address`, which never changes; nor does any of the `arrays`. At most `n` requests run.
+
+    A step is formed, and advanced, by one call of a kernel. What that needs besides - room in the
+    cache, the domain of a salt, a preemption - is done between calls that each leave a whole state
+    behind, so that an error or an interrupt anywhere is followed by a next call that goes on.
     """
 
     def __init__(self, cache: KVCache, queue: RequestQueue, n: int, max_step_tokens: int) -> None:
         self.cache, self.queue = cache, queue
         most = min(max_step_tokens, cache.n_pages * cache.page_size * n)
         numbers = queue.handle.address, cache._cache_state.handle.address, max_step_tokens
-        shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, most, (3, n), (n, 2)]
+        shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, n, most, 6, (3, n), (n, 2)]
         integers = [np.zeros(shape, np.int64) for shape in shapes]
         is_prefill, sampled = np.zeros(n, np.bool_), np.zeros(n, np.int32)
         self.arrays = k.Batcher(*numbers, *integers, is_prefill, sampled)
         self.handle = Handle(self.arrays)
-        self.tokens: dict[int, Int32s] = {}  # of each waiting request, by id
-        self.salts: dict[int, Any] = {}  # of each waiting or running request
-        self.preempted: list[int] = []  # ids that lost their pages since this was last cleared
+        # By id, the tokens and the salt of every request that has not ended: of one that does not
+        # run the array at its ADDRESS.
+        self.requests: dict[int, tuple[Int32s, Any]] = {}
+        self._domains = cache._cache_state.domains  # those that DOMAIN refers to
 
-    def submit(self, tokens: Int32s, salt: Any, max_new: int, *terms: int) -> int:
+    # ---- requests ----------------------------------------------------------------------------
+
+    def submit(self, tokens: Int32s, salt: Any, max_new: int, now: int, *terms: int) -> int:
         """Let a request wait and return its id; `terms` as by `RequestQueue.terms`."""
-        request = self.queue.new_request(tokens.size, *terms)
-        id_ = k.step_submit(self.handle.address, *request, max_new)
-        if id_ == GROW:
-            self._grow()
-            id_ = k.step_submit(self.handle.address, *request, max_new)
-        self.tokens[id_] = tokens
-        self.salts[id_] = salt
-        return id_
+        cache, queue = self.cache._cache_state, self.queue
+        domain = cache.domains.get(salt)
+        if domain is None:
+            with cache.lock:
+                domain = cache.domain(salt)
+        request = queue.new_request(now, tokens.size, *terms)
+        request = *request, max_new, address_of(tokens), domain
+        while True:
+            expected = queue.meta.item(s.NEXT_ID)
+            self.requests[expected] = tokens, salt  # kept before the kernel has the address
+            id_ = k.step_submit(self.handle.address, *request)
+            if id_ == expected:
+                return id_
+            del self.requests[expected]
+            if id_ == GROW:
+                queue.grow(1, 1, self._running())
+                self._forget_ended()
+            elif id_ == FULL:
+                self._refuse(tokens.size, max_new, domain)
 
-    def _grow(self):
-        queue, running = self.queue, self._running()
-        ids = queue.handle.state.request[running, s.ID]
-        queue.grow(1, 1)
-        running[:] = queue.find(ids)[0]  # slots have changed
+    def _refuse(self, n, new, domain) -> NoReturn:
+        quota = self.cache._cache_state.arrays.domain[domain, QUOTA]
+        size = self.cache.page_size
+        raise ValueError(
+            f"{n} prompt tokens and {new} new ones need {-(-(n + new - 1) // size)} pages of "
+            f"{size}; the quota of their salt is {quota}"
+        )
+
+    def cancel(self, ids: Int64s) -> None:
+        """End requests before their time; KeyError if one is unknown or has ended."""
+        j = k.step_cancel(self.handle.address, ids)
+        if j != ABSENT:
+            raise self.queue.absent(ids[j])
+        self.forget(ids)
+
+    def forget(self, ids: Int64s) -> None:
+        """Let go of the tokens of requests that have ended."""
+        _delete(self.requests, ids.tolist())
+
+    def _forget_ended(self):
+        """`forget` those that an interrupt has left behind."""
+        if len(self.requests) > self.queue.n_live:
+            table = self.queue.handle.state.table
+            _delete(self.requests, [i for i in self.requests if table_find(table, i) == ABSENT])
 
     def _running(self):
         return self.arrays.running[: self.queue.meta[s.RUNNING]]
 
-    def form(self) -> tuple[int, int]:
-        """Plan the next step and reserve its pages: (requests, tokens), as `step_plan` writes it.
+    # ---- steps -------------------------------------------------------------------------------
 
-        Raises as `ContinuousBatcher.step`.
+    def form(self) -> int:
+        """Plan the next step and reserve its pages: how many requests it has.
+
+        `arrays` then has the plan. Raises as `ContinuousBatcher.step`.
         """
-        n, end = k.step_form(self.handle.address)
-        if n == INVALID:
+        now, cache = self.queue.now(), self.cache._cache_state
+        if cache.domains is not self._domains:
+            self._look_up_again()
+        while (outcome := step_form(self.handle.address, now)) != f.FORMED:
+            self._provide(outcome)
+        if not cache.plain:
+            cache.settle(step_form, OK, ())
+        return self.arrays.count.item(k.N_PLANNED)
+
+    def _provide(self, outcome):
+        """Do what a step that could not be formed needs, or raise why it cannot be."""
+        cache, count = self.cache._cache_state, self.arrays.count
+        culprit = count.item(k.CULPRIT)
+        if outcome == f.NOT_ADVANCED:
             raise RuntimeError("advance() the last step before the next one")
-        return (n, end) if n >= 0 else self.admit(end)
+        if outcome == f.NOT_APPENDED:
+            self.append()
+        elif outcome == f.STRAY:
+            raise self._stray(culprit)
+        elif outcome == f.CROWDED:
+            self._preempt()
+        elif outcome == f.STUCK:
+            self._stuck()
+        elif outcome == f.NEEDS_DOMAIN:
+            domain = cache.domain(self.requests[culprit][1])
+            if cache.domains is not self._domains:
+                self._look_up_again()
+            queue = self.queue.handle.state
+            queue.request[table_find(queue.table, culprit), k.DOMAIN] = domain
+        else:
+            cache.grow(GROW if outcome == f.NEEDS_ARENA else GROW_SEQUENCES)
 
-    def admit(self, budget: int) -> tuple[int, int]:
-        """Let waiting requests run while budget and pages last; then plan the step."""
-        handle, now, cache = self.handle.address, self.queue.now(), self.cache._cache_state
-        while True:
-            slot, id_, _ = k.step_next(handle, budget)
-            if slot == ABSENT:
-                break
-            tokens, salt = self.tokens[id_], self.salts[id_]
-            domain, running = cache.domains.get(salt, ABSENT), self.queue.meta.item(s.RUNNING)
-            lacking = pages_missing(cache.handle.address, domain, tokens, running)
-            if lacking and not running:
+    def _look_up_again(self):
+        """Domains of salts in no use were given to other salts: look all of them up again."""
+        request = self.queue.handle.state.request
+        request[:, k.DOMAIN], self._domains = ABSENT, self.cache._cache_state.domains
+
+    def _stray(self, id_):
+        return RuntimeError(
+            f"sequence {id_} of a running request was detached or changed in the cache by someone "
+            f"else: cancel({id_}) it"
+        )
+
+    def _stuck(self) -> NoReturn:
+        queue = self.queue.handle.state
+        slot, pages = queue.meta.item(s.PARKED_FIRST), self.arrays.count.item(k.LACKING)
+        if pages:
+            id_, kind = self.arrays.count.item(k.CULPRIT), "pages"
+        else:
+            id_, kind = queue.request.item(slot, s.ID), "pages of its salt's quota"
+            if id_ in self.cache:
                 raise CapacityError(
-                    f"request {id_} lacks {lacking} pages and nothing runs that could free any"
+                    f"request {id_} waits until the sequence {id_}, which someone else attached "
+                    "in the cache, is detached, and nothing else runs"
                 )
-            if lacking:
+            domain, tokens = queue.request.item(slot, k.DOMAIN), self.requests[id_][0]
+            _, pages, _ = pages_missing(self.arrays.cache, domain, tokens, 0)
+        lacks = f"lacks {pages} {kind}" if pages else f"needs more {kind} than there are"
+        raise CapacityError(f"request {id_} {lacks} and nothing runs that could free any")
+
+    def check_answer(self, ids: Int64s, sampled: Int32s) -> None:
+        """Refuse what is not the answer to the present plan."""
+        while True:
+            status, j = k.step_check(self.handle.address, ids, sampled)
+            if status != GROW:
                 break
-            hits = self.cache.attach(id_, tokens, salt=salt)
-            del self.tokens[id_]
-            budget = k.step_admit(handle, now, slot, hits, budget)
-        return k.step_plan(handle)
+            self.append()
+        if status == FULL:
+            raise self._stray(j)
+        if status == ABSENT:
+            validation.distinct(np.sort(ids[ids == ids[j]]), "seq_ids")
+            raise ValueError(f"sequence {ids[j]} is not in the present step")
+        if status == INVALID:
+            raise ValueError(f"sequence {ids[j]} decodes: its token must be >= 0, not {sampled[j]}")
+        if status == PRESENT:
+            raise ValueError(f"sequence {j} of the present step is not in seq_ids")
 
-    def append(self, n: int) -> None:
-        """Append `sampled[:n]` to the sequences `growing[:n]`, preempting where pages lack."""
-        ids, tokens = self.arrays.growing[:n], self.arrays.sampled[:n]
-        while ids.size:
-            try:
-                self.cache.append_many(ids, tokens)
-                return
-            except CapacityError:
-                victim, computed = k.step_victim(self.handle.address)
-            own = ids == victim
-            self.cache.commit(victim, computed)
-            self.tokens[victim] = np.concatenate([self.cache.tokens(victim), tokens[own]])
-            self.cache.detach(victim)
-            k.step_preempt(self.handle.address, victim)
-            self.preempted.append(victim)
-            ids, tokens = ids[~own], tokens[~own]
+    def advance(self, now: int, ids: Int64s, sampled: Int32s, finished: Bools) -> Int64s:
+        """Take over a step that `check_answer` accepts; the ids that have ended."""
+        status = k.step_advance(self.handle.address, now, ids, sampled, finished)
+        done = self.arrays.done[: self.arrays.count[k.N_DONE]]
+        if done.size:
+            done = done.copy()
+            self.forget(done)
+        else:
+            done = np.zeros(0, np.int64)
+        if status != OK:
+            self.append()
+        cache = self.cache._cache_state
+        if not cache.plain:
+            cache.settle(k.step_advance, OK, ())
+        return done
 
-    def end(self, ids: Int64s) -> None:
-        """Forget requests, waiting or running, and what the cache holds for them."""
-        if ids.size:
-            numbers = ids.tolist()
-            self.cache.detach([id_ for id_ in numbers if id_ not in self.tokens])
-            k.step_end(self.handle.address, ids)
-            for id_ in numbers:
-                self.tokens.pop(id_, None)
-                del self.salts[id_]
+    def append(self) -> None:
+        """Append what was sampled to the sequences that grow, preempting where pages lack."""
+        cache = self.cache._cache_state
+        while (status := k.step_append(self.handle.address)) != OK:
+            if status == FULL:
+                self._preempt()
+            elif status == GROW:
+                cache.grow(status)
+            else:
+                raise self._stray(cache.arrays.meta.item(MISSING))
 
-    def cancel(self, ids: Int64s) -> None:
-        """End requests before their time; KeyError if one is unknown or has ended."""
-        for id_ in ids.tolist():
-            if id_ not in self.salts:
-                raise self.queue.absent(id_)
-        self.end(ids)
-        self.arrays.count[k.CANCELLED] += ids.size
+    def _preempt(self):
+        victim, n = k.step_victim(self.handle.address)
+        tokens = np.empty(n, np.int32)
+        self.requests[victim] = tokens, self.requests[victim][1]  # as in submit
+        if k.step_preempt(self.handle.address, victim, tokens) != OK:
+            raise self._stray(victim)
+
+    # ---- inspection --------------------------------------------------------------------------
 
     def check(self) -> None:
         """Assert every invariant of kernels/continuous.py. O(n)."""
+        self.append()
+        self._forget_ended()
         queue, count = self.queue, self.arrays.count
         queue.check()
         request, table = queue.handle.state.request, queue.handle.state.table
@@ -137,11 +237,19 @@ class BatcherState:
         for row in rows:
             assert self.cache.length(int(row[s.ID])) == row[k.LENGTH]
             assert row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
-        for id_, tokens in self.tokens.items():
+        for id_, (tokens, _) in self.requests.items():
             row = request[table_find(table, id_)]
-            assert row[s.STATE] == s.IS_WAITING
-            assert tokens.size == row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
-        n_live = queue.meta[s.WAITING] + slots.size
-        assert len(self.tokens) == queue.meta[s.WAITING] and len(self.salts) == n_live
+            if row[s.STATE] != s.IS_RUNNING:
+                assert row[k.ADDRESS] == address_of(tokens)
+                assert tokens.size == row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
+        n_live = queue.n_live
+        assert len(self.requests) == n_live
         ended = count[k.FINISHED] + count[k.CANCELLED]
-        assert count[k.SUBMITTED] == queue.meta[s.NEXT_ID] == n_live + ended
+        assert count[k.SUBMITTED] == n_live + ended <= queue.meta[s.NEXT_ID]
+        if len(self.cache) == 0:
+            assert slots.size == 0
+
+
+def _delete(entries: dict[int, Any], keys: Iterable[int]) -> None:
+    """Delete entries, all in one call of C code that no interrupt divides; some may be absent."""
+    deque(map(entries.pop, keys, repeat(None)), maxlen=0)

@@ -10,7 +10,6 @@ from .._core import validation
 from .._core.typing import ArrayLike, Bools, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
-from ..primitives.status import ABSENT, INVALID, PRESENT
 from .batcher_state import BatcherState
 from .kernels import continuous as k, queue_state as s
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
@@ -63,7 +62,8 @@ class ContinuousBatcher(QueueOwner):
 
     The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
     sampled)``. The batcher attaches, appends, commits and detaches in the cache; the engine never
-    does. Sequence ids count up from 0 and are the batcher's own: the cache should have no others.
+    does. Sequence ids count up from 0, without those that sequences in the cache have already;
+    other sequences there should keep to ids far from these.
 
     Parameters
     ----------
@@ -81,9 +81,17 @@ class ContinuousBatcher(QueueOwner):
 
     Notes
     -----
+    *Pages.* A slot in a plan never lies in a page that is cached or that another sequence holds.
+    Where all of a prompt is cached, its last token is computed again into a copy of the last page
+    (or, where no page is left for one, the last page is computed again), and a sequence that was
+    forked gets copies of what it still has to compute. Such copies are done where the cache holds
+    the tensors; else the engine takes them from ``cache.pending_copies()`` before it computes.
+
     *Reservation.* A request is admitted when the pages of its whole prompt are free or evictable,
     and one more page for each running request. The pages of the prompt are taken at once, those for
-    generated tokens one by one, so that requests that end early never hold more than they use.
+    generated tokens one by one, so that requests that end early never hold more than they use. One
+    that only the quota of its salt keeps waiting, waits with later ones of that salt; all others go
+    on. Where the quota was lowered below what it needs, it waits alone.
 
     *Preemption by recomputation.* When no page is left for a generated token, a request is
     preempted: it loses its pages, waits at its old place and is computed again, except for what is
@@ -152,7 +160,7 @@ class ContinuousBatcher(QueueOwner):
         Parameters
         ----------
         prompt_tokens : int32[n]
-            At least one; kept without a copy until the request is admitted.
+            At least one; copied.
         max_new_tokens : int
             The request ends when this many tokens were sampled, >= 1.
         salt : int, bytes or str
@@ -167,45 +175,68 @@ class ContinuousBatcher(QueueOwner):
         Raises
         ------
         ValueError
-            It can never fit: prompt and new tokens need more pages than the cache has.
+            It can never fit: prompt and new tokens need more pages than the cache has, or than the
+            quota of the salt.
         """
         tokens = validation.token_ids(prompt_tokens, "prompt_tokens")
         if not tokens.size:
             raise ValueError("prompt_tokens must hold at least one token")
+        if type(prompt_tokens) is not list:  # its memory may be the caller's
+            tokens = tokens.copy()
         new = validation.integer(max_new_tokens, "max_new_tokens", low=1, high=validation.INT32_MAX)
         terms = self._queue.terms(slo_ms, priority, tenant)
         if type(salt) is not int:  # the usual kind
-            check_salt(salt)
+            salt = check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
         if n_pages > self.cache.n_pages:
             raise ValueError(
                 f"{tokens.size} prompt tokens and {new} new ones need {n_pages} pages of "
                 f"{self.cache.page_size}; the cache has {self.cache.n_pages}"
             )
+        now = self._queue.now()
         with self._lock:
-            return self._batcher_state.submit(tokens, salt, new, *terms)
+            return self._batcher_state.submit(tokens, salt, new, now, *terms)
 
     def step(self) -> StepPlan:
         """Plan the next step and reserve its pages. O(running + admitted tokens).
 
+        Where the call is interrupted, the next one returns the plan.
+
         Raises
         ------
         RuntimeError
-            The last step was not advanced.
+            The last step was not advanced; or someone else detached or changed the sequence of a
+            running request, which can then be cancelled.
         CapacityError
             Nothing runs, and the first waiting request does not fit, because pages are pinned,
             held by other sequences, or beyond its tenant's quota.
         """
-        state = self._batcher_state
+        state, plan = self._batcher_state, None
+        try:
+            with self._lock, self._cache_lock:
+                state.form()
+                plan = self._plan()
+                state.arrays.count[k.HANDED_OUT] = 1
+            return plan
+        except BaseException:
+            if plan is not None:  # it never reaches the caller
+                state.arrays.count[k.HANDED_OUT] = 0
+            raise
+
+    @property
+    def plan(self) -> StepPlan:
+        """The present step, as `step` returned it, until it is advanced; then an empty one."""
         with self._lock, self._cache_lock:
-            n, end = state.form()
-            preempted = _NO_IDS
-            if state.preempted:
-                preempted = np.array(state.preempted, np.int64)
-                state.preempted.clear()
-            arrays = state.arrays
-            ids, starts, n_tokens = arrays.plan[:, :n].copy()
-            is_prefill, slots = arrays.is_prefill[:n].copy(), arrays.slots[:end].copy()
+            return self._plan()
+
+    def _plan(self):
+        arrays, count = self._batcher_state.arrays, self._batcher_state.arrays.count
+        n, end = count.item(k.N_PLANNED), count.item(k.N_SLOTS)
+        ids, starts, n_tokens = arrays.plan[:, :n].copy()
+        is_prefill, slots = arrays.is_prefill[:n].copy(), arrays.slots[:end].copy()
+        n_preempted, preempted = count.item(k.N_PREEMPTED), _NO_IDS
+        if n_preempted:
+            preempted = arrays.preempted[:n_preempted].copy()
         return StepPlan(ids, starts, n_tokens, is_prefill, preempted, slots)
 
     def advance(
@@ -231,34 +262,17 @@ class ContinuousBatcher(QueueOwner):
         ------
         ValueError
             The sequences are not those of the plan, or a token is missing.
+        RuntimeError
+            As for `step`: a sequence was changed by someone else.
         """
         ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
         sampled = validation.for_kernel(sampled_tokens, "sampled_tokens", validation.INT32, low=-1)
         validation.same_length("sampled_tokens", sampled, "seq_ids", ids)
         mask = _mask(finished, ids.size)
-        state, handle = self._batcher_state, self._batcher_state.handle.address
+        now, state = self._queue.now(), self._batcher_state
         with self._lock, self._cache_lock:
-            self._check_answer(ids, sampled)
-            now = self._queue.now()
-            n_growing, n_committed, n_done = k.step_advance(handle, now, ids, sampled, mask)
-            arrays = state.arrays
-            for id_, n_tokens in arrays.committed[:n_committed].tolist():
-                self.cache.commit(id_, n_tokens)
-            done = arrays.done[:n_done].copy()
-            state.end(done)
-            state.append(n_growing)
-        return done
-
-    def _check_answer(self, ids, sampled):
-        """Refuse what is not the answer to the present plan."""
-        status, j = k.step_check(self._batcher_state.handle.address, ids, sampled)
-        if status == ABSENT:
-            validation.distinct(np.sort(ids[ids == ids[j]]), "seq_ids")
-            raise ValueError(f"sequence {ids[j]} is not in the present step")
-        if status == INVALID:
-            raise ValueError(f"sequence {ids[j]} decodes: its token must be >= 0, not {sampled[j]}")
-        if status == PRESENT:
-            raise ValueError(f"sequence {j} of the present step is not in seq_ids")
+            state.check_answer(ids, sampled)
+            return state.advance(now, ids, sampled, mask)
 
     def cancel(self, seq_ids: ArrayLike) -> None:
         """End requests, int or int64[m], that wait, run or are in a step. O(m log n + running).
@@ -268,6 +282,11 @@ class ContinuousBatcher(QueueOwner):
         ids = validation.ids(seq_ids, "seq_ids")
         with self._lock, self._cache_lock:
             self._batcher_state.cancel(ids)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that wait, among them those that only their tenant's quota keeps waiting."""
+        return super().n_waiting + self._queue.meta.item(s.PARKED)
 
     def __len__(self) -> int:
         """Return how many requests have not ended."""
@@ -283,21 +302,24 @@ class ContinuousBatcher(QueueOwner):
     def nbytes(self) -> int:
         """Bytes of the arrays, without the cache."""
         state = self._batcher_state
-        return self._queue.nbytes((*state.arrays, *state.tokens.values()))
+        with self._lock:
+            return self._queue.nbytes((*state.arrays, *(r[0] for r in state.requests.values())))
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
         own = self._batcher_state.arrays
         rings = (own.first_tokens, k.FIRSTS), (own.latencies, k.FINISHED)
         queued, count, first, latency = self._queue.tally(own.count, *rings)
-        now, ended = queued[s.WAITING : s.RUNNING + 1], count[: k.STEPS + 1]
+        now = queued[s.WAITING] + queued[s.PARKED], queued[s.RUNNING]
+        ended = count[: k.STEPS + 1]
         tokens = count[k.COMPUTED_TOKENS : k.RECOMPUTED_TOKENS + 1]
         mean = count[k.COMPUTED_TOKENS] / (count[k.STEPS] or math.nan)
         return ContinuousStats._make((*now, *ended, mean, *tokens, first, latency))
 
     def check(self) -> None:
         """Assert every invariant written in kernels/continuous.py. O(n)."""
-        self._batcher_state.check()
+        with self._lock, self._cache_lock:
+            self._batcher_state.check()
 
     @staticmethod
     def _warmup() -> None:

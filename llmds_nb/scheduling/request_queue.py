@@ -9,7 +9,7 @@ import numpy as np
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.jit import compile_over
-from .._core.state import Handle
+from .._core.state import Handle, pack
 from .._core.statistics import nearest_rank
 from .._core.typing import Int64s
 from ..primitives.bits import float64_keys
@@ -23,6 +23,7 @@ MAX_TOKENS = 2**40
 FOREVER_NS = 2**61
 PRIORITY_RANGE = {"low": -(2**31), "high": 2**31 - 1}
 _NO_KEYS = np.zeros(1, np.int64)
+_NO_SLOTS = np.zeros(0, np.int64)
 
 Clock = Callable[[], int]
 Policy = str | Callable[..., float]
@@ -40,8 +41,9 @@ class Percentiles(NamedTuple):
 class RequestQueue:
     """The state of kernels/queue_state.py with its policy and clock.
 
-    The owner holds `lock` around every call but `terms` and `tally`. Its kernels take
-    `handle.address`, which never changes; nor does `meta`, the array of counts.
+    The owner holds `lock` around every call but `now`, which calls the user's clock, `terms` and
+    `tally`. Its kernels take `handle.address`, which never changes; nor does `meta`, the array of
+    counts.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class RequestQueue:
             tenant = validation.natural(tenant, "tenant")
         return slo_ns, priority, tenant
 
-    def new_request(self, tokens: int, slo_ns: int, priority: int, tenant: int) -> tuple:
+    def new_request(
+        self, now: int, tokens: int, slo_ns: int, priority: int, tenant: int
+    ) -> tuple[int, ...]:
         """Return what a kernel that submits a request takes: its arguments from `now` to `key`."""
-        now, key = validation.now_ns(self._clock), 0
+        key = 0
         if self.user_keys is not None:
             arrival = self.arrival(now)
             (key,) = self.keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
@@ -109,9 +113,21 @@ class RequestQueue:
         slots = np.empty(ids.size, np.int64)
         return slots, *k.requests_slots(self.handle.address, ids, slots)
 
-    def grow(self, m: int, n_tenants: int) -> None:
-        """Let `m` more requests and `n_tenants` more tenants fit; slots may change."""
-        k.queue_grow(self.handle, m, n_tenants)
+    def grow(self, m: int, n_tenants: int, slots: Int64s = _NO_SLOTS) -> None:
+        """Let `m` more requests and `n_tenants` more tenants fit; `slots` become the new ones.
+
+        Tenants without requests are forgotten then, see `kept_tenants`.
+        """
+        grown, target = k.queue_grown(self.handle.state, m, n_tenants)
+        counts, grown = grown.meta, grown._replace(meta=self.meta)
+        words, moved, handle = pack(grown), target[slots], self.handle
+        # One statement without a call: no interrupt comes between.
+        handle.words[:], handle.state, self.meta[:], slots[:] = words, grown, counts, moved
+
+    @property
+    def n_live(self) -> int:
+        """Requests that wait, are parked, or run."""
+        return int(self.meta[[s.WAITING, s.PARKED, s.RUNNING]].sum())
 
     def absent(self, id_) -> KeyError:
         """Return the error for an id that is neither waiting nor running."""
@@ -151,7 +167,15 @@ class RequestQueue:
         assert meta[s.RUNNING] == runs.size
         assert meta[s.WAITING_TOKENS] == request[waits, s.TOKENS].sum()
         assert meta[s.WAITING] == waits.size
-        live = np.concatenate([waits, runs])
+        parked: list[int] = []
+        slot = meta[s.PARKED_FIRST]
+        while slot != ABSENT and len(parked) <= meta[s.PARKED]:
+            assert request[slot, s.UP] == (parked[-1] if parked else ABSENT)
+            parked.append(slot)
+            slot = request[slot, s.LEFT]
+        assert sorted(parked) == np.flatnonzero(state == s.IS_PARKED).tolist()
+        assert meta[s.PARKED] == len(parked)
+        live = np.concatenate([waits, runs, np.array(parked, np.int64)])
         assert all(table_find(queue.table, request[slot, s.ID]) == slot for slot in live)
         assert len(table_pairs(queue.table)) == live.size
         assert (state[meta[s.FRESH] :] == s.FREE).all()

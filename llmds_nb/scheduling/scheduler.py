@@ -156,8 +156,9 @@ class Scheduler(QueueOwner):
             tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
         queue, handle = self._queue, self._handle.address
         terms = queue.terms(slo_ms, priority, tenant)
+        now = queue.now()
         with self._lock:
-            request = queue.new_request(tokens, *terms)
+            request = queue.new_request(now, tokens, *terms)
             id_ = k.batch_submit(handle, *request)
             if id_ == GROW:
                 queue.grow(1, 1)
@@ -190,9 +191,8 @@ class Scheduler(QueueOwner):
         priorities = validation.integers(priority, "priority", **q.PRIORITY_RANGE)
         priorities = _one_or_each(priorities, priority, "priority", m)
         tenants = _one_or_each(validation.integers(tenant, "tenant"), tenant, "tenant", m)
-        ids = np.empty(m, np.int64)
+        ids, now = np.empty(m, np.int64), queue.now()
         with self._lock:
-            now = queue.now()
             arrival = queue.arrival(now)
             keys = queue.keys(tokens, arrival, arrival + slo_ns, tenants)
             requests = now, tokens, slo_ns, priorities, tenants, keys, ids
@@ -212,8 +212,8 @@ class Scheduler(QueueOwner):
         """
         demand = k.BY_IDLE if idle else k.BY_FORCE if force else k.ONLY_IF_READY
         queue = self._queue
+        now = queue.now()
         with self._lock:
-            now = queue.now()
             most = min(queue.meta.item(s.WAITING), self._max_size)
             ids, tokens = np.empty(most, np.int64), np.empty(most, np.int64)
             size = k.batch_get(self._handle.address, now, demand, ids, tokens)
@@ -223,8 +223,9 @@ class Scheduler(QueueOwner):
 
     def next_due_ms(self) -> float:
         """Return in how many ms a batch will be ready if none comes; inf without requests. O(1)."""
+        now = self._queue.now()
         with self._lock:
-            due = k.batch_due_ns(self._handle.address, self._queue.now())
+            due = k.batch_due_ns(self._handle.address, now)
         return math.inf if due == ABSENT or due >= q.FOREVER_NS // 2 else due / 1e6
 
     def update(self, ids: ArrayLike, remaining_tokens: ArrayLike) -> None:
@@ -273,8 +274,8 @@ class Scheduler(QueueOwner):
 
     def _end(self, ids, how):
         ids = validation.for_kernel(ids, "ids", validation.INT64)
+        now = self._queue.now()
         with self._lock:
-            now = self._queue.now()
             self._accept(ids, *k.batch_end_many(self._handle.address, now, ids, how))
 
     def _accept(self, ids, status, j):

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from .._core.arrays import address_of
 from .._core.state import Handle
 from .._core.typing import ArrayLike, Int32s, Int64s
 from .continuous import ContinuousBatcher
@@ -49,20 +48,13 @@ class SimulatedEngine:
     ) -> None:
         self._batcher, self._clock = batcher, clock
         self._state = batcher._batcher_state
-        cache = batcher.cache._cache_state
-        most, n, domain = max(_ENDED, 2 * batcher.max_running), n_requests, cache.domain(0)
-        sizes = {"run": k.N_RUN, "ended": most, "admitted": most}
-        sizes |= {"attach_id": 1, "attach_indptr": 2, "attach_priority": 1, "attach_hits": 1}
-        sizes |= {"length": n, "request_of": n, "address": n}
+        most, n = max(_ENDED, 2 * batcher.max_running), n_requests
+        sizes = {"run": k.N_RUN, "ended": most, "length": n, "request_of": n}
         self._arrays = k.Engine(
             batcher=self._state.handle.address,
-            cache=cache.handle.address,
-            domain=domain,
-            fair=int(batcher.policy == "fair"),
             page_size=batcher.cache.page_size,
             cost=np.array(cost_ms, np.float64),
             tape=tape,
-            attach_domain=np.array([domain], np.int64),
             new=np.ones(n, np.bool_),
             no_token=np.ones(n, np.bool_),
             first_ns=first_ns,
@@ -76,54 +68,29 @@ class SimulatedEngine:
     def submit(self, place: int, tokens: Int32s, output: int, tenant: int) -> None:
         """Let a request wait: int32[n] tokens, and how many to generate."""
         id_ = self._batcher.submit(tokens, max_new_tokens=output, tenant=tenant)
-        arrays = self._arrays
-        arrays.request_of[id_], arrays.length[id_] = place, tokens.size
-        self._keep_address(id_)
-        arrays.run[k.BLOCKED] = 0  # this one may fit where the others did not
-
-    def _keep_address(self, id_):
-        self._arrays.address[id_] = address_of(self._state.tokens[id_])
+        self._arrays.request_of[id_], self._arrays.length[id_] = place, tokens.size
+        self._arrays.run[k.BLOCKED] = 0  # this one may fit where the others did not
 
     def start(self) -> None:
         """Begin a step now, if there is anything to do."""
-        self._begin(*self._state.form())
-        self._state.preempted.clear()
-
-    def _begin(self, n, n_tokens):
-        run = self._arrays.run
-        if n == 0:
-            self.end_ns = NEVER
-        else:
-            # With tokens of the step left over, an admission was tried, and pages lacked.
-            # Under "fair" another may be the next before anything else changes.
-            tried = n_tokens < self._batcher.max_step_tokens
-            run[k.BLOCKED] = tried and self._batcher.n_waiting > 0 and not self._arrays.fair
+        self.end_ns = NEVER
+        if self._state.form():
             k.step_begin(self._handle.address, self._clock.now)
-            self.end_ns = int(run[k.END_NS])
+            self.end_ns = int(self._arrays.run[k.END_NS])
 
     def run(self, until: int) -> int:
         """Run all steps that end before `until`; return how many requests ended."""
-        arrays, state, n_ended = self._arrays, self._state, 0
-        run = arrays.run
+        run, state, n_ended = self._arrays.run, self._state, 0
         while self.end_ns < until:
-            run[k.N_ENDED] = run[k.N_ADMITTED] = 0
+            run[k.N_ENDED] = 0
             code = k.steps_run(self._handle.address, until)
-            n = int(run[k.N_ENDED])
-            n_ended += n
-            for id_ in arrays.admitted[: run[k.N_ADMITTED]].tolist():
-                del state.tokens[id_]
-            for id_ in arrays.ended[:n].tolist():
-                del state.salts[id_]
+            n_ended += int(run[k.N_ENDED])
+            state.forget(self._arrays.ended[: run[k.N_ENDED]])
             if code in (k.UNDER_WAY, k.IDLE):
                 self.end_ns = NEVER if code == k.IDLE else int(run[k.END_NS])
                 continue
             self._clock.now = int(run[k.END_NS])
-            if code == k.TO_ADMIT:
-                self._begin(*state.admit(int(run[k.BUDGET])))
-                continue
-            state.append(int(run[k.N_GROWING]))
-            for id_ in state.preempted:  # their tokens now include what was generated
-                self._keep_address(id_)
+            state.append()
             self.start()
         return n_ended
 

@@ -5,6 +5,7 @@ with the batcher, which has a test of its own.
 """
 
 from llmds_nb import CapacityError
+from llmds_nb.kv.kernels.state import QUOTA
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
@@ -23,6 +24,8 @@ class PlainBatcher:
         self.now = max(self.now, now)
 
     def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
+        while self.n in self.cache:
+            self.n += 1
         request = {
             "id": self.n,
             "tokens": list(prompt),
@@ -72,30 +75,61 @@ class PlainBatcher:
                 if (left > 1) == wants_prefill and budget:
                     self.plan[r["id"]] = min(left, budget)
                     budget -= self.plan[r["id"]]
-        while budget and self.waiting and len(self.running) < self.max_running:
-            r = min(self.waiting, key=lambda r: (-r["priority"], self.key(r), r["id"]))
-            state = self.cache._cache_state
-            domain = state.domains.get(r["salt"], ABSENT)
-            tokens = self.cache_tokens(r)
-            if pages_missing(state.handle.address, domain, tokens, len(self.running)):
-                if not self.running:
-                    raise CapacityError
+        blocked, alone = set(), []  # salts, requests
+        while budget and len(self.running) < self.max_running:
+            there = [r for r in self.waiting if r["salt"] not in blocked and r not in alone]
+            if not there:
                 break
-            hits = self.cache.attach(r["id"], tokens, salt=r["salt"])
+            r = min(there, key=lambda r: (-r["priority"], self.key(r), r["id"]))
+            if r["id"] in self.cache or self.needs(r) > self.quota(r["salt"]):
+                alone.append(r)
+                continue
+            state, tokens = self.cache._cache_state, self.cache_tokens(r)
+            domain = state.domains.get(r["salt"], ABSENT)
+            arguments = state.handle.address, domain, tokens, len(self.running)
+            pool, quota, cached = pages_missing(*arguments)
+            if quota:
+                blocked.add(r["salt"])
+                continue
+            if pool:
+                break
+            self.attach(r["id"], tokens, r["salt"], cached)
             extra = max(0, r["prompt"] - r["charged"])
             r["charged"] += extra
             self.counter[r["tenant"]] += extra
             self.leave(r)
             self.running.append(r)
-            r["computed"] = min(hits, len(r["tokens"]) - 1)
+            r["computed"] = cached
             self.plan[r["id"]] = min(len(r["tokens"]) - r["computed"], budget)
             budget -= self.plan[r["id"]]
+        if self.waiting and not self.running:
+            raise CapacityError
         lost, self.lost = self.lost, []
         return [
             (r["id"], r["computed"], self.plan[r["id"]])
             for r in self.running
             if r["id"] in self.plan
         ], lost
+
+    def attach(self, id_, tokens, salt, cached):
+        """Attach a prompt whose first `cached` tokens need not be computed: never all of them."""
+        n = len(tokens)
+        hits = self.cache.attach(id_, tokens, salt=salt)
+        if hits == n:  # into a copy of the last page, or that page is computed again
+            assert cached in (n - 1, n - self.cache.page_size)
+            self.cache.truncate(id_, cached)
+            self.cache.append(id_, tokens[cached:])
+        else:
+            assert hits == cached
+
+    def needs(self, r):
+        generated = len(r["tokens"]) - r["prompt"]
+        return -(-(r["prompt"] + generated + r["left"] - 1) // self.cache.page_size)
+
+    def quota(self, salt):
+        state = self.cache._cache_state
+        quota = state.arrays.domain[state.domains[salt], QUOTA] if salt in state.domains else -1
+        return quota if quota >= 0 else self.cache.n_pages
 
     @staticmethod
     def cache_tokens(r):

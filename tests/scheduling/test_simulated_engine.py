@@ -37,6 +37,7 @@ def step_by_step(load, batcher, clock, tape):
     length = np.array([prompt.size for prompt in load.prompts])
     while True:
         plan = batcher.step() if len(batcher) else None
+        batcher.cache.pending_copies()
         if not plan and coming == n:
             return first, end, sum(hits.values())
         over = NEVER

@@ -11,47 +11,74 @@ State (R = the most requests that run), a `Batcher`:
     latencies        int64[WINDOW]    likewise those from submit to the end
     running          int64[R]         slots of the running requests in the order of admission, as
                                       many as the queue's RUNNING
+    preempted        int64[R]         N_PREEMPTED ids of requests that lost their pages since the
+                                      last step was handed out
+    attach           int64[6]         arguments of an attachment (sequence_pages.py)
 
-and the results of the last step_plan and step_advance:
+and the results of the last step_form and step_advance:
 
     plan             int64[3, R]      ids, first positions and numbers of tokens, N_PLANNED columns
     is_prefill       bool[R]          likewise
-    slots            int64[.]         where the tokens lie in the cache
-    growing          int64[R]         ids of the sequences to which a token is appended,
-    sampled          int32[R]         and these tokens
+    slots            int64[.]         where the N_SLOTS tokens lie in the cache
+    growing          int64[R]         ids of the N_GROWING sequences to which a token is still to be
+    sampled          int32[R]         appended, and these tokens
     committed        int64[R, 2]      (id, tokens) to commit, where no token is appended
-    done             int64[R]         ids of the requests that ended
+    done             int64[R]         ids of the N_DONE requests that ended
 
 LENGTH tokens of a running request lie in the cache, the K/V of the first COMPUTED of them is known,
 and that of the next PLANNED is computed in the present step (0 outside of one). A request decodes
 when one token is left to compute, the last that was sampled, and is in prefill until then. LOST
 counts the tokens that were computed before a preemption, until the request runs again. TOKENS is
 the length of the prompt, whatever was generated since, so that a preempted request keeps its place
-under every policy.
+under every policy. While a request does not run, its LENGTH tokens are at ADDRESS and belong into
+DOMAIN of the cache, -1 where that is to be looked up.
+
+A step is formed by one call, and advanced by another; each does all of it, or says which of the
+outcomes below keeps it from that. HANDED_OUT is 1 once the caller has the plan: a step that was
+formed before is formed anew, so that no interrupt between loses it.
+
+A request that only its tenant's quota keeps from running is parked, and so are later ones of that
+tenant: the others go on (admission.py).
 
 Invariants: COMPUTED + PLANNED <= LENGTH for running requests; GENERATED < MAX_NEW; `running` holds
-exactly the running slots.
+exactly the running slots; outside of the calls, of the N_GROWING sequences the last of the LENGTH
+tokens is not in the cache yet.
 """
 
 import numpy as np
+from numba import boolean, int64, types
 
+from ..._core.intrinsics import array_address
 from ..._core.jit import kernel
 from ..._core.state import ANY, INT, State, array, viewer
-from ...kv.kernels.state import state_at
+from ...kv.kernels.append import kv_append_many, kv_commit
+from ...kv.kernels.attach import kv_detach_many
+from ...kv.kernels.page_tables import table_tokens
+from ...kv.kernels.state import INT32S, INT64S, state_at
 from ...primitives.hash_table import table_find
-from ...primitives.status import ABSENT, GROW, INVALID, OK, PRESENT
+from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK, PRESENT
 from . import queue_state as s, request_queue as q
 from .fair_share import tenant_charge
-from .sequence_pages import page_shift, sequence_row, slots_write
+from .sequence_pages import (
+    is_attached,
+    pages_of,
+    quota_of,
+    sequence_domain,
+    sequence_find,
+    sequence_row,
+)
 
 # Further columns of `request`: what every step reads begins with a cache line.
-LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, CACHE_ROW, ROW_WIDTH = range(
-    (s.WIDTH + 7) & -8, ((s.WIDTH + 7) & -8) + 8
+ADDRESS = s.WIDTH
+LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, CACHE_ROW, DOMAIN, ROW_WIDTH = range(
+    (ADDRESS + 8) & -8, ((ADDRESS + 8) & -8) + 9
 )  # CACHE_ROW: the sequence's row in the cache when it was last looked up
 # Places in `count`, the first ten in the order of ContinuousStats.
 SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
 COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
-FIRSTS, N_PLANNED, N_COUNTS = range(10, 13)
+FIRSTS, N_PLANNED, N_SLOTS, N_GROWING, N_DONE, N_PREEMPTED, HANDED_OUT = range(10, 17)
+# What kept the last step_form from its end: the id of a request, and how many pages it lacks.
+CULPRIT, LACKING, N_COUNTS = range(17, 20)
 
 
 class Batcher(State):
@@ -60,7 +87,8 @@ class Batcher(State):
     queue = cache = max_step_tokens = INT
     count = array(np.int64, N_COUNTS)
     first_tokens = latencies = array(np.int64, s.WINDOW)
-    running = growing = done = slots = array(np.int64, ANY)
+    running = preempted = growing = done = slots = array(np.int64, ANY)
+    attach = array(np.int64, 6)
     plan = array(np.int64, 3, ANY)
     committed = array(np.int64, ANY, 2)
     is_prefill = array(np.bool_, ANY)
@@ -71,129 +99,70 @@ batcher_at = viewer(Batcher)
 
 
 @kernel(borrow=True)
-def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new):
-    """Let a request wait. Return its id, or GROW. O(log n)."""
+def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new, address, domain):
+    """Let a request wait. Return its id, which is NEXT_ID of the queue. O(log n).
+
+    PRESENT: a sequence in the cache has that id, so NEXT_ID is the next that none has. FULL: it
+    needs more pages than the quota of its domain allows. GROW: the queue must grow first.
+    """
     batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
+    queue, cache = s.queue_at(batcher.queue), state_at(batcher.cache)
+    if domain != ABSENT and pages_of(cache, tokens + max_new - 1) > quota_of(cache, domain):
+        return np.int64(FULL)
+    if is_attached(cache, queue.meta[s.NEXT_ID]):
+        while is_attached(cache, queue.meta[s.NEXT_ID]):
+            queue.meta[s.NEXT_ID] += 1
+        return np.int64(PRESENT)
     slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
-    if slot == GROW:
+    if slot < 0:
         return slot
     batcher.count[SUBMITTED] += 1
     row = queue.request[slot]
     row[LENGTH] = tokens
     row[MAX_NEW] = max_new
+    row[ADDRESS] = address
+    row[DOMAIN] = domain
     return row[s.ID]
 
 
-@kernel(borrow=True)
-def step_next(handle, budget):
-    """(slot, id, length) of the next request to admit; slot ABSENT where none may be. O(1)."""
-    batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
-    meta = queue.meta
-    if budget <= 0 or meta[s.WAITING] == 0 or meta[s.RUNNING] == batcher.running.size:
-        return np.int64(ABSENT), np.int64(0), np.int64(0)
-    slot = q.queue_first(queue)
-    return slot, queue.request[slot, s.ID], queue.request[slot, LENGTH]
+@kernel(internal=True, borrow=True)
+def needs_more_than_quota(cache, row):
+    """Whether a request needs more pages than its tenant may ever own. O(1)."""
+    most = row[s.TOKENS] + row[MAX_NEW] - 1
+    return pages_of(cache, most) > quota_of(cache, row[DOMAIN])
 
 
-@kernel(borrow=True)
-def step_admit(handle, now, slot, hits, budget):
-    """Let a waiting request run, `hits` of its tokens being cached; the budget left. O(log n)."""
-    batcher = batcher_at(handle)
-    queue, count = s.queue_at(batcher.queue), batcher.count
-    batcher.running[queue.meta[s.RUNNING]] = slot
-    q.request_start(queue, slot, q.clock_advance(queue, now))
-    row = queue.request[slot]
-    row[COMPUTED] = min(hits, row[LENGTH] - 1)  # the last token's logits are always needed
-    row[PLANNED] = min(row[LENGTH] - row[COMPUTED], budget)
-    count[CACHED_TOKENS] += row[COMPUTED]
-    count[RECOMPUTED_TOKENS] += max(0, row[LOST] - row[COMPUTED])
-    row[LOST] = 0
-    return budget - row[PLANNED]
+@kernel(internal=True, borrow=True)
+def running_stray(queue, cache, running):
+    """The id of a running request whose sequence is not as it was left, or ABSENT. O(R).
 
-
-@kernel(borrow=True)
-def step_plan(handle):
-    """Write `plan`, `is_prefill` and `slots`; (requests, tokens) of the step. O(tokens)."""
-    batcher = batcher_at(handle)
-    queue, cache = s.queue_at(batcher.queue), state_at(batcher.cache)
-    plan = batcher.plan
-    n, end = 0, 0
-    shift = page_shift(cache)
+    The others' CACHE_ROW becomes the row of their sequence.
+    """
     for j in range(queue.meta[s.RUNNING]):
-        row = queue.request[batcher.running[j]]
-        planned, start = row[PLANNED], row[COMPUTED]
-        if planned == 0:
-            continue
-        plan[0, n] = row[s.ID]
-        plan[1, n] = start
-        plan[2, n] = planned
-        batcher.is_prefill[n] = start < row[s.TOKENS] or row[LENGTH] - start > 1
-        n += 1
-        row[CACHE_ROW] = sequence_row(cache, row[CACHE_ROW], row[s.ID])
-        end = slots_write(cache, shift, row[CACHE_ROW], start, planned, batcher.slots, end)
-    batcher.count[STEPS] += n > 0
-    batcher.count[N_PLANNED] = n
-    return n, end
-
-
-@kernel(noinline=True, borrow=True)
-def _share(request, running, n, budget):
-    """Share the budget among n running requests; return what is left. O(R).
-
-    INVALID if the last step was not advanced. Decoding requests first, one token each, so that no
-    prefill stalls them; then prefills.
-    """
-    in_prefill = 0
-    for j in range(n):
-        row = request[running[j]]
-        if row[PLANNED] > 0:
-            return np.int64(INVALID)
-        in_prefill += row[LENGTH] - row[COMPUTED] > 1
-    for j in range(n):
-        row = request[running[j]]
-        if budget > 0 and row[LENGTH] - row[COMPUTED] == 1:
-            row[PLANNED] = 1
-            budget -= 1
-    if in_prefill > 0:
-        for j in range(n):
-            row = request[running[j]]
-            left = row[LENGTH] - row[COMPUTED]
-            if left > 1 and budget > 0:
-                row[PLANNED] = min(left, budget)
-                budget -= row[PLANNED]
-    return budget
-
-
-@kernel(borrow=True)
-def step_form(handle):
-    """The whole step where nothing can be admitted: as `step_plan`. O(R + tokens).
-
-    Else (ABSENT, budget left), to be planned after the admissions; (INVALID, 0) as `_share`.
-    """
-    batcher = batcher_at(handle)
-    queue, running = s.queue_at(batcher.queue), batcher.running
-    n_running = queue.meta[s.RUNNING]
-    budget = _share(queue.request, running, n_running, batcher.max_step_tokens)
-    if budget == INVALID:
-        return INVALID, np.int64(0)
-    if budget > 0 and queue.meta[s.WAITING] > 0 and n_running < running.size:
-        return ABSENT, budget
-    n, end = step_plan(handle)
-    return n, np.int64(end)
+        row = queue.request[running[j]]
+        found = sequence_row(cache, row[CACHE_ROW], row[s.ID], row[LENGTH])
+        if found == ABSENT:
+            return row[s.ID]
+        row[CACHE_ROW] = found
+    return np.int64(ABSENT)
 
 
 @kernel
 def step_check(handle, ids, sampled):
-    """Whether `ids` are those of the plan, with a token where one is due. O(n), or O(n log n).
+    """Whether `ids` are those of the plan, with a token where one is due. O(n + R), or O(n log n).
 
     (OK, 0); (ABSENT, j): ids[j] was not planned or is given twice; (INVALID, j): its token is
-    negative; (PRESENT, id): a planned request that still runs is not among the ids. Requests that
-    were cancelled since do not matter. Cheapest with the ids in the order of the plan.
+    negative; (PRESENT, id): a planned request that still runs is not among the ids; (FULL, id): its
+    sequence is not as it was left; (GROW, 0): tokens of the step before are still to be appended.
+    Requests that were cancelled since do not matter. Cheapest with the ids in the plan's order.
     """
     batcher = batcher_at(handle)
     queue = s.queue_at(batcher.queue)
+    if batcher.count[N_GROWING] > 0:
+        return GROW, np.int64(0)
+    stray = running_stray(queue, state_at(batcher.cache), batcher.running)
+    if stray != ABSENT:
+        return FULL, stray
     planned = batcher.plan[0, : batcher.count[N_PLANNED]]
     same = planned.size == ids.size
     for j in range(ids.size):
@@ -232,16 +201,14 @@ def _token_sampled(batcher, queue, now, slot):
         tenant_charge(queue, row[s.TENANT], 1)
 
 
-@kernel(borrow=True)
-def step_advance(handle, now, ids, sampled, finished):
+@kernel(internal=True, borrow=True)
+def _take_over(batcher, queue, now, ids, sampled, finished):
     """Take the computed tokens over, and sort the requests by what the cache must do. O(n).
 
-    Fills `growing` and `sampled`, `committed` (of requests that end, too) and `done`; the counts of
-    the three are returned. `finished` is empty where none is.
+    Fills `growing` and `sampled`, `committed` (of requests that end, too) and `done`. Returns how
+    many are in `committed`.
     """
-    batcher = batcher_at(handle)
-    queue, count = s.queue_at(batcher.queue), batcher.count
-    now = q.clock_advance(queue, now)
+    count = batcher.count
     n_growing, n_committed, n_done = 0, 0, 0
     for j in range(ids.size):
         slot = table_find(queue.table, ids[j])
@@ -269,13 +236,51 @@ def step_advance(handle, now, ids, sampled, finished):
             count[FINISHED] += 1
             batcher.done[n_done] = ids[j]
             n_done += 1
-    count[N_PLANNED] = 0
-    return n_growing, n_committed, n_done
+    count[N_GROWING], count[N_DONE] = n_growing, n_done
+    return n_committed
+
+
+@kernel(separate=int64(int64, int64, INT64S, INT32S, types.Array(boolean, 1, "C")))
+def step_end(handle, now, ids, sampled, finished):
+    """End the step: commit, detach what has ended, append what was sampled. O(n).
+
+    As `step_append`. `finished` is empty where none is.
+    """
+    batcher = batcher_at(handle)
+    queue, count, cache = s.queue_at(batcher.queue), batcher.count, batcher.cache
+    n = _take_over(batcher, queue, q.clock_advance(queue, now), ids, sampled, finished)
+    count[N_PLANNED] = count[N_SLOTS] = count[N_PREEMPTED] = count[HANDED_OUT] = 0
+    for j in range(n):
+        kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
+    if count[N_DONE] > 0:
+        kv_detach_many(cache, batcher.done[: count[N_DONE]])
+        _forget(batcher, queue, batcher.done[: count[N_DONE]])
+    return step_append(handle)
+
+
+@kernel
+def step_advance(handle, now, ids, sampled, finished):
+    """`step_end`, for Python."""
+    return step_end(handle, now, ids, sampled, finished)
+
+
+@kernel
+def step_append(handle):
+    """Append the tokens of `growing`, all or none: OK, or a status of kv_append_many. O(n)."""
+    batcher = batcher_at(handle)
+    n = batcher.count[N_GROWING]
+    if n == 0:
+        return np.int64(OK)
+    slots = batcher.slots[:n]  # the step is over: they are scratch now
+    status = kv_append_many(batcher.cache, batcher.growing[:n], batcher.sampled[:n], slots)
+    if status == OK:
+        batcher.count[N_GROWING] = 0
+    return np.int64(status)
 
 
 @kernel(borrow=True)
 def step_victim(handle):
-    """(id, tokens computed) of the request to preempt; one runs at least. O(R).
+    """(id, number of tokens) of the request to preempt; one runs at least. O(R).
 
     The oldest request of the highest priority is preempted only if it runs alone, so it always
     ends, then the next: no two can preempt each other for ever. Of the others, the lowest priority;
@@ -308,7 +313,7 @@ def step_victim(handle):
             )
         ):
             victim, most = slot, left
-    return request[victim, s.ID], request[victim, COMPUTED]
+    return request[victim, s.ID], request[victim, LENGTH]
 
 
 @kernel(internal=True, borrow=True)
@@ -321,28 +326,81 @@ def _running_compact(request, running, before):
             n += 1
 
 
-@kernel(borrow=True)
-def step_preempt(handle, id_):
-    """Let a running request wait again; the cache has forgotten it. O(R + log n)."""
+@kernel(internal=True, borrow=True)
+def _growing_remove(batcher, id_, tokens):
+    """Take a sequence out of `growing`; its token becomes the last of `tokens`, if any. O(R)."""
+    kept = 0
+    for j in range(batcher.count[N_GROWING]):
+        if batcher.growing[j] == id_:
+            tokens[tokens.size - 1 :] = batcher.sampled[j]
+            continue
+        batcher.growing[kept], batcher.sampled[kept] = batcher.growing[j], batcher.sampled[j]
+        kept += 1
+    batcher.count[N_GROWING] = kept
+
+
+@kernel
+def step_preempt(handle, id_, tokens):
+    """Let a running request wait again, without pages: OK. O(tokens + R).
+
+    tokens int32[LENGTH] are filled, and are its tokens from now on. ABSENT: it has no sequence.
+    """
     batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
+    queue, count = s.queue_at(batcher.queue), batcher.count
     before = queue.meta[s.RUNNING]
     slot = table_find(queue.table, id_)
     row = queue.request[slot]
+    sequence = sequence_find(state_at(batcher.cache), id_)
+    if sequence == ABSENT:
+        return np.int64(ABSENT)
+    row[DOMAIN] = sequence_domain(state_at(batcher.cache), sequence)
+    row[ADDRESS] = array_address(tokens)
+    table_tokens(batcher.cache, sequence, tokens)
+    _growing_remove(batcher, id_, tokens)
+    kv_commit(batcher.cache, id_, row[COMPUTED])
+    kv_detach_many(batcher.cache, np.array([id_]))
     row[LOST] = row[COMPUTED]
-    row[COMPUTED] = 0
-    row[PLANNED] = 0
+    row[COMPUTED] = row[PLANNED] = 0
     q.request_requeue(queue, slot)
     _running_compact(queue.request, batcher.running, before)
-    batcher.count[PREEMPTED] += 1
+    if count[N_PREEMPTED] < batcher.preempted.size:
+        batcher.preempted[count[N_PREEMPTED]] = id_
+        count[N_PREEMPTED] += 1
+    count[PREEMPTED] += 1
+    return np.int64(OK)
 
 
-@kernel(borrow=True)
-def step_end(handle, ids):
-    """Forget requests, waiting or running. O(m log n + R)."""
-    batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
+@kernel(internal=True, borrow=True)
+def _forget(batcher, queue, ids):
+    """Forget requests that wait, are parked, or run. O(m log n + R)."""
     before = queue.meta[s.RUNNING]
     for j in range(ids.size):
-        q.request_end(queue, table_find(queue.table, ids[j]))
+        slot = table_find(queue.table, ids[j])
+        if queue.request[slot, s.STATE] == s.IS_PARKED:
+            q.request_unpark(queue, slot)
+        q.request_end(queue, slot)
     _running_compact(queue.request, batcher.running, before)
+
+
+@kernel
+def step_cancel(handle, ids):
+    """End distinct requests before their time, all or none. O(m log n + R).
+
+    The place of the first that neither waits nor runs, or ABSENT where all did.
+    """
+    batcher = batcher_at(handle)
+    queue, cache = s.queue_at(batcher.queue), state_at(batcher.cache)
+    attached, n = np.empty(ids.size, np.int64), 0
+    for j in range(ids.size):
+        slot = table_find(queue.table, ids[j])
+        if slot == ABSENT:
+            return np.int64(j)
+        if queue.request[slot, s.STATE] == s.IS_RUNNING and is_attached(cache, ids[j]):
+            attached[n] = ids[j]
+            n += 1
+    for j in range(ids.size):
+        _growing_remove(batcher, ids[j], batcher.sampled[:0])
+    kv_detach_many(batcher.cache, attached[:n])
+    _forget(batcher, queue, ids)
+    batcher.count[CANCELLED] += ids.size
+    return np.int64(ABSENT)

@@ -116,7 +116,7 @@ def _tenant_reorder(queue, number):
 def tenant_charge(queue, number, tokens):
     """Add to a tenant's counter. O(log T)."""
     row = queue.fair.tenant[number]
-    row[s.COUNTER] += tokens
+    row[s.COUNTER] = min(row[s.COUNTER] + tokens, s.MAX_COUNTER)
     if row[s.SIZE] > 0:
         _tenant_reorder(queue, number)
 

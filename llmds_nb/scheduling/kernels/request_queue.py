@@ -11,19 +11,26 @@ from ..._core.jit import kernel
 from ..._core.state import Handle
 from ...primitives import dary_heap as heap
 from ...primitives.bits import float64_key
-from ...primitives.hash_table import empty_table, table_find, table_rehash, table_remove, table_set
+from ...primitives.hash_table import (
+    empty_table,
+    table_find,
+    table_remove,
+    table_set,
+    table_set_many,
+)
 from ...primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
 from . import queue_state as s
 from .bitset import bitset_add, bitset_discard, bitset_words
 from .fair_share import tenant_enter, tenant_leave, tenant_number
 
 _FIRST_REQUESTS, _FIRST_TENANTS = 64, 8
+_IDLE_TENANTS = 1024
 
 
 def empty_queue(policy, aging_cost, aging_rate, now, width=s.WIDTH):
     """A Queue without requests, whose rows have `width` columns at least."""
     meta = aligned_zeros(s.N_META, np.int64)
-    meta[[s.NOW, s.LAST_TENANT]] = now, ABSENT
+    meta[[s.NOW, s.LAST_TENANT, s.PARKED_FIRST]] = now, ABSENT, ABSENT
     requests = _empty_requests(_FIRST_REQUESTS, (width + 7) & -8)
     fair = _empty_tenants(_FIRST_TENANTS if policy == s.FAIR else 0)
     return s.Queue(meta, *requests.values(), fair, policy, now, aging_cost, aging_rate)
@@ -47,43 +54,90 @@ def _empty_tenants(capacity):
     return s.FairShare(tenant, empty_table(capacity), *heaps, *positions)
 
 
-def queue_grow(handle, m, n_tenants):
-    """Let the queue of a Handle take `m` more requests and `n_tenants` more tenants."""
-    queue = handle.state
+def queue_grown(queue, m, n_tenants):
+    """(Queue, target): the same requests, with room for `m` more and `n_tenants` more tenants.
+
+    Nothing of `queue` changes. target[slot] is the slot in the new one; the gaps are closed, and
+    under FAIR tenants forgotten, which may be room enough.
+    """
+    meta = queue.meta.copy()
     capacity, width = queue.request.shape
-    if queue.meta[s.FRESH] + m > capacity:
-        needed = int(queue.meta[s.WAITING] + queue.meta[s.RUNNING]) + m
-        if needed > heap.MAX_SLOTS:
-            raise ValueError(f"at most {heap.MAX_SLOTS} requests wait and run, not {needed}")
-        if 2 * needed > capacity:  # else closing the gaps is enough
-            capacity = max(2 * capacity, needed)
-        grown = Handle(queue._replace(**_empty_requests(capacity, width)))
-        queue_move(handle.address, grown.address)
-        handle.replace(grown.state)
+    needed = int(meta[s.WAITING] + meta[s.RUNNING] + meta[s.PARKED]) + m
+    if needed > heap.MAX_SLOTS:
+        raise ValueError(f"at most {heap.MAX_SLOTS} requests wait and run, not {needed}")
+    if 2 * needed > capacity:  # else closing the gaps is enough
+        capacity = max(2 * capacity, needed)
+    fair = _copied(queue.fair)
+    number = np.arange(meta[s.N_TENANTS])
+    if number.size + n_tenants > len(fair.tenant) and queue.policy == s.FAIR:
+        number = kept_tenants(queue)
+        fair = _moved_tenants(fair, number, n_tenants)
+        meta[s.N_TENANTS] = number.max(initial=ABSENT) + 1
+        meta[s.LAST_TENANT] = number[meta[s.LAST_TENANT]] if meta[s.LAST_TENANT] >= 0 else ABSENT
+    grown = queue._replace(meta=meta, fair=fair, **_empty_requests(capacity, width))
+    target = np.full(len(queue.request), ABSENT, np.int64)
+    old, new = Handle(queue), Handle(grown)
+    queue_move(old.address, new.address, target)
     if queue.policy == s.FAIR:
-        _grow_tenants(handle, n_tenants)
+        request = grown.request[: meta[s.FRESH]]
+        request[:, s.TENANT] = number[request[:, s.TENANT]]
+    return grown, target
 
 
-def _grow_tenants(handle, n_tenants):
-    queue = handle.state
-    old, needed = queue.fair, int(queue.meta[s.N_TENANTS]) + n_tenants
-    if needed <= len(old.tenant):
-        return
-    new = _empty_tenants(max(2 * len(old.tenant), needed))
-    for name in ("tenant", "order", "order_position", "floor", "floor_position"):
-        grown, array = getattr(new, name), getattr(old, name)
-        grown[: len(array)] = array
-    table_rehash(old.table, new.table)
-    handle.replace(queue._replace(fair=new))
+def kept_tenants(queue):
+    """The new number int64[N_TENANTS] of each tenant, ABSENT for one that is forgotten.
+
+    A tenant is kept while it has requests, or a counter above the lowest of those that wait: below
+    that, it would be lifted to it when it returns, as one that is new. Of the tenants kept for
+    their counter alone there are at most _IDLE_TENANTS, or twice as many as have requests: those
+    with the highest.
+    """
+    meta, fair = queue.meta, queue.fair
+    tenant, last = fair.tenant[: meta[s.N_TENANTS]], meta[s.LAST_TENANT]
+    counter, kept = tenant[:, s.COUNTER], tenant[:, s.SIZE] > 0
+    request = queue.request[: meta[s.FRESH]]
+    kept[request[request[:, s.STATE] != s.FREE, s.TENANT]] = True
+    waits = fair.order[0, 0] > 0
+    floor = fair.floor[heap.ROOT, 0] if waits else counter[last] if last != ABSENT else 0
+    ahead = np.flatnonzero(~kept & (counter > floor))
+    most = max(_IDLE_TENANTS, 2 * np.count_nonzero(kept))
+    kept[ahead[np.argsort(-counter[ahead], kind="stable")[:most]]] = True
+    if last != ABSENT:
+        kept[last] = True
+    return np.where(kept, np.cumsum(kept) - 1, ABSENT)
+
+
+def _copied(state):
+    return state._make(array.copy() for array in state)
+
+
+def _moved_tenants(old, number, n_more):
+    """The tenants under their new numbers, with room for `n_more`."""
+    kept = np.flatnonzero(number != ABSENT)
+    needed, capacity = kept.size + n_more, len(old.tenant)
+    new = _empty_tenants(capacity if 2 * needed <= capacity else max(2 * capacity, needed))
+    new.tenant[: kept.size] = old.tenant[kept]
+    table_set_many(new.table, old.tenant[kept, s.NAME], np.arange(kept.size))
+    new.order_position[: kept.size] = old.order_position[kept]
+    new.floor_position[: kept.size] = old.floor_position[kept]
+    n = heap.ROOT + old.order[0, 0]  # the order of the numbers is as before, and so are the heaps
+    for heap_of, grown in ((old.order, new.order), (old.floor, new.floor)):
+        grown[:n] = heap_of[:n]
+        low = heap_of[heap.ROOT : n, 1]
+        grown[heap.ROOT : n, 1] = (low & ~heap.SLOT_MASK) | number[low & heap.SLOT_MASK]
+    return new
 
 
 @kernel
-def queue_move(handle, grown):
-    """Move the live requests into the empty arrays of the queue at `grown`, without gaps. O(C)."""
+def queue_move(handle, grown, target):
+    """Copy the live requests into the empty arrays of the queue at `grown`, without gaps. O(C).
+
+    Its meta and tenants are copies already; target int64[C] becomes the new slot of each, -1 where
+    there is none.
+    """
     queue, new = s.queue_at(handle), s.queue_at(grown)
-    meta, request, ready = queue.meta, queue.request, queue.ready
+    meta, request, ready = new.meta, queue.request, queue.ready
     capacity = new.request.shape[0]
-    target = np.full(request.shape[0], ABSENT, np.int64)
     fresh = np.int64(0)
     for slot in range(meta[s.FRESH]):
         if request[slot, s.STATE] == s.FREE:
@@ -101,15 +155,16 @@ def queue_move(handle, grown):
         low = ready[i, 1]
         moved = (low & ~heap.SLOT_MASK) | target[low & heap.SLOT_MASK]
         heap.entries_put(new.ready, new.ready_position, i, ready[i, 0], moved)
-    if queue.policy == s.FAIR:
-        for slot in range(fresh):
-            for column in (s.UP, s.LEFT, s.RIGHT):
-                link = new.request[slot, column]
-                new.request[slot, column] = ABSENT if link < 0 else target[link]
-        tenant = queue.fair.tenant
-        for number in range(meta[s.N_TENANTS]):
-            if tenant[number, s.ROOT_SLOT] != ABSENT:
-                tenant[number, s.ROOT_SLOT] = target[tenant[number, s.ROOT_SLOT]]
+    for slot in range(fresh):
+        for column in (s.UP, s.LEFT, s.RIGHT):
+            link = new.request[slot, column]
+            new.request[slot, column] = ABSENT if link < 0 else target[link]
+    if meta[s.PARKED_FIRST] != ABSENT:
+        meta[s.PARKED_FIRST] = target[meta[s.PARKED_FIRST]]
+    tenant = new.fair.tenant
+    for number in range(meta[s.N_TENANTS]):
+        if tenant[number, s.ROOT_SLOT] != ABSENT:
+            tenant[number, s.ROOT_SLOT] = target[tenant[number, s.ROOT_SLOT]]
 
 
 @kernel(internal=True, borrow=True)
@@ -232,7 +287,8 @@ def request_start(queue, slot, now):
         extra = max(0, row[s.TOKENS] - row[s.CHARGED])
         row[s.CHARGED] += extra
         # No reordering yet: the request is its tenant's root, and `queue_leave` reorders for it.
-        queue.fair.tenant[row[s.TENANT], s.COUNTER] += extra
+        tenant = queue.fair.tenant[row[s.TENANT]]
+        tenant[s.COUNTER] = min(tenant[s.COUNTER] + extra, s.MAX_COUNTER)
     queue_leave(queue, slot)
     row[s.STATE] = s.IS_RUNNING
     queue.meta[s.RUNNING] += 1
@@ -248,6 +304,34 @@ def request_requeue(queue, slot):
 
 
 @kernel(internal=True, borrow=True)
+def request_park(queue, slot):
+    """Let a waiting request wait apart from the others, until it is unparked. O(log n)."""
+    queue_leave(queue, slot)
+    meta, row = queue.meta, queue.request[slot]
+    row[s.STATE] = s.IS_PARKED
+    row[s.UP], row[s.LEFT] = ABSENT, meta[s.PARKED_FIRST]
+    if row[s.LEFT] != ABSENT:
+        queue.request[row[s.LEFT], s.UP] = slot
+    meta[s.PARKED_FIRST] = slot
+    meta[s.PARKED] += 1
+
+
+@kernel(internal=True, borrow=True)
+def request_unpark(queue, slot):
+    """Let a parked request wait among the others again, in its old place. O(log n)."""
+    meta, request, row = queue.meta, queue.request, queue.request[slot]
+    up, next_ = row[s.UP], row[s.LEFT]
+    if up != ABSENT:
+        request[up, s.LEFT] = next_
+    else:
+        meta[s.PARKED_FIRST] = next_
+    if next_ != ABSENT:
+        request[next_, s.UP] = up
+    meta[s.PARKED] -= 1
+    queue_enter(queue, slot)
+
+
+@kernel(internal=True, borrow=True)
 def request_end(queue, slot):
     """Forget a waiting or running request. O(log n)."""
     meta, row = queue.meta, queue.request[slot]
@@ -257,7 +341,7 @@ def request_end(queue, slot):
         meta[s.RUNNING] -= 1
     table_remove(queue.table, row[s.ID])
     row[s.STATE] = s.FREE
-    if meta[s.WAITING] + meta[s.RUNNING] == 0:
+    if meta[s.WAITING] + meta[s.RUNNING] + meta[s.PARKED] == 0:
         meta[s.FRESH] = 0
 
 
