@@ -328,7 +328,7 @@ def _id_filter(value) -> np.ndarray:
     array = _one_dimensional(value, "filter")
     if array.dtype == np.bool_:
         return np.require(array, np.bool_, _OWN)
-    return np.unique(integers(array, "filter"))
+    return np.unique(integers(value, "filter"))
 
 
 def array_of(values: Any, name: str) -> np.ndarray:

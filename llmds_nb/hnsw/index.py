@@ -9,13 +9,14 @@ import numpy as np
 from .._core import validation
 from .._core.arrays import appended
 from .._core.forking import new_lock
+from .._core.publishing import Changes, publish
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..errors import CapacityError
-from ..primitives import hash_table
 from ..primitives.status import ABSENT
 from . import persistence, quantization, search as searching, snapshot as snapshots, stats
 from .graph_writer import GraphWriter
+from .kernels.state import LIVE
 from .search import Neighbors
 from .stats import HNSWStats
 from .vector_store import METRICS, STORES, VectorForm
@@ -65,6 +66,10 @@ class HNSW(Stored):
 
     Notes
     -----
+    Vectors that the walk cannot tell apart (copies, with "cosine" those of one direction, and those
+    of one code) share one place and its links: they hide no other, and are measured and returned
+    one by one. Where there are any, every vector takes 8 more bytes.
+
     Any number of threads may search while one writes; other writers wait for that one. A search
     sees the index as it was before or after a whole call. A call that raises changes nothing.
     Every stored vector is reachable from the entry point.
@@ -84,6 +89,8 @@ class HNSW(Stored):
     >>> index.search([1, 1], k=2)
     Neighbors(ids=array([1, 0]), distances=array([1., 2.], dtype=float32))
     """
+
+    _stored_version = 2
 
     def __init__(
         self,
@@ -112,11 +119,9 @@ class HNSW(Stored):
         # (candidates measured on the stored vectors, for k answers), once tuned
         self._depth: tuple[int, int] | None = None
         self._next_id = 0  # one more than the largest id ever used
-        self._table = hash_table.empty_table(0)
         self._writer = GraphWriter(self._form, self._M, self._ef_construction, self._seed)
         self._snapshot = self._writer.base
         self._write_lock = new_lock()  # one writer
-        self._lock = new_lock()  # holds the snapshot and the table together; briefly
 
     def add(
         self,
@@ -153,53 +158,65 @@ class HNSW(Stored):
         -----
         About ef_construction * M distances each. A replaced vector is taken out as `remove` does.
         """
+        with self._write_lock:
+            added, changes = self._prepare_add(vectors, ids, threads, progress, copy)
+            publish(changes)
+        return added
+
+    def _prepare_add(
+        self,
+        vectors: ArrayLike,
+        ids: ArrayLike | None = None,
+        threads: int = 1,
+        progress: bool = False,
+        copy: bool = True,
+    ) -> tuple[Int64s, Changes]:
+        """(what `add` returns, what it publishes), under the lock of writers."""
         given, vectors = vectors, validation.vectors(vectors, self._dim)
         if not copy and (vectors is not given or self._store != "float32"):
             needs = 'store="float32" and writable C-contiguous float32[n, dim]'
             raise ValueError(f"copy=False needs {needs}")
         lengths = self._form.lengths(vectors, "vectors")
         threads = validation.threads(threads)
-        with self._write_lock:
-            ids = validation.new_ids(ids, len(vectors), "vectors", self._next_id)
-            if not len(ids):
-                return ids
-            if not copy and self._snapshot.n:
-                raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
-            if self._snapshot.n + len(ids) > MAX_SLOTS:
-                raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
-            old = snapshots.slots_of(self._snapshot, self._table, ids)
-            old, writer = old[old != ABSENT], self._writer
-            if len(old) == writer.base.n_live:  # nothing is kept: a new graph
-                old, writer = old[:0], writer.anew()
-            base = writer.base
-            live = base.live_without(old)
-            if len(live):
-                live = appended(live, base.n, np.ones(len(ids), np.bool_))
-            fields = {
-                **self._form.added(base, vectors, lengths, copy),
-                "ids": snapshots.appended_ids(base.ids, base.n, ids),
-                "live": live,
-                "n_live": base.n_live - len(old) + len(ids),
-            }
-            snapshot = writer.insert(fields, len(ids), threads, progress)
-            if snapshot.needs_repair:
-                writer, snapshot = writer.repair(snapshot, threads)
-            self._publish(writer, snapshot)
-        return ids
-
-    def _publish(self, writer, snapshot):
-        """Let searches see the last snapshot that `writer` made."""
+        ids = validation.new_ids(ids, len(vectors), "vectors", self._next_id)
+        if not len(ids):
+            return ids, []
+        writer = self._writer
+        if not copy and writer.base.n:
+            raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
+        if writer.base.n + len(ids) > MAX_SLOTS:
+            raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
+        old = snapshots.slots_of(writer.base, ids)
+        old = old[old != ABSENT]
+        if len(old) == writer.base.n_live:  # nothing is kept: a new graph
+            old, writer = old[:0], writer.anew()
         base = writer.base
-        known = base if base is self._snapshot else None
-        table, slots = snapshots.table_after(self._table, known, snapshot)
-        ids = snapshots.ids_of(snapshot.ids, slots)
-        with self._lock:
-            if len(ids):
-                hash_table.table_set_many(table, ids, slots)
-            self._table, self._snapshot, self._writer = table, snapshot, writer
-        writer.commit(snapshot)
-        newest = snapshots.ids_of(snapshot.ids, np.arange(base.n, snapshot.n))
-        self._next_id = max(self._next_id, int(newest.max()) + 1)
+        live = base.live_without(old)
+        if len(live):
+            live = appended(live, base.n, np.full(len(ids), LIVE, np.uint8))
+        fields = {
+            **self._form.added(base, vectors, lengths, copy),
+            "ids": snapshots.appended_ids(base.ids, base.n, ids),
+            "live": live,
+            "n_live": base.n_live - len(old) + len(ids),
+            "node_of": base.node_of,
+        }
+        if self._form.splits(base, fields):  # some duplicates need places of their own
+            all_ = dataclasses.replace(base, **fields, n=base.n + len(ids))
+            writer = writer.rebuild(all_, threads)
+        else:
+            writer = writer.insert(fields, len(ids), threads, progress)
+            if writer.base.needs_repair:
+                writer = writer.repair(writer.base, threads)
+        return ids, self._changes(writer, int(ids.max()) + 1)
+
+    def _changes(self, writer, next_id=0):
+        """What publishes the graph of a writer, with ids below `next_id` or used before."""
+        return [
+            (self, "_writer", writer),
+            (self, "_snapshot", writer.base),
+            (self, "_next_id", max(self._next_id, next_id)),
+        ]
 
     def remove(self, ids: ArrayLike) -> None:
         """Remove the vectors of one id or int64[n] distinct ids. O(n) bytes copied.
@@ -209,51 +226,37 @@ class HNSW(Stored):
         Raises KeyError for an id that is unknown, ValueError for one that is given twice or is
         negative; nothing was removed then.
         """
-        ids = validation.ids(ids)
         with self._write_lock:
-            slots = self._slots_of(ids)
-            base, writer = self._snapshot, self._writer
-            if not len(ids):
-                return
-            if len(slots) == base.n_live:
-                writer, table = writer.anew(), hash_table.empty_table(0)
-                with self._lock:
-                    self._snapshot, self._table, self._writer = writer.base, table, writer
-                return
-            live, n_live = base.live_without(slots), base.n_live - len(slots)
-            snapshot = dataclasses.replace(base, live=live, n_live=n_live)
-            if snapshot.needs_repair:
-                return self._publish(*writer.repair(snapshot, 1))
-            with self._lock:
-                if not snapshots.is_packed(base.ids):
-                    hash_table.table_remove_many(self._table, ids)
-                self._snapshot = snapshot
-            writer.retire(snapshot)
+            publish(self._prepare_remove(ids))
+
+    def _prepare_remove(self, ids: ArrayLike) -> Changes:
+        """What `remove` publishes, under the lock of writers."""
+        ids, writer = validation.ids(ids), self._writer
+        slots = _present(writer.base, ids)
+        if not len(ids):
+            return []
+        n_live = writer.base.n_live - len(slots)
+        if n_live == 0:
+            return self._changes(writer.anew())
+        writer = writer.without(writer.base.live_without(slots), n_live)
+        if writer.base.needs_repair:
+            writer = writer.repair(writer.base, 1)
+        return self._changes(writer)
 
     def _frozen(self) -> "HNSW":
         """An index for reading, with the present contents, that no later write of this one changes.
 
-        O(1), or the bytes of the table of ids where they are not consecutive: all else is replaced
-        by a write, never changed.
+        O(1): what a snapshot has is replaced by a write, never changed.
         """
-        with self._lock:
-            frozen = share(self)
-            frozen._table = self._table.copy()
-        return frozen
-
-    def _slots_of(self, ids):
-        slots = snapshots.slots_of(self._snapshot, self._table, ids)
-        if (slots == ABSENT).any():
-            raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
-        return slots
+        return share(self)
 
     def compact(self, *, threads: int = 1) -> None:
         """Rebuild the graph as a fresh build of the live vectors; seldom needed after `remove`."""
         threads = validation.threads(threads)
         with self._write_lock:
-            base = self._snapshot
-            if base.n_live < base.n or self._writer.repaired:
-                self._publish(*self._writer.rebuild(base, threads))
+            writer = self._writer
+            if writer.base.n_live < writer.base.n or writer.repaired:
+                publish(self._changes(writer.rebuild(writer.base, threads)))
 
     def search(
         self,
@@ -314,12 +317,7 @@ class HNSW(Stored):
 
     def _searched(self, queries, k, ef, tuned, filters, exact, threads):
         """(ids, distances) [n, k] of checked arguments; `tuned` as in `rerank_depth`."""
-        with self._lock:
-            snapshot = self._snapshot
-            for i, one in enumerate(filters):
-                if one is not None and one.dtype != np.bool_:
-                    slots = snapshots.slots_of(snapshot, self._table, one)
-                    filters[i] = slots[slots != ABSENT]
+        snapshot = self._snapshot
         masks = [searching.mask_of(snapshot, one) for one in filters]
         return searching.search(snapshot, self._form, queries, k, ef, tuned, masks, exact, threads)
 
@@ -357,7 +355,8 @@ class HNSW(Stored):
                 return self._searched(queries, k, ef, (depth, k), [None], False, 1)[1]
 
             ef, depth = searching.tune(self._snapshot, truth, target_recall, distances)
-            self._ef_search, self._depth = ef, None if depth is None else (depth, k)
+            tuned = None if depth is None else (depth, k)
+            self._ef_search, self._depth = ef, tuned
         return ef
 
     def get(self, ids: ArrayLike) -> Float32s:
@@ -368,17 +367,14 @@ class HNSW(Stored):
         """
         single = isinstance(ids, numbers.Integral)
         ids = validation.ids(ids, unique=False)
-        with self._lock:
-            slots = self._slots_of(ids)
-            snapshot = self._snapshot
-        vectors = self._form.as_given(snapshot, slots)
+        snapshot = self._snapshot
+        vectors = self._form.as_given(snapshot, _present(snapshot, ids))
         return vectors[0] if single else vectors
 
     def __contains__(self, id: object) -> bool:
         if not isinstance(id, numbers.Integral) or not 0 <= int(id) <= validation.INT64_MAX:
             return False
-        with self._lock:
-            return snapshots.slot_of(self._snapshot, self._table, int(id)) != ABSENT
+        return bool(snapshots.slots_of(self._snapshot, np.array([int(id)]))[0] != ABSENT)
 
     def __len__(self) -> int:
         return self._snapshot.n_live
@@ -417,7 +413,8 @@ class HNSW(Stored):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays, including their capacity for growth."""
-        return self._table.nbytes + self._writer.parent.nbytes + stats.n_bytes(self._snapshot)
+        writer = self._writer
+        return writer.parent.nbytes + stats.n_bytes(writer.base)
 
     def stats(self) -> HNSWStats:
         """Sizes, degrees and reachability; O(n M)."""
@@ -427,7 +424,7 @@ class HNSW(Stored):
     def check(self) -> None:
         """Assert every invariant of `kernels.state`; O(n M log M)."""
         with self._write_lock:
-            stats.check(self._snapshot, self._writer, self._table, self._M, self._next_id)
+            stats.check(self._snapshot, self._writer, self._M, self._next_id)
 
     def _state(self):
         with self._write_lock:
@@ -445,8 +442,6 @@ class HNSW(Stored):
         index._depth = header["counters"]["depth"]
         for number in index._depth or ():
             validation.integer(number, "depth", low=1, high=MAX_SLOTS)
-        index._table, slots = snapshots.table_after(index._table, None, snapshot)
-        hash_table.table_set_many(index._table, snapshots.ids_of(snapshot.ids, slots), slots)
         return index
 
     @staticmethod
@@ -472,3 +467,11 @@ class HNSW(Stored):
         signs = quantization.signs_of(coding, rows, METRICS["l2"])
         for each, codes in ((plain, rows), (coding, signs)):  # the prefilters of both kinds
             each.for_kernels(codes, np.zeros(0, np.bool_), np.zeros(0, np.float32), METRICS["l2"])
+
+
+def _present(snapshot, ids):
+    """The slots of ids; KeyError for one that is not there."""
+    slots = snapshots.slots_of(snapshot, ids)
+    if (slots == ABSENT).any():
+        raise KeyError(f"id {ids[slots == ABSENT][0]} is not in the index")
+    return slots

@@ -10,15 +10,29 @@ from .._core.arrays import taken
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .graph_writer import GraphWriter
+from .kernels.state import LIVE
 from .quantization import NONE, PCA, SQ8, Coding
-from .snapshot import BLOCK, Snapshot, is_packed, logical_rows
+from .snapshot import (
+    BLOCK,
+    NO_TABLE,
+    Snapshot,
+    duplicate_rows,
+    is_packed,
+    logical_rows,
+    marked_live,
+    with_groups,
+    with_table,
+)
 
 
 def pack(snapshot: Snapshot, writer: GraphWriter) -> tuple[dict, dict]:
     """(arrays, header) for a file: only what is in use, links in logical order."""
     s, n = snapshot, snapshot.n
     arrays = {name: getattr(s, name)[:n] for name in ("vectors", "levels", "upper", "ids")}
-    arrays |= {"parent": writer.parent[:n].copy(), "live": s.live[:n], "factors": s.factors[:n]}
+    arrays |= {"parent": writer.parent[:n].copy(), "factors": s.factors[:n]}
+    arrays["live"] = marked_live(s.live[:n])
+    if len(s.node_of):
+        arrays["node_of"] = s.node_of[:n]
     for name, n_rows in (("0", n), ("1", s.n_upper)):
         n_blocks = -(-n_rows // BLOCK)
         links, blocks = getattr(s, "links" + name), getattr(s, "blocks" + name)
@@ -67,6 +81,9 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
     ids, live, levels, factors = (arrays[name] for name in ("ids", "live", "levels", "factors"))
     _expect(arrays, empty.vectors.dtype, vectors=(n, width))
     _expect(arrays, np.bool_, live=(n if len(live) else 0,))
+    node_of = arrays.get("node_of", empty.node_of)
+    if len(node_of):
+        _expect(arrays, np.int32, node_of=(n,))
     _expect(arrays, np.uint8, levels=(n,))
     _expect(arrays, np.int32, upper=(n,), parent=(n,))
     _expect(arrays, np.int64, ids=(1 if n and is_packed(ids) else n,))
@@ -83,7 +100,11 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
     upper = np.where(levels > 0, heights - levels, ABSENT)
     if int(levels.sum()) != n_upper or (arrays["upper"] != upper).any():
         raise CorruptFileError("levels and upper rows disagree")
-    if n and not (0 <= entry < n and levels[entry] == top == levels.max()):
+    at = levels
+    if len(node_of):
+        _check_nodes(node_of)
+        at = np.where(node_of == ABSENT, levels.astype(np.int64), -1)
+    if n and not (0 <= entry < n and at[entry] == top == at.max()):
         raise CorruptFileError(f"entry {entry} of level {top} is not the top of {n} slots")
     if not _is_mapped(rows):
         same = rows is arrays["vectors"]
@@ -96,14 +117,29 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         "coarsest": validation.real(header["coarsest"], "coarsest", low=0),
         "repaired": validation.choice(header["mended"], "mended", (True, False)),
     }
-    kept = ("vectors", "ids", "live", "levels", "upper", "factors", "links0", "links1")
-    return Snapshot(
+    n_live = int(live.sum()) if len(live) else n
+    live = live.view(np.uint8)
+    if len(node_of) and len(live):
+        live = with_groups(live & LIVE, node_of)
+    duplicates = duplicate_rows(node_of) if len(node_of) else empty.duplicates
+    kept = ("vectors", "ids", "levels", "upper", "factors", "links0", "links1")
+    snapshot = Snapshot(
         metric=empty.metric, dim=dim, rows=rows, prefilter=prefilter, outlier=outlier,
         blocks0=blocks[0], blocks1=blocks[1], coding=coding, n=n, n_upper=n_upper, entry=entry,
-        n_live=int(live.sum()) if len(live) else n, top=top,
+        n_live=n_live, live=live, top=top, node_of=node_of, duplicates=duplicates,
+        blocks2=np.arange(len(duplicates) // BLOCK, dtype=np.int32), table=NO_TABLE,
         drawn=validation.integer(header["drawn"], "drawn", low=0),
         **{name: arrays[name] for name in kept},
-    ), history  # fmt: skip
+    )  # fmt: skip
+    return with_table(empty, snapshot), history
+
+
+def _check_nodes(node_of):
+    """Refuse duplicates of what is no earlier node."""
+    slots = np.flatnonzero(node_of != ABSENT)
+    nodes = node_of[slots] >> 1
+    if not ((node_of >= ABSENT).all() and (nodes < slots).all() and (node_of[nodes] == -1).all()):
+        raise CorruptFileError("node_of names duplicates of what is no node before them")
 
 
 def _coding_of(arrays, settings, empty):

@@ -171,12 +171,16 @@ def _fitted_error_bound(coding, sample, metric) -> float:
 
 
 def _typical(sample) -> Float32s:
-    """The rows of `sample` without those far out, which would dominate its mean and directions."""
+    """The rows of `sample` without a few far out, which would dominate its mean and directions.
+
+    Many are no outliers: what is close together are then copies, or nearly so, of one vector.
+    """
     centre = np.median(sample[:: max(1, len(sample) // _CENTRE_ROWS)], axis=0)
     offsets = sample - centre
     squares = np.einsum("ij,ij->i", offsets, offsets, dtype=np.float64)
     spread = squares[squares > 0]  # copies of one vector would make all others far out
-    return sample[squares <= _FAR * np.median(spread)] if len(spread) else sample
+    near = squares <= _FAR * np.median(spread) if len(spread) else squares == 0
+    return sample[near] if near.mean() >= 1 - _ROW_TAIL else sample
 
 
 def _principal(sample, mean) -> Float32s:

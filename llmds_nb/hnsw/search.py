@@ -1,7 +1,6 @@
 """Searching an HNSW snapshot: which queries walk the graph and which scan, and the ef to use."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -10,19 +9,19 @@ import numpy.typing as npt
 
 from .._core.jit import EntryPoints
 from .._core.state import Handle
-from .._core.typing import Bools, Float32s, Int64s
+from .._core.typing import Float32s, Int64s, UInt8s
 from ..primitives.status import ABSENT
 from .kernels.distance import COSINE, IP, L2
 from .kernels.search import hnsw_scan_block, hnsw_scan_many, hnsw_search_many, slots_allowed
-from .kernels.state import Scan
+from .kernels.state import LIVE, Scan
 from .quantization import PCA, Coding
-from .snapshot import Snapshot
+from .snapshot import Snapshot, slots_of, with_groups
 from .vector_store import VectorForm
 
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
 # a scan measures p n, each at about twice the cost.
 SCAN_FACTOR = 9
-_ALL = np.zeros(0, np.bool_)
+_ALL = np.zeros(0, np.uint8)
 # A scan of so many rows for so many queries goes through BLAS, in blocks that stay in the cache,
 # if most rows pass.
 BLAS_ROWS, BLAS_QUERIES = 64, 16
@@ -42,16 +41,21 @@ class Neighbors(NamedTuple):
     distances: Float32s
 
 
-def mask_of(snapshot: Snapshot, passing: npt.NDArray | None) -> tuple[Bools, int]:
-    """The slots that pass a filter, a bool mask by id or int64 slots, as (bool[n], how many)."""
-    n = snapshot.n
+def mask_of(snapshot: Snapshot, passing: npt.NDArray | None) -> tuple[UInt8s, int]:
+    """The slots that pass a filter, a bool mask by id or int64 ids, as (`live` uint8[n], how many).
+
+    uint8[0] for all of them.
+    """
+    n, live = snapshot.n, snapshot.live
     if passing is None:
-        return (_ALL, n) if snapshot.n_live == n else (snapshot.mask, snapshot.n_live)
-    mask = np.zeros(n, np.bool_)
+        return (_ALL, n) if snapshot.n_live == n else (live[:n], snapshot.n_live)
+    mask = np.zeros(n, np.uint8)
     if passing.dtype == np.bool_:
-        return mask, slots_allowed(snapshot.ids, snapshot.live, passing, n, mask)
-    mask[passing] = True
-    return mask, len(passing)
+        return mask, slots_allowed(snapshot.ids, live, passing, snapshot.node_of, mask)
+    slots = slots_of(snapshot, passing)
+    slots = slots[slots != ABSENT]
+    mask[slots] = LIVE
+    return with_groups(mask, snapshot.node_of), len(slots)
 
 
 def _walk(*args):
@@ -79,7 +83,7 @@ def search_one(
 
 def search(
     snapshot: Snapshot, form: VectorForm, queries: Float32s, k: int, ef: int, tuned: Tuned,
-    masks: list[tuple[Bools, int]], exact: bool, threads: int,
+    masks: list[tuple[UInt8s, int]], exact: bool, threads: int,
 ) -> Found:  # fmt: skip
     """The k nearest as (ids, distances) [m, k]; `masks` are one of `mask_of`, or one a query."""
     m, count = len(queries), min(k, snapshot.n_live) if len(queries) else 0
@@ -125,6 +129,8 @@ def _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, dist
         for job in jobs:
             answer(*job)
     else:
+        from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
+
         with ThreadPoolExecutor(threads) as executor:
             list(executor.map(lambda job: answer(*job), jobs))
     if form.codes_only:

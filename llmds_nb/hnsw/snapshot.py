@@ -1,24 +1,27 @@
 """Snapshots of an HNSW index: all that a search reads, replaced as a whole by each write.
 
-Ids map to slots by a `table` of `primitives.hash_table` over the live slots. Consecutive ids, as
-they are unless the user names others, take no memory and are found without it: it is empty then.
+Ids map to slots by the table of `kernels.id_table`. Consecutive ids, as they are unless the user
+names others, take no memory and are found without it: it is empty then.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .._core.arrays import appended, are_consecutive, taken
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
-from ..primitives import hash_table
 from ..primitives.status import ABSENT
+from .kernels import id_table
 from .kernels.distance import measured_space, walked_space
 from .kernels.graph import BLOCK_BITS
-from .kernels.state import Graph, Index, Links
+from .kernels.search import groups_mark
+from .kernels.state import LIVE, Graph, Index, Links
 from .quantization import Coding
 
 BLOCK = 1 << BLOCK_BITS  # logical rows of links that are copied together
+LINKS = {"links0": "blocks0", "links1": "blocks1", "duplicates": "blocks2"}  # rows and blocks
+NO_TABLE: Int64s = np.zeros(0, np.int64)
 _MAX_LEVEL = 31
 _MIN_DEAD, _DEAD_SHARE = 64, 0.2  # slots, and the share of them, that may stay dead
 
@@ -45,6 +48,10 @@ class Snapshot:
     blocks0: np.ndarray
     links1: np.ndarray
     blocks1: np.ndarray
+    duplicates: np.ndarray
+    blocks2: np.ndarray
+    node_of: np.ndarray
+    table: np.ndarray
     coding: Coding | None
     n: int = 0
     n_live: int = 0
@@ -74,8 +81,12 @@ class Snapshot:
     @property
     def graph(self) -> Graph:
         """The links and the entry, as kernels take them."""
-        links = Links(self.links0, self.blocks0), Links(self.links1, self.blocks1)
+        links = [Links(*self.links_of(name)) for name in LINKS]
         return Graph(*links, self.upper, self.entry, self.top)
+
+    def links_of(self, name: str) -> tuple[Int32s, Int32s]:
+        """(rows, blocks) of one of the LINKS."""
+        return getattr(self, name), getattr(self, LINKS[name])
 
     @property
     def needs_repair(self) -> bool:
@@ -89,15 +100,53 @@ class Snapshot:
     @property
     def mask(self) -> Bools:
         """Which slots hold a vector of the index, bool[n]."""
-        return self.live[: self.n] if len(self.live) else np.ones(self.n, np.bool_)
+        return marked_live(self.live[: self.n]) if len(self.live) else np.ones(self.n, np.bool_)
 
-    def live_without(self, slots: Int64s) -> Bools:
+    def live_without(self, slots: Int64s) -> UInt8s:
         """The `live` of a snapshot of these slots without some of them."""
         if not len(slots):
             return self.live
-        live = np.array(self.mask)
-        live[slots] = False
-        return live
+        live = self.mask.astype(np.uint8)
+        live[slots] = 0
+        return with_groups(live, self.node_of)
+
+
+def marked_live(live: UInt8s) -> Bools:
+    """Which slots are LIVE, bool[n]."""
+    return (live & LIVE).view(np.bool_)
+
+
+def with_groups(live: UInt8s, node_of: Int32s) -> UInt8s:
+    """`live`, of which only LIVE is set, with GROUP as well, in place."""
+    if len(node_of):
+        groups_mark(node_of, live)
+    return live
+
+
+def nodes_of(node_of: Int32s, slots: Int64s) -> Int64s:
+    """The node of each of these slots, itself or another, from its entry in `node_of`."""
+    return np.where(node_of == ABSENT, slots, node_of >> 1)
+
+
+def duplicate_rows(node_of: Int32s) -> Int32s:
+    """The logical rows of `duplicates` of all slots, and of the rest of their last block. O(n)."""
+    n = len(node_of)
+    rows = np.zeros((-(-n // BLOCK) * BLOCK, 1), np.int32)
+    slots = duplicates_of(node_of, 0, n)
+    nodes = node_of[slots] >> 1
+    order = np.argsort(nodes, kind="stable")
+    slots, nodes = slots[order], nodes[order]
+    entries = 2 * slots + (node_of[slots] & 1)
+    same = nodes[1:] == nodes[:-1]
+    rows[slots[1:][same], 0] = entries[:-1][same]
+    last = np.append(~same, True)[: len(slots)]
+    rows[nodes[last], 0] = entries[last]
+    return rows
+
+
+def duplicates_of(node_of: Int32s, start: int, stop: int) -> Int64s:
+    """The slots in [start, stop) that are duplicates."""
+    return start + np.flatnonzero(node_of[start:stop] != ABSENT)
 
 
 def drawn_levels(base: Snapshot, n: int, M: int, seed: int) -> dict:
@@ -125,7 +174,8 @@ def with_levels(base: Snapshot, levels: UInt8s, drawn: int) -> dict:
 
 def select_slots(base: Snapshot, slots: Int64s) -> dict:
     """The vectors in `slots` alone, all of them live, as fields of a snapshot."""
-    fields: dict = {"coding": base.coding, "live": np.zeros(0, np.bool_), "n_live": len(slots)}
+    fields: dict = {"coding": base.coding, "live": np.zeros(0, np.uint8), "n_live": len(slots)}
+    fields["node_of"] = np.zeros(0, np.int32)
     for name in ("rows", "prefilter", "outlier", "factors"):
         array = getattr(base, name)
         fields[name] = taken(array, slots) if len(array) else array
@@ -162,40 +212,36 @@ def appended_ids(ids: Int64s, n: int, new: Int64s) -> Int64s:
     return appended(ids, n, new)
 
 
-def slots_of(snapshot: Snapshot, table: Int64s, ids: Int64s) -> Int64s:
+def slots_of(snapshot: Snapshot, ids: Int64s) -> Int64s:
     """The slots of ids int64[n], ABSENT for those that are not there. O(n)."""
     if not snapshot.n:
         return np.full(len(ids), ABSENT)
     if not is_packed(snapshot.ids):
         slots = np.empty(len(ids), np.int64)
-        hash_table.table_find_many(table, ids, slots)
+        found_in = snapshot.table, snapshot.ids, snapshot.live, snapshot.n
+        id_table.slots_find_many(*found_in, ids, slots)
         return slots
     slots = ids - snapshot.ids[0]
     there = (slots >= 0) & (slots < snapshot.n)
-    if snapshot.n_live < snapshot.n:
-        there &= snapshot.live[np.where(there, slots, 0)]
+    if len(snapshot.live):
+        there &= snapshot.live[np.where(there, slots, 0)] & LIVE != 0
     return np.where(there, slots, ABSENT)
 
 
-def slot_of(snapshot: Snapshot, table: Int64s, id: int) -> int:
-    """The slot of one id, or ABSENT. O(1)."""
-    if not is_packed(snapshot.ids):
-        return hash_table.table_find(table, np.int64(id))
-    slot = id - int(snapshot.ids[0])
-    there = 0 <= slot < snapshot.n and (not len(snapshot.live) or snapshot.live[slot])
-    return slot if there else ABSENT
+def with_table(base: Snapshot, snapshot: Snapshot) -> Snapshot:
+    """`snapshot`, which has slots after those of `base`, with a table of its ids.
 
-
-def table_after(table: Int64s, base: Snapshot | None, snapshot: Snapshot) -> tuple[Int64s, Int64s]:
-    """(table, slots to enter) for the ids of `snapshot`; `table` is that of `base`, if it grew."""
-    if is_packed(snapshot.ids):
-        return hash_table.empty_table(0), np.zeros(0, np.int64)
-    if base is None or is_packed(base.ids):
-        return hash_table.empty_table(snapshot.n_live), snapshot.live_slots()
-    if snapshot.n_live > hash_table.table_capacity(table):
-        table, smaller = hash_table.empty_table(snapshot.n_live), table
-        hash_table.table_rehash(smaller, table)
-    return table, np.arange(base.n, snapshot.n)
+    That of `base` if it can hold them: `base` itself does not see what is entered.
+    """
+    if is_packed(snapshot.ids) or not snapshot.n:
+        return replace(snapshot, table=NO_TABLE)
+    new = snapshot.ids, base.n, snapshot.n
+    if len(base.table) and id_table.slots_enter_many(base.table, *new):
+        return replace(snapshot, table=base.table)
+    table = id_table.table_for(snapshot.n)
+    live = snapshot.live if len(snapshot.live) else np.ones(snapshot.n, np.uint8)
+    id_table.slots_enter_live(table, snapshot.ids, live[: snapshot.n])
+    return replace(snapshot, table=table)
 
 
 def block_rows(blocks: Int32s, n: int) -> Int64s:

@@ -1,18 +1,29 @@
 """An HNSW index inspected: its size and quality in numbers, and the check of its invariants."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core.state import Handle, n_words
 from .._core.typing import Int64s
-from ..primitives.hash_table import table_pairs
 from ..primitives.status import ABSENT
 from .graph_writer import GraphWriter
+from .kernels.id_table import table_used
 from .kernels.spanning_tree import tree_count
-from .kernels.state import Index, Links
+from .kernels.state import GROUP, LIVE, Index, Links
 from .quantization import NONE, restore, signs_of
-from .snapshot import BLOCK, Snapshot, ids_of, is_packed, logical_rows, slots_of
+from .snapshot import (
+    BLOCK,
+    LINKS,
+    Snapshot,
+    duplicate_rows,
+    duplicates_of,
+    ids_of,
+    is_packed,
+    logical_rows,
+    slots_of,
+    with_groups,
+)
 
 
 class HNSWStats(NamedTuple):
@@ -30,6 +41,7 @@ class HNSWStats(NamedTuple):
     ef_search: int
     rerank: int  # candidates that a search for 10 measures on the stored vectors
     n_bytes: int
+    duplicates: int  # slots that share the place of an equal one in the graph
 
 
 def n_bytes(snapshot: Snapshot) -> int:
@@ -44,14 +56,16 @@ def stats(snapshot: Snapshot, ef_search: int, rerank: int, total_bytes: int) -> 
     """See HNSW.stats."""
     n = snapshot.n
     degrees = logical_rows(snapshot.links0, snapshot.blocks0, n)[:, 0]
+    others = duplicates_of(snapshot.node_of, 0, n)
+    degrees = np.delete(degrees, others)
     coding, dead = snapshot.coding, n - snapshot.n_live
     levels = np.bincount(snapshot.levels[:n], minlength=snapshot.top + 1)
     degree = float(degrees.mean()) if n else 0.0, int(degrees.max(initial=0))
-    reached = _reachable(snapshot) / max(1, n)
+    reached = (_reachable(snapshot) + len(others)) / max(1, n)
     walked = NONE if coding is None or coding.walks_vectors else coding.kind
     width = 0 if coding is None or coding.kind == NONE else coding.width
     sizes = snapshot.n_live, dead, dead / max(1, n), levels, *degree, reached
-    return HNSWStats(*sizes, walked, width, ef_search, rerank, total_bytes)
+    return HNSWStats(*sizes, walked, width, ef_search, rerank, total_bytes, len(others))
 
 
 def _reachable(snapshot):
@@ -63,7 +77,7 @@ def _reachable(snapshot):
     return tree_count(links.address, snapshot.entry, snapshot.n, parent)
 
 
-def check(snapshot: Snapshot, writer: GraphWriter, table: Int64s, M: int, next_id: int) -> None:
+def check(snapshot: Snapshot, writer: GraphWriter, M: int, next_id: int) -> None:
     """Assert the invariants of `kernels.state`, and that the writer knows every block once."""
     s, n = snapshot, snapshot.n
     assert len(s.live) == 0 or len(s.live) >= n
@@ -72,8 +86,9 @@ def check(snapshot: Snapshot, writer: GraphWriter, table: Int64s, M: int, next_i
     assert n == 0 or is_packed(s.ids) or len(s.ids) >= n
     ids = ids_of(s.ids, np.flatnonzero(live))
     assert len(np.unique(ids)) == len(ids) and (ids >= 0).all() and (ids < next_id).all()
-    assert (slots_of(s, table, ids) == np.flatnonzero(live)).all()
-    assert len(table_pairs(table)) == (0 if is_packed(s.ids) else s.n_live)
+    assert (slots_of(s, ids) == np.flatnonzero(live)).all()
+    assert len(s.table) == 0 if n == 0 or is_packed(s.ids) else table_used(s.table) >= s.n_live
+    _check_duplicates(s)
     if s.coding is not None and s.coding.kind != NONE:
         coded = s.prefilter if s.coding.walks_vectors else s.rows
         assert coded.shape[1] == s.coding.width and len(coded) >= n
@@ -87,30 +102,56 @@ def check(snapshot: Snapshot, writer: GraphWriter, table: Int64s, M: int, next_i
         else:
             signs = signs_of(s.coding, s.rows[:n], s.metric)
             assert s.prefilter[:n].shape == signs.shape and (s.prefilter[:n] == signs).all()
-    for links, blocks, n_rows, pool in (
-        (s.links0, s.blocks0, n, writer.pool0),
-        (s.links1, s.blocks1, s.n_upper, writer.pool1),
-    ):
+    n_lists = n if len(s.node_of) else 0
+    for name, n_rows, pool in zip(LINKS, (n, s.n_upper, n_lists), writer.pools, strict=True):
+        links, blocks = s.links_of(name)
         assert len(blocks) == -(-n_rows // BLOCK)
-        known = [blocks, pool.free, *(retired for _, retired in pool.retired)]
-        taken = np.sort(np.concatenate(known))
+        known: list[Any] = [blocks, pool.free, *(retired for _, retired in pool.retired)]
+        taken: Int64s = np.sort(np.concatenate(known))
         assert (taken == np.arange(len(links) // BLOCK)).all(), "blocks lost or used twice"
     if n == 0:
         assert s.entry == ABSENT and s.top == -1
         return
     levels = s.levels[:n].astype(np.int64)
-    assert s.top == levels.max() == levels[s.entry]
     upper = s.upper[:n]
     tall = levels > 0
     assert (upper[~tall] == ABSENT).all() and s.n_upper == levels.sum()
     assert (upper[tall] == (np.cumsum(levels) - levels)[tall]).all()
+    others = duplicates_of(s.node_of, 0, n)
+    at_most = levels.copy()
+    at_most[others] = -1  # so that no link may lead there
+    assert s.top == at_most.max() == at_most[s.entry]
     rows0 = logical_rows(s.links0, s.blocks0, n)
-    _check_links(rows0, np.arange(n), np.zeros(n, np.int64), levels, 2 * M)
+    assert (rows0[others, 0] == 0).all(), "a duplicate has links"
+    _check_links(rows0, np.arange(n), np.zeros(n, np.int64), at_most, 2 * M)
     owners = np.repeat(np.arange(n), levels)
     at = 1 + np.arange(s.n_upper) - upper[owners]
-    _check_links(logical_rows(s.links1, s.blocks1, s.n_upper), owners, at, levels, M)
-    assert _reachable(s) == n, "unreachable slots"
-    _check_tree(rows0, writer.parent[:n], s.entry)
+    rows1 = logical_rows(s.links1, s.blocks1, s.n_upper)
+    assert (rows1[np.isin(owners, others), 0] == 0).all(), "a duplicate has links"
+    _check_links(rows1, owners, at, at_most, M)
+    assert _reachable(s) == n - len(others), "unreachable nodes"
+    parent = writer.parent[:n]
+    assert (parent[others] == s.node_of[others] >> 1).all()
+    _check_tree(rows0, parent, s.entry, np.setdiff1d(np.arange(n), [*others, s.entry]))
+
+
+def _check_duplicates(s):
+    """Each duplicate is in the list of its node, which tells whether any is live."""
+    n, live, node_of = s.n, s.live[: s.n], s.node_of[: s.n]
+    assert len(node_of) in (0, n) and (live <= LIVE | GROUP).all()
+    if len(live):
+        passing = with_groups(live & LIVE, node_of) != 0
+        assert (passing == (live != 0)).all(), "what is live in a group is not known"
+    if not len(node_of):
+        return
+    others = duplicates_of(node_of, 0, n)
+    nodes = node_of[others] >> 1
+    assert (node_of >= ABSENT).all() and (nodes < others).all()
+    assert (node_of[nodes] == ABSENT).all(), "a duplicate of a duplicate"
+    lists = logical_rows(s.duplicates, s.blocks2, n)
+    assert (lists == duplicate_rows(node_of)[:n]).all(), "a list lacks a duplicate"
+    differ = (s.vectors[others] != s.vectors[nodes]).any(axis=1)
+    assert (differ == node_of[others] & 1).all()
 
 
 def _check_links(rows, owners, at, levels, limit):
@@ -126,10 +167,10 @@ def _check_links(rows, owners, at, levels, limit):
     assert (ordered[:, 1:] != ordered[:, :-1]).all(), "a neighbour twice in a row"
 
 
-def _check_tree(rows, parent, entry):
+def _check_tree(rows, parent, entry, others):
+    """`others` are all nodes but the entry."""
     n = len(parent)
     assert parent[entry] == entry and (parent >= 0).all() and (parent < n).all()
-    others = np.flatnonzero(np.arange(n) != entry)
     used = np.arange(1, rows.shape[1])[None, :] <= rows[parent[others], 0][:, None]
     linked = (rows[parent[others], 1:] == others[:, None]) & used
     assert linked.any(axis=1).all(), "a slot is no neighbour of its parent"

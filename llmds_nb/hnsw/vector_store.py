@@ -8,7 +8,7 @@ from .._core.arrays import aligned_empty, appended
 from .._core.typing import ArrayLike, Bools, Float32s, Float64s, Int64s
 from . import quantization as codes
 from .kernels.distance import COSINE, IP, L2
-from .snapshot import Snapshot
+from .snapshot import NO_TABLE, Snapshot, duplicates_of
 
 METRICS = {"l2": L2, "ip": IP, "cosine": COSINE}
 STORES: dict[str | None, type] = {"float32": np.float32, "float16": np.uint16, None: np.uint8}
@@ -34,9 +34,11 @@ class VectorForm:
             rows=np.zeros((0, 0), np.uint8) if self.coded else vectors,
             prefilter=np.zeros((0, 0), np.uint8), outlier=np.zeros(0, np.bool_),
             factors=np.zeros(0, np.float32), ids=np.zeros(0, np.int64),
-            live=np.zeros(0, np.bool_), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
+            live=np.zeros(0, np.uint8), levels=np.zeros(0, np.uint8), upper=np.zeros(0, np.int32),
             links0=np.zeros((0, 1 + 2 * M), np.int32), blocks0=np.zeros(0, np.int32),
             links1=np.zeros((0, 1 + M), np.int32), blocks1=np.zeros(0, np.int32),
+            duplicates=np.zeros((0, 1), np.int32), blocks2=np.zeros(0, np.int32),
+            node_of=np.zeros(0, np.int32), table=NO_TABLE,
             coding=None if self.coded or self.prefiltered else codes.uncoded(),
         )  # fmt: skip
 
@@ -66,6 +68,23 @@ class VectorForm:
             return fields
         units = self._as_encoded(fields["vectors"], fields["factors"])
         return {**fields, **self._walked(empty, units, fields["vectors"])}
+
+    def splits(self, base: Snapshot, fields: dict) -> bool:
+        """Whether new codes in `fields` tell any duplicate in `base` from its node.
+
+        By more than one in a component, by which those of equal vectors may differ.
+        """
+        if not len(base.node_of) or not self.coded or self.codes_only:
+            return False
+        if base.coding is None or fields["coding"].offset is base.coding.offset:
+            return False
+        slots, rows = duplicates_of(base.node_of, 0, base.n), fields["rows"]
+        for start in range(0, len(slots), codes.FIT_ROWS):
+            some = slots[start : start + codes.FIT_ROWS]
+            off = rows[some].astype(np.int16) - rows[base.node_of[some] >> 1]
+            if (np.abs(off) > 1).any():
+                return True
+        return False
 
     def queries(self, values: ArrayLike) -> tuple[Float32s, bool]:
         """(float32[n, dim], whether one vector was given); ValueError for lengths out of range."""

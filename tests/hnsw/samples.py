@@ -50,7 +50,8 @@ def graph(index):
 def logical_state(index):
     """What decides every answer, as bytes: the graph in logical order, ids, codes, vectors."""
     s = index._snapshot
-    parts = [getattr(s, name)[: s.n] for name in ("vectors", "rows", "ids", "live", "levels")]
+    names = ("vectors", "rows", "ids", "live", "levels", "node_of")
+    parts = [getattr(s, name)[: s.n] for name in names]
     for links, blocks, n in ((s.links0, s.blocks0, s.n), (s.links1, s.blocks1, s.n_upper)):
         rows = logical_rows(links, blocks, n)
         unused = np.arange(rows.shape[1]) > rows[:, :1]

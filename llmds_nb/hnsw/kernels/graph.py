@@ -12,7 +12,7 @@ been looked at. The key comes first, so integers sort by distance and then by sl
 from typing import NamedTuple
 
 import numpy as np
-from numba import boolean, float64, int32, int64, types, uint8
+from numba import float64, int32, int64, types, uint8
 
 from ..._core.arrays import LINE
 from ..._core.intrinsics import prefetch
@@ -41,7 +41,7 @@ class WalkScratch(NamedTuple):
 _SCRATCH = types.NamedTuple((int64[::1], int64[::1], int32[::1], int32[::1]), WalkScratch)
 _QUERY = types.NamedTuple((int64, uint8[::1], float64[::1]), Query)
 _EXPLORE = int64(
-    _QUERY, SPACE, PREFILTER, StateType(Graph), int64, int64, int64, int64, boolean[::1], _SCRATCH
+    _QUERY, SPACE, PREFILTER, StateType(Graph), int64, int64, int64, int64, uint8[::1], _SCRATCH
 )
 
 
@@ -112,9 +112,9 @@ def graph_explore(query, space, prefilter, graph, start, top, level, ef, allowed
     """Walk greedily from `start` on levels top, ..., level + 1, then best-first on `level`.
 
     Returns how many candidates were found. Stops when no unexpanded candidate is closer than the
-    ef-th that passes. Slots that do not pass `allowed` (bool[n], or bool[0] for all) are walked
-    through and stay among the candidates: see `candidates_capacity`. O(ef M) distances while most
-    pass.
+    ef-th that passes. Nodes that do not pass `allowed` (uint8[n], as `live` of `state`, or uint8[0]
+    for all) are walked through and stay among the candidates: see `candidates_capacity`.
+    O(ef M) distances while most pass.
     """
     visited, candidates, fresh, keys = scratch
     signs, codes, bound = prefilter.codes.rows, query.codes, query.bound
@@ -150,7 +150,7 @@ def graph_explore(query, space, prefilter, graph, start, top, level, ef, allowed
         slot = candidate_slot(seed)
         if count == 0 or (seed != best and passing < ef):
             visited[slot >> 6] |= 1 << (slot & 63)
-            if not filtered or allowed[slot]:
+            if not filtered or allowed[slot] != 0:
                 passing += 1
             else:
                 seed &= ~np.int64(PASSES)
@@ -192,7 +192,7 @@ def graph_explore(query, space, prefilter, graph, start, top, level, ef, allowed
         lowest = count
         for j in range(n_fresh):
             slot = np.int64(fresh[j])
-            passes = not filtered or allowed[slot]
+            passes = not filtered or allowed[slot] != 0
             candidate = candidate_of(keys[j], slot, passes)
             if passing == ef and candidate >= candidates[count - 1]:
                 continue

@@ -13,7 +13,14 @@ Links are chosen by the heuristic of Malkov & Yashunin (2018, algorithm 4): a ca
 if it is closer to the slot than to every neighbour kept before, so that links point in diverse
 directions.
 
+Connect also finds out which slots are duplicates, among the candidates for their links: a node, or
+an earlier slot of the batch, that no walk can tell from the slot. So a set in which every vector
+occurs many times gets the graph of one in which it occurs once; and no copy is missed except where
+the walk of its own insertion does not find the node, which then becomes another node.
+
     forward  int32[stop - first, 1 + M]   the links of level 0 as connect chose them
+    same     int32[stop - first + 1]      of each slot the node or slot that it equals, or ABSENT;
+                                          `hnsw_edges` makes them nodes and adds their number
     edges    int64[e]                     level << 50 | target << 20 | source - first
 """
 
@@ -22,15 +29,19 @@ import numpy as np
 from ..._core.intrinsics import array_address, borrowed
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
+from ...primitives.bits import float32_key
 from ...primitives.status import ABSENT
 from . import graph as g
-from .distance import any_nearer, row_query, rows_keys
+from .distance import IP, L2, any_nearer, row_query, rows_keys
 from .prefilter import Query, prefilter_query, query_parts
 from .state import draft_at
 
 TARGET_SHIFT, LEVEL_SHIFT = 20, 50
 SOURCE_MASK = (1 << TARGET_SHIFT) - 1
 _TARGET_MASK = (1 << (LEVEL_SHIFT - TARGET_SHIFT)) - 1
+# What cosines of the same direction differ by, in units of the last place, and the square of what
+# vectors that are equal before rounding differ by, relative to that of their length.
+_ULPS, _ROUNDED = 8, 2.0**-44
 
 
 @kernel(internal=True, borrow=True)
@@ -90,8 +101,46 @@ def links_fill(row, degree, candidates, count, space, rejected, query):
     row[0] = n
 
 
+@kernel(internal=True, borrow=True)
+def _equal_among(candidates, count, slot, space, tolerance, vector, one, other):
+    """The lowest slot among the ascending candidates that no key tells from `slot`, or ABSENT.
+
+    One whose distance to the slot is that of the slot to itself; with IP, where others may be
+    nearer than that, the other's to itself as well: |a|^2 = <a, b> = |b|^2 only if a = b. Scratch:
+    one int32[2], the last key; other, as `row_query` takes it. O(count), and O(d) for few.
+    """
+    found = np.int64(ABSENT)
+    one[0] = slot
+    rows_keys(space, vector, one, 0, 1, False, one[1:])
+    own = np.int64(one[1])
+    for j in range(count):
+        key, near = candidates[j] >> 32, g.candidate_slot(candidates[j])
+        if key > own + tolerance:
+            break
+        if key < own - tolerance or not candidates[j] & g.PASSES:
+            continue
+        if space.metric == IP:
+            one[0] = near
+            row_query(space, near, other)
+            rows_keys(space, other, one, 0, 1, False, one[1:])
+            if abs(np.int64(one[1]) - own) > tolerance:
+                continue
+        if found == ABSENT or near < found:
+            found = near
+    return found
+
+
+@kernel(internal=True, borrow=True)
+def _rounding_key(vector):
+    """The key of the distance L2 of two vectors float32[d] that differ by rounding alone. O(d)."""
+    square = np.float32(0)
+    for j in range(vector.size):
+        square += vector[j] * vector[j]
+    return np.int64(float32_key(square * np.float32(_ROUNDED)))
+
+
 @kernel(nogil=True)
-def hnsw_connect(draft, first, start, stop, ef, forward):
+def hnsw_connect(draft, first, start, stop, ef, forward, same):
     """Choose the links of slots [start, stop) of the batch that begins at `first`; see above.
 
     The graph holds the slots below `first`. Writes only rows of the new slots. O(ef M) distances
@@ -99,6 +148,9 @@ def hnsw_connect(draft, first, start, stop, ef, forward):
     """
     s = draft_at(draft)
     space, graph, allowed, forward = s.space, s.graph, s.allowed, borrowed(forward)
+    same = borrowed(same)
+    walks_vectors, p = not s.quantizer.walked, space.rows.shape[1]
+    tolerance = _ULPS + p // 64 if walks_vectors and space.metric != L2 else 0
     M, stride = graph.above.rows.shape[1] - 1, graph.level0.rows.shape[1]
     most, wide = (g.candidates_capacity(ef, stop, allowed), np.int64), (2 * stride, np.int32)
     many, one = (max(stride, stop - first), np.int32), (space.rows.shape[1], np.float32)
@@ -142,6 +194,11 @@ def hnsw_connect(draft, first, start, stop, ef, forward):
                 chosen = forward[slot - first]
                 for j in range(M + 1):
                     chosen[j] = row[j]
+                if walks_vectors and space.metric == L2:
+                    tolerance = _rounding_key(vector)
+                same[slot - first] = _equal_among(
+                    candidates, count, slot, space, tolerance, vector, fresh, other_query
+                )
     keep_alive(memory)
 
 
@@ -165,15 +222,57 @@ def row_own(links, own, row):
     return True
 
 
+@kernel(internal=True, borrow=True)
+def _to_nodes(row, first, same, levels, level):
+    """Let a row link to nodes in place of duplicates, to each once. O(M^2) if there are any."""
+    n, changed = 0, False
+    for j in range(1, row[0] + 1):
+        target = np.int64(row[j])
+        if target >= first and same[target - first] != ABSENT:
+            target, changed = np.int64(same[target - first]), True
+        if changed and (levels[target] < level or is_linked(target, row, n)):
+            continue
+        n += 1
+        row[n] = target
+    row[0] = n
+
+
+@kernel(internal=True, borrow=True)
+def is_linked(slot, row, n):
+    """Whether one of the first n links of a row leads to `slot`. O(n)."""
+    found = False
+    for j in range(1, n + 1):
+        found |= row[j] == slot
+    return found
+
+
 @kernel(borrow=True)
-def hnsw_edges(draft, first, stop, edges):
+def hnsw_edges(draft, first, stop, edges, forward, same):
     """List the links that the batch chose and own the rows of their targets; return how many.
 
-    Enough blocks are spare. O(edges).
+    Takes the links of duplicates away, and leads those to duplicates to their nodes. Enough blocks
+    are spare. O(edges).
     """
     s = draft_at(draft)
-    n = 0
+    n = n_same = 0
     for slot in range(first, stop):
+        node = np.int64(same[slot - first])
+        if node != ABSENT:
+            if node >= first and same[node - first] != ABSENT:
+                node = np.int64(same[node - first])
+            same[slot - first] = s.parent[slot] = node
+            for level in range(np.int64(s.levels[slot]) + 1):
+                links = g.level_links(s.graph, level)
+                g.links_row(links, g.level_row(s.graph, slot, level))[0] = 0
+            forward[slot - first, 0] = 0
+            n_same += 1
+            continue
+        if n_same:
+            for level in range(np.int64(s.levels[slot]) + 1):
+                links = g.level_links(s.graph, level)
+                row = g.links_row(links, g.level_row(s.graph, slot, level))
+                _to_nodes(row, first, same, s.levels, level)
+            _to_nodes(forward[slot - first], first, same, s.levels, 0)
         for level in range(np.int64(s.levels[slot]) + 1):
             links, own = s.graph.level0, s.own0
             if level > 0:
@@ -184,7 +283,26 @@ def hnsw_edges(draft, first, stop, edges):
                 row_own(links, own, g.level_row(s.graph, target, level))
                 edges[n] = (level << LEVEL_SHIFT) | (target << TARGET_SHIFT) | (slot - first)
                 n += 1
+    same[stop - first] = n_same
     return n
+
+
+@kernel(borrow=True)
+def duplicates_link(draft, first, stop, node_of):
+    """Write the rows of `duplicates` of the slots [first, stop). O(stop - first).
+
+    node_of int32[stop - first] as that of `state`. Enough blocks are spare.
+    """
+    s = draft_at(draft)
+    links, own = s.graph.duplicates, s.own_duplicates
+    for slot in range(first, stop):
+        g.links_row(links, slot)[0] = 0
+        if node_of[slot - first] != ABSENT:
+            node, differs = np.int64(node_of[slot - first]) >> 1, node_of[slot - first] & 1
+            row_own(links, own, node)
+            head = g.links_row(links, node)
+            g.links_row(links, slot)[0] = head[0]
+            head[0] = 2 * slot + differs
 
 
 @kernel(internal=True, borrow=True)

@@ -1,9 +1,10 @@
 """Repair of an HNSW graph from which removed slots are taken out: see `state.Repair`.
 
-The slots that stay are renumbered, in order, so that the places of the others are used again;
-what linked to a removed slot links to others near it, and these link back. The links of the old
-snapshot are read and those of a new one written, each row by one thread, so the result is the same
-for any number of threads and no reader of the old snapshot sees it.
+The slots that stay are renumbered, in order, so that the places of the others are used again; the
+first duplicate of a node that was removed takes over its links. What linked to a removed slot links
+to others near it, and these link back. The links of the old snapshot are read and those of a new
+one written, each row by one thread, so the result is the same for any number of threads and no
+reader of the old snapshot sees it.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..._core.scratch import cut, keep_alive, scratch
 from ...primitives.status import ABSENT
 from .distance import row_query, rows_keys
 from .graph import candidate_of, candidates_insert, level_links, level_row, links_row
-from .insert import LEVEL_SHIFT, TARGET_SHIFT, links_fill
+from .insert import LEVEL_SHIFT, TARGET_SHIFT, is_linked, links_fill
 from .state import draft_at, repair_at
 
 _WIDTHS = 8  # times the width of a row: the most candidates, and rows read, for one row
@@ -94,15 +95,6 @@ def hnsw_repair(draft, repair, start, stop):
     keep_alive(memory)
 
 
-@kernel(internal=True, borrow=True)
-def _is_linked(slot, row):
-    """Whether the row has a link to `slot`. O(M)."""
-    found = False
-    for j in range(1, row[0] + 1):
-        found |= row[j] == slot
-    return found
-
-
 @kernel(borrow=True)
 def repair_edges(draft, repair, start, stop, edges):
     """As `hnsw_edges`: the links of [start, stop) that are new, without a reverse. O(M^2) each."""
@@ -117,7 +109,8 @@ def repair_edges(draft, repair, start, stop, edges):
             for j in range(1, row[0] + 1):
                 target = np.int64(row[j])
                 back = links_row(links, level_row(graph, target, level))
-                if not _is_linked(slots[target], source) and not _is_linked(slot, back):
+                kept = is_linked(slots[target], source, np.int64(source[0]))
+                if not kept and not is_linked(slot, back, np.int64(back[0])):
                     edges[n] = (level << LEVEL_SHIFT) | (target << TARGET_SHIFT) | (slot - start)
                     n += 1
     return n

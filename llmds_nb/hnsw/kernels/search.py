@@ -5,21 +5,34 @@ products. By these it goes by blocks of rows and keeps a `state.Scan` between th
 """
 
 import numpy as np
-from numba import float32, float64, int64, void
+from numba import float32, float64, int64, types, uint8, void
 
 from ..._core.intrinsics import array_address, borrowed, borrowed_part
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
+from ..._core.state import StateType
 from ...primitives.status import ABSENT
 from ...primitives.topk import topk_push, topk_sort
 from .distance import COSINE, IP, L2, float_dot, rounding, rows_distances
-from .graph import PASSES, WalkScratch, candidate_slot, candidates_capacity, graph_explore
+from .graph import (
+    PASSES,
+    WalkScratch,
+    candidate_slot,
+    candidates_capacity,
+    graph_explore,
+    links_row,
+)
 from .prefilter import Query, prefilter_query, query_parts
 from .scalar_quantizer import codes_query
-from .state import index_at, scan_at
+from .state import GROUP, LIVE, Index, index_at, scan_at
 
 MIN_SQUARE, MAX_SQUARE = 1e-30, 1e35  # of lengths that every metric accepts
 _PUSH = int64(float32[::1], int64[::1], int64, int64[::1], float64[::1], int64[::1], int64)
+_INDEX = StateType(Index, 3 * (types.uint8,))
+_GROUPS = int64(
+    _INDEX, float32[::1], uint8[::1], int64[::1], float32[::1], int64, float64[::1], int64[::1],
+    int64,
+)  # fmt: skip
 _CHUNK = 64  # rows that are measured at once; in a scan they stay in the cache for all queries
 
 
@@ -55,6 +68,31 @@ def distances_push(distances, slots, n, ids, scores, found, kept):
     return kept
 
 
+@kernel(separate=_GROUPS)
+def groups_push(index, query, allowed, nodes, distances, n, scores, found, kept):
+    """As `distances_push` for n nodes and all their duplicates that pass. O(1) each, or O(d).
+
+    A duplicate whose vector is that of its node has the same distance; others are measured.
+    """
+    links, ids, vectors = index.graph.duplicates, index.ids, index.vectors
+    one, own = np.empty(1, np.int64), np.empty(1, np.float32)
+    for j in range(n):
+        at = 2 * nodes[j]
+        while True:
+            slot = at >> 1
+            if allowed.size == 0 or allowed[slot] & LIVE:
+                distance = distances[j]
+                if at & 1:
+                    one[0] = slot
+                    rows_distances(vectors, query, one, 1, True, own)
+                    distance = own[0]
+                kept = topk_push(scores, found, kept, -np.float64(distance), slot_id(ids, slot))
+            at = np.int64(links_row(links, slot)[0])
+            if at == 0:
+                break
+    return kept
+
+
 @kernel(borrow=True, separate=void(float64[::1], int64[::1], int64, int64[::1], float32[::1]))
 def answer_write(scores, found, n, out_ids, out_distances):
     """Write the n best of a `topk` heap of negated distances, nearest first; pad the rest."""
@@ -74,9 +112,10 @@ def hnsw_search_many(
     """The k nearest that pass `allowed`, for each of m queries; n > 0. O(m ef M) distances.
 
     queries float32[m * d] steer the walk; finals float32[m * d'] are what `vectors` are measured
-    against: the same array, unless only codes are stored. The best `rerank` of the ef found by key
-    are measured. out_ids int64[m * k], out_distances float32[m * k]. Unless the queries are
-    `checked`, stops at one of extreme length, NaN included, and returns its number, else -1.
+    against: the same array, unless only codes are stored. The best `rerank` nodes of the ef found
+    by key are measured, and their duplicates with them. out_ids int64[m * k], out_distances
+    float32[m * k]. Unless the queries are `checked`, stops at one of extreme length, NaN included,
+    and returns its number, else -1.
     """
     s = index_at(index)
     queries, finals, allowed = borrowed(queries), borrowed(finals), borrowed(allowed)
@@ -133,7 +172,10 @@ def hnsw_search_many(
             n = min(_CHUNK, measured - start)
             slots = borrowed_part(candidates, start, n)
             rows_distances(s.vectors, final, slots, n, False, distances)
-            kept = distances_push(distances, slots, n, s.ids, scores, found, kept)
+            if graph.duplicates.blocks.size:
+                kept = groups_push(s, final, allowed, slots, distances, n, scores, found, kept)
+            else:
+                kept = distances_push(distances, slots, n, s.ids, scores, found, kept)
         ids, values = borrowed_part(out_ids, i * k, k), borrowed_part(out_distances, i * k, k)
         answer_write(scores, found, kept, ids, values)
     keep_alive(memory)
@@ -162,7 +204,7 @@ def hnsw_scan_many(index, queries, allowed, out_ids, out_distances):
         n = 0
         for slot in range(start, min(start + _CHUNK, s.n)):
             slots[n] = slot
-            n += allowed.size == 0 or allowed[slot]
+            n += allowed.size == 0 or allowed[slot] & LIVE != 0
         for i in range(m):
             rows_distances(s.vectors, units[i], slots, n, True, distances)
             kept[i] = distances_push(distances, slots, n, ids, scores[i], found[i], kept[i])
@@ -199,7 +241,7 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
     doubt = rounding(vectors.shape[1])
     slots, distances = np.empty(1, np.int64), np.empty(1, np.float32)
     for slot in range(start, start + dots.shape[0]):
-        if allowed.size and not allowed[slot]:
+        if allowed.size and not allowed[slot] & LIVE:
             continue
         square = 1.0
         if metric != COSINE:
@@ -227,11 +269,23 @@ def hnsw_scan_block(index, scan, dots, start, allowed, out_ids, out_distances):
 
 
 @kernel
-def slots_allowed(ids, live, mask, n, out):
-    """out bool[n] = live (bool[n] or [0]) and id in mask bool[any]; return how many. O(n)."""
+def slots_allowed(ids, live, mask, node_of, out):
+    """Make `out` uint8[n] the `live` of ids that pass mask bool[any]; return how many. O(n)."""
+    n = out.size
     count = 0
     for slot in range(n):
         id_ = slot_id(ids, slot)
-        out[slot] = (live.size == 0 or live[slot]) and id_ < mask.size and mask[id_]
-        count += out[slot]
+        passes = (live.size == 0 or live[slot] & LIVE) and id_ < mask.size and mask[id_]
+        out[slot] = LIVE if passes else 0
+        count += passes
+    if node_of.size:
+        groups_mark(node_of, out)
     return count
+
+
+@kernel(borrow=True)
+def groups_mark(node_of, live):
+    """Set GROUP in live uint8[n] of the nodes of duplicates that are LIVE in it. O(n)."""
+    for slot in range(live.size):
+        if node_of[slot] != ABSENT and live[slot] & LIVE:
+            live[node_of[slot] >> 1] |= np.uint8(GROUP)
