@@ -17,6 +17,7 @@ mixture, and a reader, who opens it once, has one of them.
 """
 
 import contextlib
+import copy
 import importlib
 import inspect
 import io
@@ -77,6 +78,9 @@ class Stored:
 
     `_stored_version` counts the structure's own format. What an object has beside these, such as
     locks, handles, scratch and caches, is made anew.
+
+    A caller's subclass needs nothing more: copies and pickles of its objects are of that class and
+    hold the attributes that it adds; a file holds the structure alone.
     """
 
     _stored_version: ClassVar[int] = 1
@@ -117,7 +121,7 @@ class Stored:
             The disk is full, or the file cannot be written; the old one is as it was.
         """
         with self._held_state() as (arrays, header):
-            write(path, type(self).__name__, arrays, self._versioned(header))
+            write(path, self._structure().__name__, arrays, self._versioned(header))
 
     def to_bytes(self) -> bytes:
         """What `save` writes to a file."""
@@ -184,8 +188,9 @@ class Stored:
     @classmethod
     def _opened(cls, where, found, parts):
         structure, arrays, header = found
-        if structure != cls.__name__:
-            raise CorruptFileError(f"{where} holds a {structure}, not a {cls.__name__}")
+        own = cls._structure()
+        if structure != own.__name__:
+            raise CorruptFileError(f"{where} holds a {structure}, not a {own.__name__}")
         version = header.get("version")
         if not isinstance(version, int) or not 1 <= version <= cls._stored_version:
             raise CorruptFileError(
@@ -193,13 +198,25 @@ class Stored:
                 f"this version reads 1 to {cls._stored_version}"
             )
         try:
-            return cls._from_state(arrays, header, **parts)
+            return cls._made(arrays, header, parts)
         except PartError:
             raise
         except CorruptFileError as error:
             raise CorruptFileError(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CorruptFileError(f"{where} is not a whole {structure}: {error!r}") from error
+
+    @classmethod
+    def _structure(cls):
+        """The class whose state this is: for a subclass without a state of its own, its base."""
+        return next(each for each in cls.__mro__ if "_from_state" in vars(each))
+
+    @classmethod
+    def _made(cls, arrays, header, parts):
+        made = cls._structure()._from_state(arrays, header, **parts)
+        if type(made) is not cls:  # the constructor of a subclass may take anything
+            made.__class__ = cls
+        return made
 
     def _copied(self):
         """(arrays, JSON of the header, parts) of one instant, the arrays nobody else's."""
@@ -209,23 +226,43 @@ class Stored:
 
     def __copy__(self) -> Self:
         """An independent object; the parts that a file cannot hold are shared."""
-        arrays, header, parts = self._copied()
-        return self._from_state(arrays, json.loads(header), **parts)
+        other, added = self._twin()
+        vars(other).update(added)
+        return other
 
     def __deepcopy__(self, memo: dict) -> Self:
-        return self.__copy__()
+        other, added = self._twin()
+        vars(other).update(copy.deepcopy(added, memo))
+        return other
+
+    def _twin(self):
+        """A new object of the same state, and the attributes that this one has beyond it."""
+        arrays, header, parts = self._copied()
+        other = self._made(arrays, json.loads(header), parts)
+        return other, self._added_to(other)
 
     def __reduce__(self) -> tuple:
-        return _from_pickle, (type(self), *self._copied())
+        arrays, header, parts = self._copied()
+        added = {}
+        if type(self) is not self._structure():
+            added = self._added_to(self._made(dict(arrays), json.loads(header), parts))
+        return _from_pickle, (type(self), arrays, header, parts, added)
+
+    def _added_to(self, other):
+        """The attributes that this object has beyond those of a new one, which a subclass added."""
+        return {name: value for name, value in vars(self).items() if name not in vars(other)}
 
 
-def _from_pickle(cls, arrays, header, parts):
+def _from_pickle(cls, arrays, header, parts, added):
     # A loader of protocol 5 may share its buffers with others, or have them read-only.
     arrays = {
         name: array if array.flags.owndata and array.flags.c_contiguous else np.array(array)
         for name, array in arrays.items()
     }
-    return cls._opened("the pickle", (cls.__name__, arrays, json.loads(header)), parts)
+    found = cls._structure().__name__, arrays, json.loads(header)
+    made = cls._opened("the pickle", found, parts)
+    vars(made).update(added)
+    return made
 
 
 def share(structure: Any) -> Any:

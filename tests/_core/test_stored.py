@@ -202,3 +202,26 @@ def test_joblib_takes_and_gives_back_structures(tmp_path):
     for obj, (other, changed) in zip(objects, found, strict=True):
         change(obj)
         assert answers(obj) == changed == answers(other)
+
+
+class Named(CountMinSketch):
+    """A user's own class, with another constructor and more attributes."""
+
+    def __init__(self, name):
+        super().__init__(64)
+        self.name, self.notes = name, ["new"]
+
+
+def test_subclasses_keep_their_class_and_what_they_add(tmp_path):
+    made = Named("mine")
+    made.add(["a", "a"])
+    for way in (copy.copy, copy.deepcopy, lambda obj: pickle.loads(pickle.dumps(obj))):
+        other = way(made)
+        assert type(other) is Named and other.name == "mine" and other.notes == ["new"]
+        assert (other.notes is made.notes) == (way is copy.copy)
+        other.add(["a"])
+        assert (made.estimate("a"), other.estimate("a")) == (2, 3)
+    made.save(tmp_path / "file")
+    assert type(Named.load(tmp_path / "file")) is Named
+    assert type(load(tmp_path / "file")) is CountMinSketch
+    assert Named.from_bytes(made.to_bytes()).estimate("a") == 2
