@@ -1,6 +1,7 @@
 """AdmissionController: rate limits on requests and on tokens per second."""
 
 import math
+import numbers
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,21 +11,27 @@ import numpy as np
 
 from .._core import validation
 from .._core.forking import new_lock
-from .._core.state import Handle
+from .._core.state import Handle, pack
 from .._core.typing import ArrayLike, Bools
+from ..kv.salts import check_salt, salt_bytes
 from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
 
 _NS = 1_000_000_000
 _MAX_GRAINS = 2**62
-_REASONS = {OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large"}
+_REASONS = {
+    OK: "ok", k.BY_QPS: "qps", k.BY_TOKENS: "tokens", k.BY_SIZE: "too_large",
+    k.BY_KEY_QPS: "key_qps", k.BY_KEY_TOKENS: "key_tokens",
+}  # fmt: skip
+_FIRST_KEYS = 64
+Key = int | bytes | str
 
 
 class Admission(NamedTuple):
     """The answer to one request."""
 
     admitted: bool
-    reason: str  # "ok", "qps", "tokens" or "too_large"
+    reason: str  # "ok", "qps", "tokens", "key_qps", "key_tokens" or "too_large"
     retry_after_ms: float  # 0 when admitted; inf when it can never be
 
 
@@ -41,7 +48,11 @@ class AdmissionStats(NamedTuple):
     admitted_qps: float
     admitted_token_rate: float  # tokens per second
     available_requests: float  # in the buckets now; inf without a limit
-    available_tokens: float
+    available_tokens: float  # below 0: a debt, see `settle`
+    refused_by_key_qps: int
+    refused_by_key_tokens: int
+    settled_tokens: int  # used less reserved, of those settled
+    keys: int  # whose buckets are not known to be full
 
 
 class AdmissionController:
@@ -51,7 +62,8 @@ class AdmissionController:
     either. Both start full, hold `burst_ms` worth of their rate (but at least one request and one
     token), and are kept in integers: a limit is exact over any length of time. The reason of a
     refusal is "qps" or "tokens", the bucket that takes longer to hold enough, or "too_large": more
-    tokens than the bucket ever holds, so that waiting never helps.
+    tokens than the bucket ever holds, so that waiting never helps. With `key_limit` every key has
+    two buckets of its own, and a request with a key must fit these, too ("key_qps", "key_tokens").
 
     Parameters
     ----------
@@ -62,6 +74,12 @@ class AdmissionController:
         How long an idle bucket fills.
     clock : callable
         Returns integer nanoseconds. Where it goes back, the latest time seen is used.
+    key_limit : float or (float, float), optional
+        Requests per second of each key, or that and tokens per second, either of them None for no
+        limit. A bucket that is full again is forgotten, and that changes nothing.
+    max_keys : int
+        Keys whose buckets are kept. Where more than this have buckets that are not full, those that
+        would be full first are taken to be full.
 
     >>> now = 0
     >>> control = AdmissionController(qps_limit=2, token_rate_limit=100, clock=lambda: now)
@@ -82,32 +100,112 @@ class AdmissionController:
         *,
         burst_ms: float = 1000.0,
         clock: Callable[[], int] = time.monotonic_ns,
+        key_limit: float | tuple[float | None, float | None] | None = None,
+        max_keys: int = 65_536,
     ) -> None:
         burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
-        buckets = k.TokenBuckets(np.zeros((2, 6), np.int64), np.zeros(7, np.int64), np.zeros(3))
-        buckets.bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
-        buckets.bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
-        buckets.counter[k.LAST_NS] = validation.now_ns(clock)
+        bucket, limit = np.zeros((2, 2, 6), np.int64)
+        bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
+        bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
+        for row, rate in zip(limit, _pair(key_limit), strict=True):
+            row[:] = _bucket(rate, "key_limit", burst_ms)
+        counter = np.zeros(k.N_COUNTS, np.int64)
+        counter[k.LAST_NS] = validation.now_ns(clock)
+        key = np.zeros((0, 3), np.int64)
+        most = validation.integer(max_keys, "max_keys", low=2, high=2**30)
+        self._assemble(k.TokenBuckets(bucket, limit, key, counter, np.zeros(3)), {}, most, clock)
+
+    def _assemble(self, buckets, places, max_keys, clock):
         self._clock = clock
+        self._max_keys = max_keys
         self._handle = Handle(buckets)
+        self._places: dict[bytes, int] = places  # the rows of the keys
         self._one, self._answer = np.zeros(1, np.int64), np.zeros(1, np.bool_)  # of single calls
         self._lock = new_lock()
 
-    def admit(self, tokens: int = 0) -> Admission:
+    def admit(self, tokens: int = 0, *, key: Key | None = None) -> Admission:
         """Admit one request of `tokens` tokens, >= 0, or return why not and when to retry. O(1).
 
-        An identical request is admitted `retry_after_ms` later, if nothing else is meanwhile.
+        An identical request is admitted `retry_after_ms` later, if nothing else is meanwhile. `key`
+        is whose request it is, an int, bytes or str, for the limits of `key_limit`.
         """
         if type(tokens) is not int or not 0 <= tokens <= k.MAX_TOKENS:
             tokens = validation.integer(tokens, "tokens", low=0, high=k.MAX_TOKENS)
+        named = None if key is None else self._named(key)
+        now = validation.now_ns(self._clock)
         with self._lock:
-            now, one = validation.now_ns(self._clock), self._one
-            one[0] = tokens
-            reason, wait = k.admission_admit_many(self._handle.address, now, one, self._answer)
+            if named is None:
+                self._one[0] = tokens
+                answer = k.admission_admit_many(self._handle.address, now, self._one, self._answer)
+            else:
+                place = self._place(named, now)
+                answer = k.admission_admit_keyed(self._handle.address, now, tokens, place)
+        reason, wait = answer
         retry = math.inf if wait == k.NEVER else wait / 1e6
         return Admission(reason == OK, _REASONS[reason], retry)
+
+    def settle(self, reserved: int, used: int, *, key: Key | None = None) -> None:
+        """Give back the tokens reserved at `admit` that were not used, or take those beyond. O(1).
+
+        Parameters
+        ----------
+        reserved, used : int
+            Tokens, >= 0. What is given back fills a bucket at most. What was used beyond is owed
+            where the bucket does not hold it: nothing that needs tokens is admitted until it is
+            paid for. A debt stops at 2**61 grains: 2.3e9 tokens for a rate that is a whole number.
+        key : int, bytes or str, optional
+            As for `admit`.
+        """
+        reserved = validation.integer(reserved, "reserved", low=0, high=k.MAX_TOKENS)
+        used = validation.integer(used, "used", low=0, high=k.MAX_TOKENS)
+        named = None if key is None else self._named(key)
+        now = validation.now_ns(self._clock)
+        with self._lock:
+            place = -1 if named is None else self._place(named, now)
+            k.admission_settle(self._handle.address, now, reserved - used, place)
+
+    def _named(self, key):
+        """A key as bytes, whose hashes in a dict nobody can choose."""
+        if isinstance(key, bool) or not isinstance(key, int | np.integer | bytes | str):
+            raise TypeError(f"key must be int, bytes or str, not {key!r}")
+        if not self._handle.state.limit.any():
+            raise ValueError("keys have no limits: give key_limit to AdmissionController")
+        return salt_bytes(check_salt(key))
+
+    def _place(self, named, now):
+        """The row of a key, whose buckets are full if it is new."""
+        place = self._places.get(named)
+        if place is not None:
+            return place
+        if len(self._places) == len(self._handle.state.key):
+            self._make_room(now)
+        buckets, place = self._handle.state, len(self._places)
+        buckets.key[place] = *buckets.limit[:, k.LEVEL], buckets.counter[k.LAST_NS]
+        self._places[named] = place
+        return place
+
+    def _make_room(self, now):
+        """Forget keys whose buckets are full, or most nearly so where there are too many."""
+        buckets, n = self._handle.state, len(self._places)
+        k.admission_refill_keys(self._handle.address, now, n)
+        rate, capacity = (buckets.limit[:, column] for column in (k.RATE, k.CAPACITY))
+        missing = (capacity - buckets.key[:n, :2]) / np.maximum(rate, 1)  # ns until it is full
+        missing = missing.max(axis=1, initial=0.0)
+        kept = np.flatnonzero(missing > 0)
+        room = min(max(_FIRST_KEYS, 2 * n if 2 * kept.size >= n else n), self._max_keys)
+        most = room - max(1, room // 8)
+        if kept.size > most:  # so many only where max_keys is reached
+            order = np.argsort(-missing[kept], kind="stable")
+            kept = np.sort(kept[order[:most]])
+        key = np.zeros((room, 3), np.int64)
+        key[: kept.size] = buckets.key[kept]
+        names = list(self._places)
+        places = {names[j]: place for place, j in enumerate(kept.tolist())}
+        buckets = buckets._replace(key=key)
+        words, handle = pack(buckets), self._handle
+        handle.words[:], handle.state, self._places = words, buckets, places
 
     def admit_many(self, tokens: ArrayLike) -> Bools:
         """Admit requests of int64[n] tokens that arrive at one time, in order, as bool[n]. O(n).
@@ -116,8 +214,8 @@ class AdmissionController:
         """
         tokens = validation.for_kernel(tokens, "tokens", validation.INT64, high=k.MAX_TOKENS)
         admitted = np.empty(tokens.size, np.bool_)
+        now = validation.now_ns(self._clock)
         with self._lock:
-            now = validation.now_ns(self._clock)
             status, i = k.admission_admit_many(self._handle.address, now, tokens, admitted)
         if status == INVALID:
             raise ValueError(f"tokens must be in [0, {k.MAX_TOKENS}], not {tokens[i]}")
@@ -125,16 +223,18 @@ class AdmissionController:
 
     def stats(self) -> AdmissionStats:
         """Return counts, moving averages and what the buckets hold now. O(1)."""
-        bucket, counter, average = self._handle.state
+        bucket, _, _, counter, average = self._handle.state
+        now = validation.now_ns(self._clock)
         with self._lock:
-            now, none = validation.now_ns(self._clock), self._one[:0]
-            k.admission_admit_many(self._handle.address, now, none, self._answer)
+            k.admission_admit_many(self._handle.address, now, self._one[:0], self._answer)
             levels = bucket[:, [k.LEVEL, k.UNIT]].tolist()
             available = [level / unit if unit else math.inf for level, unit in levels]
-            return AdmissionStats(*counter[1:].tolist(), *average.tolist(), *available)
+            counts, of_keys = counter[1 : k.REFUSED + 3].tolist(), counter[k.REFUSED + 3 :].tolist()
+            of_keys.append(len(self._places))
+            return AdmissionStats(*counts, *average.tolist(), *available, *of_keys)
 
     def __repr__(self) -> str:
-        bucket, counter, _ = self._handle.state
+        bucket, _, _, counter, _ = self._handle.state
         rates = [
             f"{name}={row[k.RATE] * _NS / row[k.UNIT]:g}" if row[k.RATE] else f"{name}=None"
             for name, row in zip(("qps_limit", "token_rate_limit"), bucket, strict=True)
@@ -148,19 +248,40 @@ class AdmissionController:
 
     def check(self) -> None:
         """Assert every invariant written in kernels/token_bucket.py. O(1)."""
-        bucket, counter, average = self._handle.state
-        assert (bucket >= 0).all()
-        assert (bucket[:, k.LEVEL] <= bucket[:, k.CAPACITY]).all()
-        assert (bucket[:, k.CAPACITY] < _MAX_GRAINS).all()
-        assert (counter[1:] >= 0).all()
-        assert np.isfinite(average).all() and (average >= 0).all()
+        with self._lock:
+            bucket, limit, key, counter, average = self._handle.state
+            key = key[: len(self._places)]
+            for row in (bucket, limit):
+                assert (row[:, : k.LEVEL] >= 0).all()
+                assert (row[:, k.LEVEL] <= row[:, k.CAPACITY]).all()
+                assert (row[:, k.CAPACITY] < _MAX_GRAINS).all()
+            assert (limit[:, k.LEVEL] == limit[:, k.CAPACITY]).all()
+            assert bucket[k.QPS, k.LEVEL] >= 0 and bucket[k.TOKENS, k.LEVEL] >= -k.MOST_DEBT
+            assert (key[:, :2] <= limit[:, k.CAPACITY]).all()
+            assert (key[:, k.QPS] >= 0).all() and (key[:, k.TOKENS] >= -k.MOST_DEBT).all()
+            assert (key[:, k.KEY_NS] <= counter[k.LAST_NS]).all()
+            assert sorted(self._places.values()) == list(range(len(key)))
+            assert len(self._handle.state.key) <= self._max_keys
+            assert (counter[1 : k.SETTLED] >= 0).all()
+            assert np.isfinite(average).all() and (average >= 0).all()
 
     @staticmethod
     def _warmup() -> None:
-        control = AdmissionController(1.0, 1.0)
+        control = AdmissionController(1.0, 1.0, key_limit=1.0)
         control.admit(1)
+        control.admit(1, key=0)
+        control.settle(1, 0, key=0)
         control.admit_many([1])
         control.stats()
+
+
+def _pair(key_limit):
+    """Requests and tokens per second of a key."""
+    if key_limit is None or isinstance(key_limit, numbers.Real):
+        return key_limit, None
+    if not isinstance(key_limit, tuple | list) or len(key_limit) != 2:
+        raise TypeError(f"key_limit must be a number or (requests, tokens), not {key_limit!r}")
+    return key_limit
 
 
 def _bucket(rate, name, burst_ms):

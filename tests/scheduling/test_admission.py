@@ -24,11 +24,15 @@ class AdmissionMachine(RuleBasedStateMachine):
         tokens=RATES,
         burst_ms=st.sampled_from([0.001, 10.0, 1000.0, 12345.678]),
         start=st.sampled_from([0, 1_700_000_000 * SECOND, -5]),
+        key_limit=st.tuples(RATES, RATES),
     )
-    def start(self, qps, tokens, burst_ms, start):
+    def start(self, qps, tokens, burst_ms, start, key_limit):
         self.clock = Clock(start)
-        self.control = AdmissionController(qps, tokens, burst_ms=burst_ms, clock=self.clock)
-        self.oracle = PlainAdmission(qps, tokens, burst_ms, start)
+        self.control = AdmissionController(
+            qps, tokens, burst_ms=burst_ms, clock=self.clock, key_limit=key_limit
+        )
+        self.oracle = PlainAdmission(qps, tokens, burst_ms, start, key_limit)
+        self.limits_keys = key_limit != (None, None)
         self.admitted = 0
 
     @rule(
@@ -42,6 +46,25 @@ class AdmissionMachine(RuleBasedStateMachine):
         answer = self.control.admit(tokens)
         assert answer == self.oracle.admit(tokens, self.clock.now)
         self.admitted += answer.admitted
+
+    @rule(tokens=st.integers(0, 20), key=st.sampled_from([0, "0", b"a"]))
+    def admit_keyed(self, tokens, key):
+        if not self.limits_keys:
+            with pytest.raises(ValueError, match="give key_limit"):
+                self.control.admit(tokens, key=key)
+            return
+        answer = self.control.admit(tokens, key=key)
+        assert answer == self.oracle.admit(tokens, self.clock.now, key)
+        self.admitted += answer.admitted
+
+    @rule(
+        reserved=st.integers(0, 30), used=st.integers(0, 30),
+        key=st.sampled_from([None, 0, "0", b"a"]),
+    )  # fmt: skip
+    def settle(self, reserved, used, key):
+        key = key if self.limits_keys else None
+        self.control.settle(reserved, used, key=key)
+        self.oracle.settle(reserved, used, self.clock.now, key)
 
     @rule(tokens=st.lists(st.integers(0, 2000), max_size=6))
     def admit_many(self, tokens):
@@ -173,11 +196,98 @@ def test_averages_approach_the_true_rates():
         (lambda: AdmissionController().admit(2**41), ValueError, "tokens"),
         (lambda: AdmissionController().admit_many([1, -1]), ValueError, "tokens"),
         (lambda: AdmissionController().admit_many([0.5]), TypeError, "tokens"),
+        (lambda: AdmissionController(key_limit="1"), TypeError, "key_limit must be a number or"),
+        (lambda: AdmissionController(key_limit=(1, 2, 3)), TypeError, "key_limit"),
+        (lambda: AdmissionController(key_limit=(1, -2)), ValueError, "key_limit must be > 0"),
+        (lambda: AdmissionController(key_limit=True), TypeError, "key_limit"),
+        (lambda: AdmissionController(key_limit=1, max_keys=1), ValueError, "max_keys"),
+        (lambda: AdmissionController(key_limit=1).admit(1, key=1.5), TypeError, "key must be int"),
+        (lambda: AdmissionController(key_limit=1).admit(1, key=True), TypeError, "key must be"),
+        (lambda: AdmissionController().admit(1, key="a"), ValueError, "give key_limit"),
+        (lambda: AdmissionController().settle(-1, 0), ValueError, "reserved must be >= 0"),
+        (lambda: AdmissionController().settle(0, 1.5), TypeError, "used"),
+        (lambda: AdmissionController().settle(0, 2**41), ValueError, "used"),
     ],
 )
 def test_refuses_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_settles_what_was_used_against_what_was_reserved():
+    clock = Clock()
+    control = AdmissionController(None, 10, clock=clock)
+    assert control.admit(8).admitted
+    control.settle(8, 3)  # five come back
+    assert control.stats().available_tokens == 7
+    control.settle(5, 0)
+    assert control.stats().available_tokens == 10  # never more than full
+    assert control.admit(10).admitted
+    control.settle(10, 30)  # twenty are owed: two seconds
+    assert control.stats().available_tokens == -20
+    assert control.admit(1) == (False, "tokens", 2100.0)
+    clock.now += 2 * SECOND
+    assert control.admit(1) == (False, "tokens", 100.0)
+    clock.now += 10 * SECOND
+    assert control.stats().available_tokens == 10
+    for _ in range(100):
+        control.settle(0, 2**40)
+    control.check()
+    assert -2_400_000_000 < control.stats().available_tokens < -2_200_000_000
+    assert control.stats().settled_tokens == 100 * 2**40 + 20 - 10
+
+
+def test_keys_have_limits_of_their_own_and_full_ones_are_forgotten():
+    clock = Clock()
+    control = AdmissionController(10**6, key_limit=(2, 100), clock=clock, max_keys=256)
+    assert [control.admit(1, key="a").reason for _ in range(3)] == ["ok", "ok", "key_qps"]
+    assert control.admit(1, key=b"a").admitted  # another key
+    assert control.admit(99, key=7).admitted
+    assert control.admit(2, key=7) == (False, "key_tokens", 10.0)
+    control.settle(99, 9, key=7)
+    assert control.admit(2, key=7).admitted
+    assert control.admit(101, key=8) == (False, "too_large", math.inf)
+    bytes_before = control.nbytes
+    for i in range(20_000):
+        clock.now += SECOND // 100  # a bucket is full again after 50 others
+        assert control.admit(1, key=1000 + i).admitted
+        if i % 100 == 0:
+            control.check()
+    assert control.nbytes < bytes_before + 256 * 24 and control.stats().keys <= 256
+    assert control.stats().refused_by_key_qps == 1 == control.stats().refused_by_key_tokens
+
+
+def test_too_many_keys_are_bounded_and_those_nearly_full_go_first():
+    clock = Clock()
+    control = AdmissionController(key_limit=0.001, burst_ms=10**7, clock=clock, max_keys=100)
+    for key in range(1000):
+        clock.now += SECOND
+        for _ in range(10 if key % 50 == 0 else 1):
+            assert control.admit(key=key).admitted
+        control.check()
+    assert control.stats().keys <= 100
+    assert not control.admit(key=0).admitted  # it had used up everything, and is still known
+
+
+@pytest.mark.parametrize("call", ["admit", "admit_many", "settle", "stats"])
+def test_a_clock_that_raises_or_calls_back_changes_nothing(call):
+    def clock():
+        if fails:
+            raise OSError("no clock")
+        if control is not None:
+            control.check()
+        return 0
+
+    fails, control = False, None
+    control = AdmissionController(10, 100, key_limit=5, clock=clock)
+    arguments = {"admit": (5,), "admit_many": ([1, 2],), "settle": (3, 1), "stats": ()}[call]
+    before, fails = control.stats(), True
+    for _ in range(2):
+        with pytest.raises(OSError, match="no clock"):
+            getattr(control, call)(*arguments)
+    fails = False
+    assert control.stats() == before
+    getattr(control, call)(*arguments)
 
 
 def test_takes_an_empty_batch():

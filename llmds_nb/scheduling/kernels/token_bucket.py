@@ -1,4 +1,4 @@
-"""Two token buckets, requests and tokens per second, in exact integer arithmetic.
+"""Token buckets, requests and tokens per second, of all and of each key, in exact integers.
 
 State, a `TokenBuckets`:
 
@@ -10,15 +10,19 @@ State, a `TokenBuckets`:
         LARGEST   requests or tokens that the full bucket holds, rounded down
         FILL_NS   nanoseconds that fill it from empty, rounded up
         LEVEL     grains in it
-    counter  int64[7]     LAST_NS, the latest time seen; requests and tokens admitted, tokens
-                          refused; requests refused for each of the three reasons
+    limit    int64[2, 6]  the same for the buckets that every key has, LEVEL being CAPACITY
+    key      int64[K, 3]  of each key the LEVEL of its two buckets, and when that was so, KEY_NS
+    counter  int64[10]    LAST_NS, the latest time seen; requests and tokens admitted, tokens
+                          refused; requests refused for each of the reasons; tokens settled: those
+                          used less those reserved
     average  float64[3]   requests, admitted requests and admitted tokens per second, each event
                           weighted by exp(-age / AVERAGE_NS)
 
 A rate is a fraction p / q per second and a grain is 1 / (q * 1e9) of a request or token, so a
 nanosecond adds exactly p grains, a request takes exactly q * 1e9, and nothing is ever rounded: the
-buckets cannot drift. Invariants: 0 <= LEVEL <= CAPACITY < 2**62 in both rows; LAST_NS never falls;
-the other counters and the averages are >= 0.
+buckets cannot drift. A settlement may take more than there is: the LEVEL of TOKENS is then a debt,
+of MOST_DEBT grains at most. Invariants: -MOST_DEBT <= LEVEL <= CAPACITY < 2**62, and LEVEL >= 0 for
+QPS; KEY_NS <= LAST_NS, which never falls; counters and averages are >= 0, and stop at MOST.
 """
 
 import math
@@ -26,29 +30,44 @@ import math
 import numpy as np
 
 from ..._core.jit import kernel
-from ..._core.state import State, array, viewer
+from ..._core.state import ANY, State, array, viewer
 from ...primitives.status import INVALID, OK
 
 QPS, TOKENS = 0, 1
 RATE, UNIT, CAPACITY, LARGEST, FILL_NS, LEVEL = range(6)
-LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED = range(5)  # and two more of REFUSED
+KEY_NS = 2
+LAST_NS, ADMITTED, ADMITTED_TOKENS, REFUSED_TOKENS, REFUSED = range(5)  # and four more of REFUSED
+SETTLED, N_COUNTS = 9, 10
 AVERAGE_NS = 10_000_000_000  # time constant of the moving averages
 
 # Why a request is refused; OK where it is not. The counter is REFUSED + reason - BY_QPS.
-BY_QPS, BY_TOKENS, BY_SIZE = 1, 2, 3
+BY_QPS, BY_TOKENS, BY_SIZE, BY_KEY_QPS, BY_KEY_TOKENS = range(1, 6)
 MAX_TOKENS = 2**40
+MOST_DEBT, MOST = np.int64(2**61), np.int64(2**62)
 NEVER = 2**63 - 1  # the wait of a request that can never be admitted
 
 
 class TokenBuckets(State):
     """The arrays of the module docstring."""
 
-    bucket = array(np.int64, 2, 6)
-    counter = array(np.int64, 7)
+    bucket = limit = array(np.int64, 2, 6)
+    key = array(np.int64, ANY, 3)
+    counter = array(np.int64, N_COUNTS)
     average = array(np.float64, 3)
 
 
 _buckets_at = viewer(TokenBuckets)
+
+
+@kernel(internal=True, borrow=True)
+def _filled(row, level, elapsed):
+    """The level that a bucket has `elapsed` ns later. O(1)."""
+    fill = row[FILL_NS]
+    if level < 0:
+        fill = (row[CAPACITY] - level + row[RATE] - 1) // row[RATE]
+    if elapsed >= fill:
+        return row[CAPACITY]
+    return min(level + elapsed * row[RATE], row[CAPACITY])
 
 
 @kernel(internal=True, borrow=True)
@@ -60,11 +79,7 @@ def _advance(buckets, now):
         return
     counter[LAST_NS] = now
     for b in range(2):
-        if elapsed >= bucket[b, FILL_NS]:
-            bucket[b, LEVEL] = bucket[b, CAPACITY]
-        else:
-            level = bucket[b, LEVEL] + elapsed * bucket[b, RATE]
-            bucket[b, LEVEL] = min(level, bucket[b, CAPACITY])
+        bucket[b, LEVEL] = _filled(bucket[b], bucket[b, LEVEL], elapsed)
     fading = math.exp(-elapsed / AVERAGE_NS)
     for j in range(3):
         buckets.average[j] *= fading
@@ -109,9 +124,9 @@ def admission_admit_many(handle, now, tokens, admitted):
         if fits:
             level, token_level = left, tokens_left
             n_admitted += 1
-            n_tokens += n
+            n_tokens = min(n_tokens + n, MOST)
             continue
-        refused += n
+        refused = min(refused + n, MOST)
         wait = np.int64(NEVER)
         if n > largest:
             reason = np.int64(BY_SIZE)
@@ -126,8 +141,8 @@ def admission_admit_many(handle, now, tokens, admitted):
     bucket[QPS, LEVEL] = level
     bucket[TOKENS, LEVEL] = token_level
     counter[ADMITTED] += n_admitted
-    counter[ADMITTED_TOKENS] += n_tokens
-    counter[REFUSED_TOKENS] += refused
+    counter[ADMITTED_TOKENS] = min(counter[ADMITTED_TOKENS] + n_tokens, MOST)
+    counter[REFUSED_TOKENS] = min(counter[REFUSED_TOKENS] + refused, MOST)
     per_event = 1e9 / AVERAGE_NS
     average[0] += tokens.size * per_event
     average[1] += n_admitted * per_event
@@ -135,3 +150,94 @@ def admission_admit_many(handle, now, tokens, admitted):
     if last >= 0 and admitted[last]:
         return np.int64(OK), np.int64(0)
     return reason, wait
+
+
+@kernel(internal=True, borrow=True)
+def _key_advance(buckets, place):
+    """Refill the buckets of a key up to LAST_NS. O(1)."""
+    key, now = buckets.key[place], buckets.counter[LAST_NS]
+    for b in range(2):
+        key[b] = _filled(buckets.limit[b], key[b], now - key[KEY_NS])
+    key[KEY_NS] = now
+
+
+@kernel(internal=True, borrow=True)
+def _bucket_wait(row, level, n):
+    """Nanoseconds until a bucket holds `n` requests or tokens; NEVER. O(1)."""
+    if row[RATE] == 0:
+        return np.int64(0)
+    if n > row[LARGEST]:
+        return np.int64(NEVER)
+    return _wait_ns(row[RATE], n * row[UNIT] - level)
+
+
+@kernel(borrow=True)
+def admission_admit_keyed(handle, now, n, place):
+    """Admit one request of n tokens if the buckets of all and those of its key hold enough. O(1).
+
+    `place` is the key's row. Returns (OK or reason, wait in ns); a refusal takes nothing.
+    """
+    buckets = _buckets_at(handle)
+    _advance(buckets, now)
+    _key_advance(buckets, place)
+    bucket, limit, key = buckets.bucket, buckets.limit, buckets.key[place]
+    counter, average = buckets.counter, buckets.average
+    reason, wait = np.int64(OK), np.int64(0)
+    for b in range(2):
+        amount = np.int64(1) if b == QPS else n
+        of_all = _bucket_wait(bucket[b], bucket[b, LEVEL], amount)
+        if of_all > wait:
+            reason, wait = np.int64(BY_QPS + b), of_all
+        of_key = _bucket_wait(limit[b], key[b], amount)
+        if of_key > wait:
+            reason, wait = np.int64(BY_KEY_QPS + b), of_key
+    average[0] += 1e9 / AVERAGE_NS
+    if wait > 0:
+        reason = np.int64(BY_SIZE) if wait == NEVER else reason
+        counter[REFUSED + reason - BY_QPS] += 1
+        counter[REFUSED_TOKENS] = min(counter[REFUSED_TOKENS] + n, MOST)
+        return reason, wait
+    for b in range(2):
+        amount = np.int64(1) if b == QPS else n
+        if bucket[b, RATE] > 0:
+            bucket[b, LEVEL] -= amount * bucket[b, UNIT]
+        if limit[b, RATE] > 0:
+            key[b] -= amount * limit[b, UNIT]
+    counter[ADMITTED] += 1
+    counter[ADMITTED_TOKENS] = min(counter[ADMITTED_TOKENS] + n, MOST)
+    average[1] += 1e9 / AVERAGE_NS
+    average[2] += n * (1e9 / AVERAGE_NS)
+    return reason, wait
+
+
+@kernel(internal=True, borrow=True)
+def _settled(row, level, n):
+    """The level with n more tokens, at most a full bucket, or -n fewer. O(1)."""
+    if row[RATE] == 0:
+        return level
+    if n < 0:
+        return level - min(-n, (level + MOST_DEBT) // row[UNIT]) * row[UNIT]
+    return row[CAPACITY] if n > (row[CAPACITY] - level) // row[UNIT] else level + n * row[UNIT]
+
+
+@kernel(borrow=True)
+def admission_settle(handle, now, n, place):
+    """Give n tokens back, or take -n more; `place`: the key's row, or -1 without a key. O(1)."""
+    buckets = _buckets_at(handle)
+    _advance(buckets, now)
+    bucket, counter = buckets.bucket, buckets.counter
+    bucket[TOKENS, LEVEL] = _settled(bucket[TOKENS], bucket[TOKENS, LEVEL], n)
+    if place >= 0:
+        _key_advance(buckets, place)
+        key = buckets.key[place]
+        key[TOKENS] = _settled(buckets.limit[TOKENS], key[TOKENS], n)
+    counter[SETTLED] = max(-MOST, min(counter[SETTLED] - n, MOST))
+
+
+@kernel(borrow=True)
+def admission_refill_keys(handle, now, n):
+    """Refill the buckets of the first n keys. O(n)."""
+    buckets = _buckets_at(handle)
+    _advance(buckets, now)
+    for place in range(n):
+        _key_advance(buckets, place)
