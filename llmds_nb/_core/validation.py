@@ -24,7 +24,7 @@ INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
-MAX_K = 2**31 - 1  # answers to one query
+MAX_K = 2**24  # answers to one query
 MAX_THREADS = 4096
 
 

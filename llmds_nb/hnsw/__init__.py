@@ -6,9 +6,9 @@ from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .index import HNSW as HNSW
-    from .search import Neighbors as Neighbors
+    from .search import Neighbors as Neighbors, RadiusNeighbors as RadiusNeighbors
     from .stats import HNSWStats as HNSWStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"index": "HNSW", "search": "Neighbors", "stats": "HNSWStats"}
+    __name__, {"index": "HNSW", "search": "Neighbors RadiusNeighbors", "stats": "HNSWStats"}
 )

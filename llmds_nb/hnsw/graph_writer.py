@@ -10,19 +10,21 @@ import numpy as np
 from .._core.arrays import appended
 from .._core.progress import progress_bar
 from .._core.state import Handle
-from .._core.typing import Int32s
+from .._core.typing import Float32s, Float64s, Int32s, Int64s
 from ..primitives.status import ABSENT
 from .kernels import insert, repair, spanning_tree as tree
 from .kernels.distance import IP, walked_space
-from .kernels.state import Draft, Graph, Links, Repair
+from .kernels.state import LIVE, Draft, Graph, Links, Repair
 from .links_draft import LinksDraft, pool_of
 from .snapshot import (
     LINKS,
     Snapshot,
+    appended_ids,
     drawn_levels,
     duplicates_of,
     nodes_of,
     select_slots,
+    slots_of,
     with_levels,
     with_table,
 )
@@ -70,6 +72,43 @@ class GraphWriter:
         vars(writer).update(history, _executors=self._executors)
         return writer
 
+    def add(
+        self, vectors: Float32s, lengths: Float64s, ids: Int64s, threads: int, progress: bool,
+        copy: bool,
+    ) -> "GraphWriter":  # fmt: skip
+        """Add vectors, as `HNSW.add` does; what has one of the ids is removed."""
+        old = slots_of(self.base, ids)
+        old = old[old != ABSENT]
+        if len(old) and len(old) == self.base.n_live:  # nothing is kept: a new graph
+            return self.anew().add(vectors, lengths, ids, threads, progress, copy)
+        base, n_new, form = self.base, len(ids), self._settings[0]
+        live = base.live_without(old)
+        if len(live):
+            live = appended(live, base.n, np.full(n_new, LIVE, np.uint8))
+        fields = {
+            **form.added(base, vectors, lengths, copy),
+            "ids": appended_ids(base.ids, base.n, ids),
+            "live": live,
+            "n_live": base.n_live - len(old) + n_new,
+            "node_of": base.node_of,
+        }
+        if form.splits(base, fields):  # some duplicates need places of their own
+            all_ = dataclasses.replace(base, **fields, n=base.n + n_new)
+            return self.rebuild(all_, threads)
+        writer = self.insert(fields, n_new, threads, progress)
+        return writer.repair(writer.base, threads) if writer.base.needs_repair else writer
+
+    def remove(self, slots: Int64s) -> "GraphWriter":
+        """Take live slots out."""
+        base, n_live = self.base, self.base.n_live - len(slots)
+        if n_live == 0:
+            return self.anew()
+        snapshot = dataclasses.replace(base, live=base.live_without(slots), n_live=n_live)
+        if snapshot.needs_repair:
+            return self.repair(snapshot, 1)
+        pools = [pool.after(base, pool.free[:0]).reclaimed() for pool in self.pools]
+        return self._with(snapshot, pools=pools)
+
     def insert(
         self, fields: dict, n_new: int, threads: int, progress: bool = False
     ) -> "GraphWriter":
@@ -112,12 +151,6 @@ class GraphWriter:
 
     def _built(self, fields, threads):
         return self.anew().insert(fields, fields["n_live"], threads)
-
-    def without(self, live: np.ndarray, n_live: int) -> "GraphWriter":
-        """Of the same graph, of whose slots other ones are live."""
-        snapshot = dataclasses.replace(self.base, live=live, n_live=n_live)
-        pools = [pool.after(self.base, pool.free[:0]).reclaimed() for pool in self.pools]
-        return self._with(snapshot, pools=pools)
 
     @contextlib.contextmanager
     def _executor(self, threads):

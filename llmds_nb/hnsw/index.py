@@ -1,13 +1,11 @@
 """HNSW: an index for approximate, or exact, nearest neighbours of dense vectors."""
 
-import dataclasses
 import numbers
 from collections.abc import Sequence
 
 import numpy as np
 
 from .._core import validation
-from .._core.arrays import appended
 from .._core.forking import new_lock
 from .._core.publishing import Changes, publish
 from .._core.storage import Stored, share
@@ -16,12 +14,12 @@ from ..errors import CapacityError
 from ..primitives.status import ABSENT
 from . import persistence, quantization, search as searching, snapshot as snapshots, stats
 from .graph_writer import GraphWriter
-from .kernels.state import LIVE
-from .search import Neighbors
+from .search import Neighbors, RadiusNeighbors
 from .stats import HNSWStats
 from .vector_store import METRICS, STORES, VectorForm
+from .warmup import drive_kernels
 
-__all__ = ["HNSW", "HNSWStats", "Neighbors"]
+__all__ = ["HNSW", "HNSWStats", "Neighbors", "RadiusNeighbors"]
 
 MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
 _SETTINGS = "dim", "metric", "M", "ef_construction", "ef_search", "quantize", "store", "seed"
@@ -141,7 +139,7 @@ class HNSW(Stored):
         ids : array_like, int64[n], optional
             Distinct, >= 0. Default: numbered on from the largest id ever used.
         threads : int
-            Threads that build; the graph does not depend on it.
+            Threads that build, -1 for all cores; the graph does not depend on it.
         progress : bool
             Show a progress bar when it takes longer than a second.
         copy : bool
@@ -186,28 +184,7 @@ class HNSW(Stored):
             raise ValueError(f"copy=False needs an empty index, not one of {len(self)} vectors")
         if writer.base.n + len(ids) > MAX_SLOTS:
             raise CapacityError(f"an HNSW holds {MAX_SLOTS} vectors; compact() or use two")
-        old = snapshots.slots_of(writer.base, ids)
-        old = old[old != ABSENT]
-        if len(old) == writer.base.n_live:  # nothing is kept: a new graph
-            old, writer = old[:0], writer.anew()
-        base = writer.base
-        live = base.live_without(old)
-        if len(live):
-            live = appended(live, base.n, np.full(len(ids), LIVE, np.uint8))
-        fields = {
-            **self._form.added(base, vectors, lengths, copy),
-            "ids": snapshots.appended_ids(base.ids, base.n, ids),
-            "live": live,
-            "n_live": base.n_live - len(old) + len(ids),
-            "node_of": base.node_of,
-        }
-        if self._form.splits(base, fields):  # some duplicates need places of their own
-            all_ = dataclasses.replace(base, **fields, n=base.n + len(ids))
-            writer = writer.rebuild(all_, threads)
-        else:
-            writer = writer.insert(fields, len(ids), threads, progress)
-            if writer.base.needs_repair:
-                writer = writer.repair(writer.base, threads)
+        writer = writer.add(vectors, lengths, ids, threads, progress, copy)
         return ids, self._changes(writer, int(ids.max()) + 1)
 
     def _changes(self, writer, next_id=0):
@@ -235,13 +212,7 @@ class HNSW(Stored):
         slots = _present(writer.base, ids)
         if not len(ids):
             return []
-        n_live = writer.base.n_live - len(slots)
-        if n_live == 0:
-            return self._changes(writer.anew())
-        writer = writer.without(writer.base.live_without(slots), n_live)
-        if writer.base.needs_repair:
-            writer = writer.repair(writer.base, 1)
-        return self._changes(writer)
+        return self._changes(writer.remove(slots))
 
     def _frozen(self) -> "HNSW":
         """An index for reading, with the present contents, that no later write of this one changes.
@@ -267,6 +238,7 @@ class HNSW(Stored):
         filter: ArrayLike | Sequence[ArrayLike | None] | None = None,
         exact: bool = False,
         threads: int = 1,
+        max_distance: float | None = None,
     ) -> Neighbors:
         """The k nearest vectors of each query.
 
@@ -274,17 +246,20 @@ class HNSW(Stored):
         ----------
         queries : array_like, float32[dim] or float32[n, dim]
         k : int
-            At least 1; may be more than there are vectors.
+            1 to 2**24; may be more than there are vectors.
         ef : int, optional
             Candidates kept, at least k: more candidates give better recall and take longer.
             Default: `ef_search`.
         filter : array_like of bool or int, or a list of them, optional
-            A mask indexed by id, or ids; a list of either has one for each query.
+            A mask indexed by id, or ids (an array, list or set); a list of such has one for each
+            query.
         exact : bool
             Measure every vector. Also done by itself where that is faster: in a small index, or
             when few vectors pass the filter.
         threads : int
-            Threads among which a batch is split.
+            Threads among which a batch is split; -1 for all cores.
+        max_distance : float, optional
+            Leave out what is farther. `search_radius` returns all that is not.
 
         Returns
         -------
@@ -302,6 +277,7 @@ class HNSW(Stored):
             and filter is None
             and not exact
             and threads == 1
+            and max_distance is None
         ):  # the common call; the kernel checks the values
             wide = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
             snapshot = self._snapshot
@@ -313,7 +289,70 @@ class HNSW(Stored):
         k, filters, threads = validation.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
         found = self._searched(queries, k, ef, self._depth, filters, exact, threads)
+        if max_distance is not None:
+            farthest = validation.real(max_distance, "max_distance", infinite=True)
+            found = searching.within(found, farthest)
         return Neighbors(*(part[0] for part in found) if single else found)
+
+    def search_radius(
+        self,
+        queries: ArrayLike,
+        radius: float,
+        *,
+        limit: int | None = None,
+        ef: int | None = None,
+        filter: ArrayLike | Sequence[ArrayLike | None] | None = None,
+        exact: bool = False,
+        threads: int = 1,
+    ) -> RadiusNeighbors:
+        """All vectors within a distance of each query.
+
+        The walk keeps more candidates, twice as many each time, until the farthest that it found is
+        beyond the radius: what is missed is what a search with such a large ef misses.
+
+        Parameters
+        ----------
+        queries : array_like, float32[dim] or float32[n, dim]
+        radius : float
+            The largest distance, as the metric measures it: with "l2" it is squared.
+        limit : int, optional
+            Return only so many of each query, the nearest.
+        ef : int, optional
+            Candidates kept at least, as in `search`.
+        filter, exact, threads
+            As in `search`.
+
+        Returns
+        -------
+        RadiusNeighbors
+            indptr int64[n + 1], ids int64 and distances float32: the neighbours of query i are at
+            indptr[i]:indptr[i + 1], nearest first, equal distances by smaller id. One query counts
+            as n = 1.
+
+        Examples
+        --------
+        >>> index = HNSW(1)
+        >>> _ = index.add([[0.0], [1.0], [3.0]])
+        >>> index.search_radius([[0.0], [9.0], [2.0]], 1.0)
+        RadiusNeighbors(indptr=array([0, 2, 2, 4]), ids=array([0, 1, 1, 2]), \
+distances=array([0., 1., 1., 1.], dtype=float32))
+        """
+        queries, _ = self._form.queries(queries)
+        radius = validation.real(radius, "radius", infinite=True)
+        _, filters, threads = validation.search_options(1, filter, threads, len(queries))
+        ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
+        snapshot, form, tuned = self._snapshot, self._form, self._depth
+        most = max(1, snapshot.n_live)
+        if limit is not None:
+            most = min(most, validation.integer(limit, "limit", low=1))
+        masks = [searching.mask_of(snapshot, one) for one in filters]
+
+        def ask(rows, k):
+            wide, own = max(ef, 2 * k), masks if len(masks) == 1 else [masks[i] for i in rows]
+            asked = queries[rows]
+            return searching.search(snapshot, form, asked, k, wide, tuned, own, exact, threads)
+
+        return searching.search_radius(ask, len(queries), radius, most)
 
     def _searched(self, queries, k, ef, tuned, filters, exact, threads):
         """(ids, distances) [n, k] of checked arguments; `tuned` as in `rerank_depth`."""
@@ -446,27 +485,7 @@ class HNSW(Stored):
 
     @staticmethod
     def _warmup():
-        """Drive every kernel once, for each dtype that is in common use."""
-        vectors = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-        for quantize, store in (("sq8", "float32"), (None, "float32"), ("sq8", None)):
-            index = HNSW(32, M=2, ef_construction=4, quantize=quantize, store=store)
-            index.add(vectors)
-            for start in (0, 24):  # the second time, the graph is repaired
-                index.add(vectors[start : start + 40], np.arange(start, start + 40))
-            index.add(np.ones((40, 32), np.float32))  # equal vectors need links by force
-            index.remove([1])
-            index.search(vectors[0], 1, ef=1)
-            index.search(vectors[:2], 1, ef=1, filter=np.ones(200, np.bool_))
-            index.search(vectors[0], 3, exact=True)
-            index.search(vectors[:16], 3, exact=True)
-            index.search(vectors[0], 3, filter=[3, 4])
-            index.compact()
-            _ = index.get(2), 3 in index, index.stats()
-        coding, rows = index._snapshot.coding, index._snapshot.rows
-        coding, plain = coding._replace(error_bound=1.0), coding
-        signs = quantization.signs_of(coding, rows, METRICS["l2"])
-        for each, codes in ((plain, rows), (coding, signs)):  # the prefilters of both kinds
-            each.for_kernels(codes, np.zeros(0, np.bool_), np.zeros(0, np.float32), METRICS["l2"])
+        drive_kernels(HNSW)
 
 
 def _present(snapshot, ids):

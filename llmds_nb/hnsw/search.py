@@ -22,6 +22,8 @@ from .vector_store import VectorForm
 # a scan measures p n, each at about twice the cost.
 SCAN_FACTOR = 9
 _ALL = np.zeros(0, np.uint8)
+_NO_IDS, _NO_DISTANCES = np.zeros(0, np.int64), np.zeros(0, np.float32)
+_FIRST_ASKED, _ASKED_AT_ONCE = 32, 1 << 20  # neighbours of a query, and of all, by search_radius
 # A scan of so many rows for so many queries goes through BLAS, in blocks that stay in the cache,
 # if most rows pass.
 BLAS_ROWS, BLAS_QUERIES = 64, 16
@@ -37,6 +39,14 @@ Tuned = tuple[int, int] | None  # as in `rerank_depth`
 class Neighbors(NamedTuple):
     """The nearest vectors, nearest first; missing places are id -1 at distance +inf."""
 
+    ids: Int64s
+    distances: Float32s
+
+
+class RadiusNeighbors(NamedTuple):
+    """The vectors within a radius of queries, of query i at indptr[i]:indptr[i + 1]."""
+
+    indptr: Int64s
     ids: Int64s
     distances: Float32s
 
@@ -160,6 +170,39 @@ def _scan_by_blas(snapshot, queries, mask, out_ids, out_distances):
                 outs if stop == snapshot.n else nothing,
             )
             hnsw_scan_block(handle.address, scan.address, dots, start, mask, *out)
+
+
+def within(found: Found, farthest: float) -> Found:
+    """What was found, the places beyond a distance made missing ones."""
+    ids, distances = found
+    beyond = distances > farthest
+    return np.where(beyond, ABSENT, ids), np.where(beyond, np.float32(np.inf), distances)
+
+
+def search_radius(
+    ask: Callable[[Int64s, int], Found], m: int, radius: float, most: int
+) -> RadiusNeighbors:
+    """All within a radius of m queries, nearest first, of each the nearest `most` at most.
+
+    ask(queries, k) is a search for some of them, given by number. Each is asked for twice as many
+    until the last one is beyond the radius.
+    """
+    ids, distances = [_NO_IDS] * m, [_NO_DISTANCES] * m
+    pending, k = np.arange(m), min(_FIRST_ASKED, most)
+    while len(pending):
+        size, later = max(1, _ASKED_AT_ONCE // k), []
+        for queries in (pending[i : i + size] for i in range(0, len(pending), size)):
+            near, far = ask(queries, k)
+            inside = (far <= radius) & (near != ABSENT)
+            whole = np.full(len(queries), k == most) | ~inside[:, -1]
+            for i in np.flatnonzero(whole):
+                ids[queries[i]], distances[queries[i]] = near[i, inside[i]], far[i, inside[i]]
+            later.append(queries[~whole])
+        pending, k = np.concatenate(later), min(2 * k, most)
+    indptr = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    return RadiusNeighbors(
+        indptr, np.concatenate([_NO_IDS, *ids]), np.concatenate([_NO_DISTANCES, *distances])
+    )
 
 
 def rerank_depth(coding: Coding | None, count: int, tuned: Tuned) -> int:
