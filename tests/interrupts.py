@@ -18,12 +18,14 @@ class Interrupt(BaseException):
 class _Tracer:
     """Raises Interrupt at line event number `at` of the package's Python code; counts the events.
 
+    Of files whose path contains one of `only`, if it is given.
+
     The event of a `with` line when its block is left is no event here: CPython has no such place
     for a signal, and an error there would skip the exit.
     """
 
-    def __init__(self, at: int):
-        self.at, self.seen, self.place = at, 0, ""
+    def __init__(self, at: int, only: tuple[str, ...] = ("",)):
+        self.at, self.only, self.seen, self.place = at, only, 0, ""
 
     def __enter__(self):
         self._outer = sys.gettrace()
@@ -34,7 +36,8 @@ class _Tracer:
         sys.settrace(self._outer)
 
     def _call(self, frame: FrameType, event: str, argument: Any):
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        name = frame.f_code.co_filename
+        if not name.startswith(_PACKAGE) or not any(part in name for part in self.only):
             return None
         entered: set[int] = set()
 
@@ -64,9 +67,16 @@ def _is_with(filename, number):
 
 
 def interrupt_every_line(
-    make: Callable[[], Any], call: Callable[[Any], Any], observe: Callable[[Any], Any]
+    make: Callable[[], Any],
+    call: Callable[[Any], Any],
+    observe: Callable[[Any], Any],
+    *,
+    only: tuple[str, ...] = ("",),
+    every: int = 1,
 ) -> int:
     """Interrupt `call(make())` at every line; return at how many.
+
+    Of files whose path contains one of `only`, and of these at each `every`-th line.
 
     After each, `check()` passes, `observe` sees what it sees without the call or after a whole one,
     and where the call did not happen it can be made again and has its whole effect.
@@ -76,7 +86,7 @@ def interrupt_every_line(
     after = observe(whole)
     at = 0
     while True:
-        obj, tracer = make(), _Tracer(at)
+        obj, tracer = make(), _Tracer(at, only)
         try:
             with tracer:
                 call(obj)
@@ -84,7 +94,7 @@ def interrupt_every_line(
             pass
         if not tracer.place:
             assert observe(obj) == after
-            return at
+            return at // every
         obj.check()
         found = observe(obj)
         assert found in (before, after), f"half done when interrupted at {tracer.place}"
@@ -92,4 +102,4 @@ def interrupt_every_line(
             call(obj)
             obj.check()
             assert observe(obj) == after, f"the next call fails after one at {tracer.place}"
-        at += 1
+        at += every

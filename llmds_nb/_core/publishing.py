@@ -6,18 +6,22 @@ and return such a list. `publish` then makes all lists of one write visible toge
 """
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import starmap
+from operator import call
 from typing import Any, TypeAlias
 
 Changes: TypeAlias = list[tuple[Any, str, Any]]  # (object, attribute that it has, new value)
+Call: TypeAlias = tuple[Any, ...]  # (function, *arguments)
 
 
-def publish(changes: Changes) -> None:
-    """Assign all the attributes, or none.
+def publish(changes: Changes, calls: Iterable[Call] = ()) -> None:
+    """Make the calls and then assign all the attributes, or do nothing.
 
-    The loop runs in C, so no signal, trace event or other thread comes between two assignments, as
-    long as the attributes are plain ones that exist.
+    The loop runs in C, so no signal, trace event or other thread comes between two of them, as long
+    as the attributes are plain ones that exist and the calls are to kernels that hold the GIL and
+    are compiled (an empty array makes sure). They change in place what is too large to replace.
     """
     replaced = [getattr(owner, name) for owner, name, _ in changes]  # no finalizer runs meanwhile
-    deque(starmap(setattr, changes), maxlen=0)
+    deque(starmap(call, [*calls, *((setattr, *change) for change in changes)]), maxlen=0)
     del replaced

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._core import validation
-from .._core.storage import share
 from .._core.typing import ArrayLike, Float32s
 from ..text.lsa import LsaEncoder
 
@@ -34,16 +33,10 @@ class Embedder:
         """Whether `load` needs the encoder as an argument."""
         return self.lost or (self.encoder is not None and self.lsa is None)
 
-    def fitted(self, texts: Sequence[str]) -> "Embedder":
-        """The embedder itself, or one with its LsaEncoder fitted on `texts` if it is not yet."""
-        if self.lsa is None or self.lsa.fitted:
-            return self
-        return Embedder(share(self.lsa).fit(texts))
-
-    def adopt(self, fitted: "Embedder") -> None:
-        """Make the caller's encoder equal to that of `fitted`, after the write has succeeded."""
-        if fitted is not self:
-            vars(self.encoder).update(vars(fitted.encoder))
+    @property
+    def unfitted(self) -> LsaEncoder | None:
+        """The encoder if it is an LsaEncoder that the next texts are to be fitted on."""
+        return None if self.lsa is None or self.lsa.fitted else self.lsa
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Numbers [n, d] for n texts; ValueError without an encoder or with another shape."""
@@ -51,7 +44,7 @@ class Embedder:
             reason = "it was saved with a function: give it to load" if self.lost else "none given"
             raise ValueError(f"vectors are needed, since the pipeline has no encoder ({reason})")
         encode = self.encoder if self.lsa is None else self.lsa.encode
-        vectors = np.asarray(encode(list(texts)))
+        vectors = validation.array_of(encode(list(texts)), "the encoder's vectors")
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ValueError(
                 f"the encoder gave shape {list(vectors.shape)} for {len(texts)} texts, not [n, d]"
@@ -64,7 +57,8 @@ def checked_vectors(
 ) -> Float32s:
     """Vectors as float32[n, dim], one per text; of any dimension if `dim` is None."""
     if dim is None:
-        shape = np.shape(vectors)
+        vectors = validation.array_of(vectors, name)
+        shape = vectors.shape
         if not shape or not shape[-1]:
             raise ValueError(f"{name} must have shape [n, d], not {list(shape)}")
         dim = shape[-1]

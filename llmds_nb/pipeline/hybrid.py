@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,12 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.forking import Workers, new_lock
 from .._core.jit import EntryPoints
+from .._core.publishing import publish
+from .._core.storage import share
 from .._core.typing import ArrayLike, Float32s, Int64s
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
+from ..hnsw.snapshot import slots_of
 from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors, is_ordinary
@@ -52,45 +55,53 @@ class Request(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Both halves after one write: never changed, only replaced as a whole."""
+    """The documents after one write: never changed, only replaced as a whole."""
 
     dense: HNSW | None
     sparse: InvertedIndex
-    formula: tuple  # (k1, b, variant) of `sparse`
-    version: int  # of the documents
+    texts: TextStore
+    dim: int | None
+    next_id: int  # one more than the largest id ever used
+    version: int
+
+
+class Settings(NamedTuple):
+    """What is set at the halves, at any time, and changes answers."""
+
+    ef: int
+    depth: Any  # HNSW's, see `hnsw.search.rerank_depth`
+    formula: Any  # InvertedIndex's
 
 
 class HybridIndex:
     """HNSW, InvertedIndex and TextStore over the same ids.
 
-    Every write ends by replacing `snapshot` and the texts that `get` reads, both at once. A
-    document whose vector has no direction is in `sparse` and in the texts alone.
+    `dense` and `sparse` are the caller's, who may change their settings. A write makes what it will
+    replace in them, in their tokenizer and encoder, and `snapshot` aside, and publishes all of it
+    at once. A document whose vector has no direction is in `sparse` and in the texts alone.
     """
 
     dense: HNSW | None
     sparse: InvertedIndex
-    dim: int | None
     embedder: Embedder
+    snapshot: Snapshot
 
-    def __init__(self, dense, sparse, dim, embedder, seed):
-        self.dense, self.sparse, self.dim, self.embedder = dense, sparse, dim, embedder
-        self.texts = TextStore()
+    def __init__(self, dense, sparse, dim, embedder, seed, texts=None, next_id=0):
+        self.dense, self.sparse, self.embedder = dense, sparse, embedder
         self._seed = seed
-        self.next_id = 0
         self._workers = Workers("llmds_nb-pipeline")
         self.write_lock = new_lock()  # one writer at a time
-        self._swap_lock = new_lock()  # held briefly: texts and `snapshot` change together
-        self._publish(0)
-
-    def _publish(self, version):
-        dense = None if self.dense is None else self.dense._frozen()
-        sparse = self.sparse._frozen()
-        self.snapshot = Snapshot(dense, sparse, _formula(sparse), version)
+        texts = TextStore.empty() if texts is None else texts
+        frozen = None if dense is None else share(dense)
+        self.snapshot = Snapshot(frozen, share(sparse), texts, dim, next_id, 0)
 
     @property
-    def settings(self) -> tuple:
-        """(ef, (k1, b, variant)): the settings of the halves that change answers, at present."""
-        return 0 if self.dense is None else self.dense.ef_search, _formula(self.sparse)
+    def settings(self) -> Settings:
+        """Those at present."""
+        dense, formula = self.dense, self.sparse._formula
+        if dense is None:
+            return Settings(0, None, formula)
+        return Settings(dense._ef_search, dense._depth, formula)
 
     def searcher(self, threads: int = 1) -> "Searcher":
         """A view of the present documents under the present settings."""
@@ -99,16 +110,22 @@ class HybridIndex:
     @property
     def nbytes(self) -> int:
         """Memory of both halves and the texts."""
-        parts = (self.dense, self.sparse, self.texts)
+        parts = (self.dense, self.sparse, self.snapshot.texts)
         return sum(part.nbytes for part in parts if part is not None)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return self.snapshot.texts.n_ids
 
     def __contains__(self, id: int) -> bool:
-        wanted = validation.one_id(id)
-        with self._swap_lock:
-            return bool(self.texts.find(wanted)[0] != ABSENT)
+        return bool(self._found(validation.one_id(id))[1][0] != ABSENT)
+
+    def _found(self, ids):
+        """The texts at one moment, and the rows of ids among them."""
+        while True:
+            snapshot = self.snapshot
+            rows = snapshot.texts.find(ids)
+            if self.snapshot is snapshot:  # as it mostly is: its table was that of the rows, too
+                return snapshot.texts, rows
 
     def add(
         self, ids: ArrayLike | None, texts: str | Sequence[str], vectors: ArrayLike | None
@@ -116,95 +133,111 @@ class HybridIndex:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
         with self.write_lock:
-            ids = validation.new_ids(ids, len(texts), "texts", self.next_id)
+            ids = validation.new_ids(ids, len(texts), "texts", self.snapshot.next_id)
             if not texts:
                 return ids
-            embedder = self.embedder
-            if vectors is None:
-                embedder = embedder.fitted(texts)
-                vectors = embedder.encode(texts)
-            vectors = checked_vectors(vectors, self.dim, texts)
-            dense = self.dense
-            if dense is None:
-                dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
-            with _all_or_nothing(self.sparse):
-                self.sparse.add(ids, texts)
-                rows = self.texts.append(texts)
-                _add_vectors(dense, ids, vectors)
-            self.embedder.adopt(embedder)
-            self.dense, self.dim = dense, vectors.shape[1]
-            self.next_id = max(self.next_id, int(ids.max()) + 1)
-            with self._swap_lock:
-                self.texts.point(ids, rows)
-                self._publish(self.snapshot.version + 1)
-            self._compact_texts()
+            unfitted = self.embedder.unfitted if vectors is None else None
+            if unfitted is None:
+                if vectors is None:
+                    vectors = self.embedder.encode(texts)
+                self._add(ids, texts, vectors, [])
+            else:
+                tokenizer = unfitted._tokenizer_to_fit()
+                with tokenizer._lock:
+                    fit = unfitted._prepare_fit(texts, tokenizer)
+                    (_, _, fitted), *_ = fit
+                    self._add(ids, texts, fitted.encode(texts, unfitted.dim), fit)
         return ids
+
+    def _add(self, ids, texts, vectors, fit):
+        """Add checked texts with vectors; `fit` are changes to the encoder, to be published too."""
+        snapshot, dense = self.snapshot, self.dense
+        vectors = checked_vectors(vectors, snapshot.dim, texts)
+        if dense is None:
+            dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
+        with self.sparse._lock, dense._write_lock:
+            _, of_sparse = self.sparse._prepare_add(ids, texts, earlier=fit)
+            of_dense = _changes_of_vectors(dense, ids, vectors)
+            store, calls = snapshot.texts.added(ids, texts)
+            self._publish(
+                snapshot._replace(
+                    dense=_changed(dense, of_dense),
+                    sparse=_changed(self.sparse, of_sparse),
+                    texts=store,
+                    dim=dense.dim,
+                    next_id=max(snapshot.next_id, int(ids.max()) + 1),
+                ),
+                [*fit, *of_sparse, *of_dense, (self, "dense", dense)],
+                calls,
+            )
 
     def remove(self, ids: ArrayLike) -> None:
         """See RetrievalPipeline.remove."""
         ids = validation.ids(ids)
         with self.write_lock:
-            self._rows(ids)
+            snapshot, dense = self.snapshot, self.dense
+            rows = snapshot.texts.find(ids)
+            if (rows == ABSENT).any():
+                raise KeyError(f"id {ids[rows == ABSENT][0]} is not in the pipeline")
             if not ids.size:
                 return
-            dense = self.dense
-            with_vector = [] if dense is None else [id_ for id_ in ids.tolist() if id_ in dense]
-            with _all_or_nothing(self.sparse):
-                self.sparse.remove(ids)
-                if dense is not None and with_vector:
-                    dense.remove(with_vector)
-            with self._swap_lock:
-                self.texts.drop(ids)
-                self._publish(self.snapshot.version + 1)
-            self._compact_texts()
+            with self.sparse._lock, _lock_of(dense):
+                of_sparse, of_dense = self.sparse._prepare_remove(ids), []
+                if dense is not None:
+                    of_dense = dense._prepare_remove(_those_in(dense, ids))
+                store, calls = snapshot.texts.removed(ids)
+                self._publish(
+                    snapshot._replace(
+                        dense=None if dense is None else _changed(dense, of_dense),
+                        sparse=_changed(self.sparse, of_sparse),
+                        texts=store,
+                    ),
+                    [*of_sparse, *of_dense],
+                    calls,
+                )
 
-    def _compact_texts(self):
-        texts = self.texts.compacted()
-        with self._swap_lock:
-            self.texts = texts
+    def _publish(self, snapshot, changes, calls=()):
+        snapshot = snapshot._replace(version=self.snapshot.version + 1)
+        publish([*changes, (self, "snapshot", snapshot)], calls)
 
-    def _rows(self, ids):
-        rows = self.texts.find(ids)
-        if (rows == ABSENT).any():
-            raise KeyError(f"id {ids[rows == ABSENT][0]} is not in the pipeline")
-        return rows
-
-    def get(self, ids: ArrayLike) -> list[str]:
+    def get(self, ids: Any) -> list[str | None]:
         """See RetrievalPipeline.get."""
-        ids = validation.ids(ids, unique=False)
-        with self._swap_lock:
-            rows, read = self._rows(ids), self.texts.reader()
-        return read(rows)
+        if ids is None or isinstance(ids, list | tuple):
+            ids = [ABSENT if id_ is None else id_ for id_ in (ids or [])]
+        ids = validation.integers(ids, "ids", low=ABSENT)
+        texts, rows = self._found(ids)
+        unknown = (rows == ABSENT) & (ids != ABSENT)
+        if unknown.any():
+            raise KeyError(f"id {ids[unknown][0]} is not in the pipeline")
+        return texts.texts(rows)
 
-    def tune(self, vectors: ArrayLike, target_recall: float) -> int:
-        """Set and return the `ef` of the dense half that reaches a recall on query vectors."""
-        with self.write_lock:
-            if self.dense is None:
-                raise ValueError("there are no documents to tune on")
-            vectors = np.array(vectors)
-            useful = vectors[_has_direction(self.dense, vectors)]
-            ef = self.dense.tune(useful, k=DEPTH, target_recall=target_recall)
-            with self._swap_lock:
-                self._publish(self.snapshot.version + 1)
-        return ef
+    def tuned(self, vectors: ArrayLike, target_recall: float) -> Settings:
+        """The settings at which the dense half reaches a recall on query vectors."""
+        if self.dense is None:
+            raise ValueError("there are no documents to tune on")
+        vectors, dense = np.array(vectors), share(self.dense)
+        dense.tune(vectors[_has_direction(dense, vectors)], k=DEPTH, target_recall=target_recall)
+        return Settings(dense._ef_search, dense._depth, self.sparse._formula)
 
     def check(self) -> None:
         """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
         with self.write_lock:
-            self.texts.check()
-            self.sparse.check()
-            ids = self.texts.ids().tolist()
-            assert len(self.sparse) == len(ids) == len(self)
-            assert all(id_ in self.sparse for id_ in ids)
-            assert not ids or ids[-1] < self.next_id
-            if self.dense is not None:
-                self.dense.check()
-                assert self.dense.dim == self.dim
-                assert len(self.dense) == sum(id_ in self.dense for id_ in ids)
-            snapshot = self.snapshot
-            assert len(snapshot.sparse) == len(ids)
-            if snapshot.dense is not None:
-                assert self.dense is not None and len(snapshot.dense) == len(self.dense)
+            snapshot, dense, sparse = self.snapshot, self.dense, self.sparse
+            snapshot.texts.check()
+            sparse.check()
+            ids, _ = snapshot.texts.pairs()
+            assert len(sparse) == len(ids) == len(self)
+            assert all(id_ in sparse for id_ in ids.tolist())
+            assert not len(ids) or ids.max() < snapshot.next_id
+            assert snapshot.sparse._contents is sparse._contents
+            if dense is None:
+                assert snapshot.dense is None
+            else:
+                dense.check()
+                assert dense.dim == snapshot.dim
+                assert len(dense) == len(_those_in(dense, ids))
+                assert snapshot.dense is not None
+                assert snapshot.dense._snapshot is dense._snapshot
 
 
 class Searcher(NamedTuple):
@@ -212,7 +245,7 @@ class Searcher(NamedTuple):
 
     hybrid: HybridIndex
     snapshot: Snapshot
-    settings: tuple  # as those of the index
+    settings: Settings
     threads: int = 1
 
     def encode(self, requests: list[Request]) -> list[Request]:
@@ -225,7 +258,7 @@ class Searcher(NamedTuple):
         embedder, texts = self.hybrid.embedder, [request.text for request in requests]
         if self.snapshot.dense is None and embedder.encoder is not None:
             return requests
-        vectors = checked_vectors(embedder.encode(texts), self.hybrid.dim, texts, "query vectors")
+        vectors = checked_vectors(embedder.encode(texts), self.snapshot.dim, texts, "query vectors")
         return [
             request._replace(vector=vector, encoded=True)
             for request, vector in zip(requests, vectors, strict=True)
@@ -235,10 +268,10 @@ class Searcher(NamedTuple):
         """`search` for one request without a filter, in this thread: ids and scores [k]."""
         vector: Any  # not None where there is a dense half
         text, k, fusion, weight, vector, _, _ = request
-        dense, depth = self.snapshot.dense, max(DEPTH, k)
+        dense, depth = self._dense(), max(DEPTH, k)
         near: tuple = _NO_NEIGHBORS
         if vector is not None and not is_ordinary(vector):
-            vector = checked_vectors(vector, self.hybrid.dim, [text])[0]
+            vector = checked_vectors(vector, self.snapshot.dim, [text])[0]
             if dense is not None and not _has_direction(dense, vector[None])[0]:
                 dense = None
         if dense is not None:
@@ -261,7 +294,7 @@ class Searcher(NamedTuple):
         texts = [request.text for request in requests]
         filters = [request.filter for request in requests]
         n, depth, threads = len(texts), max(DEPTH, requests[0].k), self.threads
-        dense, sparse = self.snapshot.dense, self._sparse()
+        dense, sparse = self._dense(), self._sparse()
 
         def search_dense():
             useful = np.zeros(0, np.int64)  # the requests whose vectors have a direction
@@ -292,19 +325,23 @@ class Searcher(NamedTuple):
         return *search_dense(), *search_sparse()
 
     def _ef(self, depth):
-        ef = self.settings[0]
+        ef = self.settings.ef
         return ef if ef >= depth else depth + depth // 2  # recall .99 of `depth` on text
+
+    def _dense(self):
+        """The dense half of the snapshot under these settings."""
+        dense, depth = self.snapshot.dense, self.settings.depth
+        if dense is not None and dense._depth is not depth:
+            dense = share(dense)
+            dense._depth = depth
+        return dense
 
     def _sparse(self):
         """The sparse half of the snapshot under these settings."""
-        snapshot, formula = self.snapshot, self.settings[1]
-        if formula == snapshot.formula:
-            return snapshot.sparse
-        sparse, index = snapshot.sparse._frozen(), self.hybrid
-        sparse.k1, sparse.b, sparse.variant = formula
-        with index._swap_lock:
-            if index.snapshot is snapshot:  # later searches share what is computed for the formula
-                index.snapshot = snapshot._replace(sparse=sparse, formula=formula)
+        sparse, formula = self.snapshot.sparse, self.settings.formula
+        if sparse._formula is not formula:
+            sparse = share(sparse)
+            sparse._formula = formula
         return sparse
 
 
@@ -317,10 +354,6 @@ def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
     return answer
 
 
-def _formula(sparse) -> tuple:
-    return sparse.k1, sparse.b, sparse.variant
-
-
 def _has_direction(dense, vectors) -> np.ndarray:
     """Which vectors [n, d] can be compared: with l2 all, otherwise those that are not zero."""
     if dense.metric == "l2":
@@ -328,25 +361,34 @@ def _has_direction(dense, vectors) -> np.ndarray:
     return np.abs(vectors).max(axis=1, initial=0) > _MIN_COMPONENT
 
 
-def _add_vectors(dense, ids, vectors):
-    """Index the vectors that have a direction; remove the ids of those that have none."""
+def _changes_of_vectors(dense, ids, vectors):
+    """The changes that index the vectors that have a direction, and drop the ids of the others."""
     useful = _has_direction(dense, vectors)
+    changes = []
     if useful.any():
-        dense.add(vectors[useful], ids[useful])
-    gone = [id_ for id_ in ids[~useful].tolist() if id_ in dense]
-    if gone:
-        dense.remove(gone)
+        _, changes = dense._prepare_add(vectors[useful], ids[useful])
+    gone = _those_in(dense, ids[~useful])
+    if len(gone):
+        after = _changed(dense, changes)._prepare_remove(gone)
+        changes = [(dense, name, value) for _, name, value in after]
+    return changes
 
 
-@contextmanager
-def _all_or_nothing(index):
-    """Give an index its present contents back if a write fails."""
-    before = index._frozen()
-    try:
-        yield
-    except BaseException:
-        vars(index).update(vars(before))
-        raise
+def _those_in(dense, ids):
+    return ids[slots_of(dense._snapshot, ids) != ABSENT]
+
+
+def _changed(half, changes):
+    """A half for reading, as it will be after the changes; later ones leave it as it is."""
+    other = share(half)
+    for owner, name, value in changes:
+        if owner is half:
+            setattr(other, name, value)
+    return other
+
+
+def _lock_of(dense):
+    return nullcontext() if dense is None else dense._write_lock
 
 
 def _one_or_each(filters):

@@ -19,8 +19,9 @@ def pack(index: HybridIndex) -> tuple[dict, dict]:
     """Arrays and header to store."""
     with index.write_lock:
         parts = {"dense": index.dense, "sparse": index.sparse, "encoder": index.embedder.lsa}
-        arrays, header = nest("texts", index.texts.state())
-        header |= {"parts": {}, "dim": index.dim, "next_id": index.next_id}
+        snapshot = index.snapshot
+        arrays, header = nest("texts", snapshot.texts.state())
+        header |= {"parts": {}, "dim": snapshot.dim, "next_id": snapshot.next_id}
         for name, part in parts.items():
             if part is not None:
                 part_arrays, part_header = nest(name, part._state())
@@ -49,11 +50,11 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     if encoder is not None:
         with checking_parts():
             embedder = Embedder(encoder)
-    index = HybridIndex(halves.get("dense"), halves["sparse"], header["dim"], embedder, seed)
-    index.texts = TextStore.from_state(*unnest("texts", arrays, header))
-    index.next_id = validation.integer(header["next_id"], "next_id", low=0)
-    if len(index) != len(index.sparse):
-        raise CorruptFileError(f"{len(index)} texts, but {len(index.sparse)} documents")
-    if index.dense is not None and index.dense.dim != index.dim:
-        raise CorruptFileError(f"dim {index.dim}, but vectors of {index.dense.dim}")
-    return index
+    texts = TextStore.from_state(*unnest("texts", arrays, header))
+    next_id = validation.integer(header["next_id"], "next_id", low=0)
+    dense, sparse, dim = halves.get("dense"), halves["sparse"], header["dim"]
+    if texts.n_ids != len(sparse):
+        raise CorruptFileError(f"{texts.n_ids} texts, but {len(sparse)} documents")
+    if dense is not None and dense.dim != dim:
+        raise CorruptFileError(f"dim {dim}, but vectors of {dense.dim}")
+    return HybridIndex(dense, sparse, dim, embedder, seed, texts, next_id)

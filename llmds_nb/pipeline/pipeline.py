@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.publishing import publish
 from .._core.storage import Stored, checking_parts, nest, unnest
 from .._core.typing import ArrayLike, Int64s
 from ..bm25.index import Hits, InvertedIndex
@@ -166,7 +167,7 @@ class RetrievalPipeline(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"RetrievalPipeline({len(self):,} documents, dim={self._index.dim}, "
+            f"RetrievalPipeline({len(self):,} documents, dim={self._index.snapshot.dim}, "
             f"fusion={self._fusion!r}, weight={self._weight:g}, {self.nbytes / 1e6:.1f} MB)"
         )
 
@@ -208,8 +209,10 @@ class RetrievalPipeline(Stored):
         """
         self._index.remove(ids)
 
-    def get(self, ids: ArrayLike) -> list[str]:
+    def get(self, ids: ArrayLike | Sequence[int | None] | None) -> list[str | None]:
         """The texts of documents, in the order of `ids` (which may repeat).
+
+        The id -1, with which `search` pads, and None give None.
 
         Raises
         ------
@@ -250,7 +253,7 @@ class RetrievalPipeline(Stored):
         index = self._index
         snapshot, settings = index.snapshot, index.settings
         one = type(queries) is str and filter is None and type(k) is type(threads) is int
-        if one and k > 0 and threads == 1:
+        if one and 0 < k <= validation.MAX_K and threads == 1:
             if fusion is weight is None:
                 fusion, weight = self._fusion, self._weight
             else:
@@ -271,7 +274,7 @@ class RetrievalPipeline(Stored):
             if hits is not None:
                 return hits
         else:
-            vector = checked_vector(vector, self._index.dim, text)
+            vector = checked_vector(vector, self._index.snapshot.dim, text)
         request = Request(text, k, fusion, weight, vector)
         return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
 
@@ -279,9 +282,10 @@ class RetrievalPipeline(Stored):
         """One request for each text; vectors [n, d] are checked, filters are one for all or [n]."""
         checked: Any = [None] * len(texts)
         if vectors is not None:
-            checked = checked_vectors(vectors, self._index.dim, texts)
+            checked = checked_vectors(vectors, self._index.snapshot.dim, texts)
         return [
-            Request(text, k, fusion, weight, vector, filters[i % len(filters)])
+            # A plain str: the cache finds an answer by the text, and asks nobody what is equal.
+            Request(str.__str__(text), k, fusion, weight, vector, filters[i % len(filters)])
             for i, (text, vector) in enumerate(zip(texts, checked, strict=True))
         ]
 
@@ -319,9 +323,11 @@ class RetrievalPipeline(Stored):
             Fewer than 2 queries have a relevant document.
         """
         requests = self._tuning_requests(queries, vectors)
-        self._tuning = tune_weight(self._index, requests, relevant, self._fusion, self._weight)
-        self._weight = self._tuning.weight
-        return self._weight
+        searcher = self._index.searcher()
+        tuning = tune_weight(searcher, requests, relevant, self._fusion, self._weight)
+        weight = tuning.weight
+        self._tuning, self._weight = tuning, weight
+        return weight
 
     def tune(
         self, queries: str | Sequence[str], relevant: Sequence | None = None, *,
@@ -348,12 +354,20 @@ class RetrievalPipeline(Stored):
         if relevant is not None:
             gains_of(relevant, len(requests))
         index = self._index
-        requests = index.searcher().encode(requests)
-        encoded: Any = [request.vector for request in requests]
-        ef = index.tune(encoded, target_recall)
-        if relevant is not None:
-            self.tune_weight([request.text for request in requests], relevant, vectors=encoded)
-        return Tuned(ef, self._weight)
+        with index.write_lock:
+            searcher = index.searcher()
+            requests = searcher.encode(requests)
+            vectors_: Any = [request.vector for request in requests]
+            settings = index.tuned(vectors_, target_recall)
+            tuning, weight = self._tuning, self._weight
+            if relevant is not None:
+                searcher = searcher._replace(settings=settings)
+                tuning = tune_weight(searcher, requests, relevant, self._fusion, weight)
+                weight = tuning.weight
+            of_dense = ("_ef_search", settings.ef), ("_depth", settings.depth)
+            own = (self, "_tuning", tuning), (self, "_weight", weight)
+            publish([*((index.dense, *change) for change in of_dense), *own])
+        return Tuned(settings.ef, weight)
 
     def _tuning_requests(self, queries, vectors) -> list[Request]:
         texts = validation.texts(queries, "queries")
@@ -403,7 +417,8 @@ class RetrievalPipeline(Stored):
     def stats(self) -> PipelineStats:
         """Sizes and counters."""
         index, cache = self._index, self._cache
-        sizes = len(index), len(index.dense or ()), index.dim, index.snapshot.version
+        snapshot = index.snapshot
+        sizes = len(index), len(snapshot.dense or ()), snapshot.dim, snapshot.version
         cached = (0, 0) if cache.answers is None else cache.answers.stats()[:2]
         looked_up = cache.hits, cache.misses
         return PipelineStats(*sizes, cache.sketch.total, *cached, *looked_up, self.nbytes)

@@ -12,6 +12,7 @@ from ..structures.lru import TokenLRU
 from ..structures.sketch import CountMinSketch
 from .hybrid import Request, Searcher
 
+_MIN_CHECKED = 64
 _BATCH = 256  # texts counted in one batch: a tenth of the cost of one at a time
 
 
@@ -35,18 +36,22 @@ class QueryCache:
 
     def __init__(self, max_tokens: int, threshold: int, sketch: CountMinSketch) -> None:
         self.threshold = threshold
-        self._evicted: deque[CachedAnswer] = deque()  # `on_cold` was not called yet
+        self._leased: dict[int, CachedAnswer] = {}  # by id: those whose lease is not returned
+        self._gone: deque[CachedAnswer] = deque()  # of these, the ones that have left the cache
+        self._n_checked = _MIN_CHECKED  # so many are all looked at, in case an interrupt lost one
         self.answers: TokenLRU | None = None
         if max_tokens:
-            evict = self._evicted.append
-            self.answers = TokenLRU(max_tokens, on_evict=lambda key, answer: evict(answer))
+            gone = self._gone.append
+            self.answers = TokenLRU(max_tokens, on_evict=lambda key, answer: gone(answer))
         self.hits = self.misses = 0
         self.on_hot: Callable | None = None
         self.on_cold: Callable | None = None
         self._sketch = sketch
         self._pending: dict[str, int] = {}  # texts not yet in the sketch, with their counts
+        # Such texts on their way into the sketch, and its total before they are in it.
+        self._moving: tuple[dict[str, int], int] | None = None
         self._lock = new_lock()
-        self._put_lock = new_lock()  # so that every answer leaves the cache exactly once
+        self._put_lock = new_lock()  # so that every lease is returned once
 
     @property
     def sketch(self) -> CountMinSketch:
@@ -56,18 +61,42 @@ class QueryCache:
         return self._sketch
 
     def _count_pending(self):
-        pending = self._pending
-        if pending:
-            self._sketch.add(list(pending), np.array(list(pending.values())))
-            pending.clear()
+        self._finish_move()
+        if self._pending:
+            moving = self._pending, self._sketch.total
+            self._pending, self._moving = {}, moving
+            self._finish_move()
+
+    def _finish_move(self):
+        """Move counts into the sketch, also those of a call that was interrupted meanwhile."""
+        if self._moving is not None:
+            counts, before = self._moving
+            if self._sketch.total == before:
+                self._sketch.add(list(counts), np.array(list(counts.values())))
+            self._moving = None
 
     def _count(self, texts):
         with self._lock:
-            pending = self._pending
+            self._finish_move()
+            counts = {}
             for text in texts:
-                pending[text] = pending.get(text, 0) + 1
-            if len(pending) >= _BATCH:
+                counts[text] = counts.get(text, self._pending.get(text, 0)) + 1
+            self._pending.update(counts)
+            if len(self._pending) >= _BATCH:
                 self._count_pending()
+
+    def _count_of(self, text):
+        """How often a text was asked."""
+        with self._lock:
+            self._finish_move()
+            return self._sketch.estimate(text) + self._pending.get(text, 0)
+
+    def _counts_of(self, texts):
+        """How often each text was asked, a list."""
+        with self._lock:
+            self._finish_move()
+            sketched, pending = self._sketch.estimate(texts).tolist(), self._pending
+            return [n + pending.get(text, 0) for n, text in zip(sketched, texts, strict=True)]
 
     def _find(self, key, version, settings):
         """The valid cached answer under a key, or None."""
@@ -96,8 +125,7 @@ class QueryCache:
         text = request.text
         count = 0
         if self.answers is not None:
-            with self._lock:
-                count = self._sketch.estimate(text) + self._pending.get(text, 0)
+            count = self._count_of(text)
             if request.vector is not None and count >= self.threshold:
                 hits = self._find(request.key(), searcher.snapshot.version, searcher.settings)
                 if hits is not None:
@@ -118,9 +146,7 @@ class QueryCache:
             hits = searcher.search(searcher.encode(requests))
             self._count(texts)
             return hits
-        with self._lock:
-            sketched, pending = self._sketch.estimate(texts).tolist(), self._pending
-            counts = [n + pending.get(text, 0) for n, text in zip(sketched, texts, strict=True)]
+        counts = self._counts_of(texts)
         found = {}
         for i, request in enumerate(requests):
             # The key of a vector or a filter costs time, and only hot requests are ever cached.
@@ -154,26 +180,42 @@ class QueryCache:
         hits = Hits(hits.ids.copy(), hits.scores.copy())
         vector, one_filter = (None if part is None else part.copy() for part in request[4:6])
         request = request._replace(vector=vector, filter=one_filter)
-        lease = None
-        if self.on_hot is not None:
-            lease = self.on_hot(request.text, Hits(hits.ids.copy(), hits.scores.copy()))
+        lease, on_hot = None, self.on_hot
+        if on_hot is not None:
+            lease = on_hot(request.text, Hits(hits.ids.copy(), hits.scores.copy()))
         key = request.key()
         answer = CachedAnswer(searcher.snapshot.version, searcher.settings, hits, request, lease)
         with self._put_lock:
-            before = self.answers.pop(key, None)
-            if before is not None:
-                self._evicted.append(before)
+            if lease is not None:
+                self._leased[id(answer)] = answer
+            before = self.answers.peek(key)
             self.answers.put(key, answer, tokens)
+        if before is not None:
+            self._gone.append(before)
         self._return_leases()
 
     def _return_leases(self):
-        while self._evicted:
+        """Call `on_cold` for the leases of answers that have left the cache."""
+        while self._gone:
             try:
-                answer = self._evicted.popleft()
+                answer = self._gone.popleft()
             except IndexError:  # another thread was first
+                break
+            self._return_lease(answer)
+        if len(self._leased) >= self._n_checked:
+            for answer in list(self._leased.values()):
+                self._return_lease(answer)
+            self._n_checked = max(_MIN_CHECKED, 2 * len(self._leased))
+
+    def _return_lease(self, answer):
+        if answer.lease is None:
+            return
+        with self._put_lock:
+            if self.answers.peek(answer.request.key()) is answer:
                 return
-            if answer.lease is not None and self.on_cold is not None:
-                self.on_cold(answer.lease)
+            leased = self._leased.pop(id(answer), None)
+        if leased is not None and self.on_cold is not None:
+            self.on_cold(answer.lease)
 
     def hottest(self, k: int) -> list[tuple[str, int]]:
         """The k most frequent queries and their counts."""

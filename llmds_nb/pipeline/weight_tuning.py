@@ -8,7 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.typing import Int64s
-from .hybrid import HybridIndex, Request, fuse
+from .hybrid import Request, Searcher, fuse
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,10 @@ def ndcg(ids: Int64s, gains: Mapping[int, float]) -> float:
 
 
 def tune_weight(
-    index: HybridIndex, requests: list[Request], relevant: Any, fusion: str, present: float
+    searcher: Searcher, requests: list[Request], relevant: Any, fusion: str, present: float
 ) -> Tuning:
     """The best weight for judged queries; see RetrievalPipeline.tune_weight."""
     gains = gains_of(relevant, len(requests))
-    searcher = index.searcher()
     found = searcher.candidates(searcher.encode(requests))
     judged = _judged(gains)
 

@@ -105,7 +105,7 @@ def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], b
     answers = []
     texts = pipeline.get([i for i, _ in found]) if found else []
     for rank, ((number, score), stored) in enumerate(zip(found, texts, strict=True), 1):
-        document = split_indexed(stored)
+        document = split_indexed(stored or "")
         line = next((line.strip() for line in document.text.splitlines() if line.strip()), "")
         answers.append(Answer(rank, score, number, document.source, line))
     return answers, by_words

@@ -49,7 +49,7 @@ def test_a_failing_half_changes_nothing(monkeypatch, method):
     def fail(*args, **kwargs):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(pipeline.dense, method, fail)
+    monkeypatch.setattr(pipeline.dense, f"_prepare_{method}", fail)
     with pytest.raises(MemoryError):
         if method == "add":
             pipeline.add([0, 9], ["changed", "new"], [[1, 1], [1, 2]])

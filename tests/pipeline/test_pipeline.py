@@ -145,8 +145,8 @@ def test_memory_of_replaced_texts_is_freed():
     pipeline = RetrievalPipeline(encoder=letters)
     for turn in range(40):
         pipeline.add(np.arange(20), [f"{turn} {i} " + "text " * 20 for i in range(20)])
-    store = pipeline._index.texts
-    assert len(store._blob) < 6 * 20 * 110 and pipeline.get(7)[0].startswith("39 7 ")
+    store = pipeline._index.snapshot.texts
+    assert len(store.blob) < 6 * 20 * 110 and pipeline.get(7)[0].startswith("39 7 ")
     pipeline.check()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class PromptBuilder:
     ids and returns their texts.
     """
 
-    def __init__(self, text_of: Callable[[list[int]], list[str]]) -> None:
+    def __init__(self, text_of: Callable[[list[int]], list[Any]]) -> None:
         from llmds_nb import Tokenizer
 
         self._tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=_PATTERN)

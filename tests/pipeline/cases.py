@@ -1,0 +1,89 @@
+"""Small pipelines, for the tests that hold for every structure."""
+
+import numpy as np
+
+from llmds_nb import LsaEncoder, RetrievalPipeline, Tokenizer
+
+from ..cases import Case
+from .samples import DOCUMENTS, MATRIX, letters, small
+
+_MANY = np.random.default_rng(5).standard_normal((80, 2)).astype(np.float32)
+_QUERIES, _ASKED = ["red fox", "sky at night"], [[1, 0], [0.5, 1]]
+
+
+def observe(pipeline):
+    """Answers, texts, terms and settings, as plain values."""
+    ids, _ = pipeline._index.snapshot.texts.pairs()
+    ids = sorted(ids.tolist())
+    with_encoder = pipeline.encoder is not None and getattr(pipeline.encoder, "fitted", True)
+    vectors = None if with_encoder or not ids else _ASKED
+    hits = []
+    if ids:
+        for options in ({}, {"fusion": "rrf", "filter": ids[::2]}):
+            found = pipeline.search(_QUERIES, 4, vectors=vectors, **options)
+            hits.append([found.ids.tolist(), found.scores.tolist()])
+    alone = []
+    if pipeline.dense is not None:
+        asked = np.eye(2, pipeline.dense.dim, dtype=np.float32)
+        alone = pipeline.dense.search(asked, 4).ids.tolist()
+    encoded = pipeline.encoder.encode(_QUERIES).tolist() if _is_fitted(pipeline) else None
+    words = pipeline.sparse.search("sky", 3).ids.tolist()
+    ef = None if pipeline.dense is None else (pipeline.dense.ef_search, pipeline.dense._depth)
+    settings = pipeline.weight, pipeline.tuning, ef, pipeline._index.snapshot.next_id
+    known = [word in pipeline.sparse.tokenizer for word in ("ghost", "fox")]
+    sizes = len(pipeline), len(pipeline.dense or ()), len(pipeline.sparse)
+    return sizes, ids, pipeline.get(ids), hits, alone, words, encoded, settings, known
+
+
+def _is_fitted(pipeline):
+    return isinstance(pipeline.encoder, LsaEncoder) and pipeline.encoder.fitted
+
+
+def _shared_words():
+    """An encoder, not fitted, whose vocabulary is that of the sparse half."""
+    from llmds_nb import InvertedIndex
+
+    tokenizer = Tokenizer()
+    encoder = LsaEncoder(4, tokenizer=tokenizer)
+    return RetrievalPipeline(encoder=encoder, sparse=InvertedIndex(tokenizer=tokenizer))
+
+
+def _worn():
+    """At the next write that leaves an unused row, the texts are compacted."""
+    pipeline = small()
+    for turn in range(30):
+        pipeline.add([0], [f"turn {turn}"], [[1, turn + 1]])
+        store = pipeline._index.snapshot.texts
+        if store.n == 2 * store.n_ids + 16:
+            return pipeline
+    raise AssertionError("the texts have been compacted already")
+
+
+_CHANGES = {
+    "add new": lambda p: p.add([7, 9], ["a ghost", "red sky"], [[1, 2], [2, 1]]),
+    "add replaced": lambda p: p.add([0, 2], ["a ghost", ""], [[1, 2], [0, 1]]),
+    "add numbered": lambda p: p.add(None, ["a ghost", "fox fox"], [[1, 2], [2, 3]]),
+    "add without a direction": lambda p: p.add([1, 8], ["a ghost", "b"], [[0, 0], [0, 0]]),
+    "add many": lambda p: p.add(range(80), [f"text {i}" for i in range(80)], _MANY),
+    "remove": lambda p: p.remove([1, 3]),
+    "remove all": lambda p: p.remove(range(5)),
+    "tune": lambda p: p.tune(_QUERIES, [[4], [4]], vectors=_ASKED, target_recall=0.5),
+    "tune_weight": lambda p: p.tune_weight(_QUERIES, [[0], [2]], vectors=_ASKED),
+}
+_FIRST = {"first add": lambda p: p.add(range(5), DOCUMENTS)}
+CASES = {
+    "RetrievalPipeline": Case(small, observe, _CHANGES),
+    "RetrievalPipeline-function": Case(
+        lambda: small(encoder=letters), observe, {"add": lambda p: p.add([2, 6], ["ghost", "sky"])}
+    ),
+    "RetrievalPipeline-empty": Case(
+        lambda: RetrievalPipeline(), observe, {"add": lambda p: p.add([3], ["a fox"], MATRIX[:1])}
+    ),
+    "RetrievalPipeline-unfitted": Case(
+        lambda: RetrievalPipeline(encoder=LsaEncoder(3)), observe, _FIRST
+    ),
+    "RetrievalPipeline-shared": Case(_shared_words, observe, _FIRST),
+    "RetrievalPipeline-worn": Case(
+        _worn, observe, {name: _CHANGES[name] for name in ("add replaced", "remove")}
+    ),
+}
