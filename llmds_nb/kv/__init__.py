@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         PagedAllocator as PagedAllocator,
     )
     from .cache import KVCache as KVCache
+    from .events import KVEvent as KVEvent
     from .eviction import PageEvents as PageEvents
     from .inspection import KVCacheStats as KVCacheStats
     from .page_tables import PageTable as PageTable
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "allocator": "AllocatorStats Moves PagedAllocator",
         "cache": "KVCache",
+        "events": "KVEvent",
         "eviction": "PageEvents",
         "inspection": "KVCacheStats",
         "page_tables": "PageTable",

@@ -7,8 +7,9 @@ import numpy as np
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.state import Handle
+from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int32s
-from ..errors import CapacityError
+from ..errors import CapacityError, CorruptFileError
 from ..primitives.status import ABSENT, FULL
 from .kernels import allocator as k
 
@@ -33,7 +34,7 @@ class AllocatorStats(NamedTuple):
     holes: int  # free pages below the highest used one, which compact() closes
 
 
-class PagedAllocator:
+class PagedAllocator(Stored):
     """Allocates fixed-size pages by number and counts the references to them.
 
     Parameters
@@ -62,11 +63,11 @@ class PagedAllocator:
     def __init__(self, n_pages: int, page_size: int = 512):
         self.n_pages = validation.integer(n_pages, "n_pages", low=1, high=validation.INT32_MAX)
         self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
-        self._arrays = AllocatorState(
-            ref=np.zeros(self.n_pages, np.int32),
-            free_stack=np.arange(self.n_pages - 1, -1, -1, dtype=np.int32),
-            meta=np.array([self.n_pages]),
-        )
+        ref = np.zeros(self.n_pages, np.int32)
+        self._assemble(ref, np.arange(self.n_pages - 1, -1, -1, dtype=np.int32), self.n_pages)
+
+    def _assemble(self, ref, free_stack, n_free):
+        self._arrays = AllocatorState(ref=ref, free_stack=free_stack, meta=np.array([n_free]))
         self._handle = Handle(self._arrays)
         self._lock = new_lock()
 
@@ -84,11 +85,15 @@ class PagedAllocator:
     def share(self, pages: ArrayLike) -> None:
         """Add one reference to each page. O(n).
 
-        ValueError if a page is unknown or free; nothing is changed then.
+        ValueError if a page is unknown or free, or has 2**31 - 1 references; nothing is changed
+        then.
         """
         pages = self._pages(pages)
         with self._lock:
             position = k.page_share_many(self._handle.address, pages)
+        if position < ABSENT:
+            page = pages[-2 - position]
+            raise ValueError(f"page {page} has 2**31 - 1 references, and can take no more")
         if position != ABSENT:
             raise ValueError(f"page {pages[position]} is free and cannot be shared")
 
@@ -144,9 +149,31 @@ class PagedAllocator:
 
     def check(self) -> None:
         """Assert the invariants of kernels/allocator.py. O(n_pages)."""
-        free = self._arrays.free_stack[: self.n_free]
-        assert (self._arrays.ref >= 0).all()
-        assert np.array_equal(np.sort(free), np.flatnonzero(self._arrays.ref == 0))
+        with self._lock:
+            free = self._arrays.free_stack[: self.n_free]
+            assert (self._arrays.ref >= 0).all()
+            assert np.array_equal(np.sort(free), np.flatnonzero(self._arrays.ref == 0))
+
+    def _state(self):
+        with self._lock:
+            free = self._arrays.free_stack[: self.n_free]
+            arrays = {"ref": self._arrays.ref.copy(), "free_stack": free.copy()}
+        return arrays, {"n_pages": self.n_pages, "page_size": self.page_size}
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        pool = cls(header["n_pages"], header["page_size"])
+        ref, free = arrays["ref"], arrays["free_stack"]
+        n = pool.n_pages
+        for name, array, most in (("ref", ref, n), ("free_stack", free, free.size)):
+            if array.dtype != np.int32 or array.shape != (most,):
+                raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
+        if (ref < 0).any() or not np.array_equal(np.sort(free), np.flatnonzero(ref == 0)):
+            raise CorruptFileError("'free_stack' does not hold the pages without references")
+        stack = np.zeros(n, np.int32)
+        stack[: free.size] = free
+        pool._assemble(ref, stack, free.size)
+        return pool
 
     def __len__(self) -> int:
         return self.n_used

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,22 @@ from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
 from . import inspection, operations, page_tables, persistence
 from .allocator import Moves
+from .events import KVEvent
+from .extra import Extra
 from .inspection import KVCacheStats
 from .kernels import operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
-from .operations import Pins
+from .kernels.reorder import kv_reorder
 from .page_tables import PageTable
+from .pins import Pins
+from .reset import reset
 from .salts import Salt
 from .settings import check_settings
 from .state import CacheState
+from .warmup import drive_kernels
+
+_ARRAY = np.ndarray
 
 
 class KVCache(Stored):
@@ -57,13 +63,16 @@ class KVCache(Stored):
     key : bytes, optional
         Key of the prefix hash, 1 to 64 bytes; random by default. Sharing is exact whatever the
         hash: a hit needs equal tokens and an equal parent page as well.
+    max_events : int
+        How many events are kept until `events` takes them; 0 keeps none.
 
     Notes
     -----
     Sequence ids are any int64 >= 0, chosen by the caller. Tokens are int32 >= 0; arrays of that
     dtype are read without a copy, a list costs about 25 ns per token to convert. A *salt* (int,
     bytes or str; ``0``, ``"0"`` and ``b"0"`` differ) separates tenants: nothing is shared between
-    two salts. A call that raises has changed nothing.
+    two salts. A call that raises has changed nothing. A policy of one's own is in no file: `load`
+    takes it again, as `eviction`.
 
     Attach is O(tokens) for hashing and comparing, append O(1) per token, eviction O(log n) per
     page; nothing grows with the number of cached pages. Paging: Kwon et al., SOSP 2023
@@ -83,12 +92,15 @@ class KVCache(Stored):
     array([0, 1, 2, 0, 1, 3], dtype=int32)
     """
 
+    _stored_version = 2
+
     def __init__(
         self, n_pages: int = 10_000, page_size: int = 512, *,
         kv_shape: tuple[int, ...] | None = None, dtype: npt.DTypeLike = np.float16,
         eviction: Any = "lru", prefix_sharing: bool = True, key: bytes | None = None,
+        max_events: int = 0,
     ):  # fmt: skip
-        given = n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, key
+        given = n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, max_events, key
         self._assemble(CacheState(check_settings(*given)), Pins())
 
     def _assemble(self, state, pins):
@@ -96,8 +108,8 @@ class KVCache(Stored):
         self._pins = pins
         settings = state.settings
         self.n_pages, self.page_size = settings.n_pages, settings.page_size
-        self.kv = None if state.tensors is None else state.tensors.kv
         self.kv_shape, self.dtype = settings.kv_shape, settings.dtype
+        self.kv = None if state.tensors is None else state.tensors.kv
         self.eviction, self.prefix_sharing = settings.eviction, settings.prefix_sharing
         # Scratch under the lock: the arrays of an attach or detach of one sequence.
         self._one = np.zeros(6, np.int64)
@@ -107,7 +119,7 @@ class KVCache(Stored):
 
     def attach(
         self, seq_id: int, tokens: ArrayLike, kv: ArrayLike | None = None, *,
-        salt: Salt = 0, priority: int = 0,
+        salt: Salt = 0, priority: int = 0, extra: Extra | None = None,
     ) -> int:  # fmt: skip
         """Start a sequence with a prompt, sharing its cached prefix. O(tokens).
 
@@ -124,6 +136,11 @@ class KVCache(Stored):
             Tenant; only pages of the same salt are shared.
         priority : int
             Pages touched by a higher priority are evicted later, under every policy.
+        extra : list of (start, stop, key), optional
+            The tokens at these positions, also such as are appended later, stand for more than
+            themselves, such as an image or a LoRA adapter, that the key (int, bytes or str) names.
+            A page that a range touches is found only if the prompt has the same ranges there, up to
+            the end of the page; so is all that comes after it.
 
         Returns
         -------
@@ -140,21 +157,19 @@ class KVCache(Stored):
         seq_id = validation.natural(seq_id, "seq_id")
         tokens = validation.for_kernel(tokens, "tokens", INT32)
         priority = validation.integer(priority, "priority", low=-INT32_MAX, high=INT32_MAX)
-        rows = None if kv is None else self._cache_state.needed_tensors().checked(kv, len(tokens))
         state = self._cache_state
+        if kv is not None or extra is not None:
+            return operations.attach(state, seq_id, tokens, kv, salt, priority, extra)
         with state.lock:
             self._one[:] = seq_id, 0, len(tokens), state.domain(salt), priority, 0
             seq_ids, indptr, domains, priorities, hits = self._one_views
             state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
-            n = int(hits[0])
-            if rows is not None:
-                operations.write_rows(state, seq_id, n, rows[n:])
-                state.run(kv_commit, seq_id, len(tokens))
-        return n
+            return int(hits[0])
 
     def attach_many(
         self, seq_ids: ArrayLike, tokens: ArrayLike, indptr: ArrayLike, *,
         salts: Sequence[Salt] | None = None, priorities: ArrayLike | None = None,
+        extras: Sequence[Extra | None] | None = None,
     ) -> Int64s:  # fmt: skip
         """Attach n sequences in one call, all or none; see `attach`. O(tokens).
 
@@ -165,7 +180,7 @@ class KVCache(Stored):
             All prompts, one after the other.
         indptr : int64[n + 1]
             Prompt i is ``tokens[indptr[i]:indptr[i + 1]]``.
-        salts, priorities : sequence of n, optional
+        salts, priorities, extras : sequence of n, optional
 
         Returns
         -------
@@ -173,7 +188,7 @@ class KVCache(Stored):
             Tokens of each prompt already cached. Prompts of one call share with earlier calls, not
             with one another, since none of them is committed yet.
         """
-        given = seq_ids, tokens, indptr, salts, priorities
+        given = seq_ids, tokens, indptr, salts, priorities, extras
         return operations.attach_many(self._cache_state, *given)
 
     def detach(self, seq_ids: ArrayLike) -> None:
@@ -203,12 +218,8 @@ class KVCache(Stored):
         Returns
         -------
         int64[n]
-            The slot of the K/V of each token: page * page_size + offset.
-
-        Raises
-        ------
-        KeyError, CapacityError
-            The sequence is unknown; too few pages, as for `attach`.
+            The slot of the K/V of each token: page * page_size + offset. KeyError if the sequence
+            is unknown; CapacityError as for `attach`.
         """
         return operations.append(self._cache_state, seq_id, tokens, kv)
 
@@ -219,17 +230,17 @@ class KVCache(Stored):
         `append` does.
         """
         state = self._cache_state
+        # The kernel refuses arrays of other types; what is none, Numba cannot always look at.
+        if not (state.plain and type(seq_ids) is type(tokens) is _ARRAY):
+            return operations.append_many(state, seq_ids, tokens)
         with state.lock:  # `state.run` by hand: the call would take a tenth of a small step
-            try:  # the kernel refuses other arrays itself: checking them takes a tenth, too
-                slots = np.empty(len(tokens), INT64)  # type: ignore[arg-type]
+            slots = np.empty(len(tokens), INT64)
+            try:
                 status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
             except REFUSALS:
-                seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
-                tokens = validation.for_kernel(tokens, "tokens", INT32)
-                slots = np.empty(len(tokens), INT64)
-                status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
-            if status < 0 or not state.plain:
-                state.settle(kv_append_many, status, (seq_ids, tokens, slots))
+                return operations.append_many(state, seq_ids, tokens)
+            if status < 0:
+                state.refused(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
 
     def commit(self, seq_id: int, n_tokens: int) -> None:
@@ -262,6 +273,19 @@ class KVCache(Stored):
         with self._cache_state.lock:
             self._cache_state.run(k.kv_fork, seq_id, new_seq_id)
 
+    def reorder(self, seq_ids: ArrayLike, parents: ArrayLike) -> None:
+        """Let sequence ``seq_ids[i]`` continue ``parents[i]``, all or none: a step of beam search.
+
+        Both int64[n] are ids of sequences. Every parent is taken as it is before the call, in any
+        order and as often as wanted, and its pages are shared until one writes. What nobody
+        continues is dropped as by `detach`. O(pages log pages).
+        """
+        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+        parents = validation.for_kernel(parents, "parents", INT64)
+        validation.same_length("parents", parents, "seq_ids", seq_ids)
+        with self._cache_state.lock:
+            self._cache_state.run(kv_reorder, seq_ids, parents)
+
     def truncate(self, seq_id: int, n_tokens: int) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
 
@@ -282,6 +306,7 @@ class KVCache(Stored):
         was taken.
         """
         with self._cache_state.lock:
+            self._cache_state.ready()
             return Moves(*self._cache_state.take_copies())
 
     def compact(self) -> Moves:
@@ -344,26 +369,50 @@ class KVCache(Stored):
 
     # ---- cached prefixes -------------------------------------------------------------------
 
-    def match(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
+    def match(self, tokens: ArrayLike, *, salt: Salt = 0, extra: Extra | None = None) -> int:
         """Return how many leading tokens are cached, without touching anything. O(tokens)."""
-        return len(operations.match(self._cache_state, tokens, salt)) * self.page_size
+        return len(operations.match(self._cache_state, tokens, salt, extra)) * self.page_size
 
-    def pin(self, tokens: ArrayLike, *, salt: Salt = 0) -> int:
+    def pin(self, tokens: ArrayLike, *, salt: Salt = 0, extra: Extra | None = None) -> int:
         """Keep the cached prefix of `tokens` from eviction; return a handle for `unpin`. O(tokens).
 
         The pin covers the pages that are cached now, perhaps none.
         """
-        return self._pins.add(self._cache_state, tokens, salt)
+        with self._cache_state.lock:
+            pages = operations.match(self._cache_state, tokens, salt, extra)
+            return self._pins.add(self._cache_state, pages)
 
     def unpin(self, handle: int) -> None:
         """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
-        self._pins.remove(self._cache_state, handle)
+        with self._cache_state.lock:
+            self._pins.remove(self._cache_state, handle)
 
     def evict(self, n_pages: int) -> int:
         """Evict up to `n_pages` cached pages not in use; return how many. O(n log pages)."""
         n_pages = validation.natural(n_pages, "n_pages")
         with self._cache_state.lock:
-            return k.kv_evict(self._cache_state.handle.address, n_pages)
+            return self._cache_state.run(k.kv_evict, n_pages)
+
+    def reset(self) -> int:
+        """Forget every cached prefix, as for new weights; return how many pages became free.
+
+        Pages that sequences or pins hold stay theirs, but are found no more; nor is anything ever
+        that sequences attached before have computed or will compute. O(n_pages).
+        """
+        return reset(self._cache_state)
+
+    def events(self) -> list[KVEvent]:
+        """Take the events since the last call, the oldest first, for a mirror of what is cached.
+
+        Needs `max_events`. When more came, a last event "lost" says how many are missing.
+
+        >>> cache = KVCache(8, 2, max_events=100)
+        >>> _ = cache.attach(0, [1, 2, 3])
+        >>> cache.commit(0, 3)
+        >>> [(event.kind, event.tokens.tolist()) for event in cache.events()]
+        [('stored', [1, 2])]
+        """
+        return operations.take_events(self._cache_state)
 
     def set_quota(self, salt: Salt, n_pages: int | None) -> None:
         """Limit the pages that a tenant may own, cached ones included. O(n_pages).
@@ -376,22 +425,27 @@ class KVCache(Stored):
         with state.lock:
             state.run(k.kv_quota, state.domain(salt), min(n, self.n_pages))
 
-    def prefix_digests(self, tokens: ArrayLike, *, salt: Salt = 0) -> UInt8s:
+    def prefix_digests(
+        self, tokens: ArrayLike, *, salt: Salt = 0, extra: Extra | None = None
+    ) -> UInt8s:
         """Return the chained SHA-256 of n full pages, uint8[n, 32]: equal everywhere. O(tokens).
 
         Digest 0 hashes the ASCII bytes ``llmds_nb prefix 1``, a zero byte, the page size as a
         little-endian uint32, the salt, and the first page; every other digest hashes the one before
         it and the next page. A page is its tokens as little-endian int32. A salt is one of the
         bytes ``i``, ``b``, ``s`` for int, bytes, str; the length of the rest as a little-endian
-        uint64; and the decimal digits, the bytes, or the UTF-8 text.
+        uint64; and the decimal digits, the bytes, or the UTF-8 text. Behind the tokens of a page
+        come the ranges of `extra` that touch it, in ascending order: start and stop, but at most
+        the end of the page, as little-endian uint64, and the key as a salt.
         """
-        return operations.prefix_digests(tokens, self.page_size, salt)
+        return operations.prefix_digests(tokens, self.page_size, salt, extra)
 
     # ---- sizes, checks, files --------------------------------------------------------------
 
     def stats(self) -> KVCacheStats:
         """Return sizes and counts. O(n_pages)."""
         with self._cache_state.lock:
+            self._cache_state.ready()
             return inspection.collect_stats(self._cache_state, self._pins)
 
     @property
@@ -419,47 +473,28 @@ class KVCache(Stored):
     def check(self) -> None:
         """Assert the invariants of kernels/state.py. O(n_pages + pages of the sequences)."""
         with self._cache_state.lock:
-            inspection.check(self._cache_state.arrays, self._pins.all_pages())
+            inspection.check(self._cache_state, self._pins.all_pages())
 
     @contextlib.contextmanager
     def _held_state(self):
         with self._cache_state.lock:
+            self._cache_state.ready()
             yield persistence.to_file(self._cache_state, self._pins)
 
     def _state(self):
         with self._held_state() as (arrays, header):
             return {name: array.copy() for name, array in arrays.items()}, header
 
+    def _parts(self):
+        policy = self._cache_state.settings.custom_policy
+        return {} if policy is None else {"eviction": policy}
+
     @classmethod
-    def _from_state(cls, arrays, header):
+    def _from_state(cls, arrays, header, *, eviction=None):
         cache = cls.__new__(cls)
-        cache._assemble(*persistence.from_file(arrays, header))
+        cache._assemble(*persistence.from_file(arrays, header, eviction))
         return cache
 
     @staticmethod
     def _warmup():
-        tokens = np.arange(3, dtype=np.int32)
-        for kv_shape, rows in ((None, None), ((1,), np.zeros((3, 1), np.float16))):
-            cache = KVCache(4, 2, kv_shape=kv_shape)
-            cache.attach(0, tokens, rows)
-            cache.commit(0, 3)
-            cache.fork(0, 1)
-            cache.append_many([0, 1], [1, 1])
-            cache.append(1, [])
-            cache.check()
-            cache.pending_copies()
-            cache.unpin(cache.pin(tokens))
-            if rows is not None:
-                cache.write(0, 2, rows[:1])
-            cache.truncate(1, 2)
-            cache.tokens(1)
-            cache.page_table([0, 1])
-            cache.block_table([0, 1])
-            cache.slot_mapping([0, 1], 0, 1)
-            cache.detach([0, 1])
-            cache.set_quota(0, 4)
-            cache.evict(1)
-            cache.compact()
-        cache = KVCache(4, 2, eviction=SimpleNamespace(keys=lambda events: events.keys))
-        cache.attach(0, tokens)
-        cache.commit(0, 3)
+        drive_kernels(KVCache)

@@ -1,17 +1,17 @@
 """Reads a whole KVCache: its sizes and counts, and the assertion of its invariants."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .._core.typing import Int32s
 from ..primitives.hash_table import table_find, table_pairs
 from ..primitives.status import ABSENT
-from .kernels import state as s
+from .kernels import events, state as s
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import TAGS, WAYS
 from .kernels.prefix_table import prefix_find, prefix_hash
-from .operations import Pins
+from .pins import Pins
 from .state import CacheState
 
 # The fields of KVCacheStats that are in `meta`, by the same names.
@@ -73,14 +73,17 @@ def _live_sequences(kv):
     return hot, cold, [kv.arena[i:][:n] for i, n in zip(starts, sizes, strict=True)]
 
 
-def check(kv: Any, pinned: Int32s) -> None:
+def check(state: CacheState, pinned: Int32s) -> None:
     """Assert the invariants of kernels/state.py; `pinned`: the pages of all pins. O(P + in use)."""
+    kv = state.arrays
     hot, live, blocks = _live_sequences(kv)
     _check_counts(kv, live, blocks, pinned)
     _check_cached(kv)
     _check_heaps(kv)
     _check_sequences(kv, hot, live, blocks)
     _check_ghosts(kv)
+    _check_keys(state, live)
+    _check_log(state)
 
 
 def _check_counts(kv, live, blocks, pinned):
@@ -198,7 +201,10 @@ def _check_sequences(kv, hot, live, blocks):
             tail = kv.page[first[s.TAIL_PAGE]]
             assert used and tail[s.STATE] == s.PRIVATE and tail[s.REF] == 1, f"TAIL_FREE of {name}"
             entered = row[s.N_CHAINED] == length // size
-            assert entered or not kv.meta[s.SHARING], f"TAIL_FREE of {name}"
+            alone = row[s.OUTDATED] or not kv.meta[s.SHARING]
+            assert entered or alone, f"TAIL_FREE of {name}"
+        outdated = row[s.OUTDATED] and (kv.page[pages, s.STATE] == s.CACHED).any()
+        assert not outdated, f"{name} is older than the last reset, but has a cached page"
         assert (kv.page[pages, s.STATE] != s.FREE).all(), f"{name} names a free page"
         assert (kv.page[pages, s.DOMAIN] == row[s.SEQ_DOMAIN]).all(), name
 
@@ -211,3 +217,23 @@ def _check_ghosts(kv):
     assert (filled[:, 1:] <= filled[:, :-1]).all(), "a bucket of ghost entries has a gap"
     for tags, full in zip(records & TAGS, filled, strict=True):
         assert len(set(tags[full])) == full.sum(), "two ghost entries of a bucket have one tag"
+
+
+def _check_keys(state, live):
+    kv, extras = state.arrays, state.extras
+    tokens = kv.tokens[kv.page[:, s.STATE] != s.FREE]
+    symbols = tokens[tokens[:, 0] < 0, 0]
+    assert all(-symbol in extras.symbols.values for symbol in symbols.tolist()), "a key is unknown"
+    for number, stop in live[live[:, s.EXTRA] != 0][:, [s.EXTRA, s.EXTRA_STOP]].tolist():
+        assert number in extras.ranges.values, "the ranges of a sequence are unknown"
+        assert stop == max(end for _, end, _ in extras.ranges.values[number]), "EXTRA_STOP"
+
+
+def _check_log(state):
+    kinds = state.logged()[:, events.EVENT_KIND]
+    assert np.isin(kinds, (events.STORED, events.REMOVED, events.CLEARED)).all(), "kind of an event"
+    rows = state.logged()[kinds != events.CLEARED]
+    assert np.isin(rows[:, events.EVENT_DOMAIN], [*state.domains.values()]).all(), "its salt"
+    firsts = rows[rows[:, events.EVENT_KIND] == events.STORED, events.EVENT_TOKENS]
+    symbols = firsts[firsts < 0].tolist()
+    assert all(-symbol in state.extras.symbols.values for symbol in symbols), "its key"

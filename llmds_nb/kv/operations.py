@@ -1,4 +1,4 @@
-"""Operations of a KVCache that take more than one kernel call, and its pins."""
+"""Operations of a KVCache that take more than one kernel call."""
 
 import hashlib
 from typing import Any
@@ -9,77 +9,76 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.typing import ArrayLike, Int32s, Int64s, UInt8s
 from .._core.validation import INT32, INT32_MAX, INT64
+from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
 from . import page_tables
 from .allocator import Moves
+from .events import KVEvent, decode
+from .extra import check_extra, parts_by_page, parts_bytes
 from .kernels import operations as k, state as s
-from .kernels.append import kv_append, kv_commit
+from .kernels.append import kv_append, kv_append_many
 from .kernels.attach import kv_attach_many, kv_match
+from .kernels.events import N_EVENTS, N_LOST
+from .pins import Pins
 from .salts import Salt, check_salt, check_salts, salt_bytes
 from .state import CacheState
+from .tensors import DueRows
 
 
-def match(state: CacheState, tokens: ArrayLike, salt: Any) -> Int32s:
+def match(state: CacheState, tokens: ArrayLike, salt: Any, extra: Any) -> Int32s:
     """The cached pages that hold the longest cached prefix of `tokens`. O(tokens)."""
     tokens = validation.for_kernel(tokens, "tokens", INT32)
-    salt = check_salt(salt)
-    pages = np.empty(len(tokens) // state.settings.page_size, np.int32)
+    salt, ranges = check_salt(salt), check_extra(extra)
     with state.lock:
+        state.ready()
+        keys = None
+        if ranges:
+            tokens = state.extras.put_known(validation.token_ids(tokens), ranges)
+            keys = np.zeros((1, 2), np.int64)
+        pages = np.empty(len(tokens) // state.settings.page_size, np.int32)
         # An unknown salt has no domain: the kernel then only checks the tokens.
-        args = (state.domains.get(salt, ABSENT), tokens, pages)
-        n = kv_match(state.handle.address, *args)
-        return pages[: n if n >= 0 else state.refused(kv_match, n, args)]
+        domain = state.domains.get(salt, ABSENT)
+        return pages[: state.call(kv_match, domain, tokens, pages, extra=keys)]
 
 
-class Pins:
-    """The pinned prefixes: the pages of each pin under the number that `unpin` takes."""
-
-    def __init__(self, pages: dict[int, Int32s] | None = None, next_number: int = 1):
-        self.pages = {} if pages is None else pages
-        self.next_number = next_number
-
-    def add(self, state: CacheState, tokens: ArrayLike, salt: Any) -> int:
-        """Pin the cached prefix of `tokens`; return the number of the pin."""
-        with state.lock:
-            pages = match(state, tokens, salt).copy()
-            k.kv_pin(state.handle.address, pages, 1)
-            number = self.next_number
-            self.next_number += 1
-            self.pages[number] = pages
-            return number
-
-    def remove(self, state: CacheState, number: int) -> None:
-        """Remove a pin; KeyError if there is none of this number."""
-        number = validation.integer(number, "handle")
-        with state.lock:
-            if number not in self.pages:
-                raise KeyError(f"no pin has handle {number}")
-            k.kv_pin(state.handle.address, self.pages.pop(number), -1)
-
-    def rename(self, renamed: Int32s) -> None:
-        """Replace every page by renamed[page]."""
-        self.pages = {number: renamed[pages] for number, pages in self.pages.items()}
-
-    def all_pages(self) -> Int32s:
-        """The pages of all pins, one after the other."""
-        return np.concatenate([np.zeros(0, np.int32), *self.pages.values()])
-
-
-def prefix_digests(tokens: ArrayLike, page_size: int, salt: Salt) -> UInt8s:
+def prefix_digests(tokens: ArrayLike, page_size: int, salt: Salt, extra: Any) -> UInt8s:
     """See `KVCache.prefix_digests`."""
     tokens = validation.token_ids(tokens)
     n, step = len(tokens) // page_size, 4 * page_size
+    parts = parts_by_page(check_extra(extra), page_size, 0, n)
     data = tokens[: n * page_size].astype("<i4").tobytes()
     chained = b"llmds_nb prefix 1\0" + page_size.to_bytes(4, "little")
     chained += salt_bytes(check_salt(salt))
     out = np.empty((n, 32), np.uint8)
     for i in range(n):
-        chained = hashlib.sha256(chained + data[step * i : step * (i + 1)]).digest()
+        page = data[step * i : step * (i + 1)] + parts_bytes(parts.get(i, ()))
+        chained = hashlib.sha256(chained + page).digest()
         out[i] = np.frombuffer(chained, np.uint8)
     return out
 
 
-def attach_many(state: CacheState, seq_ids, tokens, indptr, salts: Any, priorities: Any) -> Int64s:
+def attach(state: CacheState, seq_id, tokens, kv, salt, priority, extra) -> int:
+    """See `KVCache.attach`, which calls this where there are K/V or extra keys."""
+    n = len(tokens)
+    rows = None if kv is None else state.needed_tensors().checked(kv, n)
+    ids, priorities, indptr = np.array([seq_id]), np.array([priority]), np.array([0, n])
+    ranges, hits = [check_extra(extra)], np.empty(1, np.int64)
+    with state.lock:
+        state.ready()
+        domains = np.array([state.domain(salt)])
+        if rows is not None and table_find(state.arrays.ids, seq_id) == ABSENT:
+            state.needed_tensors().due = DueRows(seq_id, n, None, rows)
+        args = ids, tokens, indptr, domains, priorities, hits
+        _attach_keyed(state, ranges, *args)
+        if rows is not None:
+            state.write_due()
+        state.notify()
+    return int(hits[0])
+
+
+def attach_many(
+    state: CacheState, seq_ids, tokens, indptr, salts: Any, priorities: Any, extras: Any
+) -> Int64s:
     """See `KVCache.attach_many`."""
     seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
     tokens = validation.for_kernel(tokens, "tokens", INT32)
@@ -94,15 +93,42 @@ def attach_many(state: CacheState, seq_ids, tokens, indptr, salts: Any, prioriti
     else:
         priorities = validation.integers(priorities, "priorities", low=-INT32_MAX, high=INT32_MAX)
         validation.same_length("priorities", priorities, "seq_ids", seq_ids)
+    ranges = []
+    if extras is not None:
+        if isinstance(extras, str | bytes) or not hasattr(extras, "__len__"):
+            raise TypeError(f"extras must be one list per sequence, not {extras!r}")
+        validation.same_length("extras", extras, "seq_ids", seq_ids)
+        ranges = [check_extra(extra) for extra in extras]
     hits = np.empty(n, np.int64)
     with state.lock:
+        state.ready()
         if salts is None:
             domains = np.full(n, state.domain(0), np.int64)
         else:
             state.reserve_domains(len(set(salts)))
             domains = np.array([state.domain(salt) for salt in salts], np.int64)
-        state.run(kv_attach_many, seq_ids, tokens, indptr, domains, priorities, hits)
+        args = seq_ids, tokens, indptr, domains, priorities, hits
+        if any(ranges):
+            _attach_keyed(state, ranges, *args)
+        else:
+            state.call(kv_attach_many, *args)
+        state.notify()
     return hits
+
+
+def _attach_keyed(state, ranges, seq_ids, tokens, indptr, *others):
+    """Attach sequences whose prompts have these ranges of `extra`."""
+    if not any(ranges):
+        state.call(kv_attach_many, seq_ids, tokens, indptr, *others)
+        return
+    keyed = validation.token_ids(tokens).copy()
+    state.forget_keys()
+    extra = np.zeros((len(ranges), 2), np.int64)
+    for i, own in enumerate(ranges):
+        if own:
+            extra[i] = state.extras.ranges.number(own), max(stop for _, stop, _ in own)
+            state.extras.put(keyed[indptr[i] : indptr[i + 1]], own)
+    state.call(kv_attach_many, seq_ids, keyed, indptr, *others, extra=extra)
 
 
 def append(state: CacheState, seq_id, tokens, kv) -> Int64s:
@@ -113,50 +139,77 @@ def append(state: CacheState, seq_id, tokens, kv) -> Int64s:
     rows = None if tensors is None else tensors.checked(kv, len(tokens))
     slots = np.empty(len(tokens), np.int64)
     with state.lock:
-        state.run(kv_append, seq_id, tokens, slots)
-        if tensors is not None and len(tokens):
-            tensors.slots[slots] = rows
-            state.run(kv_commit, seq_id, state.length(seq_id))
+        if tensors is None or rows is None or not len(rows):
+            state.run(kv_append, seq_id, tokens, slots)
+            return slots
+        state.ready()
+        tensors.due = DueRows(seq_id, state.length(seq_id) + len(rows), None, rows)
+        state.call(kv_append, seq_id, tokens, slots)
+        state.write_due()
+        state.notify()
+    return slots
+
+
+def append_many(state: CacheState, seq_ids, tokens) -> Int64s:
+    """See `KVCache.append_many`, which calls this for what is not the usual case."""
+    seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+    tokens = validation.for_kernel(tokens, "tokens", INT32)
+    slots = np.empty(len(tokens), INT64)
+    with state.lock:
+        state.run(kv_append_many, seq_ids, tokens, slots)
     return slots
 
 
 def write(state: CacheState, seq_id, start, kv) -> None:
     """See `KVCache.write`."""
     seq_id = validation.natural(seq_id, "seq_id")
-    rows = state.needed_tensors().checked(kv)
+    tensors = state.needed_tensors()
+    rows = tensors.checked(kv)
     start = validation.natural(start, "start")
     with state.lock:
+        state.ready()
         length, stop = state.length(seq_id), start + len(rows)
         if stop > length:
             raise ValueError(f"write to tokens {start} to {stop} of a sequence of {length}")
-        write_rows(state, seq_id, start, rows)
-
-
-def write_rows(state: CacheState, seq_id: int, start: int, rows: npt.NDArray) -> None:
-    """Write the K/V rows of tokens from `start` on, copying pages that others hold. O(n)."""
-    slots = np.empty(len(rows), np.int64)
-    state.run(k.kv_write, seq_id, start, slots)
-    state.needed_tensors().slots[slots] = rows
+        tensors.due = DueRows(seq_id, length, start, rows)
+        state.write_due()
+        state.notify()
 
 
 def get(state: CacheState, seq_id) -> npt.NDArray:
     """See `KVCache.get`."""
     rows = state.needed_tensors().slots
     with state.lock:
+        state.ready()
         length = state.length(seq_id)
         return rows[page_tables.slot_mapping(state, [seq_id], 0, length, None)]
 
 
 def compact(state: CacheState, pins: Pins) -> Moves:
     """See `KVCache.compact`."""
-    src, dst, renamed = (np.empty(state.settings.n_pages, np.int32) for _ in range(3))
     with state.lock:
+        state.ready()
         pending = int(state.arrays.meta[s.N_PENDING])
         if pending:
             raise RuntimeError(f"{pending} pending copies must be fetched before compact()")
-        n = k.kv_compact(state.handle.address, src, dst, renamed)
-        moves = Moves(src[:n].copy(), dst[:n].copy())
-        pins.rename(renamed)
-        if state.tensors is not None:
-            state.tensors.kv[moves.dst] = state.tensors.kv[moves.src]
-    return moves
+        used = state.arrays.page[:, s.STATE] != s.FREE
+        n = int(used.sum())
+        src = (np.flatnonzero(used[n:]) + n).astype(np.int32)
+        dst = np.flatnonzero(~used[:n]).astype(np.int32)
+        if state.tensors is not None:  # before the pages move: until then dst are free
+            state.tensors.kv[dst] = state.tensors.kv[src]
+        k.kv_compact(state.handle.address, src, dst, pins.array)
+        return Moves(src, dst)
+
+
+def take_events(state: CacheState) -> list[KVEvent]:
+    """See `KVCache.events`."""
+    if not state.settings.max_events:
+        raise ValueError("this cache logs no events: give max_events to KVCache")
+    with state.lock:
+        state.ready()
+        log = state.arrays.events
+        salts = {domain: salt for salt, domain in state.domains.items()}
+        found = decode(log, salts, state.extras)
+        log[0, N_EVENTS : N_LOST + 1] = 0
+        return found

@@ -25,6 +25,8 @@ def page_table(state: CacheState, seq_ids, out) -> PageTable:
     with state.lock:
         rows, sizes = _find_many(state, seq_ids)
         n, nnz = len(rows), sizes[1]
+        if nnz > validation.INT32_MAX:
+            raise ValueError(f"a page table of {nnz} entries has more than 2**31 - 1")
         if out is None:
             indptr, indices = np.empty(n + 1, np.int32), np.empty(nnz, np.int32)
             out = PageTable(indptr, indices, np.empty(n, np.int32))
@@ -82,6 +84,7 @@ def tokens(state: CacheState, seq_id) -> Int32s:
         row = state.find(seq_id)
         out = np.empty(state.arrays.seq_hot[row, LENGTH], np.int32)
         k.table_tokens(state.handle.address, row, out)
+        state.extras.take_out(out, state.settings.page_size)
     return out
 
 

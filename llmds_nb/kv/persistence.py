@@ -2,12 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from .._core.storage import PartError, checking_parts
 from ..errors import CorruptFileError
+from .extra import ExtraKeys
 from .inspection import check
-from .kernels.state import KVState
-from .operations import Pins
+from .kernels import eviction_policy as ev, state as s
+from .kernels.events import N_EVENTS
+from .kernels.operations import kv_rekey
+from .pins import Pins
 from .salts import salt_from_json, salt_to_json
 from .settings import CacheSettings, check_settings
 from .state import CacheState, empty_arrays, ids_of
@@ -16,61 +21,117 @@ from .state import CacheState, empty_arrays, ids_of
 _FILE_NAMES = {
     "tokens": "tok", "arena": "pool", "seq_hot": "hot", "seq_cold": "seq", "domain": "dom",
 }  # fmt: skip
+_NOT_IN_FILES = ("extra", "ids")  # of one call; made anew of `seq_hot`, older files hold it
+_DEFAULTS = {  # of what version 1 lacks
+    "version": 2,
+    "max_events": 0,
+    "extra": {"symbols": [], "ranges": []},
+}
 
 
 def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict]:
     """The arrays, uncopied, and the header that JSON can hold."""
-    settings = state.settings
-    if settings.custom_policy is not None:
-        policy = settings.custom_policy
-        raise TypeError(f"a KVCache with the custom policy {policy!r} cannot be saved")
-    arrays = {_FILE_NAMES.get(name, name): a for name, a in state.arrays._asdict().items()}
-    del arrays["ids"]  # made anew from `seq_hot`; older files hold it
+    settings, kv = state.settings, state.arrays
+    arrays = {
+        _FILE_NAMES.get(name, name): array
+        for name, array in kv._asdict().items()
+        if name not in _NOT_IN_FILES
+    }
+    arrays["events"] = kv.events[: 1 + len(state.logged())]
     arrays["pins"] = pins.all_pages()
     if state.tensors is not None:
-        arrays["kv"] = state.tensors.kv
+        arrays["kv"] = _as_stored(state.tensors.kv)
     header = {
         **settings._asdict(),
+        "eviction": settings.eviction if settings.custom_policy is None else None,
         "dtype": settings.dtype.name,
         "key": settings.key.hex(),
         "domains": [[*salt_to_json(salt), domain] for salt, domain in state.domains.items()],
-        "pins": [[number, len(pages)] for number, pages in pins.pages.items()],
-        "next_pin": pins.next_number,
+        "extra": state.extras.to_json(),
+        "pins": [[handle, len(pages)] for handle, pages in pins.held().items()],
+        "next_pin": pins.next_handle,
     }
     return arrays, header
 
 
-def from_file(arrays: dict[str, npt.NDArray], header: dict[str, Any]) -> tuple[CacheState, Pins]:
+def _as_stored(kv):
+    """Tensors of a dtype that files do not know, such as bfloat16, as unsigned integers."""
+    return kv if kv.dtype.kind in "biuf" else kv.view(f"u{kv.itemsize}")
+
+
+def from_file(
+    arrays: dict[str, npt.NDArray], header: dict[str, Any], policy: Any
+) -> tuple[CacheState, Pins]:
     """The state and the pins; CorruptFileError for arrays that do not fit one another."""
+    header = {**_DEFAULTS, **header}
     *given, key = (header[name] for name in CacheSettings._fields)
-    settings = check_settings(*given, bytes.fromhex(key))
+    settings = _with_policy(given, bytes.fromhex(key), policy)
     domains = {salt_from_json(kind, text): domain for kind, text, domain in header["domains"]}
-    kv = None if settings.tensor_shape is None else arrays["kv"]
-    if kv is not None and kv.shape != settings.tensor_shape:
-        raise CorruptFileError(f"array 'kv' has shape {list(kv.shape)}")
-    state = CacheState(settings, (_state_arrays(settings, arrays), domains, kv))
+    kv = None
+    if settings.tensor_shape is not None:
+        kv = arrays["kv"].view(settings.dtype)
+        if kv.shape != settings.tensor_shape or arrays["kv"].dtype != _as_stored(kv).dtype:
+            raise CorruptFileError(f"array 'kv' has shape {list(arrays['kv'].shape)}")
+    extras = ExtraKeys.from_json(settings.page_size, header["extra"])
+    state = CacheState(settings, (_state_arrays(settings, arrays), domains, extras, kv))
     pages, end = {}, 0
-    for number, n in header["pins"]:
-        pages[number] = arrays["pins"][end : end + n]
+    for handle, n in header["pins"]:
+        pages[handle] = arrays["pins"][end : end + n]
         end += n
     pins = Pins(pages, header["next_pin"])
     try:
-        check(state.arrays, pins.all_pages())
+        check(state, pins.all_pages())
     except (AssertionError, IndexError) as error:
         raise CorruptFileError(f"the cache is inconsistent: {error}") from None
+    if header["version"] == 1 and settings.eviction == "lfu":
+        _rekey(state)
     return state, pins
 
 
+def _with_policy(given, key, policy):
+    """The settings, with a policy that the file cannot hold, and only with such a one."""
+    place = CacheSettings._fields.index("eviction")
+    if given[place] is not None:
+        if policy is not None:
+            raise PartError(f"the file names its eviction policy, {given[place]!r}")
+        return check_settings(*given, key)
+    if policy is None or isinstance(policy, str):
+        raise PartError("the cache has an eviction policy of its own: pass it as eviction=")
+    with checking_parts():
+        return check_settings(*given[:place], policy, *given[place + 1 :], key)
+
+
 def _state_arrays(settings, arrays):
-    found = {}
-    empties = empty_arrays(settings)._asdict()
-    del empties["ids"]
-    for field, empty in empties.items():
+    empty = empty_arrays(settings)
+    found = {name: getattr(empty, name) for name in _NOT_IN_FILES}
+    for field, like in empty._asdict().items():
+        if field in found:
+            continue
         name = _FILE_NAMES.get(field, field)
-        array = arrays[name]
+        array = like[:1] if field == "events" and name not in arrays else arrays[name]
+        if field == "seq_cold" and array.shape[1:] == (s.OUTDATED,):  # version 1
+            array = np.pad(array, ((0, 0), (0, s.SEQ_COLD_COLUMNS - s.OUTDATED)))
         fixed = field in ("page", "tokens", "meta")
-        same = array.shape == empty.shape if fixed else array.shape[1:] == empty.shape[1:]
-        if array.dtype != empty.dtype or not same:
+        same = array.shape == like.shape if fixed else array.shape[1:] == like.shape[1:]
+        if array.dtype != like.dtype or not same:
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         found[field] = array
-    return KVState(**found, ids=ids_of(found["seq_hot"]))
+    found["events"] = _log(empty.events, found["events"])
+    found["ids"] = ids_of(found["seq_hot"])
+    return s.KVState(**found)
+
+
+def _log(empty, saved):
+    """The log that holds the saved events, and as many more as the empty one."""
+    if len(saved) != (1 + saved[0, N_EVENTS] if len(saved) else 0) or len(saved) > len(empty):
+        raise CorruptFileError(f"array 'events' has {len(saved)} rows")
+    empty[: len(saved)] = saved
+    return empty
+
+
+def _rekey(state):
+    """Give the pages of a cache of version 1 the keys that `lfu` has had since."""
+    page = state.arrays.page
+    pages = np.flatnonzero(page[:, s.STATE] == s.CACHED)
+    old = page[pages, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0]
+    kv_rekey(state.handle.address, pages, ev.lfu_keys(page[pages, s.USES], old & 0xFFFFFFFF))

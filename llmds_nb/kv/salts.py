@@ -7,11 +7,20 @@ import numpy as np
 Salt = int | bytes | str
 
 
-def check_salt(salt: Any) -> Salt:
-    """Return a salt as a plain int, bytes or str; TypeError for anything else."""
-    if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
-        raise TypeError(f"salt must be int, bytes or str, not {salt!r}")
-    return salt if isinstance(salt, bytes | str) else int(salt)  # an enum prints its name
+def check_salt(salt: Any, name: str = "salt") -> Salt:
+    """Return a salt as a plain int, bytes or str; TypeError for anything else.
+
+    A subclass is taken for the value that it holds, whatever its own methods say.
+    """
+    if isinstance(salt, str):
+        return str.__str__(salt)
+    if isinstance(salt, bytes):
+        return b"".join([salt])
+    if isinstance(salt, np.integer):
+        return int(salt)
+    if isinstance(salt, bool) or not isinstance(salt, int):
+        raise TypeError(f"{name} must be int, bytes or str, not {salt!r}")
+    return int.__int__(salt)
 
 
 def check_key(key: Any) -> bytes:

@@ -1,5 +1,6 @@
 """The settings of a KVCache, checked."""
 
+import importlib
 import os
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from .._core import validation
 from .eviction import POLICIES
 from .salts import check_key
 
+_MAX_EVENTS = 2**24
 _MAX_PAGES = 2**27  # offsets into the arena are int32 in places
 
 
@@ -21,6 +23,7 @@ class CacheSettings(NamedTuple):
     dtype: np.dtype
     eviction: Any  # a name, or a custom policy
     prefix_sharing: bool
+    max_events: int
     key: bytes
 
     @property
@@ -36,19 +39,39 @@ class CacheSettings(NamedTuple):
 
 def check_settings(*given: Any) -> CacheSettings:
     """The settings, given in their order; a TypeError or ValueError for one that cannot be."""
-    n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, key = given
+    n_pages, page_size, kv_shape, dtype, eviction, prefix_sharing, max_events, key = given
     n_pages = validation.integer(n_pages, "n_pages", low=1, high=_MAX_PAGES)
     page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
     kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
-    number_type = np.dtype(dtype)
-    if number_type.hasobject or number_type.itemsize == 0:
-        raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
+    number_type = _number_type(dtype)
     if eviction is None or isinstance(eviction, str):
         validation.choice(eviction, "eviction", tuple(POLICIES))
     elif not callable(getattr(eviction, "keys", None)):
         raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
     sharing, key = bool(prefix_sharing), os.urandom(32) if key is None else check_key(key)
-    return CacheSettings(n_pages, page_size, kv_shape, number_type, eviction, sharing, key)
+    most = validation.integer(max_events, "max_events", low=0, high=_MAX_EVENTS)
+    return CacheSettings(n_pages, page_size, kv_shape, number_type, eviction, sharing, most, key)
+
+
+def _number_type(dtype):
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = np.dtype(_of_ml_dtypes(dtype))
+    if found.kind in "biufc" or (found.kind == "V" and found.isbuiltin == 2):  # 2: ml_dtypes
+        return found
+    raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
+
+
+def _of_ml_dtypes(dtype):
+    """The dtype of the package ml_dtypes, which is not needed otherwise, with such a name."""
+    try:
+        return getattr(importlib.import_module("ml_dtypes"), dtype)
+    except (ImportError, AttributeError, TypeError):
+        raise TypeError(
+            f"dtype must be one of NumPy, not {dtype!r}; bfloat16 and float8 need the package "
+            "ml_dtypes, or uint16 and uint8 for their bits"
+        ) from None
 
 
 def _kv_shape(shape):

@@ -1,16 +1,16 @@
 """CacheState: the arrays of a KVCache behind one handle, their growth, and calls of kernels."""
 
+import contextlib
 import hashlib
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .._core import validation
 from .._core.arrays import aligned_zeros
 from .._core.forking import new_lock
 from .._core.state import Handle
-from .._core.typing import ArrayLike, Int32s, Int64s
+from .._core.typing import Int32s, Int64s
 from ..errors import CapacityError
 from ..primitives import status as st
 from ..primitives.hash_table import (
@@ -22,40 +22,22 @@ from ..primitives.hash_table import (
 )
 from ..primitives.status import ABSENT
 from .eviction import POLICIES, call_policy
-from .kernels import eviction_policy as ev, operations as k, state as s
-from .kernels.append import kv_commit
+from .extra import ExtraKeys
+from .kernels import events, eviction_policy as ev, operations as k, state as s
+from .kernels.append import kv_append, kv_commit
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
 from .kernels.pages import kv_pending_clear
+from .kernels.reorder import kv_reorder
 from .salts import Salt, check_salt, salt_bytes
 from .settings import CacheSettings
+from .tensors import Tensors
 
 KVState: Any = s.KVState  # a named tuple class: see _core/state.py
 _FIRST_SEQUENCES = 64
 _FIRST_DOMAINS = 16
 _SALT_TYPES = frozenset({int, str, bytes})  # exact types, since True == 1
-
-
-class Tensors:
-    """The K/V of all pages, dtype[n_pages, page_size, *shape], where the cache holds them."""
-
-    __slots__ = ("kv", "shape", "slots")
-
-    def __init__(self, kv: npt.NDArray):
-        self.kv = kv
-        self.shape = kv.shape[2:]
-        self.slots = kv.reshape(-1, *self.shape)  # the same, a row for each token slot
-
-    def checked(self, kv: ArrayLike, n: int | None = None) -> npt.NDArray:
-        """The K/V that a user gave for `n` tokens (None: any number), of our dtype and shape."""
-        array: npt.NDArray[Any] = np.asarray(kv)
-        if array.dtype != self.kv.dtype:
-            raise TypeError(f"kv must be {self.kv.dtype}, as the cache, not {array.dtype}")
-        if n is None and array.ndim:
-            n = len(array)
-        if array.shape != (n, *self.shape):
-            raise ValueError(f"kv must have shape {[n, *self.shape]}, not {list(array.shape)}")
-        return array
+_KEYED = np.zeros((1, 2), np.int64)  # `extra` of a call with keyed tokens that makes no sequence
 
 
 class CacheState:
@@ -65,11 +47,15 @@ class CacheState:
     kernel and every look at the arrays. `domains` are the rows of the domain array by salt. With
     neither `tensors` nor a custom policy a cache is `plain`: there is nothing to do after a kernel
     that succeeded.
+
+    A kernel changes all or nothing, but an interrupt may come before what Python has to do after
+    it. What is left then, copies of pages and `due` rows, is done by `ready` before anything else.
     """
 
-    def __init__(self, settings: CacheSettings, saved: tuple[Any, dict, Any] | None = None):
-        """An empty state, or that of the KVState, the domains and the K/V of a saved one."""
-        arrays, domains, kv = saved or (empty_arrays(settings), {}, None)
+    def __init__(self, settings: CacheSettings, saved: tuple[Any, ...] | None = None):
+        """An empty state, or that of the KVState, domains, extra keys and K/V of a saved one."""
+        extras = ExtraKeys(settings.page_size)
+        arrays, domains, extras, kv = saved or (empty_arrays(settings), {}, extras, None)
         if kv is None and settings.tensor_shape is not None:
             kv = np.zeros(settings.tensor_shape, settings.dtype)
         self.settings = settings
@@ -78,6 +64,7 @@ class CacheState:
         self.domains: dict[Salt, int] = domains
         taken = set(domains.values())
         self._free_domains = [d for d in reversed(range(len(arrays.domain))) if d not in taken]
+        self.extras: ExtraKeys = extras
         self.tensors = None if kv is None else Tensors(kv)
         self._custom_policy = settings.custom_policy
         self.plain = kv is None and self._custom_policy is None
@@ -92,25 +79,53 @@ class CacheState:
 
     def run(self, kernel: Any, *args: Any) -> int:
         """Call a kernel, growing the arrays as needed; raise an error if it refuses the call."""
-        status = kernel(self.handle.address, *args)
-        return status if status >= 0 and self.plain else self.settle(kernel, status, args)
-
-    def settle(self, kernel: Any, status: int, args: tuple) -> int:
-        """Finish a call of a kernel: refusal, pending copies, custom policy. See `run`."""
-        if status < 0:
-            status = self.refused(kernel, status, args)
-        if self.tensors is not None and self.arrays.meta[s.N_PENDING]:
-            src, dst = self.take_copies()
-            self.tensors.kv[dst] = self.tensors.kv[src]
-        if self._custom_policy is not None:
-            call_policy(self._custom_policy, self.handle)
+        if self.plain:
+            status = kernel(self.handle.address, *args)
+            return status if status >= 0 else self.refused(kernel, status, args)
+        self.ready()
+        status = self.call(kernel, *args)
+        self.notify()
         return status
 
-    def refused(self, kernel: Any, status: int, args: tuple) -> int:
-        """Grow the arrays and repeat the call, or raise (statuses: kernels/sequences.py)."""
-        while status in (st.GROW, st.GROW_SEQUENCES):
-            self.grow(status)
-            status = kernel(self.handle.address, *args)
+    def ready(self) -> None:
+        """Finish what an interrupted call has left to do."""
+        tensors = self.tensors
+        if tensors is not None:
+            self._copy_pages()
+            if tensors.due is not None:
+                with contextlib.suppress(CapacityError, ValueError):  # the call was refused
+                    self.write_due()
+
+    def call(self, kernel: Any, *args: Any, extra: Any = None) -> int:
+        """`run` without what comes before and after; `extra` as in kernels/state.py."""
+        handle = self.handle if extra is None else Handle(self.arrays._replace(extra=extra))
+        status = kernel(handle.address, *args)
+        if status < 0:
+            status = self.refused(kernel, status, args, extra)
+        if self.tensors is not None:
+            self._copy_pages()
+        return status
+
+    def settle(self) -> None:
+        """What is to be done after a kernel of another object has changed the cache."""
+        if self.tensors is not None:
+            self._copy_pages()
+        self.notify()
+
+    def notify(self) -> None:
+        """Call a custom policy for the pages of the last call."""
+        if self._custom_policy is not None:
+            call_policy(self._custom_policy, self.handle)
+
+    def refused(self, kernel: Any, status: int, args: tuple, extra: Any = None) -> int:
+        """Do what a kernel asks for and call it again, or raise (kernels/sequences.py)."""
+        while status in (st.GROW, st.GROW_SEQUENCES, st.UNKEYED):
+            if status == st.UNKEYED:
+                args, extra = (args[0], self._with_keys(kernel, args), *args[2:]), _KEYED
+            else:
+                self.grow(status)
+            handle = self.handle if extra is None else Handle(self.arrays._replace(extra=extra))
+            status = kernel(handle.address, *args)
         if status >= 0:
             return status
         meta = self.arrays.meta
@@ -133,6 +148,92 @@ class CacheState:
         name = "seq_ids" if status == st.BAD_ID else "tokens"
         raise ValueError(f"{name} must be >= 0, not {value}")
 
+    # ---- keyed pages -----------------------------------------------------------------------
+
+    def forget_keys(self) -> None:
+        """Forget the numbers of keys that nothing uses, if there are many. O(n_pages)."""
+        if self.extras.is_crowded:
+            arrays = self.arrays
+            used = arrays.page[:, s.STATE] != s.FREE
+            log = self.logged()
+            logged = log[log[:, events.EVENT_KIND] == events.STORED, events.EVENT_TOKENS]
+            firsts = np.append(arrays.tokens[used, 0], logged)
+            live = arrays.seq_hot[:, s.ID] != ABSENT
+            self.extras.keep(firsts, arrays.seq_cold[live, s.EXTRA])
+
+    def _with_keys(self, kernel, args) -> Int32s:
+        """The tokens of an append, with the keys of the pages that they begin."""
+        self.forget_keys()
+        tokens = args[1].copy()
+        if kernel is kv_append:
+            self._put_keys(args[0], tokens)
+        else:
+            for i, seq_id in enumerate(args[0].tolist()):
+                self._put_keys(seq_id, tokens[i : i + 1])
+        return tokens
+
+    def _put_keys(self, seq_id, tokens):
+        row, arrays = self.find(seq_id), self.arrays
+        number = int(arrays.seq_cold[row, s.EXTRA])
+        if number:
+            ranges = self.extras.ranges.values[number]
+            self.extras.put(tokens, ranges, int(arrays.seq_hot[row, s.LENGTH]))
+
+    def logged(self) -> Int32s:
+        """The rows of the events in the log."""
+        log = self.arrays.events
+        return log[1 : 1 + log[0, events.N_EVENTS]] if len(log) else log
+
+    # ---- tensors ---------------------------------------------------------------------------
+
+    def needed_tensors(self) -> Tensors:
+        """The tensors; ValueError for a cache without."""
+        if self.tensors is None:
+            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
+        return self.tensors
+
+    def write_due(self) -> None:
+        """Write the due rows, copying pages that others hold; none are due any more. O(n)."""
+        tensors = self.needed_tensors()
+        due, hot = tensors.due, self.arrays.seq_hot
+        row = ABSENT if due is None else table_find(self.arrays.ids, due.seq_id)
+        if due is not None and row != ABSENT and hot[row, s.LENGTH] == due.length:
+            start = int(hot[row, s.COMMITTED]) if due.start is None else due.start
+            rows = due.rows
+            if due.start is None:
+                rows = rows[len(rows) - (due.length - start) :]
+            slots = np.empty(len(rows), np.int64)
+            try:
+                self.call(k.kv_write, due.seq_id, start, slots)
+            except (CapacityError, ValueError):
+                tensors.due = None
+                raise
+            tensors.slots[slots] = rows
+            if due.start is None:
+                self.call(kv_commit, due.seq_id, due.length)
+        tensors.due = None
+
+    def _copy_pages(self):
+        """Do the pending copies; they stay pending until they are done."""
+        n = self.arrays.meta[s.N_PENDING]
+        if n:
+            src, dst = self._pending()
+            self.tensors.kv[dst] = self.tensors.kv[src]
+            kv_pending_clear(self.handle.address)
+
+    def _pending(self):
+        start, n = self.arrays.meta[s.PENDING_COPIES], self.arrays.meta[s.N_PENDING]
+        moves = self.arrays.arena[start : start + 2 * n].reshape(n, 2)
+        return moves[:, 0].copy(), moves[:, 1].copy()
+
+    def take_copies(self) -> tuple[Int32s, Int32s]:
+        """Take the pending copies as (src, dst)."""
+        moves = self._pending()
+        kv_pending_clear(self.handle.address)
+        return moves
+
+    # ---- looking up ------------------------------------------------------------------------
+
     def find(self, seq_id: int) -> int:
         """Row of a sequence; KeyError if there is none. O(1)."""
         row = table_find(self.arrays.ids, validation.natural(seq_id, "seq_id"))
@@ -144,19 +245,6 @@ class CacheState:
         """Number of tokens of a sequence; KeyError if there is none. O(1)."""
         with self.lock:
             return int(self.handle.state.seq_hot[self.find(seq_id), s.LENGTH])
-
-    def needed_tensors(self) -> Tensors:
-        """The tensors; ValueError for a cache without."""
-        if self.tensors is None:
-            raise ValueError("this cache holds no tensors: give kv_shape to KVCache")
-        return self.tensors
-
-    def take_copies(self) -> tuple[Int32s, Int32s]:
-        """Take the pending copies as (src, dst)."""
-        start, n = self.arrays.meta[s.PENDING_COPIES], self.arrays.meta[s.N_PENDING]
-        moves = self.arrays.arena[start : start + 2 * n].reshape(n, 2).copy()
-        kv_pending_clear(self.handle.address)
-        return moves[:, 0].copy(), moves[:, 1].copy()
 
     # ---- growth ----------------------------------------------------------------------------
 
@@ -189,11 +277,12 @@ class CacheState:
             hot[:old] = arrays.seq_hot
             hot[old:, s.ID] = ABSENT
             hot[old:, s.LENGTH] = np.arange(old + 1, size + 1)  # chain of free rows
-            hot[-1, s.LENGTH] = arrays.meta[s.FREE_SEQUENCE]
-            arrays.meta[s.FREE_SEQUENCE] = old
+            meta = arrays.meta.copy()
+            hot[-1, s.LENGTH] = meta[s.FREE_SEQUENCE]
+            meta[s.FREE_SEQUENCE] = old
             cold = np.zeros((size, s.SEQ_COLD_COLUMNS), np.int64)
             cold[:old] = arrays.seq_cold
-            arrays = arrays._replace(seq_hot=hot, seq_cold=cold)
+            arrays = arrays._replace(seq_hot=hot, seq_cold=cold, meta=meta)
         self.handle.replace(arrays)
 
     # ---- domains ---------------------------------------------------------------------------
@@ -205,10 +294,10 @@ class CacheState:
         domain = self.domains.get(salt)
         if domain is not None:
             return domain
-        self.reserve_domains(1)
-        domain = self._free_domains.pop()
         options: Any = {"digest_size": 16, "key": self.settings.key, "person": b"llmds_nb kv"}
         root = hashlib.blake2b(salt_bytes(salt), **options)
+        self.reserve_domains(1)
+        domain = self._free_domains.pop()
         dom = self.arrays.domain
         dom[domain] = 0
         dom[domain, s.DOMAIN_UNSET] = ABSENT
@@ -223,17 +312,19 @@ class CacheState:
         """
         if n <= len(self._free_domains):
             return
-        dom = self.arrays.domain
+        arrays = self.arrays
+        dom = arrays.domain
         idle = (dom[:, s.OWNED] == 0) & (dom[:, s.SEQUENCES] == 0) & (dom[:, s.QUOTA] < 0)
-        self.domains = {salt: d for salt, d in self.domains.items() if not idle[d]}
-        self._free_domains = np.flatnonzero(idle)[::-1].tolist()
+        idle[self.logged()[:, events.EVENT_DOMAIN]] = False
+        domains = {salt: d for salt, d in self.domains.items() if not idle[d]}
         size = len(dom)
-        while size < 2 * (len(self.domains) + n):
+        while size < 2 * (len(domains) + n):
             size *= 2
+        free = [*range(size - 1, len(dom) - 1, -1), *np.flatnonzero(idle)[::-1].tolist()]
         more = np.zeros((size - len(dom), s.DOMAIN_COLUMNS), np.int64)
         more[:, s.DOMAIN_UNSET] = ABSENT
-        self.handle.replace(self.arrays._replace(domain=np.concatenate([dom, more])))
-        self._free_domains[:0] = range(size - 1, len(dom) - 1, -1)
+        self.handle.replace(arrays._replace(domain=np.concatenate([dom, more])))
+        self.domains, self._free_domains = domains, free
 
 
 def empty_arrays(settings: CacheSettings) -> Any:
@@ -274,6 +365,8 @@ def empty_arrays(settings: CacheSettings) -> Any:
         ids=empty_table(_FIRST_SEQUENCES),
         domain=domain,
         meta=meta,
+        events=empty_log(settings),
+        extra=np.zeros((0, 2), np.int64),
     )
 
 
@@ -285,9 +378,19 @@ def ids_of(seq_hot: Int64s) -> Int64s:
     return ids
 
 
+def empty_log(settings: CacheSettings) -> Int32s:
+    """A log of no events, for as many as the settings say."""
+    rows = settings.max_events + 1 if settings.max_events else 0
+    return np.zeros((rows, events.EVENT_TOKENS + settings.page_size), np.int32)
+
+
+_TOO_MANY = "page {0} is referred to so often that its count can take no more"
 # What INVALID means to each kernel: {0} is meta[MISSING], the rest are the kernel's arguments.
 _INVALID = {
     kv_commit: "n_tokens is more than the {0} tokens of the sequence: {2}",
     k.kv_truncate: "n_tokens is more than the {0} tokens of the sequence: {2}",
+    k.kv_fork: _TOO_MANY,
+    k.kv_pin: _TOO_MANY,
+    kv_reorder: _TOO_MANY,
     k.kv_write: "write from token {2}, but those before {0} lie in pages shared by prefix",
 }

@@ -16,3 +16,4 @@ BAD_TOKEN = -8  # a token below 0
 UNEVEN = -9  # arrays that go together differ in length
 REPEATED = -10  # an id is given twice
 WRONG_DIRECTION = -11  # the change has the direction that this call excludes
+UNKEYED = -12  # tokens lack the keys of their pages: the object puts them in and calls again

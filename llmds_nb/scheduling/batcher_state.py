@@ -113,7 +113,7 @@ class BatcherState:
         while (outcome := step_form(self.handle.address, now)) != f.FORMED:
             self._provide(outcome)
         if not cache.plain:
-            cache.settle(step_form, OK, ())
+            cache.settle()
         return self.arrays.count.item(k.N_PLANNED)
 
     def _provide(self, outcome):
@@ -197,7 +197,7 @@ class BatcherState:
             self.append()
         cache = self.cache._cache_state
         if not cache.plain:
-            cache.settle(k.step_advance, OK, ())
+            cache.settle()
         return done
 
     def append(self) -> None:

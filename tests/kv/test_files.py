@@ -179,18 +179,30 @@ def test_array_names_in_files_never_change(tmp_path):
     path = tmp_path / "cache"
     KVCache(4, 2, kv_shape=(1,)).save(path)
     _, arrays, header = storage.read(path)
-    names = ["dom", "hot", "kv", "meta", "page", "pins", "pool", "seq", "tok"]
+    names = ["dom", "events", "hot", "kv", "meta", "page", "pins", "pool", "seq", "tok"]
     assert sorted(arrays) == names
     assert sorted(header) == [
-        "domains", "dtype", "eviction", "key", "kv_shape", "n_pages", "next_pin", "page_size",
-        "pins", "prefix_sharing", "version",
+        "domains", "dtype", "eviction", "extra", "key", "kv_shape", "max_events", "n_pages",
+        "next_pin", "page_size", "pins", "prefix_sharing", "version",
     ]  # fmt: skip
 
 
-def test_a_custom_policy_cannot_be_saved(tmp_path):
-    with pytest.raises(TypeError, match="Policy"):
-        KVCache(4, 2, eviction=Policy()).save(tmp_path / "cache")
-    assert not list(tmp_path.iterdir())
+def test_a_custom_policy_is_given_again_at_load(tmp_path):
+    path = tmp_path / "cache"
+    cache = KVCache(4, 2, eviction=Policy())
+    cache.attach(1, [1, 2, 3])
+    cache.commit(1, 3)
+    cache.save(path)
+    with pytest.raises(TypeError, match="eviction="):
+        KVCache.load(path)
+    with pytest.raises(TypeError, match="keys"):
+        KVCache.load(path, eviction=3)
+    policy = Policy()
+    loaded = KVCache.load(path, eviction=policy)
+    assert loaded.eviction is policy and loaded.match([1, 2]) == 2
+    KVCache(4, 2).save(path)
+    with pytest.raises(TypeError, match="'lru'"):
+        KVCache.load(path, eviction=policy)
 
 
 def test_a_file_saved_beside_a_writer_is_whole(tmp_path):

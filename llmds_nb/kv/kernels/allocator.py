@@ -2,7 +2,7 @@
 
 State of P pages:
 
-    ref         int32[P]  references to each page; 0 = free
+    ref         int32[P]  references to each page, at most 2**31 - 1; 0 = free
     free_stack  int32[P]  free_stack[:n_free] are the free pages; the last is taken next
     meta        int64[1]  [n_free]
 
@@ -25,6 +25,7 @@ class AllocatorState(State):
 
 
 state_at = viewer(AllocatorState)
+_MOST = 2**31 - 1
 
 
 @kernel(borrow=True)
@@ -44,12 +45,20 @@ def page_alloc_many(handle, out):
 
 @kernel(borrow=True)
 def page_share_many(handle, pages):
-    """Add one reference each; return the first position whose page is free, or ABSENT. O(n)."""
+    """Add one reference each; return ABSENT. O(n).
+
+    Otherwise nothing is changed, and the result is the first position i whose page is free, or
+    -2 - i for one whose count of references is at its end.
+    """
     ref = state_at(handle).ref
     for i in range(pages.size):
         if ref[pages[i]] == 0:
             return i
     for i in range(pages.size):
+        if ref[pages[i]] == _MOST:
+            for j in range(i):  # undo
+                ref[pages[j]] -= 1
+            return -2 - i
         ref[pages[i]] += 1
     return ABSENT
 

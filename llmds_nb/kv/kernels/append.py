@@ -11,7 +11,7 @@ from numba import int64
 
 from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
-from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, OK, REPEATED, UNEVEN
+from ...primitives.status import ABSENT, BAD_TOKEN, FULL, GROW, OK, REPEATED, UNEVEN, UNKEYED
 from . import sequences as q, state as s
 from .arena import arena_lacks, chunk_class
 from .attach import tokens_check
@@ -73,6 +73,7 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
     scratch = np.empty((3, m), np.int64)
     domains, need, copy = scratch[0], scratch[1], scratch[2]
     total, copies, entries, status = 0, 0, 0, OK
+    unkeyed = False
     for j in range(m):
         seq = seqs[j]
         n_pages = (kv.seq_hot[seq, s.LENGTH] + n_tokens + size - 1) // size
@@ -83,7 +84,12 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
         copies += copy[j]
         if n_pages > (1 << kv.seq_cold[seq, s.TABLE_CLASS]):
             entries += 1 << chunk_class(n_pages)
-    if arena_lacks(kv, entries, copies):
+        unkeyed |= need[j] > copy[j] and (
+            kv.seq_cold[seq, s.N_PAGES] * size < kv.seq_cold[seq, s.EXTRA_STOP]
+        )
+    if unkeyed and kv.extra.shape[0] == 0:
+        status = UNKEYED
+    elif arena_lacks(kv, entries, copies):
         status = GROW
     elif total > 0:
         missing = batch_pages_missing(kv, domains, need)

@@ -16,11 +16,11 @@ from .prefix_table import hash_get, prefix_find
 
 @kernel(internal=True, borrow=True)
 def tokens_check(kv, tokens):
-    """Whether all tokens are >= 0; if not, meta[MISSING] is the first that is not. O(n)."""
+    """Whether all tokens are >= 0, or keyed; if not, meta[MISSING] is the first below 0. O(n)."""
     signs = np.int32(0)
     for i in range(tokens.size):
         signs |= tokens[i]
-    if signs >= 0:
+    if signs >= 0 or kv.extra.shape[0] > 0:
         return True
     for i in range(tokens.size):
         if tokens[i] < 0:
@@ -100,16 +100,20 @@ def _prior_find(kv, seq, tokens, hits):
 
 @kernel(internal=True, borrow=True)
 def _attach_match(kv, seq, tokens):
-    """Put the cached prefix into the block table; return how many pages are left to take."""
+    """Put the cached prefix into the block table; return how many pages are left to take.
+
+    A page whose count of references is at its end is not shared any more.
+    """
     size = kv.tokens.shape[1]
     blocks = q.block_table_get(kv, seq)
     hits = 0
     if kv.meta[s.SHARING] != 0:
         domain = kv.seq_cold[seq, s.SEQ_DOMAIN]
-        hits = chain_match(kv, domain, tokens, blocks[: tokens.size // size])
+        found = chain_match(kv, domain, tokens, blocks[: tokens.size // size])
+        while hits < found and kv.page[blocks[hits], s.REF] < s.INT32_MAX:
+            p.page_acquire(kv, np.int64(blocks[hits]))
+            hits += 1
         _prior_find(kv, seq, tokens, hits)
-    for j in range(hits):
-        p.page_acquire(kv, np.int64(blocks[j]))
     kv.seq_cold[seq, s.N_PAGES] = hits
     return (tokens.size + size - 1) // size - hits
 
@@ -195,6 +199,9 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
         part = tokens[indptr[i] : indptr[i + 1]]
         n_pages = (part.size + size - 1) // size
         seqs[i] = q.sequence_take(kv, seq_ids[i], domains[i], priorities[i], n_pages)
+        if kv.extra.shape[0] > 0:
+            kv.seq_cold[seqs[i], s.EXTRA] = kv.extra[i, 0]
+            kv.seq_cold[seqs[i], s.EXTRA_STOP] = kv.extra[i, 1]
         need[i] = _attach_match(kv, seqs[i], part)
         taken += 1
     if status == OK:

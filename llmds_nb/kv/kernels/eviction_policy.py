@@ -14,7 +14,7 @@ of attaches so far, and CLOCK, which advances at every attach and detach. The po
 
     lru        CLOCK at each hook
     fifo       CLOCK when inserted
-    lfu        USES, then CLOCK at the last hook
+    lfu        USES, up to 8 million, then CLOCK at the last hook
     priority   as lru; PRIORITY is compared before the key under every policy
     path-lrfu  log-domain LRFU (Lee et al., 2001) with forward decay, below
     custom     hooks set bits of EVENTS; after each call the object calls the user's policy for
@@ -50,6 +50,12 @@ UNIT = 2.0**32  # fixed point of path-lrfu keys
 DEPTH_STEP = 1 << 22  # about a thousandth of UNIT: one page deeper counts as 0.7 requests earlier
 HAS_GHOST = 8  # bit of EVENTS: a descendant with at least this weight has a ghost entry
 _DECAY = np.log(2.0) / HALF_LIFE
+_CLOCK_BITS, _MOST_USES = 40, 2**23 - 1  # of an lfu key: at 1,000 ticks a second, 30 years
+
+
+def lfu_keys(uses: np.ndarray, clocks: np.ndarray) -> np.ndarray:
+    """Keys of lfu, int64[n] (plain Python)."""
+    return np.minimum(uses.astype(np.int64), _MOST_USES) << _CLOCK_BITS | clocks
 
 
 @kernel(internal=True, borrow=True)
@@ -81,12 +87,13 @@ def key_update(kv, page, hook, turn, prior):
     policy = kv.meta[s.POLICY]
     row = kv.page[page]
     row[s.EVENTS] |= 1 << hook
-    if hook != RELEASED:
+    if hook != RELEASED and row[s.USES] < s.INT32_MAX:
         row[s.USES] += 1
     if policy == LRU or policy == PRIORITY or (policy == FIFO and hook == INSERTED):
         key_set(kv, page, kv.meta[s.CLOCK])
     elif policy == LFU:
-        key_set(kv, page, np.int64(row[s.USES]) << 32 | kv.meta[s.CLOCK] & 0xFFFFFFFF)
+        uses = min(np.int64(row[s.USES]), _MOST_USES)
+        key_set(kv, page, uses << _CLOCK_BITS | kv.meta[s.CLOCK] & ((1 << _CLOCK_BITS) - 1))
     elif policy == PATH_LRFU and hook != RELEASED:
         weight = _DECAY * kv.meta[s.REQUESTS] + np.log(1.0 + turn)
         if hook == TOUCHED:

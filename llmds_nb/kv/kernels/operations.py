@@ -9,12 +9,13 @@ from ..._core.jit import kernel
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT
 from . import pages as p, sequences as q, state as s
-from .allocator import page_compact_plan
 from .arena import arena_lacks, chunk_class, chunk_give, chunk_take
 from .attach import sequence_release_pages
 from .eviction_heap import ENTRY, domain_heap_fill, leaf_heaps_rename, leaf_lowest, leaf_rekey
 from .page_tables import slots_fill
 from .prefix_table import prefix_insert
+
+HELD, NOT_HELD = -1, -2  # marks of a pin; below 0, unlike pages
 
 
 @kernel
@@ -56,9 +57,22 @@ def kv_write(handle, seq_id, start, out):
     return OK
 
 
+@kernel(internal=True, borrow=True)
+def references_lack(kv, pages, n):
+    """Whether some of the pages cannot take n more references; meta[MISSING] is the first. O(n)."""
+    for i in range(pages.size):
+        if kv.page[pages[i], s.REF] > s.INT32_MAX - n:
+            kv.meta[s.MISSING] = pages[i]
+            return True
+    return False
+
+
 @kernel(borrow=True)
 def kv_fork(handle, seq_id, new_id):
-    """A new sequence that shares all pages of another. O(pages)."""
+    """A new sequence that shares all pages of another. O(pages).
+
+    INVALID: page meta[MISSING] cannot take another reference.
+    """
     kv = s.state_at(handle)
     seq = q.sequence_find(kv, seq_id)
     if seq == ABSENT:
@@ -67,6 +81,8 @@ def kv_fork(handle, seq_id, new_id):
         kv.meta[s.MISSING] = new_id
         return PRESENT
     n = kv.seq_cold[seq, s.N_PAGES]
+    if references_lack(kv, q.block_table_get(kv, seq)[:n], 1):
+        return INVALID
     if q.sequences_lack(kv, 1):
         return GROW_SEQUENCES
     if arena_lacks(kv, 1 << chunk_class(n), 0):
@@ -108,15 +124,24 @@ def kv_truncate(handle, seq_id, n_tokens):
 
 
 @kernel(borrow=True)
-def kv_pin(handle, pages, by):
-    """Acquire (by = 1) or drop (by = -1) cached pages int32[n], parents first. O(n log P)."""
+def kv_pin(handle, pin, mark):
+    """Take or let go a pin int32[1 + n]: a mark and cached pages, parents first. O(n log P).
+
+    mark: HELD acquires the pages, NOT_HELD drops them. INVALID: page meta[MISSING] cannot take
+    another reference.
+    """
     kv = s.state_at(handle)
-    if by > 0:
-        for i in range(pages.size):
-            p.page_acquire(kv, np.int64(pages[i]))
-    else:
+    pages = pin[1:]
+    if mark == NOT_HELD:
         for i in range(pages.size - 1, -1, -1):
             p.page_drop(kv, np.int64(pages[i]))
+    elif references_lack(kv, pages, 1):
+        return INVALID
+    else:
+        for i in range(pages.size):
+            p.page_acquire(kv, np.int64(pages[i]))
+    pin[0] = mark
+    return OK
 
 
 @kernel(borrow=True)
@@ -159,8 +184,8 @@ def kv_quota(handle, domain, quota):
 
 
 @kernel(internal=True, borrow=True)
-def _move_pages(kv, src, dst, n):
-    for i in range(n):
+def _move_pages(kv, src, dst):
+    for i in range(src.size):
         a, b = src[i], dst[i]
         for column in range(kv.page.shape[1]):
             kv.page[a, column], kv.page[b, column] = kv.page[b, column], kv.page[a, column]
@@ -183,23 +208,26 @@ def _rename_in_sequences(kv, renamed):
 
 
 @kernel
-def kv_compact(handle, src, dst, renamed):
-    """Fill src and dst int32[P] with the moves; return their number. No copy may be pending. O(P).
+def kv_compact(handle, src, dst, pins):
+    """Move pages src int32[n] to the free pages dst; no copy may be pending. O(P).
 
-    renamed int32[P] becomes the new id of every page that is in use.
+    pins int32[m]: pages that get their new ids as well, and marks below 0.
     """
     kv = s.state_at(handle)
     page, arena, domain, meta = kv.page, kv.arena, kv.domain, kv.meta
-    n = page_compact_plan(page[:, s.STATE] != s.FREE, src, dst)
+    renamed = np.empty(page.shape[0], np.int32)
     for i in range(renamed.size):
         renamed[i] = i
-    for i in range(n):
+    for i in range(src.size):
         renamed[src[i]] = dst[i]
+    for i in range(pins.size):
+        if pins[i] >= 0:
+            pins[i] = renamed[pins[i]]
     # GENERATION moves with its page, so an evicted CANONICAL could come to look valid again.
     for seq in range(kv.seq_cold.shape[0]):
         if kv.seq_hot[seq, s.ID] != ABSENT and not q.canonical_is_valid(kv, seq):
             kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
-    _move_pages(kv, src, dst, n)
+    _move_pages(kv, src, dst)
     for i in range(meta[s.PREFIX_TABLE], meta[s.PREFIX_TABLE] + meta[s.PREFIX_MASK] + 1):
         arena[i] = 0
     for i in range(page.shape[0]):
@@ -218,4 +246,3 @@ def kv_compact(handle, src, dst, renamed):
         if page[i, s.STATE] == s.FREE:
             page[i, s.PARENT] = meta[s.FREE_PAGE]
             meta[s.FREE_PAGE] = i
-    return n

@@ -6,6 +6,7 @@ from numba import int64, void
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 from . import state as s
+from .events import REMOVED, STORED, event_put
 from .eviction_heap import became_evictable, became_held, is_held, leaf_add, leaf_drop, leaf_lowest
 from .eviction_policy import INSERTED, key_update, leaf_to_ghost
 from .prefix_table import hash_set, prefix_hash, prefix_insert, prefix_remove
@@ -134,6 +135,16 @@ def page_copy(kv, page, n_tokens):
     return copy
 
 
+@kernel(internal=True, borrow=True)
+def generation_advance(kv, page):
+    """Count that a page stopped being cached; at the end of the count forget all that was noted."""
+    if kv.page[page, s.GENERATION] == s.INT32_MAX:
+        for seq in range(kv.seq_cold.shape[0]):
+            kv.seq_cold[seq, s.CANONICAL_GENERATION] = ABSENT
+        kv.page[page, s.GENERATION] = -1
+    kv.page[page, s.GENERATION] += 1
+
+
 @kernel(separate=void(s.KV, int64), borrow=True)
 def leaf_evict(kv, page):
     """Evict one evictable leaf. O(log n)."""
@@ -144,7 +155,9 @@ def leaf_evict(kv, page):
     kv.meta[s.N_CACHED] -= 1
     kv.meta[s.EVICTIONS] += 1
     prefix_remove(kv, page)
-    kv.page[page, s.GENERATION] += 1
+    if kv.events.shape[0] > 0:
+        event_put(kv, REMOVED, page)
+    generation_advance(kv, page)
     parent = np.int64(kv.page[page, s.PARENT])
     page_release(kv, page)
     if parent >= 0:
@@ -251,3 +264,5 @@ def page_cache(kv, page, h0, h1, parent, turn, priority, prior):
         if not was_held:
             became_held(kv, parent)
     key_update(kv, page, INSERTED, turn, prior)
+    if kv.events.shape[0] > 0:
+        event_put(kv, STORED, page)

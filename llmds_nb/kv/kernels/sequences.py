@@ -13,6 +13,7 @@ nothing, and leaves the number or id that it concerns in meta[MISSING]:
     BAD_ID           an id below 0
     BAD_TOKEN        a token below 0
     UNEVEN           arrays of one call differ in length; meta[MISSING] is not set
+    UNKEYED          a new page may be touched by `extra`: the tokens must be given with its keys
 
 A *row* is the index of a sequence in `seq_hot` and `seq_cold`; kernels call it `seq`.
 """
@@ -187,7 +188,8 @@ def sequence_cache_pages(kv, seq, full):
 
     O(T) for each page beyond N_CHAINED.
     """
-    if kv.meta[s.SHARING] != 0 and kv.seq_cold[seq, s.N_CHAINED] < full:
+    chain = (kv.meta[s.SHARING] != 0) & (kv.seq_cold[seq, s.OUTDATED] == 0)
+    if chain and kv.seq_cold[seq, s.N_CHAINED] < full:
         _pages_cache(kv, seq, full)
 
 
@@ -213,7 +215,8 @@ def tail_free_set(kv, seq):
     size = kv.tokens.shape[1]
     used, tail = kv.seq_hot[seq, s.LENGTH] % size, kv.seq_hot[seq, s.TAIL_PAGE]
     n_full = kv.seq_hot[seq, s.LENGTH] // size
-    chained = (kv.meta[s.SHARING] == 0) | (kv.seq_cold[seq, s.N_CHAINED] == n_full)
+    alone = (kv.meta[s.SHARING] == 0) | (kv.seq_cold[seq, s.OUTDATED] != 0)
+    chained = alone | (kv.seq_cold[seq, s.N_CHAINED] == n_full)
     kv.seq_hot[seq, s.TAIL_FREE] = 0
     if used > 0 and chained and kv.page[tail, s.STATE] == s.PRIVATE and kv.page[tail, s.REF] == 1:
         kv.seq_hot[seq, s.TAIL_FREE] = size - used

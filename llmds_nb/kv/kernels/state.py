@@ -12,10 +12,13 @@ owns the arrays replaces them by longer ones as they fill up:
                             2**class entries (kernels/arena.py): block tables, heaps of domains with
                             a quota, and the pending copies as pairs (source, destination)
     seq_hot   int64[S, 8]   one row a sequence, in one cache line: what a decode step reads
-    seq_cold  int64[S, 11]  the same rows: what it does not read; columns of both below
+    seq_cold  int64[S, 14]  the same rows: what it does not read; columns of both below
     ids       int64[., 2]   sequence id -> row (primitives/hash_table.py)
     domain    int64[D, 11]  one row a domain, columns below
     meta      int64[64]     counters, places below
+    events    int32[E, .]   the log of events (kernels/events.py); E = 0 where none is kept
+    extra     int64[., 2]   of one call alone, whose tokens are keyed: EXTRA and EXTRA_STOP of each
+                            new sequence; empty in all other calls, which then refuse such tokens
 
 Kernels that Python calls take the state as a handle (_core/state.py).
 
@@ -24,6 +27,10 @@ prefix). It is *held* while a sequence or pin refers to it, a pending copy reads
 cached page is its child; *evictable* if cached and not held; a *leaf* if cached and without cached
 children. Two pages are *duplicates* if they have equal tokens after equal prefixes: one of them is
 cached, the *canonical* page; the others are private.
+
+A page that a range of `extra` of its sequence touches is *keyed*: in place of its first token it
+holds a number below 0 that stands for that token and all that touches the page (kv/extra.py). So
+pages are equal only if these are, and no kernel but those that take tokens knows of it.
 
 Invariants:
 
@@ -46,6 +53,7 @@ Invariants:
 - TAIL_FREE is 0 (unknown), or the number of tokens that still fit TAIL_PAGE, which is then partly
   filled, private and referenced once, and the next after N_CHAINED = LENGTH // T pages. An append
   within TAIL_FREE changes this sequence only.
+- OUTDATED sequences, whose K/V is older than the last reset, have no cached page.
 """
 
 import numpy as np
@@ -99,7 +107,10 @@ HAS_DUPLICATES = 7  # 1 if some of the N_CHAINED pages may be private duplicates
 SEQ_TURN = 8
 PRIOR_WEIGHT = 9  # path-lrfu: weight in the ghost entry of the deepest evicted page, 0 = none
 PRIOR_PAGES = 10  # how many leading pages of the sequence start from that weight
-SEQ_COLD_COLUMNS = 11
+OUTDATED = 11  # 1 if attached before the last reset: its pages are never cached
+EXTRA = 12  # number of the ranges whose keys its pages have, 0 = none
+EXTRA_STOP = 13  # where the last of those ranges ends
+SEQ_COLD_COLUMNS = 14
 
 # Columns of `domain`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
@@ -159,10 +170,13 @@ class KVState(State):
     ids = array(np.int64, ANY, 2)
     domain = array(np.int64, ANY, DOMAIN_COLUMNS)
     meta = array(np.int64, META_SIZE)
+    events = array(np.int32, ANY, ANY)
+    extra = array(np.int64, ANY, 2)
 
 
 state_at = viewer(KVState)
 
 # Numba types in the signatures of separate kernels.
 KV = StateType(KVState)
+INT32_MAX = 2**31 - 1
 INT64S, INT32S = types.Array(types.int64, 1, "C"), types.Array(types.int32, 1, "C")
