@@ -8,7 +8,7 @@ another type to Numba, which would compile every kernel a second time.
 
 import numbers
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -281,12 +281,25 @@ def _checked_texts(values, name):
 
 
 def _check_iterable(values, name):
-    if isinstance(values, bytes) or not hasattr(values, "__iter__"):
-        raise TypeError(f"{name} must be a str or an iterable of str, not {type(values).__name__}")
+    kind = type(values).__name__
+    if isinstance(values, bytes | bytearray) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a str or an iterable of str, not {kind}")
+    if isinstance(values, set | frozenset | dict):
+        remedy = "its values()" if isinstance(values, dict) else "a sorted list"
+        raise TypeError(f"{name} must be str in an order, not a {kind}: pass {remedy}")
+    n_dims = getattr(values, "ndim", 1)
+    if n_dims != 1:  # such as a DataFrame, which iterates over the names of its columns
+        raise TypeError(f"{name} must be of one dimension, not a {kind} of {n_dims}")
 
 
 def _refuse_text(value, name, position) -> NoReturn:
-    raise TypeError(f"{name} must be str, not {type(value).__name__} (position {position})")
+    remedy = ""
+    if isinstance(value, bytes):
+        remedy = ": decode it"
+    elif value is None or isinstance(value, float) or type(value).__name__ == "NAType":
+        remedy = ": fill missing texts, or leave them out"
+    kind = type(value).__name__
+    raise TypeError(f"{name} must be str, not {kind} (position {position}){remedy}")
 
 
 def search_options(k: Any, filter: Any, n_threads: Any, n_queries: int) -> tuple[int, list, int]:
@@ -317,13 +330,13 @@ def id_filters(value: Any, n_queries: int) -> list[npt.NDArray[Any] | None]:
 
 def _is_filter(item) -> bool:
     """Whether an item of a list is a filter of its own, and no number."""
-    if item is None or isinstance(item, np.ndarray | list | tuple | set | frozenset | range):
+    if item is None or isinstance(item, np.ndarray | list | tuple | Set | range):
         return True
     return not isinstance(item, numbers.Number | np.generic) and getattr(item, "ndim", 0) == 1
 
 
 def _id_filter(value) -> np.ndarray:
-    if isinstance(value, set | frozenset):  # as many write the ids that may be found
+    if isinstance(value, Set):  # as many write the ids that may be found
         value = list(value)
     array = _one_dimensional(value, "filter")
     if array.dtype == np.bool_:

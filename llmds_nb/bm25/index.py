@@ -14,7 +14,6 @@ from .._core.typing import ArrayLike, Int64s
 from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
 from ..text.tokenizer import Growth, TokenBatch, Tokenizer
-from ..text.vocabulary import Vocabulary
 from . import persistence, search as searching, segments as segs
 from .contents import Contents
 from .kernels.postings import postings_read
@@ -41,6 +40,11 @@ class InvertedIndex(Stored):
     Any number of threads may search while one writes; a search sees the state before or after a
     write. Writes from several threads take turns.
 
+    After `compact` an index takes the bytes of one built anew from the same documents. While
+    documents come and go it takes two to three times as much, at most four: a segment is merged
+    before half of it is removed documents, and `add` drops unused terms when the vocabulary has
+    doubled. `remove` drops no terms, and a tokenizer that was given keeps all.
+
     Parameters
     ----------
     k1 : float in [0, 1e6]
@@ -49,8 +53,9 @@ class InvertedIndex(Stored):
         How much scores are normalised by document length.
     variant : "lucene", "robertson", "atire", "bm25+" or "bm25l"
     tokenizer : Tokenizer or callable, optional
-        Splits texts and queries; its vocabulary grows with `add`. A callable takes a text and gives
-        its terms. Default: ``Tokenizer()``. A file does not hold its callables: `load` takes them
+        Splits texts and queries; its vocabulary grows with `add`. It may be shared: `compact` takes
+        no terms from it, but gives the index one of its own. A callable takes a text and gives its
+        terms. Default: ``Tokenizer()``. A file does not hold its callables: `load` takes them
         again, as `stemmer` and `pattern`.
 
     Examples
@@ -246,7 +251,10 @@ class InvertedIndex(Stored):
     def compact(self) -> None:
         """Merge everything into one segment, and drop the terms that no document holds.
 
-        The smallest and fastest form; O(postings + terms). TODO
+        The smallest and fastest form: the bytes of an index built anew from the same documents.
+        O(postings + terms). Terms are numbered anew, by a new `tokenizer`: one that was given, or
+        that another structure has from this index, keeps all its terms and no longer grows with
+        it. A TokenBatch of any of them is understood. Searches may run beside it.
         """
         with self._lock:
             before = self._contents
@@ -257,7 +265,13 @@ class InvertedIndex(Stored):
             self._contents = before.with_used_terms(segments)
 
     def search(
-        self, queries: Queries, k: int = 10, *, filter: Filter = None, threads: int = 1
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        filter: Filter = None,
+        threads: int = 1,
+        min_score: float | None = None,
     ) -> Hits:
         """The k documents of highest score for each query.
 
@@ -265,12 +279,15 @@ class InvertedIndex(Stored):
         ----------
         queries : str, list of str, or TokenBatch
             Repeated terms are weighted by their count; unknown terms add nothing. A TokenBatch is
-            what ``tokenizer.encode(texts)`` gives, one row for each query.
+            what the `encode` of a tokenizer gives, one row for each query: its ids mean their terms
+            whichever tokenizer that was. One that a caller has made holds ids of `self.tokenizer`.
         k : int >= 1
-        filter : bool mask by id, ids, or a list of either (one per query), optional
+        filter : bool mask by id, ids, a set of ids, or a list of such (one per query), optional
             Only these documents may be hits; df and lengths stay those of all documents.
         threads : int
-            Threads among which the queries of a batch are divided.
+            Threads among which the queries of a batch are divided; -1: all cores.
+        min_score : float, optional
+            Documents of a lower score are no hits.
 
         Returns
         -------
@@ -282,19 +299,27 @@ class InvertedIndex(Stored):
         snapshot, tokenizer = contents.snapshot, contents.tokenizer
         text: Any = queries[0] if type(queries) is list and len(queries) == 1 else queries
         usual = type(text) is str and filter is None and type(k) is type(threads) is int
-        if usual and 1 <= k <= snapshot.n_docs and threads >= 1 and snapshot.n_tokens:
+        if (
+            usual
+            and min_score is None
+            and 1 <= k <= snapshot.n_docs
+            and threads >= 1
+            and snapshot.n_tokens
+        ):
             ready = contents.ready(self._formula)
             found = searching.search_one(ready, tokenizer, text, k, self._buffers)
             if found is not None:
                 ids, scores = found
                 return Hits(ids, scores) if text is queries else Hits(ids[None], scores[None])
         if isinstance(queries, TokenBatch):
-            tokens = _checked(queries, tokenizer._vocabulary)
+            tokens = _checked(queries, tokenizer)
             n = len(tokens.indptr) - 1
         else:
             texts, tokens = validation.texts(queries, "queries"), None
             n = len(texts)
         k, filters, threads = validation.search_options(k, filter, threads, n)
+        if min_score is not None:
+            min_score = validation.real(min_score, "min_score", infinite=True)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
         if depth:
             if tokens is None:
@@ -303,6 +328,9 @@ class InvertedIndex(Stored):
             ids, scores = searching.search(ready, tokens, depth, filters, threads, self._buffers)
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
+        if min_score is not None:
+            low = scores < min_score
+            ids[low], scores[low] = ABSENT, -np.inf
         if depth < k:
             missing = ((0, 0), (0, k - depth))
             ids = np.pad(ids, missing, constant_values=ABSENT)
@@ -407,14 +435,14 @@ class InvertedIndex(Stored):
         InvertedIndex._from_state(*index._state()).check()
 
 
-def _checked(queries: TokenBatch, vocabulary: Vocabulary) -> TokenBatch:
-    """Queries as term ids of this vocabulary, in arrays for kernels."""
-    table = vocabulary.table if queries.table is None else queries.table
-    limits = {"low": ABSENT, "high": len(table) - 1}
+def _checked(queries: TokenBatch, tokenizer: Tokenizer) -> TokenBatch:
+    """Queries as term ids of this tokenizer, in arrays for kernels."""
+    other = tokenizer if queries.tokenizer is None else queries.tokenizer
+    limits = {"low": ABSENT, "high": len(other) - 1}
     ids: Any = validation.integers(queries.ids, "queries.ids", dtype=np.int32, **limits)
-    if table is not vocabulary.table:  # as after `compact`: look the terms up by their texts
+    if other is not tokenizer:  # as after `compact`: look the terms up by their texts
         distinct, places = np.unique(ids, return_inverse=True)
-        texts = table.texts(distinct[distinct != ABSENT].tolist())
-        known = np.full(len(distinct) - len(texts), ABSENT, np.int32)
-        ids = np.concatenate([known, vocabulary.find(texts)])[places]
+        texts = other._vocabulary.table.texts(distinct[distinct != ABSENT].tolist())
+        unknown = np.full(len(distinct) - len(texts), ABSENT, np.int32)
+        ids = np.concatenate([unknown, tokenizer._vocabulary.find(texts)])[places]
     return TokenBatch(ids, validation.indptr(queries.indptr, len(ids), "queries.indptr"))

@@ -43,6 +43,8 @@ def merge(segments: Sequence[Any]) -> Any:
     Beside the segments and the new one there are 4 bytes a document and a few MB at a time.
     """
     edges = np.cumsum([0, *(len(s.classes) for s in segments)])
+    if edges[-1] > segs.MAX_DOCS:
+        raise ValueError(f"a segment holds at most {segs.MAX_DOCS} documents, not {edges[-1]}")
     ids, lengths, doc_of = _documents(segments, edges)
     data = np.empty(sum(len(s.data) for s in segments), np.uint8)
     end, parts = 0, []

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._core import validation
 from .._core.arrays import are_consecutive
 from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
@@ -17,6 +18,10 @@ from ..primitives.status import ABSENT
 from ..text.tokenizer import TokenBatch
 from .kernels import postings as k
 from .kernels.postings import NO_CLASS
+
+# Both are int32 in every array: what would wrap is refused.
+MAX_DOCS = validation.INT32_MAX  # of a segment, also of those that become one
+MAX_LENGTH = validation.INT32_MAX  # of a document, in terms
 
 _SLICE = 1 << 18
 Packer = Callable[[int, int], tuple[int, int, int]]
@@ -159,7 +164,10 @@ def build(ids: Int64s, tokens: TokenBatch, n_terms: int) -> Any:
     docs = np.empty(len(local), np.int32)
     k.postings_group(local, tokens.indptr, order, first, docs)
 
-    lengths = np.diff(tokens.indptr)[order].astype(np.int32)
+    n_tokens = np.diff(tokens.indptr)
+    if n_tokens.max(initial=0) > MAX_LENGTH:
+        raise ValueError(f"a text may have at most {MAX_LENGTH} terms, not {n_tokens.max()}")
+    lengths = n_tokens[order].astype(np.int32)
     starts, entries = np.empty(len(terms) + 1, np.int64), np.empty(len(terms), np.int32)
     data = np.empty(2 * len(docs) + 1, np.uint8)
     list_docs, list_tfs = np.empty((2, len(ids)), np.int32)

@@ -1,5 +1,6 @@
 """Analyzer: texts to words and words to terms, by case, pattern, stop words and stemmer."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -58,7 +59,8 @@ class Analyzer:
         if isinstance(stopwords, str):
             stopwords = STOPWORDS[validation.choice(stopwords, "stopwords", tuple(STOPWORDS))]
         elif stopwords is not None:
-            stopwords = validation.texts(stopwords, "stopwords")
+            own = list(stopwords) if isinstance(stopwords, set | frozenset) else stopwords
+            stopwords = validation.texts(own, "stopwords")
         self.stopwords = frozenset(stopwords or ())
         self.missing: tuple[str, ...] = ()  # the callables that a file could not hold
         self.set_stemmer(stemmer)
@@ -96,11 +98,12 @@ class Analyzer:
         fold = "".join(c if c.isalnum() or c == "_" else "\0" for c in map(chr, range(128)))
         self.fold = (fold.lower() if self.lowercase else fold).encode() + bytes(128)
 
-    def supply(self, stemmer: Stem | None, pattern: Split | None) -> None:
-        """Set the callables that a file could not hold."""
+    def supplied(self, stemmer: Stem | None, pattern: Split | None) -> "Analyzer":
+        """One that also has callables that a file could not hold."""
+        other = copy.copy(self)
         setters: dict[str, Any] = {
-            "stemmer": (stemmer, self.set_stemmer),
-            "pattern": (pattern, self.set_pattern),
+            "stemmer": (stemmer, other.set_stemmer),
+            "pattern": (pattern, other.set_pattern),
         }
         for name, (function, set_function) in setters.items():
             if function is None:
@@ -110,7 +113,8 @@ class Analyzer:
             if not callable(function):
                 raise TypeError(f"{name} must be callable, not {function!r}")
             set_function(function)
-            self.missing = tuple(other for other in self.missing if other != name)
+            other.missing = tuple(missing for missing in other.missing if missing != name)
+        return other
 
     def check_complete(self) -> None:
         """Raise ValueError while a callable is missing."""

@@ -30,9 +30,9 @@ class TokenBatch(_Tokens):
     ids int32[n_tokens], indptr int64[n + 1].
     """
 
-    # That of the tokenizer whose ids these are. It tells an index that has dropped terms since, or
-    # has another tokenizer, what the ids mean; None where a caller has made them: the index's own.
-    table: StringTable | None = None
+    # It tells an index that has another tokenizer, or has dropped terms since, what the ids mean.
+    # None for those that a caller has made: they are ids of the index.
+    tokenizer: "Tokenizer | None" = None
 
     def __reduce__(self):
         return TokenBatch, tuple(self)
@@ -189,7 +189,7 @@ class Tokenizer(Stored):
     def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Split | None = None) -> None:
         """Set the callables that a loaded tokenizer lacks; ValueError where it has one already."""
         # The cache is empty, since nothing is encoded while a callable is missing.
-        self._analyzer.supply(stemmer, pattern)
+        self._analyzer = self._analyzer.supplied(stemmer, pattern)
 
     @property
     def terms(self) -> list[str]:
@@ -234,9 +234,8 @@ class Tokenizer(Stored):
         One text counts as a list of one. O(characters). Raises TypeError for a text that is no str,
         and ValueError where the tokenizer was loaded and lacks a callable, see `supply`.
         """
-        vocabulary = self._vocabulary
-        batch = self._encode(validation.texts(texts), vocabulary)
-        batch.table = vocabulary.table
+        batch = self._encode(validation.texts(texts), self._vocabulary)
+        batch.tokenizer = self
         return batch
 
     @overload
@@ -406,8 +405,7 @@ class Growth:
         for owner, name, value in earlier:
             if owner is tokenizer and name == "_vocabulary":
                 self._before = value
-        self.table = self._before.table
-        self.table.truncate(self._before.n)  # what a call that failed has left
+        self.table = self._before.table.successor(self._before.n)
 
     def batches(self, texts: Iterable[str]) -> Iterator[TokenBatch]:
         """Yield the tokens of some texts at a time; no term is unknown."""
@@ -415,4 +413,5 @@ class Growth:
 
     def vocabulary(self) -> Vocabulary:
         """What it has grown to."""
-        return self._before if len(self.table) == self._before.n else vocabulary_of(self.table)
+        n, before = len(self.table), self._before
+        return before if n == before.n == len(before.table) else vocabulary_of(self.table)

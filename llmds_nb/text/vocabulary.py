@@ -49,7 +49,7 @@ class StringTable:
         return sum(array.nbytes for array in self.state[:-1])
 
     def first(self, n: int) -> tuple[UInt8s, Int64s]:
-        """(blob, ptr) of the first n strings: unless these are truncated, nothing changes them."""
+        """(blob, ptr) of the first n strings, which nothing changes."""
         state = self.state
         return state.blob, state.ptr[: n + 1]
 
@@ -91,11 +91,18 @@ class StringTable:
         elif new_blob is not blob:
             self._handle = Handle(state._replace(blob=new_blob))
 
-    def truncate(self, n: int) -> None:
-        """Remove every string from number n on, if any. O(bytes of the others)."""
+    def successor(self, n: int) -> "StringTable":
+        """A table of the first n strings that grows without a change to these in this one.
+
+        It adds to arrays of this one, while they have space. O(1), or O(bytes) if there are strings
+        from number n on, such as those of another successor, which are lost.
+        """
+        other = StringTable.__new__(StringTable)
+        other._handle = self._handle
         if len(self) > n:
             state = self.state
-            self._handle = Handle(_indexed(state.blob, state.ptr, n, len(state.hashes)))
+            other._handle = Handle(_indexed(state.blob, state.ptr, n, len(state.hashes)))
+        return other
 
     def texts(self, numbers: Iterable[int]) -> list[str]:
         """The strings of these numbers."""
@@ -271,7 +278,7 @@ class WordCache:
 
 
 class Vocabulary(NamedTuple):
-    """The first n terms of a table, and the words looked up among them. Never changed, replaced.
+    """The first n terms of a table, and the words looked up among them. Only replaced as a whole.
 
     The table may hold more: those are being added, or are left of a call that failed.
     """

@@ -149,7 +149,7 @@ def test_the_ids_of_another_tokenizer_mean_its_terms():
     a, b = index.search(before, 4), index.search(queries, 4)
     assert (a.ids == b.ids).all() and (a.scores == b.scores).all()
     copied = pickle.loads(pickle.dumps(before))
-    assert copied.ids.tolist() == before.ids.tolist() and copied.table is None
+    assert copied.ids.tolist() == before.ids.tolist() and copied.tokenizer is None
     with pytest.raises(ValueError, match=r"queries\.indptr"):
         index.search(before._replace(indptr=[0]), 4)
 

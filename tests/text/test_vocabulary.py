@@ -48,7 +48,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1))
     def truncate(self, share):
         n = int(share * len(self.plain))
-        self.table.truncate(n)
+        self.table = self.table.successor(n)
         del self.plain[n:]
 
     @rule(data=st.data())
@@ -76,11 +76,17 @@ def test_the_first_strings_never_change():
     table = StringTable()
     table.add(["one", "two"])
     blob, ptr = table.first(2)
-    before = blob[: ptr[-1]].tobytes()
-    table.add([f"word{i}" for i in range(1000)])
-    table.truncate(2)
-    table.add(["other"])
-    assert blob[: ptr[-1]].tobytes() == before == b"onetwo" and ptr.tolist() == [0, 3, 6]
+    before = blob[: ptr[-1]].tobytes(), table.nbytes
+    words = [f"word{i}" for i in range(1000)]
+    table.successor(2).add([*words[:3], "lost"])
+    longer = table.successor(2)
+    assert longer.add(words).tolist() == list(range(2, 1002))
+    assert longer.find(["lost", "two", "word7"]).tolist() == [ABSENT, 1, 9]
+    longer.check()
+    table.check()  # with the strings of the first successor
+    assert table.successor(2).add(["other"]).tolist() == [2]
+    assert table.find(["one", "two"]).tolist() == [0, 1] and ptr.tolist() == [0, 3, 6]
+    assert (blob[: ptr[-1]].tobytes(), table.nbytes) == before and before[0] == b"onetwo"
 
 
 @pytest.mark.parametrize(
