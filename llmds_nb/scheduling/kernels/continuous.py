@@ -167,8 +167,8 @@ def step_check(handle, ids, sampled):
     same = planned.size == ids.size
     for j in range(ids.size):
         same = same and planned[j] == ids[j]
-        slot = table_find(queue.table, ids[j])
-        if slot != ABSENT and sampled[j] < 0:
+        slot = table_find(queue.table, ids[j]) if sampled[j] < 0 else np.int64(ABSENT)
+        if slot != ABSENT:
             row = queue.request[slot]
             if row[PLANNED] > 0 and row[COMPUTED] + row[PLANNED] == row[LENGTH]:
                 return INVALID, np.int64(j)
@@ -208,13 +208,19 @@ def _take_over(batcher, queue, now, ids, sampled, finished):
     Fills `growing` and `sampled`, `committed` (of requests that end, too) and `done`. Returns how
     many are in `committed`.
     """
-    count = batcher.count
+    count, request, running = batcher.count, queue.request, batcher.running
     n_growing, n_committed, n_done = 0, 0, 0
+    place, n_running = 0, queue.meta[s.RUNNING]
     for j in range(ids.size):
-        slot = table_find(queue.table, ids[j])
-        if slot == ABSENT:
-            continue
-        row = queue.request[slot]
+        while place < n_running and request[running[place], PLANNED] == 0:
+            place += 1
+        if place < n_running and request[running[place], s.ID] == ids[j]:  # in the plan's order
+            slot = running[place]
+        else:
+            slot = table_find(queue.table, ids[j])
+            if slot == ABSENT:
+                continue
+        row = request[slot]
         row[COMPUTED] += row[PLANNED]
         count[COMPUTED_TOKENS] += row[PLANNED]
         row[PLANNED] = 0

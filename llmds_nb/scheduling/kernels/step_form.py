@@ -26,6 +26,7 @@ from .sequence_pages import (
     pages_missing,
     prompt_attach,
     sequence_find,
+    sequence_row,
     slots_write,
     tokens_make_own,
     tokens_not_own,
@@ -74,30 +75,36 @@ def _undo(batcher, queue):
 
 
 @kernel(internal=True, borrow=True)
-def _row_plan(batcher, cache, shift, row):
-    """Write what a request computes behind the plan so far. O(tokens)."""
-    count, plan, n = batcher.count, batcher.plan, batcher.count[b.N_PLANNED]
-    start, planned = row[b.COMPUTED], row[b.PLANNED]
+def _row_plan(batcher, cache, shift, row, n, end):
+    """Write what a request computes behind n rows and slots[:end]; the new end. O(tokens)."""
+    plan, start, planned = batcher.plan, row[b.COMPUTED], row[b.PLANNED]
     plan[0, n] = row[s.ID]
     plan[1, n] = start
     plan[2, n] = planned
     batcher.is_prefill[n] = start < row[s.TOKENS] or row[b.LENGTH] - start > 1
-    end = count[b.N_SLOTS]
-    end = slots_write(cache, shift, row[b.CACHE_ROW], start, planned, batcher.slots, end)
-    count[b.N_SLOTS] = end
-    count[b.N_PLANNED] = n + 1
+    return slots_write(cache, shift, row[b.CACHE_ROW], start, planned, batcher.slots, end)
 
 
 @kernel(internal=True, borrow=True)
 def _running_plan(batcher, queue, cache, shift):
-    """Write the plan of the running requests; how many pages are not their own. O(tokens)."""
-    batcher.count[b.N_PLANNED] = batcher.count[b.N_SLOTS] = 0
-    n_foreign = np.int64(0)
+    """Write the plan of the running requests; how many pages are not their own. O(R + tokens).
+
+    ABSENT: the sequence of count[CULPRIT] is not as it was left.
+    """
+    count = batcher.count
+    n, end, n_foreign = np.int64(0), np.int64(0), np.int64(0)
     for j in range(queue.meta[s.RUNNING]):
         row = queue.request[batcher.running[j]]
+        found = sequence_row(cache, row[b.CACHE_ROW], row[s.ID], row[b.LENGTH])
+        if found == ABSENT:
+            count[b.CULPRIT] = row[s.ID]
+            return found
+        row[b.CACHE_ROW] = found
         if row[b.PLANNED] > 0:
-            _row_plan(batcher, cache, shift, row)
-            n_foreign += tokens_not_own(cache, row[b.CACHE_ROW], row[b.COMPUTED], row[b.PLANNED])
+            end = _row_plan(batcher, cache, shift, row, n, end)
+            n += 1
+            n_foreign += tokens_not_own(cache, found, row[b.COMPUTED], row[b.PLANNED])
+    count[b.N_PLANNED], count[b.N_SLOTS] = n, end
     return n_foreign
 
 
@@ -225,7 +232,9 @@ def _admit(batcher, queue, cache, shift, now, budget):
         _start(batcher, queue, now, slot, cached, budget)
         budget -= row[b.PLANNED]
         row[b.CACHE_ROW] = sequence_find(cache, row[s.ID])
-        _row_plan(batcher, cache, shift, row)
+        n, end = count[b.N_PLANNED], count[b.N_SLOTS]
+        count[b.N_SLOTS] = _row_plan(batcher, cache, shift, row, n, end)
+        count[b.N_PLANNED] = n + 1
         if meta[s.PARKED] > 0:
             _unpark(queue, cache, domain)
     return FORMED
@@ -257,12 +266,12 @@ def step_make(handle, now, admits):
         budget = _share(queue.request, batcher.running, n, batcher.max_step_tokens)
     if count[b.HANDED_OUT] != 0:
         count[b.HANDED_OUT] = count[b.N_PREEMPTED] = 0
-    count[b.CULPRIT] = b.running_stray(queue, cache, batcher.running)
-    if count[b.CULPRIT] != ABSENT:
+    shift = page_shift(cache)
+    n_foreign = _running_plan(batcher, queue, cache, shift)
+    if n_foreign == ABSENT:
         _undo(batcher, queue)
         return STRAY
-    shift = page_shift(cache)
-    if _running_plan(batcher, queue, cache, shift) > 0:
+    if n_foreign > 0:
         status = _make_own(batcher, queue, cache, shift)
         if status != OK:
             _undo(batcher, queue)
