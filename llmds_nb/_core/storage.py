@@ -32,6 +32,7 @@ import numpy as np
 
 from ..errors import CorruptFileError
 from .files import replace_file
+from .pickling import check_functions
 from .typing import PathLike
 
 LAYOUT = "1"
@@ -243,6 +244,7 @@ class Stored:
 
     def __reduce__(self) -> tuple:
         arrays, header, parts = self._copied()
+        check_functions(type(self).__name__, parts)
         added = {}
         if type(self) is not self._structure():
             added = self._added_to(self._made(dict(arrays), json.loads(header), parts))

@@ -104,7 +104,11 @@ def _check_range(value, name, low, high):
 
 def choice(value: T, name: str, options: Sequence[T]) -> T:
     """One of `options`, compared by equality."""
-    if not any(value is option or value == option for option in options):
+    try:
+        known = value in dict.fromkeys(options)
+    except TypeError:  # an array or a list, which has no hash
+        known = False
+    if not known:
         listed = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {listed}, not {value!r}")
     return value
@@ -360,7 +364,7 @@ def array_of(values: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:  # ragged nested lists
-        raise ValueError(f"{name} must be rows of one length: {error}") from None
+        raise ValueError(f"{name} must be numbers, or rows of one length") from error
     except (TypeError, RuntimeError) as error:  # such as a tensor on a GPU, or one with a gradient
         remedy = "convert it first, a tensor by .detach().cpu().float().numpy()"
         raise TypeError(f"NumPy cannot read {name} ({kind}: {error}): {remedy}") from error
@@ -384,7 +388,7 @@ def _of_objects(array, name) -> np.ndarray:
         try:
             return np.array([np.asarray(row) for row in array])
         except ValueError as error:
-            raise ValueError(f"{name} must be rows of one length: {error}") from None
+            raise ValueError(f"{name} must be rows of one length") from error
     return array
 
 

@@ -202,8 +202,10 @@ class HybridIndex:
 
     def get(self, ids: Any) -> list[str | None]:
         """See RetrievalPipeline.get."""
-        if ids is None or isinstance(ids, list | tuple):
-            ids = [ABSENT if id_ is None else id_ for id_ in (ids or [])]
+        if ids is None:
+            ids = ABSENT
+        elif isinstance(ids, list | tuple) or getattr(ids, "dtype", None) == np.dtype("O"):
+            ids = [ABSENT if id_ is None else id_ for id_ in ids]
         ids = validation.integers(ids, "ids", low=ABSENT)
         texts, rows = self._found(ids)
         unknown = (rows == ABSENT) & (ids != ABSENT)

@@ -11,7 +11,7 @@ from .._core.publishing import publish
 from .._core.storage import Stored, checking_parts, nest, unnest
 from .._core.typing import ArrayLike, Int64s
 from ..bm25.index import Hits, InvertedIndex
-from ..hnsw.index import HNSW
+from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
 from . import persistence
 from .embedder import Embedder, Encoder, checked_vector, checked_vectors
@@ -65,8 +65,8 @@ class RetrievalPipeline(Stored):
     weight : float in [0, 1]
         Weight of the dense half; the sparse half has 1 - weight.
     cache_tokens : int
-        Budget for the cached answers of hot queries, each counted as the words of its query plus k.
-        0 caches none.
+        Budget for the cached answers of hot queries, each counted as the words of its query plus k,
+        and plus one for every 16 bytes of its filter and of a word that is longer. 0 caches none.
     hot_threshold : int
         How often a query must be asked for its answer to be cached.
     seed : int
@@ -102,7 +102,7 @@ class RetrievalPipeline(Stored):
                 raise TypeError(f"{name} must be a {cls.__name__}, not {type(part).__name__}")
             if part is not None and len(part):
                 raise ValueError(f"{name} must be empty, but holds {len(part)} documents")
-        dim = None if dim is None else validation.integer(dim, "dim", low=1)
+        dim = None if dim is None else validation.integer(dim, "dim", low=1, high=MAX_DIM)
         if dense is not None and dim not in (None, dense.dim):
             raise ValueError(f"dim is {dim}, but dense has dimension {dense.dim}")
         self._seed = validation.natural(seed, "seed")

@@ -13,6 +13,7 @@ from ..structures.sketch import CountMinSketch
 from .hybrid import Request, Searcher
 
 _MIN_CHECKED = 64
+_TOKEN_BYTES = 16  # as a hit takes
 _BATCH = 256  # texts counted in one batch: a tenth of the cost of one at a time
 
 
@@ -30,8 +31,8 @@ class QueryCache:
     """Counts queries in a sketch and caches the answers of the hot ones, with their vectors.
 
     An answer is found only by the request (`Request.key`), version and settings that it was
-    computed for. Its size in tokens is the words of its query plus its hits. A `Searcher` computes
-    what is not cached.
+    computed for. Its size in tokens bounds its memory, that of its vector apart: the words of its
+    query, its hits, and the bytes of its filter. A `Searcher` computes what is not cached.
     """
 
     def __init__(self, max_tokens: int, threshold: int, sketch: CountMinSketch) -> None:
@@ -173,7 +174,9 @@ class QueryCache:
         return hits
 
     def _put(self, request, hits, searcher):
-        tokens = request.text.count(" ") + 1 + len(hits.ids)
+        text, one_filter = request.text, request.filter
+        tokens = max(text.count(" ") + 1, len(text) // _TOKEN_BYTES) + len(hits.ids)
+        tokens += 0 if one_filter is None else one_filter.nbytes // _TOKEN_BYTES
         if tokens > self.answers.token_budget:
             return
         # Copies: the caller may change its own arrays later.

@@ -49,9 +49,16 @@ def test_every_change_that_affects_an_answer_invalidates_it():
         lambda p: p.add(0, "nothing left"),
         lambda p: p.remove(5),
         lambda p: setattr(p.sparse, "b", 0.0),
+        lambda p: setattr(p.sparse, "k1", 0.5),
+        lambda p: setattr(p.dense, "ef_search", 400),
+        lambda p: p.dense.tune([[1, 0], [0, 1]], k=2),
+        lambda p: p.tune(["red fox", "sky"], target_recall=0.5),
+        lambda p: p.tune_weight(["red fox", "sky"], [[1], [4]]),
+        lambda p: (p.sparse.compact(), p.dense.compact()),
+        lambda p: p.add([6, 0], ["red", "fox fox"], [[0, 0], [5, 1]]),
         lambda p: setattr(p.sparse, "variant", "robertson"),
     ]
-    mask = np.ones(9, bool)
+    mask = np.ones(len(steps) + 1, bool)
     requests = [
         {},
         {"k": 2},
@@ -60,7 +67,11 @@ def test_every_change_that_affects_an_answer_invalidates_it():
         {"vectors": [0.0, 1.0]},
         {"vectors": [1.0, 0.0]},
         {"filter": [1, 2]},
+        {"filter": [1, 4]},
+        {"filter": {0, 1}},
+        {"filter": [False, True, True]},  # the bytes of [0, 1, 1]
         {"filter": mask},
+        {"filter": mask, "vectors": [0.0, 1.0], "k": 2, "fusion": "dbsf", "weight": 0.2},
     ]
     for n in range(len(steps) + 1):
         cold = small(encoder=letters, cache_tokens=0)
