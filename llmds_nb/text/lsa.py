@@ -169,13 +169,16 @@ class LsaEncoder(Stored):
             assert np.allclose(gram, np.eye(len(gram)), atol=1e-3), "directions not orthonormal"
 
     def _state(self):
+        fit, tokenizer = self._fit, self.tokenizer
         header = {"dim": self.dim, "seed": self.seed, "own_tokenizer": self._own_tokenizer}
         arrays = {}
-        if self.tokenizer is not None:
-            arrays, inner = nest("tokenizer", self.tokenizer._state())
+        if fit is not None:
+            tokenizer = fit.tokenizer
+        if tokenizer is not None:
+            arrays, inner = nest("tokenizer", tokenizer._state())
             header |= inner
-        if self._fit is not None:
-            arrays |= self._arrays._asdict()
+        if fit is not None:
+            arrays |= fit.handle.state._asdict()
         return arrays, header
 
     def _parts(self):
@@ -195,6 +198,8 @@ class LsaEncoder(Stored):
                 raise CorruptFileError("array 'components' is of the wrong kind")
             if idf.shape != components.shape[:1] or len(idf) > len(encoder.tokenizer):
                 raise CorruptFileError("the vocabulary and the term vectors differ in size")
+            if not (np.isfinite(idf) & (idf >= 0)).all():
+                raise CorruptFileError("array 'idf' holds impossible values")
             if not 1 <= components.shape[1] <= encoder.dim:
                 raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
             handle = Handle(k.LsaState(idf, components))

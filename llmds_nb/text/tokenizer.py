@@ -10,6 +10,7 @@ from .._core import validation
 from .._core.forking import is_held, new_lock
 from .._core.storage import Stored, checking_parts
 from .._core.typing import Int32s, Int64s, PathLike
+from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from . import analyzer as a
 from .kernels import tokenize as k
@@ -374,15 +375,16 @@ class Tokenizer(Stored):
         settings = {name: header[name] for name in ("lowercase", "stopwords", "stemmer")}
         pattern = a.PATTERN if header["pattern"] is None else header["pattern"]
         tokenizer = cls(**settings, pattern=pattern)
-        tokenizer._analyzer.missing = tuple(header["callables"])
+        tokenizer._analyzer.missing = missing = tuple(header["callables"])
+        if not set(missing) <= {"stemmer", "pattern"}:
+            raise CorruptFileError(f"a tokenizer has no callables {missing}")
         tokenizer._vocabulary = vocabulary_of(StringTable.from_arrays(arrays))
         return tokenizer
 
     def check(self) -> None:
         """Assert the invariants of the vocabulary's table (`kernels.tokenize`)."""
         vocabulary = self._vocabulary
-        vocabulary.table.check()
-        assert vocabulary.n <= len(vocabulary.table)
+        vocabulary.table.check(vocabulary.n)
 
     @staticmethod
     def _warmup() -> None:

@@ -95,7 +95,7 @@ class StringTable:
         """A table of the first n strings that grows without a change to these in this one.
 
         It adds to arrays of this one, while they have space. O(1), or O(bytes) if there are strings
-        from number n on, such as those of another successor, which are lost.
+        from number n on, such as those of another successor, which become unreadable.
         """
         other = StringTable.__new__(StringTable)
         other._handle = self._handle
@@ -127,20 +127,34 @@ class StringTable:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "StringTable":
         """Open what `arrays` gave; CorruptFileError or ValueError for what it cannot have given."""
         blob, ptr = arrays["blob"], arrays["ptr"]
-        if blob.dtype != np.uint8 or ptr.dtype != np.int64:
+        if blob.dtype != np.uint8 or ptr.dtype != np.int64 or blob.ndim != 1:
             raise CorruptFileError("the vocabulary has arrays of the wrong kind")
         validation.indptr(ptr, len(blob))
+        if (ptr[1:] == ptr[:-1]).any():
+            raise CorruptFileError("the vocabulary has an empty term")
+        blob.tobytes().decode("utf-8", "surrogatepass")
+        if (blob[ptr[:-1]] & 0xC0 == 0x80).any():
+            raise CorruptFileError("the vocabulary has a term that begins within a character")
         table = cls()
         table._handle = Handle(_indexed(blob, ptr, len(ptr) - 1, len(ptr) - 1))
+        numbers = np.empty(len(table), np.int32)
+        k.strings_number_many(table._handle.address, False, blob, ptr, numbers)
+        if (numbers != np.arange(len(table))).any():
+            raise CorruptFileError("the vocabulary has a term twice")
         return table
 
-    def check(self) -> None:
-        """Assert the invariants of `kernels.tokenize`. O(bytes)."""
-        n, ptr, slots = len(self), self.state.ptr, self.state.slots
-        assert ptr[0] == 0
+    def check(self, n: int | None = None) -> None:
+        """Assert the invariants of `kernels.tokenize`, for the first n strings only. O(bytes).
+
+        Later ones may have been overwritten by those of a successor.
+        """
+        n, state = len(self) if n is None else n, self.state
+        ptr, slots = state.ptr, state.slots
+        assert ptr[0] == 0 and n <= len(self)
         assert (np.diff(ptr[: n + 1]) > 0).all(), "an empty string has a number"
-        assert 2 * n <= len(slots) and len(slots) & (len(slots) - 1) == 0
-        assert sorted(slots[slots != ABSENT].tolist()) == list(range(n))
+        assert 2 * len(self) <= len(slots) and len(slots) & (len(slots) - 1) == 0
+        numbers = np.sort(slots[slots != ABSENT])
+        assert (numbers == np.arange(len(self))).all()
         strings = self.texts(range(n))
         assert len(set(strings)) == n, "a string occurs twice"
         assert (self.find(strings) == np.arange(n)).all(), "a string is not found"

@@ -1,11 +1,14 @@
 """InvertedIndex: an interrupt at any line leaves the index before the call or after it."""
 
+import signal
+
+import numpy as np
 import pytest
 
 from llmds_nb import InvertedIndex
 from llmds_nb.text import tokenizer as tokenizing
 
-from ..interrupts import interrupt_every_line
+from ..interrupts import Interrupt, interrupt_every_line
 from .cases import CASES
 
 
@@ -89,3 +92,49 @@ def test_a_callback_that_raises_changes_nothing(part, monkeypatch):
     index.add(None, texts, progress=True)
     index.check()
     assert index.search("words7", 1).ids.tolist() == [9]
+
+
+def _change(index, i):
+    """Call number i of a long life of an index."""
+    if i % 50 == 49:
+        index.compact()
+    elif i % 5 == 4 and i - 3 in index:
+        index.remove(i - 3)
+    else:
+        index.add([i], f"red word{i} fox{i % 9}")
+
+
+def test_real_signals_leave_every_call_done_or_not():
+    index, rng, interrupted = InvertedIndex(), np.random.default_rng(0), 0
+
+    def interrupt(*_):
+        raise Interrupt
+
+    for i in range(100):  # every kernel is compiled: a signal within Numba is another matter
+        _change(index, i)
+    index.search("red fox3", 3)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(100, 400):
+            was, present = len(index), i - 3 in index
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                _change(index, i)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                interrupted += 1
+            assert len(index) - was == (i in index) - (present and i - 3 not in index)
+            for j in (i, i - 3):
+                assert index.doc_freq(f"word{j}") == (j in index) <= (f"word{j}" in index.tokenizer)
+            assert f"word{i}" not in index.tokenizer or i in index
+            if i % 20 == 0:
+                index.check()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert 10 < interrupted < 300
+    ids = [i for i in range(400) if i in index]
+    fresh = InvertedIndex()
+    fresh.add(ids, [f"red word{i} fox{i % 9}" for i in ids])
+    a, b = index.search("red fox3 word7", 30), fresh.search("red fox3 word7", 30)
+    assert (a.ids == b.ids).all() and (a.scores == b.scores).all()
+    index.check()

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from llmds_nb import CorruptFileError
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.text.kernels import tokenize as k
-from llmds_nb.text.vocabulary import StringTable, TextBuffers, WordCache
+from llmds_nb.text.vocabulary import StringTable, TextBuffers, WordCache, offsets
 
 STRINGS = st.text(max_size=3) | st.sampled_from(["", "a", "b", "ab", "\0", "\ud800", "x" * 300])
 
@@ -83,7 +83,8 @@ def test_the_first_strings_never_change():
     assert longer.add(words).tolist() == list(range(2, 1002))
     assert longer.find(["lost", "two", "word7"]).tolist() == [ABSENT, 1, 9]
     longer.check()
-    table.check()  # with the strings of the first successor
+    assert len(table) == 6
+    table.check(2)  # the strings of the first successor are no longer whole
     assert table.successor(2).add(["other"]).tolist() == [2]
     assert table.find(["one", "two"]).tolist() == [0, 1] and ptr.tolist() == [0, 3, 6]
     assert (blob[: ptr[-1]].tobytes(), table.nbytes) == before and before[0] == b"onetwo"
@@ -98,6 +99,31 @@ def test_arrays_of_another_kind_are_refused(change):
     table.add(["one"])
     with pytest.raises(CorruptFileError):
         StringTable.from_arrays({**table.arrays(1), **change})
+
+
+@pytest.mark.parametrize(
+    ("terms", "lengths"),
+    [
+        ("oneone", [3, 3]),
+        ("one", [3, 0]),
+        ("\u00e9", [1, 1]),
+        (b"\xff", [1]),
+        (b"\xc3", [1]),
+    ],
+)
+def test_arrays_that_are_no_vocabulary_are_refused(terms, lengths):
+    blob = terms if isinstance(terms, bytes) else terms.encode()
+    arrays = {"blob": np.frombuffer(bytearray(blob), np.uint8), "ptr": offsets(lengths)}
+    with pytest.raises(ValueError, match=r"the vocabulary|utf-8"):
+        StringTable.from_arrays(arrays)
+
+
+def test_strings_of_all_kinds_are_stored():
+    table, strings = StringTable(), ["\0", "\ud800", "\udc00", "\u00e9", "x" * 5000, "\U0001f600"]
+    table.add(strings)
+    again = StringTable.from_arrays(table.arrays(len(strings)))
+    assert again.texts(range(len(strings))) == strings
+    again.check()
 
 
 def encode_one(cache, text, buffers):
