@@ -59,6 +59,7 @@ def copy(tmp_path):
     """A small package with our `_core` and two kernels, one calling the other in another file."""
     package = tmp_path / "llmds_nb"
     shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "errors.py", package)
     write(package, "kv/kernels/caller.py", CALLER.format(up=".", module=".callee"))
     write_callee(package, 1)
     return package
@@ -104,6 +105,7 @@ PLACES = [
 def test_an_edit_is_seen_by_every_kernel_that_can_reach_it_and_by_no_other(tmp_path):
     package = tmp_path / "llmds_nb"
     shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "errors.py", package)
     old = (package / "_core/state.py").read_text()
     files = [f"{at}/callee{i}.py" for i, (_, at) in enumerate(PLACES)]
     files[-1] = "_core/state.py"  # of those that end up in compiled code

@@ -68,6 +68,7 @@ def built(tmp_path_factory):
     """A small package with one kernel, prebuilt for all levels of this machine."""
     package = tmp_path_factory.mktemp("built") / "llmds_nb"
     shutil.copytree(ROOT / "_core", package / "_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "errors.py", package)
     (package / "kv" / "kernels").mkdir(parents=True)
     for folder in (package, package / "kv", package / "kv" / "kernels"):
         (folder / "__init__.py").touch()

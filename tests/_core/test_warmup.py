@@ -170,7 +170,7 @@ def test_jobs_are_a_positive_number(bad):
 WARM_UP_AND_WORK = """
 import contextlib, io, sys
 import llmds_nb
-from llmds_nb.__main__ import main
+from llmds_nb.tools.main import main
 from llmds_nb._core.jit import KERNELS
 
 corpus, index = sys.argv[1:]
