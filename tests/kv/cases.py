@@ -16,6 +16,9 @@ class ByDepth:
     def keys(self, events):
         return events.clock - events.depths / 100
 
+    def __repr__(self):
+        return "ByDepth()"
+
 
 def _cache(**settings):
     """A little of everything, and all arrays full, so that the next calls make them grow."""
@@ -29,10 +32,12 @@ def _cache(**settings):
     cache.attach(4, [7] * 10, rows, salt="a")
     cache.commit(4, 10)
     cache.detach(4)
-    for tokens in ([7] * 4, *[[]] * 61):  # a pin of two pages and 61 of none fill their array
+    for tokens in ([7] * 4, *[[7] * 10] * 10):  # these fill the array of pins
         cache.pin(tokens, salt="a")
     cache.set_quota("q", 5)
     cache.attach(5, [1, 2, 3], salt="q")
+    for salt in range(1, 14):  # with those above all rows for salts are taken
+        cache.set_quota(salt, 3)
     return cache
 
 
@@ -66,7 +71,7 @@ MUTATIONS = {
     "attach that evicts": lambda c: c.attach(8, [4] * 48),
     "attach_many": lambda c: c.attach_many([8, 9], [1, 2, 3], [0, 1, 3], extras=[IMAGE, None]),
     "attach_many of more sequences than fit": lambda c: _attach_empty(c, 70),
-    "attach_many of more salts than fit": lambda c: _attach_empty(c, 17, [*range(1, 18)]),
+    "attach_many of more salts than fit": lambda c: _attach_empty(c, 3, ["x", "y", 1]),
     "append": lambda c: c.append(1, [7, 8, 9, 10], _rows(c, 4)),
     "append with extra": lambda c: c.append(3, [7, 8, 9, 10], _rows(c, 4)),
     "append_many": lambda c: c.append_many([1, 2, 3, 5], [4, 4, 4, 4]),
@@ -106,7 +111,9 @@ CASES = {
     "KVCache": Case(_with_pending_copy, _observe, MUTATIONS | TAKE),
     "KVCache-tensors": Case(lambda: _cache(**TENSORS), _observe, MUTATIONS | WRITE | COMPACT),
     "KVCache-path-lrfu": Case(
-        lambda: _cache(eviction="path-lrfu"), _observe, MUTATIONS | COMPACT | TAKE
+        lambda: _cache(eviction="path-lrfu"),
+        _observe,
+        {name: call for name, call in MUTATIONS.items() if "evict" in name} | COMPACT | TAKE,
     ),
     "KVCache-custom policy": Case(
         lambda: _cache(eviction=ByDepth(), **TENSORS), _observe, MUTATIONS | WRITE | COMPACT
