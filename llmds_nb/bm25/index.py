@@ -220,11 +220,11 @@ class InvertedIndex(Stored):
             taken = Ids(ids, n_texts, self._contents.next_id)
             with progress_bar(progress, taken.total, "index", "text") as report:
                 new = segment_of(taken, growth, stream, report)
-        if new is None:
-            return taken.taken(), []
-        before, vocabulary = self._contents, growth.vocabulary()
-        kept, _ = segs.without_ids(before.snapshot.segments, segs.ids_of(new))
-        contents = before.with_added(tidy([*kept, new]), segs.last_id(new), vocabulary)
+            if new is None:
+                return taken.taken(), []
+            before, vocabulary = self._contents, growth.vocabulary()
+            kept, _ = segs.without_ids(before.snapshot.segments, segs.ids_of(new))
+            contents = before.with_added(tidy([*kept, new]), segs.last_id(new), vocabulary)
         changes: Changes = [(self, "_contents", contents)]
         if contents.tokenizer is tokenizer:
             changes.append((tokenizer, "_vocabulary", vocabulary))

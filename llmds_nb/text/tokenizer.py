@@ -384,7 +384,8 @@ class Tokenizer(Stored):
     def check(self) -> None:
         """Assert the invariants of the vocabulary's table (`kernels.tokenize`)."""
         vocabulary = self._vocabulary
-        vocabulary.table.check(vocabulary.n)
+        vocabulary.table.check()
+        assert vocabulary.n <= len(vocabulary.table)
 
     @staticmethod
     def _warmup() -> None:

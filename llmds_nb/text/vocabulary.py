@@ -94,14 +94,16 @@ class StringTable:
     def successor(self, n: int) -> "StringTable":
         """A table of the first n strings that grows without a change to these in this one.
 
-        It adds to arrays of this one, while they have space. O(1), or O(bytes) if there are strings
-        from number n on, such as those of another successor, which become unreadable.
+        It adds to the arrays of this one while they have space, in O(1); or to copies, in O(bytes),
+        if another successor has done so, whose strings stay whole.
         """
         other = StringTable.__new__(StringTable)
         other._handle = self._handle
         if len(self) > n:
             state = self.state
-            other._handle = Handle(_indexed(state.blob, state.ptr, n, len(state.hashes)))
+            other._handle = Handle(
+                _indexed(state.blob.copy(), state.ptr.copy(), n, len(state.hashes))
+            )
         return other
 
     def texts(self, numbers: Iterable[int]) -> list[str]:
@@ -143,18 +145,14 @@ class StringTable:
             raise CorruptFileError("the vocabulary has a term twice")
         return table
 
-    def check(self, n: int | None = None) -> None:
-        """Assert the invariants of `kernels.tokenize`, for the first n strings only. O(bytes).
-
-        Later ones may have been overwritten by those of a successor.
-        """
-        n, state = len(self) if n is None else n, self.state
+    def check(self) -> None:
+        """Assert the invariants of `kernels.tokenize`. O(bytes)."""
+        n, state = len(self), self.state
         ptr, slots = state.ptr, state.slots
-        assert ptr[0] == 0 and n <= len(self)
+        assert ptr[0] == 0
         assert (np.diff(ptr[: n + 1]) > 0).all(), "an empty string has a number"
-        assert 2 * len(self) <= len(slots) and len(slots) & (len(slots) - 1) == 0
-        numbers = np.sort(slots[slots != ABSENT])
-        assert (numbers == np.arange(len(self))).all()
+        assert 2 * n <= len(slots) and len(slots) & (len(slots) - 1) == 0
+        assert (np.sort(slots[slots != ABSENT]) == np.arange(n)).all()
         strings = self.texts(range(n))
         assert len(set(strings)) == n, "a string occurs twice"
         assert (self.find(strings) == np.arange(n)).all(), "a string is not found"
