@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import time
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,9 +31,6 @@ from .snapshot import (
     with_table,
 )
 from .vector_store import VectorForm
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 # Slots of a batch are compared with each other: large batches cost more, small ones idle threads.
 _MIN_BATCH, _MAX_BATCH, _BATCH_SHARE = 64, 128, 50
@@ -59,7 +58,7 @@ class GraphWriter:
         self.coarsest, self.repaired = 0.0, False
         self.parent: Int32s = np.zeros(0, np.int32)
         self.pools = [pool_of(*self.base.links_of(name)) for name in LINKS]
-        self._executors: list[ThreadPoolExecutor] = []  # of writes that may have been interrupted
+        self._gates: list[_Gate] = []  # of writes that may have been interrupted
 
     def _with(self, base: Snapshot, **changes: Any) -> Self:
         writer = object.__new__(type(self))
@@ -69,7 +68,7 @@ class GraphWriter:
     def anew(self, base: Snapshot | None = None, **history: Any) -> "GraphWriter":
         """A writer for an empty base, or for another with its `parent`, `coarsest`, `repaired`."""
         writer = GraphWriter(*self._settings, base)
-        vars(writer).update(history, _executors=self._executors)
+        vars(writer).update(history, _gates=self._gates)
         return writer
 
     def add(
@@ -116,10 +115,10 @@ class GraphWriter:
         _, M, _, seed = self._settings
         fields |= drawn_levels(self.base, n_new, M, seed)
         with (
-            self._executor(threads) as pool,
+            self._threads(threads) as submit,
             progress_bar(progress, n_new, "HNSW", "vector") as advance,
         ):
-            draft = _GraphDraft(self, fields, n_new, pool, threads)
+            draft = _GraphDraft(self, fields, n_new, submit, threads)
             while draft.n < draft.stop:
                 advance(draft.insert_batch())
         coarsest = max(self.coarsest, fields["coding"].link_step)
@@ -136,8 +135,8 @@ class GraphWriter:
         sources, fields["node_of"] = _promoted(snapshot, slots)
         writer = self.anew(repaired=True)
         fields |= with_levels(writer.base, snapshot.levels[sources], snapshot.drawn)
-        with self._executor(threads) as executor:
-            draft = _GraphDraft(writer, fields, len(slots), executor, threads)
+        with self._threads(threads) as submit:
+            draft = _GraphDraft(writer, fields, len(slots), submit, threads)
             draft.repair(snapshot, sources)
         return draft.finished(writer, max(coarsest, fields["coding"].link_step))
 
@@ -153,25 +152,45 @@ class GraphWriter:
         return self.anew().insert(fields, fields["n_live"], threads)
 
     @contextlib.contextmanager
-    def _executor(self, threads):
-        """The threads of a write, or None for one.
+    def _threads(self, threads):
+        """What submits calls to the threads of a write, or None for one thread.
 
         An interrupt may end the wait for them, so the next write waits: they use the free blocks.
         """
-        while self._executors:
-            self._executors[-1].shutdown()
-            self._executors.pop()
+        while self._gates:
+            self._gates[-1].close()
+            self._gates.pop()
         if threads == 1:
             yield None
             return
         from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
 
-        executor = ThreadPoolExecutor(threads)
-        self._executors.append(executor)
+        gate = _Gate()
+        self._gates.append(gate)
+        with ThreadPoolExecutor(threads) as executor:
+            yield partial(executor.submit, gate.run)
+
+
+class _Gate:
+    """Knows what threads do for a write, which an executor does not once it was interrupted."""
+
+    def __init__(self):
+        self._closed, self._running = False, set()
+
+    def run(self, function, *args):
+        """Call a function, unless the gate is closed."""
+        self._running.add(args)
         try:
-            yield executor
+            if not self._closed:
+                function(*args)
         finally:
-            executor.shutdown(cancel_futures=True)
+            self._running.discard(args)
+
+    def close(self):
+        """Let nothing begin any more, and wait for what has begun."""
+        self._closed = True
+        while self._running:
+            time.sleep(1e-3)
 
 
 def _promoted(snapshot, slots):
@@ -203,9 +222,9 @@ def _differ(vectors, slots, others):
 class _GraphDraft:
     """A graph to which one write adds slots: those below `n` are in it, of `stop` in all."""
 
-    def __init__(self, writer, fields, n_new, executor, threads):
+    def __init__(self, writer, fields, n_new, submit, threads):
         base = self._base = writer.base
-        self.fields, self._ef, self._executor, self._threads = fields, writer.ef, executor, threads
+        self.fields, self._ef, self._submit, self._threads = fields, writer.ef, submit, threads
         self.n, self.stop = base.n, base.n + n_new
         self.entry, self.top = base.entry, base.top
         self.levels = fields["levels"]
@@ -363,7 +382,7 @@ class _GraphDraft:
         """Call function(start, end) for every two neighbouring cuts."""
         if len(cuts) == 2:
             return function(*cuts)
-        for done in [self._executor.submit(function, *pair) for pair in pairwise(cuts)]:
+        for done in [self._submit(function, *pair) for pair in pairwise(cuts)]:
             done.result()
 
     def finished(self, writer: GraphWriter, coarsest: float) -> GraphWriter:

@@ -70,7 +70,8 @@ class HNSW(Stored):
 
     Any number of threads may search while one writes; other writers wait for that one. A search
     sees the index as it was before or after a whole call. A call that raises changes nothing.
-    Every stored vector is reachable from the entry point.
+    Every stored vector is reachable from the entry point. While the contents turn over, `nbytes` is
+    1.0 to 1.5 times that of a fresh build, at most 2.5 times; `compact` returns to it.
 
     References
     ----------

@@ -333,3 +333,21 @@ def test_vectors_that_cannot_be_kept_without_a_copy():
     with pytest.raises(ValueError, match="an empty index, not one of 3"):
         index.add(vectors, copy=False)
     assert len(index) == 3
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_bytes_stay_bounded_while_the_contents_turn_over(share):
+    """Five times: the bound is that of the docstring of HNSW."""
+    vectors, n = data(2000, 8), 2000
+    index = HNSW(8, M=8, ef_construction=20)
+    index.add(vectors)
+    fresh, most, size = index.nbytes, 0.0, int(share * n)
+    for start in range(0, 5 * n, size):
+        ids = np.arange(start, start + size)
+        index.remove(ids)
+        index.add(vectors[ids % n], ids + n)
+        most = max(most, index.nbytes / fresh)
+    index.check()
+    assert len(index) == n and most <= 2.5
+    index.compact()
+    assert index.nbytes <= 1.1 * fresh
