@@ -12,7 +12,9 @@ import numpy as np
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.state import Handle, pack
+from .._core.storage import Stored, checking_parts
 from .._core.typing import ArrayLike, Bools
+from ..errors import CorruptFileError
 from ..kv.salts import check_salt, salt_bytes
 from ..primitives.status import INVALID, OK
 from .kernels import token_bucket as k
@@ -55,7 +57,7 @@ class AdmissionStats(NamedTuple):
     keys: int  # whose buckets are not known to be full
 
 
-class AdmissionController:
+class AdmissionController(Stored):
     """Admit requests by two token buckets: requests per second and tokens per second.
 
     A request takes one from the first bucket and its tokens from the second, or nothing from
@@ -80,6 +82,10 @@ class AdmissionController:
     max_keys : int
         Keys whose buckets are kept. Where more than this have buckets that are not full, those that
         would be full first are taken to be full.
+
+    Notes
+    -----
+    In copies and files times are relative to the clock's; `load` and `from_bytes` take ``clock=``.
 
     >>> now = 0
     >>> control = AdmissionController(qps_limit=2, token_rate_limit=100, clock=lambda: now)
@@ -222,15 +228,16 @@ class AdmissionController:
         return admitted
 
     def stats(self) -> AdmissionStats:
-        """Return counts, moving averages and what the buckets hold now. O(1)."""
-        bucket, _, _, counter, average = self._handle.state
+        """Return counts, moving averages and what the buckets hold now. O(keys)."""
         now = validation.now_ns(self._clock)
         with self._lock:
             k.admission_admit_many(self._handle.address, now, self._one[:0], self._answer)
+            bucket, limit, key, counter, average = self._handle.state
+            used = key[: len(self._places), : k.KEY_NS] < limit[:, k.CAPACITY]
             levels = bucket[:, [k.LEVEL, k.UNIT]].tolist()
             available = [level / unit if unit else math.inf for level, unit in levels]
             counts, of_keys = counter[1 : k.REFUSED + 3].tolist(), counter[k.REFUSED + 3 :].tolist()
-            of_keys.append(len(self._places))
+            of_keys.append(int(used.any(axis=1).sum()))
             return AdmissionStats(*counts, *average.tolist(), *available, *of_keys)
 
     def __repr__(self) -> str:
@@ -264,6 +271,35 @@ class AdmissionController:
             assert len(self._handle.state.key) <= self._max_keys
             assert (counter[1 : k.SETTLED] >= 0).all()
             assert np.isfinite(average).all() and (average >= 0).all()
+
+    def _state(self):
+        now = validation.now_ns(self._clock)
+        with self._lock:
+            arrays = {n: a.copy() for n, a in self._handle.state._asdict().items()}
+            names = [name.hex() for name in self._places]
+            arrays["key"] = arrays["key"][: len(names)]
+            arrays["counter"][k.LAST_NS] -= now
+            arrays["key"][:, k.KEY_NS] -= now
+            return arrays, {"keys": names, "max_keys": self._max_keys}
+
+    def _parts(self):
+        return {"clock": self._clock}
+
+    @classmethod
+    def _from_state(cls, arrays, header, *, clock=time.monotonic_ns):
+        with checking_parts():
+            now = validation.now_ns(clock)
+        buckets = k.TokenBuckets(**arrays)
+        buckets.counter[k.LAST_NS] += now
+        buckets.key[:, k.KEY_NS] += now
+        places = {bytes.fromhex(name): place for place, name in enumerate(header["keys"])}
+        control = cls.__new__(cls)
+        try:
+            control._assemble(buckets, places, int(header["max_keys"]), clock)
+            control.check()
+        except AssertionError as error:
+            raise CorruptFileError(f"the controller is inconsistent: {error}") from None
+        return control
 
     @staticmethod
     def _warmup() -> None:

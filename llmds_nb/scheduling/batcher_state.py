@@ -218,7 +218,28 @@ class BatcherState:
         if k.step_preempt(self.handle.address, victim, tokens) != OK:
             raise self._stray(victim)
 
-    # ---- inspection --------------------------------------------------------------------------
+    # ---- files and inspection ----------------------------------------------------------------
+
+    def not_running(self) -> list[int]:
+        """The ids of the requests that wait or are parked, rising."""
+        rows = self.queue.handle.state.request[: self.queue.meta[s.FRESH]]
+        return rows[np.isin(rows[:, s.STATE], (s.IS_WAITING, s.IS_PARKED)), s.ID].tolist()
+
+    def restore(self, tokens: Int32s, ids: list[int], salts: dict[int, Any]) -> None:
+        """Take the requests of a file: the tokens of those that do not run, and all salts."""
+        request, table = self.queue.handle.state.request, self.queue.handle.state.table
+        assert ids == self.not_running(), "requests without tokens"
+        end = 0
+        for id_, salt in salts.items():
+            row = request[table_find(table, id_)]
+            own = np.zeros(0, np.int32)
+            if row[s.STATE] != s.IS_RUNNING:
+                own = tokens[end : end + row[k.LENGTH]].copy()
+                end += own.size
+            row[[k.ADDRESS, k.DOMAIN, k.CACHE_ROW]] = address_of(own), ABSENT, 0
+            self.requests[id_] = own, salt
+        assert end == tokens.size, "tokens without a request"
+        assert (self._running() >= 0).all() and (self._running() < len(request)).all()
 
     def check(self) -> None:
         """Assert every invariant of kernels/continuous.py. O(n)."""

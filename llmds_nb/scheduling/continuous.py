@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.storage import Stored
 from .._core.typing import ArrayLike, Bools, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
+from . import persistence
 from .batcher_state import BatcherState
 from .kernels import continuous as k, queue_state as s
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
@@ -57,7 +59,7 @@ class ContinuousStats(NamedTuple):
     latency_ms: Percentiles  # from submit to the end
 
 
-class ContinuousBatcher(QueueOwner):
+class ContinuousBatcher(QueueOwner, Stored):
     """Forms each step of an engine: which sequence computes which tokens, and where.
 
     The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
@@ -99,6 +101,10 @@ class ContinuousBatcher(QueueOwner):
     that this one ends, then the next: there is no livelock. Of the others it is one of lowest
     priority, and among those the one with the most tokens still to compute and generate.
 
+    *Copies and files* have a cache of their own, the step that is not advanced yet, and times
+    relative to the clock's; `load` and `from_bytes` take ``clock=``, and where they are functions
+    or objects of yours ``policy=`` and ``eviction=``.
+
     Priority is a strict tier above the policy, for admission and for preemption. Thread-safe by one
     lock per object; a call that raises has changed nothing. Iteration-level scheduling: Yu et al.,
     OSDI 2022 (Orca); stall-free chunked prefill: Agrawal et al., OSDI 2024 (Sarathi-Serve).
@@ -136,14 +142,17 @@ class ContinuousBatcher(QueueOwner):
     ) -> None:
         if not isinstance(cache, KVCache):
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
-        self.cache = cache
-        self.max_running = validation.integer(max_running, "max_running", low=1, high=2**20)
+        running = validation.integer(max_running, "max_running", low=1, high=2**20)
         most = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
-        self.max_step_tokens = most
         queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock, k.ROW_WIDTH)
-        self._queue, self.policy = queue, queue.policy
-        self._lock, self._cache_lock = queue.lock, cache._cache_state.lock
-        self._batcher_state = BatcherState(cache, queue, self.max_running, most)
+        self._assemble(BatcherState(cache, queue, running, most))
+
+    def _assemble(self, state):
+        self._batcher_state, self._queue, self.cache = state, state.queue, state.cache
+        self.max_running = state.arrays.running.size
+        self.max_step_tokens: int = state.arrays.max_step_tokens
+        self.policy = state.queue.policy
+        self._lock, self._cache_lock = state.queue.lock, state.cache._cache_state.lock
 
     def submit(
         self,
@@ -320,6 +329,19 @@ class ContinuousBatcher(QueueOwner):
         """Assert every invariant written in kernels/continuous.py. O(n)."""
         with self._lock, self._cache_lock:
             self._batcher_state.check()
+
+    def _state(self):
+        with self._lock, self._cache_lock:
+            return persistence.batcher_to_file(self._batcher_state)
+
+    def _parts(self):
+        return self._queue.parts() | self.cache._parts()
+
+    @classmethod
+    def _from_state(cls, arrays, header, *, clock=time.monotonic_ns, policy=None, eviction=None):
+        batcher = cls.__new__(cls)
+        batcher._assemble(persistence.batcher_from_file(arrays, header, clock, policy, eviction))
+        return batcher
 
     @staticmethod
     def _warmup() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,6 +108,10 @@ class RequestQueue:
             j = int(np.isnan(keys).argmax())
             raise ValueError(f"the policy's key of a request of {tokens[j]} tokens is NaN")
         return float64_keys(keys)
+
+    def parts(self) -> dict[str, Any]:
+        """The Python objects that a file cannot hold."""
+        return {"clock": self._clock} | ({} if self.user_keys is None else {"policy": self.policy})
 
     def find(self, ids: Int64s) -> tuple[Int64s, int, int]:
         """Return the slots of requests and what `requests_find` returns: (slots, status, j)."""
@@ -217,6 +222,7 @@ def _check_tenants(queue, waits):
             row = request[slot]
             assert row[s.UP] == up and row[s.TENANT] == number
             members.append(slot)
+            assert len(members) <= size
             children = [row[s.LEFT], row[s.RIGHT]]
             ranks = [request[c, s.RANK] if c != ABSENT else 0 for c in children]
             assert ranks[0] >= ranks[1] == row[s.RANK] - 1
@@ -250,8 +256,9 @@ class QueueOwner:
         return self._queue.meta.item(s.RUNNING)
 
 
+@lru_cache(maxsize=32)
 def _key_function(policy):
-    """The user's key over arrays, compiled and tried now."""
+    """The user's key over arrays, compiled and tried now; once for all copies of a queue."""
 
     def over(key):
         def keys(tokens, arrival_ms, deadline_ms, tenants, out):

@@ -1,14 +1,17 @@
 """PrefixRouter: which of several caches a prompt goes to, so that it finds its prefix there."""
 
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
 from .._core.forking import new_lock
-from .._core.state import Handle
+from .._core.state import Handle, pack
+from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int64s
+from ..errors import CorruptFileError
 from ..kv.salts import Salt, check_key, check_salt, salt_bytes
 from ..primitives.status import INVALID
 from .kernels import router as k
@@ -36,7 +39,7 @@ def _root(salt: Salt, key: bytes | None) -> Int64s:
     return np.frombuffer(start + secret, "<i8").astype(np.int64)
 
 
-class PrefixRouter:
+class PrefixRouter(Stored):
     """Sends each prompt to the replica that was sent its longest prefix, within a bound on load.
 
     It remembers, for every prefix of whole pages that it has seen, the replica it was last sent to,
@@ -98,9 +101,13 @@ class PrefixRouter:
         slots = max(k.WAYS, 1 << (slots - 1).bit_length())
         prefix, meta = np.zeros((slots, 3), np.uint64), np.zeros(k.N_META, np.int64)
         replica = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
-        self._handle = Handle(k.Router(prefix, replica, meta, self.page_size))
-        self._next_id = n
-        self._key = None if key is None else check_key(key)
+        key = None if key is None else check_key(key)
+        self._assemble(k.Router(prefix, replica, meta, self.page_size), n, key)
+
+    def _assemble(self, state, next_id, key):
+        self._handle = Handle(state)
+        self._next_id = next_id
+        self._key = key
         self._root = _root(0, self._key)  # of salt 0
         self._lock = new_lock()
 
@@ -138,10 +145,15 @@ class PrefixRouter:
                 raise ValueError(f"there are {n} replicas already, the most there may be")
             id_, load = self._next_id, int(state.meta[k.LOADED]) // n
             replica = np.concatenate([state.replica, [[id_, load]]])
-            self._handle.replace(state._replace(replica=replica))
-            state.meta[k.LOADED] += load
-            self._next_id += 1
+            self._publish(state._replace(replica=replica), id_ + 1)
         return id_
+
+    def _publish(self, state, next_id):
+        """Have these replicas from now on, whose loads add up to another LOADED."""
+        handle, meta, words = self._handle, state.meta, pack(state)
+        loaded = state.replica[:, k.LOAD].sum()
+        # One statement without a call: no interrupt comes between.
+        handle.words[:], handle.state, meta[k.LOADED], self._next_id = words, state, loaded, next_id
 
     def remove(self, replica: int) -> None:
         """Take a replica away: its prefixes go elsewhere, all others stay. O(replicas).
@@ -156,8 +168,7 @@ class PrefixRouter:
                 raise KeyError(f"no replica has number {id_}")
             if len(self) == 1:
                 raise ValueError(f"replica {id_} is the last one")
-            state.meta[k.LOADED] -= state.replica[gone, k.LOAD].sum()
-            self._handle.replace(state._replace(replica=state.replica[~gone]))
+            self._publish(state._replace(replica=state.replica[~gone]), self._next_id)
 
     @property
     def replicas(self) -> list[int]:
@@ -211,6 +222,38 @@ class PrefixRouter:
             assert (np.diff(replica[:, k.ID]) > 0).all() and replica[-1, k.ID] < self._next_id
             assert (replica >= 0).all() and replica[:, k.LOAD].sum() == meta[k.LOADED]
             assert 0 <= meta[k.SINCE] <= meta[k.ROUTES] >= meta[k.FOLLOWED] >= 0
+
+    def _state(self):
+        with self._lock:
+            prefix, replica, meta, page_size = self._handle.state
+            used = prefix[:, k.OWNER] != 0
+            arrays = {"prefix": prefix[used], "replica": replica.copy(), "meta": meta.copy()}
+            imbalance = self.max_imbalance
+            header = {
+                "slots": len(prefix),
+                "places": np.flatnonzero(used).tolist(),
+                "page_size": page_size,
+                "max_imbalance": None if math.isinf(imbalance) else imbalance,
+                "next_id": self._next_id,
+                "key": None if self._key is None else self._key.hex(),
+            }
+            return arrays, header
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        imbalance, key = header["max_imbalance"], header["key"]
+        options = {"page_size": header["page_size"], "max_prefixes": header["slots"]}
+        options["max_imbalance"] = math.inf if imbalance is None else imbalance
+        router = cls(1, key=None if key is None else bytes.fromhex(key), **options)
+        prefix = router._handle.state.prefix
+        prefix[header["places"]] = arrays["prefix"]
+        state = k.Router(prefix, arrays["replica"], arrays["meta"], router.page_size)
+        router._assemble(state, header["next_id"], router._key)
+        try:
+            router.check()
+        except (AssertionError, IndexError) as error:
+            raise CorruptFileError(f"the router is inconsistent: {error}") from None
+        return router
 
     @staticmethod
     def _warmup() -> None:

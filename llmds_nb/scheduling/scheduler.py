@@ -8,11 +8,15 @@ import numpy as np
 
 from .._core import validation
 from .._core.state import Handle
+from .._core.storage import Stored, nest, unnest
 from .._core.typing import ArrayLike, Int64s
-from ..primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
-from . import request_queue as q
+from ..errors import CapacityError, CorruptFileError
+from ..primitives.status import ABSENT, FULL, GROW, INVALID, OK, REPEATED
+from . import persistence, request_queue as q
 from .kernels import micro_batch as k, queue_state as s
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
+
+_OWN = ("count", "waits", "latencies")  # arrays of a file, besides those of the queue
 
 
 class Batch(NamedTuple):
@@ -48,7 +52,7 @@ class SchedulerStats(NamedTuple):
     latency_ms: Percentiles  # from submit to complete
 
 
-class Scheduler(QueueOwner):
+class Scheduler(QueueOwner, Stored):
     """Queue of requests that are released in micro-batches.
 
     A request waits from `submit` until `get_batch` hands it out, then runs until `complete`,
@@ -87,7 +91,9 @@ class Scheduler(QueueOwner):
     -----
     Priority is a strict tier above the policy: a request runs before every one of lower priority.
     A call costs a few microseconds; `submit_many` and the other batch forms cost a fraction of one
-    per request. Every method holds the object's lock; a call that raises has changed nothing.
+    per request. Every method holds the object's lock; a call that raises has changed nothing. In
+    copies and files times are relative to the clock's; `load` and `from_bytes` take ``clock=`` and,
+    where it is a function of yours, ``policy=``.
 
     >>> now = 0
     >>> scheduler = Scheduler(2, max_wait_ms=50, policy="shortest", clock=lambda: now)
@@ -124,12 +130,14 @@ class Scheduler(QueueOwner):
             most = validation.integer(max_batch_tokens, "max_batch_tokens", low=1, high=most)
         limit = 0 if max_batch_tokens is None else most
         queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock)
-        self._queue, self.policy, self._lock = queue, queue.policy, queue.lock
-        self._max_size, self._max_tokens = size, most
         wait_ns = int(min(wait * 1e6, q.FOREVER_NS))
-        numbers = queue.handle.address, size, limit, most, wait_ns
         arrays = [np.zeros(n, np.int64) for n in (k.N_COUNTS, s.WINDOW, s.WINDOW)]
-        self._handle = Handle(k.MicroBatcher(*numbers, *arrays))
+        self._assemble(queue, (size, limit, most, wait_ns), arrays)
+
+    def _assemble(self, queue, numbers, arrays):
+        self._queue, self.policy, self._lock = queue, queue.policy, queue.lock
+        self._max_size, _, self._max_tokens, _ = numbers
+        self._handle = Handle(k.MicroBatcher(queue.handle.address, *numbers, *arrays))
 
     def submit(
         self, tokens: int, *, slo_ms: float | None = None, priority: int = 0, tenant: int = 0
@@ -151,6 +159,8 @@ class Scheduler(QueueOwner):
         ------
         ValueError
             `tokens` is more than `max_batch_tokens`, or a value is out of range.
+        CapacityError
+            2**62 tokens wait already.
         """
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
             tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
@@ -163,6 +173,8 @@ class Scheduler(QueueOwner):
             if id_ == GROW:
                 queue.grow(1, 1)
                 id_ = k.batch_submit(handle, *request)
+        if id_ == FULL:
+            raise _too_many()
         return id_
 
     def submit_many(
@@ -202,6 +214,8 @@ class Scheduler(QueueOwner):
                 status, j = k.batch_submit_many(handle, *requests)
         if status == INVALID:
             raise ValueError(f"tokens must be in [1, {most}], not {tokens[j]}")
+        if status == FULL:
+            raise _too_many()
         return ids
 
     def get_batch(self, *, idle: bool = False, force: bool = False) -> Batch:
@@ -329,6 +343,32 @@ class Scheduler(QueueOwner):
         tokens = request[request[:, s.STATE] != s.FREE, s.TOKENS]
         assert (tokens >= 1).all() and (tokens <= self._max_tokens).all()
 
+    def _state(self):
+        with self._lock:
+            own = self._handle.state
+            arrays, header = nest("queue", persistence.queue_to_file(self._queue))
+            header["numbers"] = list(own[1:5])
+            return arrays | {name: getattr(own, name).copy() for name in _OWN}, header
+
+    def _parts(self):
+        return self._queue.parts()
+
+    @classmethod
+    def _from_state(cls, arrays, header, *, clock=time.monotonic_ns, policy=None):
+        inner, numbers = unnest("queue", arrays, header), [int(n) for n in header["numbers"]]
+        queue = persistence.queue_from_file(*inner, s.WIDTH, clock, policy)
+        size, limit, most, wait_ns = numbers
+        ranges = 1 <= size <= 2**20 and limit in (0, most) and 1 <= most <= q.MAX_TOKENS
+        if not ranges or not 0 <= wait_ns <= q.FOREVER_NS:
+            raise CorruptFileError(f"the settings {numbers} are out of range")
+        scheduler = cls.__new__(cls)
+        scheduler._assemble(queue, numbers, [arrays[name] for name in _OWN])
+        try:
+            scheduler.check()
+        except AssertionError as error:
+            raise CorruptFileError(f"the scheduler is inconsistent: {error}") from None
+        return scheduler
+
     @staticmethod
     def _warmup() -> None:
         for policy in ("aging", "fair"):
@@ -345,6 +385,10 @@ class Scheduler(QueueOwner):
             scheduler.cancel(first)
             # More than the arrays hold: they grow.
             scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))
+
+
+def _too_many():
+    return CapacityError(f"requests of more than {s.MAX_COUNTER} tokens would wait")
 
 
 def _one_or_each(array, given, name, m) -> np.ndarray:

@@ -91,7 +91,7 @@ def tenant_number(queue, name):
 
 
 @kernel(internal=True, borrow=True)
-def _tenant_reorder(queue, number):
+def tenant_order(queue, number):
     """Give a tenant the places in both heaps that its root and counter have. O(log T)."""
     fair = queue.fair
     row = fair.tenant[number]
@@ -118,7 +118,7 @@ def tenant_charge(queue, number, tokens):
     row = queue.fair.tenant[number]
     row[s.COUNTER] = min(row[s.COUNTER] + tokens, s.MAX_COUNTER)
     if row[s.SIZE] > 0:
-        _tenant_reorder(queue, number)
+        tenant_order(queue, number)
 
 
 @kernel(internal=True, borrow=True)
@@ -141,7 +141,7 @@ def tenant_enter(queue, slot):
     row[s.ROOT_SLOT] = _meld(request, old, slot)
     request[row[s.ROOT_SLOT], s.UP] = ABSENT
     if row[s.ROOT_SLOT] != old:
-        _tenant_reorder(queue, number)
+        tenant_order(queue, number)
 
 
 @kernel(internal=True, borrow=True)
@@ -157,6 +157,6 @@ def tenant_leave(queue, slot):
     request[slot, s.LEFT] = ABSENT
     request[slot, s.RIGHT] = ABSENT
     if row[s.ROOT_SLOT] != old:
-        _tenant_reorder(queue, number)
+        tenant_order(queue, number)
     if row[s.SIZE] == 0:
         queue.meta[s.LAST_TENANT] = number

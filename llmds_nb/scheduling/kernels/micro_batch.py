@@ -26,7 +26,7 @@ from ..._core.intrinsics import prefetch
 from ..._core.jit import kernel
 from ..._core.state import INT, State, array, viewer
 from ...primitives.dary_heap import ROOT, SLOT_MASK, entries_pop
-from ...primitives.status import ABSENT, GROW, INVALID, OK
+from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK
 from . import queue_state as s, request_queue as q
 from .bitset import bitset_discard, bitset_first
 from .fair_share import tenant_number
@@ -50,11 +50,13 @@ _batcher_at = viewer(MicroBatcher)
 
 @kernel(borrow=True)
 def batch_submit(handle, now, tokens, slo_ns, priority, tenant, key):
-    """Let a new request wait: its id, GROW, or INVALID tokens. O(log n)."""
+    """Let a new request wait: its id, GROW, INVALID tokens, or FULL: too many wait. O(log n)."""
     batcher = _batcher_at(handle)
     if tokens < 1 or tokens > batcher.largest:
         return np.int64(INVALID)
     queue = s.queue_at(batcher.queue)
+    if queue.meta[s.WAITING_TOKENS] > s.MAX_COUNTER - tokens:
+        return np.int64(FULL)
     slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
     if slot == GROW:
         return slot
@@ -70,9 +72,13 @@ def batch_submit_many(handle, now, tokens, slo_ns, priority, tenant, key, ids):
     """
     batcher = _batcher_at(handle)
     queue = s.queue_at(batcher.queue)
+    room = s.MAX_COUNTER - queue.meta[s.WAITING_TOKENS]
     for j in range(tokens.size):
         if tokens[j] < 1 or tokens[j] > batcher.largest:
             return INVALID, j
+        room -= tokens[j]
+        if room < 0:
+            return FULL, j
     if queue.meta[s.FRESH] + tokens.size > queue.request.shape[0]:
         return GROW, 0
     if queue.policy == s.FAIR:
@@ -199,7 +205,7 @@ def batch_get(handle, now, demand, ids, tokens):
         size, total = _fill(batcher, queue, now, ids, tokens)
     count[BATCHES] += 1
     count[BATCHED] += size
-    count[BATCHED_TOKENS] += total
+    count[BATCHED_TOKENS] = min(count[BATCHED_TOKENS] + total, s.MAX_COUNTER)
     return size
 
 

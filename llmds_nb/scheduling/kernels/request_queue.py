@@ -21,7 +21,7 @@ from ...primitives.hash_table import (
 from ...primitives.status import ABSENT, GROW, INVALID, OK, REPEATED
 from . import queue_state as s
 from .bitset import bitset_add, bitset_discard, bitset_words
-from .fair_share import tenant_enter, tenant_leave, tenant_number
+from .fair_share import tenant_enter, tenant_leave, tenant_number, tenant_order
 
 _FIRST_REQUESTS, _FIRST_TENANTS = 64, 8
 _IDLE_TENANTS = 1024
@@ -165,6 +165,31 @@ def queue_move(handle, grown, target):
     for number in range(meta[s.N_TENANTS]):
         if tenant[number, s.ROOT_SLOT] != ABSENT:
             tenant[number, s.ROOT_SLOT] = target[tenant[number, s.ROOT_SLOT]]
+
+
+@kernel
+def queue_fill(handle):
+    """Fill the empty table, bitset and heaps of a queue from its requests and tenants. O(C log C).
+
+    Requests and tenants are those of a file, their numbers within range.
+    """
+    queue = s.queue_at(handle)
+    request, fair = queue.request, queue.fair
+    for slot in range(queue.meta[s.FRESH]):
+        row = request[slot]
+        if row[s.STATE] == s.FREE:
+            continue
+        table_set(queue.table, row[s.ID], slot)
+        if row[s.STATE] != s.IS_WAITING:
+            continue
+        bitset_add(queue.bitset, request.shape[0], slot)
+        if queue.policy != s.FAIR:
+            high, low = s.order_of(row[s.PRIORITY], row[s.KEY], slot)
+            heap.entries_insert(queue.ready, queue.ready_position, high, low)
+    for number in range(queue.meta[s.N_TENANTS]):
+        table_set(fair.table, fair.tenant[number, s.NAME], number)
+        if fair.tenant[number, s.SIZE] > 0 and fair.tenant[number, s.ROOT_SLOT] != ABSENT:
+            tenant_order(queue, number)
 
 
 @kernel(internal=True, borrow=True)
