@@ -5,6 +5,7 @@ part of another offers `_prepare_add(...)` and the like, which change nothing th
 and return such a list. `publish` then makes all lists of one write visible together.
 """
 
+import operator
 from collections import deque
 from collections.abc import Iterable
 from itertools import starmap
@@ -25,3 +26,11 @@ def publish(changes: Changes, calls: Iterable[Call] = ()) -> None:
     replaced = [getattr(owner, name) for owner, name, _ in changes]  # no finalizer runs meanwhile
     deque(starmap(call, [*calls, *((setattr, *change) for change in changes)]), maxlen=0)
     del replaced
+
+
+def call_at_once(calls: Iterable[tuple[Any, ...]]) -> None:
+    """Call each (function, *arguments), or none: functions in C, kernels by `entry_of` among them.
+
+    As in `publish`, nothing comes between two of them. The functions must not raise.
+    """
+    deque(starmap(operator.call, list(calls)), maxlen=0)

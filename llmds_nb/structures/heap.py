@@ -1,5 +1,7 @@
 """IndexedHeap: a priority queue whose items can be found, re-prioritised and removed."""
 
+import operator
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -8,9 +10,12 @@ import numpy as np
 from .._core import validation
 from .._core.arrays import LINE, aligned_zeros
 from .._core.forking import new_lock
-from .._core.jit import EntryPoints
+from .._core.jit import EntryPoints, entry_of
+from .._core.publishing import call_at_once
 from .._core.state import Handle
+from .._core.storage import Stored
 from .._core.typing import ArrayLike, Float64s, Int64s
+from ..errors import CorruptFileError
 from ..primitives.bits import float64_key
 from ..primitives.dary_heap import MAX_SLOTS, ROOT, SLOT_MASK, check_entries
 from ..primitives.hash_table import (
@@ -25,6 +30,7 @@ from .kernels import heap as k
 
 _new = tuple.__new__  # makes a NamedTuple in half the time of its class
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+_FIRST = 1024  # entries to allocate at first
 
 # Called without a dispatcher, which would take a third of a single call.
 _entries = EntryPoints(push=k.heap_push, change=k.heap_change, pop=k.heap_pop)
@@ -53,7 +59,7 @@ class HeapStats(NamedTuple):
     nbytes: int
 
 
-class IndexedHeap:
+class IndexedHeap(Stored):
     """Priority queue of int64 items, the smallest priority first, with changeable priorities.
 
     A four-ary heap, and a hash table from each item to its entry. Equal priorities leave in the
@@ -73,11 +79,12 @@ class IndexedHeap:
     refused. One call costs half a microsecond before any work, so batch methods are 5 to 20 times
     faster per entry. A call that raises has changed nothing.
 
-    Thread-safe. Every method holds the object's lock, except that `push`, `update` and `pop` first
-    call their kernel without it: the kernel keeps the GIL and so is atomic, and the lock would take
-    a third of their time. Only where that call is refused the lock is taken and the kernel called
-    again. A growth in another thread leaves the old arrays empty and full at once, so that a call
-    which still reads them is refused (see `heap_move` in kernels/heap.py).
+    Thread-safe. Every method holds the object's lock, except that `push`, `update` and `pop` call
+    their kernel without it: the kernel keeps the GIL and so is atomic, as a growth is, and the lock
+    would take a third of their time. An exception of a signal handler, such as KeyboardInterrupt,
+    leaves the state before or after a call. `heap[item]`, `heap[item] = priority`,
+    `del heap[item]`, `item in heap` and `for item in heap` are those of a dictionary, in the order
+    in which the items leave. Copies and files keep all but unused capacity.
 
     >>> heap = IndexedHeap()
     >>> heap.push_many([7, -1, 12], [0.5, 0.25, 0.5])
@@ -88,7 +95,7 @@ class IndexedHeap:
     array([-1,  7])
     """
 
-    def __init__(self, capacity: int = 1024, *, max_heap: bool = False):
+    def __init__(self, capacity: int = _FIRST, *, max_heap: bool = False):
         capacity = validation.integer(capacity, "capacity", low=1, high=MAX_SLOTS)
         if not isinstance(max_heap, bool | np.bool_):
             raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
@@ -133,8 +140,6 @@ class IndexedHeap:
         first = _entries.pop(self._address)
         if first[0] == first[0]:  # the priority is NaN where the heap is empty
             return _new(HeapEntry, first)
-        with self._lock:
-            first = _entries.pop(self._address)
         return _entry(first)
 
     def pop_many(self, n: int) -> HeapEntries:
@@ -186,12 +191,33 @@ class IndexedHeap:
             status = _entries.change(self._address, item, priority, 0)
         except OverflowError:
             _item(item)  # raises the error that names the limit
-        if status == OK:
-            return
-        with self._lock:
-            status = _entries.change(self._address, item, priority, 0)
         if status != OK:
             raise _nan() if status == INVALID else _absent(item)
+
+    def set(self, item: int, priority: float) -> None:
+        """Change an item's priority, or insert it where it is absent. O(log n).
+
+        Also written `heap[item] = priority`. ValueError for NaN.
+        """
+        item, priority = _item(item), _priority(priority)
+        with self._lock:
+            status = _entries.change(self._address, item, priority, 0)
+            if status == ABSENT:
+                status = _entries.push(self._address, item, priority)
+            if status == FULL:
+                self._reserve(1)
+                status = _entries.push(self._address, item, priority)
+        if status != OK:
+            raise _nan() if status == INVALID else _present(item)
+
+    def __setitem__(self, item: int, priority: float) -> None:
+        self.set(item, priority)
+
+    def __getitem__(self, item: int) -> float:
+        return self.priority(item)
+
+    def __delitem__(self, item: int) -> None:
+        self.remove(item)
 
     def increase_key(self, item: int, priority: float) -> None:
         """Change an item's priority to a number that is not smaller. O(log n).
@@ -261,10 +287,39 @@ class IndexedHeap:
                 raise ValueError(f"the heap holds at most {MAX_SLOTS} items, not {needed}")
             capacity = min(max(2 * capacity, needed), MAX_SLOTS)
             new = Handle(_empty_state(capacity, int(s.header[k.SIGN])))
-            k.heap_move(self._address, new.address)
-            self._handle.replace(new.state)
+            # At once, since `push`, `update` and `pop` in other threads take no lock.
+            call_at_once([
+                (entry_of(k.heap_copy, self._address, new.address), self._address, new.address),
+                (operator.setitem, self._handle.words, slice(None), new.words),
+                (setattr, self._handle, "state", new.state),
+            ])  # fmt: skip
         if self._handle.state.header[k.NEXT] + n > k.LIMIT:
             k.heap_renumber(self._address)
+
+    def clear(self) -> None:
+        """Take every entry out, and give back the memory of a heap that has grown. O(capacity)."""
+        with self._lock:
+            s = self._handle.state
+            empty = _empty_state(min(s.position.size, _FIRST), int(s.header[k.SIGN]))
+            empty.header[k.PUSHED] = s.header[k.PUSHED]
+            self._handle.replace(empty)
+
+    def entries(self) -> HeapEntries:
+        """Return all entries in the order in which they leave, and leave them in. O(n log n)."""
+        with self._lock:
+            return self._sorted(lambda high, low: np.lexsort((low, high)))
+
+    def _sorted(self, order) -> HeapEntries:
+        """All entries by `order(high, low)` of their keys (kernels/heap.py)."""
+        s = self._handle.state
+        high, low = s.entries[ROOT : ROOT + self._size()].T.copy()
+        items = s.item[low[order(high, low)] & SLOT_MASK]
+        out = HeapEntries(np.empty(items.size), items)
+        k.heap_priority_many(self._address, items, out.priorities)
+        return out
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.entries().items.tolist())
 
     def __contains__(self, item: object) -> bool:
         try:
@@ -301,6 +356,25 @@ class IndexedHeap:
             s = self._handle.state
             return HeapStats(self._size(), s.position.size, int(s.header[k.PUSHED]), self.nbytes)
 
+    def _state(self):
+        with self._lock:
+            s = self._handle.state
+            entries = self._sorted(lambda high, low: np.argsort(low >> 32))  # as inserted
+            header = {"capacity": s.position.size, "pushed": int(s.header[k.PUSHED])}
+            return entries._asdict(), header | {"max_heap": bool(s.header[k.SIGN] < 0)}
+
+    @classmethod
+    def _from_state(cls, arrays, header):
+        items, priorities = arrays["items"], arrays["priorities"]
+        if (items.dtype, priorities.dtype) != (validation.INT64, validation.FLOAT64):
+            raise CorruptFileError("the entries are of other dtypes")
+        capacity = validation.integer(header["capacity"], "capacity", low=1, high=MAX_SLOTS)
+        pushed = validation.integer(header["pushed"], "pushed", low=len(items))
+        heap = cls(min(capacity, max(4 * len(items), _FIRST)), max_heap=header["max_heap"])
+        heap.push_many(items, priorities)
+        heap._handle.state.header[k.PUSHED] = pushed
+        return heap
+
     def check(self) -> None:
         """Assert every invariant written in kernels/heap.py. O(n)."""
         s = self._handle.state
@@ -335,6 +409,7 @@ class IndexedHeap:
         heap.remove(2)
         heap.remove_many([3])
         heap.pop_many(1)
+        heap.entries()
         float64_key(1.0)
 
 

@@ -1,5 +1,8 @@
+import copy
 import heapq
+import io
 import math
+import sys
 import threading
 
 import numpy as np
@@ -13,9 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from llmds_nb import IndexedHeap
-from llmds_nb._core.state import Handle
-from llmds_nb.primitives.status import ABSENT, FULL
+from llmds_nb import CorruptFileError, IndexedHeap
+from llmds_nb._core import storage
 from llmds_nb.structures.kernels import heap as k
 
 from .oracle_heap import PlainHeap
@@ -337,45 +339,39 @@ def test_numbers_its_entries_anew_when_the_sequence_ends():
     assert heap.pop_many(9).items.tolist() == [5, 6, 8, 9, 10, 1, 2]
 
 
-def test_a_call_that_raced_with_growth_is_refused_and_decided_again():
-    heap = IndexedHeap(2)
-    heap.push_many([1, 2], [1.0, 2.0])
-    old = Handle(heap._handle.state)  # what a kernel called before the growth works on
-    heap.push(3, 3.0)
-    assert heap._handle.state is not old.state
-    assert math.isnan(k.heap_pop(old.address)[0])
-    assert k.heap_push(old.address, 4, 4.0) == FULL
-    assert k.heap_change(old.address, 1, 4.0, 0) == ABSENT
-    heap.check()
-    heap._handle.replace(old.state)
-    with pytest.raises(IndexError, match="empty"):
-        heap.pop()
-    with pytest.raises(KeyError, match="item 1"):
-        heap.update(1, 4.0)
-
-
-def test_a_kernel_called_in_the_middle_of_a_growth_is_decided_again(monkeypatch):
-    heap, move, refused = IndexedHeap(2), k.heap_move, []
-
-    def move_and_call(old, new):
-        move(old, new)  # the arrays are moved, and the handle not yet replaced
-        refused.append(k.heap_push(heap._address, 9, 9.0) == FULL)
-        refused.append(k.heap_change(heap._address, 1, 9.0, 0) == ABSENT)
-        refused.append(math.isnan(k.heap_pop(heap._address)[0]))
-
-    heap.push_many([1, 2], [1.0, 2.0])
-    monkeypatch.setattr(k, "heap_move", move_and_call)
-    heap.push(3, 3.0)
-    heap.check()
-    assert refused == [True] * 3 and heap.pop_many(4).items.tolist() == [1, 2, 3]
-
-
 def test_the_address_of_the_state_stays_when_the_heap_grows():
     heap = IndexedHeap(1)
     address = heap._handle.address
     heap.push_many(np.arange(100), np.zeros(100))
     assert heap._handle.address == heap._address == address
     assert len(heap) == 100 and heap.stats().capacity >= 100
+
+
+@pytest.fixture
+def hasty_threads():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_no_push_is_lost_in_a_growth_by_another_thread(hasty_threads):
+    for _ in range(20):
+        heap = IndexedHeap(1)
+        parts = np.arange(1200).reshape(3, 400)
+
+        def work(part, heap=heap):
+            for item in part.tolist():
+                heap.push(item, 1.0)
+                heap.update(item, 2.0)
+
+        threads = [threading.Thread(target=work, args=(part,)) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        heap.check()
+        assert sorted(heap) == list(range(1200))
 
 
 def test_threads_push_and_pop_every_item_once():
@@ -395,3 +391,107 @@ def test_threads_push_and_pop_every_item_once():
     heap.check()
     rest = heap.pop_many(2000).items.tolist()
     assert sorted(sum(popped, rest)) == list(range(2000))
+
+
+@pytest.mark.parametrize("max_heap", [False, True])
+def test_entries_in_the_order_in_which_they_leave(max_heap):
+    heap, rng = IndexedHeap(2, max_heap=max_heap), np.random.default_rng(0)
+    heap.push_many(rng.permutation(300) - 150, rng.integers(-3, 4, 300).astype(float))
+    heap.update_many([-5, 7, 9], [-0.0, np.inf, -np.inf])
+    entries = heap.entries()
+    assert list(heap) == entries.items.tolist() and len(heap) == 300
+    popped = heap.pop_many(300)
+    assert popped.items.tolist() == entries.items.tolist()
+    assert popped.priorities.tolist() == entries.priorities.tolist()
+    assert list(heap) == [] and heap.entries().items.dtype == np.int64
+
+
+def test_set_inserts_or_updates():
+    heap = IndexedHeap(1)
+    heap.set(3, 1)
+    heap[4] = 0.5
+    heap[3] = 0.25
+    heap[5] = 0.5
+    assert (heap[3], heap.priority(4), list(heap)) == (0.25, 0.5, [3, 4, 5])
+    heap.set(4, 0.5)  # an update keeps the place among equals
+    del heap[3]
+    assert heap.pop_many(3).items.tolist() == [4, 5]
+    for call, error in (
+        (lambda: heap.set(1, float("nan")), ValueError),
+        (lambda: heap.set("a", 1.0), TypeError),
+        (lambda: heap.set(1, "b"), TypeError),
+        (lambda: heap[1], KeyError),
+        (lambda: heap.__delitem__(1), KeyError),
+    ):
+        with pytest.raises(error, match=r"priority|item"):
+            call()
+    assert len(heap) == 0
+
+
+def test_clear():
+    heap = IndexedHeap(4, max_heap=True)
+    heap.push_many(range(5000), np.arange(5000))
+    large = heap.nbytes
+    heap.clear()
+    heap.check()
+    assert (len(heap), list(heap), heap.stats().pushed) == (0, [], 5000)
+    assert heap.nbytes < large / 2
+    heap.push_many([1, 2, 3], [1, 3, 3])
+    assert heap.pop_many(9).items.tolist() == [2, 3, 1]
+
+
+def test_bytes_stay_bounded_when_the_entries_turn_over():
+    heap = IndexedHeap(4)
+    for start in range(0, 50_000, 500):
+        heap.push_many(np.arange(start, start + 500), np.zeros(500))
+        heap.pop_many(500)
+    assert heap.nbytes < 92 * 1000
+
+
+def test_columns_of_objects():
+    heap = IndexedHeap(4)
+    heap.push_many(np.array([1, 2], object), np.array([2, 1.5], object))
+    assert heap.pop() == (1.5, 2)
+    for wrong in (np.array([1, "a"], object), {1: 2.0}, "ab", {1, 2}):
+        with pytest.raises(TypeError, match="items must be"):
+            heap.push_many(wrong, [1.0, 2.0])
+    assert list(heap) == [1]
+
+
+@pytest.mark.parametrize("max_heap", [False, True])
+def test_copies_and_bytes_keep_the_order_of_equals(max_heap):
+    heap = IndexedHeap(4, max_heap=max_heap)
+    heap.push_many([5, -(2**63), 2**63 - 1, 8], [1.0, -np.inf, 1.0, 1.0])
+    heap.update(5, 3.0)
+    heap.update(5, 1.0)
+    heap.remove(8)
+    for other in (copy.copy(heap), IndexedHeap.from_bytes(heap.to_bytes())):
+        other.check()
+        assert (list(other), other.stats()[:3]) == (list(heap), heap.stats()[:3])
+        other.push(9, 1.0)
+        assert list(other)[-1 if not max_heap else 2] == 9 and 9 not in heap
+    heap.clear()
+    assert len(copy.copy(heap)) == 0
+
+
+def test_forged_entries_are_refused():
+    heap = IndexedHeap(4)
+    heap.push_many([1, 2], [1.0, 2.0])
+    arrays, header = heap._state()
+    nan = np.array([np.nan, 1.0])
+    for changed, more in (
+        ({"items": np.array([1, 1])}, {}),
+        ({"items": np.array([1])}, {}),
+        ({"items": np.array([1, 2], np.int32)}, {}),
+        ({"priorities": nan}, {}),
+        ({}, {"pushed": 1}),
+        ({}, {"capacity": 0}),
+        ({}, {"max_heap": "no"}),
+        ({}, {"capacity": None}),
+    ):
+        file = io.BytesIO()
+        storage.write(file, "IndexedHeap", arrays | changed, {"version": 1, **header, **more})
+        with pytest.raises(CorruptFileError):
+            IndexedHeap.from_bytes(file.getvalue())
+    huge = IndexedHeap._from_state(arrays, header | {"capacity": 2**31 - 8})
+    assert huge.stats().capacity == 1024

@@ -1,13 +1,18 @@
 """TokenLRU against an OrderedDict that recomputes everything."""
 
+import copy
+import io
+import pickle
 import threading
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from llmds_nb import TokenLRU
+from llmds_nb import CorruptFileError, TokenLRU
+from llmds_nb._core import storage
 
 KEYS = st.integers(0, 7)
 SIZES = st.integers(0, 12)
@@ -185,7 +190,7 @@ def test_stats_and_repr():
     cache.get("a")
     cache.get("b")
     cache.put("c", 1, 3)
-    assert cache.stats() == (1, 3, 4, 1, 1, 1)
+    assert cache.stats() == (1, 3, 4, 1, 1, 1, 4)
     assert repr(cache) == "TokenLRU(1 entries, 3 of 4 tokens)"
     assert cache.nbytes > 0
 
@@ -205,3 +210,115 @@ def test_many_threads():
     for thread in threads:
         thread.join()
     cache.check()
+
+
+def test_entries_without_tokens_are_bounded():
+    cache = TokenLRU(5)
+    for key in range(100):
+        assert cache.put(key, key, 0)
+        cache.check()
+    assert list(cache) == [95, 96, 97, 98, 99] and cache.max_entries == 5
+    assert cache.stats().evictions == 95
+
+
+def test_max_entries_evicts_the_oldest():
+    evicted = []
+    cache = TokenLRU(100, on_evict=lambda *entry: evicted.append(entry), max_entries=3)
+    for key in "abcd":
+        cache.put(key, key.upper(), 10)
+    cache.get("b")
+    cache.put("b", 1, 95)  # replaced: only the tokens are too many
+    assert evicted == [("a", "A"), ("c", "C"), ("d", "D")] and list(cache) == ["b"]
+    for wrong, error in ((0, ValueError), ("3", TypeError)):
+        with pytest.raises(error, match="max_entries"):
+            TokenLRU(1, max_entries=wrong)
+
+
+def test_bytes_stay_bounded_when_the_entries_turn_over():
+    cache = TokenLRU(200)
+    sizes = set()
+    for key in range(50_000):
+        cache.put(key, None, key % 3)
+        sizes.add(cache.nbytes)
+    assert max(sizes) < 300 * 200
+
+
+PLAIN = {
+    "none": None, 7: True, -(2**80): 1.5, 2.5: float("inf"), "": "\ud83d\ude00 two \ud83d",
+    b"\0\xff": [1, (2, [b"x"], {})], (1, ("a", None)): {"a": [1], 2: (3,), (4, 5): b""},
+    True: 0, None: "\0",
+}  # fmt: skip
+
+
+def test_plain_entries_in_files():
+    cache = TokenLRU(1000, max_entries=50)
+    for tokens, (key, value) in enumerate(PLAIN.items()):
+        cache.put(key, value, tokens)
+    arrays = np.arange(6, dtype=np.uint8).reshape(2, 3), np.float32(1.5), np.array(3), np.zeros(0)
+    cache.put("arrays", arrays, 5)
+    cache.get(7)
+    for other in (TokenLRU.from_bytes(cache.to_bytes()), copy.copy(cache), pickled(cache)):
+        other.check()
+        assert list(other) == list(cache) and other.stats() == cache.stats()
+        for key, value in PLAIN.items():
+            assert other.peek(key) == value and type(other.peek(key)) is type(value)
+        assert [type(key) for key in other] == [type(key) for key in cache]
+        for found, array in zip(other.peek("arrays"), arrays, strict=True):
+            assert type(found) is type(array) and found.dtype == array.dtype
+            assert found.shape == array.shape and (found == array).all()
+        other.put("new", 1, 1000)
+        assert "new" not in cache
+
+
+def pickled(obj):
+    return pickle.loads(pickle.dumps(obj))
+
+
+class Word(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, Word("a"), [1, (2, 3j)], np.array(["a"]), np.array([1j])]
+)
+def test_other_values_are_refused_by_files_and_kept_by_copies(value):
+    cache = TokenLRU(9)
+    cache.put("the key", value, 1)
+    with pytest.raises(TypeError, match="the key"):
+        cache.to_bytes()
+    assert copy.copy(cache).peek("the key") is value
+    assert copy.deepcopy(cache).peek("the key") is value
+    assert type(pickled(cache).peek("the key")) is type(value)
+
+
+def test_callables_are_parts():
+    evicted = []
+    cache = TokenLRU(4, token_of=len, on_evict=lambda *entry: evicted.append(entry))
+    cache.put("a", "aaa")
+    other = TokenLRU.from_bytes(cache.to_bytes(), token_of=len)
+    other.put("b", "bb")
+    with pytest.raises(ValueError, match="token_of"):
+        TokenLRU.from_bytes(cache.to_bytes()).put("b", "bb")
+    copy.copy(cache).put("b", "bb")
+    assert evicted == [("a", "aaa")] and list(cache) == ["a"] and list(other) == ["b"]
+    with pytest.raises(TypeError, match="token_of must be callable"):
+        TokenLRU.from_bytes(cache.to_bytes(), token_of=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ('[["a",1,1],["a",1,1]]', {}), ('[["a",1,-1]]', {}), ('[["a",1,9]]', {}), ("[", {}),
+        ('[["a",1]]', {}), ('[["a",["set",[]],1]]', {}), ('[["a",["array","array0",[1]],1]]', {}),
+        ('[["a",{},1]]', {}), ('[[["list",[]],1,1]]', {}), ("[" * 100_000, {}),
+        ('[["a",1,0],["b",1,0]]', {"max_entries": 1}), ("[]", {"counts": [1, 2]}),
+        ("[]", {"counts": [1, 2, -1]}), ("[]", {"token_budget": 0}), ("[]", {"max_entries": "1"}),
+    ],
+)  # fmt: skip
+def test_forged_entries_are_refused(text, header):
+    arrays = {"entries": np.frombuffer(text.encode(), np.uint8)}
+    header = {"version": 1, "token_budget": 8, "max_entries": 8, "counts": [0, 0, 0], **header}
+    file = io.BytesIO()
+    storage.write(file, "TokenLRU", arrays, header)
+    with pytest.raises(CorruptFileError):
+        TokenLRU.from_bytes(file.getvalue())

@@ -17,7 +17,7 @@ each with its slot; the rows behind the entries hold the unused slots; every ins
 below NEXT <= LIMIT and occurs once.
 
 Kernels that Python calls take the state as a handle (_core/state.py). They keep the GIL, so each is
-atomic; and the object may replace the arrays behind a handle between two calls, see `heap_move`.
+atomic; and the object may replace the arrays behind a handle between two calls.
 """
 
 import numpy as np
@@ -57,12 +57,8 @@ _heap_at = viewer(HeapState)
 
 
 @kernel(borrow=True)
-def heap_move(handle, new_handle):
-    """Move all entries into an empty heap of a larger capacity. O(C).
-
-    The old arrays are left without entries and with NEXT at its limit: whoever still reads them
-    finds every item absent and the heap full, and decides again under the object's lock.
-    """
+def heap_copy(handle, new_handle):
+    """Copy all entries into an empty heap of a larger capacity. O(C)."""
     s, new = _heap_at(handle), _heap_at(new_handle)
     for slot in range(s.entries[0, 0]):  # slots anew, so that the unused ones stay as they are
         i = ROOT + slot
@@ -74,9 +70,6 @@ def heap_move(handle, new_handle):
     new.entries[0, 0] = s.entries[0, 0]
     new.header[NEXT] = s.header[NEXT]
     new.header[PUSHED] = s.header[PUSHED]
-    s.header[NEXT] = LIMIT
-    s.entries[0, 0] = 0
-    table_clear(s.table)
 
 
 @kernel
