@@ -3,6 +3,8 @@
 Each kind is hashed under a seed of its own, so 7, "7" and b"7" are three items.
 """
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
 from .._core import validation
@@ -24,10 +26,9 @@ def hash_items(items, seed):
         return [items], _hashes([items], kind_of(type(items)), seed), True
     if isinstance(items, np.ndarray) and items.dtype.kind in "USO":
         items = items.tolist() if items.ndim else [items.item()]
+    if not isinstance(items, list | tuple | int | np.integer | np.ndarray):
+        return hash_items(_listed(items), seed)
     if not isinstance(items, list | tuple):
-        if not isinstance(items, int | np.integer | np.ndarray):
-            kinds = "an int, str or bytes, an int array or a list of these"
-            raise TypeError(f"items must be {kinds}, not {type(items).__name__}")
         values = validation.integers(items, "items", low=_INT64_MIN)
         return values, _hashes(values, INT, seed), np.ndim(items) == 0
     hashes = np.empty(len(items), np.uint64)
@@ -43,6 +44,21 @@ def hash_items(items, seed):
             places = np.flatnonzero(kind_of_each == kind)
             out[places] = _hashes([chunk[i] for i in places], kind, seed)
     return items, hashes, False
+
+
+def _listed(items):
+    """The items of a set, a generator, a column or another iterable, as an array or a list."""
+    if isinstance(items, Mapping):
+        raise TypeError(
+            f"items must not be a {type(items).__name__}: "
+            "add(list(items), list(items.values())) adds its counts"
+        )
+    if hasattr(items, "__array__"):  # such as a column of pandas
+        return np.asarray(items)
+    if isinstance(items, Iterable):
+        return list(items)
+    kinds = "an int, str or bytes, an int array or an iterable of these"
+    raise TypeError(f"items must be {kinds}, not {type(items).__name__}")
 
 
 def kind_of(cls):

@@ -1,5 +1,6 @@
 """CountMinSketch: how often each of very many items was seen, in a fixed amount of memory."""
 
+import copy
 import math
 from typing import Any, NamedTuple, TypeAlias, overload
 
@@ -95,7 +96,7 @@ class CountMinSketch(Stored):
         self._seed = validation.integer(seed, "seed", low=0, high=2**64 - 1)
         self._handle = Handle(_empty_state(width, depth, conservative, self._top))
         self._slot_items: list = [None] * self._handle.state.slot_count.size
-        self._total = 0
+        self._batch: Any = None  # being added: what took a slot is not in _slot_items yet
         self._halved = False
         self._lock = new_lock()
 
@@ -130,7 +131,7 @@ class CountMinSketch(Stored):
     @property
     def total(self) -> int:
         """The sum of all counts added (halved by `halve`)."""
-        return self._total
+        return int(self._handle.state.total[0])
 
     @property
     def nbytes(self) -> int:
@@ -145,29 +146,38 @@ class CountMinSketch(Stored):
         ----------
         items : int, str, bytes, int array or list of these
             Arrays of integers are the fastest (30 ns an item), then lists of strings (100 ns).
-            TypeError for another kind, ValueError for an integer outside int64.
+            Sets, generators and columns of a table are lists of their items. TypeError for another
+            kind, ValueError for an integer outside int64.
         counts : int or int array
-            How often, >= 0; one for all or one for each. More than 2**32 - 1 counts as that.
+            How often, >= 0, since a sketch cannot decrement; one for all or one for each. More than
+            2**32 - 1 counts as that.
         """
         items, hashes, _ = self._hashed(items)
         if isinstance(counts, int | np.integer):
-            count = min(validation.integer(counts, "counts", low=0), k.COUNTER_MAX)
-            each, added = np.array([count]), count * hashes.size
+            count = validation.integer(counts, "counts")
+            each = np.array([min(_not_negative(count), k.COUNTER_MAX)])
         else:
-            each = np.minimum(validation.integers(counts, "counts"), k.COUNTER_MAX)
+            each = validation.integers(counts, "counts", low=-(2**63))
             validation.same_length("counts", each, "items", hashes)
-            added = int(each.sum())
+            _not_negative(each.min(initial=0))
+            each = np.minimum(each, k.COUNTER_MAX)
         with self._lock:
+            self._store_candidates()
+            if self._top:  # an interrupted call is completed by the next, whatever becomes of items
+                self._batch = copy.copy(items)
             if k.sketch_add_many(self._handle.address, hashes, each):
-                self._store_candidates(items)
-            self._total += added
+                self._store_candidates()
+            self._batch = None
 
-    def _store_candidates(self, items) -> None:
-        """Store the items that took a slot in the batch just added."""
+    def _store_candidates(self) -> None:
+        """Store the items of the batch added last that took a slot."""
+        if self._batch is None:
+            return
         origin = self._handle.state.slot_origin.reshape(-1)
         for slot in np.flatnonzero(origin != k.UNMOVED).tolist():
-            self._slot_items[slot] = plain(items[origin[slot]])
-            origin[slot] = k.UNMOVED
+            item = plain(self._batch[origin[slot]])
+            self._slot_items[slot], origin[slot] = item, k.UNMOVED
+        self._batch = None
 
     @overload
     def estimate(self, items: Item) -> int: ...  # type: ignore[overload-overlap]
@@ -212,7 +222,7 @@ class CountMinSketch(Stored):
         below it in practice. After `halve` it is for floor(true / 2) and includes the rounding.
         """
         with self._lock:
-            error = math.e / self.width * (self._total + self._halved) + self._halved
+            error = math.e / self.width * (self.total + self._halved) + self._halved
         return ErrorBound(error, math.exp(-self.depth))
 
     def top(self, k: int) -> TopItems:
@@ -235,6 +245,7 @@ class CountMinSketch(Stored):
 
     def _candidates(self) -> dict:
         """Hash -> (item, count) of every taken slot."""
+        self._store_candidates()
         state = self._handle.state
         taken = np.flatnonzero(state.slot_count)
         hashes = state.slot_hash.reshape(-1)[taken].tolist()
@@ -242,12 +253,15 @@ class CountMinSketch(Stored):
         items = [self._slot_items[slot] for slot in taken.tolist()]
         return dict(zip(hashes, zip(items, counts, strict=True), strict=True))
 
-    def _set_candidates(self, candidates) -> None:
-        """Fill the slots anew with the heaviest of `candidates` in each bucket."""
-        state = self._handle.state
-        state.slot_hash[:] = 0
-        state.slot_count[:] = 0
-        self._slot_items = [None] * state.slot_count.size
+    def _replace(self, counters, total, halved, candidates) -> None:
+        """Replace all at once, the slots by the heaviest of `candidates` in each bucket."""
+        ours = self._handle.state
+        total = np.array([min(total, k.TOTAL_MAX)])
+        parts = [np.zeros_like(ours.slot_hash), np.zeros_like(ours.slot_count)]
+        state = ours._replace(
+            counters=counters, slot_hash=parts[0], slot_count=parts[1], total=total
+        )
+        slot_items: list = [None] * state.slot_count.size
         taken = [0] * len(state.slot_count)
         for h, (item, count) in sorted(candidates.items(), key=lambda c: (-c[1][1], c[0])):
             bucket = h & (len(taken) - 1)
@@ -255,8 +269,10 @@ class CountMinSketch(Stored):
             if count and slot < k.SLOTS:
                 state.slot_hash[bucket, slot] = h
                 state.slot_count[bucket, slot] = count
-                self._slot_items[bucket * k.SLOTS + slot] = item
+                slot_items[bucket * k.SLOTS + slot] = item
                 taken[bucket] += 1
+        handle = Handle(state)
+        self._handle, self._slot_items, self._halved = handle, slot_items, halved
 
     def merge(self, other: "CountMinSketch") -> None:
         """Add everything that `other` has counted.
@@ -280,21 +296,16 @@ class CountMinSketch(Stored):
             items = (item for item, _ in found.values())
             candidates = zip(found, zip(items, counts, strict=True), strict=True)
             ours, theirs = self._handle.state.counters, other._handle.state.counters
-            addable = np.minimum(theirs, k.COUNTER_MAX - ours)
-            ours += addable
-            self._total += other._total
-            self._halved |= other._halved
-            self._set_candidates(dict(candidates))
+            counters = ours + np.minimum(theirs, k.COUNTER_MAX - ours)
+            halved = self._halved or other._halved
+            self._replace(counters, self.total + other.total, halved, dict(candidates))
 
     def halve(self) -> None:
         """Age: halve every count, rounding down; estimates then bound floor(true / 2)."""
         with self._lock:
             candidates = {h: (item, n // 2) for h, (item, n) in self._candidates().items()}
-            counters = self._handle.state.counters
-            counters >>= np.uint32(1)
-            self._total //= 2
-            self._halved = True
-            self._set_candidates(candidates)
+            counters = self._handle.state.counters >> np.uint32(1)
+            self._replace(counters, self.total // 2, True, candidates)
 
     def _hashed(self, items):
         return hash_items(items, self._seed)
@@ -305,18 +316,19 @@ class CountMinSketch(Stored):
             state = self._handle.state
             candidates = int(np.count_nonzero(state.slot_count))
             saturated = int(np.count_nonzero(state.counters == k.COUNTER_MAX))
-            return SketchStats(self.width, self.depth, self._total, candidates, saturated)
+            return SketchStats(self.width, self.depth, self.total, candidates, saturated)
 
     def check(self) -> None:
         """Assert the invariants of `kernels/sketch.py` that do not need the true counts."""
         with self._lock:
+            self._store_candidates()
             state = self._handle.state
             assert self.width & (self.width - 1) == 0
             sums = state.counters.sum(axis=1, dtype=np.uint64).tolist()
-            assert all(row <= self._total for row in sums)
+            assert all(row <= self.total for row in sums)
             saturated = (state.counters == k.COUNTER_MAX).any()
             if not (self._conservative or self._halved or saturated):
-                assert all(row == self._total for row in sums)
+                assert all(row == self.total for row in sums)
             assert (state.slot_origin == k.UNMOVED).all()
             empty = state.slot_count == 0
             assert (state.slot_hash[empty] == 0).all()
@@ -334,11 +346,12 @@ class CountMinSketch(Stored):
 
     def _state(self):
         with self._lock:
+            self._store_candidates()
             state = self._handle.state
             items = [self._slot_items[i] for i in np.flatnonzero(state.slot_count)]
             arrays = {name: getattr(state, name).copy() for name in _ARRAYS} | pack(items)
             made = {"conservative": self._conservative, "top": self._top, "seed": self._seed}
-            return arrays, {**made, "total": self._total, "halved": self._halved}
+            return arrays, {**made, "total": self.total, "halved": self._halved}
 
     @classmethod
     def _from_state(cls, arrays, header):
@@ -350,6 +363,8 @@ class CountMinSketch(Stored):
             ours = getattr(sketch._handle.state, name)
             if array.shape != ours.shape or array.dtype != ours.dtype:
                 raise CorruptFileError(f"{name} is {array.dtype}{array.shape}")
+        total = validation.integer(header["total"], "total", low=0)
+        loaded["total"] = np.array([min(total, k.TOTAL_MAX)])
         sketch._handle.replace(sketch._handle.state._replace(**loaded))
         taken = np.flatnonzero(loaded["slot_count"])
         items = unpack(arrays)
@@ -358,12 +373,11 @@ class CountMinSketch(Stored):
             raise CorruptFileError("the stored candidates are not the items of their slots")
         for slot, item in zip(taken.tolist(), items, strict=True):
             sketch._slot_items[slot] = item
-        sketch._total = validation.integer(header["total"], "total", low=0)
         sketch._halved = bool(header["halved"])
         return sketch
 
     def __repr__(self) -> str:
-        return f"CountMinSketch(width={self.width}, depth={self.depth}, total={self._total})"
+        return f"CountMinSketch(width={self.width}, depth={self.depth}, total={self.total})"
 
     @staticmethod
     def _warmup() -> None:
@@ -375,6 +389,12 @@ class CountMinSketch(Stored):
             sketch.estimate(["a", "b"])
 
 
+def _not_negative(count) -> int:
+    if count < 0:
+        raise ValueError(f"counts must be >= 0, not {count}: a sketch cannot decrement")
+    return int(count)
+
+
 def _empty_state(width, depth, conservative, top):
     # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
     buckets = 1 << ((5 * top + 7) // 8 - 1).bit_length() if top else 0
@@ -383,5 +403,6 @@ def _empty_state(width, depth, conservative, top):
         slot_hash=np.zeros((buckets, k.SLOTS), np.uint64),
         slot_count=np.zeros((buckets, k.SLOTS), np.uint32),
         slot_origin=np.full((buckets, k.SLOTS), k.UNMOVED),
+        total=np.zeros(1, np.int64),
         conservative=int(conservative),
     )

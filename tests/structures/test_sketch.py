@@ -327,3 +327,49 @@ def test_a_batch_of_strings_hashes_as_its_items_do(items):
     _, hashes, single = hash_items(items, 7)
     assert not single and hashes.tolist() == [int(hash_items(item, 7)[1][0]) for item in items]
     assert len(set(hashes.tolist())) == len(set(items))
+
+
+class Column:
+    """As a column of a table: an array only by `__array__`."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
+def test_items_of_any_iterable():
+    sketch = CountMinSketch(1 << 12, top=4)
+    for items in (
+        {"a", 7}, frozenset([7]), (item for item in ("a", b"c")), {"a": 1}.keys(), range(7, 9),
+        Column([7, 9]), Column(np.array(["a", 7], object)), np.array(["a", b"c"], object),
+    ):  # fmt: skip
+        sketch.add(items)
+        sketch.check()
+    assert sketch.estimate(["a", 7, b"c", 8, 9]).tolist() == [5, 5, 2, 1, 1]
+    assert sketch.estimate(Column([9, 7])).tolist() == [1, 5]
+    sketch.add(["a", 7], Column([2, 3]))
+    assert sketch.total == 19
+
+
+@pytest.mark.parametrize("counts", [-1, [1, -3], np.array([0, -1])])
+def test_it_says_that_it_cannot_decrement(counts):
+    sketch = CountMinSketch(64)
+    with pytest.raises(ValueError, match=r"counts must be >= 0.*cannot decrement"):
+        sketch.add(["a", "b"], counts)
+    with pytest.raises(TypeError, match="Counter: add"):
+        sketch.add(Counter("aa"))
+    assert sketch.total == 0 and sketch.estimate("a") == 0
+
+
+def test_the_total_saturates():
+    sketch = CountMinSketch(4, top=1)
+    sketch._handle.state.total[0] = 2**63 - 5
+    sketch.add(["a", "b"], [3, 2**40])
+    assert sketch.total == 2**63 - 1
+    sketch.merge(CountMinSketch.from_bytes(sketch.to_bytes()))
+    assert sketch.total == 2**63 - 1 and sketch.estimate("b") == 2**32 - 1
+    sketch.halve()
+    assert sketch.total == 2**62 - 1
+    sketch.check()

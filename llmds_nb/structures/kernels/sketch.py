@@ -6,10 +6,11 @@ State:
     slot_hash     uint64[buckets, 8]    candidates for the heaviest items, by the item's hash
     slot_count    uint32[buckets, 8]    upper bound on the candidate's true count; 0 = empty slot
     slot_origin   int64[buckets, 8]     place in the present batch of an item that took the slot
+    total         int64[1]              sum of the counts added; saturates at 2**63 - 1
     conservative  int64                 1: raise a cell only as far as needed, 0: always
 
 `buckets` is a power of two, or 0 where no candidates are kept. `slot_origin` tells the owner, who
-keeps the items themselves, which ones to store after a batch: it is UNMOVED between calls.
+keeps the items themselves, which ones to store after a batch: it is UNMOVED for those stored.
 
 An item is its 64-bit hash h. Row r counts it in column `h * M**r >> (64 - log2(width))`, M a fixed
 odd number: successive states of a multiplicative generator, which are so spread in `depth`
@@ -37,6 +38,7 @@ from ...primitives.status import ABSENT
 
 SLOTS = 8
 UNMOVED = -1
+TOTAL_MAX = 2**63 - 1
 COUNTER_MAX = 2**32 - 1
 
 # Good in the spectral test up to 8 dimensions (Steele and Vigna 2022).
@@ -51,6 +53,7 @@ class SketchState(State):
     slot_hash = array(np.uint64, ANY, SLOTS)
     slot_count = array(np.uint32, ANY, SLOTS)
     slot_origin = array(np.int64, ANY, SLOTS)
+    total = array(np.int64, 1)
     conservative = INT
 
 
@@ -108,9 +111,10 @@ def sketch_add_many(handle, hashes, counts):
     step = 0 if counts.size == 1 else 1
     n_buckets = slot_hash.shape[0]
     bucket_mask = np.uint64(max(n_buckets - 1, 0))
-    moved = 0
+    moved, added = 0, np.int64(0)
     for i in range(hashes.size):
         count = counts[i * step]
+        added += count
         if count == 0:
             continue
         h = hashes[i]
@@ -143,6 +147,7 @@ def sketch_add_many(handle, hashes, counts):
                 counters[row, column] = max(cell, target)
             else:
                 counters[row, column] = min(cell + count, COUNTER_MAX)
+    s.total[0] += min(added, TOTAL_MAX - s.total[0])
     return moved
 
 
