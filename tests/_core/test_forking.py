@@ -77,6 +77,32 @@ def test_no_structure_hangs_where_another_thread_held_its_locks(name):
     assert answers(made) == found
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_child_of_a_process_that_is_writing_has_a_whole_object(name):
+    """As an interrupted call does, the other thread's leaves the state before or after it."""
+    made = [MAKERS[name]()]
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            made[0] = MAKERS[name]()
+            change(made[0])
+
+    def use():
+        made[0].check()
+        answers(made[0])
+        change(MAKERS[name]())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(10):
+            in_child(use)
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_searches_with_threads_go_on_in_a_child():
     pipeline = MAKERS["RetrievalPipeline"]()
     index, vectors = MAKERS["InvertedIndex"](), MAKERS["HNSW"]()
