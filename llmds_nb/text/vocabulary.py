@@ -46,7 +46,8 @@ class StringTable:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(array.nbytes for array in self.state[:-1])
+        state = self.state
+        return sum(a.nbytes for a in (state.blob, state.ptr, state.hashes, state.slots))
 
     def first(self, n: int) -> tuple[UInt8s, Int64s]:
         """(blob, ptr) of the first n strings, which nothing changes."""

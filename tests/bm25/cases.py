@@ -22,8 +22,7 @@ def _index(*names, **options):
 _MUTATIONS = {
     "add": lambda i: i.add([1], "a new red fox"),
     "add known words": lambda i: i.add([1, 5], ["red", "fox sea"]),
-    "add many": lambda i: i.add(range(len(NEW)), NEW),
-    "add a stream": lambda i: i.add(iter(range(len(NEW))), iter(NEW), progress=True),
+    "add many": lambda i: i.add(iter(range(len(NEW))), iter(NEW), progress=True),
     "remove": lambda i: i.remove([7, 2**40 + 5]),
     "remove most": lambda i: i.remove([2**40 + i for i in range(3, 10)]),
     "compact": lambda i: i.compact(),
@@ -48,13 +47,6 @@ def _seen(index):
     )
 
 
-def _seven_segments():
-    index = InvertedIndex()
-    for i in range(7):
-        index.add([10 * i + 10], f"blue whale{i}")
-    return index
-
-
 def _empty():
     return InvertedIndex(variant="robertson", tokenizer=Tokenizer(stopwords=None))
 
@@ -65,10 +57,7 @@ def _shared():
 
 CASES = {
     "InvertedIndex": _index(),
-    "InvertedIndex-shared": _index(
-        "add many", "compact", variant=lambda: "bm25l", tokenizer=_shared
-    ),
-    "InvertedIndex-splitter": _index("add a stream", tokenizer=lambda: split),
-    "InvertedIndex-segments": _index("add")._replace(make=_seven_segments),  # which it merges
+    "InvertedIndex-shared": _index("add", "compact", variant=lambda: "bm25l", tokenizer=_shared),
+    "InvertedIndex-splitter": _index("add known words", tokenizer=lambda: split),
     "InvertedIndex-empty": _index("add", "compact")._replace(make=_empty),
 }
