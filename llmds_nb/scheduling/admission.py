@@ -307,6 +307,7 @@ class AdmissionController(Stored):
         control.admit(1)
         control.admit(1, key=0)
         control.settle(1, 0, key=0)
+        k.admission_refill_keys(control._handle.address, control._clock(), 0)
         control.admit_many([1])
         control.stats()
 

@@ -241,6 +241,13 @@ class BatcherState:
         assert end == tokens.size, "tokens without a request"
         assert (self._running() >= 0).all() and (self._running() < len(request)).all()
 
+    def warmup(self) -> None:
+        """Compile the kernels that only a crowded cache needs; a request waits or runs."""
+        pages_missing(self.arrays.cache, ABSENT, np.zeros(1, np.int32), 0)
+        if self.queue.meta[s.RUNNING]:
+            self._preempt()
+        self.append()
+
     def check(self) -> None:
         """Assert every invariant of kernels/continuous.py. O(n)."""
         self.append()

@@ -1,5 +1,6 @@
 """ContinuousBatcher: iteration-level batches over a KVCache."""
 
+import copy
 import math
 import time
 from typing import NamedTuple
@@ -354,6 +355,9 @@ class ContinuousBatcher(QueueOwner, Stored):
                 plan = batcher.step()
                 batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
             batcher.cancel(0)
+            batcher.submit([1, 2], max_new_tokens=6)
+            batcher._batcher_state.warmup()
+            copy.copy(batcher).check()
             for _ in range(64):  # more than the arrays hold: they grow
                 batcher.submit([1], max_new_tokens=1)
 
@@ -361,7 +365,10 @@ class ContinuousBatcher(QueueOwner, Stored):
 def _mask(finished, n) -> Bools:
     if finished is None:
         return _NO_MASK
-    mask = np.asarray(finished)
+    try:
+        mask = np.asarray(finished)
+    except ValueError:  # ragged nested lists
+        raise ValueError("finished must be booleans, one for each of seq_ids") from None
     if mask.dtype != np.bool_ and mask.size:
         raise TypeError(f"finished must be booleans, not {mask.dtype}")
     if mask.shape != (n,):

@@ -1,5 +1,6 @@
 """Scheduler: micro-batches of waiting requests, in the order of a policy."""
 
+import copy
 import math
 import time
 from typing import NamedTuple
@@ -383,6 +384,7 @@ class Scheduler(QueueOwner, Stored):
             scheduler.requeue(first)
             scheduler.complete(second)
             scheduler.cancel(first)
+            copy.copy(scheduler)
             # More than the arrays hold: they grow.
             scheduler.submit_many(np.ones(65, np.int64), tenant=np.arange(65))
 
