@@ -231,13 +231,13 @@ class KVCache(Stored):
         """
         state = self._cache_state
         # The kernel refuses arrays of other types; what is none, Numba cannot always look at.
-        if not (state.plain and type(seq_ids) is type(tokens) is _ARRAY):
+        if not (state.plain and type(tokens) is _ARRAY):
             return operations.append_many(state, seq_ids, tokens)
         with state.lock:  # `state.run` by hand: the call would take a tenth of a small step
-            slots = np.empty(len(tokens), INT64)
             try:
+                slots = np.empty(seq_ids.size, INT64)  # type: ignore[union-attr]
                 status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
-            except REFUSALS:
+            except (*REFUSALS, AttributeError):
                 return operations.append_many(state, seq_ids, tokens)
             if status < 0:
                 state.refused(kv_append_many, status, (seq_ids, tokens, slots))

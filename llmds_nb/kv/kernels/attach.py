@@ -110,8 +110,11 @@ def _attach_match(kv, seq, tokens):
     if kv.meta[s.SHARING] != 0:
         domain = kv.seq_cold[seq, s.SEQ_DOMAIN]
         found = chain_match(kv, domain, tokens, blocks[: tokens.size // size])
-        while hits < found and kv.page[blocks[hits], s.REF] < s.INT32_MAX:
-            p.page_acquire(kv, np.int64(blocks[hits]))
+        for j in range(found):
+            page = np.int64(blocks[j])
+            if kv.page[page, s.REF] == s.INT32_MAX:
+                break
+            p.page_acquire(kv, page)
             hits += 1
         _prior_find(kv, seq, tokens, hits)
     kv.seq_cold[seq, s.N_PAGES] = hits
