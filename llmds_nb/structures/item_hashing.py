@@ -26,9 +26,9 @@ def hash_items(items, seed):
         return [items], _hashes([items], kind_of(type(items)), seed), True
     if isinstance(items, np.ndarray) and items.dtype.kind in "USO":
         items = items.tolist() if items.ndim else [items.item()]
-    if not isinstance(items, list | tuple | int | np.integer | np.ndarray):
-        return hash_items(_listed(items), seed)
     if not isinstance(items, list | tuple):
+        if not isinstance(items, int | np.integer | np.ndarray):
+            return hash_items(_listed(items), seed)
         values = validation.integers(items, "items", low=_INT64_MIN)
         return values, _hashes(values, INT, seed), np.ndim(items) == 0
     hashes = np.empty(len(items), np.uint64)

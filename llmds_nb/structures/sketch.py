@@ -154,20 +154,23 @@ class CountMinSketch(Stored):
         """
         items, hashes, _ = self._hashed(items)
         if isinstance(counts, int | np.integer):
-            count = validation.integer(counts, "counts")
-            each = np.array([min(_not_negative(count), k.COUNTER_MAX)])
+            least = count = validation.integer(counts, "counts")
+            each = np.array([min(count, k.COUNTER_MAX)])
         else:
             each = validation.integers(counts, "counts", low=-(2**63))
             validation.same_length("counts", each, "items", hashes)
-            _not_negative(each.min(initial=0))
+            least = each.min(initial=0)
             each = np.minimum(each, k.COUNTER_MAX)
+        if least < 0:
+            raise ValueError(f"counts must be >= 0, not {least}: a sketch cannot decrement")
         with self._lock:
-            self._store_candidates()
+            if self._batch is not None:
+                self._store_candidates()
             if self._top:  # an interrupted call is completed by the next, whatever becomes of items
                 self._batch = copy.copy(items)
             if k.sketch_add_many(self._handle.address, hashes, each):
                 self._store_candidates()
-            self._batch = None
+            self._batch = None  # also where no item took a slot
 
     def _store_candidates(self) -> None:
         """Store the items of the batch added last that took a slot."""
@@ -387,12 +390,6 @@ class CountMinSketch(Stored):
             sketch.add(["a", "b"], [1, 2])
             sketch.estimate("a")
             sketch.estimate(["a", "b"])
-
-
-def _not_negative(count) -> int:
-    if count < 0:
-        raise ValueError(f"counts must be >= 0, not {count}: a sketch cannot decrement")
-    return int(count)
 
 
 def _empty_state(width, depth, conservative, top):

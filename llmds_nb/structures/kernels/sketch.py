@@ -111,10 +111,9 @@ def sketch_add_many(handle, hashes, counts):
     step = 0 if counts.size == 1 else 1
     n_buckets = slot_hash.shape[0]
     bucket_mask = np.uint64(max(n_buckets - 1, 0))
-    moved, added = 0, np.int64(0)
+    moved = 0
     for i in range(hashes.size):
         count = counts[i * step]
-        added += count
         if count == 0:
             continue
         h = hashes[i]
@@ -147,7 +146,10 @@ def sketch_add_many(handle, hashes, counts):
                 counters[row, column] = max(cell, target)
             else:
                 counters[row, column] = min(cell + count, COUNTER_MAX)
-    s.total[0] += min(added, TOTAL_MAX - s.total[0])
+    added = np.int64(0)
+    for i in range(counts.size):
+        added += counts[i]
+    s.total[0] += min(added if step else added * hashes.size, TOTAL_MAX - s.total[0])
     return moved
 
 
