@@ -1,20 +1,4 @@
-"""Copies, pickles and files of a structure, from one description of it: `Stored`.
-
-Layout. A file is a plain safetensors file that any reader of the format opens. Its `__metadata__`
-holds strings only:
-
-    llmds_nb    the format version of this layout, "1"
-    structure   the class that wrote it, such as "HNSW"
-    header      JSON: the structure's own version, settings and counters
-    checksums   JSON: CRC-32 of the bytes of every array
-    seal        CRC-32 over all of the above and over each array's name, dtype, shape and offsets
-
-The seal, the offsets and the file's length are checked at every opening; array checksums only when
-`verify` is on, since they read the whole file. Nothing in a file is ever unpickled.
-
-A file is replaced as a whole (`files.py`): a crash leaves the old one or the new one, never a
-mixture, and a reader, who opens it once, has one of them.
-"""
+"""Copies, pickles and files of a structure, from one description of it: `Stored`."""
 
 import contextlib
 import copy
@@ -22,30 +6,17 @@ import importlib
 import inspect
 import io
 import json
-import os
-import stat
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from ..errors import CorruptFileError
-from .files import replace_file
+from .file_format import BYTES, Arrays, name_of, read, read_bytes, to_json, write
 from .pickling import check_functions
 from .typing import PathLike
 
-LAYOUT = "1"
 _PACKAGE = __package__.rpartition(".")[0]
-_DTYPES = {
-    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
-    "F16": np.float16, "U32": np.uint32, "I32": np.int32, "F32": np.float32,
-    "U64": np.uint64, "I64": np.int64, "F64": np.float64,
-}  # fmt: skip
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-_CHUNK = 1 << 20  # bytes that a file object is given, or asked for, at a time
-
-Arrays = dict[str, np.ndarray]
 
 
 class PartError(TypeError):
@@ -164,7 +135,7 @@ class Stored:
             A part that this class does not have, or that it needs and was not given.
         """
         cls._check_parts(parts)
-        return cls._opened(_name_of(path), read(path, mmap=mmap, verify=verify), parts)
+        return cls._opened(name_of(path), read(path, mmap=mmap, verify=verify), parts)
 
     @classmethod
     def from_bytes(cls, data: Any, **parts: Any) -> Self:
@@ -173,10 +144,7 @@ class Stored:
         Parts and errors are those of `load`.
         """
         cls._check_parts(parts)
-        file = io.BytesIO(data)
-        where = "the bytes"
-        found = _read_from(file, where, len(file.getbuffer()), False, True)
-        return cls._opened(where, found, parts)
+        return cls._opened(BYTES, read_bytes(data), parts)
 
     @classmethod
     def _check_parts(cls, parts):
@@ -223,7 +191,7 @@ class Stored:
         """(arrays, JSON of the header, parts) of one instant, the arrays nobody else's."""
         with self._held_state() as (arrays, header):
             arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-            return arrays, _json(self._versioned(header)), self._parts()
+            return arrays, to_json(self._versioned(header)), self._parts()
 
     def __copy__(self) -> Self:
         """An independent object; the parts that a file cannot hold are shared."""
@@ -288,7 +256,7 @@ def load(
     >>> type(llmds_nb.load(path)).__name__
     'CountMinSketch'
     """
-    where, found = _name_of(path), read(path, mmap=mmap, verify=verify)
+    where, found = name_of(path), read(path, mmap=mmap, verify=verify)
     structure = found[0]
     package = importlib.import_module(_PACKAGE)
     cls = getattr(package, structure) if structure in package.__all__ else None
@@ -296,216 +264,6 @@ def load(
         raise CorruptFileError(f"{where} holds {structure!r}, which this version does not know")
     cls._check_parts(parts)
     return cls._opened(where, found, parts)
-
-
-# ---- writing -----------------------------------------------------------------------------------
-
-
-def write(path: PathLike | BinaryIO, structure: str, arrays: Arrays, header: dict) -> None:
-    """Write the header and the arrays of a structure to a path or a file object."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # As safetensors orders them: by size of the items, so that all are aligned.
-    arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    start = _head(structure, arrays, header)
-    parts = [memoryview(start), *map(_raw, arrays.values())]
-    file = _path_or_file(path, "write")
-    if isinstance(file, str):
-        replace_file(file, parts)
-    else:
-        for part in parts:
-            _write_all(file, part)
-
-
-def _path_or_file(path, method) -> Any:
-    """A path as a str, or else a file object that has the method."""
-    if isinstance(path, str | bytes | os.PathLike):
-        return os.fsdecode(path)
-    if not hasattr(path, method):
-        kind = type(path).__name__
-        raise TypeError(f"path must be a path or a binary file object, not {kind}")
-    if isinstance(path, io.TextIOBase):
-        raise TypeError(f"{path!r} is open as text: open it in binary mode")
-    return path
-
-
-def _name_of(path) -> str:
-    """What error messages call a path or a file object."""
-    if isinstance(path, str | bytes | os.PathLike):
-        return os.fsdecode(path)
-    name = getattr(path, "name", None)
-    return name if isinstance(name, str) else "the file object"
-
-
-def _json(header) -> str:
-    return json.dumps(header, sort_keys=True, allow_nan=False)
-
-
-def _head(structure, arrays, header) -> bytes:
-    """All that stands in a file before its arrays."""
-    metadata = {
-        "llmds_nb": LAYOUT,
-        "structure": structure,
-        "header": _json(header),
-        "checksums": json.dumps({n: _checksum(arrays[n]) for n in sorted(arrays)}),
-    }
-    described = {n: _describe(a) for n, a in arrays.items()}
-    metadata["seal"] = _seal(metadata, described)
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, (dtype, shape) in described.items():
-        begin, end = end, end + arrays[name].nbytes
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_all(file, data) -> None:
-    """Give a file object all of some bytes, as copies, which it may keep."""
-    while len(data):
-        n = file.write(bytes(data[:_CHUNK]))
-        if n is None:
-            if isinstance(file, io.RawIOBase):
-                raise BlockingIOError("the file object would block: give one that waits")
-            n = _CHUNK  # a writer that does not count
-        data = data[n:]
-
-
-# ---- reading -----------------------------------------------------------------------------------
-
-
-def read(
-    path: PathLike | BinaryIO, *, mmap: bool = False, verify: bool | None = None
-) -> tuple[str, Arrays, dict[str, Any]]:
-    """Return `(structure, arrays, header)` of what `write` wrote."""
-    verify = not mmap if verify is None else verify
-    file, where = _path_or_file(path, "read"), _name_of(path)
-    if isinstance(file, str):
-        with open(file, "rb") as opened:  # the only time: the name may be another file's next
-            found = os.fstat(opened.fileno())
-            if stat.S_ISREG(found.st_mode):
-                return _read_from(opened, where, found.st_size, mmap, verify)
-            return _read_stream(opened, where, mmap, verify)
-    return _read_stream(file, where, mmap, verify)
-
-
-def _read_stream(file, where, mmap, verify):
-    if mmap:
-        raise ValueError(f"mmap needs the path of an ordinary file, not {where}")
-    return _read_from(file, where, None, False, verify)
-
-
-def _read_from(file, where, size, mapped, verify):
-    """(structure, arrays, header) from an open file of `size` bytes, None where it may go on."""
-    entries, start = _read_entries(file, where, size)
-    metadata = entries.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "llmds_nb" not in metadata:
-        raise CorruptFileError(f"{where} was not written by llmds_nb")
-    if metadata["llmds_nb"] != LAYOUT:
-        raise CorruptFileError(
-            f"{where} has layout {metadata['llmds_nb']}; this version reads {LAYOUT}"
-        )
-    described = {n: _described(where, n, entry) for n, entry in entries.items()}
-    end = 0
-    for name, (_, _, begin, n_bytes) in sorted(described.items(), key=lambda d: d[1][2:]):
-        if size is not None and begin + n_bytes > size - start:
-            raise CorruptFileError(
-                f"{where}: array {name!r} does not fit the file, is it truncated?"
-            )
-        if begin != end:
-            raise CorruptFileError(f"{where}: the arrays do not lie end to end")
-        end += n_bytes
-    seal = metadata.pop("seal", None)
-    if seal != _seal(metadata, {n: d[:2] for n, d in described.items()}):
-        raise CorruptFileError(f"{where} has an altered header")
-    if size not in (None, start + end):
-        raise CorruptFileError(f"{where} is {size} bytes, not {start + end} as its header says")
-    if mapped:
-        data = _mapped(file, start, end)
-    elif size is None:
-        data = np.frombuffer(_read_exactly(file, where, end), np.uint8)
-    else:
-        data = np.empty(end, np.uint8)
-        if file.readinto(data) != end:
-            raise CorruptFileError(f"{where} has become shorter while it was read")
-    arrays = {
-        name: data[offset : offset + n_bytes].view(_DTYPES[dtype]).reshape(shape)
-        for name, (dtype, shape, offset, n_bytes) in described.items()
-    }
-    if verify:
-        checksums = json.loads(metadata["checksums"])
-        for name, array in arrays.items():
-            if checksums.get(name) != _checksum(array):
-                raise CorruptFileError(f"{where}: the bytes of array {name!r} were altered")
-    return metadata["structure"], arrays, json.loads(metadata["header"])
-
-
-def _mapped(file, start, n) -> np.ndarray:
-    if n == 0:
-        return np.zeros(0, np.uint8)
-    # Mode "c": writable to Numba, private to this process.
-    return np.memmap(file, np.uint8, "c", offset=start, shape=(n,)).view(np.ndarray)
-
-
-def _read_exactly(file, where, n) -> bytearray:
-    """The next n bytes; no more memory than there are bytes, whatever a header says."""
-    data = bytearray()
-    while len(data) < n:
-        part = file.read(min(n - len(data), _CHUNK))
-        if part is None:
-            raise BlockingIOError("the file object would block: give one that waits")
-        if not part:
-            raise CorruptFileError(f"{where} is truncated or not a safetensors file")
-        data += part
-    return data
-
-
-def _read_entries(file, where, size):
-    length = int.from_bytes(_read_exactly(file, where, 8), "little")
-    if length < 2 or (size is not None and length > size - 8):
-        raise CorruptFileError(f"{where} is truncated or not a safetensors file")
-    try:
-        entries = json.loads(_read_exactly(file, where, length))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise CorruptFileError(
-            f"{where} is not a safetensors file: its header is no JSON"
-        ) from None
-    if not isinstance(entries, dict):
-        raise CorruptFileError(f"{where} is not a safetensors file: its header is no object")
-    return entries, 8 + length
-
-
-def _described(where, name, entry):
-    """(dtype, shape, offset, bytes) of an array."""
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        n_bytes = int(np.prod(shape, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
-        whole = all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
-    except (KeyError, TypeError, ValueError):
-        raise CorruptFileError(f"{where}: array {name!r} is badly described") from None
-    if not whole or end - begin != n_bytes:
-        raise CorruptFileError(f"{where}: array {name!r} does not fit its description")
-    return dtype, shape, begin, n_bytes
-
-
-def _describe(array):
-    if array.dtype not in _NAMES:
-        raise TypeError(f"arrays of {array.dtype} cannot be stored")
-    return _NAMES[array.dtype], list(array.shape)
-
-
-def _checksum(array) -> int:
-    return zlib.crc32(_raw(array)) if array.size else 0
-
-
-def _raw(array) -> memoryview:
-    """The bytes of a contiguous array."""
-    return memoryview(array.reshape(-1).view(np.uint8))
-
-
-def _seal(metadata, described) -> str:
-    content = [sorted(metadata.items()), sorted(described.items())]
-    return str(zlib.crc32(json.dumps(content).encode()))
 
 
 def nest(prefix, state) -> tuple[dict, dict]:

@@ -3,7 +3,6 @@
 import numpy as np
 
 import llmds_nb
-from llmds_nb._core.storage import Stored
 
 TEXTS = ["the red fox", "a blue sky", "red sky at night", "the fox and the sky"]
 
@@ -127,9 +126,6 @@ MAKERS = {
     "TokenLRU": _lru,
     "Tokenizer": lambda: llmds_nb.Tokenizer(pattern=str.split).fit(TEXTS),
 }
-
-
-STORED = [name for name in MAKERS if issubclass(getattr(llmds_nb, name.partition("-")[0]), Stored)]
 
 
 def answers(obj):

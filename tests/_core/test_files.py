@@ -23,7 +23,7 @@ from llmds_nb._core.storage import Stored
 from tests.forks import in_child
 from tests.interrupts import interrupt_every_line
 
-from .examples import MAKERS, STORED, answers
+from .examples import MAKERS, answers
 
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 
@@ -132,7 +132,7 @@ def test_attributes_are_kept(sketch, path):
 # ---- what is no ordinary file ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_symbolic_link_stays(tmp_path, name):
     made = MAKERS[name]()
     (tmp_path / "there").mkdir()
@@ -147,7 +147,7 @@ def test_a_symbolic_link_stays(tmp_path, name):
     assert os.listdir(tmp_path / "there") == ["file"]
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", MAKERS)
 def test_a_pipe_is_written_to_and_read_from(tmp_path, name):
     made, pipe = MAKERS[name](), tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -191,21 +191,3 @@ def test_states_nest(path):
     _, arrays, header = read(path)
     part, part_header = unnest("part", arrays, header)
     assert part["x"].tolist() == [0, 1, 2] and part_header == {"k": 1}
-
-
-def test_load_knows_every_stored_structure():
-    import llmds_nb
-
-    stored = {
-        "CountMinSketch",
-        "HNSW",
-        "InvertedIndex",
-        "KVCache",
-        "LsaEncoder",
-        "RetrievalPipeline",
-        "Tokenizer",
-    }
-    classes = [getattr(llmds_nb, name) for name in llmds_nb.__all__]
-    assert {
-        cls.__name__ for cls in classes if isinstance(cls, type) and issubclass(cls, Stored)
-    } == stored

@@ -8,9 +8,12 @@ import pickle
 import numpy as np
 import pytest
 
+import llmds_nb
 from llmds_nb import HNSW, CorruptFileError, CountMinSketch, RetrievalPipeline, Tokenizer, load
+from llmds_nb._core.storage import Stored
+from tests.cases import structures
 
-from .examples import MAKERS, STORED, answers, change, first_letters
+from .examples import MAKERS, answers, change, first_letters
 
 
 def _through_buffers(obj):
@@ -38,9 +41,14 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=STORED)
+@pytest.fixture(params=MAKERS)
 def made(request):
     return MAKERS[request.param]()
+
+
+def test_every_structure_is_stored():
+    for name in structures():
+        assert issubclass(getattr(llmds_nb, name), Stored), name
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -75,7 +83,7 @@ def _changed(obj):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_take_and_give_back_structures(method):
-    objects = [MAKERS[name]() for name in STORED]
+    objects = [MAKERS[name]() for name in MAKERS]
     with multiprocessing.get_context(method).Pool(1) as pool:
         found = pool.map(_changed, objects)
     for obj, (other, expected) in zip(objects, found, strict=True):
@@ -191,7 +199,7 @@ def test_arrays_of_a_pickle_are_contiguous_and_writable():
 
 def test_joblib_takes_and_gives_back_structures(tmp_path):
     joblib = pytest.importorskip("joblib")
-    objects = [MAKERS[name]() for name in STORED]
+    objects = [MAKERS[name]() for name in MAKERS]
     expected = [answers(obj) for obj in objects]
     joblib.dump(objects, tmp_path / "objects")
     for mmap_mode in (None, "r"):
