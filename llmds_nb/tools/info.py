@@ -14,7 +14,7 @@ from llmds_nb._core.kernel_cache import cache_folders, is_sound, stamps
 
 from .errors import bad_input
 
-_LIBRARIES = ("numba", "llvmlite", "numpy", "scipy", "safetensors")
+_LIBRARIES = ("numba", "llvmlite", "numpy", "scipy")
 
 
 def describe(path: str | os.PathLike | None = None) -> list[tuple[str, Any]]:

@@ -128,7 +128,7 @@ def test_version_and_help_are_no_errors(capsys):
 def test_info_names_versions_and_the_kernel_cache(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for name in ("llmds_nb", "python", "numba", "numpy", "scipy", "safetensors", "kernel cache"):
+    for name in ("llmds_nb", "python", "numba", "numpy", "scipy", "kernel cache"):
         assert f"\n{name}" in "\n" + out
 
 

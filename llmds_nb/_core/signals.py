@@ -1,0 +1,33 @@
+"""Calls that signals do not interrupt.
+
+Numba and LLVM do not work again in a process where an exception, such as that of Ctrl-C, came up in
+the middle of a compilation. So a signal waits until a kernel is compiled, for two seconds at most.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def uninterrupted(function: Callable, *args: Any) -> Any:
+    """Call a function; Python's handlers of signals that arrive meanwhile run after it.
+
+    Handlers run in the main thread only, so a call in another thread is a plain call.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return function(*args)
+    handlers: dict[int, Any] = {}
+    arrived: list[int] = []
+    try:
+        for number in signal.valid_signals():
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, lambda number, frame: arrived.append(number))
+        return function(*args)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)

@@ -1,0 +1,51 @@
+"""Every public structure has cases, and each names the methods that change it."""
+
+import inspect
+
+import pytest
+
+import llmds_nb
+
+from .cases import cases, structures
+
+
+def test_every_structure_has_a_case():
+    assert {name.partition("-")[0] for name in cases()} == set(structures())
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_a_case_is_the_same_each_time(name):
+    case = cases()[name]
+    first = case.make()
+    first.check()
+    assert case.observe(first) == case.observe(first) == case.observe(case.make())
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_every_mutation_changes_or_keeps_a_whole_object(name):
+    case = cases()[name]
+    for mutate in case.mutations.values():
+        obj = case.make()
+        mutate(obj)
+        obj.check()
+        case.observe(obj)
+
+
+READING = set(
+    "block_table check count_tokens doc_freq encode entries error_bound estimate explain from_bytes "
+    "from_error from_file get hot_queries is_hot length load match next_due_ms page_table peek "
+    "postings prefix_digests priority priority_many prime refcount save search search_radius "
+    "slot_mapping stats supply to_bytes tokens top watch_hot".split()
+)  # or they change a cache of answers at most: tests/pipeline/test_interrupts.py has those
+
+
+@pytest.mark.parametrize("name", structures())
+def test_every_method_that_changes_a_structure_is_in_a_case(name):
+    methods = inspect.getmembers(getattr(llmds_nb, name), callable)
+    public = {method for method, _ in methods if not method.startswith("_")}
+    called = set()
+    for label, case in cases().items():
+        if label.partition("-")[0] == name:
+            for mutate in case.mutations.values():
+                called |= set(mutate.__code__.co_names)
+    assert public - called <= READING
