@@ -17,7 +17,7 @@ def uninterrupted(function: Callable, *args: Any) -> Any:
     """
     if threading.current_thread() is not threading.main_thread():
         return function(*args)
-    handlers: dict[int, Any] = {}
+    handlers: dict[Any, Any] = {}
     arrived: list[int] = []
     try:
         for number in signal.valid_signals():
@@ -27,7 +27,7 @@ def uninterrupted(function: Callable, *args: Any) -> Any:
                 signal.signal(number, lambda number, frame: arrived.append(number))
         return function(*args)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in arrived:
-            signal.raise_signal(number)
+        for waiting, handler in handlers.items():
+            signal.signal(waiting, handler)
+        for each in arrived:
+            signal.raise_signal(each)
