@@ -37,6 +37,7 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _CHUNK = 1 << 20  # bytes that a file object is given, or asked for, at a time
+_MAX_HEADER = 1 << 30  # bytes, where the file may go on without end, as /dev/urandom does
 
 BYTES = "the bytes"  # what error messages call those of `read_bytes`
 
@@ -108,11 +109,14 @@ def _head(structure, arrays, header) -> bytes:
 def _write_all(file, data) -> None:
     """Give a file object all of some bytes, as copies, which it may keep."""
     while len(data):
-        n = file.write(bytes(data[:_CHUNK]))
+        part = bytes(data[:_CHUNK])
+        n = file.write(part)
         if n is None:
             if isinstance(file, io.RawIOBase):
                 raise BlockingIOError("the file object would block: give one that waits")
-            n = _CHUNK  # a writer that does not count
+            n = len(part)  # a writer that does not count
+        if not 0 < n <= len(part):
+            raise OSError(f"the file object took {n} of {len(part)} bytes")
         data = data[n:]
 
 
@@ -136,7 +140,7 @@ def read(
 
 def read_bytes(data: Any) -> tuple[str, Arrays, dict[str, Any]]:
     """Return `(structure, arrays, header)` of bytes that `write` wrote to a file object."""
-    file = io.BytesIO(data)
+    file = io.BytesIO(data if isinstance(data, bytes) else memoryview(data).tobytes())
     return _read_from(file, BYTES, len(file.getbuffer()), False, True)
 
 
@@ -202,18 +206,23 @@ def _read_exactly(file, where, n) -> bytearray:
     """The next n bytes; no more memory than there are bytes, whatever a header says."""
     data = bytearray()
     while len(data) < n:
-        part = file.read(min(n - len(data), _CHUNK))
+        asked = min(n - len(data), _CHUNK)
+        part = file.read(asked)
         if part is None:
             raise BlockingIOError("the file object would block: give one that waits")
+        if isinstance(part, str):
+            raise TypeError(f"{where} is open as text: open it in binary mode")
         if not part:
             raise CorruptFileError(f"{where} is truncated or not a safetensors file")
+        if len(part) > asked:
+            raise OSError(f"the file object gave {len(part)} bytes of {asked} that were asked for")
         data += part
     return data
 
 
 def _read_entries(file, where, size):
     length = int.from_bytes(_read_exactly(file, where, 8), "little")
-    if length < 2 or (size is not None and length > size - 8):
+    if not 2 <= length <= (_MAX_HEADER if size is None else size - 8):
         raise CorruptFileError(f"{where} is truncated or not a safetensors file")
     try:
         entries = json.loads(_read_exactly(file, where, length))

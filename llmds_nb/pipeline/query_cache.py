@@ -76,13 +76,16 @@ class QueryCache:
                 self._sketch.add(list(counts), np.array(list(counts.values())))
             self._moving = None
 
-    def _count(self, texts):
+    def _count(self, texts, hits=0, misses=0):
+        """Count the queries and look-ups of a call that has its answer: one that fails has none."""
         with self._lock:
             self._finish_move()
             counts = {}
             for text in texts:
                 counts[text] = counts.get(text, self._pending.get(text, 0)) + 1
             self._pending.update(counts)
+            self.hits += hits
+            self.misses += misses
             if len(self._pending) >= _BATCH:
                 self._count_pending()
 
@@ -103,9 +106,7 @@ class QueryCache:
         """The valid cached answer under a key, or None."""
         cached = self.answers.get(key)
         if cached is None or cached[0] != version or cached[1] != settings:
-            self.misses += 1
             return None
-        self.hits += 1
         return cached[2]
 
     def cached_answer(
@@ -117,27 +118,29 @@ class QueryCache:
         hits = self._find((text, k, fusion, weight, None, None), version, settings)
         if hits is None:
             return None
-        self._count((text,))
+        self._count((text,), hits=1)
         ids, scores = hits
         return Hits(ids.copy(), scores.copy())
 
     def answer_one(self, request: Request, searcher: Searcher) -> Hits:
         """The answer [k] to one request that `cached_answer` has not found; else as `answer`."""
         text = request.text
-        count = 0
+        count = misses = 0
         if self.answers is not None:
             count = self._count_of(text)
+            misses = int(request.vector is None)  # `cached_answer` has looked
             if request.vector is not None and count >= self.threshold:
                 hits = self._find(request.key(), searcher.snapshot.version, searcher.settings)
+                misses = 1
                 if hits is not None:
-                    self._count((text,))
+                    self._count((text,), hits=1)
                     return Hits(hits.ids.copy(), hits.scores.copy())
         if request.vector is None:
             (request,) = searcher.encode([request])
         hits = searcher.search_one(request)
-        self._count((text,))
         if self.answers is not None and count + 1 >= self.threshold:
             self._put(request, hits, searcher)
+        self._count((text,), misses=misses)
         return hits
 
     def answer(self, requests: list[Request], searcher: Searcher) -> Hits:
@@ -148,12 +151,14 @@ class QueryCache:
             self._count(texts)
             return hits
         counts = self._counts_of(texts)
-        found = {}
+        found, misses = {}, 0
         for i, request in enumerate(requests):
             # The key of a vector or a filter costs time, and only hot requests are ever cached.
             if counts[i] >= self.threshold or request.vector is request.filter is None:
                 cached = self._find(request.key(), searcher.snapshot.version, searcher.settings)
-                if cached is not None:
+                if cached is None:
+                    misses += 1
+                else:
                     found[i] = cached
         missing = [i for i in range(len(texts)) if i not in found]
         asked = searcher.encode([requests[i] for i in missing])
@@ -166,11 +171,11 @@ class QueryCache:
                 hits.ids[missing], hits.scores[missing] = searcher.search(asked)
             for i, (ids, scores) in found.items():
                 hits.ids[i], hits.scores[i] = ids, scores
-        self._count(texts)
         times = Counter(texts)
         for i, request in zip(missing, asked, strict=True):
             if counts[i] + times[texts[i]] >= self.threshold:
                 self._put(request, Hits(hits.ids[i], hits.scores[i]), searcher)
+        self._count(texts, len(found), misses)
         return hits
 
     def _put(self, request, hits, searcher):

@@ -86,6 +86,18 @@ def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> Non
         progress.say(f"{n:,} files or lines skipped (--strict refuses them)")
 
 
+def as_typed(argument: str) -> str:
+    """An argument of the command line whose bytes are UTF-8, though the locale may be another.
+
+    >>> as_typed("caf\udcc3\udca9")
+    'café'
+    """
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], bool]:
     """Query a saved index, opened memory-mapped.
 
@@ -94,6 +106,7 @@ def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], b
     """
     from llmds_nb import RetrievalPipeline
 
+    query = as_typed(query)
     if not query.strip():
         raise BadInput("the query is empty")
     with bad_input(path, ValueError):  # CorruptFileError too

@@ -3,6 +3,7 @@
 import copy
 import io
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -144,17 +145,50 @@ def test_file_objects_that_cannot_serve_are_refused(tmp_path):
             load(wrong)
 
 
+class Odd:
+    """A file object that takes, or gives, another amount than it was asked for."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def write(self, data):
+        return self.answer
+
+    def read(self, n):
+        return self.answer
+
+
+def test_file_objects_that_do_not_keep_to_their_part_are_refused():
+    for taken in (0, -1, 10**9):
+        with pytest.raises(OSError, match=f"took {taken} of"):
+            CountMinSketch(8).save(Odd(taken))
+    with pytest.raises(OSError, match="gave 9 bytes of 8"):
+        load(Odd(b"123456789"))
+    with pytest.raises(TypeError, match="binary mode"):
+        load(Odd("text"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/urandom"), reason="no such device")
+@pytest.mark.parametrize("device", ["/dev/urandom", "/dev/zero", "/dev/null"])
+def test_devices_without_end_or_content_are_refused_at_once(device):
+    with pytest.raises(CorruptFileError, match=device):
+        load(device)
+
+
 def test_bytes_that_are_not_whole_are_refused():
     whole = CountMinSketch(8).to_bytes()
     assert CountMinSketch.from_bytes(bytearray(whole)).width == 8
     assert CountMinSketch.from_bytes(memoryview(whole)).width == 8
+    apart = memoryview(np.repeat(np.frombuffer(whole, np.uint8), 2))[::2]
+    assert CountMinSketch.from_bytes(apart).width == 8
     for wrong in (b"", whole[:-1], whole + b"\0", whole[:-3] + b"abc"):
         with pytest.raises(CorruptFileError, match="the bytes"):
             CountMinSketch.from_bytes(wrong)
     with pytest.raises(CorruptFileError, match="holds a CountMinSketch, not a HNSW"):
         HNSW.from_bytes(whole)
-    with pytest.raises(TypeError, match="bytes"):
-        CountMinSketch.from_bytes("text")
+    for wrong in ("text", None, 5, [1, 2]):
+        with pytest.raises(TypeError, match="bytes"):
+            CountMinSketch.from_bytes(wrong)
 
 
 def test_parts_are_checked():

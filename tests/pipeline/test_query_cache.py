@@ -194,11 +194,14 @@ def test_leases_follow_the_cached_answers():
 
 def test_after_a_failing_hook_nothing_is_cached():
     pipeline = small(encoder=letters, hot_threshold=1)
+    for queries in ("sky", ["sky", "grey"]):
+        pipeline.search(queries)  # what a search keeps for the next one is made
     pipeline.watch_hot(lambda query, hits: 1 / 0)
-    for _ in range(2):
+    before, asked = pipeline.stats(), pipeline.hot_queries(9)
+    for queries in ("red fox", ["red fox", "sea"]):
         with pytest.raises(ZeroDivisionError):
-            pipeline.search("red fox")
-    assert pipeline.stats().cached == 0
+            pipeline.search(queries)
+    assert pipeline.stats() == before and pipeline.hot_queries(9) == asked
     pipeline.watch_hot(None)
     assert pipeline.search("red fox", k=1).ids.tolist() == [0]
 

@@ -92,6 +92,13 @@ def test_a_process_of_another_encoding(files, environment):
         assert done.returncode == (0 if arguments[1] == files["index"] else 2)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs locales")
+def test_a_query_is_utf8_in_every_locale(files):
+    environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = run("search", files["index"], "\u4e2d\u6587", env=os.environ | environment)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
+
+
 def through(pipe, *arguments):
     """Exit codes (of the command, of the pipe) and what the command said."""
     command = " ".join([sys.executable, "-m", "llmds_nb", *map(str, arguments)])
