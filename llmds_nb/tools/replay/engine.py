@@ -169,6 +169,7 @@ class EngineStage:
 
     def _start(self, now, records):
         plan = self._batcher.step()
+        self._cache.pending_copies()  # taken, as by any engine; they cost nothing here
         for sequence in plan.preempted.tolist():
             del self._running[sequence]
         records.n_preempted += len(plan.preempted)
