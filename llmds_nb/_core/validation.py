@@ -45,6 +45,13 @@ def natural(value: Any, name: str) -> int:
     return integer(value, name, low=0, high=INT64_MAX)
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, not {_shown(value)}")
+    return bool(value)
+
+
 def threads(value: Any) -> int:
     """The `threads` of a call: how many to use; -1 stands for all cores this process may use."""
     if type(value) is int and 0 < value <= MAX_THREADS:
@@ -358,6 +365,8 @@ def array_of(values: Any, name: str) -> np.ndarray:
         return values
     if isinstance(values, str | bytes | dict | set | frozenset):
         raise TypeError(f"{name} must be numbers in an array or list, not {_shown(values)}")
+    if isinstance(values, np.ndarray) and np.ma.is_masked(values):
+        raise ValueError(f"{name} must not be masked: fill what is, or leave it out")
     kind = type(values).__name__
     if hasattr(values, "__next__"):  # a generator
         raise TypeError(f"{name} must be numbers in an array or list, not a {kind}: pass list(...)")

@@ -44,8 +44,7 @@ def page_table(state: CacheState, seq_ids, out) -> PageTable:
 
 def block_table(state: CacheState, seq_ids, pad, out) -> Int32s:
     """See `KVCache.block_table`."""
-    if pad != -1:
-        pad = validation.integer(pad, "pad", low=-(2**31), high=validation.INT32_MAX)
+    pad = validation.integer(pad, "pad", low=-(2**31), high=validation.INT32_MAX)
     with state.lock:
         rows, sizes = _find_many(state, seq_ids)
         n, width = len(rows), sizes[0]
@@ -108,7 +107,7 @@ def _buffer(array, name, size, dtype):
 
 
 def _per_sequence(value, name, n):
-    if type(value) is int or np.ndim(value) == 0:
+    if isinstance(value, int | np.integer):
         return np.full(n, validation.natural(value, name))
     array = validation.for_kernel(value, name, validation.INT64)
     validation.same_length(name, array, "seq_ids", range(n))

@@ -30,13 +30,17 @@ _DEFAULTS = {  # of what version 1 lacks
 
 
 def to_file(state: CacheState, pins: Pins) -> tuple[dict[str, npt.NDArray], dict]:
-    """The arrays, uncopied, and the header that JSON can hold."""
+    """The arrays, the large ones uncopied, and the header that JSON can hold."""
     settings, kv = state.settings, state.arrays
     arrays = {
         _FILE_NAMES.get(name, name): array
         for name, array in kv._asdict().items()
         if name not in _NOT_IN_FILES
     }
+    arrays["meta"], arrays["hot"] = kv.meta.copy(), kv.seq_hot.copy()
+    # What calls note for themselves, also those that are refused, is no part of the contents.
+    arrays["meta"][[s.MISSING, s.CALLS]] = 0
+    arrays["hot"][:, s.LAST_CALL] = 0
     arrays["events"] = kv.events[: 1 + len(state.logged())]
     arrays["pins"] = pins.all_pages()
     if state.tensors is not None:

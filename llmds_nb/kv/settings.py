@@ -46,9 +46,10 @@ def check_settings(*given: Any) -> CacheSettings:
     number_type = _number_type(dtype)
     if eviction is None or isinstance(eviction, str):
         validation.choice(eviction, "eviction", tuple(POLICIES))
-    elif not callable(getattr(eviction, "keys", None)):
+    elif isinstance(eviction, type | dict) or not callable(getattr(eviction, "keys", None)):
         raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
-    sharing, key = bool(prefix_sharing), os.urandom(32) if key is None else check_key(key)
+    sharing = validation.flag(prefix_sharing, "prefix_sharing")
+    key = os.urandom(32) if key is None else check_key(key)
     most = validation.integer(max_events, "max_events", low=0, high=_MAX_EVENTS)
     return CacheSettings(n_pages, page_size, kv_shape, number_type, eviction, sharing, most, key)
 

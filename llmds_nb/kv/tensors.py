@@ -37,7 +37,10 @@ class Tensors:
         kind = type(kv).__name__
         try:
             array = np.asarray(kv)
-        except (TypeError, ValueError, RuntimeError) as error:  # ragged; bfloat16 or GPU tensors
+        except ValueError:  # ragged nested lists
+            shape = ", ".join(map(str, ["n", *self.shape]))
+            raise ValueError(f"kv must have shape [{shape}]") from None
+        except (TypeError, RuntimeError) as error:  # tensors of bfloat16 or on a GPU
             raise TypeError(f"kv ({kind}) is no array of {self.kv.dtype}: {error}") from None
         if array.dtype != self.kv.dtype:
             raise TypeError(f"kv must be {self.kv.dtype}, as the cache, not {array.dtype}")

@@ -277,9 +277,8 @@ class AdmissionController(Stored):
         with self._lock:
             arrays = {n: a.copy() for n, a in self._handle.state._asdict().items()}
             names = [name.hex() for name in self._places]
-            arrays["key"] = arrays["key"][: len(names)]
             arrays["counter"][k.LAST_NS] -= now
-            arrays["key"][:, k.KEY_NS] -= now
+            arrays["key"][: len(names), k.KEY_NS] -= now
             return arrays, {"keys": names, "max_keys": self._max_keys}
 
     def _parts(self):
@@ -291,7 +290,7 @@ class AdmissionController(Stored):
             now = validation.now_ns(clock)
         buckets = k.TokenBuckets(**arrays)
         buckets.counter[k.LAST_NS] += now
-        buckets.key[:, k.KEY_NS] += now
+        buckets.key[: len(header["keys"]), k.KEY_NS] += now
         places = {bytes.fromhex(name): place for place, name in enumerate(header["keys"])}
         control = cls.__new__(cls)
         try:

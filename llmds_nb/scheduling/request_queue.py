@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from inspect import isfunction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -267,6 +268,8 @@ def _key_function(policy):
 
         return keys
 
+    if not isfunction(getattr(policy, "py_func", policy)):
+        raise TypeError(f"a policy of your own must be a function, not {policy!r}")
     keys_of = compile_over(over, policy)
     try:
         keys_of(np.ones(1, np.int64), np.zeros(1), np.ones(1), np.zeros(1, np.int64), np.empty(1))

@@ -225,6 +225,8 @@ class Scheduler(QueueOwner, Stored):
         `idle`: the engine has nothing to do, so release whatever waits. `force`: release it for
         another reason, such as a shutdown; counted separately.
         """
+        if type(idle) is not bool or type(force) is not bool:  # such as those of NumPy
+            idle, force = validation.flag(idle, "idle"), validation.flag(force, "force")
         demand = k.BY_IDLE if idle else k.BY_FORCE if force else k.ONLY_IF_READY
         queue = self._queue
         now = queue.now()

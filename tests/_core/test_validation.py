@@ -89,6 +89,7 @@ def test_bfloat16_is_converted():
         (Tensor(), TypeError, r"numpy\(\)"),
         ((x for x in [1, 2]), TypeError, r"pass list\(...\)"),
         ([[1, 2], [3]], ValueError, "rows of one length"),
+        (np.ma.array([1, 2], mask=[True, False]), ValueError, "must not be masked"),
         (Column([[1, 2], [3]]), ValueError, "rows of one length"),
         (Column([1, None]), TypeError, r"must be numbers, not object \(None\)"),
         (Column([1, "2"]), TypeError, "must be numbers"),

@@ -25,6 +25,7 @@ TOKENS = [
     ((n for n in (1, 2)), TypeError, "list(...)"),
     (np.array([1, "a"], object), TypeError, "object"),
     (np.array([1.5, 2], object), TypeError, "1.5"),
+    (np.ma.array([1, 2], mask=[False, True]), ValueError, "masked"),
     (np.array([True, 2], object), TypeError, "object"),
     (SELF_REFERRING, ValueError, "tokens"),
     ([SELF_REFERRING, 1], ValueError, "tokens"),
@@ -85,6 +86,8 @@ ROWS = [
     (np.zeros((2, 2), np.int32), TypeError, "int32"),
     (np.float32(1), ValueError, "[]"),
     ([[0.0, 0.0], [0.0, 0.0]], TypeError, "float64"),
+    ([[0.0, 0.0], [0.0]], ValueError, "kv must have shape [n, 2]"),
+    (SELF_REFERRING, ValueError, "kv must have shape [n, 2]"),
 ]
 NO_TENSORS = [(np.zeros((2, 2), np.float32), ValueError, "kv_shape")]
 
@@ -235,11 +238,13 @@ BAD = sums(
     cases("block_table", MANY_IDS + SOME_UNKNOWN + UNKNOWN, HERE),
     cases("block_table", DENSE, [1, 2], out=HERE),
     cases("block_table", [(2**31, ValueError, "2147483648"), (0.5, TypeError, "0.5"),
-                          (None, TypeError, "None")], [1], pad=HERE),
+                          (np.zeros(2), TypeError, "pad must"), (None, TypeError, "None")],
+          [1], pad=HERE),
     cases("slot_mapping", MANY_IDS + SOME_UNKNOWN + UNKNOWN, HERE, 0, 1),
     cases("slot_mapping", [([0, -1], ValueError, "-1"), ([0.5, 1], TypeError, "0.5"),
                            ([0], ValueError, "1"), ([0, 0, 0], ValueError, "3"),
-                           ([0, 3], ValueError, "3 to 2"), (None, TypeError, "None")],
+                           ([0, 3], ValueError, "3 to 2"), (None, TypeError, "None"),
+                           ([[0], 1], ValueError, "start"), (SELF_REFERRING, ValueError, "start")],
           [1, 2], HERE, 2),
     cases("slot_mapping", [(11, ValueError, "0 to 11"), ([10, 8], ValueError, "0 to 8"),
                            (BIG, ValueError, str(BIG))], [1, 2], 0, HERE),
@@ -262,7 +267,7 @@ def example(tensors):
 
 def seen(cache):
     """All that the public methods show of an `example`."""
-    parts = [cache.stats(), len(cache), repr(cache), cache.match(np.arange(1, 11))]
+    parts = [cache.stats(), repr(cache), cache.match(np.arange(1, 11))]
     for seq_id in (1, 2):
         parts += [cache.tokens(seq_id).tolist(), cache.page_table(seq_id).indices.tolist()]
     return parts if cache.kv is None else [*parts, cache.kv.tobytes()]
@@ -281,6 +286,21 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(
     cache.check()
     assert seen(cache) == before
     assert 7 not in cache and 8 not in cache
+
+
+def test_what_a_refused_call_notes_for_itself_is_in_no_file():
+    cache = example(False)
+    before = cache.to_bytes()
+    for call in (
+        lambda: cache.detach([1, 99]),
+        lambda: cache.detach([1, 1]),
+        lambda: cache.reorder([2, 2], [1, 1]),
+        lambda: cache.append_many([99, 1], [1, 1]),
+        lambda: cache.commit(1, 11),
+    ):
+        with pytest.raises((KeyError, ValueError)):
+            call()
+        assert cache.to_bytes() == before
 
 
 def test_the_bad_calls_name_every_method():
@@ -317,6 +337,10 @@ def test_the_bad_calls_name_every_method():
         ({"eviction": "LRU"}, ValueError, "LRU"),
         ({"eviction": None}, ValueError, "None"),
         ({"eviction": 5}, TypeError, "5"),
+        ({"eviction": {"keys": 1}}, TypeError, "keys"),
+        ({"eviction": type("Own", (), {"keys": len})}, TypeError, "Own"),
+        ({"prefix_sharing": "no"}, TypeError, "True or False, not 'no'"),
+        ({"prefix_sharing": np.zeros(2)}, TypeError, "prefix_sharing must be True or False"),
         ({"max_events": -1}, ValueError, "-1"),
         ({"max_events": 2**24 + 1}, ValueError, "16777217"),
         ({"max_events": 1.5}, TypeError, "1.5"),

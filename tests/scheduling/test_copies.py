@@ -93,6 +93,16 @@ def test_a_policy_of_ones_own_is_needed_again():
         Scheduler.from_bytes(Scheduler().to_bytes(), policy=longest_first)
 
 
+def test_a_copy_keeps_as_many_keys_as_the_original():
+    original = AdmissionController(key_limit=1, max_keys=100, clock=lambda: 0)
+    for key in range(96):
+        original.admit(key=key)
+    for controller in (original, copy.copy(original)):
+        assert controller.admit(key="new").admitted
+        assert controller.stats().keys == 97
+        assert [controller.admit(key=key).admitted for key in range(96)] == [False] * 96
+
+
 @pytest.mark.parametrize("made", [Scheduler, ContinuousBatcher])
 def test_tenants_without_requests_are_forgotten(made):
     if made is Scheduler:

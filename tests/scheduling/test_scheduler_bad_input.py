@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from llmds_nb import Scheduler
@@ -15,6 +16,7 @@ BAD_CALLS = [
     (lambda q: Scheduler(policy="sjf"), ValueError, "policy must be one of 'fcfs', 'shortest'"),
     (lambda q: Scheduler(policy=lambda tokens: 0.0), TypeError, "must compile as key.tokens"),
     (lambda q: Scheduler(policy=lambda a, b, c, d: "x"), TypeError, "must compile as key.tokens"),
+    (lambda q: Scheduler(policy=int), TypeError, "must be a function, not <class 'int'>"),
     (lambda q: Scheduler(ms_per_token=-1), ValueError, "ms_per_token"),
     (lambda q: Scheduler(aging=math.inf), ValueError, "aging"),
     (lambda q: Scheduler(default_slo_ms=0), ValueError, "default_slo_ms must be > 0"),
@@ -34,6 +36,8 @@ BAD_CALLS = [
     (lambda q: q.submit_many([1], priority=[1.0]), TypeError, "priority"),
     (lambda q: q.submit_many([1, 2], tenant=[1]), ValueError, "tenant has 1 entries for 2"),
     (lambda q: q.submit_many("12"), TypeError, "tokens"),
+    (lambda q: q.get_batch(idle=[1]), TypeError, "idle must be True or False, not .1."),
+    (lambda q: q.get_batch(force=np.zeros(2)), TypeError, "force must be True or False"),
     (lambda q: q.update([0, 9], 1), KeyError, "request 9 is unknown"),
     (lambda q: q.update([0, 1], [1]), ValueError, "remaining_tokens has 1 entries"),
     (lambda q: q.update(0, 0), ValueError, "remaining_tokens"),
