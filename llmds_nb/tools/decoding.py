@@ -14,14 +14,14 @@ from pathlib import Path
 
 from .errors import BadInput
 
-_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _REPLACED = "\ufffd"
 UTF8 = "UTF-8"
 
 
 def decoded(content: bytes) -> tuple[str, str]:
     """(text, the encoding that it was read as); BadInput if it is binary."""
-    if content.startswith(_MARKS):
+    if content.startswith(UTF16_MARKS):
         return _text(content.decode("utf-16", "replace")), "UTF-16"
     try:
         return _text(content.decode("utf-8-sig")), UTF8
@@ -36,7 +36,7 @@ def decoded(content: bytes) -> tuple[str, str]:
 def raw_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file for `decoded`; those of UTF-16, which bytes cannot split, as UTF-8."""
     with open(path, "rb") as file:
-        if file.read(2) not in _MARKS:
+        if file.read(2) not in UTF16_MARKS:
             file.seek(0)
             yield from file
             return

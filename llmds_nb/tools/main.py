@@ -1,7 +1,7 @@
 """The command line: `llmds-nb`, `python -m llmds_nb`.
 
 Exit codes: 0 done; 1 a check of the demo or a claim failed; 2 bad input, with one line on stderr;
-130 interrupted.
+130 interrupted; 143 terminated.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -17,12 +18,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import LlmdsError, __version__
+from .._core.files import replace_file
 from . import arguments as a, streams
 from .errors import BadInput, bad_input
 from .progress import Progress
 from .replay.arguments import add_arguments, options_of, sweep_axes
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, with the processes that it started."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,10 +39,16 @@ class _Parser(argparse.ArgumentParser):
 def command() -> NoReturn:
     """Run the command of this process and end it.
 
-    After Ctrl-C at once: the end of the interpreter would wait for threads that compile kernels.
+    After Ctrl-C or SIGTERM at once: the end of the interpreter would wait for threads that compile
+    kernels.
     """
+
+    def terminate(number, frame):
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     code = main()
-    if code == _INTERRUPTED:
+    if code in (_INTERRUPTED, _TERMINATED):
         for process in multiprocessing.active_children():
             process.terminate()
         atexit._run_exitfuncs()  # frees the semaphores of process pools
@@ -60,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     except (BadInput, LlmdsError) as error:
         _complain(" ".join(str(error).split()))
         return 2
+    except _Terminated:
+        _complain("terminated")
+        return _TERMINATED
     except KeyboardInterrupt:
         _complain("interrupted")
         return _INTERRUPTED
@@ -238,7 +253,7 @@ def _write_json(path, figures):
     if path:
         text = _json(figures, sort_keys=True) + "\n"
         with bad_input(path):
-            path.write_text(text, encoding="utf-8")
+            replace_file(str(path), [text.encode()])
 
 
 def _json(figures, **options):

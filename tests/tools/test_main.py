@@ -1,12 +1,16 @@
 """The command line: exit codes, one clear line for bad input, what the commands print."""
 
+import json
+import math
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from llmds_nb import __version__
-from llmds_nb.tools.main import main
+from llmds_nb.tools import index
+from llmds_nb.tools.main import _write_json, main
 
 
 def bad(capsys, *arguments):
@@ -137,3 +141,26 @@ def test_info_on_a_file_that_is_not_ours(capsys, tmp_path):
     other.write_bytes(b"not a saved structure, but long enough")
     assert "is truncated or not a safetensors file" in bad(capsys, "info", other)[-1]
     assert "Is a directory" in bad(capsys, "info", tmp_path)[-1]
+
+
+def _refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_files_of_json_have_null_for_what_is_no_number(tmp_path):
+    figures = {
+        "a": [math.nan, 1.5, (math.inf, -math.inf)],
+        "b": {"c": np.float64("nan"), "d": None},
+    }
+    path = tmp_path / "f.json"
+    _write_json(path, figures)
+    written = json.loads(path.read_text(), parse_constant=_refuse)
+    assert written == {"a": [None, 1.5, [None, None]], "b": {"c": None, "d": None}}
+
+
+def test_search_prints_json_with_null_for_a_score_that_is_no_number(capsys, monkeypatch):
+    answers = [index.Answer(1, score, 7, "a", "b") for score in (-math.inf, math.nan, 0.5)]
+    monkeypatch.setattr(index, "search", lambda *_: (answers, False))
+    assert main(["search", "file", "query", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=_refuse)
+    assert [answer["score"] for answer in printed] == [None, None, 0.5]

@@ -128,8 +128,9 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
-def test_interrupted_everywhere_is_130_and_one_line(tmp_path):
-    """As by Ctrl-C in a terminal, which reaches the processes of a sweep as well."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_everywhere_is_one_line(tmp_path, number):
+    """Ctrl-C in a terminal reaches the processes of a sweep as well, `kill` only the command."""
     trace = tmp_path / "t.jsonl"
     assert main(["workload", "--out", str(trace), "--requests", "20000"]) == 0
     command = [sys.executable, "-m", "llmds_nb", "replay", trace, "--jobs", "2", "--sweep"]
@@ -138,7 +139,28 @@ def test_interrupted_everywhere_is_130_and_one_line(tmp_path):
     said = process.stderr.readline()
     assert said.startswith(b"read (")
     time.sleep(8)  # until the processes run
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, rest = process.communicate(timeout=60)
-    assert rest.decode().splitlines() == ["llmds-nb: interrupted"]
-    assert process.returncode == 130
+    code, word = (130, "interrupted") if number == signal.SIGINT else (143, "terminated")
+    assert rest.decode().splitlines() == [f"llmds-nb: {word}"]
+    assert process.returncode == code
+    with pytest.raises(ProcessLookupError):  # none of its processes is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_killed_command_leaves_the_old_file_and_no_other(tmp_path, number, code):
+    out = tmp_path / "w"
+    out.write_text("old")
+    command = [sys.executable, "-m", "llmds_nb", "workload", "--out", out, "--requests", "999999"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while all(file.stat().st_size <= 3 for file in tmp_path.iterdir()):  # until it writes
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and len(said.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["w"] and out.read_text() == "old"

@@ -1,6 +1,7 @@
 """Reads request traces as flat arrays: Mooncake JSONL, Azure LLM inference CSV, and our own JSONL.
 
-Files may be gzipped. They are read line by line into the arrays of `Trace`.
+Files may be gzipped, and pipes. They are read once, line by line, into the arrays of `Trace`, as
+UTF-8 or, behind its mark, as UTF-16.
 
 Mooncake   {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]},
            one hash id for every block of tokens, the last may be partial; equal ids mean equal text
@@ -14,11 +15,13 @@ ours       {"arrival_ms": ms, "output_tokens": n, "tenant": 0} and one of
              "parts": [[id, n], ...]             such texts one after the other.
            `tenant` is optional. Token ids and text ids are unrelated; both are >= 0.
 
-A request of 0 output tokens wants its prompt computed and nothing else.
+A request of 0 output tokens wants its prompt computed and nothing else. One of Mooncake's or of
+Azure's without prompt tokens asks for nothing: it is left out, with a note.
 """
 
 import csv
 import gzip
+import io
 import json
 import math
 import os
@@ -26,13 +29,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from llmds_nb._core.typing import Int32s, Int64s
 
+from ..decoding import UTF16_MARKS
 from ..errors import BadInput
 
 BLOCK_SIZES = (512, 16, *(2**i for i in range(31) if i not in (4, 9)))  # the likelier ones first
@@ -114,6 +119,7 @@ class _Columns:
         self.block_sizes = BLOCK_SIZES if block_size is None else (block_size,)
         self.arrival_ns, self.output, self.tenant = array("q"), array("q"), array("q")
         self.indptr, self.part, self.length = array("q", [0]), array("q"), array("i")
+        self.n_empty = 0  # requests without a prompt
 
     def end_request(self, arrival_ns, output, tenant=0):
         """Complete a request whose parts have been appended."""
@@ -149,34 +155,38 @@ def read(
     """
     columns = _Columns(block_size)
     try:
-        with _open(path) as lines:
-            first = next((line for line in lines if line.strip()), None)
-            if first is None:
-                raise BadInput(f"{path}: empty; expected {EXPECTED}")
-            lines.seek(0)
-            kind, fill = _format(path, first)
-            fill(path, lines, columns, math.inf if limit is None else limit)
+        with open(path, "rb") as file:
+            lines, head = _lines_of(file), []
+            while not (head and head[-1].strip()):
+                head.append(next(lines, ""))
+                if not head[-1]:
+                    raise BadInput(f"{path}: empty; expected {EXPECTED}")
+            kind, fill = _format(path, head[-1])
+            fill(path, chain(head, lines), columns, math.inf if limit is None else limit)
     except OSError as error:  # also: not a valid gzip file
         raise BadInput(f"{path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError) as error:
+    except EOFError as error:
         raise BadInput(f"{path}: {error}") from None
     if not columns.arrival_ns:
         raise BadInput(f"{path}: no requests in it")
     return _finish(path, kind, columns)
 
 
-def _open(path):
-    with open(path, "rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    return (gzip.open if packed else open)(path, "rt", encoding="utf-8", newline="")
+def _lines_of(file: BinaryIO) -> Iterator[str]:
+    """The lines of an open file; characters that cannot be read are U+FFFD, which no number has."""
+    stream: Any = file
+    if stream.peek(2)[:2] == b"\x1f\x8b":
+        stream = gzip.GzipFile(fileobj=file)
+    encoding = "utf-16" if stream.peek(2)[:2] in UTF16_MARKS else "utf-8-sig"
+    return io.TextIOWrapper(stream, encoding, "replace", newline="")
 
 
 def _format(path, line):
-    if [name.strip() for name in line.lstrip("\ufeff").split(",")] == AZURE_HEADER:
+    if [name.strip(' "\r\n') for name in line.split(",")] == AZURE_HEADER:
         return "azure", _read_azure
     try:
         request = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         request = None
     if isinstance(request, dict) and "hash_ids" in request:
         return "mooncake", partial(_read_json, _mooncake)
@@ -244,9 +254,12 @@ def _extend(columns, ids, name):
 
 def _mooncake(request, columns):
     arrival = _time_ns(request, "timestamp")
-    n = _natural(request, "input_length", 1, _MAX_TOKENS)
+    n = _natural(request, "input_length", 0, _MAX_TOKENS)
     output = _natural(request, "output_length", 0, _MAX_TOKENS)
     ids = request.get("hash_ids")
+    if n == 0:
+        columns.n_empty += 1
+        return
     _extend(columns, ids, "hash_ids")
     sizes = columns.block_sizes
     if -(-n // sizes[0]) != len(ids) or len(sizes) > 1:
@@ -306,7 +319,7 @@ def _read_azure(path, lines, columns, limit):
     rows = csv.reader(lines, strict=True)
     try:
         for row in rows:
-            if not row or (first and row[0].lstrip("\ufeff") == AZURE_HEADER[0]):
+            if not row or (first and row[0].strip() == AZURE_HEADER[0]):
                 continue
             if len(columns.arrival_ns) >= limit:
                 break
@@ -320,12 +333,15 @@ def _read_azure(path, lines, columns, limit):
                 raise BadInput(f"{where}: not a time: {row[0]!r:.60}") from None
             first = False
             lengths = []
-            for name, low, text in zip(AZURE_HEADER[1:], (1, 0), row[1:], strict=True):
+            for name, text in zip(AZURE_HEADER[1:], row[1:], strict=True):
                 if not text.strip().isascii() or not text.strip().isdigit():
-                    raise BadInput(f"{where}: {name} must be an integer >= {low}, not {text!r:.60}")
-                if not low <= int(text) <= _MAX_TOKENS:
-                    raise BadInput(f"{where}: {name} must be in [{low}, {_MAX_TOKENS}], not {text}")
+                    raise BadInput(f"{where}: {name} must be an integer >= 0, not {text!r:.60}")
+                if len(text.strip()) > 10 or int(text) > _MAX_TOKENS:
+                    raise BadInput(f"{where}: {name} must be in [0, {_MAX_TOKENS}], not {text:.60}")
                 lengths.append(int(text))
+            if lengths[0] == 0:
+                columns.n_empty += 1
+                continue
             # A unique first token makes all pages of the request unique.
             columns.part.append(len(columns.arrival_ns) + 1)
             columns.length.append(1)
@@ -348,6 +364,8 @@ def _finish(path, kind, columns) -> Trace:
     arrival, output, tenant, indptr, part, length = columns.arrays()
     if kind == "azure":
         arrival -= arrival.min()
+    if columns.n_empty:
+        notes.append(f"{columns.n_empty:,} requests without prompt tokens are left out")
     n_prefill = int((output == 0).sum())
     if n_prefill:
         notes.append(f"{n_prefill:,} requests generate nothing: they end with their prompt")

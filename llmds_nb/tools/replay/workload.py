@@ -24,11 +24,13 @@ Chunks         a conversation retrieves with probability `rag_share`; each of it
 Questions      log-normal lengths; no two are equal.
 """
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from llmds_nb._core.files import replace_file
 from llmds_nb._core.typing import Int64s, PathLike
 
 from ..progress import Done, nothing
@@ -100,14 +102,17 @@ def answer_lengths(n: int, rng: np.random.Generator) -> Int64s:
 def write(options: Options, path: PathLike, done: Done = nothing) -> int:
     """Write conversations to a file and return the prompt tokens in it. O(requests * turns)."""
     total = 0
-    with open(path, "w", encoding="ascii") as file:
+
+    def lines():
+        nonlocal total
         for arrival_ms, parts, output in generate(options):
             text = ", ".join(f"[{id_}, {n}]" for id_, n in parts)
-            file.write(
-                f'{{"arrival_ms": {arrival_ms}, "parts": [{text}], "output_tokens": {output}}}\n'
-            )
+            line = f'{{"arrival_ms": {arrival_ms}, "parts": [{text}], "output_tokens": {output}}}\n'
+            yield line.encode("ascii")
             total += sum(n for _, n in parts)
             done(1)
+
+    replace_file(os.fspath(path), lines())
     return total
 
 

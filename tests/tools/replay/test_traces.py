@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -147,7 +149,6 @@ def test_broken_lines_are_named(tmp_path, line, message):
     ("change", "message"),
     [
         ({"timestamp": -3}, "not -3"),
-        ({"input_length": 0}, "not 0"),
         ({"output_length": -1}, "not -1"),
         ({"input_length": 513, "hash_ids": [1]}, "513 tokens are 2 blocks of 512, not 1"),
         ({"hash_ids": []}, "not empty"),
@@ -168,10 +169,9 @@ def test_broken_mooncake_lines_are_named(tmp_path, change, message):
     [
         ("yesterday,3,4", "not a time: 'yesterday'"),
         ("2023-11-16 18:17:03,3", "3 columns are wanted, not 2"),
-        ("2023-11-16 18:17:03,0,4", "ContextTokens must be in [1, 2147483647], not 0"),
         (f"2023-11-16 18:17:03,3,{2**31}", "GeneratedTokens must be in [0, 2147483647]"),
-        ("2023-11-16 18:17:03,-3,4", "must be an integer >= 1, not '-3'"),
-        ("2023-11-16 18:17:03,3.5,4", "must be an integer >= 1, not '3.5'"),
+        ("2023-11-16 18:17:03,-3,4", "must be an integer >= 0, not '-3'"),
+        ("2023-11-16 18:17:03,3.5,4", "must be an integer >= 0, not '3.5'"),
         ('"2023-11-16 18:17:03,3,4', "unexpected end of data"),
     ],
 )
@@ -268,3 +268,52 @@ def test_the_shared_traces(shared_data):
     assert len(conversation) == 12_031 and conversation.start.size == 288_500
     code = traces.read(shared_data / "traces" / "AzureLLMInferenceTrace_code.csv")
     assert len(code) == 8_819 and round(code.prompt.mean()) == 2_048
+
+
+def test_requests_without_a_prompt_are_left_out_with_a_note(tmp_path):
+    empty = [{**MOONCAKE, "input_length": 0, "hash_ids": ids} for ids in ([], [4])]
+    path = tmp_path / "t"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [empty[0], MOONCAKE, empty[1]]))
+    trace = traces.read(path)
+    assert trace.prompt.tolist() == [600]
+    assert "2 requests without prompt tokens are left out" in trace.notes
+    path.write_text(HEADER + "2023-11-16 18:17:03,0,4\r\n2023-11-16 18:17:04,9,4\r\n")
+    trace = traces.read(path)
+    assert (trace.prompt.tolist(), trace.arrival_ns.tolist()) == ([9], [0])
+    assert trace.notes == ["1 requests without prompt tokens are left out"]
+    path.write_text(json.dumps(empty[0]))
+    with pytest.raises(BadInput, match="no requests in it"):
+        traces.read(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_every_encoding_and_line_end(tmp_path, encoding, newline, packed):
+    azure = ['"TIMESTAMP","ContextTokens","GeneratedTokens"', '"2023-11-16 18:17:03","9","4"']
+    note = json.dumps({**MOONCAKE, "note": "na\u00efve"}, ensure_ascii=False)
+    for rows in ([note, note], azure + azure[1:], [row.replace('"', "") for row in azure]):
+        content = newline.join(["", *rows, ""]).encode(encoding)
+        path = tmp_path / "t"
+        path.write_bytes(gzip.compress(content) if packed else content)
+        trace = traces.read(path)
+        assert len(trace) == (2 if len(rows) == 3 or rows[0] == note else 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_read_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    rows = "".join(json.dumps({**MOONCAKE, "timestamp": i}) + "\n" for i in range(2000)).encode()
+    for content in (rows, gzip.compress(rows)):
+        writer = threading.Thread(target=path.write_bytes, args=(content,))
+        writer.start()
+        assert len(traces.read(path)) == 2000
+        writer.join()
+
+
+def test_a_first_line_too_deep_to_be_read_is_one_line(tmp_path):
+    path = tmp_path / "t"
+    path.write_text("[" * 100_000)
+    with pytest.raises(BadInput, match="unknown format"):
+        traces.read(path)
