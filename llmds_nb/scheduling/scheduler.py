@@ -254,6 +254,8 @@ class Scheduler(QueueOwner, Stored):
             An id is unknown or has ended.
         ValueError
             Tokens below 1 or above `max_batch_tokens`, an id given twice, lengths that differ.
+        CapacityError
+            More than 2**62 tokens would wait.
         """
         ids, name = validation.for_kernel(ids, "ids", validation.INT64), "remaining_tokens"
         tokens = validation.integers(remaining_tokens, name, low=1, high=self._max_tokens)
@@ -285,7 +287,8 @@ class Scheduler(QueueOwner, Stored):
     def requeue(self, ids: ArrayLike) -> None:
         """Let running requests, int or int64[m], wait again at their old places. O(m log n).
 
-        Their waiting time counts from their arrival: a batch is soon due. Raises as `complete`.
+        Their waiting time counts from their arrival: a batch is soon due. Raises as `complete`, and
+        CapacityError as `update`.
         """
         self._end(ids, k.REQUEUED)
 
@@ -299,6 +302,8 @@ class Scheduler(QueueOwner, Stored):
         """Raise what the status of a kernel, which checks all of them, says about ids[j]."""
         if status == OK:
             return
+        if status == FULL:
+            raise _too_many()
         if status == ABSENT and ids[j] < 0:
             raise ValueError(f"ids must be >= 0, not {ids[j]}")
         if status == ABSENT:

@@ -211,20 +211,34 @@ def batch_get(handle, now, demand, ids, tokens):
 
 @kernel
 def batch_update_many(handle, ids, tokens, keys):
-    """Set the tokens, and under CUSTOM the keys, of all or none: as `requests_find`. O(m log n)."""
+    """Set the tokens, and under CUSTOM the keys, of all or none. O(m log n).
+
+    Returns what `requests_find` does, or FULL as batch_submit.
+    """
     queue = s.queue_at(_batcher_at(handle).queue)
     slots = np.empty(ids.size, np.int64)
     status, j = q.requests_find(queue, ids, s.FREE, slots)
-    if status == OK:
-        for i in range(ids.size):
-            key = keys[i] if keys.size > 0 else np.int64(0)
-            q.request_resize(queue, slots[i], tokens[i], key)
+    if status != OK:
+        return status, j
+    room = s.MAX_COUNTER - queue.meta[s.WAITING_TOKENS]
+    for i in range(ids.size):
+        row = queue.request[slots[i]]
+        if row[s.STATE] == s.IS_WAITING:
+            room -= tokens[i] - row[s.TOKENS]
+    if room < 0:
+        return FULL, 0
+    for i in range(ids.size):
+        key = keys[i] if keys.size > 0 else np.int64(0)
+        q.request_resize(queue, slots[i], tokens[i], key)
     return status, j
 
 
 @kernel
 def batch_end_many(handle, now, ids, how):
-    """Let all be CANCELLED, COMPLETED or REQUEUED, or none: as `requests_find`. O(m log n)."""
+    """Let all be CANCELLED, COMPLETED or REQUEUED, or none. O(m log n).
+
+    Returns what `requests_find` does, or FULL as batch_submit.
+    """
     batcher = _batcher_at(handle)
     queue, count = s.queue_at(batcher.queue), batcher.count
     slots = np.empty(ids.size, np.int64)
@@ -232,6 +246,12 @@ def batch_end_many(handle, now, ids, how):
     status, j = q.requests_find(queue, ids, expected, slots)
     if status != OK:
         return status, j
+    if how == REQUEUED:
+        room = s.MAX_COUNTER - queue.meta[s.WAITING_TOKENS]
+        for i in range(ids.size):
+            room -= queue.request[slots[i], s.TOKENS]
+        if room < 0:
+            return FULL, 0
     now = q.clock_advance(queue, now)
     for i in range(ids.size):
         row = queue.request[slots[i]]
