@@ -99,7 +99,7 @@ def as_typed(argument: str) -> str:
 
 
 def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], bool]:
-    """Query a saved index, opened memory-mapped.
+    """Query a saved index, opened memory-mapped; one from a pipe is read.
 
     Returns at most `k` answers, best first, and whether BM25 alone answered, because the file holds
     no encoder.
@@ -110,7 +110,7 @@ def search(path: str | os.PathLike, query: str, k: int) -> tuple[list[Answer], b
     if not query.strip():
         raise BadInput("the query is empty")
     with bad_input(path, ValueError):  # CorruptFileError too
-        pipeline = RetrievalPipeline.load(path, mmap=True)
+        pipeline = RetrievalPipeline.load(path, mmap=os.path.isfile(path))
     by_words = pipeline.encoder is None
     k = min(k, max(1, len(pipeline)))  # no more places than there are documents
     hits = (pipeline.sparse if by_words else pipeline).search(query, k)

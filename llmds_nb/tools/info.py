@@ -83,13 +83,14 @@ def _describe_cache():
 
 
 def _describe_file(path):
-    from llmds_nb._core import storage
+    from llmds_nb._core import file_format
 
+    ordinary = os.path.isfile(path)
     with bad_input(path, ValueError):
-        structure, arrays, header = storage.read(path, mmap=True)
-        size = Path(path).stat().st_size
+        structure, arrays, header = file_format.read(path, mmap=ordinary)
+        size = f", {Path(path).stat().st_size:,} bytes" if ordinary else ""
     lines = [
-        ("file", f"{path}, {size:,} bytes"),
+        ("file", f"{path}{size}"),
         ("structure", structure),
         ("version", header.get("version")),
     ]

@@ -1,6 +1,8 @@
 """The commands `index` and `search`: files, answers, what they print."""
 
 import json
+import os
+import threading
 
 import pytest
 
@@ -108,3 +110,33 @@ def test_info_on_an_index(built, capsys):
     assert "RetrievalPipeline" in out
     assert "fusion = 'convex'" in out
     assert "float32[" in out
+
+
+def test_an_empty_path_is_not_the_present_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("red fox")
+    assert main(["index", "", "--out", "o"]) == 2
+    assert capsys.readouterr().err == "llmds-nb: the path of the texts is empty\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("command", ["search", "info"])
+def test_an_index_from_a_pipe(built, tmp_path, capsys, command):
+    more = ["salt"] if command == "search" else []
+    assert main([command, str(built), *more]) == 0
+    right = capsys.readouterr().out
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(built.read_bytes(),))
+    writer.start()
+    assert main([command, str(path), *more]) == 0
+    writer.join()
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[more == [] :] == right.splitlines()[more == [] :]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device")
+@pytest.mark.parametrize("command", [["search", "/dev/zero", "x"], ["info", "/dev/null"]])
+def test_a_device_is_no_index(capsys, command):
+    assert main(command) == 2
+    assert "truncated or not a safetensors file" in capsys.readouterr().err

@@ -168,6 +168,8 @@ def read_path(path: str | os.PathLike, progress: Progress, *, strict: bool = Fal
 
     BadInput, with file and line, if the path does not exist, or holds no text.
     """
+    if not os.fspath(path):  # Path would take the present folder
+        raise BadInput("the path of the texts is empty")
     path, found = Path(path), _Found(strict)
     try:
         if path.is_dir():

@@ -156,7 +156,8 @@ def read(
     columns = _Columns(block_size)
     try:
         with open(path, "rb") as file:
-            lines, head = _lines_of(file), []
+            lines = _lines_of(file)
+            head: list[str] = []
             while not (head and head[-1].strip()):
                 head.append(next(lines, ""))
                 if not head[-1]:
