@@ -78,7 +78,7 @@ def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> Non
     """Name the first things that were skipped or read with a note, and count all of each."""
     for kind, problems in (("note", corpus.notes), ("skipped", corpus.skipped)):
         for problem in problems[:shown]:
-            progress.say(f"{kind}: {problem}")
+            progress.say(f"{kind}: {' '.join(problem.split())}")
     if corpus.notes:
         progress.say(f"{len(corpus.notes):,} texts were not UTF-8 (--strict refuses them)")
     if corpus.skipped:

@@ -7,6 +7,9 @@ from typing import TextIO
 
 from .errors import BadInput
 
+# Control characters of a text would move the cursor of a terminal, or worse.
+_SHOWN = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 
 def prepare() -> None:
     """Let characters that the encoding of the terminal lacks be printed as backslash escapes."""
@@ -18,11 +21,13 @@ def prepare() -> None:
 def write(stream: TextIO | None, line: str) -> None:
     """Write a line at once, unless the stream is closed or its reader, such as `head`, has gone.
 
+    Control characters become U+FFFD.
+
     BadInput if standard output cannot be written for another reason, such as a full disk.
     """
     if stream is not None:
         try:
-            print(line, file=stream, flush=True)
+            print(line.translate(_SHOWN), file=stream, flush=True)
         except OSError as error:
             _failed(stream, error)
 

@@ -92,6 +92,20 @@ def test_a_process_of_another_encoding(files, environment):
         assert done.returncode == (0 if arguments[1] == files["index"] else 2)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs such names")
+def test_control_characters_and_line_ends_in_texts_and_names(capsys, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a\nb\x1b[2J.txt").write_text("a \x1b[31mred\x07 fox\r\x9b1m", encoding="utf-8")
+    (texts / "c\nd.txt").write_bytes(b"\0")
+    assert main(["index", str(texts), "--out", str(tmp_path / "out")]) == 0
+    (skipped,) = [x for x in capsys.readouterr().err.split("\n") if x.startswith("skipped: ")]
+    assert skipped.endswith("c d.txt: binary, not text")
+    assert main(["search", str(tmp_path / "out"), "fox"]) == 0
+    (line, rest) = capsys.readouterr().out.split("\n")
+    assert "a b\ufffd[2J.txt  a \ufffd[31mred\ufffd fox" in line and rest == ""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs locales")
 def test_a_query_is_utf8_in_every_locale(files):
     environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
