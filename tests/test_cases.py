@@ -1,6 +1,7 @@
 """Every public structure has cases, and each names the methods that change it."""
 
 import inspect
+import sys
 
 import pytest
 
@@ -51,3 +52,22 @@ def test_every_method_that_changes_a_structure_is_in_a_case(name):
             for mutate in case.mutations.values():
                 called |= set(mutate.__code__.co_names)
     assert public - called <= READING
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_no_answer_of_a_kernel_is_made_by_python_code(name):
+    """As arrays would be, by code of Numba's in which what a signal raises is a SystemError."""
+    case, made = cases()[name], []
+
+    def note(frame, event, argument):
+        made.append(frame.f_code.co_name) if "unpickle" in frame.f_code.co_name else None
+
+    for mutation in case.mutations.values():
+        mutation(case.make())  # whatever is to be compiled
+        obj = case.make()
+        sys.setprofile(note)
+        try:
+            mutation(obj)
+        finally:
+            sys.setprofile(None)
+    assert not made

@@ -201,11 +201,11 @@ def test_words_collide_under_the_key_of_another_table_only():
 
 def test_the_numbers_of_words_do_not_depend_on_the_key():
     data = np.frombuffer(bytearray(b"one\0two\0three\0two\0one\0four"), np.uint8)
-    numbered = [words_number(data, np.array([0, 8, 27]), 2, secret) for secret in (0, 1, -5)]
-    for found in numbered:
-        assert [part.tolist() for part in found] == [
-            [0, 1, 2, 1, 0, 3], [0, 2, 6], [0, 4, 8, 22], [3, 7, 13, 26]
-        ]  # fmt: skip
+    for secret in (0, 1, -5):
+        numbers, ptr, spans = np.zeros(13, np.int32), np.zeros(3, int), np.zeros((13, 2), int)
+        assert words_number(data, np.array([0, 8, 27]), 2, secret, numbers, ptr, spans) == 4
+        assert numbers[:6].tolist() == [0, 1, 2, 1, 0, 3] and ptr.tolist() == [0, 2, 6]
+        assert spans[:4].tolist() == [[0, 3], [4, 7], [8, 13], [22, 26]]
 
 
 def heating_strings(sketch, victim):

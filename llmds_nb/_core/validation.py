@@ -85,7 +85,10 @@ def real(
     """One float in [low, high], or > above; NaN never, infinity only if `infinite`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:  # an int or a fraction of more than 308 digits
+        raise ValueError(f"{name} must be within the range of a float") from None
     if np.isnan(value) or (not infinite and np.isinf(value)):
         raise ValueError(f"{name} must be a finite number, not {value}")
     _check_range(value, name, low, high)
@@ -174,6 +177,13 @@ def distinct(ordered: Ints, name: str) -> None:
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if twice.size:
         raise ValueError(f"{name} must be distinct, but {ordered[twice[0]]} stands twice")
+
+
+def path(value: Any) -> str:
+    """A path as a str; no number, which `open` would take for an open file, and close."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"path must be a str or os.PathLike, not {type(value).__name__}")
+    return os.fsdecode(value)
 
 
 def one_id(value: Any) -> Int64s:
@@ -350,7 +360,7 @@ def _id_filter(value) -> np.ndarray:
     if isinstance(value, Set):  # as many write the ids that may be found
         value = list(value)
     array = _one_dimensional(value, "filter")
-    if array.dtype == np.bool_:
+    if array.dtype == np.bool_ and np.ndim(value):
         return np.require(array, np.bool_, _OWN)
     return np.unique(integers(value, "filter"))
 

@@ -213,6 +213,7 @@ class InvertedIndex(Stored):
         published before these.
         """
         stream, n_texts = validation.text_stream(texts)
+        progress = validation.flag(progress, "progress")
         tokenizer = self.tokenizer
         tokenizer._check_not_growing()
         with tokenizer._growing:

@@ -172,7 +172,8 @@ class HNSW(Stored):
     ) -> tuple[Int64s, Changes]:
         """(what `add` returns, what it publishes), under the lock of writers."""
         given, vectors = vectors, validation.vectors(vectors, self._dim)
-        if not copy and (vectors is not given or self._store != "float32"):
+        progress = validation.flag(progress, "progress")
+        if not validation.flag(copy, "copy") and (vectors is not given or self._store != "float32"):
             needs = 'store="float32" and writable C-contiguous float32[n, dim]'
             raise ValueError(f"copy=False needs {needs}")
         lengths = self._form.lengths(vectors, "vectors")
@@ -273,10 +274,10 @@ class HNSW(Stored):
             and queries.dtype is validation.FLOAT32
             and queries.shape == (self._dim,)
             and queries.flags.carray
-            and type(k) is int
+            and type(k) is type(threads) is int
             and k > 0
             and filter is None
-            and not exact
+            and exact is False
             and threads == 1
             and max_distance is None
         ):  # the common call; the kernel checks the values
@@ -287,6 +288,7 @@ class HNSW(Stored):
             if found is not None:
                 return Neighbors(*found)
         queries, single = self._form.queries(queries)
+        exact = validation.flag(exact, "exact")
         k, filters, threads = validation.search_options(k, filter, threads, len(queries))
         ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
         found = self._searched(queries, k, ef, self._depth, filters, exact, threads)
@@ -339,6 +341,7 @@ class HNSW(Stored):
 distances=array([0., 1., 1., 1.], dtype=float32))
         """
         queries, _ = self._form.queries(queries)
+        exact = validation.flag(exact, "exact")
         radius = validation.real(radius, "radius", infinite=True)
         _, filters, threads = validation.search_options(1, filter, threads, len(queries))
         ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)

@@ -175,8 +175,14 @@ def _scan_by_blas(snapshot, queries, mask, out_ids, out_distances):
 def within(found: Found, farthest: float) -> Found:
     """What was found, the places beyond a distance made missing ones."""
     ids, distances = found
-    beyond = distances > farthest
+    beyond = distances > _as_measured(farthest)
     return np.where(beyond, ABSENT, ids), np.where(beyond, np.float32(np.inf), distances)
+
+
+def _as_measured(distance: float) -> np.float32:
+    """A limit as a float32, which distances are: one that a search has returned equals itself."""
+    with np.errstate(over="ignore"):
+        return np.float32(distance)
 
 
 def search_radius(
@@ -187,13 +193,13 @@ def search_radius(
     ask(queries, k) is a search for some of them, given by number. Each is asked for twice as many
     until the last one is beyond the radius.
     """
-    ids, distances = [_NO_IDS] * m, [_NO_DISTANCES] * m
+    ids, distances, farthest = [_NO_IDS] * m, [_NO_DISTANCES] * m, _as_measured(radius)
     pending, k = np.arange(m), min(_FIRST_ASKED, most)
     while len(pending):
         size, later = max(1, _ASKED_AT_ONCE // k), []
         for queries in (pending[i : i + size] for i in range(0, len(pending), size)):
             near, far = ask(queries, k)
-            inside = (far <= radius) & (near != ABSENT)
+            inside = (far <= farthest) & (near != ABSENT)
             whole = np.full(len(queries), k == most) | ~inside[:, -1]
             for i in np.flatnonzero(whole):
                 ids[queries[i]], distances[queries[i]] = near[i, inside[i]], far[i, inside[i]]

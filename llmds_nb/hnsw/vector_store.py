@@ -88,7 +88,7 @@ class VectorForm:
 
     def queries(self, values: ArrayLike) -> tuple[Float32s, bool]:
         """(float32[n, dim], whether one vector was given); ValueError for lengths out of range."""
-        array = np.asarray(values)
+        array = validation.array_of(values, "queries")
         single = array.ndim == 1 and array.size > 0
         array = validation.vectors(array, self.dim, "queries")
         self.lengths(array, "queries")

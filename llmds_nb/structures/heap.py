@@ -97,9 +97,8 @@ class IndexedHeap(Stored):
 
     def __init__(self, capacity: int = _FIRST, *, max_heap: bool = False):
         capacity = validation.integer(capacity, "capacity", low=1, high=MAX_SLOTS)
-        if not isinstance(max_heap, bool | np.bool_):
-            raise TypeError(f"max_heap must be True or False, not {max_heap!r}")
-        self._handle = Handle(_empty_state(capacity, -1 if max_heap else 1))
+        sign = -1 if validation.flag(max_heap, "max_heap") else 1
+        self._handle = Handle(_empty_state(capacity, sign))
         self._address = self._handle.address  # the same for life, and one look-up less in a call
         self._lock = new_lock()
 

@@ -53,9 +53,7 @@ class Analyzer:
     _stem: Callable[[list[str]], list[str]] | None
 
     def __init__(self, lowercase: bool, stopwords: StopWords, stemmer: Stemmer, pattern: Pattern):
-        if not isinstance(lowercase, bool):
-            raise TypeError(f"lowercase must be True or False, not {lowercase!r}")
-        self.lowercase = lowercase
+        self.lowercase = validation.flag(lowercase, "lowercase")
         if isinstance(stopwords, str):
             stopwords = STOPWORDS[validation.choice(stopwords, "stopwords", tuple(STOPWORDS))]
         elif stopwords is not None:
@@ -169,9 +167,12 @@ class Analyzer:
     def _words_by_kernel(self, texts):
         folded = self.folded("".join(texts))
         data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
-        numbers, word_ptr, starts, stops = k.words_number(data, ptr, self.shortest, secret_word())
-        spans = zip(starts.tolist(), stops.tolist(), strict=True)
-        return numbers, word_ptr, [folded[start:stop].decode() for start, stop in spans]
+        most = len(data) // self.shortest
+        numbers, spans = np.empty(most, np.int32), np.empty((most, 2), np.int64)
+        word_ptr, secret = np.empty(len(ptr), np.int64), secret_word()
+        n = k.words_number(data, ptr, self.shortest, secret, numbers, word_ptr, spans)
+        words = [folded[start:stop].decode() for start, stop in spans[:n].tolist()]
+        return numbers[: word_ptr[-1]].copy(), word_ptr, words
 
     def _words_by_python(self, texts):
         seen, numbers, ptr = {}, [], [0]

@@ -135,10 +135,11 @@ class Tokenizer(Stored):
     def from_file(cls, path: PathLike) -> "Tokenizer":
         """Open a Hugging Face ``tokenizer.json``: the ids and counts of the model itself.
 
-        Texts get no special tokens. Raises ValueError if the file is no tokenizer.json, and
-        ImportError without the package tokenizers: ``pip install 'llmds_nb[text]'``.
+        Texts get no special tokens. Raises TypeError for what is no path, ValueError if the file is
+        no tokenizer.json, and ImportError without the package tokenizers:
+        ``pip install 'llmds_nb[text]'``.
         """
-        with open(path, encoding="utf-8") as file:
+        with open(validation.path(path), encoding="utf-8") as file:
             return cls._from_model(file.read())
 
     @classmethod

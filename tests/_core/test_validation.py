@@ -3,6 +3,7 @@
 import os
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_bfloat16_is_converted():
         ({1, 2}, TypeError, "must be numbers in an array or list"),
         ({"a": 1}, TypeError, "must be numbers in an array or list"),
         (np.array(["2024-01-01", "2024-01-02"], "M8[D]"), TypeError, "must be numbers"),
+        (np.ma.masked_array([1.0, 2.0], [False, True]), ValueError, "must not be masked"),
     ],
 )
 def test_what_is_no_vector_is_refused(values, error, match):
@@ -136,6 +138,10 @@ def test_filters_that_are_masks():
         ({"a"}, TypeError, "filter must be integers"),
         (np.zeros((2, 2), bool), ValueError, "one-dimensional"),
         ((i for i in range(3)), TypeError, "filter must be numbers"),
+        (True, TypeError, r"filter must be integers, not bool \(.*True"),
+        (np.False_, TypeError, "filter must be integers, not bool"),
+        (np.array(True), TypeError, "filter must be integers, not bool"),
+        (np.ma.masked_array([1, 2], [False, True]), ValueError, "must not be masked"),
     ],
 )
 def test_filters_that_are_refused(filter, error, match):
@@ -147,3 +153,27 @@ def test_large_integers_are_refused_by_value():
     for values in ([2**63], [1, 2**63], [-1, 2**63], [1, 2**64]):
         with pytest.raises(ValueError, match="must be in"):
             validation.ids(values)
+
+
+def test_masked_arrays_without_a_masked_value_are_arrays():
+    assert validation.ids(np.ma.masked_array([1, 2], [False, False])).tolist() == [1, 2]
+
+
+def test_flags():
+    assert validation.flag(np.True_, "exact") is True and validation.flag(False, "exact") is False
+    for value in (1, 0.0, "no", None, [], np.array([True, False]), np.array(True), Column([1])):
+        with pytest.raises(TypeError, match="exact must be True or False, not"):
+            validation.flag(value, "exact")
+
+
+def test_numbers_beyond_those_of_a_float():
+    for value in (10**400, -(10**400), Fraction(10**400, 3)):
+        with pytest.raises(ValueError, match="radius must be within the range of a float"):
+            validation.real(value, "radius", infinite=True)
+
+
+def test_paths():
+    assert validation.path("a") == validation.path(b"a") == validation.path(Path("a")) == "a"
+    for value in (0, 1, True, np.array(1), None, ["a"]):
+        with pytest.raises(TypeError, match="path must be a str or"):
+            validation.path(value)

@@ -43,6 +43,8 @@ from llmds_nb.text.tokenizer import TokenBatch
         (lambda i: i.search(TokenBatch([0], [])), ValueError, "indptr must run from 0 to 1"),
         (lambda i: i.search(TokenBatch([0, 1], [0, 2, 1, 2])), ValueError, "must never fall"),
         (lambda i: i.search(TokenBatch([0], [0.0, 1.0])), TypeError, "indptr must be integers"),
+        (lambda i: i.add([3], ["a"], progress=1), TypeError, "progress must be True or"),
+        (lambda i: i.search("a", min_score=10**400), ValueError, "min_score must be within"),
         (lambda i: i.postings(5), TypeError, "term"),
         (lambda i: i.doc_freq(None), TypeError, "term"),
         (lambda i: i.explain("fox", 99), KeyError, "99"),

@@ -92,6 +92,28 @@ def test_no_vectors_or_no_queries():
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_distance_that_was_returned_is_within_itself(metric, exact, graph_only):
+    index, query = made(metric), data(1, 32)[0]
+    near = index.search(query, 30, ef=400, exact=exact)
+    for i, farthest in enumerate(near.distances.tolist()):
+        found = index.search_radius(query, farthest, ef=400, exact=exact)
+        assert found.ids.tolist() == near.ids[: i + 1].tolist()
+        found = index.search(query, 30, ef=400, exact=exact, max_distance=farthest)
+        np.testing.assert_array_equal(found.ids, np.where(np.arange(30) <= i, near.ids, -1))
+
+
+@pytest.mark.parametrize("limit", [1e39, 1e308, np.float64(1e200), 10**300, np.inf])
+def test_limits_beyond_those_of_float32(limit):
+    index = HNSW(4)
+    index.add(data(9, 4))
+    assert len(index.search_radius(np.zeros(4), limit).ids) == 9
+    assert (index.search(np.zeros(4), 9, max_distance=limit).ids >= 0).all()
+    assert len(index.search_radius(np.zeros(4), -limit).ids) == 0
+    assert (index.search(np.zeros(4), 9, max_distance=-limit).ids == -1).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
 def test_max_distance_leaves_out_what_is_farther(exact, graph_only):
     index, queries = made(), data(30, 32)
     whole = index.search(queries, 20, exact=exact)
@@ -119,6 +141,11 @@ def test_max_distance_leaves_out_what_is_farther(exact, graph_only):
         (lambda i, q: i.search_radius(q, 1.0, threads=0), ValueError, "threads must be"),
         (lambda i, q: i.search_radius(q[:3], 1.0), ValueError, "queries must have shape"),
         (lambda i, q: i.search_radius(q * np.nan, 1.0), ValueError, "queries must be finite"),
+        (
+            lambda i, q: i.search_radius([q, q[:3]], 1.0),
+            ValueError,
+            "queries must be numbers, or r",
+        ),
         (lambda i, q: i.search(q, 5, max_distance=np.nan), ValueError, "max_distance"),
         (lambda i, q: i.search(q, 5, max_distance=np.ones(2)), TypeError, "max_distance"),
         (lambda i, q: i.search(q, 10**10), ValueError, "k must be <= 16777216, not 10000000000"),

@@ -7,6 +7,8 @@ from ..cases import Case
 TEXTS = ["the red fox", "a red car, red Über alles", "blue sea, blue sky", "fox and sea\0\ud800"]
 # More terms, and more bytes of them, than a small vocabulary has space for.
 NEW = [f"new{i} words{i} longerword{i} red" for i in range(9)]
+# Beyond what Python splits itself.
+LONG = " ".join(f"long{i % 70}" for i in range(300))
 QUERIES = ["red fox", "new3 words3", "blue", "nothing known"]
 
 
@@ -28,6 +30,7 @@ def _tokenizer(**options):
             "fit": lambda t: t.fit(NEW),
             "fit a stream": lambda t: t.fit(iter(NEW)),
             "fit known words": lambda t: t.fit(TEXTS[:2]),
+            "fit a long text": lambda t: t.fit(LONG),
         },
     )
 

@@ -207,6 +207,7 @@ def test_a_callable_that_raises_leaves_the_vocabulary_as_it_was(monkeypatch):
         (lambda: Tokenizer().count_tokens(5), TypeError, "not int"),
         (lambda: Tokenizer().supply(pattern=str.split), ValueError, "lacks no pattern"),
         (lambda: Tokenizer.from_file("/no/such/file.json"), FileNotFoundError, "no/such"),
+        (lambda: Tokenizer.from_file(2**30), TypeError, "path must be a str or"),
     ],
 )
 def test_bad_input(call, error, message):

@@ -138,24 +138,19 @@ def _word_at(data, position, end):
 
 
 @kernel(nogil=True)
-def words_number(data, text_ptr, shortest, secret):
+def words_number(data, text_ptr, shortest, secret, numbers, word_ptr, spans):
     """Number the distinct words of each text, words shorter than `shortest` left out.
 
-    Return (numbers int32[w] of all words in order, word_ptr int64[n_texts + 1] into them, starts
-    and stops int64[d] of where in `data` each number first occurs). O(bytes) expected. No result
-    depends on the int64 `secret`, which no client knows.
+    Fills numbers int32[bytes // shortest] of all words in order, word_ptr int64[n_texts + 1] into
+    them, and spans int64[bytes // shortest, 2] of where in `data` each number first starts and
+    stops; returns how many numbers there are. O(bytes) expected. No result depends on the int64
+    `secret`, which no client knows.
     """
     n_texts = text_ptr.size - 1
-    most = data.size // shortest + 1
-    numbers = np.empty(most, np.int32)
-    word_ptr = np.zeros(n_texts + 1, np.int64)
-    starts = np.empty(most, np.int64)
-    stops = np.empty(most, np.int64)
-    hashes = np.empty(most, np.uint64)
+    hashes = np.empty(numbers.size, np.uint64)
     slots = _grown_slots(hashes, 0, _FIRST_SLOTS)
     mask = np.uint64(slots.size - 1)
-    n_words = 0
-    n = 0
+    word_ptr[0] = n_words = n = 0
     for text in range(n_texts):
         position, end = text_ptr[text], text_ptr[text + 1]
         while position < end:
@@ -169,8 +164,8 @@ def words_number(data, text_ptr, shortest, secret):
                 length = position - start
                 if (
                     hashes[i] == hash_
-                    and stops[i] - starts[i] == length
-                    and _same_bytes(data, starts[i], data, start, length)
+                    and spans[i, 1] - spans[i, 0] == length
+                    and _same_bytes(data, spans[i, 0], data, start, length)
                 ):
                     break
                 slot = (slot + np.uint64(1)) & mask
@@ -178,7 +173,7 @@ def words_number(data, text_ptr, shortest, secret):
             if i == ABSENT:
                 i = np.int32(n)
                 slots[slot] = i
-                starts[n], stops[n], hashes[n] = start, position, hash_
+                spans[n, 0], spans[n, 1], hashes[n] = start, position, hash_
                 n += 1
                 if 2 * n > slots.size:
                     slots = _grown_slots(hashes, n, 4 * slots.size)
@@ -186,7 +181,7 @@ def words_number(data, text_ptr, shortest, secret):
             numbers[n_words] = i
             n_words += 1
         word_ptr[text + 1] = n_words
-    return numbers[:n_words].copy(), word_ptr, starts[:n].copy(), stops[:n].copy()
+    return n
 
 
 @kernel(borrow=True)
