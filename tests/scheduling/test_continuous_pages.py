@@ -149,6 +149,26 @@ def test_every_token_is_computed_into_a_page_of_its_own(kv_shape, policy):
     assert preempted > 10 and whole > 10
 
 
+@pytest.mark.parametrize("kind", ["shared", "not shared", "reset"])
+@pytest.mark.parametrize("cut", range(9))
+def test_a_chunk_of_a_forked_prompt_never_lies_in_a_page_of_the_fork(kind, cut):
+    cache = KVCache(16, 4, prefix_sharing=kind != "not shared")
+    batcher = ContinuousBatcher(cache, max_step_tokens=1)
+    batcher.submit(np.arange(14), max_new_tokens=3)
+    while plan := batcher.step():
+        assert_own_slots(cache, plan)
+        assert not np.isin(plan.slots // 4, cache.page_table(9).indices if 9 in cache else []).any()
+        cache.pending_copies()
+        done = plan.starts[0] + plan.n_tokens[0]
+        if 9 not in cache and done >= 5:
+            cache.fork(0, 9)
+            cache.truncate(9, min(cut, done))
+            if kind == "reset":
+                cache.reset()
+        batcher.advance([0], [7])
+    assert batcher.stats().finished == 1
+
+
 def test_ids_that_sequences_in_the_cache_have_are_passed_over():
     cache = KVCache(8, 4)
     cache.attach(0, [1, 2, 3])

@@ -159,9 +159,10 @@ def page_shift(cache):
 def tokens_not_own(cache, seq, start, n):
     """How many pages of n tokens of a sequence are cached, or held by others too. O(pages).
 
-    TAIL_FREE says of the last page that it is neither.
+    TAIL_FREE says of the last page alone that it is neither.
     """
-    if n == 1 and cache.seq_hot[seq, c.TAIL_FREE] > 0:
+    hot = cache.seq_hot[seq]
+    if n == 1 and start + 1 == hot[c.LENGTH] and hot[c.TAIL_FREE] > 0:
         return np.int64(0)
     return np.int64(pages_not_own(cache, seq, start, start + n))
 
