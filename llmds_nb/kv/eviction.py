@@ -49,8 +49,10 @@ def call_policy(policy: Any, handle: Handle) -> None:
     keys = keys_float64(page[pages, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0])
     counts = [page[pages, column] for column in (s.TURN, s.USES, s.DEPTH)]
     clocks = int(meta[s.REQUESTS]), int(meta[s.CLOCK])
-    keys = policy.keys(PageEvents._make([pages, *hooks, keys, *counts, *clocks]))
+    keys = policy.keys(PageEvents._make([pages.copy(), *hooks, keys, *counts, *clocks]))
     keys = validation.reals(keys, "keys of the eviction policy")
     validation.same_length("keys of the eviction policy", keys, "pages", pages)
-    kv_rekey(handle.address, pages, float64_keys(keys))
+    page = handle.state.page
+    cached = page[pages, s.STATE] == s.CACHED  # the policy may have called the cache
+    kv_rekey(handle.address, pages[cached], float64_keys(keys[cached]))
     page[:, s.EVENTS] = 0

@@ -184,3 +184,47 @@ def test_hit_ratio_of_conversations(conversations, eviction, n_pages, low, high)
         cache.commit(i, len(blocks))
         cache.detach(i)
     assert low <= round(hits / total, 4) <= high
+
+
+class Meddling:
+    """A policy that edits what it is given and calls the cache."""
+
+    def __init__(self, call):
+        self.call, self.cache = call, None
+
+    def keys(self, events):
+        n = len(events.pages)
+        for array in events[:-2]:
+            array[:] = 10**6 if array.dtype != np.bool_ else True
+        cache, self.cache = self.cache, None
+        if cache is not None:
+            self.call(cache)
+        return np.zeros(n)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cache: cache.evict(9),
+        lambda cache: cache.reset(),
+        lambda cache: cache.detach([1, 2]),
+        lambda cache: cache.compact(),
+        lambda cache: cache.attach(7, [5, 6, 7, 8, 9]),
+    ],
+)
+def test_a_policy_may_edit_its_arrays_and_call_the_cache(call):
+    policy = Meddling(call)
+    cache = KVCache(16, 2, eviction=policy)
+    for seq_id in (1, 2, 3):
+        cache.attach(seq_id, [seq_id, 5, 6])
+        cache.commit(seq_id, 3)
+    policy.cache = cache
+    cache.detach(3)
+    cache.check()
+    cache.attach(4, [1, 5, 6, 7, 8])
+    cache.commit(4, 5)
+    cache.check()
+    cache.detach([seq_id for seq_id in (1, 2, 4, 7) if seq_id in cache])
+    cache.evict(16)
+    cache.check()
+    assert cache.stats().n_free == 16
