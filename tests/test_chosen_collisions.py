@@ -20,6 +20,7 @@ from llmds_nb import (
     Tokenizer,
 )
 from llmds_nb._core.jit import kernel
+from llmds_nb.hnsw.kernels import id_table
 from llmds_nb.kv.kernels import state as kv
 from llmds_nb.kv.kernels.prefix_table import prefix_hash
 from llmds_nb.pipeline.text_store import TextStore
@@ -118,34 +119,29 @@ def as_tenants(ids):
     return scheduler._queue.handle.state.fair.table
 
 
+def text_store(ids):
+    store, calls = TextStore.empty().added(ids, [""] * N)
+    for function, *arguments in calls:
+        function(*arguments)
+    return store
+
+
 def in_text_store(ids):
-    store = TextStore()
-    store.point(ids, store.append([""] * N))
-    return store._table
+    return text_store(ids).table
 
 
 def in_loaded_text_store(ids):
-    store = TextStore()
-    store.point(ids, store.append([""] * N))
-    return TextStore.from_state(*store.state())._table
+    return TextStore.from_state(*text_store(ids).state()).table
 
 
-def in_index(ids):
-    index = HNSW(4, M=2, ef_construction=4)
-    index.add(np.random.default_rng(0).standard_normal((N, 4)), ids)
-    return index._table
-
-
-TABLES = [
-    in_heap, in_cache, in_loaded_cache, as_tenants, in_text_store, in_loaded_text_store, in_index
-]  # fmt: skip
+TABLES = [in_heap, in_cache, in_loaded_cache, as_tenants, in_text_store, in_loaded_text_store]
 
 
 def test_every_module_with_a_hash_table_is_tested_here():
     package = Path(llmds_nb.__file__).parent
-    makes = re.compile(r"\b(empty_table|table_start|hash_bytes|hash_many)\(")
+    makes = re.compile(r"\b(empty_table|table_start|key_hash|hash_bytes|hash_many)\(")
     found = {path.stem for path in package.rglob("*.py") if makes.search(path.read_text())}
-    ids = {"heap", "state", "request_queue", "text_store", "snapshot", "index"}
+    ids = {"heap", "state", "request_queue", "text_store", "id_table", "fusion"}
     assert found == ids | {"tokenize", "item_hashing", "sketch", "hash_table", "hashing"}
 
 
@@ -162,6 +158,46 @@ def test_ids_collide_under_the_key_of_another_table_only(fill):
     assert steps(known) > MANY
     assert steps(fill(chosen)) < FEW
     assert steps(fill(ids_of_the_unkeyed_hash())) < FEW
+
+
+@kernel
+def slot_homes_of(table, ids, out):
+    for i in range(ids.size):
+        out[i] = id_table._home(table, ids[i])
+
+
+def index_of(ids):
+    index = HNSW(4, M=2, ef_construction=4)
+    index.add(np.random.default_rng(0).standard_normal((N, 4)), ids)
+    return index
+
+
+def slot_steps(index):
+    """The mean distance of the slot of an id from its home, in the table of an HNSW."""
+    table, ids = index._snapshot.table, index._snapshot.ids
+    size = len(table) - id_table._TAIL
+    places = np.flatnonzero(table[:size] != ABSENT)
+    assert len(places) == N
+    out = np.empty(N, np.int64)
+    slot_homes_of(table, ids[table[places]], out)
+    return ((places - out) % size).mean()
+
+
+def test_ids_of_vectors_collide_under_the_key_of_another_index_only():
+    known = index_of(np.random.default_rng(1).integers(0, 2**63, N))
+    table, chosen = known._snapshot.table, np.zeros(0, np.int64)
+    rng, out = np.random.default_rng(0), np.empty(2**20, np.int64)
+    while len(chosen) < N:
+        some = rng.integers(0, 2**63, len(out))
+        slot_homes_of(table, some, out)
+        chosen = np.append(chosen, some[out == 0])[:N]
+    table[: -id_table._TAIL], table[-id_table._TAIL] = ABSENT, 0
+    assert id_table.slots_enter_many(table, chosen, 0, N)
+    known._snapshot.ids[:N] = chosen
+    assert slot_steps(known) > MANY
+    index = index_of(chosen)
+    for one in (index, index_of(ids_of_the_unkeyed_hash()), HNSW.from_bytes(index.to_bytes())):
+        assert slot_steps(one) < FEW
 
 
 def test_a_table_has_a_new_key_when_it_grows():
