@@ -9,6 +9,7 @@ another type to Numba, which would compile every kernel a second time.
 import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -124,11 +125,18 @@ def choice(value: T, name: str, options: Sequence[T]) -> T:
     return value
 
 
+@cache
+def _largest(dtype: np.dtype) -> int:
+    return int(np.iinfo(dtype).max)
+
+
 def integers(
     values: ArrayLike, name: str, *, dtype: Any = np.int64, low: int = 0, high: int | None = None
 ) -> npt.NDArray[Any]:
     """Integers as dtype[n], each in [low, high]; one integer counts as n = 1."""
-    high = np.iinfo(dtype).max if high is None else high
+    high = _largest(np.dtype(dtype)) if high is None else high
+    if type(values) is int and low <= values <= high:  # one for all, as often
+        return np.array([values], dtype)
     array = _one_dimensional(values, name)
     if array.dtype.kind not in "iu":
         # Python ints that do not fit int64 arrive as objects, or as floats beside smaller ones.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import isfunction
 from typing import Any, NamedTuple
 
@@ -63,13 +63,11 @@ class RequestQueue:
         if not callable(clock):
             raise TypeError(f"clock must be callable, not {clock!r}")
         self._clock = clock
+        # The clock's time in ns, checked. No method: that is another 50 ns in every call.
+        self.now: Callable[[], int] = partial(validation.now_ns, clock)
         self.handle = Handle(k.empty_queue(number, cost * 1e6, rate, self.now(), width))
         self.meta = self.handle.state.meta
         self.lock = new_lock()
-
-    def now(self) -> int:
-        """Return the clock's time in ns, checked."""
-        return validation.now_ns(self._clock)
 
     def terms(self, slo_ms, priority, tenant) -> tuple[int, int, int]:
         """Return the deadline in ns from now, priority and tenant of one request, checked."""

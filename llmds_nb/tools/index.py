@@ -87,10 +87,10 @@ def report_skipped(corpus: Corpus, progress: Progress, *, shown: int = 5) -> Non
 
 
 def as_typed(argument: str) -> str:
-    """An argument of the command line whose bytes are UTF-8, though the locale may be another.
+    r"""An argument of the command line whose bytes are UTF-8, though the locale may be another.
 
-    >>> as_typed(b"caf\\xc3\\xa9".decode("ascii", "surrogateescape"))
-    'caf\\xe9'
+    >>> as_typed(b"caf\xc3\xa9".decode("ascii", "surrogateescape")) == b"caf\xc3\xa9".decode()
+    True
     """
     try:
         return os.fsencode(argument).decode()

@@ -58,10 +58,10 @@ def engine(requests, **options):
 # ---- cache only ---------------------------------------------------------------------------------
 
 # Hits of full pages / all pages: lru by the study of the trace that preceded the KV cache,
-# path-lrfu as first measured with it.
+# path-lrfu as first measured with it, the last over twelve keys (.0808 to .0828).
 MEASURED = {
     "lru": [0.3637, 0.3561, 0.3305, 0.2149, 0.1185, 0.0450],
-    "path-lrfu": [0.3637, 0.3563, 0.3321, 0.2325, 0.1701, 0.0821],
+    "path-lrfu": [0.3637, 0.3563, 0.3321, 0.2325, 0.1701, 0.0815],
 }
 PAGES = [100_000, 50_000, 30_000, 10_000, 5_000, 1_000]
 
@@ -76,8 +76,8 @@ def mooncake(shared_data):
 def test_hit_ratios_of_the_mooncake_trace(mooncake, eviction, place):
     options = replay.Options(cache_only=True, eviction=eviction, pages=PAGES[place])
     ratio = replay.run(mooncake, options)["cache"]["hit_ratio"]
-    # The ghost entries of path-lrfu depend on hashes: the key moves the ratio by up to .0007.
-    slack = 0.0008 if (eviction, place) == ("path-lrfu", 5) else 0.0005
+    # The ghost entries of path-lrfu depend on hashes, hence on the key.
+    slack = 0.0013 if (eviction, place) == ("path-lrfu", 5) else 0.0005
     assert abs(ratio - MEASURED[eviction][place]) < slack
 
 
