@@ -165,10 +165,8 @@ def _scan_by_blas(snapshot, queries, mask, out_ids, out_distances):
         scan = Handle(Scan(few, squares, np.empty_like(few), *best))
         for start in range(0, snapshot.n, _BLAS_BLOCK):
             stop = min(start + _BLAS_BLOCK, snapshot.n)
-            dots, out = (
-                snapshot.vectors[start:stop] @ few.T,
-                outs if stop == snapshot.n else nothing,
-            )
+            dots = snapshot.vectors[start:stop] @ few.T
+            out = outs if stop == snapshot.n else nothing
             hnsw_scan_block(handle.address, scan.address, dots, start, mask, *out)
 
 

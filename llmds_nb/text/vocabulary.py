@@ -225,9 +225,8 @@ class WordCache:
 
     def __init__(self):
         self._by_word, self._table = {}, None
-        self._handle = (
-            _EMPTY  # shared until the first word: each change of a vocabulary makes a new cache
-        )
+        # Shared until the first word: each change of a vocabulary makes a new cache.
+        self._handle = _EMPTY
         self._lock = new_lock()  # of `_learn`
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:
