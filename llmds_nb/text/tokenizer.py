@@ -32,11 +32,21 @@ class TokenBatch(_Tokens):
     """
 
     # It tells an index that has another tokenizer, or has dropped terms since, what the ids mean.
-    # None for those that a caller has made: they are ids of the index.
+    # None for those that a caller has made or unpickled: they are ids of the index.
     tokenizer: "Tokenizer | None" = None
 
     def __reduce__(self):
         return TokenBatch, tuple(self)
+
+    def __copy__(self) -> "TokenBatch":
+        batch = TokenBatch(*self)
+        batch.tokenizer = self.tokenizer
+        return batch
+
+    def __deepcopy__(self, memo: dict) -> "TokenBatch":
+        batch = TokenBatch(self.ids.copy(), self.indptr.copy())
+        batch.tokenizer = self.tokenizer
+        return batch
 
 
 def joined(parts: list[TokenBatch]) -> TokenBatch:

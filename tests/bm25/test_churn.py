@@ -168,3 +168,13 @@ def test_the_terms_of_a_stream_cannot_be_dropped_while_it_is_read():
         index.add(None, texts())
     assert index.tokenizer.terms == ["red"]
     index.compact()
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_batch_means_the_same_terms(how):
+    index = InvertedIndex()
+    index.add([1, 2, 3], ["old words", "red", "blue"])
+    batch = how(index.tokenizer.encode(["red", "blue"]))
+    index.remove(1)
+    index.compact()  # terms are numbered anew
+    assert index.search(batch, 1).ids.tolist() == [[2], [3]]
