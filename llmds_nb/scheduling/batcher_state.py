@@ -15,11 +15,13 @@ from ..errors import CapacityError
 from ..kv.cache import KVCache
 from ..kv.kernels.state import MISSING, QUOTA
 from ..primitives.hash_table import table_find
-from ..primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT
+from ..primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT, UNEVEN
 from .kernels import continuous as k, queue_state as s, step_form as f
 from .kernels.sequence_pages import pages_missing
 from .kernels.step_form import step_form
 from .request_queue import RequestQueue
+
+_AS_PLANNED = np.zeros(0, np.int64)
 
 
 class BatcherState:
@@ -169,11 +171,15 @@ class BatcherState:
 
     def check_answer(self, ids: Int64s, sampled: Int32s) -> None:
         """Refuse what is not the answer to the present plan."""
+        order = _AS_PLANNED
         while True:
-            status, j = k.step_check(self.handle.address, ids, sampled)
-            if status != GROW:
+            status, j = k.step_check(self.handle.address, ids, sampled, order)
+            if status == GROW:
+                self.append()
+            elif status == UNEVEN:
+                order = np.argsort(self.arrays.plan[0, : self.arrays.count[k.N_PLANNED]])
+            else:
                 break
-            self.append()
         if status == FULL:
             raise self._stray(j)
         if status == ABSENT:

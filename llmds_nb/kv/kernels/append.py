@@ -180,8 +180,8 @@ def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
     return np.int64(i)
 
 
-@kernel(accepts="int64, int64[::1], int32[::1], int64[::1]")
-def kv_append_many(handle, seq_ids, tokens, slots):
+@kernel(separate=int64(int64, s.INT64S, s.INT32S, s.INT64S))
+def sequences_append(handle, seq_ids, tokens, slots):
     """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
 
     The tokens before them count as committed. UNEVEN: seq_ids, tokens and slots differ in length.
@@ -220,6 +220,12 @@ def kv_append_many(handle, seq_ids, tokens, slots):
                 hot[seq, s.TAIL_FREE] += 1
                 hot[seq, s.COMMITTED] = committed[i]
     return status
+
+
+@kernel(accepts="int64, int64[::1], int32[::1], int64[::1]", borrow=True)
+def kv_append_many(handle, seq_ids, tokens, slots):
+    """sequences_append, from Python."""
+    return sequences_append(handle, seq_ids, tokens, slots)
 
 
 @kernel(borrow=True)

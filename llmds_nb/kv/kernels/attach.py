@@ -179,14 +179,13 @@ def _attach_plan(kv, seq_ids, tokens, indptr):
     return st.GROW if arena_lacks(kv, entries, 0) else OK
 
 
-@kernel
-def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
+@kernel(separate=int64(s.KV, s.INT64S, s.INT32S, s.INT64S, s.INT64S, s.INT64S, s.INT64S))
+def sequences_attach(kv, seq_ids, tokens, indptr, domains, priorities, hits):
     """Attach n sequences, all or none; hits int64[n] = tokens found cached. O(tokens).
 
     Sequence i has tokens[indptr[i]:indptr[i + 1]] in domain domains[i]. Sequences of one call share
     pages that were cached before, but not their new ones, since none is committed yet.
     """
-    kv = s.state_at(handle)
     n, size = seq_ids.size, kv.tokens.shape[1]
     status = _attach_plan(kv, seq_ids, tokens, indptr)
     if status != OK:
@@ -222,6 +221,13 @@ def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
     return OK
 
 
+@kernel(borrow=True)
+def kv_attach_many(handle, seq_ids, tokens, indptr, domains, priorities, hits):
+    """sequences_attach of the cache at a handle."""
+    kv = s.state_at(handle)
+    return sequences_attach(kv, seq_ids, tokens, indptr, domains, priorities, hits)
+
+
 @kernel(separate=void(s.KV, int64, int64), borrow=True)
 def sequence_release_pages(kv, seq, keep):
     """sequence_drop_pages after the policy's hook for each page. O(pages log pages)."""
@@ -232,10 +238,9 @@ def sequence_release_pages(kv, seq, keep):
     q.sequence_drop_pages(kv, seq, keep)
 
 
-@kernel(borrow=True)
-def kv_detach_many(handle, seq_ids):
+@kernel(separate=int64(s.KV, s.INT64S), borrow=True)
+def sequences_detach(kv, seq_ids):
     """Detach sequences, all or none. O(pages log pages)."""
-    kv = s.state_at(handle)
     kv.meta[s.CALLS] += 1
     for i in range(seq_ids.size):
         seq = q.sequence_find(kv, seq_ids[i])
@@ -252,6 +257,12 @@ def kv_detach_many(handle, seq_ids):
         sequence_release_pages(kv, seq, 0)
         q.sequence_give(kv, seq)
     return OK
+
+
+@kernel(borrow=True)
+def kv_detach_many(handle, seq_ids):
+    """sequences_detach of the cache at a handle."""
+    return sequences_detach(s.state_at(handle), seq_ids)
 
 
 @kernel(borrow=True)

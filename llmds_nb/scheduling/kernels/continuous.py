@@ -51,12 +51,12 @@ from numba import boolean, int64, types
 from ..._core.intrinsics import array_address
 from ..._core.jit import kernel
 from ..._core.state import ANY, INT, State, array, viewer
-from ...kv.kernels.append import kv_append_many, kv_commit
-from ...kv.kernels.attach import kv_detach_many
+from ...kv.kernels.append import kv_commit, sequences_append
+from ...kv.kernels.attach import sequences_detach
 from ...kv.kernels.page_tables import table_tokens
 from ...kv.kernels.state import INT32S, INT64S, state_at
 from ...primitives.hash_table import table_find
-from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK, PRESENT
+from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK, PRESENT, UNEVEN
 from . import queue_state as s, request_queue as q
 from .fair_share import tenant_charge
 from .sequence_pages import (
@@ -148,13 +148,16 @@ def running_stray(queue, cache, running):
 
 
 @kernel
-def step_check(handle, ids, sampled):
+def step_check(handle, ids, sampled, order):
     """Whether `ids` are those of the plan, with a token where one is due. O(n + R), or O(n log n).
+
+    order int64[n] sorts the plan by id; where it is empty and needed, (UNEVEN, 0) asks for it: to
+    sort here would cost a second to compile.
 
     (OK, 0); (ABSENT, j): ids[j] was not planned or is given twice; (INVALID, j): its token is
     negative; (PRESENT, id): a planned request that still runs is not among the ids; (FULL, id): its
     sequence is not as it was left; (GROW, 0): tokens of the step before are still to be appended.
-    Requests that were cancelled since do not matter. Cheapest with the ids in the plan's order.
+    Requests that were cancelled since do not matter. With ids in the plan's order none is needed.
     """
     batcher = batcher_at(handle)
     queue = s.queue_at(batcher.queue)
@@ -174,16 +177,24 @@ def step_check(handle, ids, sampled):
                 return INVALID, np.int64(j)
     if same:
         return OK, np.int64(0)
-    order = np.sort(planned)
+    if order.size != planned.size:
+        return UNEVEN, np.int64(0)
     seen = np.zeros(order.size, np.bool_)
     for j in range(ids.size):
-        place = np.searchsorted(order, ids[j])
-        if place == order.size or order[place] != ids[j] or seen[place]:
+        place, stop = 0, order.size
+        while place < stop:
+            middle = (place + stop) >> 1
+            if planned[order[middle]] < ids[j]:
+                place = middle + 1
+            else:
+                stop = middle
+        if place == order.size or planned[order[place]] != ids[j] or seen[place]:
             return ABSENT, np.int64(j)
         seen[place] = True
     for j in range(order.size):
-        if not seen[j] and table_find(queue.table, order[j]) != ABSENT:
-            return PRESENT, order[j]
+        id_ = planned[order[j]]
+        if not seen[j] and table_find(queue.table, id_) != ABSENT:
+            return PRESENT, id_
     return OK, np.int64(0)
 
 
@@ -259,7 +270,7 @@ def step_end(handle, now, ids, sampled, finished):
     for j in range(n):
         kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
     if count[N_DONE] > 0:
-        kv_detach_many(cache, batcher.done[: count[N_DONE]])
+        sequences_detach(state_at(cache), batcher.done[: count[N_DONE]])
         _forget(batcher, queue, batcher.done[: count[N_DONE]])
     return step_append(handle)
 
@@ -272,13 +283,13 @@ def step_advance(handle, now, ids, sampled, finished):
 
 @kernel
 def step_append(handle):
-    """Append the tokens of `growing`, all or none: OK, or a status of kv_append_many. O(n)."""
+    """Append the tokens of `growing`, all or none: OK, or a status of sequences_append. O(n)."""
     batcher = batcher_at(handle)
     n = batcher.count[N_GROWING]
     if n == 0:
         return np.int64(OK)
     slots = batcher.slots[:n]  # the step is over: they are scratch now
-    status = kv_append_many(batcher.cache, batcher.growing[:n], batcher.sampled[:n], slots)
+    status = sequences_append(batcher.cache, batcher.growing[:n], batcher.sampled[:n], slots)
     if status == OK:
         batcher.count[N_GROWING] = 0
     return np.int64(status)
@@ -364,7 +375,7 @@ def step_preempt(handle, id_, tokens):
     table_tokens(batcher.cache, sequence, tokens)
     _growing_remove(batcher, id_, tokens)
     kv_commit(batcher.cache, id_, row[COMPUTED])
-    kv_detach_many(batcher.cache, np.array([id_]))
+    sequences_detach(state_at(batcher.cache), np.array([id_]))
     row[LOST] = row[COMPUTED]
     row[COMPUTED] = row[PLANNED] = 0
     q.request_requeue(queue, slot)
@@ -406,7 +417,7 @@ def step_cancel(handle, ids):
             n += 1
     for j in range(ids.size):
         _growing_remove(batcher, ids[j], batcher.sampled[:0])
-    kv_detach_many(batcher.cache, attached[:n])
+    sequences_detach(state_at(batcher.cache), attached[:n])
     _forget(batcher, queue, ids)
     batcher.count[CANCELLED] += ids.size
     return np.int64(ABSENT)

@@ -328,7 +328,7 @@ def request_requeue(queue, slot):
     queue_enter(queue, slot)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def request_park(queue, slot):
     """Let a waiting request wait apart from the others, until it is unparked. O(log n)."""
     queue_leave(queue, slot)
@@ -341,7 +341,7 @@ def request_park(queue, slot):
     meta[s.PARKED] += 1
 
 
-@kernel(internal=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def request_unpark(queue, slot):
     """Let a parked request wait among the others again, in its old place. O(log n)."""
     meta, request, row = queue.meta, queue.request, queue.request[slot]

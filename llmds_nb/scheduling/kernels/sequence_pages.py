@@ -9,7 +9,7 @@ from numba import int64
 from ..._core.jit import kernel
 from ...kv.kernels import state as c
 from ...kv.kernels.arena import arena_lacks, chunk_class
-from ...kv.kernels.attach import chain_match, kv_attach_many
+from ...kv.kernels.attach import chain_match, sequences_attach
 from ...kv.kernels.eviction_heap import is_held
 from ...kv.kernels.own_pages import last_page_renew, pages_copy_on_write, pages_not_own
 from ...kv.kernels.pages import batch_pages_missing, domain_missing
@@ -61,9 +61,9 @@ def pages_missing(handle, domain, tokens, spare):
     return pool, quota, tokens.size - size
 
 
-@kernel(internal=True)
+@kernel(noinline=True)
 def prompt_attach(handle, one, tokens, cached):
-    """Attach a prompt that lacks no pages; a status as kv_attach_many. O(tokens).
+    """Attach a prompt that lacks no pages; a status as sequences_attach. O(tokens).
 
     one int64[6]: the id, 0, the number of tokens, the domain, 0, and a place for the tokens found
     cached. `cached` is what `pages_missing` found.
@@ -73,7 +73,7 @@ def prompt_attach(handle, one, tokens, cached):
     copied = cached > n - size  # if all are cached: else there is nothing to copy
     if arena_lacks(cache, 1 << chunk_class((n + size - 1) // size), np.int64(copied)):
         return np.int64(GROW)
-    status = kv_attach_many(handle, one[0:1], tokens, one[1:3], one[3:4], one[4:5], one[5:6])
+    status = sequences_attach(cache, one[0:1], tokens, one[1:3], one[3:4], one[4:5], one[5:6])
     if status != OK or one[5] < n:
         return np.int64(status)
     seq = table_find(cache.ids, one[0])

@@ -85,7 +85,7 @@ def _row_plan(batcher, cache, shift, row, n, end):
     return slots_write(cache, shift, row[b.CACHE_ROW], start, planned, batcher.slots, end)
 
 
-@kernel(internal=True, borrow=True)
+@kernel(noinline=True, borrow=True)
 def _running_plan(batcher, queue, cache, shift):
     """Write the plan of the running requests; how many pages are not their own. O(R + tokens).
 
@@ -219,8 +219,7 @@ def _admit(batcher, queue, cache, shift, now, budget):
         tokens = array_at(row[b.ADDRESS], row[b.LENGTH], np.int32)
         pool, quota, cached = pages_missing(batcher.cache, domain, tokens, meta[s.RUNNING])
         if quota > 0:
-            domain_note_set(cache, domain, _BLOCKED)
-            q.request_park(queue, slot)
+            domain_note_set(cache, domain, _BLOCKED)  # so that the next turn parks it
             continue
         if pool > 0:
             count[b.LACKING] = pool
