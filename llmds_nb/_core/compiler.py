@@ -142,10 +142,14 @@ try:
             super()._optimize_functions(module)
 
         def linked(self):
-            """The libraries that are copied into this one, and this one."""
+            """Itself, and the libraries of IR-only kernels that are copied into it.
+
+            Not through kernels with machine code of their own, which may come from the disk cache.
+            """
             found, rest = {self}, [self]
             while rest:
-                new = set(rest.pop()._linking_libraries) - found
+                others = set(rest.pop()._linking_libraries) - found
+                new = {other for other in others if isinstance(other, _IrOnlyLibrary)}
                 found |= new
                 rest += new
             return found
@@ -156,8 +160,7 @@ try:
         size = 0, 0  # functions, with those copied from callees, and the instructions of kernels
 
         def _optimize_final_module(self):
-            kernels = [other for other in self.linked() if isinstance(other, _CountedLibrary)]
-            given = sum(kernel.given for kernel in kernels)
+            given = sum(library.given for library in self.linked())
             self.size = _count(self._final_module, "define "), given
             super()._optimize_final_module()
 

@@ -39,6 +39,14 @@ def test_an_interrupt_while_kernels_are_compiled_leaves_numba_working(tmp_path):
     assert first == 99
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """The handler of Ctrl-C, whatever another test has left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted_and_counting(done):
     signal.raise_signal(signal.SIGINT)
     done.append(1)
