@@ -113,9 +113,10 @@ class IndexedHeap(Stored):
         if status == OK:
             return
         with self._lock:
-            if status == FULL:
-                self._reserve(1)
             status = _entries.push(self._address, item, priority)
+            while status == FULL:  # again where other threads, without the lock, took the room
+                self._reserve(1)
+                status = _entries.push(self._address, item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
@@ -128,7 +129,7 @@ class IndexedHeap(Stored):
         items, priorities = _pairs(items, priorities)
         with self._lock:
             status, j = k.heap_push_many(self._address, items, priorities)
-            if status == FULL:
+            while status == FULL:  # again where other threads, without the lock, took the room
                 self._reserve(items.size)
                 status, j = k.heap_push_many(self._address, items, priorities)
         if status != OK:
@@ -203,7 +204,7 @@ class IndexedHeap(Stored):
             status = _entries.change(self._address, item, priority, 0)
             if status == ABSENT:
                 status = _entries.push(self._address, item, priority)
-            if status == FULL:
+            while status == FULL:
                 self._reserve(1)
                 status = _entries.push(self._address, item, priority)
         if status != OK:
