@@ -9,13 +9,17 @@ is made by this module, which knows all that exist. To take a lock costs what it
 ...     pass
 """
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from numba.core.compiler_lock import global_compiler_lock
+
+from .signals import uninterrupted
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,6 +64,22 @@ class Workers:
 
             self._executor = executor = ThreadPoolExecutor(thread_name_prefix=self._name)
         return executor.submit(function, *args)
+
+
+@contextlib.contextmanager
+def threads_of_a_call(n: int) -> Iterator["ThreadPoolExecutor"]:
+    """An executor of n threads, which have ended when the block is left, for whatever reason.
+
+    No signal ends the wait for them, as it may with the executor's own block: CPython 3.11 then
+    waits for ever at the next join.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
+
+    executor = ThreadPoolExecutor(n)
+    try:
+        yield executor
+    finally:
+        uninterrupted(partial(executor.shutdown, cancel_futures=True))
 
 
 def _renew() -> None:

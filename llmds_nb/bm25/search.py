@@ -2,13 +2,13 @@
 
 import itertools
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core.arrays import address_of
+from .._core.forking import threads_of_a_call
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Float64s, Int32s, Int64s, UInt8s
@@ -251,7 +251,7 @@ def search(
         for task in tasks:
             run(*task)
     else:
-        with ThreadPoolExecutor(min(threads, len(tasks))) as executor:
+        with threads_of_a_call(min(threads, len(tasks))) as executor:
             for done in [executor.submit(run, *task) for task in tasks]:
                 done.result()
     return ids, scores

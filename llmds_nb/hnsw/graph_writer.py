@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from .._core.arrays import appended
+from .._core.forking import threads_of_a_call
 from .._core.progress import progress_bar
 from .._core.state import Handle
 from .._core.typing import Float32s, Float64s, Int32s, Int64s
@@ -163,11 +164,9 @@ class GraphWriter:
         if threads == 1:
             yield None
             return
-        from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
-
         gate = _Gate()
         self._gates.append(gate)
-        with ThreadPoolExecutor(threads) as executor:
+        with threads_of_a_call(threads) as executor:
             yield partial(executor.submit, gate.run)
 
 

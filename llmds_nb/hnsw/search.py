@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._core.forking import threads_of_a_call
 from .._core.jit import EntryPoints
 from .._core.state import Handle
 from .._core.typing import Float32s, Int64s, UInt8s
@@ -139,9 +140,7 @@ def _search(snapshot, form, queries, ef, tuned, masks, exact, threads, ids, dist
         for job in jobs:
             answer(*job)
     else:
-        from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
-
-        with ThreadPoolExecutor(threads) as executor:
+        with threads_of_a_call(threads) as executor:
             list(executor.map(lambda job: answer(*job), jobs))
     if form.codes_only:
         _from_code_space(snapshot, form.metric, finals, distances)
