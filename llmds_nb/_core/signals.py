@@ -1,7 +1,8 @@
 """Calls that signals do not interrupt.
 
 Numba and LLVM do not work again in a process where an exception, such as that of Ctrl-C, came up in
-the middle of a compilation. So a signal waits until a kernel is compiled, for two seconds at most.
+the middle of a compilation, nor CPython 3.11 after one in a wait for threads to end. So a signal
+waits for these: two seconds at most until a kernel is compiled.
 """
 
 import signal

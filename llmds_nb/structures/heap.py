@@ -113,12 +113,15 @@ class IndexedHeap(Stored):
         if status == OK:
             return
         with self._lock:
-            status = _entries.push(self._address, item, priority)
-            while status == FULL:  # again where other threads, without the lock, took the room
-                self._reserve(1)
-                status = _entries.push(self._address, item, priority)
+            status = self._push(item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
+
+    def _push(self, item, priority):
+        """Insert under the lock: what heap_push returns, never FULL."""
+        while (status := _entries.push(self._address, item, priority)) == FULL:
+            self._reserve(1)  # more than once where threads without the lock take the room
+        return status
 
     def push_many(self, items: ArrayLike, priorities: ArrayLike) -> None:
         """Insert int64[m] items with priorities float64[m], in the order given, all or none.
@@ -203,10 +206,7 @@ class IndexedHeap(Stored):
         with self._lock:
             status = _entries.change(self._address, item, priority, 0)
             if status == ABSENT:
-                status = _entries.push(self._address, item, priority)
-            while status == FULL:
-                self._reserve(1)
-                status = _entries.push(self._address, item, priority)
+                status = self._push(item, priority)
         if status != OK:
             raise _nan() if status == INVALID else _present(item)
 
