@@ -14,24 +14,33 @@ as parts of all compile time, and avoided here:
 - 1/12: finding the rule for an operator among those for all types, for each `a + b` anew.
 - 1/8: LLVM IR that LLVM throws away at once: see lowering.py.
 - 1/30: LLVM's passes for single functions at level 3. What callers copy needs level 1.
+- 1/16: the stack of CPython's frames, mapped and unmapped by the system at the same call over and
+  over (`_with_room`).
+- 1/30: an event for every call into LLVM, which every kernel in the making listens to.
+- 1/30: the search for array expressions to fuse where none is.
 
 This uses private parts of Numba. Where they are missing, both classes are None and kernels are
 compiled as Numba compiles any function.
 """
 
 import gc
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import count
 
+from .signals import uninterrupted
+
 try:
+    from llvmlite.binding import Linkage, ffi
     from numba.core import transforms, typed_passes, types, untyped_passes
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import CompilerBase, Flags
+    from numba.core.compiler_lock import global_compiler_lock
     from numba.core.compiler_machinery import PassManager, _pass_registry, register_pass
     from numba.core.targetconfig import ConfigStack
 
-    from .lowering import KernelLower
+    from .lowering import KernelLower, signature_at_hand
 
     @register_pass(mutates_CFG=True, analysis_only=False)
     class _Lowering(typed_passes.BaseNativeLowering):
@@ -40,6 +49,18 @@ try:
         @property
         def lowering_class(self):
             return KernelLower
+
+    @register_pass(mutates_CFG=True, analysis_only=False)
+    class _ArrayExpressions(typed_passes.NopythonRewrites):
+        """Numba's pass that makes one loop of `a + b * c`, where operators return arrays."""
+
+        _name = "kernel_array_expressions"
+
+        def run_pass(self, state):
+            signatures = state.calltypes.values()
+            if any(isinstance(each.return_type, types.Array) for each in signatures if each):
+                return super().run_pass(state)
+            return False
 
     _PASSES = [
         untyped_passes.TranslateByteCode,
@@ -55,7 +76,7 @@ try:
         typed_passes.NopythonTypeInference,
         typed_passes.PreLowerStripPhis,
         typed_passes.InlineOverloads,
-        typed_passes.NopythonRewrites,
+        _ArrayExpressions,
         typed_passes.IRLegalization,
         typed_passes.AnnotateTypes,
         _Lowering,
@@ -102,7 +123,9 @@ try:
                 return self._context.resolve_function_type(function, args, kws)
             key = function, tuple(args), ConfigStack().top()
             if key not in self._known:
-                self._known[key] = self._context.resolve_function_type(function, args, kws)
+                found = signature_at_hand(self._context, function, args)
+                found = found or self._context.resolve_function_type(function, args, kws)
+                self._known[key] = found
             return self._known[key]
 
     _typing = cache(_Typing)
@@ -129,17 +152,14 @@ try:
                 gc.unfreeze()
             gc.enable()
 
-    def _count(module, start):
-        return sum(line.startswith(start) for line in str(module).splitlines())
-
     class _CountedLibrary(JITCodeLibrary):
         """Knows how many LLVM instructions it was given, which differ between no two machines."""
 
         given = 0
 
-        def _optimize_functions(self, module):
-            self.given += _count(module, "  ")
-            super()._optimize_functions(module)
+        def add_ir_module(self, module):
+            self.given += sum(len(b.instructions) for f in module.functions for b in f.blocks)
+            super().add_ir_module(module)
 
         def linked(self):
             """Itself, and the libraries of IR-only kernels that are copied into it.
@@ -161,7 +181,8 @@ try:
 
         def _optimize_final_module(self):
             given = sum(library.given for library in self.linked())
-            self.size = _count(self._final_module, "define "), given
+            functions = sum(not each.is_declaration for each in self._final_module.functions)
+            self.size = functions, given
             super()._optimize_final_module()
 
     class KernelCompiler(CompilerBase):
@@ -211,12 +232,11 @@ try:
         codegen = _NoEnvironment()
 
         def _optimize_functions(self, module):
-            self.given += _count(module, "  ")
             # Enough to keep the copies in callers small: those are optimised in full.
             module.data_layout = self._codegen._data_layout
+            manager, builder = self._codegen._function_pass_manager(opt=1)
             for function in module.functions:
                 if not function.is_declaration:
-                    manager, builder = self._codegen._function_pass_manager(opt=1)
                     manager.run(function, builder)
 
         def _optimize_final_module(self):
@@ -225,6 +245,10 @@ try:
         def _finalize_final_module(self):
             self._finalize_dynamic_globals()
             self._finalized = True
+            # No module of machine code will hold these, so callers need no copy with this linkage.
+            for function in self._final_module.functions:
+                if not function.is_declaration and function.linkage == Linkage.external:
+                    function.linkage = Linkage.linkonce_odr
 
         def get_pointer_to_function(self, name):
             self._ensure_finalized()
@@ -235,5 +259,50 @@ try:
 
         library = _IrOnlyLibrary
 
+    @contextmanager
+    def _no_lock_events():
+        """Nobody is told that LLVM's lock is taken, which happens at every call into LLVM."""
+        lock = ffi.lib._lock
+        with global_compiler_lock:
+            listeners, lock._cblist = lock._cblist, []
+            try:
+                yield
+            finally:
+                lock._cblist = listeners
+
 except (ImportError, AttributeError):  # another Numba
     KernelCompiler = IrOnlyCompiler = None  # type: ignore[assignment, misc]
+    _no_lock_events = nullcontext  # type: ignore[assignment]
+
+
+def _with_room(compile_, signature):
+    """Compile, in a frame that takes half a megabyte of CPython's stack.
+
+    CPython maps a piece of that stack when a call does not fit into the last one, unmaps it when
+    the call returns, and takes a piece twice as large as such a frame. So what follows fits.
+    """
+    with _no_lock_events():
+        return compile_(signature)
+
+
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=1 << 16)
+
+_this_thread = threading.local()
+
+
+def _outermost(compile_, signature):
+    _this_thread.compiles = True
+    try:
+        return _with_room(compile_, signature)
+    finally:
+        _this_thread.compiles = False
+
+
+def compile_kernel(compile_, signature):
+    """Compile a kernel by Numba's method of its dispatcher; signals wait until that is done.
+
+    Numba compiles callees while it compiles their caller, by this function as well.
+    """
+    if getattr(_this_thread, "compiles", False):
+        return compile_(signature)
+    return uninterrupted(_outermost, compile_, signature)

@@ -11,9 +11,8 @@ from numba.core import config, sigutils, types
 from numba.extending import overload
 
 from . import linking
-from .compiler import IrOnlyCompiler, KernelCompiler
+from .compiler import IrOnlyCompiler, KernelCompiler, compile_kernel
 from .kernel_cache import attach_cache, stamp_of
-from .signals import uninterrupted
 
 # nnan and ninf are left out on purpose: with them LLVM may fold isnan(x) to False.
 SAFE_FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
@@ -125,7 +124,7 @@ def kernel(
         pipeline_class=IrOnlyCompiler if ir_only else KernelCompiler,
     )(func)
     if not config.DISABLE_JIT:
-        dispatcher.compile = partial(uninterrupted, dispatcher.compile)
+        dispatcher.compile = partial(compile_kernel, dispatcher.compile)
         _ignore_literals(dispatcher)
         if not ir_only:
             attach_cache(dispatcher, func)

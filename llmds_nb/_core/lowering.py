@@ -3,20 +3,41 @@
 For `a[i, 2]` Numba copies the array's fields through stack slots, multiplies by ones, adds zeros
 and checks the sign of a constant: 31 instructions, of which LLVM leaves 5. A loop over `range(n)`
 takes 100, counting references another 13 for each variable. Here an element is addressed from the
-values at hand; a field that was put into an array or a tuple is taken from where it was put. What
-is computed is the same. With bounds checks on, elements are Numba's own.
+values at hand; a field that was put into an array or a tuple is taken from where it was put. `min`
+and `max` of numbers are no functions to compile, one for each list of types. What is computed is
+the same. With bounds checks on, elements are Numba's own.
 """
+
+import operator
 
 from llvmlite import ir
 from llvmlite.ir.instructions import InsertValue
-from numba.core import cgutils, types
+from numba.core import cgutils, errors, types
 from numba.core.lowering import Lower
+from numba.core.typing import signature as signature_of
+from numba.cpython.builtins import do_minmax
 from numba.np.arrayobj import load_item, store_item
 
 _MEMINFO, _N_ITEMS, _DATA, _SHAPE = 0, 2, 4, 5  # fields of Numba's array struct
 _OWNER = types.MemInfoPointer(types.voidptr)
 _ZERO, _ONE = ir.IntType(64)(0), ir.IntType(64)(1)
 _ATTRIBUTES = {"size": _N_ITEMS, "shape": _SHAPE}
+_EXTREMES = {min: operator.lt, max: operator.gt}
+
+
+def builtin_of(function):
+    """The Python function of a Numba type of functions, if it is a built-in one."""
+    return getattr(function, "typing_key", None)
+
+
+def signature_at_hand(context, function, args):
+    """The signature of a call that `KernelLower` lowers by itself, else None."""
+    key, kinds = builtin_of(function), [types.unliteral(arg) for arg in args]
+    if key not in _EXTREMES or len(kinds) < 2:
+        return None
+    if not all(isinstance(kind, types.Integer | types.Float) for kind in kinds):
+        return None
+    return signature_of(context.unify_types(*kinds), *kinds)
 
 
 def member(builder, value, index):
@@ -33,6 +54,20 @@ def member(builder, value, index):
 
 class KernelLower(Lower):
     """Numba's lowering, with shortcuts for arrays, states and tuples."""
+
+    def lower_block(self, block):
+        """Numba's, without an error's context for each instruction: it is made for an error."""
+        self.pre_block(block)
+        for instruction in block.body:
+            self.loc = instruction.loc
+            try:
+                self.lower_inst(instruction)
+            except errors.NumbaError:
+                raise
+            except Exception as error:
+                message = f"lowering {instruction}: {type(error).__name__}: {error}"
+                raise errors.LoweringError(message, self.loc) from error
+        self.post_block(block)
 
     def lower_getitem(self, resty, expr, value, index, signature):
         array = self.typeof(value.name)
@@ -93,9 +128,10 @@ class KernelLower(Lower):
             type_ = self.typeof(expr.value.name)
             if isinstance(type_, types.UniTuple) and expr.index in range(type_.count):
                 return member(self.builder, self.loadvar(expr.value.name), expr.index)
-        elif expr.op == "call" and resty == types.range_state64_type and self._is_simple(expr):
-            bounds = [self._cast_var(bound, types.int64) for bound in expr.args]
-            return self._struct(resty, [_ZERO, *bounds][-2:] + [_ONE])
+        elif expr.op == "call":
+            value = self._call(resty, expr)
+            if value is not None:
+                return value
         elif expr.op == "getiter" and resty == types.range_iter64_type:
             range_ = self.loadvar(expr.value.name)
             start, stop, step = (member(self.builder, range_, field) for field in range(3))
@@ -103,12 +139,23 @@ class KernelLower(Lower):
                 return self._iterator(resty, start, stop, step)
         return super().lower_expr(resty, expr)
 
-    def _is_simple(self, call):
-        """Whether it is `range(stop)` or `range(start, stop)`."""
-        function = self.typeof(call.func.name)
-        return getattr(function, "typing_key", None) is range and not (
-            len(call.args) > 2 or call.kws or call.vararg
-        )
+    def _call(self, resty, call):
+        """The value of range(stop), range(start, stop) and of extremes of numbers, else None."""
+        function = builtin_of(self.typeof(call.func.name))
+        if call.kws or call.vararg or function not in (range, min, max):
+            return None
+        signature = self.fndesc.calltypes[call]
+        kinds = signature.args
+        if function is not range:
+            if len(kinds) < 2:
+                return None
+            values = [self._cast_var(arg, kind) for arg, kind in zip(call.args, kinds, strict=True)]
+            extreme = do_minmax(self.context, self.builder, kinds, values, _EXTREMES[function])
+            return self.context.cast(self.builder, extreme, signature.return_type, resty)
+        if resty != types.range_state64_type or len(kinds) > 2:
+            return None
+        bounds = [self._cast_var(bound, types.int64) for bound in call.args]
+        return self._struct(resty, [_ZERO, *bounds][-2:] + [_ONE])
 
     def _iterator(self, type_, start, stop, step):
         """Of a range with step 1, as Numba's iterator: pointers to the next value and the count."""

@@ -4,9 +4,11 @@ import numba
 import numpy as np
 import pytest
 from numba.core.codegen import CPUCodeLibrary
+from numba.core.errors import LoweringError
 from numba.core.runtime import _nrt_python, rtsys
 
 from llmds_nb._core.jit import kernel
+from llmds_nb._core.lowering import KernelLower
 
 DTYPES = ["?", "i1", "u1", "i4", "u4", "i8", "u8", "f4", "f8"]
 
@@ -115,6 +117,48 @@ def least(bound):
 def test_a_range_at_the_end_of_int64():
     ours, numbas = both(least)
     assert ours(3) == numbas(3) == 3
+
+
+def extremes(a, b, c):
+    x = 0
+    if b > 1:
+        x = min(a, b)  # of the type that all values of x have
+    else:
+        x = max(1.5, c)
+    return x, min(a, b), max(a, b, c), min(3, a), max(c, 0.0), min((a, b)), max(True, False)
+
+
+@pytest.mark.parametrize("second", ["i4", "u1", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("first", ["i4", "u1", "i8", "u8", "f4", "f8"])
+def test_extremes_of_numbers_have_the_types_and_values_of_numbas(first, second):
+    ours, numbas = both(extremes)
+    for one, other, third in [(1, 2, 3.0), (7, 5, -1.0), (200, 200, np.nan)]:
+        args = np.dtype(first).type(one), np.dtype(second).type(other), third
+        found, expected = ours(*args), numbas(*args)
+        assert repr(found) == repr(expected)
+    if second == "f8":
+        for args in [(1, np.nan, 2.0), (2, np.nan, 1.0)]:
+            assert repr(ours(*args)) == repr(numbas(*args))
+
+
+def together(a, b):
+    a += b * 2 + np.sqrt(a)
+    return -a + b
+
+
+def test_expressions_of_arrays():
+    ours, numbas = both(together)
+    a, b = np.arange(5.0), np.arange(5.0) - 2
+    assert np.array_equal(ours(a.copy(), b), numbas(a.copy(), b))
+
+
+def test_a_fault_while_a_kernel_is_lowered_names_its_line(monkeypatch):
+    def fail(self, *args):
+        raise KeyError("so")
+
+    monkeypatch.setattr(KernelLower, "lower_getitem", fail)
+    with pytest.raises(LoweringError, match=r"lowering .*KeyError: 'so'[\s\S]*test_lowering.py"):
+        kernel(strided)(np.zeros(2), 0)
 
 
 def owned(n):

@@ -7,7 +7,11 @@ import sys
 import threading
 
 import pytest
+from llvmlite.binding import ffi
+from numba.core.errors import TypingError
 
+from llmds_nb._core.compiler import _this_thread, compile_kernel
+from llmds_nb._core.jit import kernel
 from llmds_nb._core.signals import uninterrupted
 
 FIRST_USE = """
@@ -80,3 +84,29 @@ def test_other_threads_set_no_handlers():
     thread.start()
     thread.join()
     assert found == [2]
+
+
+def test_who_listens_to_llvms_lock_does_so_again_after_a_compilation():
+    before = list(ffi.lib._lock._cblist)
+    assert kernel(lambda a: max(a, 1))(3) == 3
+    with pytest.raises(TypingError):
+        kernel(lambda a: a.nothing)(3)
+    assert ffi.lib._lock._cblist == before != []
+    assert not _this_thread.compiles
+
+
+def test_a_signal_waits_for_callees_too():
+    """Of all that is compiled in one call, the callers last."""
+    compiled = []
+
+    def compile_(signature):
+        if signature == "caller":
+            compile_kernel(compile_, "callee")
+        else:
+            signal.raise_signal(signal.SIGINT)
+        compiled.append(signature)
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_kernel(compile_, "caller")
+    assert compiled == ["callee", "caller"]
+    assert not _this_thread.compiles
