@@ -118,7 +118,14 @@ class QueryCache:
         hits = self._find((text, k, fusion, weight, None, None), version, settings)
         if hits is None:
             return None
-        self._count((text,), hits=1)
+        with self._lock:  # `_count((text,), hits=1)`, at half its cost
+            if self._moving is not None:
+                self._finish_move()
+            pending = self._pending
+            pending[text] = pending.get(text, 0) + 1
+            self.hits += 1
+            if len(pending) >= _BATCH:
+                self._count_pending()
         ids, scores = hits
         return Hits(ids.copy(), scores.copy())
 

@@ -21,7 +21,8 @@ from .kernels.sequence_pages import pages_missing
 from .kernels.step_form import step_form
 from .request_queue import RequestQueue
 
-_AS_PLANNED = np.zeros(0, np.int64)
+NO_IDS = np.zeros(0, np.int64)
+_AS_PLANNED = NO_IDS  # no order of its own
 
 
 class BatcherState:
@@ -52,15 +53,19 @@ class BatcherState:
 
     # ---- requests ----------------------------------------------------------------------------
 
-    def submit(self, tokens: Int32s, salt: Any, max_new: int, now: int, *terms: int) -> int:
-        """Let a request wait and return its id; `terms` as by `RequestQueue.terms`."""
+    def submit(
+        self, tokens: Int32s, salt: Any, max_new: int, now: int, slo_ns: int, priority: int,
+        tenant: int,
+    ) -> int:  # fmt: skip
+        """Let a request wait and return its id; the last three as by `RequestQueue.terms`."""
         cache, queue = self.cache._cache_state, self.queue
         domain = cache.domains.get(salt)
         if domain is None:
             with cache.lock:
                 domain = cache.domain(salt)
-        request = queue.new_request(now, tokens.size, *terms)
-        request = *request, max_new, address_of(tokens), domain
+        key = queue.key(now, tokens.size, slo_ns, tenant)
+        terms = slo_ns, priority, tenant, key
+        request = now, tokens.size, *terms, max_new, address_of(tokens), domain
         while True:
             expected = queue.meta.item(s.NEXT_ID)
             self.requests[expected] = tokens, salt  # kept before the kernel has the address
@@ -193,12 +198,10 @@ class BatcherState:
     def advance(self, now: int, ids: Int64s, sampled: Int32s, finished: Bools) -> Int64s:
         """Take over a step that `check_answer` accepts; the ids that have ended."""
         status = k.step_advance(self.handle.address, now, ids, sampled, finished)
-        done = self.arrays.done[: self.arrays.count[k.N_DONE]]
-        if done.size:
-            done = done.copy()
+        n_done, done = self.arrays.count.item(k.N_DONE), NO_IDS
+        if n_done:
+            done = self.arrays.done[:n_done].copy()
             self.forget(done)
-        else:
-            done = np.zeros(0, np.int64)
         if status != OK:
             self.append()
         cache = self.cache._cache_state

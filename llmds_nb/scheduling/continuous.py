@@ -13,11 +13,10 @@ from .._core.typing import ArrayLike, Bools, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
 from . import persistence
-from .batcher_state import BatcherState
+from .batcher_state import NO_IDS, BatcherState
 from .kernels import continuous as k, queue_state as s
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
 
-_NO_IDS = np.zeros(0, np.int64)
 _NO_MASK = np.zeros(0, np.bool_)
 
 
@@ -244,7 +243,7 @@ class ContinuousBatcher(QueueOwner, Stored):
         n, end = count.item(k.N_PLANNED), count.item(k.N_SLOTS)
         ids, starts, n_tokens = arrays.plan[:, :n].copy()
         is_prefill, slots = arrays.is_prefill[:n].copy(), arrays.slots[:end].copy()
-        n_preempted, preempted = count.item(k.N_PREEMPTED), _NO_IDS
+        n_preempted, preempted = count.item(k.N_PREEMPTED), NO_IDS
         if n_preempted:
             preempted = arrays.preempted[:n_preempted].copy()
         return StepPlan(ids, starts, n_tokens, is_prefill, preempted, slots)

@@ -78,15 +78,13 @@ class RequestQueue:
             tenant = validation.natural(tenant, "tenant")
         return slo_ns, priority, tenant
 
-    def new_request(
-        self, now: int, tokens: int, slo_ns: int, priority: int, tenant: int
-    ) -> tuple[int, ...]:
-        """Return what a kernel that submits a request takes: its arguments from `now` to `key`."""
-        key = 0
-        if self.user_keys is not None:
-            arrival = self.arrival(now)
-            (key,) = self.keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
-        return now, tokens, slo_ns, priority, tenant, key
+    def key(self, now: int, tokens: int, slo_ns: int, tenant: int) -> int:
+        """Key of a new request by the user's function; without one a number that nothing reads."""
+        if self.user_keys is None:
+            return 0
+        arrival = self.arrival(now)
+        (key,) = self.keys(np.array([tokens]), arrival, arrival + slo_ns, tenant)
+        return key
 
     def arrival(self, now: int) -> int:
         """Return `now`, or the latest time seen where the clock went back."""

@@ -166,15 +166,15 @@ class Scheduler(QueueOwner, Stored):
         if type(tokens) is not int or not 1 <= tokens <= self._max_tokens:
             tokens = validation.integer(tokens, "tokens", low=1, high=self._max_tokens)
         queue, handle = self._queue, self._handle.address
-        terms = queue.terms(slo_ms, priority, tenant)
+        slo_ns, priority, tenant = queue.terms(slo_ms, priority, tenant)
         now = queue.now()
         with self._lock:
-            request = queue.new_request(now, tokens, *terms)
-            id_ = k.batch_submit(handle, *request)
+            key = queue.key(now, tokens, slo_ns, tenant)
+            id_ = k.batch_submit(handle, now, tokens, slo_ns, priority, tenant, key)
             if id_ == GROW:
                 queue.grow(1, 1)
-                id_ = k.batch_submit(handle, *request)
-        if id_ == FULL:
+                id_ = k.batch_submit(handle, now, tokens, slo_ns, priority, tenant, key)
+        if id_ < 0:  # FULL
             raise _too_many()
         return id_
 
