@@ -171,7 +171,8 @@ class Analyzer:
         numbers, spans = np.empty(most, np.int32), np.empty((most, 2), np.int64)
         word_ptr, secret = np.empty(len(ptr), np.int64), secret_word()
         n = k.words_number(data, ptr, self.shortest, secret, numbers, word_ptr, spans)
-        words = [folded[start:stop].decode() for start, stop in spans[:n].tolist()]
+        plain, (starts, stops) = folded.decode(), spans[:n].T.tolist()
+        words = [plain[start:stop] for start, stop in zip(starts, stops, strict=True)]
         return numbers[: word_ptr[-1]].copy(), word_ptr, words
 
     def _words_by_python(self, texts):
