@@ -58,7 +58,7 @@ def table_home(table, key):
 
 
 @kernel(noinline=True)
-def _table_row(table, key):
+def table_row(table, key):
     """The row that holds `key`, or the empty row where its search ends. O(1) expected."""
     mask = np.uint64(table.shape[0] - _SECRET_ROWS - 1)
     row = table_home(table, key)
@@ -70,13 +70,13 @@ def _table_row(table, key):
 @kernel(borrow=True)
 def table_find(table, key):
     """Value of `key`, or ABSENT. O(1) expected."""
-    return table[_table_row(table, key), 1]
+    return table[table_row(table, key), 1]
 
 
 @kernel(noinline=True)
 def table_set(table, key, value):
     """Insert or overwrite; return the old value or ABSENT. O(1) expected."""
-    row = _table_row(table, key)
+    row = table_row(table, key)
     old = table[row, 1]
     table[row, 0] = key
     table[row, 1] = value
@@ -86,12 +86,18 @@ def table_set(table, key, value):
 @kernel(noinline=True)
 def table_remove(table, key):
     """Remove `key`; return its value or ABSENT. O(1) expected."""
+    row = table_row(table, key)
+    old = table[row, 1]
+    if old != ABSENT:
+        table_row_remove(table, row)
+    return old
+
+
+@kernel(noinline=True)
+def table_row_remove(table, row):
+    """Remove the key in a row. O(1) expected."""
     mask = np.uint64(table.shape[0] - _SECRET_ROWS - 1)
-    hole = _table_row(table, key)
-    old = table[hole, 1]
-    if old == ABSENT:
-        return old
-    row = hole
+    hole = row
     while True:
         row = (row + np.uint64(1)) & mask
         if table[row, 1] == ABSENT:
@@ -103,7 +109,6 @@ def table_remove(table, key):
             table[hole, 1] = table[row, 1]
             hole = row
     table[hole, 1] = ABSENT
-    return old
 
 
 @kernel(borrow=True)

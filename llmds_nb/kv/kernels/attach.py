@@ -5,7 +5,7 @@ from numba import int64, void
 
 from ..._core.jit import kernel
 from ...primitives import status as st
-from ...primitives.hash_table import table_find
+from ...primitives.hash_table import table_find, table_row
 from ...primitives.status import ABSENT, OK
 from . import pages as p, sequences as q, state as s
 from .arena import arena_lacks, chunk_class
@@ -169,8 +169,6 @@ def _attach_plan(kv, seq_ids, tokens, indptr):
         kv.meta[s.MISSING] = seq_ids[i]
         if seq_ids[i] < 0:
             return st.BAD_ID
-        if table_find(kv.ids, seq_ids[i]) != ABSENT:
-            return st.PRESENT
         entries += 1 << chunk_class((indptr[i + 1] - indptr[i] + size - 1) // size)
     if not tokens_check(kv, tokens):
         return st.BAD_TOKEN
@@ -194,9 +192,13 @@ def sequences_attach(kv, seq_ids, tokens, indptr, domains, priorities, hits):
     need = np.empty(n, np.int64)
     taken = 0
     for i in range(n):
-        if table_find(kv.ids, seq_ids[i]) != ABSENT:
+        found = table_find(kv.ids, seq_ids[i])
+        if found != ABSENT:
             kv.meta[s.MISSING] = seq_ids[i]
-            status = st.REPEATED
+            status = st.PRESENT
+            for j in range(i):
+                if seqs[j] == found:
+                    status = st.REPEATED
             break
         part = tokens[indptr[i] : indptr[i + 1]]
         n_pages = (part.size + size - 1) // size
@@ -214,7 +216,7 @@ def sequences_attach(kv, seq_ids, tokens, indptr, domains, priorities, hits):
     if status != OK:
         for i in range(taken - 1, -1, -1):
             q.sequence_drop_pages(kv, seqs[i], 0)
-            q.sequence_give(kv, seqs[i])
+            q.sequence_give(kv, seqs[i], table_row(kv.ids, seq_ids[i]))
         return status
     for i in range(n):
         hits[i] = _attach_fill(kv, seqs[i], tokens[indptr[i] : indptr[i + 1]])
@@ -251,11 +253,12 @@ def sequences_detach(kv, seq_ids):
             return st.REPEATED
         kv.seq_hot[seq, s.LAST_CALL] = kv.meta[s.CALLS]
     for i in range(seq_ids.size):
-        seq = table_find(kv.ids, seq_ids[i])
+        row = table_row(kv.ids, seq_ids[i])
+        seq = kv.ids[row, 1]
         kv.meta[s.CLOCK] += 1
         q.duplicates_cache(kv, seq)
         sequence_release_pages(kv, seq, 0)
-        q.sequence_give(kv, seq)
+        q.sequence_give(kv, seq, row)
     return OK
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numba import int64, void
 
 from ..._core.jit import kernel
-from ...primitives.hash_table import table_find, table_remove, table_set
+from ...primitives.hash_table import table_find, table_row_remove, table_set
 from ...primitives.status import ABSENT, INVALID
 from . import state as s
 from .arena import chunk_class, chunk_give, chunk_regrow, chunk_take
@@ -84,9 +84,9 @@ def sequence_take(kv, seq_id, domain, priority, n_pages):
 
 
 @kernel(internal=True, borrow=True)
-def sequence_give(kv, seq):
-    """Free the row and the block table of a sequence without pages. O(1)."""
-    table_remove(kv.ids, kv.seq_hot[seq, s.ID])
+def sequence_give(kv, seq, row):
+    """Free the row and the block table of a sequence without pages, in `row` of the ids. O(1)."""
+    table_row_remove(kv.ids, row)
     chunk_give(kv, kv.seq_hot[seq, s.BLOCK_TABLE], kv.seq_cold[seq, s.TABLE_CLASS])
     kv.domain[kv.seq_cold[seq, s.SEQ_DOMAIN], s.SEQUENCES] -= 1
     kv.seq_hot[seq, s.ID] = ABSENT
