@@ -270,9 +270,10 @@ class _GraphDraft:
         self.links0.reserve((stop - first) * M)
         self.links1.reserve(len(edges) - (stop - first) * M)
         draft = self._packed()
+        ef = min(self._ef, stop)  # there are no more candidates
 
         def connect(start, end):
-            insert.hnsw_connect(draft.address, first, start, end, self._ef, forward, same)
+            insert.hnsw_connect(draft.address, first, start, end, ef, forward, same)
 
         self._run(connect, self._cuts(first, stop))
         n_edges = insert.hnsw_edges(draft.address, first, stop, edges, forward, same)

@@ -10,7 +10,7 @@ from .._core.forking import new_lock
 from .._core.publishing import Changes, publish
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Float32s, Int64s
-from ..errors import CapacityError
+from ..errors import CapacityError, CorruptFileError
 from ..primitives.status import ABSENT
 from . import persistence, quantization, search as searching, snapshot as snapshots, stats
 from .graph_writer import GraphWriter
@@ -21,7 +21,7 @@ from .warmup import drive_kernels
 
 __all__ = ["HNSW", "HNSWStats", "Neighbors", "RadiusNeighbors"]
 
-MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, 2**30
+MAX_DIM, MAX_M, MAX_SLOTS = 4096, 256, persistence.MAX_SLOTS
 _SETTINGS = "dim", "metric", "M", "ef_construction", "ef_search", "quantize", "store", "seed"
 
 
@@ -478,13 +478,12 @@ distances=array([0., 1., 1., 1.], dtype=float32))
 
     @classmethod
     def _from_state(cls, arrays, header):
+        if set(header["settings"]) != set(_SETTINGS):
+            raise CorruptFileError(f"settings has {sorted(header['settings'])}")
         index = cls(**header["settings"])
         snapshot, history = persistence.unpack(arrays, header["graph"], index._snapshot)
         index._snapshot, index._writer = snapshot, index._writer.anew(snapshot, **history)
-        index._next_id = validation.integer(header["counters"]["next_id"], "next_id", low=0)
-        index._depth = header["counters"]["depth"]
-        for number in index._depth or ():
-            validation.integer(number, "depth", low=1, high=MAX_SLOTS)
+        index._next_id, index._depth = persistence.unpack_counters(header["counters"], snapshot)
         return index
 
     @staticmethod

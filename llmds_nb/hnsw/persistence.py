@@ -7,22 +7,49 @@ import numpy as np
 
 from .._core import validation
 from .._core.arrays import taken
+from .._core.typing import Int64s
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .graph_writer import GraphWriter
+from .kernels.distance import COSINE
+from .kernels.graph_fault import (
+    COUNT,
+    CYCLE,
+    DUPLICATE,
+    LEVEL,
+    PARENT,
+    TARGET,
+    links_fault,
+    tree_fault,
+)
 from .kernels.state import LIVE
-from .quantization import NONE, PCA, SQ8, Coding
+from .quantization import NONE, PCA, SQ8, Coding, uncoded
 from .snapshot import (
     BLOCK,
+    MAX_LEVEL,
     NO_TABLE,
     Snapshot,
     duplicate_rows,
+    ids_of,
     is_packed,
     logical_rows,
     marked_live,
     with_groups,
     with_table,
 )
+
+MAX_SLOTS = 2**30
+_MAX_NORM = 1e18  # of a vector, as in `vector_store`
+_MAX_LONGEST = 1.001 * _MAX_NORM  # with the rounding of what is measured
+_CHUNK = 4096  # rows at once
+_FAULTS = {
+    COUNT: "the number of links is",
+    TARGET: "no other slot, or twice in its row, is",
+    LEVEL: "too low for the level is slot",
+    DUPLICATE: "a duplicate has links, or is linked to:",
+    PARENT: "it is no neighbour of its parent",
+    CYCLE: "the entry is not reached by way of",
+}
 
 
 def pack(snapshot: Snapshot, writer: GraphWriter) -> tuple[dict, dict]:
@@ -55,26 +82,32 @@ def pack(snapshot: Snapshot, writer: GraphWriter) -> tuple[dict, dict]:
 
 
 def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]:
-    """What `pack` packed: a snapshot of dtypes and widths as `empty`, and its writer's history."""
-    n, n_upper, entry, top = (header[name] for name in ("n", "n_upper", "entry", "top"))
-    coding = _coding_of(arrays, header["coding"], empty)
+    """What `pack` packed: a snapshot of dtypes and widths as `empty`, and its writer's history.
+
+    Whatever is read here is checked before a kernel sees it, in time linear in the file. Only the
+    components of mapped vectors are not read.
+    """
+    n = validation.integer(header["n"], "n", low=0, high=MAX_SLOTS)
+    n_upper = validation.integer(header["n_upper"], "n_upper", low=0, high=MAX_LEVEL * n)
+    entry = validation.integer(header["entry"], "entry", low=ABSENT)
+    top = validation.integer(header["top"], "top", low=-1, high=MAX_LEVEL)
+    coding = _coding_of(arrays, header["coding"], empty) if n else empty.coding
     if n and coding is None:
         raise CorruptFileError("there are vectors but no codes")
     dim = width = empty.dim
-    rows = arrays.setdefault("rows", arrays["vectors"])
+    codes_only = empty.vectors.dtype == np.uint8
     prefilter, outlier = empty.prefilter, empty.outlier
+    walks_vectors = codes_only or coding is None or coding.walks_vectors
+    rows = arrays["vectors"] if walks_vectors else arrays["rows"]
     if n and coding is not None and coding.kind != NONE:
-        if empty.vectors.dtype == np.uint8:  # codes alone are stored
+        if codes_only:
             width = coding.width
-        p, is_pca = len(coding.offset), coding.kind == PCA
-        _expect(arrays, np.float32, basis=(dim, p) if is_pca else (0, 0))
-        _expect(arrays, np.float32, offset=(p if is_pca else dim,))
         if coding.walks_vectors:
             prefilter, outlier = arrays["sieve"], arrays["wild"]
             _expect(arrays, np.bool_, wild=(n if len(outlier) else 0,))
             _expect(arrays, np.uint8, sieve=(n, coding.width))
         else:
-            _expect(arrays, np.uint8, rows=(n, coding.width))
+            _expect({"rows": rows}, np.uint8, rows=(n, coding.width))
             if coding.error_bound:
                 prefilter = arrays["sieve"]
                 _expect(arrays, np.uint8, sieve=(n, coding.signs_width))
@@ -87,35 +120,48 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
     _expect(arrays, np.uint8, levels=(n,))
     _expect(arrays, np.int32, upper=(n,), parent=(n,))
     _expect(arrays, np.int64, ids=(1 if n and is_packed(ids) else n,))
-    _expect(arrays, np.float32, factors=(n if len(factors) else 0,))
+    _expect(arrays, np.float32, factors=(n if empty.metric == COSINE else 0,))
     blocks = []
     for name, n_rows in (("links0", n), ("links1", n_upper)):
         n_blocks = -(-n_rows // BLOCK)
         shape = (n_blocks * BLOCK, getattr(empty, name).shape[1])
         _expect(arrays, np.int32, **{name: shape})
         blocks.append(np.arange(n_blocks, dtype=np.int32))
-    if n and is_packed(ids) and not 0 <= ids[0] <= validation.INT64_MAX - n + 1:
-        raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
+    for name, marks in (("live", live), ("wild", outlier)):
+        if marks.view(np.uint8).max(initial=0) > 1:
+            raise CorruptFileError(f"{name} has other bytes than 0 and 1")
+    if n and len(live) and not live.any():
+        raise CorruptFileError(f"live has none of {n} slots")
+    _check_ids(ids, live, n)
+    _check_values(factors, "factors", above=0.0)
+    if not codes_only and not _is_mapped(arrays["vectors"]):
+        _check_values(arrays["vectors"], "vectors")
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, heights - levels, ABSENT)
+    if levels.max(initial=0) > MAX_LEVEL:
+        raise CorruptFileError(f"levels has {levels.max()}, more than {MAX_LEVEL}")
     if int(levels.sum()) != n_upper or (arrays["upper"] != upper).any():
         raise CorruptFileError("levels and upper rows disagree")
     at = levels
     if len(node_of):
-        _check_nodes(node_of)
+        _check_nodes(node_of, arrays["vectors"])
         at = np.where(node_of == ABSENT, levels.astype(np.int64), -1)
     if n and not (0 <= entry < n and at[entry] == top == at.max()):
         raise CorruptFileError(f"entry {entry} of level {top} is not the top of {n} slots")
+    if not n and not entry == top == ABSENT:
+        raise CorruptFileError(f"entry {entry} of level {top}, but there are no slots")
+    if n:
+        _check_links(arrays, node_of, entry)
     if not _is_mapped(rows):
         same = rows is arrays["vectors"]
-        rows = taken(rows, np.arange(n))
+        rows = taken(rows, np.arange(n)) if n else rows
         if same:
             arrays["vectors"] = rows
         prefilter = taken(prefilter, np.arange(len(prefilter)))
     history = {
         "parent": arrays["parent"],
         "coarsest": validation.real(header["coarsest"], "coarsest", low=0),
-        "repaired": validation.choice(header["mended"], "mended", (True, False)),
+        "repaired": validation.flag(header["mended"], "mended"),
     }
     n_live = int(live.sum()) if len(live) else n
     live = live.view(np.uint8)
@@ -128,38 +174,117 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         blocks0=blocks[0], blocks1=blocks[1], coding=coding, n=n, n_upper=n_upper, entry=entry,
         n_live=n_live, live=live, top=top, node_of=node_of, duplicates=duplicates,
         blocks2=np.arange(len(duplicates) // BLOCK, dtype=np.int32), table=NO_TABLE,
-        drawn=validation.integer(header["drawn"], "drawn", low=0),
+        drawn=validation.natural(header["drawn"], "drawn"),
         **{name: arrays[name] for name in kept},
     )  # fmt: skip
     return with_table(empty, snapshot), history
 
 
-def _check_nodes(node_of):
-    """Refuse duplicates of what is no earlier node."""
+def unpack_counters(counters: dict, snapshot: Snapshot) -> tuple[int, tuple[int, int] | None]:
+    """(next_id, depth) of an index of this snapshot."""
+    next_id = validation.integer(counters["next_id"], "next_id", low=0, high=2**63)
+    if snapshot.n:
+        used = ids_of(snapshot.ids, np.arange(snapshot.n))
+        if not used.max() < next_id:
+            raise CorruptFileError(f"next_id {next_id} is not above the id {used.max()}")
+    depth = counters["depth"]
+    if depth is None:
+        return next_id, None
+    if not isinstance(depth, list) or len(depth) != 2:
+        raise CorruptFileError(f"depth is {depth!r}")
+    measured = validation.integer(depth[0], "depth", low=1, high=MAX_SLOTS)
+    return next_id, (measured, validation.integer(depth[1], "depth", low=1, high=validation.MAX_K))
+
+
+def _check_ids(ids, live, n):
+    """Refuse negative ids, and an id of two live slots."""
+    if n and is_packed(ids):
+        if not 0 <= ids[0] <= validation.INT64_MAX - n + 1:
+            raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
+        return
+    if ids.min(initial=0) < 0:
+        raise CorruptFileError(f"ids has {ids.min()}")
+    ordered = np.sort(ids[live] if len(live) else ids)
+    twice = ordered[1:] == ordered[:-1]
+    if twice.any():
+        raise CorruptFileError(f"ids has {ordered[1:][twice][0]} twice")
+
+
+def _check_values(values, name, above=-np.inf):
+    """Refuse what is not finite, or too large to be measured; uint16 are the bits of float16."""
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        if part.dtype == np.uint16:
+            if (part & 0x7FFF).max(initial=0) >= 0x7C00:
+                raise CorruptFileError(f"{name} has what is not finite")
+            continue
+        low, high = part.min(initial=np.inf), part.max(initial=-np.inf)
+        if not (low > above and low >= -_MAX_NORM and high <= _MAX_NORM):
+            raise CorruptFileError(f"{name} has {low} to {high}")
+
+
+def _check_nodes(node_of, vectors):
+    """Refuse duplicates of what is no earlier node, or that do not differ from it as they say."""
     slots = np.flatnonzero(node_of != ABSENT)
     nodes = node_of[slots] >> 1
     if not ((node_of >= ABSENT).all() and (nodes < slots).all() and (node_of[nodes] == -1).all()):
         raise CorruptFileError("node_of names duplicates of what is no node before them")
+    for start in range(0, len(slots), _CHUNK):
+        some, of = slots[start : start + _CHUNK], nodes[start : start + _CHUNK]
+        if ((vectors[some] != vectors[of]).any(axis=1) != node_of[some] & 1).any():
+            raise CorruptFileError("node_of does not tell which duplicates differ")
+
+
+def _check_links(arrays, node_of, entry):
+    """Refuse links, or a spanning tree, that break an invariant of `kernels.state`."""
+    links0, levels, parent = arrays["links0"], arrays["levels"], arrays["parent"]
+    found: Int64s = np.zeros(3, np.int64)
+    fault = links_fault(links0, arrays["links1"], levels, node_of, found)
+    if not fault:
+        passed = np.zeros(len(parent), np.int32)
+        fault = tree_fault(links0, parent, node_of, entry, passed, found)
+    if fault:
+        slot, level, value = found.tolist()
+        array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"
+        raise CorruptFileError(f"{array} of slot {slot} on level {level}: {_FAULTS[fault]} {value}")
 
 
 def _coding_of(arrays, settings, empty):
     """The coding of a header, checked against what the index must have."""
     if settings is None:
         return None
+    if not isinstance(settings, list) or len(settings) != len(Coding._fields) - 2:
+        raise CorruptFileError(f"coding is {settings!r}")
     kind, *numbers = settings
     coding = Coding(kind, arrays["basis"], arrays["offset"], *numbers)
     walks_vectors = empty.rows is empty.vectors
-    fits = (SQ8,) if walks_vectors else (SQ8, PCA)  # a prefilter has no basis
+    fits: tuple[str, ...] = (SQ8,) if walks_vectors else (SQ8, PCA)  # a prefilter has no basis
+    if empty.vectors.dtype == np.uint8:
+        fits = (SQ8,)
     if empty.coding is not None:
         fits = (NONE,)
-    whole = len(settings) == len(Coding._fields) - 2
-    if not whole or kind not in fits or coding.walks_vectors is not walks_vectors:
+    if kind not in fits or coding.walks_vectors is not walks_vectors:
         raise CorruptFileError(f"codes of kind {kind!r} do not fit the settings")
+    dim, p = empty.dim, len(coding.offset)
+    if kind == NONE and (p or coding[3:] != uncoded()[3:]):
+        raise CorruptFileError(f"coding is {settings!r}, though there are no codes")
+    if kind == PCA and not 1 <= p <= dim:
+        raise CorruptFileError(f"offset has {p} components, not 1 to {dim}")
+    is_pca = kind == PCA
+    _expect(arrays, np.float32, basis=(dim, p) if is_pca else (0, 0))
+    _expect(arrays, np.float32, offset=(p if is_pca else 0 if kind == NONE else dim,))
+    _check_values(coding.basis, "basis")
+    _check_values(coding.offset, "offset")
     return coding._replace(
-        step=validation.real(coding.step, "step", above=0),
-        longest=validation.real(coding.longest, "longest", low=0),
+        step=validation.real(coding.step, "step", above=0, high=_MAX_NORM),
+        fitted_on=validation.natural(coding.fitted_on, "fitted_on"),
+        clipped=validation.natural(coding.clipped, "clipped"),
+        coded=validation.natural(coding.coded, "coded"),
+        longest=validation.real(coding.longest, "longest", low=0, high=_MAX_LONGEST),
         centre=validation.integer(coding.centre, "centre", low=0, high=255),
-        error_bound=validation.real(coding.error_bound, "margin", low=0),
+        error_bound=validation.real(
+            coding.error_bound, "margin", low=0, high=0 if walks_vectors else _MAX_NORM
+        ),
     )
 
 
@@ -172,6 +297,8 @@ def _is_mapped(array):
 def _expect(arrays, dtype, **shapes):
     for name, shape in shapes.items():
         array = arrays[name]
+        if not array.flags.aligned:
+            raise CorruptFileError(f"{name} is not aligned")
         if array.dtype != dtype or array.shape != shape:
             found, wanted = f"{array.dtype}{list(array.shape)}", f"{np.dtype(dtype)}{list(shape)}"
             raise CorruptFileError(f"{name} is {found}, not {wanted}")

@@ -22,7 +22,7 @@ from .quantization import Coding
 BLOCK = 1 << BLOCK_BITS  # logical rows of links that are copied together
 LINKS = {"links0": "blocks0", "links1": "blocks1", "duplicates": "blocks2"}  # rows and blocks
 NO_TABLE: Int64s = np.zeros(0, np.int64)
-_MAX_LEVEL = 31
+MAX_LEVEL = 31
 _MIN_DEAD, _DEAD_SHARE = 64, 0.2  # slots, and the share of them, that may stay dead
 
 
@@ -156,7 +156,7 @@ def drawn_levels(base: Snapshot, n: int, M: int, seed: int) -> dict:
     """
     bits = np.random.PCG64(seed).advance(base.drawn).random_raw(n)
     uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-    levels = np.minimum(-np.log(uniform) / np.log(M), _MAX_LEVEL).astype(np.uint8)
+    levels = np.minimum(-np.log(uniform) / np.log(M), MAX_LEVEL).astype(np.uint8)
     return with_levels(base, levels, base.drawn + n)
 
 

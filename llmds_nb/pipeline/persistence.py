@@ -2,17 +2,24 @@
 
 from typing import Any
 
+import numpy as np
+
 from .._core import validation
 from .._core.storage import Stored, checking_parts, nest, unnest
+from ..bm25 import segments as segs
 from ..bm25.index import InvertedIndex
 from ..errors import CorruptFileError
-from ..hnsw.index import HNSW
+from ..hnsw.index import HNSW, MAX_DIM
+from ..hnsw.snapshot import slots_of
+from ..primitives.status import ABSENT
 from ..text.lsa import LsaEncoder
 from .embedder import Embedder
 from .hybrid import HybridIndex
 from .text_store import TextStore
 
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
+
+_SETTINGS = {"fusion", "weight", "seed", "cache_tokens", "hot_threshold"}
 
 
 def pack(index: HybridIndex) -> tuple[dict, dict]:
@@ -39,22 +46,49 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     CorruptFileError
         A part has a newer format than this version reads, or the parts do not fit together.
     """
+    if set(header["parts"]) - set(_PARTS):
+        raise CorruptFileError(f"parts are {sorted(header['parts'])}")
     halves: dict[str, Any] = {}
     for name, version in header["parts"].items():
         part = _PARTS[name]
-        if not 1 <= version <= part._stored_version:
+        if not 1 <= validation.integer(version, name) <= part._stored_version:
             raise CorruptFileError(f"{name} has format {version}, newer than this version's")
         own = callables if name == "sparse" else {}
         halves[name] = part._from_state(*unnest(name, arrays, header), **own)
-    embedder = Embedder(halves.get("encoder"), lost=bool(header["needs_encoder"]))
+    lost = validation.flag(header["needs_encoder"], "needs_encoder")
+    if lost and "encoder" in halves:
+        raise CorruptFileError("needs_encoder is true, but an encoder is stored")
+    embedder = Embedder(halves.get("encoder"), lost=lost)
     if encoder is not None:
         with checking_parts():
             embedder = Embedder(encoder)
     texts = TextStore.from_state(*unnest("texts", arrays, header))
-    next_id = validation.integer(header["next_id"], "next_id", low=0)
+    next_id = validation.integer(header["next_id"], "next_id", low=0, high=2**63)
     dense, sparse, dim = halves.get("dense"), halves["sparse"], header["dim"]
-    if texts.n_ids != len(sparse):
-        raise CorruptFileError(f"{texts.n_ids} texts, but {len(sparse)} documents")
+    if dim is not None:
+        dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
     if dense is not None and dense.dim != dim:
         raise CorruptFileError(f"dim {dim}, but vectors of {dense.dim}")
+    _check_ids(dense, sparse, texts, next_id)
     return HybridIndex(dense, sparse, dim, embedder, seed, texts, next_id)
+
+
+def check_settings(settings: dict) -> None:
+    """Refuse settings that are not those of a pipeline, since the others would be the defaults."""
+    if set(settings) != _SETTINGS:
+        raise CorruptFileError(f"settings has {sorted(settings)}")
+
+
+def _check_ids(dense, sparse, texts, next_id):
+    """Refuse parts of other ids than the texts, of which some may have no vector."""
+    ids = np.sort(texts.pairs()[0])
+    if len(ids) and not 0 <= ids[0] <= ids[-1] < next_id:
+        raise CorruptFileError(f"texts have ids {ids[0]} to {ids[-1]}, next_id is {next_id}")
+    segments = sparse._contents.snapshot.segments
+    parts = [segs.ids_at(segment, segs.docs_alive(segment)) for segment in segments]
+    if not np.array_equal(ids, np.sort(np.concatenate([ids[:0], *parts]))):
+        raise CorruptFileError(f"the {len(ids)} texts have other ids than the documents")
+    if dense is not None and len(dense) != np.count_nonzero(
+        slots_of(dense._snapshot, ids) != ABSENT
+    ):
+        raise CorruptFileError(f"some of {len(dense)} vectors have the id of no text")

@@ -452,6 +452,7 @@ class RetrievalPipeline(Stored):
     def _from_state(
         cls, arrays, header, *, encoder=None, stemmer=None, pattern=None, on_hot=None, on_cold=None
     ):
+        persistence.check_settings(header["settings"])
         pipeline = cls(**header["settings"])
         inner, callables = unnest("index", arrays, header), {"stemmer": stemmer, "pattern": pattern}
         pipeline._index = persistence.unpack(*inner, pipeline._seed, encoder, callables)

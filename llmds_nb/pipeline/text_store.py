@@ -1,6 +1,7 @@
 """Stores the texts of documents in one blob of UTF-8 bytes, laid out in files as in memory."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..primitives.hash_table import (
 )
 from ..primitives.status import ABSENT
 
+_CHECKED_BYTES = 1 << 20  # at once, at least, when a file is read
 _SPARE_BYTES, _SPARE_ROWS = 1024, 16  # unused ones that are not worth a compaction
 
 
@@ -154,7 +156,7 @@ class TextStore(NamedTuple):
 
     @classmethod
     def from_state(cls, arrays: dict, header: dict) -> "TextStore":
-        """The store whose `state` this is. Reads the pairs, not the texts.
+        """The store whose `state` this is. O(bytes).
 
         Older files hold the unused rows of the table as well, their value ABSENT.
         """
@@ -165,7 +167,10 @@ class TextStore(NamedTuple):
             raise CorruptFileError(f"the text blob is {blob.dtype}{blob.shape}")
         indptr = validation.indptr(arrays["indptr"], blob.size)
         n_ids = validation.integer(header["n_ids"], "n_ids", low=0)
+        _check_texts(blob, indptr)
         ids, rows = _by_row(pairs[pairs[:, 1] != ABSENT])
+        if ids.min(initial=0) < 0:
+            raise CorruptFileError(f"the text table has the id {ids.min()}")
         if len(rows) and (rows[0] < 0 or rows[-1] >= indptr.size - 1):
             raise CorruptFileError("the text table has rows that are not there")
         table = empty_table(len(ids))
@@ -177,6 +182,20 @@ class TextStore(NamedTuple):
         except AssertionError:
             raise CorruptFileError("the text table does not fit the texts") from None
         return store
+
+
+def _check_texts(blob, indptr):
+    """Refuse texts that are not UTF-8, a part of the blob at a time."""
+    starts = indptr[:-1][indptr[:-1] < indptr[1:]]
+    if ((blob[starts] & 0xC0) == 0x80).any():  # within a character
+        raise CorruptFileError("the texts begin within characters")
+    cuts = np.searchsorted(indptr, np.arange(0, blob.size, _CHECKED_BYTES))
+    cuts = [*np.unique(indptr[cuts]).tolist(), blob.size]
+    for begin, end in pairwise(cuts):
+        try:
+            blob[begin:end].tobytes().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise CorruptFileError(f"the texts are not UTF-8: {error.reason}") from None
 
 
 def _by_row(pairs) -> tuple[Int64s, Int64s]:

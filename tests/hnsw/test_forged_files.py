@@ -1,0 +1,199 @@
+"""HNSW files that someone changed, with right checksums: refused, or a sound index."""
+
+import functools
+import io
+
+import numpy as np
+import pytest
+
+from llmds_nb import HNSW, CorruptFileError
+from llmds_nb._core.file_format import read_bytes, write
+
+from .cases import CASES, MORE, QUERIES
+
+NAMES = list(CASES)
+# What a stored vector or its codes are cannot be told from what they were: `check` compares them.
+CONTENTS = ("vectors", "rows", "sieve", "wild", "factors", "basis", "offset")
+SEEDS = range(75)  # of each of four configurations
+NUMBERS = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 65536, 2**31 - 1, 2**31, 2**62, 10**30]
+OTHERS = [None, True, 1.5, "1", [], {}]
+
+
+@functools.cache
+def saved(name):
+    index = CASES[name].make()
+    if name == "HNSW-pca":
+        index.tune(QUERIES, k=2, target_recall=0.5)
+    return index.to_bytes()
+
+
+def forged(arrays, header):
+    file = io.BytesIO()
+    write(file, "HNSW", arrays, header)
+    return file.getvalue()
+
+
+def opened(name):
+    """(arrays, header) of a file, to be changed."""
+    _, arrays, header = read_bytes(saved(name))
+    return {array: values.copy() for array, values in arrays.items()}, header
+
+
+def use(data, sound=True):
+    """Load it and call what reads or follows everything; whether it was loaded."""
+    try:
+        index = HNSW.from_bytes(data)
+    except CorruptFileError:
+        return False
+    if sound:
+        index.check()
+    index.search(QUERIES, 5)
+    index.search(QUERIES, 5, ef=90)
+    index.search(QUERIES, 90, exact=True)
+    index.search(QUERIES, 3, filter=np.arange(0, 90, 3))
+    index.stats()
+    index.add(MORE[:9])
+    index.add(MORE, np.arange(10, 70))  # repairs
+    index.remove([10, 11])
+    index.compact()
+    index.search(QUERIES, 5)
+    if sound:
+        index.check()
+    return True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unchanged_file(name):
+    assert use(forged(*opened(name)))
+
+
+EDITS = {
+    "links to 65536": lambda a, h: a["links0"][:, 1:].fill(65536),
+    "links to -2": lambda a, h: a["links0"][:, 1:].fill(-2),
+    "links to n": lambda a, h: a["links0"][:, 1:].fill(h["graph"]["n"]),
+    "links to one slot": lambda a, h: a["links0"][:, 1:].fill(3),
+    "links to itself": lambda a, h: a["links0"][:, 1:].__setitem__(
+        slice(None), np.arange(len(a["links0"]), dtype=np.int32)[:, None]
+    ),
+    "no links": lambda a, h: a["links0"].fill(0),
+    "too many links": lambda a, h: a["links0"][:, 0].fill(9),
+    "far too many links": lambda a, h: a["links0"][:, 0].fill(2**31 - 1),
+    "-1 links": lambda a, h: a["links0"][0].fill(-1),
+    "upper links to 65536": lambda a, h: a["links1"].fill(4) or a["links1"][:, 1:].fill(65536),
+    "upper links to low slots": lambda a, h: (
+        a["links1"][:, 0].fill(1),
+        a["links1"][:, 1].fill(int((a["levels"] == 0).argmax())),
+    ),
+    "parents in a ring": lambda a, h: a["parent"].__setitem__(
+        slice(None), np.roll(np.arange(len(a["parent"]), dtype=np.int32), 1)
+    ),
+    "parent -1": lambda a, h: a["parent"].fill(-1),
+    "parent n": lambda a, h: a["parent"].fill(len(a["parent"])),
+    "entry's parent": lambda a, h: a["parent"].__setitem__(
+        h["graph"]["entry"], (h["graph"]["entry"] + 1) % len(a["parent"])
+    ),
+    "levels 255": lambda a, h: a["levels"].fill(255),
+    "upper 0": lambda a, h: a["upper"].fill(0),
+    "live 2": lambda a, h: a["live"].view(np.uint8).fill(2),
+    "none live": lambda a, h: a["live"].fill(False),
+    "ids equal": lambda a, h: a["ids"].fill(7),
+    "ids -1": lambda a, h: a["ids"].fill(-1),
+    "ids 2**62": lambda a, h: a["ids"].__setitem__(0, 2**62),
+    "node_of -2": lambda a, h: a["node_of"].fill(-2),
+    "node_of 2**31 - 1": lambda a, h: a["node_of"].fill(2**31 - 1),
+    "node_of 0": lambda a, h: a["node_of"].fill(0),
+    "node_of missing": lambda a, h: a.pop("node_of"),
+    "differs": lambda a, h: a.update(
+        node_of=np.where(a["node_of"] < 0, -1, a["node_of"] ^ 1).astype(np.int32)
+    ),
+    "next_id 0": lambda a, h: h["counters"].update(next_id=0),
+    "next_id of an id": lambda a, h: h["counters"].update(next_id=int(a["ids"].max())),
+    "n 0": lambda a, h: h["graph"].update(n=0),
+    "n 1.0": lambda a, h: h["graph"].update(n=float(h["graph"]["n"])),
+    "M": lambda a, h: h["settings"].update(M=5),
+    "no M": lambda a, h: h["settings"].pop("M"),
+    "another setting": lambda a, h: h["settings"].update(more=5),
+    "dim": lambda a, h: h["settings"].update(dim=2**31 - 1),
+    "coding": lambda a, h: h["graph"]["coding"].append(1),
+    "no coding": lambda a, h: h["graph"].update(coding=None),
+    "depth": lambda a, h: h["counters"].update(depth=[1, 0]),
+    "no depth": lambda a, h: h["counters"].update(depth={}),
+}
+
+
+@pytest.mark.parametrize("edit", list(EDITS))
+@pytest.mark.parametrize("name", NAMES)
+def test_refused(name, edit):
+    arrays, header = opened(name)
+    EDITS[edit](arrays, header)
+    assert not use(forged(arrays, header))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_that_are_no_numbers_are_refused(name):
+    for array in ("vectors", "factors", "offset", "basis"):
+        arrays, header = opened(name)
+        values = arrays[array]
+        if values.size and values.dtype != np.uint8:
+            values.view(f"u{values.itemsize}").fill(0x7F80_0000 if values.itemsize == 4 else 0x7C00)
+            assert not use(forged(arrays, header)), array
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_of_other_forms_are_refused(name):
+    for array, values in opened(name)[0].items():
+        forms = [values[:-1], values[None], np.concatenate([values, values]), values.view(np.uint8)]
+        forms.append(values.astype(np.float64))
+        for form in forms:
+            arrays, header = opened(name)
+            arrays[array] = form
+            changed = form.shape != values.shape or form.dtype != values.dtype
+            same = not changed or (array == "live" and not values.size)
+            assert use(forged(arrays, header)) <= same, (array, form.dtype, form.shape)
+        arrays, header = opened(name)
+        del arrays[array]
+        assert not use(forged(arrays, header)) or array == "rows", array
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_the_header(name):
+    _, header = opened(name)
+    for group, fields in header.items():
+        for field in fields if isinstance(fields, dict) else ():
+            for value in [*NUMBERS, *OTHERS, "missing"]:
+                arrays, changed = opened(name)
+                if value == "missing":
+                    del changed[group][field]
+                else:
+                    changed[group][field] = value
+                use(forged(arrays, changed))
+        for value in [*OTHERS, "missing"]:
+            arrays, changed = opened(name)
+            changed[group] = 99 if group == "version" else value
+            if value == "missing":
+                del changed[group]
+            assert not use(forged(arrays, changed)), (group, value)
+    for place in range(len(header["graph"]["coding"])):
+        for value in [*NUMBERS, *OTHERS, 1e300]:
+            arrays, changed = opened(name)
+            changed["graph"]["coding"][place] = value
+            use(forged(arrays, changed), sound=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_edits(name):
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        arrays, header = opened(name)
+        array = rng.choice([each for each, values in arrays.items() if values.size])
+        values = arrays[array].reshape(-1)
+        places = rng.integers(0, values.size, rng.choice([1, 3, values.size]))
+        if rng.random() < 0.5:
+            values.view(np.uint8)[rng.integers(0, values.nbytes, 3)] = rng.integers(0, 256, 3)
+        elif values.dtype.kind in "iu":
+            high = int(np.iinfo(values.dtype).max)
+            one = [0, 1, 2, high, high // 2, values.size, header["graph"]["n"]]
+            values[places] = np.array([min(int(i), high) for i in one])[rng.integers(0, 7)]
+        else:
+            values[places] = values[rng.integers(0, values.size)]
+        use(forged(arrays, header), sound=array not in CONTENTS)
