@@ -162,8 +162,10 @@ class PagedAllocator(Stored):
 
     @classmethod
     def _from_state(cls, arrays, header):
-        pool = cls(header["n_pages"], header["page_size"])
         ref, free = arrays["ref"], arrays["free_stack"]
+        if type(header["n_pages"]) is not int or header["n_pages"] != len(ref):
+            raise CorruptFileError(f"header field 'n_pages' is {header['n_pages']!r}")
+        pool = cls(header["n_pages"], header["page_size"])
         n = pool.n_pages
         for name, array, most in (("ref", ref, n), ("free_stack", free, free.size)):
             if array.dtype != np.int32 or array.shape != (most,):

@@ -157,9 +157,20 @@ class ExtraKeys:
 
     @classmethod
     def from_json(cls, page_size: int, saved: dict[str, list]) -> "ExtraKeys":
-        """What `to_json` wrote."""
+        """What `to_json` wrote; ValueError for numbers out of range, or given twice."""
         symbols = {n: (token, _from_json(parts)) for n, token, parts in saved["symbols"]}
-        return cls(page_size, symbols, {n: _from_json(ranges) for n, ranges in saved["ranges"]})
+        ranges = {n: _from_json(given) for n, given in saved["ranges"]}
+        tokens = [token for token, _ in symbols.values()]
+        for number in [*symbols, *ranges, *(1 + token for token in tokens)]:
+            if type(number) is not int or not 1 <= number <= validation.INT32_MAX + 1:
+                raise ValueError(f"{number!r} in header field 'extra' is out of range")
+        for values, given in ((symbols, saved["symbols"]), (ranges, saved["ranges"])):
+            if (
+                len(set(values.values())) < len(given)
+                or max(values, default=0) > validation.INT32_MAX
+            ):
+                raise ValueError("header field 'extra' gives a number twice, or one too large")
+        return cls(page_size, symbols, ranges)
 
 
 def _json(ranges):
@@ -167,4 +178,7 @@ def _json(ranges):
 
 
 def _from_json(ranges) -> Ranges:
-    return tuple((start, stop, salt_from_json(kind, text)) for start, stop, kind, text in ranges)
+    found = tuple((start, stop, salt_from_json(kind, text)) for start, stop, kind, text in ranges)
+    if check_extra(found) != found:
+        raise ValueError("header field 'extra' has ranges that are not in order")
+    return found

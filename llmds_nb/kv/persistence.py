@@ -14,6 +14,7 @@ from .kernels.events import N_EVENTS
 from .kernels.operations import kv_rekey
 from .pins import Pins
 from .salts import salt_from_json, salt_to_json
+from .saved_arrays import check_arrays, check_domains, check_sizes
 from .settings import CacheSettings, check_settings
 from .state import CacheState, empty_arrays, ids_of
 
@@ -70,19 +71,22 @@ def from_file(
     header = {**_DEFAULTS, **header}
     *given, key = (header[name] for name in CacheSettings._fields)
     settings = _with_policy(given, bytes.fromhex(key), policy)
-    domains = {salt_from_json(kind, text): domain for kind, text, domain in header["domains"]}
+    if header["dtype"] != settings.dtype.name:
+        raise CorruptFileError(f"header field 'dtype' is {header['dtype']!r}")
+    found = _state_arrays(settings, arrays)
+    saved = [(salt_from_json(kind, text), domain) for kind, text, domain in header["domains"]]
+    check_domains(saved, len(found.domain))
+    domains = dict(saved)
+    check_arrays(found, empty_arrays(settings), list(domains.values()))
+    found = found._replace(ids=ids_of(found.seq_hot))
     kv = None
     if settings.tensor_shape is not None:
         kv = arrays["kv"].view(settings.dtype)
         if kv.shape != settings.tensor_shape or arrays["kv"].dtype != _as_stored(kv).dtype:
             raise CorruptFileError(f"array 'kv' has shape {list(arrays['kv'].shape)}")
     extras = ExtraKeys.from_json(settings.page_size, header["extra"])
-    state = CacheState(settings, (_state_arrays(settings, arrays), domains, extras, kv))
-    pages, end = {}, 0
-    for handle, n in header["pins"]:
-        pages[handle] = arrays["pins"][end : end + n]
-        end += n
-    pins = Pins(pages, header["next_pin"])
+    state = CacheState(settings, (found, domains, extras, kv))
+    pins = _pins(arrays["pins"], header["pins"], header["next_pin"])
     try:
         check(state, pins.all_pages())
     except (AssertionError, IndexError) as error:
@@ -90,6 +94,22 @@ def from_file(
     if header["version"] == 1 and settings.eviction == "lfu":
         _rekey(state)
     return state, pins
+
+
+def _pins(array, held, next_pin):
+    """The pins, whose handles and numbers of pages are in `held`."""
+    if array.dtype != np.int32 or array.ndim != 1:
+        raise CorruptFileError(f"array 'pins' is {array.dtype}{list(array.shape)}")
+    pages, end = {}, 0
+    for handle, n in held:
+        numbers = type(handle) is int and type(n) is int and type(next_pin) is int
+        if not numbers or not 1 <= handle <= next_pin or n < 0 or handle in pages:
+            raise CorruptFileError(f"header field 'pins' has pin {handle!r} of {n!r} pages")
+        pages[handle] = array[end : end + n]
+        end += n
+    if end != len(array) or type(next_pin) is not int or next_pin < 1:
+        raise CorruptFileError(f"array 'pins' has {len(array)} pages, not {end}")
+    return Pins(pages, next_pin)
 
 
 def _with_policy(given, key, policy):
@@ -106,7 +126,11 @@ def _with_policy(given, key, policy):
 
 
 def _state_arrays(settings, arrays):
-    empty = empty_arrays(settings)
+    check_sizes(settings, arrays["page"], arrays["tok"])
+    try:
+        empty = empty_arrays(settings)
+    except MemoryError:
+        raise CorruptFileError(f"header field 'max_events' is {settings.max_events}") from None
     found = {name: getattr(empty, name) for name in _NOT_IN_FILES}
     for field, like in empty._asdict().items():
         if field in found:
@@ -121,13 +145,12 @@ def _state_arrays(settings, arrays):
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         found[field] = array
     found["events"] = _log(empty.events, found["events"])
-    found["ids"] = ids_of(found["seq_hot"])
     return s.KVState(**found)
 
 
 def _log(empty, saved):
     """The log that holds the saved events, and as many more as the empty one."""
-    if len(saved) != (1 + saved[0, N_EVENTS] if len(saved) else 0) or len(saved) > len(empty):
+    if len(saved) != (1 + int(saved[0, N_EVENTS]) if len(empty) else 0) or len(saved) > len(empty):
         raise CorruptFileError(f"array 'events' has {len(saved)} rows")
     empty[: len(saved)] = saved
     return empty

@@ -55,11 +55,16 @@ def salt_to_json(salt: Salt) -> tuple[str, str]:
 
 
 def salt_from_json(kind: str, text: str) -> Salt:
-    """The salt that `salt_to_json` wrote."""
+    """The salt that `salt_to_json` wrote; ValueError for what it cannot have written."""
     data = bytes.fromhex(text)
+    salt: Salt = data
     if kind == "s":
-        return data.decode("utf-8", "surrogatepass")
-    return int(data) if kind == "i" else data
+        salt = data.decode("utf-8", "surrogatepass")
+    elif kind == "i":
+        salt = int(data)
+    if salt_to_json(salt) != (kind, text):  # one form only: no two names of one tenant
+        raise ValueError(f"no salt is written as {kind!r}, {text!r}")
+    return salt
 
 
 def _kind_and_data(salt: Salt) -> tuple[str, bytes]:

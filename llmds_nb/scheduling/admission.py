@@ -289,12 +289,13 @@ class AdmissionController(Stored):
         with checking_parts():
             now = validation.now_ns(clock)
         buckets = k.TokenBuckets(**arrays)
+        most = _check_saved(buckets, header)
         buckets.counter[k.LAST_NS] += now
         buckets.key[: len(header["keys"]), k.KEY_NS] += now
         places = {bytes.fromhex(name): place for place, name in enumerate(header["keys"])}
         control = cls.__new__(cls)
         try:
-            control._assemble(buckets, places, int(header["max_keys"]), clock)
+            control._assemble(buckets, places, most, clock)
             control.check()
         except AssertionError as error:
             raise CorruptFileError(f"the controller is inconsistent: {error}") from None
@@ -337,3 +338,30 @@ def _bucket(rate, name, burst_ms):
     per_ns, unit = taken.numerator, taken.denominator * _NS
     capacity = max(per_ns * burst_ns, unit)
     return per_ns, unit, capacity, capacity // unit, -(-capacity // per_ns), capacity
+
+
+def _check_saved(buckets, header) -> int:
+    """Refuse what the kernels could not reckon with; returns the most keys there may be."""
+    pack(buckets)  # dtypes and shapes
+    names, most, key = header["keys"], header["max_keys"], buckets.key
+    if type(most) is not int or not 2 <= most <= 2**30:
+        raise CorruptFileError(f"header field 'max_keys' is {most!r}")
+    if len(names) > len(key) or len(set(names)) < len(names):
+        raise CorruptFileError("header field 'keys' has a name twice, or more names than rows")
+    for name, rows in (("bucket", buckets.bucket), ("limit", buckets.limit)):
+        for row in rows.tolist():
+            rate, unit, capacity, largest, fill_ns, level = row
+            if rate == 0 and any(row):
+                raise CorruptFileError(f"array {name!r} has no rate, but {row}")
+            if rate and not (
+                rate > 0 < unit <= capacity < _MAX_GRAINS
+                and largest == capacity // unit
+                and fill_ns == -(-capacity // rate)
+                and -k.MOST_DEBT <= level <= capacity
+            ):
+                raise CorruptFileError(f"array {name!r} has a bucket {row}")
+    times = np.append(key[: len(names), k.KEY_NS], buckets.counter[k.LAST_NS])
+    counts = buckets.counter[k.LAST_NS + 1 : k.SETTLED]
+    if np.abs(times).max() > 2**61 or times.min() < -(2**61) or counts.max() > k.MOST:
+        raise CorruptFileError("array 'key' or 'counter' has a time or a count out of range")
+    return most

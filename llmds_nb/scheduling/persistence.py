@@ -3,6 +3,7 @@
 Times are relative to the present time of the clock. Hash tables, heaps and bitsets are made anew.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..kv.salts import salt_from_json, salt_to_json
 from ..primitives.status import ABSENT
 from .batcher_state import BatcherState
 from .kernels import continuous as c, queue_state as s, request_queue as k
-from .request_queue import RequestQueue
+from .request_queue import FOREVER_NS, MAX_TOKENS, RequestQueue
 
 _TIMES = (s.ARRIVAL_NS, s.DEADLINE_NS)
 
@@ -65,7 +66,10 @@ def queue_from_file(
     meta[s.NOW] += now
     _shift(empty.policy, request, now)
     cost, rate = map(float, header["costs"])
-    origin, queue.default_slo_ns = int(header["origin"]) + now, int(header["default_slo_ns"])
+    if not (math.isfinite(cost) and math.isfinite(rate)):
+        raise CorruptFileError(f"header field 'costs' is {header['costs']}")
+    origin = number(header, "origin", -FOREVER_NS, FOREVER_NS) + now
+    queue.default_slo_ns = number(header, "default_slo_ns", 0, FOREVER_NS)
     grown, _ = k.queue_grown(empty, len(request), len(tenant))
     grown = grown._replace(origin=origin, aging_cost=cost, aging_rate=rate)
     grown.request[: len(request)], grown.fair.tenant[: len(tenant)] = request, tenant
@@ -77,6 +81,14 @@ def queue_from_file(
     except (AssertionError, IndexError) as error:
         raise CorruptFileError(f"the queue is inconsistent: {error}") from None
     return queue
+
+
+def number(header: dict[str, Any], name: str, low: int, high: int) -> int:
+    """A header's field that is an integer from low to high; CorruptFileError for another."""
+    value = header[name]
+    if type(value) is not int or not low <= value <= high:
+        raise CorruptFileError(f"header field {name!r} is {value!r}, not {low} to {high}")
+    return value
 
 
 def _checked(arrays, name):
@@ -98,7 +110,14 @@ def _check_shapes(empty, meta, request, tenant):
     links = request[:, [s.UP, s.LEFT, s.RIGHT]]
     numbers = live[:, s.TENANT] if fair else np.zeros(0, np.int64)
     roots = np.append(tenant[:, s.ROOT_SLOT], meta[s.PARKED_FIRST])
+    _check_times(meta, live)
+    owned = tenant[tenant[:, s.SIZE] > 0, s.ROOT_SLOT]
     for values, low, high in (
+        (meta[[s.WAITING, s.RUNNING, s.PARKED]], 0, fresh + 1),
+        (meta[[s.NEXT_ID, s.WAITING_TOKENS]], 0, 2**62 + 1),
+        (tenant[:, s.SIZE], 0, fresh + 1),
+        (owned, 0, fresh),
+        (live[:, s.CHARGED], 0, 2**62 + 1),
         (request[:, s.STATE], s.FREE, s.IS_PARKED + 1),
         (live[:, s.PRIORITY], -(2**31), 2**31),
         (live[:, s.ID], 0, meta[s.NEXT_ID]),
@@ -116,6 +135,18 @@ def _check_shapes(empty, meta, request, tenant):
         live
     ):
         raise CorruptFileError("the queue holds a number twice")
+
+
+def _check_times(meta, live):
+    """Refuse times, relative to the present, whose sums leave int64."""
+    for values, most in (
+        (meta[[s.NOW]], FOREVER_NS),
+        (live[:, s.ARRIVAL_NS], FOREVER_NS),
+        (live[:, s.DEADLINE_NS], 2 * FOREVER_NS - 1),
+        (live[live[:, s.STARTED_NS] != ABSENT, s.STARTED_NS], FOREVER_NS),
+    ):
+        if values.size and (values.min() < -most or values.max() > most):
+            raise CorruptFileError("the queue holds a time out of range")
 
 
 # The arrays of a Batcher that go into a file.
@@ -147,22 +178,61 @@ def batcher_from_file(
 ) -> BatcherState:
     """The state, with its queue and its cache; CorruptFileError as `queue_from_file`."""
     cache = KVCache._from_state(*unnest("cache", arrays, header), eviction=eviction)
+    most = number(header, "max_step_tokens", 1, 2**26)
+    if arrays["running"].ndim != 1 or not 1 <= len(arrays["running"]) <= 2**20:
+        raise CorruptFileError(f"array 'running' has shape {list(arrays['running'].shape)}")
     inner = unnest("queue", arrays, header)
     queue = queue_from_file(*inner, c.ROW_WIDTH, clock, policy)
     n = len(arrays["running"])
-    state = BatcherState(cache, queue, n, int(header["max_step_tokens"]))
+    state = BatcherState(cache, queue, n, most)
     for name in _WHOLE:
         own, array = getattr(state.arrays, name), arrays[name]
-        if array.dtype != own.dtype or (name != "slots" and array.shape != own.shape):
+        if array.dtype != own.dtype or (
+            len(array) > len(own) if name == "slots" else array.shape != own.shape
+        ):
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         own[: len(array)] = array
-    count = state.arrays.count
-    if count[c.N_GROWING] != 0 or not 0 <= count[c.N_PREEMPTED] <= n:
-        raise CorruptFileError("the counts of the batcher are out of range")
+    _check_batcher(state, len(arrays["slots"]), arrays["tokens"])
     salts = {id_: salt_from_json(kind, text) for id_, kind, text in header["salts"]}
+    live = queue.handle.state.request[: queue.meta[s.FRESH]]
+    live = live[live[:, s.STATE] != s.FREE, s.ID].tolist()
+    if [id_ for id_, _, _ in header["salts"]] != live:  # both rise
+        raise CorruptFileError("header field 'salts' has not each request once")
     try:
         state.restore(arrays["tokens"], header["waiting"], salts)
         state.check()
     except (AssertionError, IndexError, KeyError) as error:
         raise CorruptFileError(f"the batcher is inconsistent: {error}") from None
     return state
+
+
+def _check_batcher(state, n_slots, tokens):
+    """Refuse counts, plans and rows that kernels could not read safely."""
+    count, n, queue = state.arrays.count, len(state.arrays.running), state.queue
+    if tokens.dtype != np.int32 or tokens.ndim != 1 or (tokens < 0).any():
+        raise CorruptFileError(f"array 'tokens' is {tokens.dtype}{list(tokens.shape)}")
+    if queue.meta[s.RUNNING] > n:
+        raise CorruptFileError(f"{queue.meta[s.RUNNING]} requests run, of {n} at most")
+    rows = queue.handle.state.request
+    live = rows[rows[:, s.STATE] != s.FREE]
+    planned = state.arrays.plan[:, : count[c.N_PLANNED]]
+    size = state.cache.n_pages * state.cache.page_size
+    for name, values, low, high in (
+        ("N_GROWING", count[[c.N_GROWING]], 0, 0),
+        ("a count", count[[c.N_PREEMPTED, c.N_PLANNED, c.N_DONE]], 0, n),
+        ("N_SLOTS", count[[c.N_SLOTS]], n_slots, n_slots),
+        ("HANDED_OUT", count[[c.HANDED_OUT]], 0, 1),
+        ("a count", count[: c.FIRSTS + 1], 0, 2**62),
+        ("an id of the plan", planned[0], 0, queue.meta[s.NEXT_ID] - 1),
+        ("a position of the plan", planned[1:], 0, size),
+        ("a slot", state.arrays.slots[:n_slots], 0, size - 1),
+        ("COMPUTED or PLANNED", live[:, [c.COMPUTED, c.PLANNED]], 0, size),
+        ("LENGTH", live[:, c.LENGTH], 0, MAX_TOKENS),
+        ("GENERATED", live[:, c.GENERATED], 0, MAX_TOKENS),
+        ("MAX_NEW", live[:, c.MAX_NEW], 1, MAX_TOKENS),
+        ("LOST", live[:, c.LOST], 0, 2**62),
+    ):
+        if values.size and not low <= values.min() <= values.max() <= high:
+            raise CorruptFileError(f"{name} of the batcher is not from {low} to {high}")
+    if np.unique(planned[0]).size < planned.shape[1]:
+        raise CorruptFileError("array 'plan' names a request twice")

@@ -246,8 +246,9 @@ class PrefixRouter(Stored):
         options["max_imbalance"] = math.inf if imbalance is None else imbalance
         router = cls(1, key=None if key is None else bytes.fromhex(key), **options)
         prefix = router._handle.state.prefix
-        prefix[header["places"]] = arrays["prefix"]
         state = k.Router(prefix, arrays["replica"], arrays["meta"], router.page_size)
+        _check_saved(state, arrays["prefix"], header)
+        prefix[header["places"]] = arrays["prefix"]
         router._assemble(state, header["next_id"], router._key)
         try:
             router.check()
@@ -260,3 +261,25 @@ class PrefixRouter(Stored):
         router = PrefixRouter(2, page_size=2, max_prefixes=8)
         router.route(np.arange(5, dtype=np.int32))
         router.remove(router.add())
+
+
+def _check_saved(state, rows, header):
+    """Refuse what the kernels could not read safely; `rows` go to the header's places."""
+    pack(state)  # dtypes and shapes
+    slots, places, next_id = len(state.prefix), header["places"], header["next_id"]
+    if header["slots"] != slots:
+        raise CorruptFileError(f"header field 'slots' is {header['slots']!r}")
+    if type(next_id) is not int or not 1 <= next_id < 2**62:
+        raise CorruptFileError(f"header field 'next_id' is {next_id!r}")
+    if rows.dtype != np.uint64 or rows.shape != (len(places), 3):
+        raise CorruptFileError(f"array 'prefix' is {rows.dtype}{list(rows.shape)}")
+    rising = all(type(place) is int and 0 <= place < slots for place in places)
+    if not rising or sorted(set(places)) != places:
+        raise CorruptFileError("header field 'places' has not rising slots")
+    loads, counts = state.replica[:, k.LOAD], state.meta
+    # Loads below 2**52 are exact in the kernel's means, so one of them is never above its bound.
+    most = 2**52 // max(1, len(loads))
+    if not 1 <= len(loads) <= _MOST_REPLICAS or loads.min() < 0 or loads.max() > most:
+        raise CorruptFileError("array 'replica' has a load or a length out of range")
+    if counts.min() < 0 or counts.max() >= 2**62:
+        raise CorruptFileError(f"array 'meta' is {counts.tolist()}")

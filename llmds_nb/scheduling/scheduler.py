@@ -363,7 +363,9 @@ class Scheduler(QueueOwner, Stored):
 
     @classmethod
     def _from_state(cls, arrays, header, *, clock=time.monotonic_ns, policy=None):
-        inner, numbers = unnest("queue", arrays, header), [int(n) for n in header["numbers"]]
+        inner, numbers = unnest("queue", arrays, header), header["numbers"]
+        if [type(n) for n in numbers] != [int] * 4:
+            raise CorruptFileError(f"header field 'numbers' is {numbers}")
         queue = persistence.queue_from_file(*inner, s.WIDTH, clock, policy)
         size, limit, most, wait_ns = numbers
         ranges = 1 <= size <= 2**20 and limit in (0, most) and 1 <= most <= q.MAX_TOKENS
@@ -371,6 +373,9 @@ class Scheduler(QueueOwner, Stored):
             raise CorruptFileError(f"the settings {numbers} are out of range")
         scheduler = cls.__new__(cls)
         scheduler._assemble(queue, numbers, [arrays[name] for name in _OWN])
+        count = arrays["count"]
+        if count.min() < 0 or count.max() > 2**62:
+            raise CorruptFileError(f"array 'count' is {count.tolist()}")
         try:
             scheduler.check()
         except AssertionError as error:
