@@ -73,10 +73,10 @@ def test_the_file_itself_works(case):
 
 
 def test_wrong_arrays_are_refused(case):
-    for name in case[1][1]:
+    for name in (n for n in case[1][1] if not n.startswith("cache/")):
         for edit in (
             lambda a, h, name=name: a.pop(name),
-            lambda a, h, name=name: a.update({name: a[name].astype(np.float16)}),
+            lambda a, h, name=name: a.update({name: np.zeros(a[name].shape, np.float16)}),
             lambda a, h, name=name: a.update({name: a[name].reshape(1, 1, -1)}),
         ):
             assert _refused_or_right(case, edit), name
