@@ -1,6 +1,7 @@
 """Files of an HNSW index: a snapshot as arrays and a header, and back, with every check."""
 
 import mmap
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ from .snapshot import (
     is_packed,
     logical_rows,
     marked_live,
+    new_table,
     with_groups,
-    with_table,
 )
 
 MAX_SLOTS = 2**30
@@ -47,7 +48,7 @@ _FAULTS = {
     TARGET: "no other slot, or twice in its row, is",
     LEVEL: "too low for the level is slot",
     DUPLICATE: "a duplicate has links, or is linked to:",
-    PARENT: "it is no neighbour of its parent",
+    PARENT: "no slot, or not as many nodes as there are, lead to it:",
     CYCLE: "the entry is not reached by way of",
 }
 
@@ -132,7 +133,7 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
             raise CorruptFileError(f"{name} has other bytes than 0 and 1")
     if n and len(live) and not live.any():
         raise CorruptFileError(f"live has none of {n} slots")
-    _check_ids(ids, live, n)
+    _check_ids(ids, n)
     _check_values(factors, "factors", above=0.0)
     if not codes_only and not _is_mapped(arrays["vectors"]):
         _check_values(arrays["vectors"], "vectors")
@@ -177,7 +178,12 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         drawn=validation.natural(header["drawn"], "drawn"),
         **{name: arrays[name] for name in kept},
     )  # fmt: skip
-    return with_table(empty, snapshot), history
+    if n and not is_packed(ids):
+        table = new_table(snapshot)
+        if table is None:
+            raise CorruptFileError("ids has an id of two live slots")
+        snapshot = replace(snapshot, table=table)
+    return snapshot, history
 
 
 def unpack_counters(counters: dict, snapshot: Snapshot) -> tuple[int, tuple[int, int] | None]:
@@ -196,18 +202,14 @@ def unpack_counters(counters: dict, snapshot: Snapshot) -> tuple[int, tuple[int,
     return next_id, (measured, validation.integer(depth[1], "depth", low=1, high=validation.MAX_K))
 
 
-def _check_ids(ids, live, n):
-    """Refuse negative ids, and an id of two live slots."""
+def _check_ids(ids, n):
+    """Refuse negative ids."""
     if n and is_packed(ids):
         if not 0 <= ids[0] <= validation.INT64_MAX - n + 1:
             raise CorruptFileError(f"{n} ids cannot count up from {ids[0]}")
         return
     if ids.min(initial=0) < 0:
         raise CorruptFileError(f"ids has {ids.min()}")
-    ordered = np.sort(ids[live] if len(live) else ids)
-    twice = ordered[1:] == ordered[:-1]
-    if twice.any():
-        raise CorruptFileError(f"ids has {ordered[1:][twice][0]} twice")
 
 
 def _check_values(values, name, above=-np.inf):
@@ -239,10 +241,9 @@ def _check_links(arrays, node_of, entry):
     """Refuse links, or a spanning tree, that break an invariant of `kernels.state`."""
     links0, levels, parent = arrays["links0"], arrays["levels"], arrays["parent"]
     found: Int64s = np.zeros(3, np.int64)
-    fault = links_fault(links0, arrays["links1"], levels, node_of, found)
-    if not fault:
-        passed = np.zeros(len(parent), np.int32)
-        fault = tree_fault(links0, parent, node_of, entry, passed, found)
+    passed = np.empty(len(parent), np.int32)
+    fault = tree_fault(parent, node_of, entry, passed, found)
+    fault = fault or links_fault(links0, arrays["links1"], levels, node_of, parent, passed, found)
     if fault:
         slot, level, value = found.tolist()
         array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"

@@ -238,10 +238,17 @@ def with_table(base: Snapshot, snapshot: Snapshot) -> Snapshot:
     new = snapshot.ids, base.n, snapshot.n
     if len(base.table) and id_table.slots_enter_many(base.table, *new):
         return replace(snapshot, table=base.table)
+    table = new_table(snapshot)
+    assert table is not None
+    return replace(snapshot, table=table)
+
+
+def new_table(snapshot: Snapshot) -> Int64s | None:
+    """A table of the ids of live slots; None where two of them have the same."""
     table = id_table.table_for(snapshot.n)
     live = snapshot.live if len(snapshot.live) else np.ones(snapshot.n, np.uint8)
-    id_table.slots_enter_live(table, snapshot.ids, live[: snapshot.n])
-    return replace(snapshot, table=table)
+    distinct = id_table.slots_enter_live(table, snapshot.ids, live[: snapshot.n])
+    return table if distinct else None
 
 
 def block_rows(blocks: Int32s, n: int) -> Int64s:

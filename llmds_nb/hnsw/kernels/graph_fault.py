@@ -7,72 +7,86 @@ import numpy as np
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
-from .insert import is_linked
 
 COUNT, TARGET, LEVEL, DUPLICATE, PARENT, CYCLE = range(1, 7)
 
 
 @kernel(borrow=True)
-def links_fault(links0, links1, levels, node_of, fault):
+def links_fault(links0, links1, levels, node_of, parent, passed, fault):
     """0, or which fault the links of `levels.size` slots have, and in fault int64[3] where.
 
     That is (slot, level, number or neighbour). COUNT: a row has no such number of links; TARGET: a
     link leads to no other slot, or twice to one; LEVEL: to a slot below the level; DUPLICATE: a
-    link leads to a duplicate or from it. Rows are in logical order, those of `links1` by slot and
-    level, as many as the levels. O(n M^2), in int32 comparisons of neighbours in memory.
+    link leads to a duplicate or from it; PARENT: not as many nodes as should be, but the number in
+    `fault`, are neighbours of their parents. Rows are in logical order, those of `links1` by slot
+    and level, as many as the levels. Scratch: passed int32[n]. O(links).
     """
-    n, upper = levels.size, 0
+    n, upper, n_children, n_nodes = levels.size, 0, 0, 0
+    for slot in range(n):
+        passed[slot] = -1
     for slot in range(n):
         is_duplicate = node_of.size > 0 and node_of[slot] != ABSENT
-        for level in range(levels[slot] + 1):
+        n_nodes += not is_duplicate
+        height = np.int64(levels[slot])
+        for level in range(height, -1, -1):  # so that the last mark of a target is of level 0
             row = links0[slot]
             if level > 0:
-                row = links1[upper]
-                upper += 1
-            fault[0], fault[1], fault[2] = slot, level, row[0]
-            if row[0] < 0 or row[0] >= row.size:
+                row = links1[upper + level - 1]
+            degree = np.int64(row[0])
+            fault[0], fault[1], fault[2] = slot, level, degree
+            if degree < 0 or degree >= row.size:
                 return COUNT
-            if is_duplicate and row[0] > 0:
+            if is_duplicate and degree > 0:
                 return DUPLICATE
-            for j in range(1, np.int64(row[0]) + 1):
+            mark = np.int32(slot)
+            if level > 0:
+                mark = np.int32(-1 - level)
+            for j in range(1, degree + 1):
                 target = np.int64(row[j])
-                fault[2] = target
-                if target < 0 or target >= n or target == slot or is_linked(target, row, j - 1):
+                if target < 0 or target >= n or target == slot or passed[target] == mark:
+                    fault[2] = target
                     return TARGET
-                if level > 0 and levels[target] < level:
-                    return LEVEL
+                passed[target] = mark
+                if level > 0:
+                    if levels[target] < level:
+                        fault[2] = target
+                        return LEVEL
+                else:
+                    n_children += parent[target] == slot
                 if node_of.size > 0 and node_of[target] != ABSENT:
+                    fault[2] = target
                     return DUPLICATE
-    return 0
+            if level > 0:
+                for j in range(1, degree + 1):  # the same mark serves the next slot
+                    passed[row[j]] = -1
+        upper += height
+    fault[0], fault[1], fault[2] = -1, 0, n_children
+    return PARENT if n_children != n_nodes - 1 else 0
 
 
 @kernel(borrow=True)
-def tree_fault(links0, parent, node_of, entry, passed, fault):
-    """0, or which fault the spanning tree has: PARENT or CYCLE; in fault int64[3] as above.
+def tree_fault(parent, node_of, entry, passed, fault):
+    """0, or which fault the parents int32[n] have: PARENT or CYCLE; in fault int64[3] as above.
 
-    PARENT: a slot is no neighbour of its parent, or a duplicate is no child of its node. CYCLE: the
-    parents of a slot do not lead to the entry. The links have no fault. Scratch: passed int32[n],
-    zeros. O(n M).
+    PARENT: it is no slot, that of the entry is another one, or that of a duplicate is not its node.
+    CYCLE: the parents of a slot do not lead to the entry. Scratch: passed int32[n]. O(n).
     """
     n = parent.size
     for slot in range(n):
-        at = parent[slot]
-        fault[0], fault[1], fault[2] = slot, 0, at
-        if at < 0 or at >= n or (slot == entry and at != entry):
-            return PARENT
-        if slot == entry:
-            continue
+        at = np.int64(parent[slot])
+        passed[slot] = 0
+        wrong = at < 0 or at >= n or (slot == entry and at != entry)
         if node_of.size > 0 and node_of[slot] != ABSENT:
-            if node_of[slot] >> 1 != at:
-                return PARENT
-        elif not is_linked(slot, links0[at], np.int64(links0[at, 0])):
+            wrong |= node_of[slot] >> 1 != at
+        if wrong:
+            fault[0], fault[1], fault[2] = slot, 0, at
             return PARENT
     passed[entry] = n + 1
     for slot in range(n):
         at = slot
         while passed[at] == 0:
             passed[at] = slot + 1
-            at = parent[at]
+            at = np.int64(parent[at])
         if passed[at] == slot + 1:
             fault[0], fault[1], fault[2] = slot, 0, parent[slot]
             return CYCLE

@@ -68,10 +68,14 @@ def slots_enter_many(table, ids, start, stop):
 
 @kernel(borrow=True)
 def slots_enter_live(table, ids, live):
-    """Enter the slots that are LIVE in live uint8[n], with room for all of them. O(n)."""
+    """Enter the slots that are LIVE in live uint8[n], with room for all of them. O(n).
+
+    Returns False at the first that has the id of another.
+    """
     for slot in range(live.size):
-        if live[slot] & LIVE:
-            _enter(table, ids, slot)
+        if live[slot] & LIVE and _enter(table, ids, slot) > 0:
+            return False
+    return True
 
 
 @kernel(borrow=True)
