@@ -12,12 +12,17 @@ holds strings only:
 The seal, the offsets and the file's length are checked at every opening; array checksums only when
 `verify` is on, since they read the whole file. Nothing in a file is ever unpickled.
 
+Whoever changes a file can make its checksums right, so they prove nothing but an accident. Whatever
+the bytes are, `read` gives arrays and a header or raises CorruptFileError, and asks for no more
+memory than a small multiple of them. What the arrays mean is checked by whose they are.
+
 A file is replaced as a whole (`files.py`): a crash leaves the old one or the new one, never a
 mixture, and a reader, who opens it once, has one of them.
 """
 
 import io
 import json
+import math
 import os
 import stat
 import zlib
@@ -38,6 +43,8 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _CHUNK = 1 << 20  # bytes that a file object is given, or asked for, at a time
 _MAX_HEADER = 1 << 30  # bytes, where the file may go on without end, as /dev/urandom does
+_MAX_DIMS = 32  # of an array
+_TEXTS = {"llmds_nb", "structure", "header", "checksums", "seal"}  # of `__metadata__`
 
 BYTES = "the bytes"  # what error messages call those of `read_bytes`
 
@@ -158,8 +165,11 @@ def _read_from(file, where, size, mapped, verify):
         raise CorruptFileError(f"{where} was not written by llmds_nb")
     if metadata["llmds_nb"] != LAYOUT:
         raise CorruptFileError(
-            f"{where} has layout {metadata['llmds_nb']}; this version reads {LAYOUT}"
+            f"{where} has layout {str(metadata['llmds_nb']):.60}; this version reads {LAYOUT}"
         )
+    for name in _TEXTS | metadata.keys():
+        if not isinstance(metadata.get(name), str):
+            raise CorruptFileError(f"{where}: {name!r:.60} of its metadata is no text")
     described = {n: _described(where, n, entry) for n, entry in entries.items()}
     end = 0
     for name, (_, _, begin, n_bytes) in sorted(described.items(), key=lambda d: d[1][2:]):
@@ -170,11 +180,15 @@ def _read_from(file, where, size, mapped, verify):
         if begin != end:
             raise CorruptFileError(f"{where}: the arrays do not lie end to end")
         end += n_bytes
-    seal = metadata.pop("seal", None)
+    seal = metadata.pop("seal")
     if seal != _seal(metadata, {n: d[:2] for n, d in described.items()}):
         raise CorruptFileError(f"{where} has an altered header")
     if size not in (None, start + end):
         raise CorruptFileError(f"{where} is {size} bytes, not {start + end} as its header says")
+    for name, (dtype, _, begin, _) in described.items():
+        if (start + begin) % np.dtype(_DTYPES[dtype]).itemsize:
+            raise CorruptFileError(f"{where}: array {name!r} begins within an item, at {begin}")
+    header = _from_json(metadata["header"], f"{where}: its inner header")
     if mapped:
         data = _mapped(file, start, end)
     elif size is None:
@@ -187,12 +201,15 @@ def _read_from(file, where, size, mapped, verify):
         name: data[offset : offset + n_bytes].view(_DTYPES[dtype]).reshape(shape)
         for name, (dtype, shape, offset, n_bytes) in described.items()
     }
+    for name, array in arrays.items():
+        if array.dtype == np.bool_ and array.view(np.uint8).max(initial=0) > 1:
+            raise CorruptFileError(f"{where}: array {name!r} holds what is neither True nor False")
     if verify:
-        checksums = json.loads(metadata["checksums"])
+        checksums = _from_json(metadata["checksums"], f"{where}: its list of checksums")
         for name, array in arrays.items():
             if checksums.get(name) != _checksum(array):
                 raise CorruptFileError(f"{where}: the bytes of array {name!r} were altered")
-    return metadata["structure"], arrays, json.loads(metadata["header"])
+    return metadata["structure"], arrays, header
 
 
 def _mapped(file, start, n) -> np.ndarray:
@@ -224,26 +241,34 @@ def _read_entries(file, where, size):
     length = int.from_bytes(_read_exactly(file, where, 8), "little")
     if not 2 <= length <= (_MAX_HEADER if size is None else size - 8):
         raise CorruptFileError(f"{where} is truncated or not a safetensors file")
+    text = _read_exactly(file, where, length)
+    return _from_json(text, f"{where} is not a safetensors file: its header"), 8 + length
+
+
+def _from_json(text, what) -> dict:
+    """The object that a JSON text holds; `what` begins the message of an error."""
     try:
-        entries = json.loads(_read_exactly(file, where, length))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise CorruptFileError(
-            f"{where} is not a safetensors file: its header is no JSON"
-        ) from None
-    if not isinstance(entries, dict):
-        raise CorruptFileError(f"{where} is not a safetensors file: its header is no object")
-    return entries, 8 + length
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, too long a number, too deep
+        raise CorruptFileError(f"{what} is no JSON") from None
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{what} is no object")
+    return value
 
 
 def _described(where, name, entry):
     """(dtype, shape, offset, bytes) of an array."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        n_bytes = int(np.prod(shape, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
-        whole = all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
+        itemsize = np.dtype(_DTYPES[dtype]).itemsize
+        whole = isinstance(shape, list) and len(shape) <= _MAX_DIMS
+        whole = whole and all(type(n) is int and 0 <= n < 1 << 62 for n in [*shape, begin, end])
     except (KeyError, TypeError, ValueError):
         raise CorruptFileError(f"{where}: array {name!r} is badly described") from None
-    if not whole or end - begin != n_bytes:
+    # NumPy refuses more items than an address has bits, also where a length is 0.
+    most = math.prod(n for n in shape if n) * itemsize if whole else 0
+    n_bytes = 0 if whole and 0 in shape else most
+    if not whole or most >= 1 << 62 or end - begin != n_bytes:
         raise CorruptFileError(f"{where}: array {name!r} does not fit its description")
     return dtype, shape, begin, n_bytes
 

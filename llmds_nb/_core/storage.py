@@ -17,6 +17,11 @@ from .pickling import check_functions
 from .typing import PathLike
 
 _PACKAGE = __package__.rpartition(".")[0]
+# What comes of arrays and headers that `_state` cannot have given.
+_IMPOSSIBLE = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 class PartError(TypeError):
@@ -161,7 +166,7 @@ class Stored:
         if structure != own.__name__:
             raise CorruptFileError(f"{where} holds a {structure}, not a {own.__name__}")
         version = header.get("version")
-        if not isinstance(version, int) or not 1 <= version <= cls._stored_version:
+        if type(version) is not int or not 1 <= version <= cls._stored_version:
             raise CorruptFileError(
                 f"{where} has {structure} format {version}; "
                 f"this version reads 1 to {cls._stored_version}"
@@ -172,8 +177,8 @@ class Stored:
             raise
         except CorruptFileError as error:
             raise CorruptFileError(f"{where}: {error}") from None
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise CorruptFileError(f"{where} is not a whole {structure}: {error!r}") from error
+        except _IMPOSSIBLE as error:
+            raise CorruptFileError(f"{where} is not a whole {structure}: {error!r:.200}") from error
 
     @classmethod
     def _structure(cls):

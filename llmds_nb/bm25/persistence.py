@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.state import Handle
 from .._core.storage import nest, unnest
 from ..errors import CorruptFileError
 from ..text.tokenizer import Tokenizer
 from ..text.vocabulary import offsets
 from . import segments as segs
-from .kernels import varint
+from .kernels import postings, varint
 from .merging import merge
 from .search import Formula
 
@@ -47,8 +48,9 @@ def from_state(
     tokenizer = Tokenizer._from_state(*unnest("tokenizer", arrays, header), **parts)
     formula = Formula(header["variant"], header["k1"], header["b"])
     n_docs = validation.integer(header["n_docs"], "n_docs", low=0, high=validation.INT32_MAX)
-    n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0)
-    next_id = validation.integer(header["next_id"], "next_id", low=0)
+    most = n_docs * segs.MAX_LENGTH
+    n_tokens = validation.integer(header["n_tokens"], "n_tokens", low=0, high=most)
+    next_id = validation.integer(header["next_id"], "next_id", low=0, high=2**63)
     segments = []
     if n_docs:
         n_lists = validation.integer(header["n_lists"], "n_lists", low=0, high=len(tokenizer))
@@ -98,8 +100,28 @@ def from_arrays(
     for name, fine in sound.items():
         if not fine:
             raise CorruptFileError(f"array {name!r} holds impossible values")
-    lengths, terms, entries = (a.astype(np.int32) for a in (lengths, terms, entries))
-    return segs.new_segment(segs.short_ids(ids), lengths, terms, offsets(sizes), entries, data)
+    starts, own_lengths = offsets(sizes), lengths.astype(np.int32)
+    terms, entries = terms.astype(np.int32), entries.astype(np.int32)
+    segment = segs.new_segment(segs.short_ids(ids), own_lengths, terms, starts, entries, data)
+    _check_lists(segment, lengths)
+    return segment
+
+
+def _check_lists(segment, lengths):
+    """Refuse lists that are not as they are written, or whose tfs are not those of the lengths.
+
+    So no tf is above a length, and every way through a list meets the same entries.
+    """
+    sums, handle = np.zeros(len(lengths), np.int64), Handle(segment)  # kept alive meanwhile
+    found = postings.postings_sums(handle.address, sums)
+    if found < 0:
+        raise CorruptFileError(f"array 'data' has no list of postings as number {-1 - found}")
+    wrong = np.flatnonzero(sums != lengths)
+    if len(wrong):
+        doc = wrong[0]
+        raise CorruptFileError(
+            f"array 'data' has {sums[doc]} terms for document {doc}, of length {lengths[doc]}"
+        )
 
 
 def _mean(total, n) -> int:
@@ -113,7 +135,8 @@ def _encoded(values) -> np.ndarray:
 
 
 def _decoded(data, n, name) -> np.ndarray:
-    values = np.zeros(n, np.int64)
-    if (len(data) and data[-1] >= 128) or not varint.varints_unpack(data, values):
-        raise CorruptFileError(f"array {name!r} does not hold {n} numbers")
-    return values
+    if n <= len(data) and (n == 0 or data[-1] < 128):  # a number takes a byte at least
+        values = np.zeros(n, np.int64)
+        if varint.varints_unpack(data, values):
+            return values
+    raise CorruptFileError(f"array {name!r} does not hold {n} numbers")

@@ -369,7 +369,8 @@ class IndexedHeap(Stored):
         if (items.dtype, priorities.dtype) != (validation.INT64, validation.FLOAT64):
             raise CorruptFileError("the entries are of other dtypes")
         capacity = validation.integer(header["capacity"], "capacity", low=1, high=MAX_SLOTS)
-        pushed = validation.integer(header["pushed"], "pushed", low=len(items))
+        limits = {"low": len(items), "high": validation.INT64_MAX}
+        pushed = validation.integer(header["pushed"], "pushed", **limits)
         heap = cls(min(capacity, max(4 * len(items), _FIRST)), max_heap=header["max_heap"])
         heap.push_many(items, priorities)
         heap._handle.state.header[k.PUSHED] = pushed

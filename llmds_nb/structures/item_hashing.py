@@ -136,6 +136,8 @@ def pack(items) -> dict[str, np.ndarray]:
 
 def unpack(arrays) -> list:
     """The items that `pack` stored; ValueError if the arrays do not belong together."""
+    if not arrays["item_bytes"].dtype == arrays["item_kind"].dtype == np.uint8:
+        raise ValueError("item_bytes and item_kind must be uint8")
     blob = arrays["item_bytes"].tobytes()
     indptr = validation.indptr(arrays["item_indptr"], len(blob), "item_indptr").tolist()
     validation.same_length("item_kind", arrays["item_kind"], "item_indptr", indptr[1:])

@@ -18,6 +18,7 @@ from .kernels import sketch as k
 
 Item: TypeAlias = int | str | bytes
 Items: TypeAlias = Item | ArrayLike  # one item, an array of integers, or a list of items
+_MAX_TOP = 2**24
 _ARRAYS = ("counters", "slot_hash", "slot_count")  # in files, under these names
 
 
@@ -91,7 +92,7 @@ class CountMinSketch(Stored):
         width = validation.integer(width, "width", low=1, high=2**30)
         depth = validation.integer(depth, "depth", low=1, high=32)
         conservative = bool(validation.choice(conservative, "conservative", (True, False)))
-        self._top = validation.integer(top, "top", low=0, high=2**24)
+        self._top = validation.integer(top, "top", low=0, high=_MAX_TOP)
         seed = secret_word() % 2**64 if seed is None else seed
         self._seed = validation.integer(seed, "seed", low=0, high=2**64 - 1)
         self._handle = Handle(_empty_state(width, depth, conservative, self._top))
@@ -329,8 +330,8 @@ class CountMinSketch(Stored):
             assert self.width & (self.width - 1) == 0
             sums = state.counters.sum(axis=1, dtype=np.uint64).tolist()
             assert all(row <= self.total for row in sums)
-            saturated = (state.counters == k.COUNTER_MAX).any()
-            if not (self._conservative or self._halved or saturated):
+            exact = not (self._conservative or self._halved)
+            if exact and state.counters.max() < k.COUNTER_MAX:
                 assert all(row == self.total for row in sums)
             assert (state.slot_origin == k.UNMOVED).all()
             empty = state.slot_count == 0
@@ -360,6 +361,11 @@ class CountMinSketch(Stored):
     def _from_state(cls, arrays, header):
         depth, width = arrays["counters"].shape
         made = {name: header[name] for name in ("conservative", "top", "seed")}
+        wanted = _buckets(validation.integer(made["top"], "top", low=0, high=_MAX_TOP))
+        if len(arrays["slot_hash"]) != wanted:
+            found = len(arrays["slot_hash"])
+            raise CorruptFileError(f"slot_hash has {found} rows for a top of {made['top']}")
+        validation.integer(made["seed"], "seed")  # no None, which would make a new one
         sketch = cls(width, depth, **made)
         loaded = {name: arrays[name] for name in _ARRAYS}
         for name, array in loaded.items():
@@ -376,7 +382,11 @@ class CountMinSketch(Stored):
             raise CorruptFileError("the stored candidates are not the items of their slots")
         for slot, item in zip(taken.tolist(), items, strict=True):
             sketch._slot_items[slot] = item
-        sketch._halved = bool(header["halved"])
+        sketch._halved = validation.flag(header["halved"], "halved")
+        try:
+            sketch.check()
+        except AssertionError as error:
+            raise CorruptFileError(f"the counts are inconsistent: {error}") from None
         return sketch
 
     def __repr__(self) -> str:
@@ -392,9 +402,13 @@ class CountMinSketch(Stored):
             sketch.estimate(["a", "b"])
 
 
-def _empty_state(width, depth, conservative, top):
+def _buckets(top):
     # 1.6 wanted items per bucket of 8 on average: one is crowded out with probability < 1e-4.
-    buckets = 1 << ((5 * top + 7) // 8 - 1).bit_length() if top else 0
+    return 1 << ((5 * top + 7) // 8 - 1).bit_length() if top else 0
+
+
+def _empty_state(width, depth, conservative, top):
+    buckets = _buckets(top)
     return k.SketchState(
         counters=np.zeros((depth, 1 << (width - 1).bit_length()), np.uint32),
         slot_hash=np.zeros((buckets, k.SLOTS), np.uint64),

@@ -40,7 +40,15 @@ PATTERN = r"\b\w\w+\b"
 # Patterns that match whole runs of word characters, and the shortest run they match: ASCII text is
 # split by a kernel, exactly as `re` would.
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
+# One class of characters, once or repeated: `re` takes a time that grows with the text, as for
+# the patterns above. Others may take one that doubles with every character.
+_ONE_CLASS = re.compile(r"(\\[wWdDsS]|\[\^?([^\[\]\\]|\\.)+\])\+?", re.DOTALL)
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
+
+
+def is_quick(pattern: str) -> bool:
+    """Whether no text makes a regular expression take long, whoever wrote it."""
+    return pattern in _RUNS or _ONE_CLASS.fullmatch(pattern) is not None
 
 
 class Analyzer:
@@ -60,7 +68,8 @@ class Analyzer:
             own = list(stopwords) if isinstance(stopwords, set | frozenset) else stopwords
             stopwords = validation.texts(own, "stopwords")
         self.stopwords = frozenset(stopwords or ())
-        self.missing: tuple[str, ...] = ()  # the callables that a file could not hold
+        self.missing: tuple[str, ...] = ()  # what is not taken from a file
+        self.withheld: str | None = None  # the pattern of a file, while it is missing
         self.set_stemmer(stemmer)
         self.set_pattern(pattern)
 
@@ -96,8 +105,8 @@ class Analyzer:
         fold = "".join(c if c.isalnum() or c == "_" else "\0" for c in map(chr, range(128)))
         self.fold = (fold.lower() if self.lowercase else fold).encode() + bytes(128)
 
-    def supplied(self, stemmer: Stem | None, pattern: Split | None) -> "Analyzer":
-        """One that also has callables that a file could not hold."""
+    def supplied(self, stemmer: Stem | None, pattern: Pattern | None) -> "Analyzer":
+        """One that also has what was not taken from a file."""
         other = copy.copy(self)
         setters: dict[str, Any] = {
             "stemmer": (stemmer, other.set_stemmer),
@@ -108,14 +117,23 @@ class Analyzer:
                 continue
             if name not in self.missing:
                 raise ValueError(f"this tokenizer lacks no {name}")
-            if not callable(function):
+            if name == "pattern" and self.withheld is not None:
+                if function != self.withheld:
+                    raise ValueError(f"pattern must be {self.withheld!r}, not {function!r}")
+                other.withheld = None
+            elif not callable(function):
                 raise TypeError(f"{name} must be callable, not {function!r}")
             set_function(function)
             other.missing = tuple(missing for missing in other.missing if missing != name)
         return other
 
     def check_complete(self) -> None:
-        """Raise ValueError while a callable is missing."""
+        """Raise ValueError while something is missing."""
+        if self.withheld is not None:
+            raise ValueError(
+                f"this tokenizer was saved with the pattern {self.withheld!r}, which no file is "
+                "trusted to run: give it back with supply(pattern=...)"
+            )
         if self.missing:
             raise ValueError(
                 f"this tokenizer was saved with a callable {' and '.join(self.missing)}; "

@@ -58,6 +58,9 @@ def joined(parts: list[TokenBatch]) -> TokenBatch:
     return TokenBatch(np.concatenate(ids), offsets(np.concatenate(counts)))
 
 
+_SPARE_IDS = 1 << 16  # of a tokenizer.json, beyond one for each of its characters
+
+
 def encode_into(tokenizer: "Tokenizer", text: str, buffers: TextBuffers) -> bool:
     """Encode one short text into memory of the caller's. Internal: for the searches of bm25.
 
@@ -108,7 +111,9 @@ class Tokenizer(Stored):
         A regular expression whose matches are the words, with at most one group; or a function from
         text to an iterable of words. Default: runs of two or more word characters.
 
-    A file holds no callables: give them to `load`, as `stemmer` and `pattern`, or to `supply`.
+    A file holds no callables: give them to `load`, as `stemmer` and `pattern`, or to `supply`. Nor
+    is a file trusted with a regular expression that could run for ever: give back, in the same way,
+    a pattern that is neither runs of word characters nor one class of characters and a `+`.
 
     Raises TypeError or ValueError for an argument of the wrong kind, an unknown language or a bad
     pattern, and ImportError for a Snowball language without PyStemmer.
@@ -169,8 +174,13 @@ class Tokenizer(Stored):
         tokenizer = cls(lowercase=False, stopwords=None, pattern=tokens)
         tokenizer._model = model
         vocabulary = compiled.get_vocab(with_added_tokens=True)
+        last = max(vocabulary.values(), default=-1)
+        if last >= len(model) + _SPARE_IDS:
+            raise ValueError(
+                f"not a tokenizer.json: id {last} in a file of {len(model)} characters"
+            )
         # A gap in the ids is filled with a string that no token can be, to keep every id in place.
-        terms = [f"\0unused {i}" for i in range(max(vocabulary.values(), default=-1) + 1)]
+        terms = [f"\0unused {i}" for i in range(last + 1)]
         for term, id_ in vocabulary.items():
             terms[id_] = term
         table = StringTable()
@@ -198,8 +208,8 @@ class Tokenizer(Stored):
         """The regular expression or function that gives the words."""
         return self._analyzer.pattern
 
-    def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Split | None = None) -> None:
-        """Set the callables that a loaded tokenizer lacks; ValueError where it has one already."""
+    def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Pattern | None = None) -> None:
+        """Set what a loaded tokenizer lacks; ValueError where it has it, or for another pattern."""
         # The cache is empty, since nothing is encoded while a callable is missing.
         self._analyzer = self._analyzer.supplied(stemmer, pattern)
 
@@ -361,8 +371,11 @@ class Tokenizer(Stored):
             yield TokenBatch(out[:n], out_ptr)
 
     def _state(self):
-        settings = {"stemmer": self.stemmer, "pattern": None if self._model else self.pattern}
-        callables = [*self._analyzer.missing, *self._parts()]
+        analyzer = self._analyzer
+        pattern = self.pattern if analyzer.withheld is None else analyzer.withheld
+        settings = {"stemmer": self.stemmer, "pattern": None if self._model else pattern}
+        missing = [n for n in analyzer.missing if n != "pattern" or analyzer.withheld is None]
+        callables = missing + [name for name, part in self._parts().items() if callable(part)]
         header = {name: None if name in callables else v for name, v in settings.items()}
         header |= {"lowercase": self.lowercase, "stopwords": sorted(self.stopwords)}
         header["callables"] = callables
@@ -374,7 +387,11 @@ class Tokenizer(Stored):
 
     def _parts(self):
         given = {} if self._model else {"stemmer": self.stemmer, "pattern": self.pattern}
-        return {name: value for name, value in given.items() if callable(value)}
+        return {
+            name: value
+            for name, value in given.items()
+            if callable(value) or (name == "pattern" and not a.is_quick(value))
+        }
 
     @classmethod
     def _from_state(cls, arrays, header, *, stemmer=None, pattern=None):
@@ -389,11 +406,17 @@ class Tokenizer(Stored):
         if "model" in arrays:
             return cls._from_model(arrays["model"].tobytes().decode())
         settings = {name: header[name] for name in ("lowercase", "stopwords", "stemmer")}
-        pattern = a.PATTERN if header["pattern"] is None else header["pattern"]
-        tokenizer = cls(**settings, pattern=pattern)
-        tokenizer._analyzer.missing = missing = tuple(header["callables"])
-        if not set(missing) <= {"stemmer", "pattern"}:
+        pattern, missing = header["pattern"], header["callables"]
+        if not (isinstance(missing, list) and set(missing) <= {"stemmer", "pattern"}):
             raise CorruptFileError(f"a tokenizer has no callables {missing}")
+        if not (pattern is None or isinstance(pattern, str)):
+            raise CorruptFileError(f"the pattern is {pattern!r}")
+        is_quick = pattern is not None and a.is_quick(pattern)
+        tokenizer = cls(**settings, pattern=pattern if is_quick else a.PATTERN)
+        if pattern is not None and not is_quick:
+            tokenizer._analyzer.withheld = pattern
+            missing = [*missing, "pattern"]
+        tokenizer._analyzer.missing = tuple(dict.fromkeys(missing))
         tokenizer._vocabulary = vocabulary_of(StringTable.from_arrays(arrays))
         return tokenizer
 

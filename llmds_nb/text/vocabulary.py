@@ -132,7 +132,7 @@ class StringTable:
         blob, ptr = arrays["blob"], arrays["ptr"]
         if blob.dtype != np.uint8 or ptr.dtype != np.int64 or blob.ndim != 1:
             raise CorruptFileError("the vocabulary has arrays of the wrong kind")
-        validation.indptr(ptr, len(blob))
+        validation.indptr(ptr, len(blob), "ptr")
         if (ptr[1:] == ptr[:-1]).any():
             raise CorruptFileError("the vocabulary has an empty term")
         blob.tobytes().decode("utf-8", "surrogatepass")

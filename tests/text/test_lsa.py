@@ -58,6 +58,9 @@ def test_similarities_are_those_of_an_exact_svd(n, monkeypatch):
 def test_vectors_have_length_one_and_like_texts_are_near():
     encoder = LsaEncoder(3).fit(TEXTS)
     encoder.check()
+    components = encoder._arrays.components
+    gram = components.T @ components
+    assert np.allclose(gram, np.eye(len(gram)), atol=1e-3), "directions not orthonormal"
     vectors = encoder.encode(TEXTS)
     assert vectors.dtype == np.float32 and vectors.shape == (6, 3)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
