@@ -207,6 +207,17 @@ def _check_sequences(kv, hot, live, blocks):
         assert not outdated, f"{name} is older than the last reset, but has a cached page"
         assert (kv.page[pages, s.STATE] != s.FREE).all(), f"{name} names a free page"
         assert (kv.page[pages, s.DOMAIN] == row[s.SEQ_DOMAIN]).all(), name
+        _check_prefix(kv, pages, name)
+
+
+def _check_prefix(kv, pages, name):
+    """A cached page of a sequence stands where the prefix that it is cached under ends."""
+    places = np.flatnonzero(kv.page[pages, s.STATE] == s.CACHED)
+    assert np.array_equal(kv.page[pages[places], s.DEPTH], places), f"DEPTH of a page of {name}"
+    inner = places[places > 0]
+    before, above = pages[inner - 1], kv.page[pages[inner], s.PARENT]
+    other = before != above  # a duplicate of it
+    assert np.array_equal(kv.tokens[before[other]], kv.tokens[above[other]]), f"prefix of {name}"
 
 
 def _check_ghosts(kv):

@@ -234,5 +234,10 @@ def _check_batcher(state, n_slots, tokens):
     ):
         if values.size and not low <= values.min() <= values.max() <= high:
             raise CorruptFileError(f"{name} of the batcher is not from {low} to {high}")
+    waiting = live[live[:, s.STATE] != s.IS_RUNNING, s.ID]
+    if np.isin(planned[0], waiting).any():
+        raise CorruptFileError("array 'plan' names a request that does not run")
+    if planned.size and planned[2].sum() != n_slots:
+        raise CorruptFileError(f"array 'slots' has {n_slots} entries, unlike 'plan'")
     if np.unique(planned[0]).size < planned.shape[1]:
         raise CorruptFileError("array 'plan' names a request twice")
