@@ -75,7 +75,7 @@ def from_file(
         raise CorruptFileError(f"header field 'dtype' is {header['dtype']!r}")
     found = _state_arrays(settings, arrays)
     saved = [(salt_from_json(kind, text), domain) for kind, text, domain in header["domains"]]
-    check_domains(saved, len(found.domain))
+    check_domains(saved, settings.key, found.domain)
     domains = dict(saved)
     check_arrays(found, empty_arrays(settings), list(domains.values()))
     found = found._replace(ids=ids_of(found.seq_hot))

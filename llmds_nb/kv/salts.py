@@ -1,5 +1,6 @@
 """Salts, by which tenants are kept apart, and keys of hashes: checked, and encoded uniquely."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,12 @@ def salt_bytes(salt: Salt) -> bytes:
     """Encode a salt so that no two salts, of whatever types, give the same bytes."""
     kind, data = _kind_and_data(salt)
     return kind.encode() + len(data).to_bytes(8, "little") + data
+
+
+def salt_root(key: bytes, salt: Salt) -> Any:
+    """Where the chain of a tenant's hashes starts, int64[2]."""
+    digest = hashlib.blake2b(salt_bytes(salt), digest_size=16, key=key, person=b"llmds_nb kv")
+    return np.frombuffer(digest.digest(), "<i8")
 
 
 def salt_to_json(salt: Salt) -> tuple[str, str]:

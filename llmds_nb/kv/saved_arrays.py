@@ -15,6 +15,7 @@ from ..primitives.status import ABSENT
 from .kernels import events, eviction_policy as ev, state as s
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
+from .salts import Salt, salt_root
 from .settings import CacheSettings
 
 _ANY = 2**62
@@ -41,12 +42,14 @@ def check_sizes(settings: CacheSettings, page: Any, tokens: Any) -> None:
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
 
 
-def check_domains(domains: list[tuple[Any, Any]], n: int) -> None:
-    """Refuse salts that stand twice, or share a row of the `n` domains."""
+def check_domains(domains: list[tuple[Salt, Any]], key: bytes, array: Int64s) -> None:
+    """Refuse salts that stand twice, share a row of the domains, or start with others' hashes."""
     rows = [row for _, row in domains]
-    for row in rows:
-        if type(row) is not int or not 0 <= row < n:
-            raise CorruptFileError(f"header field 'domains' has row {row!r} of {n}")
+    for salt, row in domains:
+        if type(row) is not int or not 0 <= row < len(array):
+            raise CorruptFileError(f"header field 'domains' has row {row!r} of {len(array)}")
+        if not np.array_equal(array[row, [s.ROOT0, s.ROOT1]], salt_root(key, salt)):
+            raise CorruptFileError(f"the root of row {row} in array 'dom' is not that of its salt")
     if len(set(rows)) < len(rows) or len(dict(domains)) < len(rows):
         raise CorruptFileError("header field 'domains' names a salt or a row twice")
 

@@ -29,7 +29,7 @@ from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
 from .kernels.pages import kv_pending_clear
 from .kernels.reorder import kv_reorder
-from .salts import Salt, check_salt, salt_bytes
+from .salts import Salt, check_salt, salt_root
 from .settings import CacheSettings
 from .tensors import Tensors
 
@@ -294,14 +294,13 @@ class CacheState:
         domain = self.domains.get(salt)
         if domain is not None:
             return domain
-        options: Any = {"digest_size": 16, "key": self.settings.key, "person": b"llmds_nb kv"}
-        root = hashlib.blake2b(salt_bytes(salt), **options)
+        root = salt_root(self.settings.key, salt)
         self.reserve_domains(1)
         domain = self._free_domains.pop()
         dom = self.arrays.domain
         dom[domain] = 0
         dom[domain, s.DOMAIN_UNSET] = ABSENT
-        dom[domain, [s.ROOT0, s.ROOT1]] = np.frombuffer(root.digest(), "<i8")
+        dom[domain, [s.ROOT0, s.ROOT1]] = root
         self.domains[salt] = domain
         return domain
 

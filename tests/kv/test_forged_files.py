@@ -131,6 +131,9 @@ def test_the_samples_are_refused(saved):
         _set("pool", slice(int(meta[s.PREFIX_TABLE]), None), -1),
         _set("page", (slice(None), s.PARENT), 0),
         _set("seq", (0, s.TABLE_CLASS), 40),
+        _set("dom", (slice(None), s.ROOT0), 1),
+        lambda arrays, header: header["domains"].append(["s", "62", header["domains"][0][2]]),
+        lambda arrays, header: header["domains"][0].__setitem__(1, "7a"),
     ):
         with pytest.raises(CorruptFileError):
             KVCache.from_bytes(_forged(saved, edit))

@@ -90,6 +90,14 @@ def test_wrong_header_fields_are_refused(case):
                 _refused_or_right(case, lambda a, h, n=name, v=value: h.update({n: v}))
 
 
+def test_a_small_file_gets_no_more_memory_than_it_fills():
+    router = CASES["PrefixRouter"].make()
+    saved = read_bytes(router.to_bytes())
+    _, data = _forged(saved, lambda a, h: h.update(slots=2**30, places=[0] * len(h["places"])))
+    with pytest.raises(CorruptFileError, match="places"):
+        llmds_nb.PrefixRouter.from_bytes(data)
+
+
 def test_random_edits(case):
     rng = np.random.default_rng(20)
     names = [name for name, a in case[1][1].items() if a.size and not name.startswith("cache/")]
