@@ -94,7 +94,7 @@ def test_a_small_file_gets_no_more_memory_than_it_fills():
     router = CASES["PrefixRouter"].make()
     saved = read_bytes(router.to_bytes())
     _, data = _forged(saved, lambda a, h: h.update(slots=2**30, places=[0] * len(h["places"])))
-    with pytest.raises(CorruptFileError, match="places"):
+    with pytest.raises(CorruptFileError, match=r"places|slots"):
         llmds_nb.PrefixRouter.from_bytes(data)
 
 
