@@ -165,7 +165,7 @@ def _read_from(file, where, size, mapped, verify):
         raise CorruptFileError(f"{where} was not written by llmds_nb")
     if metadata["llmds_nb"] != LAYOUT:
         raise CorruptFileError(
-            f"{where} has layout {str(metadata['llmds_nb']):.60}; this version reads {LAYOUT}"
+            f"{where} has layout {metadata['llmds_nb']!s:.60}; this version reads {LAYOUT}"
         )
     for name in _TEXTS | metadata.keys():
         if not isinstance(metadata.get(name), str):
