@@ -10,8 +10,15 @@ from llmds_nb import HNSW, CorruptFileError
 from llmds_nb._core.file_format import read_bytes, write
 
 from .cases import CASES, MORE, QUERIES
+from .samples import data
 
 NAMES = list(CASES)
+N_WIDE = 130
+# With a prefilter; with consecutive ids and nothing dead; with sign codes.
+WIDE = {
+    "prefilter": {"quantize": None, "metric": "ip"},
+    "cosine": {"metric": "cosine"},
+}
 # What a stored vector or its codes are cannot be told from what they were: `check` compares them.
 CONTENTS = ("vectors", "rows", "sieve", "wild", "factors", "basis", "offset")
 SEEDS = range(75)  # of each of four configurations
@@ -27,6 +34,15 @@ def saved(name):
     return index.to_bytes()
 
 
+@functools.cache
+def saved_wide(name):
+    index = HNSW(64, M=2, ef_construction=8, **WIDE[name])
+    vectors = data(N_WIDE, 64)
+    vectors[3] *= 1e4  # an outlier of the prefilter
+    index.add(vectors)
+    return index.to_bytes()
+
+
 def forged(arrays, header):
     file = io.BytesIO()
     write(file, "HNSW", arrays, header)
@@ -39,27 +55,40 @@ def opened(name):
     return {array: values.copy() for array, values in arrays.items()}, header
 
 
-def use(data, sound=True):
+def use(saved, sound=True, path=None):
     """Load it and call what reads or follows everything; whether it was loaded."""
     try:
-        index = HNSW.from_bytes(data)
+        if path is None:
+            index = HNSW.from_bytes(saved)
+        else:
+            path.write_bytes(saved)
+            index = HNSW.load(path, mmap=True)
     except CorruptFileError:
         return False
     if sound:
         index.check()
-    index.search(QUERIES, 5)
-    index.search(QUERIES, 5, ef=90)
-    index.search(QUERIES, 90, exact=True)
-    index.search(QUERIES, 3, filter=np.arange(0, 90, 3))
-    index.stats()
-    index.add(MORE[:9])
-    index.add(MORE, np.arange(10, 70))  # repairs
-    index.remove([10, 11])
-    index.compact()
-    index.search(QUERIES, 5)
+    follow(index)
     if sound:
         index.check()
     return True
+
+
+def follow(index):
+    """Call what reads everything, or changes it."""
+    if index.dim != QUERIES.shape[1]:
+        queries, more = data(6, index.dim, 1), data(60, index.dim, 2)
+    else:
+        queries, more = QUERIES, MORE
+    index.search(queries, 5)
+    index.search(queries, 5, ef=90)
+    index.search(queries, 90, exact=True)
+    index.search(queries, 3, filter=np.arange(0, 90, 3))
+    index.stats()
+    index.add(more[:9])
+    index.add(more, np.arange(10, 70))  # repairs
+    index.remove([10, 11])
+    index.compact()
+    index.search(queries, 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -180,20 +209,60 @@ def test_values_of_the_header(name):
             use(forged(arrays, changed), sound=False)
 
 
+def edited(rng, arrays, n):
+    """Change one of the arrays at random; return which."""
+    array = rng.choice([each for each, values in arrays.items() if values.size])
+    values = arrays[array].reshape(-1)
+    places = rng.integers(0, values.size, rng.choice([1, 3, values.size]))
+    if rng.random() < 0.5:
+        values.view(np.uint8)[rng.integers(0, values.nbytes, 3)] = rng.integers(0, 256, 3)
+    elif values.dtype.kind in "iu":
+        high = int(np.iinfo(values.dtype).max)
+        one = [0, 1, 2, high, high // 2, values.size, n]
+        values[places] = np.array([min(int(i), high) for i in one])[rng.integers(0, 7)]
+    else:
+        values[places] = values[rng.integers(0, values.size)]
+    return array
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_random_edits(name):
     for seed in SEEDS:
-        rng = np.random.default_rng(seed)
         arrays, header = opened(name)
-        array = rng.choice([each for each, values in arrays.items() if values.size])
-        values = arrays[array].reshape(-1)
-        places = rng.integers(0, values.size, rng.choice([1, 3, values.size]))
-        if rng.random() < 0.5:
-            values.view(np.uint8)[rng.integers(0, values.nbytes, 3)] = rng.integers(0, 256, 3)
-        elif values.dtype.kind in "iu":
-            high = int(np.iinfo(values.dtype).max)
-            one = [0, 1, 2, high, high // 2, values.size, header["graph"]["n"]]
-            values[places] = np.array([min(int(i), high) for i in one])[rng.integers(0, 7)]
-        else:
-            values[places] = values[rng.integers(0, values.size)]
+        array = edited(np.random.default_rng(seed), arrays, header["graph"]["n"])
         use(forged(arrays, header), sound=array not in CONTENTS)
+
+
+@pytest.mark.parametrize("name", list(WIDE))
+def test_random_edits_of_mapped_files(name, tmp_path):
+    for seed in SEEDS[:50]:
+        _, arrays, header = read_bytes(saved_wide(name))
+        arrays = {each: values.copy() for each, values in arrays.items()}
+        array = None
+        if seed:
+            array = edited(np.random.default_rng(seed), arrays, N_WIDE)
+        file = tmp_path / "index"
+        loaded = use(forged(arrays, header), sound=array not in CONTENTS, path=file)
+        assert loaded or seed
+
+
+@pytest.mark.parametrize("name", ["wild", "sieve"])
+def test_codes_of_a_prefilter(name):
+    _, arrays, header = read_bytes(saved_wide("prefilter"))
+    arrays = {each: values.copy() for each, values in arrays.items()}
+    changed = {"wild": arrays["wild"].view(np.uint8) + 1, "sieve": arrays["sieve"][:, :-1]}
+    arrays[name] = changed[name] if name == "sieve" else changed[name].view(np.bool_)
+    assert arrays[name].size
+    assert not use(forged(arrays, header))
+
+
+def test_small_files():
+    for n in (0, 1):
+        index = HNSW(8)
+        if n:
+            index.add(data(1, 8), [5])
+        _, arrays, header = read_bytes(index.to_bytes())
+        assert use(forged(arrays, header))
+        for field, value in {"n": 1 - n, "entry": 1, "top": 3, "n_upper": 1}.items():
+            changed = {**header, "graph": {**header["graph"], field: value}}
+            assert not use(forged(arrays, changed)), (n, field)
