@@ -350,6 +350,25 @@ def _block_encode(data, position, doc, docs, tfs, counts, measure):
     return position
 
 
+@kernel(internal=True, borrow=True)
+def list_fits(data, start, end, docs, tfs, n):
+    """Whether the table and the end of a list are those of the n entries decoded of it. O(n)."""
+    n_blocks = n // BLOCK
+    position, doc = start + n_blocks * ENTRY, np.int64(0)
+    for block in range(n_blocks):
+        doc = np.int64(docs[block * BLOCK + BLOCK - 1])
+        at = np.uint64(start + block * ENTRY)
+        stop = start + np.int64(_uint32_read(data, at + np.uint64(4)))
+        if np.int64(_uint32_read(data, at)) != doc or stop < position + HEADER or stop > end:
+            return False
+        position = stop
+        doc += 1
+    for i in range(n_blocks * BLOCK, n):
+        position = _entry_encode(data, position, docs[i] - doc, tfs[i], True)
+        doc = np.int64(docs[i]) + 1
+    return position == end
+
+
 @kernel(
     separate=int64(int32[::1], int32[::1], int64, int64[::1], uint8[::1], int64, boolean),
     borrow=True,
