@@ -1,4 +1,8 @@
-"""Hypothesis profiles: `quick` in CI, `nightly` for the long runs (HYPOTHESIS_PROFILE=nightly)."""
+"""How much the tests do: some in CI, much with `pytest -m nightly` or HYPOTHESIS_PROFILE=nightly.
+
+The tests marked `nightly` run in CI too, with less; `amount` gives each its number, and what they
+report by `figures` is printed at the end: README's table "What it promises".
+"""
 
 import json
 import os
@@ -25,7 +29,18 @@ ROOT = Path(__file__).parents[1]
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
 settings.register_profile("nightly", max_examples=2000, stateful_step_count=100, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_configure(config):
+    expression = config.option.markexpr
+    chosen = "nightly" in expression and "not nightly" not in expression
+    name = os.environ.get("HYPOTHESIS_PROFILE", "nightly" if chosen else "quick")
+    settings.load_profile(name)
+
+
+def is_nightly():
+    """Whether this is the long run."""
+    return settings().max_examples > 1000
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts its workers
@@ -38,15 +53,45 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(scope="session")
-def many():
-    """How many operations a long random run makes: a million nightly, some in CI."""
-    return 1_000_000 if settings().max_examples > 1000 else 60_000
+def amount():
+    """amount(some, much) is `some` in CI and `much` nightly."""
+    return lambda some, much: much if is_nightly() else some
 
 
 @pytest.fixture(scope="session")
-def seconds():
+def many(amount):
+    """How many operations a long random run makes: a million nightly, some in CI."""
+    return amount(60_000, 1_000_000)
+
+
+@pytest.fixture(scope="session")
+def seconds(amount):
     """How long threads work against one another: a minute nightly, moments in CI."""
-    return 60 if settings().max_examples > 1000 else 3
+    return amount(3, 60)
+
+
+@pytest.fixture
+def figures(record_property):
+    """figures(name=number, ...) prints the numbers beside the test's name when the run ends."""
+
+    def report(**numbers):
+        for name, number in numbers.items():
+            record_property(f"figure {name}", number)
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = [
+        (report.nodeid, name.removeprefix("figure "), number)
+        for report in terminalreporter.getreports("passed")
+        for name, number in getattr(report, "user_properties", ())
+        if report.when == "call" and name.startswith("figure ")
+    ]
+    if lines:
+        terminalreporter.section("figures")
+    for nodeid, name, number in sorted(lines):
+        terminalreporter.line(f"{nodeid}  {name} = {number}")
 
 
 @pytest.fixture(scope="session")
