@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Before numpy is imported: two processes with two BLAS threads each wait for one another's cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -28,6 +28,14 @@ ROOT = Path(__file__).parents[1]
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 settings.register_profile("quick", max_examples=30, stateful_step_count=30, **_COMMON)
+settings.register_profile(  # for `tests/mutate.py`: the same examples every time, not shrunk
+    "mutate",
+    max_examples=30,
+    stateful_step_count=30,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    **_COMMON,
+)
 settings.register_profile("nightly", max_examples=2000, stateful_step_count=100, **_COMMON)
 
 
