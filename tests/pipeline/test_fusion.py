@@ -80,6 +80,20 @@ def test_worked_examples():
         assert dict(zip(ids.tolist(), found, strict=True)) == pytest.approx(scores)
 
 
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_ids_that_are_not_in_a_list_of_any_width(width):
+    dense = {i: i / 64 for i in range(width)}
+    sparse = {width + i: 1.0 + i for i in range(width)}
+    ids, _ = combine(dense, sparse, "convex", 0.5, 2 * width, width)
+    assert sorted(ids.tolist()) == list(range(2 * width))
+
+
+def test_equal_scores_are_equal_however_their_mean_is_rounded():
+    ids, scores = combine({}, {4: 0.1, 2: 0.1, 9: 0.1}, "dbsf", 0.25, 3)
+    assert ids.tolist() == [2, 4, 9]
+    assert scores.tolist() == 3 * [0.75 * 0.5]
+
+
 def test_queries_of_a_batch_are_independent():
     rng = np.random.default_rng(0)
     cases = [

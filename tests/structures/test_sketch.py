@@ -208,13 +208,31 @@ def test_saturates():
     sketch = CountMinSketch(4, top=1)
     sketch.add("a", 2**32 - 2)
     assert sketch.estimate("a") == 2**32 - 2
-    sketch.add("a", 2**40)
+    sketch.add("a", 2**40 + 7)
+    assert sketch.estimate("a") == 2**32 - 1 == sketch.top(1).counts[0]
     other = CountMinSketch(4, top=1)
     other.add("a", 2**31)
     sketch.merge(other)
     assert sketch.estimate("a") == 2**32 - 1 == sketch.top(1).counts[0]
     assert sketch.stats().saturated == 4
     sketch.check()
+
+
+@pytest.mark.parametrize("conservative", [False, True])
+def test_no_count_wraps(conservative):
+    sketch = CountMinSketch(4, conservative=conservative)
+    sketch.add("a", 2**32 + 7)
+    assert (cells(sketch).max(axis=1) == 2**32 - 1).all()
+
+
+def test_an_equal_count_takes_the_slot_of_no_candidate():
+    sketch = CountMinSketch(1 << 12, top=1)
+    state = sketch._handle.state
+    sketch.add(list(range(32 * state.slot_hash.size)), 2)
+    assert (state.slot_count == 2).all()  # the buckets are full
+    before = state.slot_hash.copy()
+    sketch.add([-1 - item for item in range(100)], 2)
+    assert (state.slot_hash == before).all()
 
 
 def test_halving_forgets():

@@ -6,6 +6,8 @@ import pytest
 
 import llmds_nb
 from llmds_nb import CorruptFileError, LsaEncoder, Tokenizer
+from llmds_nb._core.state import Handle
+from llmds_nb.text.kernels import lsa as k
 
 TEXTS = [
     "red fox in the forest",
@@ -105,6 +107,15 @@ def test_a_shared_tokenizer_may_know_more():
     np.testing.assert_allclose(encoder.encode(query), alone.encode(query), atol=1e-5)
     assert not encoder.encode("other after").any()
     encoder.check()
+
+
+@pytest.mark.parametrize("term", [-3, -1, 2, 3, 2**31 - 1])
+def test_terms_beyond_those_of_the_fit_are_not_read(term):
+    idf = np.ones(4, np.float32)
+    components = np.array([[1, 0], [0, 1], [3, 4], [5, 12]], np.float32)
+    handle, out = Handle(k.LsaState(idf[:2], components[:2])), np.empty((1, 2), np.float32)
+    k.lsa_encode_many(handle.address, np.array([1, term], np.int32), np.array([0, 2]), out)
+    assert out.tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llmds_nb import CorruptFileError
+from llmds_nb._core.jit import kernel
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.text.kernels import tokenize as k
 from llmds_nb.text.vocabulary import StringTable, TextBuffers, WordCache, offsets
+
+from ..primitives.test_hashing import A, B, C, plain_fold
 
 STRINGS = st.text(max_size=3) | st.sampled_from(["", "a", "b", "ab", "\0", "\ud800", "x" * 300])
 
@@ -70,6 +73,61 @@ class TableMachine(RuleBasedStateMachine):
 
 TestTable = TableMachine.TestCase
 TestTable.settings = settings()  # of the profile in conftest
+
+
+def words_of_one_hash(secret, n):
+    """n words of 16 bytes with equal hashes, for one who knows the secret; none has a byte 0."""
+    rng, found = np.random.default_rng(0), []
+    while len(found) < n:
+        first = rng.integers(1, 256, 8, np.uint8).tobytes()
+        h = plain_fold(secret % 2**64 ^ A ^ B ^ int.from_bytes(first, "little"), C)
+        word = first + h.to_bytes(8, "little")
+        if 0 not in word:
+            found.append(word)
+    return found
+
+
+def test_strings_of_one_hash_are_different_strings():
+    table = StringTable()
+    words = words_of_one_hash(table.state.secret, 5)
+    data, ptr = np.frombuffer(b"".join(words), np.uint8), np.arange(6) * 16
+    out = np.empty(5, np.int32)
+    table.reserve(5, data.size)
+    k.strings_number_many(table._handle.address, True, data, ptr, out)
+    assert out.tolist() == [0, 1, 2, 3, 4]
+    assert len(set(table.state.hashes[:5].tolist())) == 1
+
+
+def test_words_of_one_hash_are_different_words():
+    words = words_of_one_hash(7, 5)
+    data = np.frombuffer(b"\0".join([*words, *words]), np.uint8)
+    numbers, spans = np.empty(data.size, np.int32), np.empty((data.size, 2), np.int64)
+    ends = np.array([0, data.size])
+    assert k.words_number(data, ends, 1, 7, numbers, np.empty(2, np.int64), spans) == 5
+    assert numbers[:10].tolist() == 2 * [0, 1, 2, 3, 4]
+
+
+def test_thousands_of_distinct_words_are_numbered_in_one_call():
+    words = [f"{i % 20_000:x}" for i in range(30_000)]
+    data = np.frombuffer("\0".join(words).encode(), np.uint8)
+    numbers, spans = np.empty(data.size, np.int32), np.empty((data.size, 2), np.int64)
+    ends = np.array([0, data.size])
+    assert k.words_number(data, ends, 1, 7, numbers, np.empty(2, np.int64), spans) == 20_000
+    assert numbers[: len(words)].tolist() == [i % 20_000 for i in range(30_000)]
+
+
+@kernel
+def sort_terms(blob, ptr, ids, keys):
+    k.terms_sort(blob, ptr, ids, ids.size, keys)
+
+
+@given(st.lists(st.text("ab\0", max_size=3), min_size=1, max_size=30), st.integers(0, 9))
+def test_terms_are_sorted_by_their_bytes(ends, shared):
+    texts = ["x" * shared + end for end in ends]  # the first eight bytes tell most words apart
+    blob = np.frombuffer("".join(texts).encode() + b"-", np.uint8)
+    ids = np.arange(len(texts), dtype=np.int32)
+    sort_terms(blob, offsets(list(map(len, texts))), ids, np.empty(len(texts), np.uint64))
+    assert [texts[i] for i in ids] == sorted(texts)
 
 
 def test_the_first_strings_never_change():
