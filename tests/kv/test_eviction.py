@@ -171,6 +171,15 @@ def test_priority_is_a_tier_above_the_policy(eviction):
     assert leaving(cache, prompts) == [1, 4, 0, 3, 2]
 
 
+def test_pages_of_equal_keys_are_evicted_by_number():
+    cache, ids = KVCache(128, 1, eviction="fifo"), np.arange(40)
+    cache.attach_many(ids, ids, np.arange(41))
+    cache.append_many(ids, ids)  # commits the prompts in one step
+    pages = cache.block_table(ids)[:, 0]
+    cache.detach(np.random.default_rng(0).permutation(ids))
+    assert leaving(cache, ids[:, None]) == np.argsort(pages).tolist()
+
+
 @pytest.mark.parametrize("first_detached", [False, True])
 def test_a_duplicate_hands_its_priority_to_the_page_that_stays(first_detached):
     cache = KVCache(16, 2)
