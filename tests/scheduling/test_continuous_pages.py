@@ -328,3 +328,29 @@ def test_an_eviction_policy_that_raises_loses_nothing():
     faulty.fails = False
     assert raised >= 3 and batcher.stats().finished == 2 and batcher.stats().steps == 8
     assert len(cache) == 0 and not batcher.step()
+
+
+def test_of_requests_with_as_much_to_do_the_last_that_came_is_preempted():
+    batcher = ContinuousBatcher(KVCache(8, 4, prefix_sharing=False))
+    for first in range(3):
+        batcher.submit([first] * 4, max_new_tokens=12)
+    while not (plan := batcher.step()).preempted.size:
+        batcher.advance(plan.seq_ids, np.zeros(plan.seq_ids.size, np.int32))
+    assert plan.preempted.tolist() == [2]
+
+
+def test_a_prompt_preempted_half_computed_is_cached_no_further():
+    cache, prompt = KVCache(8, 4), [2] * 20
+    batcher = ContinuousBatcher(cache, max_step_tokens=2)
+    batcher.submit([1] * 4, max_new_tokens=20)
+    batcher.submit(prompt, max_new_tokens=1)
+    computed = 0
+    while plan := batcher.step():
+        mine = plan.seq_ids == 1
+        batcher.advance(plan.seq_ids, np.zeros(plan.seq_ids.size, np.int32))
+        computed = max(computed, int((plan.starts + plan.n_tokens)[mine].sum()))
+        if batcher.stats().preempted:
+            assert 8 <= computed < 20
+            assert cache.match(prompt) <= computed
+            return
+    raise AssertionError("no request was preempted")
