@@ -112,3 +112,12 @@ def test_a_file_whose_ids_cannot_be_consecutive_is_refused(first):
     arrays, header = made(np.arange(300))._state()
     with pytest.raises(CorruptFileError, match="count up"):
         HNSW._from_state({**arrays, "ids": np.array([first])}, header)
+
+
+def test_a_snapshot_does_not_know_the_ids_of_later_slots():
+    index, vectors = HNSW(4, M=4, ef_construction=20), data(150, 4)
+    index.add(vectors[:100], 7 * np.arange(100)[::-1])
+    for i in range(100, 150):
+        before = index._frozen()
+        index.add(vectors[i : i + 1], [1000 + i])
+        assert 1000 + i in index and 1000 + i not in before

@@ -284,6 +284,22 @@ def test_old_snapshots_keep_their_graph():
             np.testing.assert_array_equal(old.links0[rows], links)
 
 
+def test_old_snapshots_keep_their_graph_where_single_blocks_are_copied():
+    vectors = data(2100, 8)
+    index = HNSW(8, M=4, ef_construction=20)
+    index.add(vectors[:2000])
+    shared = 0
+    for vector in vectors[2000:]:
+        old = index._snapshot
+        before = llmds_nb.hnsw.snapshot.logical_rows(old.links0, old.blocks0, old.n).copy()
+        index.add(vector[None])
+        after = llmds_nb.hnsw.snapshot.logical_rows(old.links0, old.blocks0, old.n)
+        np.testing.assert_array_equal(after, before)
+        shared += index._snapshot.links0 is old.links0
+    assert shared > 50
+    index.check()
+
+
 def test_recall_after_half_was_replaced_is_that_of_a_fresh_build(graph_only):
     vectors, queries = data(3000, 32), data(200, 32, 1)
     gone = np.random.default_rng(2).permutation(2000)[:1000]
