@@ -115,7 +115,16 @@ class Stored:
         verify: bool | None = None,
         **parts: Any,
     ) -> Self:
-        """Open a file that `save` wrote.
+        """Open a file that `save` wrote, or refuse it.
+
+        Checksums tell of accidents; whoever changes a file can make them right. So all that the
+        file holds is also checked for what it means, mapped or not and whatever `verify` is: every
+        index, length, count and setting, in one pass over the arrays. No file crashes the process
+        later, and none takes memory that its size does not justify. The one exception are numbers
+        that only measure: of a mapped HNSW whose vectors take more than 16 MiB the components and
+        codes are not read. (A million vectors of 128 components: 0.1 s mapped, 0.5 s read.)
+
+        A file must not be written to in place while it is mapped; `save` replaces it.
 
         Parameters
         ----------

@@ -19,12 +19,13 @@ from .kernels.graph_fault import (
     DUPLICATE,
     LEVEL,
     PARENT,
+    SEEN,
     TARGET,
     links_fault,
     tree_fault,
 )
 from .kernels.state import LIVE
-from .quantization import NONE, PCA, SQ8, Coding, uncoded
+from .quantization import NONE, PCA, SQ8, Coding, restore, signs_of, uncoded
 from .snapshot import (
     BLOCK,
     MAX_LEVEL,
@@ -42,7 +43,10 @@ from .snapshot import (
 MAX_SLOTS = 2**30
 _MAX_NORM = 1e18  # of a vector, as in `vector_store`
 _MAX_LONGEST = 1.001 * _MAX_NORM  # with the rounding of what is measured
-_CHUNK = 4096  # rows at once
+_CHUNK = 1024  # rows at once
+_SMALL = 1 << 24  # bytes of mapped vectors that are read at load
+_SMALL_SQUARE = 1e-24  # below, squares of components may lose digits
+_UNIT_ERROR = 1e-3  # of the length of a unit vector
 _FAULTS = {
     COUNT: "the number of links is",
     TARGET: "no other slot, or twice in its row, is",
@@ -85,8 +89,9 @@ def pack(snapshot: Snapshot, writer: GraphWriter) -> tuple[dict, dict]:
 def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]:
     """What `pack` packed: a snapshot of dtypes and widths as `empty`, and its writer's history.
 
-    Whatever is read here is checked before a kernel sees it, in time linear in the file. Only the
-    components of mapped vectors are not read.
+    Whatever is read here is checked before a kernel sees it, in time linear in the file. Of many
+    mapped vectors the components, and their codes, are not read: nothing is found by them but how
+    far a vector is.
     """
     n = validation.integer(header["n"], "n", low=0, high=MAX_SLOTS)
     n_upper = validation.integer(header["n_upper"], "n_upper", low=0, high=MAX_LEVEL * n)
@@ -116,8 +121,7 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
     _expect(arrays, empty.vectors.dtype, vectors=(n, width))
     _expect(arrays, np.bool_, live=(n if len(live) else 0,))
     node_of = arrays.get("node_of", empty.node_of)
-    if len(node_of):
-        _expect(arrays, np.int32, node_of=(n,))
+    _expect({"node_of": node_of}, np.int32, node_of=(n if len(node_of) else 0,))
     _expect(arrays, np.uint8, levels=(n,))
     _expect(arrays, np.int32, upper=(n,), parent=(n,))
     _expect(arrays, np.int64, ids=(1 if n and is_packed(ids) else n,))
@@ -135,8 +139,6 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         raise CorruptFileError(f"live has none of {n} slots")
     _check_ids(ids, n)
     _check_values(factors, "factors", above=0.0)
-    if not codes_only and not _is_mapped(arrays["vectors"]):
-        _check_values(arrays["vectors"], "vectors")
     heights = np.cumsum(levels, dtype=np.int64)
     upper = np.where(levels > 0, heights - levels, ABSENT)
     if levels.max(initial=0) > MAX_LEVEL:
@@ -153,6 +155,9 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         raise CorruptFileError(f"entry {entry} of level {top}, but there are no slots")
     if n:
         _check_links(arrays, node_of, entry)
+    if not _is_mapped(rows) or arrays["vectors"].nbytes <= _SMALL:
+        walked = prefilter if walks_vectors else rows
+        _check_contents(coding, empty, arrays["vectors"], factors, walked, prefilter, outlier)
     if not _is_mapped(rows):
         same = rows is arrays["vectors"]
         rows = taken(rows, np.arange(n)) if n else rows
@@ -225,6 +230,53 @@ def _check_values(values, name, above=-np.inf):
             raise CorruptFileError(f"{name} has {low} to {high}")
 
 
+def _check_contents(coding, empty, vectors, factors, codes, prefilter, outlier):
+    """Refuse vectors that cannot be measured, and codes that are not theirs. O(n d)."""
+    codes_only = vectors.dtype == np.uint8
+    coded = coding is not None and coding.kind != NONE
+    has_signs = coded and coding.error_bound
+    for start in range(0, len(vectors), _CHUNK):
+        at = slice(start, start + _CHUNK)
+        if has_signs and (prefilter[at] != signs_of(coding, codes[at], empty.metric)).any():
+            raise CorruptFileError("sieve has other sign codes than the rows")
+        if codes_only:
+            continue
+        part = vectors[at]
+        _check_values(part, "vectors")
+        if part.dtype == np.uint16:
+            part = part.view(np.float16).astype(np.float32)
+        lengths = _norms(part)
+        if lengths.max() > _MAX_LONGEST:
+            raise CorruptFileError(f"vectors has one of length {lengths.max()}")
+        if len(factors):
+            if (abs(lengths * factors[at] - 1) > _UNIT_ERROR).any():
+                raise CorruptFileError("factors has others than those of the vectors")
+            part = part * factors[at, None]
+        if coded and coding.walks_vectors:
+            _check_codes(coding, codes[at], part, outlier[at])
+
+
+def _norms(part):
+    """Lengths of float32 rows; exact, at three times the cost, where squares may be subnormal."""
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij->i", part, part)
+    if squares.min() < _SMALL_SQUARE:
+        squares = np.einsum("ij,ij->i", part, part, dtype=np.float64)
+    return np.sqrt(squares)
+
+
+def _check_codes(coding, codes, units, outlier):
+    """Refuse codes of a prefilter that are further off than `check` allows, and no outliers."""
+    limit = coding.error(coding.longest)
+    off = restore(coding, codes)
+    off -= units
+    far = ~(np.einsum("ij,ij->i", off, off) < (0.999 * limit) ** 2)
+    rows = np.flatnonzero(far & ~outlier if len(outlier) else far)
+    exact = np.linalg.norm(restore(coding, codes[rows]) - units[rows].astype(np.float64), axis=1)
+    if (exact > (1 + 1e-5) * limit).any():
+        raise CorruptFileError("sieve has codes of other vectors")
+
+
 def _check_nodes(node_of, vectors):
     """Refuse duplicates of what is no earlier node, or that do not differ from it as they say."""
     slots = np.flatnonzero(node_of != ABSENT)
@@ -241,9 +293,9 @@ def _check_links(arrays, node_of, entry):
     """Refuse links, or a spanning tree, that break an invariant of `kernels.state`."""
     links0, levels, parent = arrays["links0"], arrays["levels"], arrays["parent"]
     found: Int64s = np.zeros(3, np.int64)
-    passed = np.empty(len(parent), np.int32)
+    passed, seen = np.empty(len(parent), np.int32), np.empty(SEEN, np.int32)
     fault = tree_fault(parent, node_of, entry, passed, found)
-    fault = fault or links_fault(links0, arrays["links1"], levels, node_of, parent, passed, found)
+    fault = fault or links_fault(links0, arrays["links1"], levels, node_of, parent, seen, found)
     if fault:
         slot, level, value = found.tolist()
         array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.arrays import aligned_empty, appended
 from .._core.typing import ArrayLike, Bools, Float32s, Float64s, Int64s
+from ..errors import CorruptFileError
 from . import quantization as codes
 from .kernels.distance import COSINE, IP, L2
 from .snapshot import NO_TABLE, Snapshot, duplicates_of
@@ -172,6 +173,8 @@ class VectorForm:
     def _as_encoded(self, vectors, factors):
         """Stored vectors as float32, of length 1 with COSINE."""
         vectors = self._restored(vectors)
+        if not np.isfinite(vectors).all():  # of a mapped file, whose vectors no load has read
+            raise CorruptFileError("a stored vector holds what is not finite")
         return vectors * factors[:, None] if self.metric == COSINE else vectors
 
     def _restored(self, vectors):

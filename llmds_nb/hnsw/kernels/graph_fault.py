@@ -9,56 +9,54 @@ from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 
 COUNT, TARGET, LEVEL, DUPLICATE, PARENT, CYCLE = range(1, 7)
+SEEN = 1024  # a power of two
 
 
 @kernel(borrow=True)
-def links_fault(links0, links1, levels, node_of, parent, passed, fault):
+def links_fault(links0, links1, levels, node_of, parent, seen, fault):
     """0, or which fault the links of `levels.size` slots have, and in fault int64[3] where.
 
     That is (slot, level, number or neighbour). COUNT: a row has no such number of links; TARGET: a
     link leads to no other slot, or twice to one; LEVEL: to a slot below the level; DUPLICATE: a
     link leads to a duplicate or from it; PARENT: not as many nodes as should be, but the number in
     `fault`, are neighbours of their parents. Rows are in logical order, those of `links1` by slot
-    and level, as many as the levels. Scratch: passed int32[n]. O(links).
+    and level, as many as the levels. Scratch: seen int32[SEEN], which stays in the cache. O(links)
+    unless slots are chosen to be alike in their last bits, then O(links M).
     """
     n, upper, n_children, n_nodes = levels.size, 0, 0, 0
-    for slot in range(n):
-        passed[slot] = -1
+    seen[:] = -1  # by the last bits of a slot, the last row that has such a one
     for slot in range(n):
         is_duplicate = node_of.size > 0 and node_of[slot] != ABSENT
         n_nodes += not is_duplicate
         height = np.int64(levels[slot])
-        for level in range(height, -1, -1):  # so that the last mark of a target is of level 0
-            row = links0[slot]
+        for level in range(height + 1):
+            row, number = links0[slot], np.int32(slot)
             if level > 0:
-                row = links1[upper + level - 1]
+                row, number = links1[upper + level - 1], np.int32(n + upper + level - 1)
             degree = np.int64(row[0])
             fault[0], fault[1], fault[2] = slot, level, degree
             if degree < 0 or degree >= row.size:
                 return COUNT
             if is_duplicate and degree > 0:
                 return DUPLICATE
-            mark = np.int32(slot)
-            if level > 0:
-                mark = np.int32(-1 - level)
             for j in range(1, degree + 1):
                 target = np.int64(row[j])
-                if target < 0 or target >= n or target == slot or passed[target] == mark:
+                twice = False
+                if seen[target & (SEEN - 1)] == number:
+                    for i in range(1, j):
+                        twice |= row[i] == row[j]
+                seen[target & (SEEN - 1)] = number
+                if target < 0 or target >= n or target == slot or twice:
                     fault[2] = target
                     return TARGET
-                passed[target] = mark
-                if level > 0:
-                    if levels[target] < level:
-                        fault[2] = target
-                        return LEVEL
-                else:
+                if level == 0:
                     n_children += parent[target] == slot
+                elif levels[target] < level:
+                    fault[2] = target
+                    return LEVEL
                 if node_of.size > 0 and node_of[target] != ABSENT:
                     fault[2] = target
                     return DUPLICATE
-            if level > 0:
-                for j in range(1, degree + 1):  # the same mark serves the next slot
-                    passed[row[j]] = -1
         upper += height
     fault[0], fault[1], fault[2] = -1, 0, n_children
     return PARENT if n_children != n_nodes - 1 else 0
