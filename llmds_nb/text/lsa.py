@@ -201,7 +201,7 @@ class LsaEncoder(Stored):
                 raise CorruptFileError("array 'components' is of the wrong kind")
             if idf.shape != components.shape[:1] or len(idf) > len(encoder.tokenizer):
                 raise CorruptFileError("the vocabulary and the term vectors differ in size")
-            if not ((idf >= 0) & (idf <= _MAX_IDF)).all():  # NaN is refused as well
+            if not ((idf == 0) | ((idf >= 1) & (idf <= _MAX_IDF))).all():  # NaN is refused as well
                 raise CorruptFileError("array 'idf' holds impossible values")
             if not _are_directions(components):
                 raise CorruptFileError("array 'components' holds directions not of length 1")

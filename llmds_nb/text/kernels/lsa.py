@@ -11,11 +11,13 @@ from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ..._core.state import ANY, State, array, viewer
 
+_SHORTEST = 1e-60  # the square of a length whose reciprocal, and components, are float32
+
 
 class LsaState(State):
     """Weights and vectors of T terms; never changed after a fit."""
 
-    idf = array(np.float32, ANY)  # [T]: >= 0; 0 for terms that the fit has not seen
+    idf = array(np.float32, ANY)  # [T]: >= 1; 0 for terms that the fit has not seen
     components = array(np.float32, ANY, ANY)  # [T, d]: all finite; the d columns are orthonormal
 
 
@@ -43,7 +45,8 @@ def _sort(values, n):
 def lsa_encode_many(handle, ids, indptr, out):
     """Fill out float32[n, d] with unit vectors: sum over terms of (1 + log tf) * idf * vector.
 
-    Texts without a known term get the zero vector. O(d * terms) per text.
+    Texts without a known term, and those whose sum is as good as zero, get the zero vector.
+    O(d * terms) per text.
     """
     lsa = _lsa_at(handle)
     idf, components = lsa.idf, lsa.components
@@ -77,7 +80,7 @@ def lsa_encode_many(handle, ids, indptr, out):
         square = 0.0
         for i in range(d):
             square += np.float64(total[i]) * np.float64(total[i])
-        scale = np.float32(1.0 / math.sqrt(square)) if square > 0.0 else np.float32(0.0)
+        scale = np.float32(1.0 / math.sqrt(square)) if square > _SHORTEST else np.float32(0.0)
         for i in range(d):
             out[text, i] = total[i] * scale
     keep_alive(memory)
