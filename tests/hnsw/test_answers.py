@@ -37,6 +37,15 @@ def test_distances_are_numpys_in_any_dimension(dim, metric, far, graph_only):
     assert_measured(index.search(queries, 20, exact=True), metric, queries, vectors)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_no_distance_of_a_direction_to_itself_is_negative(exact, graph_only):
+    vectors = data(500, 33)
+    index = HNSW(33, metric="cosine", quantize=None, M=6, ef_construction=20)
+    index.add(vectors)
+    found = index.search(vectors, 1, exact=exact).distances
+    assert found.min() == 0 and found.max() < 1e-6
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("scale", [1e-5, 1, 300])
 def test_float16_answers_are_exact_for_the_rounded_vectors(metric, scale, graph_only):

@@ -9,6 +9,7 @@ import pytest
 
 from llmds_nb import HNSW, CorruptFileError
 from llmds_nb._core.file_format import read_bytes, write
+from llmds_nb.hnsw.kernels.graph_fault import COUNT, links_fault
 
 from .cases import CASES, MORE, QUERIES
 from .samples import data
@@ -153,6 +154,15 @@ def test_refused(name, edit):
     arrays, header = opened(name)
     EDITS[edit](arrays, header)
     assert not use(forged(arrays, header))
+
+
+@pytest.mark.parametrize(("degree", "fault"), [(1, 0), (2, COUNT), (-1, COUNT)])
+def test_a_row_is_read_no_further_than_it_has_places(degree, fault):
+    links = np.array([[degree, 1], [1, 2], [1, 0]], np.int32)
+    none, levels, nodes = np.zeros((0, 2), np.int32), np.zeros(3, np.uint8), np.zeros(0, np.int32)
+    parent, passed, where = np.array([0, 0, 1], np.int32), np.zeros(3, np.int32), np.zeros(3, int)
+    assert links_fault(links, none, levels, nodes, parent, passed, where) == fault
+    assert where.tolist() == [0, 0, degree] or not fault
 
 
 @pytest.mark.parametrize("name", NAMES)
