@@ -39,6 +39,9 @@ class PipelineStats(NamedTuple):
     nbytes: int
 
 
+_MAX_CACHE_TOKENS = 2**40
+
+
 class RetrievalPipeline(Stored):
     """Hybrid retrieval: HNSW over vectors and BM25 over words, fused into one ranking.
 
@@ -66,7 +69,8 @@ class RetrievalPipeline(Stored):
         Weight of the dense half; the sparse half has 1 - weight.
     cache_tokens : int
         Budget for the cached answers of hot queries, each counted as the words of its query plus k,
-        and plus one for every 16 bytes of its filter and of a word that is longer. 0 caches none.
+        and plus one for every 16 bytes of its filter and of a word that is longer. 0 caches none;
+        2**40 at most.
     hot_threshold : int
         How often a query must be asked for its answer to be cached.
     seed : int
@@ -110,7 +114,8 @@ class RetrievalPipeline(Stored):
         if fusion == "convex" and dense is not None and dense.metric != "cosine":
             self._fusion = "minmax"
         self._weight = validation.real(weight, "weight", low=0, high=1)
-        self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0)
+        most = _MAX_CACHE_TOKENS
+        self._cache_tokens = validation.integer(cache_tokens, "cache_tokens", low=0, high=most)
         threshold = validation.integer(hot_threshold, "hot_threshold", low=1)
         sketch = CountMinSketch(1 << 16, 4, top=1000, seed=None)  # 1 MiB
         self._cache = QueryCache(self._cache_tokens, threshold, sketch)

@@ -42,12 +42,15 @@ PATTERN = r"\b\w\w+\b"
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
 # One class of characters, once or repeated: `re` takes a time that grows with the text, as for
 # the patterns above. Others may take one that doubles with every character.
+_LONGEST = 1000  # characters of a pattern that is run from a file
 _ONE_CLASS = re.compile(r"(\\[wWdDsS]|\[\^?([^\[\]\\]|\\.)+\])\+?", re.DOTALL)
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 
 
 def is_quick(pattern: str) -> bool:
     """Whether no text makes a regular expression take long, whoever wrote it."""
+    if len(pattern) > _LONGEST:  # a second to compile for each 100,000 characters
+        return False
     return pattern in _RUNS or _ONE_CLASS.fullmatch(pattern) is not None
 
 

@@ -109,6 +109,7 @@ BAD = [
     (lambda p: RetrievalPipeline(fusion="best"), ValueError, "fusion"),
     (lambda p: RetrievalPipeline(weight=-0.1), ValueError, "weight"),
     (lambda p: RetrievalPipeline(cache_tokens=-1), ValueError, "cache_tokens"),
+    (lambda p: RetrievalPipeline(cache_tokens=2**40 + 1), ValueError, "cache_tokens"),
     (lambda p: RetrievalPipeline(hot_threshold=0), ValueError, "hot_threshold"),
     (lambda p: RetrievalPipeline(seed=-1), ValueError, "seed"),
 ]
