@@ -255,6 +255,7 @@ def _sealed(change):
 
 
 _DEEP = "[" * 100_000
+_ENDLESS = [f'{{"version": 1, "a": {number}}}' for number in ("NaN", "-Infinity", "1e999")]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,20 @@ _DEEP = "[" * 100_000
         *(
             lambda e, n=n, v=v: e["__metadata__"].update({n: v})
             for n in ("header", "checksums", "structure", "llmds_nb", "more")
-            for v in (None, 1, [], {}, "[]", "null", "1", "{", _DEEP, "1" * 5000, "\ud800")
+            for v in (
+                None,
+                1,
+                [],
+                {},
+                "[]",
+                "null",
+                "1",
+                "{",
+                _DEEP,
+                "1" * 5000,
+                "\ud800",
+                *_ENDLESS,
+            )
             if (n, type(v)) != ("more", str) and (n, v) != ("structure", "")
         ),
         *(lambda e, n=n: e["__metadata__"].pop(n) and None for n in ("header", "checksums")),

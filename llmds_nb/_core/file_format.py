@@ -248,11 +248,19 @@ def _read_entries(file, where, size):
 def _from_json(text, what) -> dict:
     """The object that a JSON text holds; `what` begins the message of an error."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):  # no UTF-8, no JSON, too long a number, too deep
         raise CorruptFileError(f"{what} is no JSON") from None
     if not isinstance(value, dict):
         raise CorruptFileError(f"{what} is no object")
+    return value
+
+
+def _finite(text) -> float:
+    """A number of a JSON text, which `to_json` has not written if it is NaN or infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
     return value
 
 

@@ -156,8 +156,8 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
     if n:
         _check_links(arrays, node_of, entry)
     if not _is_mapped(rows) or arrays["vectors"].nbytes <= _SMALL:
-        walked = prefilter if walks_vectors else rows
-        _check_contents(coding, empty, arrays["vectors"], factors, walked, prefilter, outlier)
+        codes = prefilter if coding is not None and coding.walks_vectors else rows
+        _check_contents(coding, empty, arrays["vectors"], factors, codes, prefilter, outlier)
     if not _is_mapped(rows):
         same = rows is arrays["vectors"]
         rows = taken(rows, np.arange(n)) if n else rows

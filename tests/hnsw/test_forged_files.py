@@ -274,6 +274,20 @@ def test_components_that_are_not_read_harm_nothing(value, tmp_path, monkeypatch)
         assert all(id_ == -1 or id_ in index for id_ in ids.ravel().tolist())
 
 
+@pytest.mark.parametrize("store", ["float32", "float16", None])
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_sign_codes_are_those_of_the_rows(store, metric):
+    clustered = np.repeat(data(150, 256), 8, axis=0) + 0.5 * data(1200, 256, 1)
+    index = HNSW(256, M=4, ef_construction=8, quantize="sq8", store=store, metric=metric)
+    index.add(clustered)
+    _, arrays, header = read_bytes(index.to_bytes())
+    assert len(arrays["sieve"]), "there are sign codes"
+    HNSW.from_bytes(forged(arrays, header)).check()
+    sieve = arrays["sieve"].copy()
+    sieve[700, 3] ^= 4
+    assert not use(forged({**arrays, "sieve": sieve}, header))
+
+
 def test_an_empty_array_has_its_dtype():
     for name, made in (("node_of", np.zeros(0)), ("live", np.zeros(0, np.float32))):
         _, arrays, header = read_bytes(saved_wide("cosine"))
