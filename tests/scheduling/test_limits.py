@@ -9,6 +9,7 @@ from llmds_nb import AdmissionController, CapacityError, ContinuousBatcher, KVCa
 from llmds_nb.scheduling.kernels import micro_batch, queue_state as s
 
 from .cases import still
+from .clock import MS, Clock
 
 END = 2**62
 MOST = 2**40  # tokens of one request
@@ -99,3 +100,14 @@ def test_the_tokens_of_an_admission_controller_stop_at_their_end():
         control.settle(reserved, used)
         control.check()
     assert control.stats().settled_tokens == END
+
+
+def test_times_are_those_of_the_last_requests():
+    clock, n = Clock(), s.WINDOW + 5
+    queue = Scheduler(n, clock=clock)
+    for _ in range(n):
+        queue.submit(1)
+        clock.now += MS
+    queue.complete(queue.get_batch().ids)
+    for times in (queue.stats().wait_ms, queue.stats().latency_ms):
+        assert (times.p50, times.max) == (s.WINDOW / 2, s.WINDOW)
