@@ -206,7 +206,11 @@ def test_a_pattern_of_a_file_that_may_run_for_ever_is_not_run(pattern):
         llmds_nb.Tokenizer.from_bytes(made.to_bytes(), pattern=str.split)
 
 
-@pytest.mark.parametrize("pattern", [r"\w+", r"\b\w\w+\b", r"\S+", r"[a-z]+", r"[^\s,]+", r"\w"])
+USUAL = [r"\w+", r"\b\w\w+\b", r"\S+", r"[a-z]+", r"[^\s,]+", r"\w"]
+BOUNDED = [r"[^\W_]{2,}", r"\w{2}", "[a-z]{1,99}"]
+
+
+@pytest.mark.parametrize("pattern", USUAL + BOUNDED)
 def test_usual_patterns_are_loaded(pattern):
     made = llmds_nb.Tokenizer(pattern=pattern).fit("red, sea!")
     loaded = llmds_nb.Tokenizer.from_bytes(made.to_bytes())

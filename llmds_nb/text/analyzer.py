@@ -40,10 +40,13 @@ PATTERN = r"\b\w\w+\b"
 # Patterns that match whole runs of word characters, and the shortest run they match: ASCII text is
 # split by a kernel, exactly as `re` would.
 _RUNS = {PATTERN: 2, r"(?u)\b\w\w+\b": 2, r"\w\w+": 2, r"\b\w+\b": 1, r"\w+": 1}
-# One class of characters, once or repeated: `re` takes a time that grows with the text, as for
-# the patterns above. Others may take one that doubles with every character.
+# One class of characters, once or in runs, of a length with two digits at most: `re` takes a time
+# that grows with the text, as for the patterns above. Others may take one that doubles with every
+# character.
 _LONGEST = 1000  # characters of a pattern that is run from a file
-_ONE_CLASS = re.compile(r"(\\[wWdDsS]|\[\^?([^\[\]\\]|\\.)+\])\+?", re.DOTALL)
+_ONE_CLASS = re.compile(
+    r"(\\[wWdDsS]|\[\^?([^\[\]\\]|\\.)+\])(\+|\{[0-9]{1,2}(,[0-9]{0,2})?\})?", re.DOTALL
+)
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
 
 
