@@ -8,7 +8,13 @@ class LlmdsError(Exception):
 
 
 class CapacityError(LlmdsError):
-    """No capacity is left (pages, sequences, quota); the call has changed nothing."""
+    """No capacity is left (pages, sequences, quota); the call has changed nothing.
+
+    Of a KVCache the text may be shown to the tenant whose call it was: it tells nothing of others.
+    `missing` is for the operator: how many pages lack, None where it is not about pages.
+    """
+
+    missing: int | None = None
 
 
 class CorruptFileError(LlmdsError, ValueError):

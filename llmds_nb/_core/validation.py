@@ -8,9 +8,10 @@ another type to Numba, which would compile every kernel a second time.
 
 import numbers
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from .typing import ArrayLike, Float32s, Float64s, Int32s, Int64s
 
 Ints = npt.NDArray[np.integer[Any]]
 T = TypeVar("T")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _OWN: Any = ("C", "A", "W")  # contiguous, aligned, writeable: one type to Numba
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -33,7 +36,7 @@ def integer(value: Any, name: str, *, low: int | None = None, high: int | None =
     """One integer in [low, high]."""
     if type(value) is not int:  # the usual case first: isinstance of an ABC takes 1 us
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
+            raise TypeError(f"{name} must be an integer, not {shown(value)}")
         value = int(value)
     _check_range(value, name, low, high)
     return value
@@ -46,10 +49,15 @@ def natural(value: Any, name: str) -> int:
     return integer(value, name, low=0, high=INT64_MAX)
 
 
+def positive(value: Any, name: str) -> int:
+    """One integer in [1, 2**63 - 1]."""
+    return integer(value, name, low=1, high=INT64_MAX)
+
+
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, not {_shown(value)}")
+        raise TypeError(f"{name} must be True or False, not {shown(value)}")
     return bool(value)
 
 
@@ -70,7 +78,7 @@ def power_of_two(value: Any, name: str, *, low: int, high: int) -> int:
     """One power of two in [low, high]."""
     value = integer(value, name, low=low, high=high)
     if value & (value - 1):
-        raise ValueError(f"{name} must be a power of two, not {value}")
+        raise ValueError(f"{name} must be a power of two, not {shown(value)}")
     return value
 
 
@@ -85,7 +93,7 @@ def real(
 ) -> float:
     """One float in [low, high], or > above; NaN never, infinity only if `infinite`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {shown(value)}")
     try:
         value = float(value)
     except OverflowError:  # an int or a fraction of more than 308 digits
@@ -98,6 +106,19 @@ def real(
     return value
 
 
+def exact(value: Any) -> Any:
+    """A str, bytes or int of a subclass as that type itself.
+
+    Its value is what it holds, whatever its own methods say: a `__len__` or `__eq__` that lies must
+    not decide what memory a kernel reads, nor which tenant's page is found.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return b"".join([value])
+    return int(value) if isinstance(value, np.integer) else int.__int__(value)
+
+
 def now_ns(clock: Callable[[], int]) -> int:
     """The time by an injected clock, checked to be integer nanoseconds."""
     now = clock()
@@ -108,21 +129,18 @@ def now_ns(clock: Callable[[], int]) -> int:
 
 def _check_range(value, name, low, high):
     if low is not None and value < low:
-        raise ValueError(f"{name} must be >= {low}, not {value}")
+        raise ValueError(f"{name} must be >= {low}, not {shown(value)}")
     if high is not None and value > high:
-        raise ValueError(f"{name} must be <= {high}, not {value}")
+        raise ValueError(f"{name} must be <= {high}, not {shown(value)}")
 
 
 def choice(value: T, name: str, options: Sequence[T]) -> T:
-    """One of `options`, compared by equality."""
+    """That of `options` which `value` equals."""
     try:
-        known = value in dict.fromkeys(options)
-    except TypeError:  # an array or a list, which has no hash
-        known = False
-    if not known:
+        return {option: option for option in options}[value]
+    except (KeyError, TypeError):  # TypeError: an array or a list, which has no hash
         listed = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{name} must be one of {listed}, not {value!r}")
-    return value
+        raise ValueError(f"{name} must be one of {listed}, not {shown(value)}") from None
 
 
 @cache
@@ -142,9 +160,9 @@ def integers(
         # Python ints that do not fit int64 arrive as objects, or as floats beside smaller ones.
         whole = np.asarray(values, object).ravel() if array.dtype.kind in "Of" else ()
         if len(whole) and all(isinstance(v, int) and not isinstance(v, bool) for v in whole):
-            worst = max(whole, key=abs)
-            raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
-        raise TypeError(f"{name} must be integers, not {array.dtype} ({_first(array)!r})")
+            worst = max(map(int, whole), key=abs)
+            raise ValueError(f"{name} must be in [{low}, {high}], not {shown(worst)}")
+        raise TypeError(f"{name} must be integers, not {array.dtype} ({shown(_first(array))})")
     if array.size:
         least, most = array.min(), array.max()
         if least < low or most > high:
@@ -236,7 +254,7 @@ def reals(values: ArrayLike, name: str, *, infinite: bool = True) -> Float64s:
     """Numbers as float64[n] without NaN; one number counts as n = 1."""
     array = _one_dimensional(values, name)
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be numbers, not {array.dtype} ({_first(array)!r})")
+        raise TypeError(f"{name} must be numbers, not {array.dtype} ({shown(_first(array))})")
     array = np.require(array, np.float64, _OWN)
     if np.isnan(array).any():
         raise ValueError(f"{name} must not be NaN (position {int(np.isnan(array).argmax())})")
@@ -255,7 +273,7 @@ def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
     """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
     array = array_of(values, name)
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be numbers, not {array.dtype} ({_first(array)!r})")
+        raise TypeError(f"{name} must be numbers, not {array.dtype} ({shown(_first(array))})")
     if array.ndim == 1 and array.size:
         array = array[None, :]
     if array.size == 0 and array.ndim < 2:
@@ -275,13 +293,20 @@ def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
 def texts(values: str | Iterable[str], name: str = "texts") -> list[str]:
     """A list of str; one str counts as a list of one."""
     if isinstance(values, str):
-        return [values]
+        return [exact(values)]
     _check_iterable(values, name)
     values = list(values)
     for position, value in enumerate(values):
-        if not isinstance(value, str):
-            _refuse_text(value, name, position)
+        if type(value) is not str:
+            values[position] = _text(value, name, position)
     return values
+
+
+def text(value: Any, name: str) -> str:
+    """One str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    return exact(value)
 
 
 def text_stream(
@@ -292,7 +317,7 @@ def text_stream(
     A value that is no str is refused when the iterator reaches it.
     """
     if isinstance(values, str):
-        values = [values]
+        values = [exact(values)]
     _check_iterable(values, name)
     n: int | None
     try:
@@ -304,14 +329,12 @@ def text_stream(
 
 def _checked_texts(values, name):
     for position, value in enumerate(values):
-        if not isinstance(value, str):
-            _refuse_text(value, name, position)
-        yield value
+        yield value if type(value) is str else _text(value, name, position)
 
 
 def _check_iterable(values, name):
     kind = type(values).__name__
-    if isinstance(values, bytes | bytearray) or not hasattr(values, "__iter__"):
+    if isinstance(values, bytes | bytearray | memoryview) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} must be a str or an iterable of str, not {kind}")
     if isinstance(values, set | frozenset | dict):
         remedy = "its values()" if isinstance(values, dict) else "a sorted list"
@@ -321,7 +344,10 @@ def _check_iterable(values, name):
         raise TypeError(f"{name} must be of one dimension, not a {kind} of {n_dims}")
 
 
-def _refuse_text(value, name, position) -> NoReturn:
+def _text(value, name, position) -> str:
+    """A str of a subclass as a plain one; a TypeError for anything else."""
+    if isinstance(value, str):
+        return exact(value)
     remedy = ""
     if isinstance(value, bytes):
         remedy = ": decode it"
@@ -380,9 +406,9 @@ def array_of(values: Any, name: str) -> np.ndarray:
     numbers; bfloat16 becomes float32. What NumPy cannot see is refused with the remedy.
     """
     if type(values) is np.ndarray and values.dtype.kind in "iufb":
-        return values
+        return _whole(values)
     if isinstance(values, str | bytes | dict | set | frozenset):
-        raise TypeError(f"{name} must be numbers in an array or list, not {_shown(values)}")
+        raise TypeError(f"{name} must be numbers in an array or list, not {shown(values)}")
     if isinstance(values, np.ndarray) and np.ma.is_masked(values):
         raise ValueError(f"{name} must not be masked: fill what is, or leave it out")
     kind = type(values).__name__
@@ -395,10 +421,21 @@ def array_of(values: Any, name: str) -> np.ndarray:
     except (TypeError, RuntimeError) as error:  # such as a tensor on a GPU, or one with a gradient
         remedy = "convert it first, a tensor by .detach().cpu().float().numpy()"
         raise TypeError(f"NumPy cannot read {name} ({kind}: {error}): {remedy}") from error
+    array = _whole(array)
     if array.dtype.kind == "O" and array.size:
         array = _of_objects(array, name)
     elif array.dtype.kind == "V" and array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
+    return array
+
+
+def _whole(array) -> np.ndarray:
+    """The array; a copy where it was broadcast: 2**50 entries in 8 bytes are more than memory has.
+
+    A MemoryError says so; a loop over them would not end.
+    """
+    if not array.flags.forc and 0 in array.strides:
+        return array.copy()
     return array
 
 
@@ -419,9 +456,12 @@ def _of_objects(array, name) -> np.ndarray:
     return array
 
 
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def shown(value: Any) -> str:
+    """A `repr` for messages: short, however long and deep the value is, and it never fails."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # such as an int of more digits than Python converts
+        return f"<{type(value).__name__} object>"
 
 
 def _one_dimensional(values, name) -> np.ndarray:

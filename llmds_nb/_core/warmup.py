@@ -9,6 +9,7 @@ from . import compile_workers, validation
 from .jit import KERNELS
 from .kernel_cache import KERNEL_IMPORTS, cache_folders, domain_of
 from .progress import progress_bar
+from .validation import shown
 
 _PACKAGE = __package__.rpartition(".")[0]
 
@@ -59,7 +60,7 @@ def warmup(
     elif isinstance(structures, str):
         structures = [structures]
     elif not isinstance(structures, list | tuple):
-        raise TypeError(f"structures must be names, not {structures!r}")
+        raise TypeError(f"structures must be names, not {shown(structures)}")
     names = [validation.choice(name, "structures", tuple(known)) for name in structures]
     if jobs is None:
         jobs = compile_workers.cores()

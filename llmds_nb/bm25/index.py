@@ -11,6 +11,7 @@ from .._core.progress import progress_bar
 from .._core.publishing import Changes, publish
 from .._core.storage import Stored, share
 from .._core.typing import ArrayLike, Int64s
+from .._core.validation import shown
 from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
 from ..text.tokenizer import Growth, TokenBatch, Tokenizer
@@ -88,7 +89,8 @@ class InvertedIndex(Stored):
             tokenizer = Tokenizer()
         elif not isinstance(tokenizer, Tokenizer):
             if not callable(tokenizer):
-                raise TypeError(f"tokenizer must be a Tokenizer or callable, not {tokenizer!r}")
+                kinds = "a Tokenizer or callable"
+                raise TypeError(f"tokenizer must be {kinds}, not {shown(tokenizer)}")
             tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
         self._contents = Contents([], 0, tokenizer, 0 if is_own else None)
         self._lock = tokenizer._lock  # of writers: what shares a tokenizer takes turns
@@ -373,8 +375,7 @@ class InvertedIndex(Stored):
 
     def explain(self, query: str, id: int) -> Explanation:
         """Why a document has its score: every known term, ascending. KeyError for an unknown id."""
-        if not isinstance(query, str):
-            raise TypeError(f"query must be a str, not {type(query).__name__}")
+        query = validation.text(query, "query")
         contents = self._contents
         snapshot, tokenizer = contents.snapshot, contents.tokenizer
         number, doc = segs.find(snapshot.segments, validation.one_id(id))

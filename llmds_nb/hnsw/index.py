@@ -106,14 +106,15 @@ class HNSW(Stored):
         self._dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
         self._metric = validation.choice(metric, "metric", tuple(METRICS))
         self._M = validation.integer(M, "M", low=2, high=MAX_M)
-        self._ef_construction = validation.integer(ef_construction, "ef_construction", low=1)
+        self._ef_construction = validation.positive(ef_construction, "ef_construction")
         self.ef_search = ef_search
         kinds = ("auto", None, quantization.SQ8, quantization.PCA)
         self._quantize = validation.choice(quantize, "quantize", kinds)
         self._store = validation.choice(store, "store", tuple(STORES))
-        if store is None and quantize in (None, quantization.PCA):
-            raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {quantize!r}")
-        self._form = VectorForm(self._dim, metric, quantize, store)
+        form = self._dim, self._metric, self._quantize, self._store
+        if self._store is None and self._quantize in (None, quantization.PCA):
+            raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {form[2]!r}")
+        self._form = VectorForm(*form)
         self._seed = validation.natural(seed, "seed")
         # (candidates measured on the stored vectors, for k answers), once tuned
         self._depth: tuple[int, int] | None = None
@@ -281,7 +282,7 @@ class HNSW(Stored):
             and threads == 1
             and max_distance is None
         ):  # the common call; the kernel checks the values
-            wide = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
+            wide = self._ef_search if ef is None else validation.positive(ef, "ef")
             snapshot = self._snapshot
             depth = searching.rerank_depth(snapshot.coding, k, self._depth)
             found = searching.search_one(snapshot, self._form, queries, k, wide, depth)
@@ -290,7 +291,7 @@ class HNSW(Stored):
         queries, single = self._form.queries(queries)
         exact = validation.flag(exact, "exact")
         k, filters, threads = validation.search_options(k, filter, threads, len(queries))
-        ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
+        ef = self._ef_search if ef is None else validation.positive(ef, "ef")
         found = self._searched(queries, k, ef, self._depth, filters, exact, threads)
         if max_distance is not None:
             farthest = validation.real(max_distance, "max_distance", infinite=True)
@@ -344,7 +345,7 @@ distances=array([0., 1., 1., 1.], dtype=float32))
         exact = validation.flag(exact, "exact")
         radius = validation.real(radius, "radius", infinite=True)
         _, filters, threads = validation.search_options(1, filter, threads, len(queries))
-        ef = self._ef_search if ef is None else validation.integer(ef, "ef", low=1)
+        ef = self._ef_search if ef is None else validation.positive(ef, "ef")
         snapshot, form, tuned = self._snapshot, self._form, self._depth
         most = max(1, snapshot.n_live)
         if limit is not None:
@@ -451,7 +452,7 @@ distances=array([0., 1., 1., 1.], dtype=float32))
 
     @ef_search.setter
     def ef_search(self, value: int) -> None:
-        self._ef_search = validation.integer(value, "ef_search", low=1)
+        self._ef_search = validation.positive(value, "ef_search")
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .cache import KVCache as KVCache
     from .events import KVEvent as KVEvent
     from .eviction import PageEvents as PageEvents
-    from .inspection import KVCacheStats as KVCacheStats
+    from .inspection import KVCacheStats as KVCacheStats, SaltStats as SaltStats
     from .page_tables import PageTable as PageTable
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cache": "KVCache",
         "events": "KVEvent",
         "eviction": "PageEvents",
-        "inspection": "KVCacheStats",
+        "inspection": "KVCacheStats SaltStats",
         "page_tables": "PageTable",
     },
 )

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,11 @@ from .._core.jit import REFUSALS
 from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int32s, Int64s, UInt8s
 from .._core.validation import INT32, INT32_MAX, INT64
-from ..primitives.hash_table import table_find
-from ..primitives.status import ABSENT
 from . import inspection, operations, page_tables, persistence
 from .allocator import Moves
 from .events import KVEvent
 from .extra import Extra
-from .inspection import KVCacheStats
+from .inspection import KVCacheStats, SaltStats
 from .kernels import operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
@@ -69,10 +67,13 @@ class KVCache(Stored):
     Notes
     -----
     Sequence ids are any int64 >= 0, chosen by the caller. Tokens are int32 >= 0; arrays of that
-    dtype are read without a copy, a list costs about 25 ns per token to convert. A *salt* (int,
-    bytes or str; ``0``, ``"0"`` and ``b"0"`` differ) separates tenants: nothing is shared between
-    two salts. A call that raises has changed nothing. A policy of one's own is in no file: `load`
-    takes it again, as `eviction`.
+    dtype are read without a copy, a list costs about 25 ns per token to convert. A call that raises
+    has changed nothing. A policy of one's own is in no file: `load` takes it again, as `eviction`.
+
+    A *salt* (int, bytes or str; ``0``, ``"0"`` and ``b"0"`` differ) separates tenants: nothing is
+    shared between two salts, and neither `match` nor an error tells one of the pages of another.
+    What does are the ids and numbers that the engine gives out, `stats()` without a salt, and time:
+    without quotas the load of one salt evicts the pages of another.
 
     Attach is O(tokens) for hashing and comparing, append O(1) per token, eviction O(log n) per
     page; nothing grows with the number of cached pages. Paging: Kwon et al., SOSP 2023
@@ -150,7 +151,7 @@ class KVCache(Stored):
         Raises
         ------
         CapacityError
-            Too few pages even after evicting all that can be; states how many are missing.
+            Too few pages even after evicting all that can be; `missing` says how many.
         ValueError
             The id is in use, or bad input.
         """
@@ -230,14 +231,14 @@ class KVCache(Stored):
         `append` does.
         """
         state = self._cache_state
-        # The kernel refuses arrays of other types; what is none, Numba cannot always look at.
-        if not (state.plain and type(tokens) is _ARRAY):
+        # The kernel refuses arrays of other types; nothing but arrays reaches Numba.
+        if not (type(seq_ids) is type(tokens) is _ARRAY and state.plain):
             return operations.append_many(state, seq_ids, tokens)
         with state.lock:  # `state.run` by hand: the call would take a tenth of a small step
             try:
-                slots = np.empty(seq_ids.size, INT64)  # type: ignore[union-attr]
+                slots = np.empty(seq_ids.size, INT64)
                 status = kv_append_many(state.handle.address, seq_ids, tokens, slots)
-            except (*REFUSALS, AttributeError):
+            except REFUSALS:
                 return operations.append_many(state, seq_ids, tokens)
             if status < 0:
                 state.refused(kv_append_many, status, (seq_ids, tokens, slots))
@@ -442,26 +443,24 @@ class KVCache(Stored):
 
     # ---- sizes, checks, files --------------------------------------------------------------
 
-    def stats(self) -> KVCacheStats:
-        """Return sizes and counts. O(n_pages)."""
-        with self._cache_state.lock:
-            self._cache_state.ready()
-            return inspection.collect_stats(self._cache_state, self._pins)
+    @overload
+    def stats(self) -> KVCacheStats: ...
+    @overload
+    def stats(self, *, salt: Salt) -> SaltStats: ...
+    def stats(self, *, salt: Salt | None = None) -> KVCacheStats | SaltStats:
+        """Return sizes and counts of the whole cache, or sizes of one tenant. O(n_pages)."""
+        return inspection.stats(self._cache_state, self._pins, salt)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, tensors included."""
-        with self._cache_state.lock:
-            arrays = [*self._cache_state.arrays, *([] if self.kv is None else [self.kv])]
-            return sum(array.nbytes for array in arrays)
+        return self._cache_state.nbytes
 
     def __len__(self) -> int:
         return int(self._cache_state.arrays.meta[s.N_SEQUENCES])
 
     def __contains__(self, seq_id: int) -> bool:
-        state = self._cache_state
-        with state.lock:
-            return table_find(state.arrays.ids, validation.natural(seq_id, "seq_id")) != ABSENT
+        return self._cache_state.holds(seq_id)
 
     def __repr__(self) -> str:
         free = int(self._cache_state.arrays.meta[s.N_FREE])

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.typing import Int32s
+from .._core.validation import shown
 from .salts import Salt, check_salt, salt_bytes, salt_from_json, salt_to_json
 
 Extra: TypeAlias = Sequence[tuple[int, int, Salt]]  # as a user gives it
@@ -27,12 +28,12 @@ def check_extra(extra: Any) -> Ranges:
     """The ranges that a user gave for one prompt, in their one order."""
     if extra is None:
         return ()
-    if isinstance(extra, str | bytes | dict) or not hasattr(extra, "__iter__"):
-        raise TypeError(f"extra must be a list of (start, stop, key), not {extra!r}")
+    if isinstance(extra, str | bytes | memoryview | dict) or not hasattr(extra, "__iter__"):
+        raise TypeError(f"extra must be a list of (start, stop, key), not {shown(extra)}")
     ranges = []
     for item in extra:
         if not isinstance(item, list | tuple) or len(item) != 3:
-            raise TypeError(f"extra must hold (start, stop, key), not {item!r}")
+            raise TypeError(f"extra must hold (start, stop, key), not {shown(item)}")
         start = validation.natural(item[0], "start of extra")
         stop = validation.natural(item[1], "stop of extra")
         if stop <= start:

@@ -1,6 +1,6 @@
 """Reads a whole KVCache: its sizes and counts, and the assertion of its invariants."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import TAGS, WAYS
 from .kernels.prefix_table import prefix_find, prefix_hash
 from .pins import Pins
+from .salts import check_salt
 from .state import CacheState
 
 # The fields of KVCacheStats that are in `meta`, by the same names.
@@ -41,8 +42,55 @@ class KVCacheStats(NamedTuple):
     fragmentation: float  # share of the token places in the sequences' own pages that is unused
 
 
-def collect_stats(state: CacheState, pins: Pins) -> KVCacheStats:
-    """The present sizes and counts. O(n_pages)."""
+class SaltStats(NamedTuple):
+    """Sizes of one salt in a KVCache; pages unless said otherwise.
+
+    They depend on the calls for this salt, and on what others evict of it, alone: a tenant may see
+    its own. What a prompt saved, `attach` returns.
+    """
+
+    quota: int | None  # most pages it may own
+    n_owned: int  # held or cached
+    n_used: int  # held by its sequences, pins or pending copies
+    n_cached: int  # findable by prefix, held or not
+    n_evictable: int
+    n_pinned: int
+    n_shared: int  # with more than one reference
+    n_sequences: int
+    n_tokens: int  # tokens of its live sequences
+
+
+def stats(state: CacheState, pins: Pins, salt: Any) -> KVCacheStats | SaltStats:
+    """See `KVCache.stats`. O(n_pages)."""
+    salt = None if salt is None else check_salt(salt)
+    with state.lock:
+        state.ready()
+        return _of_all(state, pins) if salt is None else _of_salt(state, pins, salt)
+
+
+def _of_salt(state, pins, salt):
+    domain = state.domains.get(salt)
+    if domain is None:
+        return SaltStats(None, *[0] * (len(SaltStats._fields) - 1))
+    kv, row = state.arrays, state.arrays.domain[domain]
+    own = (kv.page[:, s.STATE] != s.FREE) & (kv.page[:, s.DOMAIN] == domain)
+    page, pinned = kv.page[own], np.unique(pins.all_pages())
+    hot, cold, _ = _live_sequences(kv)
+    quota = int(row[s.QUOTA])
+    return SaltStats(
+        quota=None if quota < 0 else quota,
+        n_owned=int(row[s.OWNED]),
+        n_used=int(((page[:, s.REF] > 0) | (page[:, s.PENDING] < 0)).sum()),
+        n_cached=int((page[:, s.STATE] == s.CACHED).sum()),
+        n_evictable=int(row[s.EVICTABLE]),
+        n_pinned=int(own[pinned].sum()),
+        n_shared=int((page[:, s.REF] > 1).sum()),
+        n_sequences=int(row[s.SEQUENCES]),
+        n_tokens=int(hot[cold[:, s.SEQ_DOMAIN] == domain, s.LENGTH].sum()),
+    )
+
+
+def _of_all(state, pins):
     kv = state.arrays
     ref, page_size = kv.page[:, s.REF], state.settings.page_size
     used = (kv.page[:, s.STATE] != s.FREE) & ((ref > 0) | (kv.page[:, s.PENDING] < 0))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .._core import validation
 from .._core.typing import ArrayLike, Int32s, Int64s, UInt8s
-from .._core.validation import INT32, INT32_MAX, INT64
+from .._core.validation import INT32, INT32_MAX, INT64, shown
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT
 from . import page_tables
@@ -95,8 +95,8 @@ def attach_many(
         validation.same_length("priorities", priorities, "seq_ids", seq_ids)
     ranges = []
     if extras is not None:
-        if isinstance(extras, str | bytes) or not hasattr(extras, "__len__"):
-            raise TypeError(f"extras must be one list per sequence, not {extras!r}")
+        if isinstance(extras, str | bytes | memoryview) or not hasattr(extras, "__len__"):
+            raise TypeError(f"extras must be one list per sequence, not {shown(extras)}")
         validation.same_length("extras", extras, "seq_ids", seq_ids)
         ranges = [check_extra(extra) for extra in extras]
     hits = np.empty(n, np.int64)

@@ -1,11 +1,15 @@
 """Salts, by which tenants are kept apart, and keys of hashes: checked, and encoded uniquely."""
 
 import hashlib
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
 
+from .._core import validation
+
 Salt = int | bytes | str
+_NO_SEQUENCES = str, bytes, memoryview, Set, Mapping
 
 
 def check_salt(salt: Any, name: str = "salt") -> Salt:
@@ -13,21 +17,16 @@ def check_salt(salt: Any, name: str = "salt") -> Salt:
 
     A subclass is taken for the value that it holds, whatever its own methods say.
     """
-    if isinstance(salt, str):
-        return str.__str__(salt)
-    if isinstance(salt, bytes):
-        return b"".join([salt])
-    if isinstance(salt, np.integer):
-        return int(salt)
-    if isinstance(salt, bool) or not isinstance(salt, int):
-        raise TypeError(f"{name} must be int, bytes or str, not {salt!r}")
-    return int.__int__(salt)
+    if isinstance(salt, bool) or not isinstance(salt, int | np.integer | bytes | str):
+        raise TypeError(f"{name} must be int, bytes or str, not {validation.shown(salt)}")
+    return validation.exact(salt)
 
 
 def check_key(key: Any) -> bytes:
     """Return a key of hashes; TypeError or ValueError for what is none."""
     if not isinstance(key, bytes):
         raise TypeError(f"key must be bytes, not {type(key).__name__}")
+    key = validation.exact(key)
     if not 1 <= len(key) <= 64:
         raise ValueError(f"key must have 1 to 64 bytes, not {len(key)}")
     return key
@@ -35,8 +34,8 @@ def check_key(key: Any) -> bytes:
 
 def check_salts(salts: Any) -> list[Salt]:
     """Return the salts of a batch, one a sequence, each as by `check_salt`."""
-    if isinstance(salts, str | bytes) or not hasattr(salts, "__len__"):
-        raise TypeError(f"salts must be one salt per sequence, not {salts!r}")
+    if isinstance(salts, _NO_SEQUENCES) or not hasattr(salts, "__len__"):
+        raise TypeError(f"salts must be one salt per sequence, not {validation.shown(salts)}")
     return [check_salt(salt) for salt in salts]
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.validation import shown
 from .eviction import POLICIES
 from .salts import check_key
 
@@ -45,9 +46,9 @@ def check_settings(*given: Any) -> CacheSettings:
     kv_shape = None if kv_shape is None else _kv_shape(kv_shape)
     number_type = _number_type(dtype)
     if eviction is None or isinstance(eviction, str):
-        validation.choice(eviction, "eviction", tuple(POLICIES))
+        eviction = validation.choice(eviction, "eviction", tuple(POLICIES))
     elif isinstance(eviction, type | dict) or not callable(getattr(eviction, "keys", None)):
-        raise TypeError(f"eviction must be a name or have a method keys(), not {eviction!r}")
+        raise TypeError(f"eviction must be a name or have a method keys(), not {shown(eviction)}")
     sharing = validation.flag(prefix_sharing, "prefix_sharing")
     key = os.urandom(32) if key is None else check_key(key)
     most = validation.integer(max_events, "max_events", low=0, high=_MAX_EVENTS)
@@ -61,7 +62,7 @@ def _number_type(dtype):
         found = np.dtype(_of_ml_dtypes(dtype))
     if found.kind in "biufc" or (found.kind == "V" and found.isbuiltin == 2):  # 2: ml_dtypes
         return found
-    raise TypeError(f"dtype must hold plain numbers, not {dtype!r}")
+    raise TypeError(f"dtype must hold plain numbers, not {shown(dtype)}")
 
 
 def _of_ml_dtypes(dtype):
@@ -70,12 +71,12 @@ def _of_ml_dtypes(dtype):
         return getattr(importlib.import_module("ml_dtypes"), dtype)
     except (ImportError, AttributeError, TypeError):
         raise TypeError(
-            f"dtype must be one of NumPy, not {dtype!r}; bfloat16 and float8 need the package "
+            f"dtype must be one of NumPy, not {shown(dtype)}; bfloat16 and float8 need the package "
             "ml_dtypes, or uint16 and uint8 for their bits"
         ) from None
 
 
 def _kv_shape(shape):
-    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
-        raise TypeError(f"kv_shape must be a tuple of int, not {shape!r}")
+    if isinstance(shape, str | bytes | memoryview) or not hasattr(shape, "__iter__"):
+        raise TypeError(f"kv_shape must be a tuple of int, not {shown(shape)}")
     return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)

@@ -128,13 +128,14 @@ class CacheState:
             status = kernel(handle.address, *args)
         if status >= 0:
             return status
-        meta = self.arrays.meta
-        value = int(meta[s.MISSING])
+        value = int(self.arrays.meta[s.MISSING])
         if status == st.FULL:
-            raise CapacityError(
-                f"{value} pages lack: {meta[s.N_FREE]} free and {meta[s.N_EVICTABLE]} evictable of "
-                f"{self.settings.n_pages}, quotas permitting"
+            error = CapacityError(
+                "pages lack for this call, in the cache or in the quota of its salt (`missing` of "
+                "this error says how many)"
             )
+            error.missing = value
+            raise error
         if status == ABSENT:
             raise KeyError(f"no sequence has id {value}")
         if status == st.PRESENT:
@@ -240,6 +241,18 @@ class CacheState:
         if row == ABSENT:
             raise KeyError(f"no sequence has id {seq_id}")
         return row
+
+    def holds(self, seq_id: int) -> bool:
+        """Whether there is such a sequence. O(1)."""
+        with self.lock:
+            return table_find(self.arrays.ids, validation.natural(seq_id, "seq_id")) != ABSENT
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, tensors included."""
+        with self.lock:
+            kv = 0 if self.tensors is None else self.tensors.kv.nbytes
+            return kv + sum(array.nbytes for array in self.arrays)
 
     def length(self, seq_id: int) -> int:
         """Number of tokens of a sequence; KeyError if there is none. O(1)."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.typing import ArrayLike, Float32s
+from .._core.validation import shown
 from ..text.lsa import LsaEncoder
 
 Encoder = LsaEncoder | Callable[[list[str]], ArrayLike]
@@ -19,7 +20,7 @@ class Embedder:
 
     def __init__(self, encoder: Encoder | None, lost: bool = False) -> None:
         if encoder is not None and not isinstance(encoder, LsaEncoder) and not callable(encoder):
-            raise TypeError(f"encoder must be an LsaEncoder or callable, not {encoder!r}")
+            raise TypeError(f"encoder must be an LsaEncoder or callable, not {shown(encoder)}")
         self.encoder = encoder
         self.lost = lost
 

@@ -10,6 +10,7 @@ from .._core import validation
 from .._core.publishing import publish
 from .._core.storage import Stored, checking_parts, nest, unnest
 from .._core.typing import ArrayLike, Int64s
+from .._core.validation import shown
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
@@ -416,7 +417,7 @@ class RetrievalPipeline(Stored):
         """
         for name, function in (("on_hot", on_hot), ("on_cold", on_cold)):
             if function is not None and not callable(function):
-                raise TypeError(f"{name} must be callable, not {function!r}")
+                raise TypeError(f"{name} must be callable, not {shown(function)}")
         self._cache.on_hot, self._cache.on_cold = on_hot, on_cold
 
     def stats(self) -> PipelineStats:

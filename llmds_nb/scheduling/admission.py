@@ -14,6 +14,7 @@ from .._core.forking import new_lock
 from .._core.state import Handle, pack
 from .._core.storage import Stored, checking_parts
 from .._core.typing import ArrayLike, Bools
+from .._core.validation import shown
 from ..errors import CorruptFileError
 from ..kv.salts import check_salt, salt_bytes
 from ..primitives.status import INVALID, OK
@@ -111,7 +112,7 @@ class AdmissionController(Stored):
     ) -> None:
         burst_ms = validation.real(burst_ms, "burst_ms", above=0.0)
         if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
+            raise TypeError(f"clock must be callable, not {shown(clock)}")
         bucket, limit = np.zeros((2, 2, 6), np.int64)
         bucket[k.QPS] = _bucket(qps_limit, "qps_limit", burst_ms)
         bucket[k.TOKENS] = _bucket(token_rate_limit, "token_rate_limit", burst_ms)
@@ -174,11 +175,10 @@ class AdmissionController(Stored):
 
     def _named(self, key):
         """A key as bytes, whose hashes in a dict nobody can choose."""
-        if isinstance(key, bool) or not isinstance(key, int | np.integer | bytes | str):
-            raise TypeError(f"key must be int, bytes or str, not {key!r}")
+        key = check_salt(key, "key")
         if not self._handle.state.limit.any():
             raise ValueError("keys have no limits: give key_limit to AdmissionController")
-        return salt_bytes(check_salt(key))
+        return salt_bytes(key)
 
     def _place(self, named, now):
         """The row of a key, whose buckets are full if it is new."""
@@ -317,7 +317,7 @@ def _pair(key_limit):
     if key_limit is None or isinstance(key_limit, numbers.Real):
         return key_limit, None
     if not isinstance(key_limit, tuple | list) or len(key_limit) != 2:
-        raise TypeError(f"key_limit must be a number or (requests, tokens), not {key_limit!r}")
+        raise TypeError(f"key_limit must be a number or (requests, tokens), not {shown(key_limit)}")
     return key_limit
 
 

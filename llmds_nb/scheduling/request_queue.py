@@ -14,6 +14,7 @@ from .._core.jit import compile_over
 from .._core.state import Handle, pack
 from .._core.statistics import nearest_rank
 from .._core.typing import Int64s
+from .._core.validation import shown
 from ..primitives.bits import float64_keys
 from ..primitives.dary_heap import ROOT, SLOT_MASK, check_entries
 from ..primitives.hash_table import table_find, table_pairs
@@ -61,7 +62,7 @@ class RequestQueue:
         rate = validation.real(aging, "aging", low=0.0, high=1e9)
         self.default_slo_ns = _slo_ns(default_slo_ms, "default_slo_ms")
         if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
+            raise TypeError(f"clock must be callable, not {shown(clock)}")
         self._clock = clock
         # The clock's time in ns, checked. No method: that is another 50 ns in every call.
         self.now: Callable[[], int] = partial(validation.now_ns, clock)
@@ -265,7 +266,7 @@ def _key_function(policy):
         return keys
 
     if not isfunction(getattr(policy, "py_func", policy)):
-        raise TypeError(f"a policy of your own must be a function, not {policy!r}")
+        raise TypeError(f"a policy of your own must be a function, not {shown(policy)}")
     keys_of = compile_over(over, policy)
     try:
         keys_of(np.ones(1, np.int64), np.zeros(1), np.ones(1), np.zeros(1, np.int64), np.empty(1))

@@ -11,6 +11,7 @@ from .._core import validation
 from ..primitives.hashing import hash_ints, hash_many
 
 INT, STR, BYTES = range(3)
+_EXACT = {int, str, bytes}
 _KIND_SEEDS = (0x2545F4914F6CDD1D, 0x9FB21C651E98DF25, 0x1B56C4E9E6A3D0F7)
 _INT64_MIN = -(2**63)
 _CHUNK = 4096  # items hashed at a time: small enough for the objects to stay in the CPU cache
@@ -23,8 +24,9 @@ def hash_items(items, seed):
     a single one.
     """
     if isinstance(items, str | bytes):
+        items = validation.exact(items)
         return [items], _hashes([items], kind_of(type(items)), seed), True
-    if isinstance(items, np.ndarray) and items.dtype.kind in "USO":
+    if issubclass(type(items), np.ndarray) and items.dtype.kind in "USO":
         items = items.tolist() if items.ndim else [items.item()]
     if not isinstance(items, list | tuple):
         if not isinstance(items, int | np.integer | np.ndarray):
@@ -35,7 +37,10 @@ def hash_items(items, seed):
     for start in range(0, len(items), _CHUNK):
         chunk = items[start : start + _CHUNK]
         out = hashes[start : start + _CHUNK]
-        kinds = {kind_of(cls) for cls in set(map(type, chunk))}
+        classes = set(map(type, chunk))
+        kinds = {kind_of(cls) for cls in classes}
+        if not classes <= _EXACT:
+            chunk = [validation.exact(item) for item in chunk]
         if len(kinds) == 1:
             out[:] = _hashes(chunk, kinds.pop(), seed)
             continue
@@ -53,7 +58,7 @@ def _listed(items):
             f"items must not be a {type(items).__name__}: "
             "add(list(items), list(items.values())) adds its counts"
         )
-    if hasattr(items, "__array__"):  # such as a column of pandas
+    if hasattr(items, "__array__") or isinstance(items, memoryview):  # or a column of pandas
         return np.asarray(items)
     if isinstance(items, Iterable):
         return list(items)
@@ -74,7 +79,8 @@ def kind_of(cls):
 
 def plain(item):
     """The item as Python's own int, str or bytes."""
-    return (int, str, bytes)[kind_of(type(item))](item)
+    kind_of(type(item))
+    return validation.exact(item)
 
 
 def string_to_hash(item, seed):

@@ -12,6 +12,7 @@ from .._core import validation
 from .._core.forking import new_lock
 from .._core.publishing import call_at_once
 from .._core.storage import Stored, checking_parts
+from .._core.validation import shown
 from ..errors import CorruptFileError
 from .plain_values import pack, unpack
 
@@ -102,7 +103,7 @@ class TokenLRU(Stored):
         self._max_entries = validation.integer(most, "max_entries", low=1)
         for name, function in (("token_of", token_of), ("on_evict", on_evict)):
             if function is not None and not callable(function):
-                raise TypeError(f"{name} must be callable, not {function!r}")
+                raise TypeError(f"{name} must be callable, not {shown(function)}")
         self._token_of = token_of
         self._on_evict = on_evict
         self._entries = _Entries()

@@ -10,6 +10,7 @@ import numpy as np
 from .._core import validation
 from .._core.forking import new_lock
 from .._core.typing import Int32s, Int64s
+from .._core.validation import shown
 from ..primitives.hashing import secret_word
 from .kernels import tokenize as k
 from .vocabulary import offsets
@@ -87,9 +88,10 @@ class Analyzer:
         elif callable(stemmer):
             self._stem = lambda words: [stemmer(word) for word in words]
         elif isinstance(stemmer, str):
-            self._stem = _snowball(stemmer)
+            self.stemmer = validation.exact(stemmer)
+            self._stem = _snowball(self.stemmer)
         else:
-            raise TypeError(f"stemmer must be a language, a callable or None, not {stemmer!r}")
+            raise TypeError(f"stemmer must be a language, a callable or None, not {shown(stemmer)}")
 
     def set_pattern(self, pattern: Pattern) -> None:
         """Split by a regular expression or a function."""
@@ -99,15 +101,18 @@ class Analyzer:
             self._split = pattern
             return
         if not isinstance(pattern, str):
-            raise TypeError(f"pattern must be a regular expression or callable, not {pattern!r}")
+            kinds = "a regular expression or callable"
+            raise TypeError(f"pattern must be {kinds}, not {shown(pattern)}")
+        text: str = validation.exact(pattern)
+        self.pattern = text
         try:
-            compiled = re.compile(pattern)
+            compiled = re.compile(text)
         except re.error as error:
-            raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+            raise ValueError(f"pattern {text!r} is no regular expression: {error}") from None
         if compiled.groups > 1:
             raise ValueError(f"pattern may have at most one group, not {compiled.groups}")
         self._split = compiled.findall
-        self.shortest = _RUNS.get(pattern)
+        self.shortest = _RUNS.get(text)
         fold = "".join(c if c.isalnum() or c == "_" else "\0" for c in map(chr, range(128)))
         self.fold = (fold.lower() if self.lowercase else fold).encode() + bytes(128)
 
@@ -125,10 +130,10 @@ class Analyzer:
                 raise ValueError(f"this tokenizer lacks no {name}")
             if name == "pattern" and self.withheld is not None:
                 if function != self.withheld:
-                    raise ValueError(f"pattern must be {self.withheld!r}, not {function!r}")
+                    raise ValueError(f"pattern must be {self.withheld!r}, not {shown(function)}")
                 other.withheld = None
             elif not callable(function):
-                raise TypeError(f"{name} must be callable, not {function!r}")
+                raise TypeError(f"{name} must be callable, not {shown(function)}")
             set_function(function)
             other.missing = tuple(missing for missing in other.missing if missing != name)
         return other
@@ -223,7 +228,7 @@ def _snowball(language):
         import Stemmer
     except ImportError:
         raise missing_extra(f"stemmer={language!r}", "PyStemmer") from None
-    validation.choice(language, "stemmer", Stemmer.algorithms())
+    language = validation.choice(language, "stemmer", Stemmer.algorithms())
     # Without the stemmer's own cache: every call has distinct words, so it would only cost time.
     compiled = Stemmer.Stemmer(language, 0)
     lock = new_lock()  # a Stemmer serves one thread at a time
@@ -242,7 +247,9 @@ def _snowball(language):
 
 def _checked(values, name):
     values = list(values)
-    for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must give str, not {type(value).__name__}")
+    for place, value in enumerate(values):
+        if type(value) is not str:
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must give str, not {type(value).__name__}")
+            values[place] = validation.exact(value)
     return values

@@ -9,6 +9,7 @@ from .._core.publishing import Changes, publish
 from .._core.state import Handle
 from .._core.storage import Stored, nest, unnest
 from .._core.typing import Float32s
+from .._core.validation import shown
 from ..errors import CorruptFileError
 from .analyzer import Texts
 from .kernels import lsa as k
@@ -75,7 +76,7 @@ class LsaEncoder(Stored):
         self.dim = validation.integer(dim, "dim", low=1, high=_MAX_DIM)
         self.seed = validation.natural(seed, "seed")
         if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-            raise TypeError(f"tokenizer must be a Tokenizer, not {tokenizer!r}")
+            raise TypeError(f"tokenizer must be a Tokenizer, not {shown(tokenizer)}")
         self.tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self._fit: _Fit | None = None

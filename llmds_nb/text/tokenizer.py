@@ -232,7 +232,9 @@ class Tokenizer(Stored):
         return f"Tokenizer({len(self):,} terms, {how})"
 
     def __contains__(self, term: object) -> bool:
-        return isinstance(term, str) and bool(self._vocabulary.find([term])[0] >= 0)
+        if not isinstance(term, str):
+            return False
+        return bool(self._vocabulary.find([validation.exact(term)])[0] >= 0)
 
     def fit(self, texts: a.Texts) -> "Tokenizer":
         """Add every term of `texts` to the vocabulary, or none if it fails; return self.
@@ -292,8 +294,7 @@ class Tokenizer(Stored):
 
     def _find_term(self, term) -> int:
         """The id of `term`, as it is or as the one term that it is analyzed to; or ABSENT."""
-        if not isinstance(term, str):
-            raise TypeError(f"term must be a str, not {type(term).__name__}")
+        term = validation.text(term, "term")
         id_ = int(self._vocabulary.find([term])[0])
         if id_ == ABSENT and not self._analyzer.missing:
             ids = self._encode([term], self._vocabulary).ids
