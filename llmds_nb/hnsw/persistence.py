@@ -291,11 +291,15 @@ def _check_nodes(node_of, vectors):
 
 def _check_links(arrays, node_of, entry):
     """Refuse links, or a spanning tree, that break an invariant of `kernels.state`."""
-    links0, levels, parent = arrays["links0"], arrays["levels"], arrays["parent"]
+    given = [arrays[name].view() for name in ("links0", "links1", "levels", "parent")]
+    given.append(node_of.view())
+    for array in given:  # for Numba, arrays that may be written to are of another type
+        array.flags.writeable = False
+    links0, links1, levels, parent, node_of = given
     found: Int64s = np.zeros(3, np.int64)
     passed, seen = np.empty(len(parent), np.int32), np.empty(SEEN, np.int32)
     fault = tree_fault(parent, node_of, entry, passed, found)
-    fault = fault or links_fault(links0, arrays["links1"], levels, node_of, parent, seen, found)
+    fault = fault or links_fault(links0, links1, levels, node_of, parent, seen, found)
     if fault:
         slot, level, value = found.tolist()
         array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"

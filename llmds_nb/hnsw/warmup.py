@@ -25,6 +25,7 @@ def drive_kernels(index_class: Any) -> None:
         index.search(vectors[0], 3, filter=[3, 4])
         index.compact()
         _ = index.get(2), 3 in index, index.stats()
+        index_class.from_bytes(index.to_bytes())
     coding, rows = index._snapshot.coding, index._snapshot.rows
     coding, plain = coding._replace(error_bound=1.0), coding
     signs = quantization.signs_of(coding, rows, METRICS["l2"])
