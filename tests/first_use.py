@@ -27,6 +27,7 @@ def admission_controller(ours):
     control = ours.AdmissionController(100.0, 1e4)
     assert control.admit(10).admitted
     control.admit_many([5, 6])
+    return control
 
 
 def continuous_batcher(ours):
@@ -38,6 +39,7 @@ def continuous_batcher(ours):
         batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
     cache.check()
     batcher.check()
+    return batcher
 
 
 def count_min_sketch(ours):
@@ -47,6 +49,7 @@ def count_min_sketch(ours):
     assert sketch.estimate("one") >= 2
     sketch.top(3)
     sketch.check()
+    return sketch
 
 
 def hnsw(ours):
@@ -61,6 +64,7 @@ def hnsw(ours):
         index.remove(ids[10:20])
         index.search(rows[0], 10)
         index.check()
+    return index
 
 
 def indexed_heap(ours):
@@ -71,6 +75,7 @@ def indexed_heap(ours):
     heap.pop()
     heap.pop_many(2)
     heap.check()
+    return heap
 
 
 def inverted_index(ours):
@@ -82,6 +87,7 @@ def inverted_index(ours):
     index.remove([8])
     assert index.search("another", 1).ids[0] == 7
     index.check()
+    return index
 
 
 def kv_cache(ours):
@@ -96,10 +102,13 @@ def kv_cache(ours):
     cache.detach([0, 1, 2])
     cache.attach(3, TOKENS[::-1].copy())
     cache.check()
+    return cache
 
 
 def lsa_encoder(ours):
-    ours.LsaEncoder(dim=8).fit(TEXTS).encode(["queues and graphs"])
+    encoder = ours.LsaEncoder(dim=8).fit(TEXTS)
+    encoder.encode(["queues and graphs"])
+    return encoder
 
 
 def paged_allocator(ours):
@@ -108,6 +117,7 @@ def paged_allocator(ours):
     pool.share(pages[:2])
     pool.free(pages)
     pool.check()
+    return pool
 
 
 def prefix_router(ours):
@@ -116,6 +126,7 @@ def prefix_router(ours):
         router.route(TOKENS[:length])
     router.remove(router.add())
     router.check()
+    return router
 
 
 def retrieval_pipeline(ours):
@@ -125,9 +136,7 @@ def retrieval_pipeline(ours):
         pipeline.search("queues and graphs", k=3)
     pipeline.search(["page 7", "caches"], k=3, filter=[7, 8])
     pipeline.check()
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.save(Path(folder, "saved"))
-        ours.load(Path(folder, "saved")).search("page 7", k=3)
+    return pipeline
 
 
 def scheduler(ours):
@@ -138,6 +147,7 @@ def scheduler(ours):
         made.get_batch()
         made.next_due_ms()
         made.check()
+    return made
 
 
 def token_lru(ours):
@@ -146,12 +156,24 @@ def token_lru(ours):
     cache.put("two", "another", 60)
     assert cache.get("one") is None and cache.get("two") == "another"
     cache.check()
+    return cache
 
 
 def tokenizer(ours):
     made = ours.Tokenizer().fit(TEXTS)
     made.encode(TEXTS[:10])
     made.encode(["caf\u00e9 unknown"])
+    return made
+
+
+def save_and_load(ours, made):
+    """Load it from a file, and mapped where it can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "saved")
+        made.save(path)
+        ours.load(path)
+        if type(made).__name__ in ("HNSW", "InvertedIndex", "RetrievalPipeline"):
+            ours.load(path, mmap=True)
 
 
 def index_command(ours):
@@ -200,7 +222,9 @@ def use(name):
     start = time.process_time()
     import llmds_nb
 
-    USES[name](llmds_nb)
+    made = USES[name](llmds_nb)
+    if made is not None:  # but for a command
+        save_and_load(llmds_nb, made)
     seconds = time.process_time() - start
     from llmds_nb._core.kernel_cache import compiled_functions
 
