@@ -71,3 +71,17 @@ def test_no_answer_of_a_kernel_is_made_by_python_code(name):
         finally:
             sys.setprofile(None)
     assert not made
+
+
+ID_HOLDERS = [
+    name for name in cases() if hasattr(getattr(llmds_nb, name.split("-")[0]), "__contains__")
+]
+
+
+@pytest.mark.parametrize("name", ID_HOLDERS)
+def test_what_can_be_no_key_is_not_in_it(name):
+    """As of a dict: no error, but for what no dict takes."""
+    made = cases()[name].make()
+    for value in (-(2**63) - 1, 2**63, 2**200, 0.5, float("nan"), None, "no such", b"x", ()):
+        assert value not in made
+    assert -1 not in made or isinstance(made, llmds_nb.IndexedHeap)  # whose items may be negative

@@ -212,9 +212,12 @@ def path(value: Any) -> str:
     return os.fsdecode(value)
 
 
-def one_id(value: Any) -> Int64s:
-    """One identifier as int64[1], >= 0."""
-    return np.array([natural(value, "id")])
+def id_or_none(value: Any) -> int | None:
+    """What is asked for by `in`: an identifier, or None for what can be none."""
+    try:
+        return natural(value, "id")
+    except (TypeError, ValueError):
+        return None
 
 
 def new_ids(values: ArrayLike | None, n: int, name: str, next_id: int) -> Int64s:

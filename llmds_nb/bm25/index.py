@@ -133,7 +133,10 @@ class InvertedIndex(Stored):
         return self._contents.snapshot.n_docs
 
     def __contains__(self, id: object) -> bool:
-        return segs.find(self._contents.snapshot.segments, validation.one_id(id))[1] != ABSENT
+        id = validation.id_or_none(id)
+        if id is None:
+            return False
+        return segs.find(self._contents.snapshot.segments, np.array([id]))[1] != ABSENT
 
     def __repr__(self) -> str:
         return (
@@ -378,7 +381,7 @@ class InvertedIndex(Stored):
         query = validation.text(query, "query")
         contents = self._contents
         snapshot, tokenizer = contents.snapshot, contents.tokenizer
-        number, doc = segs.find(snapshot.segments, validation.one_id(id))
+        number, doc = segs.find(snapshot.segments, np.array([validation.natural(id, "id")]))
         if doc == ABSENT:
             raise KeyError(f"id {id} is not in the index")
         vocabulary = tokenizer._vocabulary

@@ -416,9 +416,10 @@ distances=array([0., 1., 1., 1.], dtype=float32))
         return vectors[0] if single else vectors
 
     def __contains__(self, id: object) -> bool:
-        if not isinstance(id, numbers.Integral) or not 0 <= int(id) <= validation.INT64_MAX:
+        id = validation.id_or_none(id)
+        if id is None:
             return False
-        return bool(snapshots.slots_of(self._snapshot, np.array([int(id)]))[0] != ABSENT)
+        return bool(snapshots.slots_of(self._snapshot, np.array([id]))[0] != ABSENT)
 
     def __len__(self) -> int:
         return self._snapshot.n_live

@@ -459,7 +459,7 @@ class KVCache(Stored):
     def __len__(self) -> int:
         return int(self._cache_state.arrays.meta[s.N_SEQUENCES])
 
-    def __contains__(self, seq_id: int) -> bool:
+    def __contains__(self, seq_id: object) -> bool:
         return self._cache_state.holds(seq_id)
 
     def __repr__(self) -> str:

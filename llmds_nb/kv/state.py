@@ -242,10 +242,11 @@ class CacheState:
             raise KeyError(f"no sequence has id {seq_id}")
         return row
 
-    def holds(self, seq_id: int) -> bool:
+    def holds(self, seq_id: object) -> bool:
         """Whether there is such a sequence. O(1)."""
+        seq_id = validation.id_or_none(seq_id)
         with self.lock:
-            return table_find(self.arrays.ids, validation.natural(seq_id, "seq_id")) != ABSENT
+            return seq_id is not None and table_find(self.arrays.ids, seq_id) != ABSENT
 
     @property
     def nbytes(self) -> int:

@@ -116,8 +116,9 @@ class HybridIndex:
     def __len__(self) -> int:
         return self.snapshot.texts.n_ids
 
-    def __contains__(self, id: int) -> bool:
-        return bool(self._found(validation.one_id(id))[1][0] != ABSENT)
+    def __contains__(self, id: object) -> bool:
+        id = validation.id_or_none(id)
+        return id is not None and bool(self._found(np.array([id]))[1][0] != ABSENT)
 
     def _found(self, ids):
         """The texts at one moment, and the rows of ids among them."""

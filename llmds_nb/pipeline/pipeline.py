@@ -168,7 +168,7 @@ class RetrievalPipeline(Stored):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __contains__(self, id: int) -> bool:
+    def __contains__(self, id: object) -> bool:
         return id in self._index
 
     def __repr__(self) -> str:
