@@ -52,3 +52,22 @@ class Admit:
 
     def time_admit(self, outcome, impl):
         self.run()
+
+
+class Settle:
+    """Admit 1,000 requests and settle what they have used: of one limit, or of 100 keys' own."""
+
+    params = ([0, 100],)
+    param_names = ("keys",)
+    version = "1"
+    number = 1
+
+    def setup(self, keys):
+        options = {"key_limit": (1e6, 1e9)} if keys else {}
+        self.control = ours("AdmissionController")(1e6, 1e9, **options)
+        self.keys = [b"key%d" % (i % keys) if keys else None for i in range(1000)]
+
+    def time_admit_and_settle(self, keys):
+        for key in self.keys:
+            self.control.admit(200, key=key)
+            self.control.settle(200, 150, key=key)

@@ -113,7 +113,7 @@ class Own:
     timeout = 180
 
     def setup(self):
-        self.index, self.vectors, self.queries, self.half = self.built()
+        self.index, self.vectors, self.queries, self.half, self.radius = self.built()
 
     @staticmethod
     @cache
@@ -126,13 +126,18 @@ class Own:
             index.search(queries, K, filter=filter_)
         index.search(queries, K, exact=True)
         index.add(vectors[:1], [0])
-        return index, vectors, queries, half
+        radius = float(np.median(index.search(queries, 10 * K)[1][:, -1]))
+        index.search_radius(queries, radius)
+        return index, vectors, queries, half, radius
 
     def time_exact(self):
         self.index.search(self.queries, K, exact=True)
 
     def time_filter_half(self):
         self.index.search(self.queries, K, filter=self.half)
+
+    def time_radius(self):
+        self.index.search_radius(self.queries, self.radius)
 
     def time_upsert_20_one_by_one(self):
         for i in range(20):

@@ -10,6 +10,7 @@ a machine of this kind (vLLM 0.33.0, SGLang 0.5.23, one process, medians) measur
     evict one page among 10,000 leaves, SGLang in Python       18,200
 """
 
+import copy
 import gzip
 import itertools
 import json
@@ -260,6 +261,80 @@ class Growth:
 
     def time_20_prompts_come_and_go(self, pages, impl):
         _turn_over(self.kv, self.new)
+
+
+class Beams:
+    """20 steps of beam search: 16 requests of 1,000 tokens with 4 beams, pages of 16."""
+
+    params = (["llmds_nb", "llmds_nb-calls"],)
+    param_names = ("impl",)
+    version = "1"
+    number = 1
+
+    def setup(self, impl):
+        self.kv = copy.copy(self.built())
+        rng = np.random.default_rng(0)
+        self.ids = np.arange(64)
+        self.parents = [self.ids // 4 * 4 + rng.integers(0, 4, 64) for _ in range(20)]
+
+    @staticmethod
+    @cache
+    def built():
+        kv = _made("llmds_nb", 64 * 80, 16)
+        for request, prompt in enumerate(_prompts("llmds_nb", 16, 1000)):
+            kv.attach(4 * request, prompt)
+            kv.commit(4 * request, 1000)
+            for beam in range(1, 4):
+                kv.fork(4 * request, 4 * request + beam)
+        kv.pending_copies()
+        return kv
+
+    def time_20_steps(self, impl):
+        tokens = self.ids.astype(np.int32)
+        for parents in self.parents:
+            if impl == "llmds_nb":
+                self.kv.reorder(self.ids, parents)
+            else:  # what an engine did before there was `reorder`
+                for i, parent in enumerate(parents.tolist()):
+                    self.kv.fork(parent, 100 + i)
+                self.kv.detach(self.ids)
+                for i in range(64):
+                    self.kv.fork(100 + i, i)
+                self.kv.detach(self.ids + 100)
+            self.kv.append_many(self.ids, tokens)
+            self.kv.pending_copies()
+
+
+class Mirrored:
+    """100 prompts of 512 tokens come and go in a full cache; with events, which are taken."""
+
+    params = ([0, 10_000], ["plain", "keyed"])
+    param_names = ("max_events", "tokens")
+    version = "1"
+    number = 1
+
+    def setup(self, max_events, tokens):
+        self.kv = copy.copy(self.built(max_events))
+        self.prompts = _prompts("llmds_nb", 100, 512)
+        self.extra = [(0, 100, b"an image")] if tokens == "keyed" else None
+
+    @staticmethod
+    @cache
+    def built(max_events):
+        kv = _made("llmds_nb", 2_000, 16, max_events=max_events)
+        _turn_over(kv, _prompts("llmds_nb", 100, 512))
+        return kv
+
+    def time_100_prompts(self, max_events, tokens):
+        for prompt in self.prompts:
+            self.kv.attach(0, prompt, extra=self.extra)
+            self.kv.commit(0, 512)
+            self.kv.detach(0)
+        if max_events:
+            self.kv.events()
+
+    def time_reset(self, max_events, tokens):
+        self.kv.reset()
 
 
 class Size:

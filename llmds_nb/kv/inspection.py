@@ -124,6 +124,7 @@ def _live_sequences(kv):
 def check(state: CacheState, pinned: Int32s) -> None:
     """Assert the invariants of kernels/state.py; `pinned`: the pages of all pins. O(P + in use)."""
     kv = state.arrays
+    assert kv.meta[s.ARENA_TOP] <= len(kv.arena), "ARENA_TOP"
     hot, live, blocks = _live_sequences(kv)
     _check_counts(kv, live, blocks, pinned)
     _check_cached(kv)

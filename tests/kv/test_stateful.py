@@ -424,3 +424,37 @@ class CustomMachine(CacheMachine):
 
 
 TestCustomPolicy = CustomMachine.TestCase
+
+
+def tighten(cache):
+    """Take from the arena all that is not in use, so that nothing more than was asked for fits."""
+    state = cache._cache_state
+    used = state.arrays.arena[: state.arrays.meta[s.ARENA_TOP]]
+    state.handle.replace(state.arrays._replace(arena=used.copy()))
+
+
+class TightMachine(CacheMachine):
+    """The arena has no room but what a kernel has asked for before it took it."""
+
+    inside = False
+
+    @invariant()
+    def grows_no_more_than_asked(self):
+        tighten(self.cache)
+
+
+TestTightArena = TightMachine.TestCase
+
+
+@pytest.mark.parametrize("n_pages", [4, 8, 16])
+def test_a_copy_of_the_last_page_takes_no_larger_block_table(n_pages):
+    """The table of so many pages is full."""
+    cache = KVCache(200, 2)
+    cache.attach(0, np.arange(2 * n_pages - 1))
+    for copy in range(1, 5):
+        cache.fork(0, copy)
+    tighten(cache)
+    top = cache._cache_state.arrays.meta[s.ARENA_TOP]
+    cache.append_many(np.arange(5), np.arange(5))
+    cache.check()
+    assert cache._cache_state.arrays.meta[s.ARENA_TOP] == top

@@ -107,7 +107,7 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
         seq = seqs[j]
         if need[j] > 0:
             pages_reserve(kv, domains[j], need[j])
-            q.block_table_grow(kv, seq, kv.seq_cold[seq, s.N_PAGES] + need[j])
+            q.block_table_grow(kv, seq, kv.seq_cold[seq, s.N_PAGES] + need[j] - copy[j])
             if copy[j] != 0:
                 _tail_copy(kv, seq)
         stop = first[j] + n_tokens
