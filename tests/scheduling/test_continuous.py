@@ -233,6 +233,21 @@ def run_to_the_end(batcher, n_steps=10_000):
     raise AssertionError("the batcher never came to an end")
 
 
+def test_a_preempted_request_keeps_every_token_that_was_sampled():
+    batcher, texts = ContinuousBatcher(KVCache(8, 4)), [[1] * 8, [2] * 8]
+    for prompt in texts:
+        batcher.submit(prompt, max_new_tokens=25)  # 8 pages each at the end
+    while plan := batcher.step():
+        sampled = np.full(plan.seq_ids.size, -1, np.int32)
+        for i, id_ in enumerate(plan.seq_ids.tolist()):
+            assert batcher.cache.tokens(id_).tolist() == texts[id_]
+            if plan.starts[i] + plan.n_tokens[i] == len(texts[id_]):
+                sampled[i] = 100 * id_ + len(texts[id_])
+                texts[id_].append(sampled[i])
+        batcher.advance(plan.seq_ids, sampled)
+    assert batcher.stats().preempted >= 1
+
+
 @pytest.mark.parametrize("sharing", [False, True])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_two_requests_that_together_exceed_the_cache_both_finish(policy, sharing):

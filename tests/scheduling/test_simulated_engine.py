@@ -122,6 +122,11 @@ def test_same_results_with_plenty_of_pages_and_with_too_few(policy, eviction):
     assert crowded.preempted > 20
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_same_results_where_the_next_tenant_fits_and_the_one_before_did_not(seed):
+    compare(seed, 60, 3.0, 20, "fair", "lru", 16, 32, longest=40, most_new=40)
+
+
 @pytest.mark.parametrize(("running", "budget"), [(1, 1), (2, 3), (30, 4), (4, 500)])
 def test_same_results_under_tight_limits(running, budget):
     compare(2, 60, 3.0, 60, "aging", "lru", running, budget)
