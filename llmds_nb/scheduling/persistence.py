@@ -222,7 +222,7 @@ def _check_batcher(state, n_slots, tokens):
         ("a count", count[[c.N_PREEMPTED, c.N_PLANNED, c.N_DONE]], 0, n),
         ("N_SLOTS", count[[c.N_SLOTS]], n_slots, n_slots),
         ("HANDED_OUT", count[[c.HANDED_OUT]], 0, 1),
-        ("a count", count[: c.FIRSTS + 1], 0, 2**62),
+        ("a count", count[: c.FIRSTS + 1], 0, 2**60),
         ("an id of the plan", planned[0], 0, queue.meta[s.NEXT_ID] - 1),
         ("a position of the plan", planned[1:], 0, size),
         ("a slot", state.arrays.slots[:n_slots], 0, size - 1),

@@ -374,7 +374,7 @@ class Scheduler(QueueOwner, Stored):
         scheduler = cls.__new__(cls)
         scheduler._assemble(queue, numbers, [arrays[name] for name in _OWN])
         count = arrays["count"]
-        if count.min() < 0 or count.max() > 2**62:
+        if count.min() < 0 or count.max() > 2**60:  # so that their sums are in int64
             raise CorruptFileError(f"array 'count' is {count.tolist()}")
         try:
             scheduler.check()

@@ -45,6 +45,34 @@ def edited(rng, file, others):
     return to_bytes(structure, arrays, header)
 
 
+def simple(file, share):
+    """The bytes of a file with one simple edit, of all that there are the one at a share of them.
+
+    Each place of the header gets each value, or is missing; the first, middle and last item, and
+    all items, of each array get each number.
+    """
+    structure, arrays, header = file
+    header, items = copy.deepcopy(header), []
+    fields = [(*place, value) for place in _places(header) for value in (KeyError, *VALUES)]
+    for name, array in arrays.items():
+        if array.ndim and array.size:
+            numbers = REALS if array.dtype.kind == "f" else (*NUMBERS, array.size, len(array))
+            places = [0, array.size // 2, array.size - 1, slice(None)]
+            items += [(name, place, number) for place in places for number in numbers]
+    chosen = int(share * (len(fields) + len(items)))
+    if chosen < len(fields):
+        container, key, value = fields[chosen]
+        if value is KeyError:
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(value)
+        return to_bytes(structure, arrays, header)
+    name, place, number = items[chosen - len(fields)]
+    changed = np.array(arrays[name], order="C")
+    _put(changed, place, number)
+    return to_bytes(structure, arrays | {name: changed}, header)
+
+
 def _pick(rng, items):
     return items[rng.integers(len(items))]
 

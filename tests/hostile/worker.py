@@ -27,7 +27,7 @@ _MEMORY = 6 << 30  # bytes of addresses, of which a small file asks for a little
 class Work(NamedTuple):
     """Changes of one case's file: those of the numbers `start` to `stop`, of `total`."""
 
-    kind: str  # "edit", "flip" or "cut"
+    kind: str  # "edit", "simple edit", "flip" or "cut"
     name: str
     mode: str
     start: int
@@ -125,6 +125,8 @@ def _outcome(work, number, folder):
     structure, path = file.written[0], folder / "file"
     if work.kind == "edit":
         data = edits.edited(rng, file.written, file.others)
+    elif work.kind == "simple edit":
+        data = edits.simple(file.written, number / work.total)
     elif work.kind == "flip":
         data = edits.flipped(file.data, int(rng.integers(8 * len(file.data))))
     else:
@@ -132,9 +134,10 @@ def _outcome(work, number, folder):
     made = outcomes.loaded(structure, data, file.parts, work.mode, path)
     if made is None:
         return outcomes.REFUSED
-    if work.kind != "edit" and work.mode != "mapped":  # the bytes were compared with checksums
+    is_edit = work.kind in ("edit", "simple edit")
+    if not is_edit and work.mode != "mapped":  # the bytes were compared with checksums
         return _SAME if outcomes.is_same(work.name, made, file.answers) else "other answers"
-    if work.kind == "edit" or number % _CHANGED == 0:
+    if is_edit or number % _CHANGED == 0:
         outcomes.use(work.name, made, rng)
     else:
         outcomes.look(work.name, made)

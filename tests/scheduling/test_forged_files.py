@@ -90,6 +90,13 @@ def test_wrong_header_fields_are_refused(case):
                 _refused_or_right(case, lambda a, h, n=name, v=value: h.update({n: v}))
 
 
+def test_counts_whose_sum_leaves_int64_are_refused():
+    saved = read_bytes(CASES["Scheduler-fcfs"].make().to_bytes())
+    _, data = _forged(saved, lambda arrays, header: arrays["count"].fill(2**62))
+    with pytest.raises(CorruptFileError, match="'count'"):
+        llmds_nb.Scheduler.from_bytes(data, clock=lambda: 10**9)
+
+
 def test_a_small_file_gets_no_more_memory_than_it_fills():
     router = CASES["PrefixRouter"].make()
     saved = read_bytes(router.to_bytes())
