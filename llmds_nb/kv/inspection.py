@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core.typing import Int32s
-from ..primitives.hash_table import table_find, table_pairs
+from ..primitives.hash_table import table_find_many, table_pairs
 from ..primitives.status import ABSENT
 from .kernels import events, state as s
+from .kernels.attach import kv_chain_fault
 from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import TAGS, WAYS
-from .kernels.prefix_table import prefix_find, prefix_hash
 from .pins import Pins
 from .salts import check_salt
 from .state import CacheState
@@ -127,7 +127,7 @@ def check(state: CacheState, pinned: Int32s) -> None:
     assert kv.meta[s.ARENA_TOP] <= len(kv.arena), "ARENA_TOP"
     hot, live, blocks = _live_sequences(kv)
     _check_counts(kv, live, blocks, pinned)
-    _check_cached(kv)
+    _check_cached(kv, state.handle.address)
     _check_heaps(kv)
     _check_sequences(kv, hot, live, blocks)
     _check_ghosts(kv)
@@ -169,7 +169,7 @@ def _held(kv):
     return held & (page[:, s.STATE] == s.CACHED)
 
 
-def _check_cached(kv):
+def _check_cached(kv, handle):
     cached = np.flatnonzero(kv.page[:, s.STATE] == s.CACHED)
     parent = kv.page[cached, s.PARENT]
     assert len(cached) == kv.meta[s.N_CACHED], "N_CACHED"
@@ -190,17 +190,8 @@ def _check_cached(kv):
     assert np.array_equal(np.sort(table[table > 0]) - 1, cached), "prefix table"
     guesses = np.append(kv.page[:, s.LAST_CHILD], kv.domain[:, s.LAST_ROOT_CHILD])
     assert ((guesses >= ABSENT) & (guesses < n_pages)).all(), "LAST_CHILD or LAST_ROOT_CHILD"
-    hashes = kv.page[:, s.HASH : s.HASH + 4].copy().view("<u8")
-    roots = kv.domain[:, [s.ROOT0, s.ROOT1]].view("<u8")
-    mask = kv.meta[s.HASH_MASK : s.HASH_MASK + 1].view("<u8")[0]
-    secret = kv.meta[s.SECRET : s.SECRET + 4]
-    for page in cached:
-        above = kv.page[page, s.PARENT]
-        start = hashes[above] if above >= 0 else roots[-2 - above]
-        hash_ = [half & mask for half in prefix_hash(secret, *start, kv.tokens[page])]
-        assert hash_ == list(hashes[page]), f"hash of page {page}"
-        found = prefix_find(kv, *hashes[page], int(above), kv.tokens[page])
-        assert found == page, f"page {page} is not found, or page {found} equals it"
+    page = kv_chain_fault(handle)
+    assert page == ABSENT, f"the hash of page {page} is wrong, or the page is not found by it"
 
 
 def _check_heaps(kv):
@@ -225,48 +216,54 @@ def _check_heap(kv, start, n, column, wanted):
     assert np.array_equal(kv.page[heap, column], np.arange(n)), "place in a heap"
     assert np.array_equal(entries[:, :2], kv.page[heap, s.KEY : s.KEY + 2]), "key in a heap"
     assert np.array_equal(entries[:, 2], kv.page[heap, s.PRIORITY]), "priority in a heap"
-    keys = entries[:, :2].copy().view("<i8")[:, 0]
-    order = list(zip(entries[:, 2], keys, heap, strict=True))
-    for i in range(1, n):
-        assert order[(i - 1) >> 2] < order[i], "order of a heap"
+    rank = entries[:, 2], entries[:, :2].copy().view("<i8")[:, 0], heap
+    place = np.empty(n, np.int64)
+    place[np.lexsort(rank[::-1])] = np.arange(n)
+    later = np.arange(1, n)
+    assert (place[(later - 1) >> 2] < place[later]).all(), "order of a heap"
 
 
 def _check_sequences(kv, hot, live, blocks):
-    size = kv.tokens.shape[1]
+    size, ids = kv.tokens.shape[1], hot[:, s.ID].copy()
     assert len(table_pairs(kv.ids)) == len(live), "ids"
     order = kv.seq_hot[:, s.STEP_ORDER]
     assert ((order >= 0) & (order < len(kv.seq_cold))).all(), "STEP_ORDER"
     assert len(kv.seq_hot) == len(kv.seq_cold), "rows"
-    for first, row, pages in zip(hot, live, blocks, strict=True):
-        name, length = f"sequence {first[s.ID]}", first[s.LENGTH]
-        assert kv.seq_hot[table_find(kv.ids, first[s.ID]), s.ID] == first[s.ID], name
-        assert row[s.N_PAGES] == -(-length // size) <= 1 << row[s.TABLE_CLASS], name
-        assert 0 <= row[s.N_CHAINED] * size <= first[s.COMMITTED] <= length, name
-        assert first[s.TAIL_PAGE] == (pages[-1] if len(pages) else ABSENT), name
-        assert len(set(pages)) == len(pages), f"{name} names a page twice"
-        used = length % size
-        assert first[s.TAIL_FREE] in (0, size - used), name
-        if first[s.TAIL_FREE]:
-            tail = kv.page[first[s.TAIL_PAGE]]
-            assert used and tail[s.STATE] == s.PRIVATE and tail[s.REF] == 1, f"TAIL_FREE of {name}"
-            entered = row[s.N_CHAINED] == length // size
-            alone = row[s.OUTDATED] or not kv.meta[s.SHARING]
-            assert entered or alone, f"TAIL_FREE of {name}"
-        outdated = row[s.OUTDATED] and (kv.page[pages, s.STATE] == s.CACHED).any()
-        assert not outdated, f"{name} is older than the last reset, but has a cached page"
-        assert (kv.page[pages, s.STATE] != s.FREE).all(), f"{name} names a free page"
-        assert (kv.page[pages, s.DOMAIN] == row[s.SEQ_DOMAIN]).all(), name
-        _check_prefix(kv, pages, name)
 
+    def hold(good, what, ids=ids):
+        assert good.all(), f"{what} of sequence {ids[~good][0]}"
 
-def _check_prefix(kv, pages, name):
-    """A cached page of a sequence stands where the prefix that it is cached under ends."""
-    places = np.flatnonzero(kv.page[pages, s.STATE] == s.CACHED)
-    assert np.array_equal(kv.page[pages[places], s.DEPTH], places), f"DEPTH of a page of {name}"
-    inner = places[places > 0]
+    rows = np.empty(len(ids), np.int64)
+    table_find_many(kv.ids, ids, rows)
+    hold((rows >= 0) & (kv.seq_hot[rows, s.ID] == ids), "place in ids")
+    length, n_pages = hot[:, s.LENGTH], live[:, s.N_PAGES]
+    hold((n_pages == -(-length // size)) & (n_pages <= 1 << live[:, s.TABLE_CLASS]), "N_PAGES")
+    chained, committed = live[:, s.N_CHAINED], hot[:, s.COMMITTED]
+    hold((chained >= 0) & (chained * size <= committed) & (committed <= length), "COMMITTED")
+    tail, used = hot[:, s.TAIL_PAGE], length % size
+    last = np.array([pages[-1] if len(pages) else ABSENT for pages in blocks], np.int64)
+    hold(tail == last, "TAIL_PAGE")
+    free, outdated = hot[:, s.TAIL_FREE], live[:, s.OUTDATED] != 0
+    own = (kv.page[tail, s.STATE] == s.PRIVATE) & (kv.page[tail, s.REF] == 1) & (used > 0)
+    entered = (chained == length // size) | outdated | (kv.meta[s.SHARING] == 0)
+    hold((free == 0) | ((free == size - used) & own & entered), "TAIL_FREE")
+
+    pages: Int32s = np.concatenate([np.zeros(0, np.int32), *blocks])
+    owner = np.repeat(np.arange(len(ids)), n_pages)
+    place = np.arange(len(pages)) - np.repeat(np.cumsum(n_pages) - n_pages, n_pages)
+    state, owners = kv.page[pages, s.STATE], ids[owner]
+    assert len(np.unique(owner * len(kv.page) + pages)) == len(pages), "a page twice in a sequence"
+    cached = state == s.CACHED
+    hold(~(cached & outdated[owner]), "a cached page, though it is older than the reset,", owners)
+    hold(state != s.FREE, "a free page", owners)
+    hold(kv.page[pages, s.DOMAIN] == live[owner, s.SEQ_DOMAIN], "DOMAIN of a page", owners)
+    # A cached page stands where the prefix that it is cached under ends.
+    hold(~cached | (kv.page[pages, s.DEPTH] == place), "DEPTH of a page", owners)
+    inner = np.flatnonzero(cached & (place > 0))
     before, above = pages[inner - 1], kv.page[pages[inner], s.PARENT]
     other = before != above  # a duplicate of it
-    assert np.array_equal(kv.tokens[before[other]], kv.tokens[above[other]]), f"prefix of {name}"
+    same = kv.tokens[before[other]] == kv.tokens[above[other]]
+    hold(same.all(axis=1), "prefix", owners[inner[other]])
 
 
 def _check_ghosts(kv):

@@ -78,6 +78,24 @@ def chain_match(kv, domain, tokens, pages):
     return n
 
 
+@kernel(borrow=True)
+def kv_chain_fault(handle):
+    """The first cached page that is not found as what follows its parent, or ABSENT. O(P * T)."""
+    kv = s.state_at(handle)
+    for page in range(kv.page.shape[0]):
+        if kv.page[page, s.STATE] != s.CACHED:
+            continue
+        parent = np.int64(kv.page[page, s.PARENT])
+        h0, h1, _ = p.chain_start(kv, np.int64(kv.page[page, s.DOMAIN]))
+        if parent >= 0:
+            h0, h1 = hash_get(kv, parent)
+        h0, h1 = p.chain_step(kv, h0, h1, kv.tokens[page])
+        own0, own1 = hash_get(kv, page)
+        if h0 != own0 or h1 != own1 or prefix_find(kv, h0, h1, parent, kv.tokens[page]) != page:
+            return np.int64(page)
+    return np.int64(ABSENT)
+
+
 @kernel(internal=True, borrow=True)
 def _prior_find(kv, seq, tokens, hits):
     """Set SEQ_TURN, PRIOR_WEIGHT and PRIOR_PAGES (eviction_policy.py). O(tokens not hit)."""
