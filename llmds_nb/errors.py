@@ -21,5 +21,9 @@ class CorruptFileError(LlmdsError, ValueError):
     """A file was refused: not ours, truncated, altered, or of a format version we do not read."""
 
 
+class InterpreterError(LlmdsError, ImportError):
+    """A sub-interpreter of Python, which NumPy and Numba do not support."""
+
+
 class JitDisabledError(LlmdsError, ImportError):
     """Numba is told not to compile, by NUMBA_DISABLE_JIT=1: the kernels do not run as Python."""

@@ -341,15 +341,16 @@ class Scheduler(QueueOwner, Stored):
 
     def check(self) -> None:
         """Assert every invariant in kernels/queue_state.py and kernels/micro_batch.py. O(n)."""
-        queue, count = self._queue, self._handle.state.count
-        queue.check()
-        ended = count[k.COMPLETED] + count[k.CANCELLED]
-        assert count[k.SUBMITTED] == queue.meta[s.NEXT_ID]
-        assert count[k.SUBMITTED] == len(self) + self.n_running + ended
-        assert count[k.BATCHES] == count[k.BY_FULL : k.BY_FORCE + 1].sum()
-        request = queue.handle.state.request
-        tokens = request[request[:, s.STATE] != s.FREE, s.TOKENS]
-        assert (tokens >= 1).all() and (tokens <= self._max_tokens).all()
+        with self._lock:
+            queue, count = self._queue, self._handle.state.count
+            queue.check()
+            ended = count[k.COMPLETED] + count[k.CANCELLED]
+            assert count[k.SUBMITTED] == queue.meta[s.NEXT_ID]
+            assert count[k.SUBMITTED] == len(self) + self.n_running + ended
+            assert count[k.BATCHES] == count[k.BY_FULL : k.BY_FORCE + 1].sum()
+            request = queue.handle.state.request
+            tokens = request[request[:, s.STATE] != s.FREE, s.TOKENS]
+            assert (tokens >= 1).all() and (tokens <= self._max_tokens).all()
 
     def _state(self):
         with self._lock:

@@ -54,7 +54,7 @@ def _encoded(value, arrays):
     if kind is dict:
         pairs = [[_encoded(k, arrays), _encoded(v, arrays)] for k, v in value.items()]
         return ["dict", pairs]
-    if kind is np.ndarray or isinstance(value, np.generic):
+    if kind is np.ndarray or issubclass(kind, np.generic):
         native = value.dtype.isnative and value.dtype.kind in _NUMBERS and value.dtype.itemsize <= 8
         if not native:
             raise TypeError(f"NumPy's {value.dtype} is none of the dtypes of a file")
