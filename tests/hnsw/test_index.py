@@ -47,6 +47,19 @@ def test_exact_search_by_matrix_products_gives_the_same_bits(metric, monkeypatch
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_matrix_products_far_from_the_origin_reject_none_of_the_nearest(metric, monkeypatch):
+    """There float32 is off by more than the distances of neighbours differ."""
+    index = HNSW(24, metric=metric, quantize=None, M=2, ef_construction=2)
+    index.add(data(1500, 24) + np.float32(1000))
+    queries, answers = data(300, 24, 1) + np.float32(1000), []
+    for least in (8, 10**9):
+        monkeypatch.setattr("llmds_nb.hnsw.search.BLAS_QUERIES", least)
+        answers.append(index.search(queries, 10, exact=True))
+    np.testing.assert_array_equal(answers[0].distances, answers[1].distances)
+    np.testing.assert_array_equal(answers[0].ids, answers[1].ids)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("quantize", "store"), FORMS)
 def test_graph_search_in_every_form(metric, quantize, store, graph_only):
     vectors, queries = data(600, 40), data(40, 40, 1)
