@@ -378,20 +378,21 @@ class IndexedHeap(Stored):
 
     def check(self) -> None:
         """Assert every invariant written in kernels/heap.py. O(n)."""
-        s = self._handle.state
-        n, capacity = self._size(), s.position.size
-        check_entries(s.entries, s.position)
-        unused = s.entries[ROOT + n : ROOT + capacity, 1]
-        slots = s.entries[ROOT : ROOT + n, 1] & SLOT_MASK
-        assert sorted([*unused.tolist(), *slots.tolist()]) == list(range(capacity))
-        numbers = s.entries[ROOT : ROOT + n, 1] >> 32
-        assert np.unique(numbers).size == n and (numbers < s.header[k.NEXT]).all()
-        assert s.header[k.NEXT] <= k.LIMIT and s.header[k.SIGN] in (-1, 1)
-        taken = table_pairs(s.table)
-        assert table_capacity(s.table) >= capacity and len(taken) == n
-        pairs = np.column_stack([s.item[slots], slots]).tolist()
-        assert all(table_find(s.table, item) == slot for item, slot in pairs)
-        assert set(map(tuple, taken.tolist())) == set(map(tuple, pairs))
+        with self._lock:
+            s = self._handle.state
+            n, capacity = self._size(), s.position.size
+            check_entries(s.entries, s.position)
+            unused = s.entries[ROOT + n : ROOT + capacity, 1]
+            slots = s.entries[ROOT : ROOT + n, 1] & SLOT_MASK
+            assert sorted([*unused.tolist(), *slots.tolist()]) == list(range(capacity))
+            numbers = s.entries[ROOT : ROOT + n, 1] >> 32
+            assert np.unique(numbers).size == n and (numbers < s.header[k.NEXT]).all()
+            assert s.header[k.NEXT] <= k.LIMIT and s.header[k.SIGN] in (-1, 1)
+            taken = table_pairs(s.table)
+            assert table_capacity(s.table) >= capacity and len(taken) == n
+            pairs = np.column_stack([s.item[slots], slots]).tolist()
+            assert all(table_find(s.table, item) == slot for item, slot in pairs)
+            assert set(map(tuple, taken.tolist())) == set(map(tuple, pairs))
 
     @staticmethod
     def _warmup() -> None:

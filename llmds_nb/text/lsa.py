@@ -162,10 +162,11 @@ class LsaEncoder(Stored):
 
     def check(self) -> None:
         """Assert that the arrays fit together."""
-        if self._fit is not None:
-            idf, components = self._arrays
-            self._fit.tokenizer.check()
-            assert len(idf) == len(components) <= len(self._fit.tokenizer)
+        fit = self._fit
+        if fit is not None:
+            idf, components = fit.handle.state
+            fit.tokenizer.check()
+            assert len(idf) == len(components) <= len(fit.tokenizer)
             assert 1 <= components.shape[1] <= self.dim
             assert ((idf >= 0) & (idf <= _MAX_IDF)).all()
             assert _are_directions(components), "directions not of length 1"

@@ -423,9 +423,10 @@ class Tokenizer(Stored):
 
     def check(self) -> None:
         """Assert the invariants of the vocabulary's table (`kernels.tokenize`)."""
-        vocabulary = self._vocabulary
-        vocabulary.table.check()
-        assert vocabulary.n <= len(vocabulary.table)
+        with self._growing:  # a table grows in place
+            vocabulary = self._vocabulary
+            vocabulary.table.check()
+            assert vocabulary.n <= len(vocabulary.table)
 
     @staticmethod
     def _warmup() -> None:

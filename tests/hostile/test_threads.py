@@ -258,7 +258,8 @@ WORK = {
         [lambda c: c.add(["a", "b", 7, b"c"], 8), lambda c: c.halve()],
         [
             lambda c: c.estimate(["a", "b", 7, b"c"]).tolist(),
-            lambda c: (c.top(2).counts.tolist(), c.total),
+            lambda c: c.top(2).counts.tolist(),
+            lambda c: c.total,
         ],
     ),
     "PagedAllocator": Work(
@@ -378,6 +379,39 @@ def test_readers_a_writer_a_saver_and_a_loader(name, amount, tmp_path, figures):
     assert all(crew.count[name] > 0 for name in ("reads", "writes", "saves", "loads"))
     crew.obj.check()
     figures(seconds=round(time.perf_counter() - started), **crew.count)
+
+
+def test_a_vocabulary_is_whole_while_it_grows(amount):
+    tokenizer, index = llmds_nb.Tokenizer(), llmds_nb.InvertedIndex()
+    stop, faults = threading.Event(), []
+
+    def write():
+        for n in itertools.count():
+            tokenizer.fit([f"w{n} x{n}"])
+            index.add([n % 50], [f"w{n} y{n}"])
+            if n % 97 == 0:
+                index.compact()
+            if stop.is_set():
+                return
+
+    def check():
+        while not stop.is_set():
+            try:
+                for made in (tokenizer, index):
+                    made.check()
+                assert tokenizer.terms[:2] in ([], ["w0", "x0"])
+            except BaseException:
+                faults.append(traceback.format_exc())
+                stop.set()
+
+    threads = [threading.Thread(target=role) for role in (write, check, check)]
+    for thread in threads:
+        thread.start()
+    stop.wait(amount(1, 20))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults[0]
 
 
 def test_a_state_in_between_is_found(tmp_path):
