@@ -18,6 +18,12 @@ from hypothesis import HealthCheck, Phase, settings
 # Before numpy is imported: two processes with two BLAS threads each wait for one another's cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+if os.environ.get("NUMBA_BOUNDSCHECK") == "1":
+    # No array has spare room, where a write beyond what was asked for would not be noticed.
+    from llmds_nb._core import arrays
+
+    arrays.grown_size = lambda old, needed, part=1: needed
+
 # A shell starts background jobs with SIGINT ignored, which their children inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

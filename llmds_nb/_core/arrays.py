@@ -35,10 +35,20 @@ def _aligned(make, shape, dtype):
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
+def grown_size(old: int, needed: int, part: int = 1) -> int:
+    """What to grow to from `old`: to `needed` at least, and by `old // part`, to do so seldom.
+
+    Tests with bounds checks replace it by `needed` alone: what a kernel writes beyond that, it
+    writes beyond the end.
+    """
+    return max(needed, old + old // part)
+
+
 def appended(array: np.ndarray, n: int, new: np.ndarray) -> np.ndarray:
     """array[:n] followed by `new`: in place if it fits, since no snapshot reads beyond n."""
     if n + len(new) > len(array):
-        grown = aligned_empty((max(n + len(new), n + n // 2), *array.shape[1:]), array.dtype)
+        rows = grown_size(n, n + len(new), 2)
+        grown = aligned_empty((rows, *array.shape[1:]), array.dtype)
         grown[:n] = array[:n]
         array = grown
     array[n : n + len(new)] = new

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._core import validation
-from .._core.arrays import aligned_zeros
+from .._core.arrays import aligned_zeros, grown_size
 from .._core.forking import new_lock
 from .._core.state import Handle
 from .._core.typing import Int32s, Int64s
@@ -269,7 +269,7 @@ class CacheState:
 
     def _grow_arena(self, n):
         old = self.arrays.arena
-        size = len(old) + len(old) // 4 + n
+        size = grown_size(len(old), len(old) + n, 4)
         if size >= 2**31:
             raise CapacityError(f"{size} entries of block tables are more than 2**31 - 1")
         arena = np.zeros(size, np.int32)
@@ -286,7 +286,7 @@ class CacheState:
             arrays = arrays._replace(ids=ids)
         old = len(arrays.seq_cold)
         if wanted > old:
-            size = max(_FIRST_SEQUENCES, wanted + wanted // 2)
+            size = max(_FIRST_SEQUENCES, grown_size(old, wanted, 2))
             hot = aligned_zeros((size, s.SEQ_HOT_COLUMNS), np.int64)
             hot[:old] = arrays.seq_hot
             hot[old:, s.ID] = ABSENT

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.arrays import grown_size
 from .._core.publishing import Call
 from .._core.typing import Int64s, UInt8s
 from ..errors import CorruptFileError
@@ -204,7 +205,7 @@ def _by_row(pairs) -> tuple[Int64s, Int64s]:
 
 
 def _grown(array, size) -> npt.NDArray:
-    """A copy with capacity for `size` entries and half as many again; readers keep the old one."""
-    new = np.zeros(size + size // 2, array.dtype)
+    """A copy with capacity for `size` entries, or half as many again; readers keep the old one."""
+    new = np.zeros(grown_size(size, size, 2), array.dtype)
     new[: array.size] = array
     return new

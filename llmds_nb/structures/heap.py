@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import validation
-from .._core.arrays import LINE, aligned_zeros
+from .._core.arrays import LINE, aligned_zeros, grown_size
 from .._core.forking import new_lock
 from .._core.jit import EntryPoints, entry_of
 from .._core.publishing import call_at_once
@@ -281,12 +281,12 @@ class IndexedHeap(Stored):
     def _reserve(self, n):
         """Grow for n more entries, and leave numbers for n more insertions."""
         s = self._handle.state
-        capacity, needed = s.position.size, self._size() + n
-        if needed > capacity:
+        room, needed = s.position.size, self._size() + n
+        if needed > room:
             if needed > MAX_SLOTS:
                 raise ValueError(f"the heap holds at most {MAX_SLOTS} items, not {needed}")
-            capacity = min(max(2 * capacity, needed), MAX_SLOTS)
-            new = Handle(_empty_state(capacity, int(s.header[k.SIGN])))
+            room = min(grown_size(room, needed), MAX_SLOTS)
+            new = Handle(_empty_state(room, int(s.header[k.SIGN])))
             # At once, since `push`, `update` and `pop` in other threads take no lock.
             call_at_once([
                 (entry_of(k.heap_copy, self._address, new.address), self._address, new.address),

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from .._core import validation
-from .._core.arrays import address_of
+from .._core.arrays import address_of, grown_size
 from .._core.forking import new_lock
 from .._core.jit import EntryPoints
 from .._core.state import Handle
@@ -192,7 +192,7 @@ def offsets(counts: list[int] | Int64s) -> Int64s:
 
 
 def _enlarged(array, used, needed):
-    larger = np.zeros(max(needed, 2 * len(array)), array.dtype)
+    larger = np.zeros(grown_size(len(array), needed), array.dtype)
     larger[:used] = array[:used]
     return larger
 

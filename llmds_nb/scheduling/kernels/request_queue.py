@@ -6,7 +6,7 @@ fits what they do; the queue's owner sees to that.
 
 import numpy as np
 
-from ..._core.arrays import aligned_zeros
+from ..._core.arrays import aligned_zeros, grown_size
 from ..._core.jit import kernel
 from ..._core.state import Handle
 from ...primitives import dary_heap as heap
@@ -61,12 +61,12 @@ def queue_grown(queue, m, n_tenants):
     under FAIR tenants forgotten, which may be room enough.
     """
     meta = queue.meta.copy()
-    capacity, width = queue.request.shape
+    rows, width = queue.request.shape
     needed = int(meta[s.WAITING] + meta[s.RUNNING] + meta[s.PARKED]) + m
     if needed > heap.MAX_SLOTS:
         raise ValueError(f"at most {heap.MAX_SLOTS} requests wait and run, not {needed}")
-    if 2 * needed > capacity:  # else closing the gaps is enough
-        capacity = max(2 * capacity, needed)
+    if 2 * needed > rows:  # else closing the gaps is enough
+        rows = grown_size(rows, needed)
     fair = _copied(queue.fair)
     number = np.arange(meta[s.N_TENANTS])
     if number.size + n_tenants > len(fair.tenant) and queue.policy == s.FAIR:
@@ -74,7 +74,7 @@ def queue_grown(queue, m, n_tenants):
         fair = _moved_tenants(fair, number, n_tenants)
         meta[s.N_TENANTS] = number.max(initial=ABSENT) + 1
         meta[s.LAST_TENANT] = number[meta[s.LAST_TENANT]] if meta[s.LAST_TENANT] >= 0 else ABSENT
-    grown = queue._replace(meta=meta, fair=fair, **_empty_requests(capacity, width))
+    grown = queue._replace(meta=meta, fair=fair, **_empty_requests(rows, width))
     target = np.full(len(queue.request), ABSENT, np.int64)
     old, new = Handle(queue), Handle(grown)
     queue_move(old.address, new.address, target)
@@ -115,7 +115,7 @@ def _moved_tenants(old, number, n_more):
     """The tenants under their new numbers, with room for `n_more`."""
     kept = np.flatnonzero(number != ABSENT)
     needed, capacity = kept.size + n_more, len(old.tenant)
-    new = _empty_tenants(capacity if 2 * needed <= capacity else max(2 * capacity, needed))
+    new = _empty_tenants(capacity if 2 * needed <= capacity else grown_size(capacity, needed))
     new.tenant[: kept.size] = old.tenant[kept]
     table_set_many(new.table, old.tenant[kept, s.NAME], np.arange(kept.size))
     new.order_position[: kept.size] = old.order_position[kept]
