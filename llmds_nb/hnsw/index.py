@@ -111,10 +111,9 @@ class HNSW(Stored):
         kinds = ("auto", None, quantization.SQ8, quantization.PCA)
         self._quantize = validation.choice(quantize, "quantize", kinds)
         self._store = validation.choice(store, "store", tuple(STORES))
-        form = self._dim, self._metric, self._quantize, self._store
         if self._store is None and self._quantize in (None, quantization.PCA):
-            raise ValueError(f"store=None keeps only sq8 codes, so quantize cannot be {form[2]!r}")
-        self._form = VectorForm(*form)
+            raise ValueError(f"store=None keeps only sq8 codes, not quantize={self._quantize!r}")
+        self._form = VectorForm(self._dim, self._metric, self._quantize, self._store)
         self._seed = validation.natural(seed, "seed")
         # (candidates measured on the stored vectors, for k answers), once tuned
         self._depth: tuple[int, int] | None = None

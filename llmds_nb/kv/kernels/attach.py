@@ -9,6 +9,7 @@ from ...primitives.hash_table import table_find, table_row
 from ...primitives.status import ABSENT, OK
 from . import pages as p, sequences as q, state as s
 from .arena import arena_lacks, chunk_class
+from .eviction_heap import MOST_REQUESTS, weights_lower
 from .eviction_policy import PATH_LRFU, RELEASED, TOUCHED, key_update
 from .ghost_entries import ghost_find
 from .prefix_table import hash_get, prefix_find
@@ -148,6 +149,8 @@ def _attach_fill(kv, seq, tokens):
     hits = kv.seq_cold[seq, s.N_PAGES]
     kv.meta[s.CLOCK] += 1
     kv.meta[s.REQUESTS] += 1
+    if kv.meta[s.REQUESTS] >= MOST_REQUESTS and kv.meta[s.POLICY] == PATH_LRFU:
+        weights_lower(kv)
     parent = -2 - domain
     for j in range(hits):
         page = np.int64(blocks[j])

@@ -11,13 +11,16 @@ Invariants: an entry repeats KEY and PRIORITY of its page, and is not lower than
 """
 
 import numpy as np
+from numba import void
 
 from ..._core.jit import kernel
 from ...primitives.status import ABSENT
 from . import state as s
-from .eviction_policy import key_get, key_set
+from .eviction_policy import DEPTH_STEP, key_get, key_set, weight_get, weight_of_requests
+from .ghost_entries import ghosts_lower
 
 ENTRY = 4  # int32 per entry
+MOST_REQUESTS = 2**32  # of path-lrfu, before its weights are lowered
 
 
 @kernel(internal=True, borrow=True)
@@ -211,3 +214,37 @@ def leaf_rekey(kv, page, priority, key):
     key_set(kv, page, key)
     if in_heap:
         leaf_add(kv, page)
+
+
+@kernel(internal=True, borrow=True)
+def _heap_rebuild(kv, heap, n, column):
+    """Order a heap by the present keys of its pages. O(n log n)."""
+    for i in range(n):
+        priority, _, page = _entry_get(kv.arena, heap + ENTRY * i)
+        _sift_up(kv, heap, column, i, priority, key_get(kv, page), page)
+
+
+@kernel(separate=void(s.KV), borrow=True)
+def weights_lower(kv):
+    """Take half of REQUESTS, and what they weigh, off everything of path-lrfu. O(P log P + S).
+
+    Weights of pages and ghost entries stay above 0: those that would not were millions of half
+    lives below the others already.
+    """
+    n = kv.meta[s.REQUESTS] // 2
+    amount = weight_of_requests(n)
+    kv.meta[s.REQUESTS] -= n
+    for page in range(kv.page.shape[0]):
+        if kv.page[page, s.STATE] == s.CACHED:
+            weight = max(weight_get(kv, page) - amount, 1)
+            key_set(kv, page, weight - DEPTH_STEP * np.int64(kv.page[page, s.DEPTH]))
+    _heap_rebuild(kv, 0, kv.meta[s.N_LEAVES], s.HEAP_POS)
+    for domain in range(kv.domain.shape[0]):
+        row = kv.domain[domain]
+        if row[s.QUOTA] >= 0:
+            _heap_rebuild(kv, row[s.HEAP], row[s.N_HEAP], s.DOMAIN_HEAP_POS)
+    for seq in range(kv.seq_cold.shape[0]):
+        if kv.seq_cold[seq, s.PRIOR_WEIGHT] > 0:
+            weight = max(kv.seq_cold[seq, s.PRIOR_WEIGHT] - amount, 1)
+            kv.seq_cold[seq, s.PRIOR_WEIGHT] = weight
+    ghosts_lower(kv, amount)

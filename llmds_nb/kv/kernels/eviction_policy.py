@@ -24,8 +24,9 @@ Path-LRFU. Request r, in turn t of its conversation, adds 2**(r / 500) * (1 + t)
 it finds or makes. The *weight* of a page is UNIT * log of the sum, its key weight - DEPTH_STEP *
 DEPTH, so that of pages with equal weights the deepest is evicted first. All weights decay alike, so
 the key of an untouched page needs no update. Later turns weigh more, since their conversations are
-more likely to go on. Weight and turn survive eviction as a ghost entry (kernels/ghost_entries.py),
-which is most of the gain in a small cache:
+more likely to go on. Since weights are only compared, all are lowered before they leave the range
+of a ghost entry (`weights_lower`). Weight and turn survive eviction as a ghost entry
+(kernels/ghost_entries.py), which is most of the gain in a small cache:
 
 - An evicted leaf puts its weight and TURN into a ghost entry, unless a descendant with at least its
   weight has put one (HAS_GHOST): a path evicted page by page leaves one entry for each distinct
@@ -104,6 +105,12 @@ def key_update(kv, page, hook, turn, prior):
             weight = high + np.log1p(np.exp(low - high))
         key_set(kv, page, np.int64(weight * UNIT) - DEPTH_STEP * np.int64(row[s.DEPTH]))
         row[s.EVENTS] &= ~HAS_GHOST
+
+
+@kernel(internal=True, borrow=True)
+def weight_of_requests(n):
+    """By how much weights grow in n requests, rounded down to what ghost entries keep. O(1)."""
+    return np.int64(_DECAY * n * UNIT) >> 20 << 20
 
 
 @kernel(internal=True, borrow=True)

@@ -50,6 +50,19 @@ def ghost_find(kv, hash1):
 
 
 @kernel(internal=True, borrow=True)
+def ghosts_lower(kv, amount):
+    """Lower all weights by an amount, a multiple of 2**20, but not to 0. O(GHOST_BUCKETS)."""
+    rest = (1 << _HIGH) - 1
+    for i in range(WAYS * kv.meta[s.GHOST_BUCKETS]):
+        at = kv.meta[s.GHOSTS] + 2 * i
+        entry = _entry(kv, at)
+        if entry != 0:
+            weight = max((entry >> _HIGH) - (amount >> _WEIGHT), 1)
+            entry = weight << _HIGH | entry & rest
+            kv.arena[at], kv.arena[at + 1] = np.int32(entry), np.int32(entry >> 32)
+
+
+@kernel(internal=True, borrow=True)
 def ghost_put(kv, hash1, weight, turn):
     """Write the entry of an evicted page over its old one, or over the lowest. O(1)."""
     start, tag = _place(kv, hash1)

@@ -136,7 +136,7 @@ N_SEQUENCES = 5
 FREE_SEQUENCE = 6  # first free row for a sequence, -1 = none
 ARENA_TOP = 7  # end of the chunks
 CLOCK = 8  # advances at every attach and detach
-REQUESTS = 9  # attaches
+REQUESTS = 9  # attaches; under path-lrfu fewer than 2**32, see kernels/eviction_heap.py
 POLICY = 10
 CALLS = 11  # batch calls, for LAST_CALL
 LOOKUPS = 12  # prompt tokens attached
