@@ -310,11 +310,10 @@ class CacheState:
             return domain
         root = salt_root(self.settings.key, salt)
         self.reserve_domains(1)
-        domain = self._free_domains.pop()
-        dom = self.arrays.domain
-        dom[domain] = 0
-        dom[domain, s.DOMAIN_UNSET] = ABSENT
-        dom[domain, [s.ROOT0, s.ROOT1]] = root
+        row = np.zeros(s.DOMAIN_COLUMNS, np.int64)
+        row[s.DOMAIN_UNSET], row[[s.ROOT0, s.ROOT1]] = ABSENT, root
+        domain = self._free_domains.pop()  # after an interrupt from here on, the row is idle
+        self.arrays.domain[domain] = row
         self.domains[salt] = domain
         return domain
 
