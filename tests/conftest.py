@@ -86,7 +86,7 @@ def seconds(amount):
 
 @pytest.fixture
 def figures(record_property):
-    """figures(name=number, ...) prints the numbers beside the test's name when the run ends."""
+    """figures(name=number, ...) prints the numbers beside the test's name at the end of a night."""
 
     def report(**numbers):
         for name, number in numbers.items():  # plain ones: pytest-xdist sends no others
@@ -96,6 +96,8 @@ def figures(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
+    if not is_nightly():
+        return
     lines = [
         (report.nodeid, name.removeprefix("figure "), number)
         for report in terminalreporter.getreports("passed")

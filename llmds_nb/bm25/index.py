@@ -404,7 +404,7 @@ class InvertedIndex(Stored):
         assert not len(ids) or ids.max() < contents.next_id
         lengths = (segs.lengths_at(s, docs) for s, docs in alive)
         assert n_tokens == sum(int(own.sum(dtype=np.int64)) for own in lengths)
-        assert all(buffers.is_clean() for buffers in self._buffers)
+        assert all(buffers.is_clean() for buffers in tuple(self._buffers))
 
     def _state(self):
         contents = self._contents
