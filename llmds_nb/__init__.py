@@ -3,7 +3,6 @@
 import logging as _logging
 from typing import TYPE_CHECKING
 
-from ._core.interpreters import check_main as _check_main
 from ._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     )
     from .text import LsaEncoder as LsaEncoder, Tokenizer as Tokenizer
 
-_check_main()
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {

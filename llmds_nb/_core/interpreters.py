@@ -1,21 +1,23 @@
-"""Refuses sub-interpreters, in which Numba's compiled code would be shared without a lock."""
+"""Refuses sub-interpreters, where NumPy and Numba keep one state for all interpreters."""
 
 import importlib
+import sys
+from functools import cache
 
-from ..errors import InterpreterError
 
-
+@cache
 def check_main() -> None:
     """Raise InterpreterError in any but the main interpreter of the process."""
-    for name in ("_interpreters", "_xxsubinterpreters"):  # of Python 3.13 on, and before
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        if module.get_current() != module.get_main():
-            raise InterpreterError(
-                "llmds_nb runs in the main interpreter of a process only, as NumPy and Numba do: "
-                "use processes in place of sub-interpreters (under mod_wsgi: "
-                "WSGIApplicationGroup %{GLOBAL})"
-            )
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    try:
+        module = importlib.import_module(name)
+    except ImportError:  # a Python without them
         return
+    if module.get_current() != module.get_main():
+        from ..errors import InterpreterError
+
+        raise InterpreterError(
+            "llmds_nb runs in the main interpreter of a process only, as NumPy and Numba do: "
+            "use processes in place of sub-interpreters (under mod_wsgi: "
+            "WSGIApplicationGroup %{GLOBAL})"
+        )

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from .interpreters import check_main
+
 
 def lazy_exports(package: str, modules: dict[str, str]) -> tuple[Callable, Callable, list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package; modules: from each to its names.
@@ -16,6 +18,7 @@ def lazy_exports(package: str, modules: dict[str, str]) -> tuple[Callable, Calla
     def __getattr__(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        check_main()
         value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
         setattr(importlib.import_module(package), name, value)
         return value

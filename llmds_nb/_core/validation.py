@@ -11,6 +11,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -272,6 +273,14 @@ def same_length(name_a: str, a: Any, name_b: str, b: Any) -> None:
         raise ValueError(f"{name_a} has {len(a)} entries but {name_b} has {len(b)}")
 
 
+def one_each(values: Any, name: str, seq_ids: Int64s) -> list[Any]:
+    """The values of an iterable with a length, one for each sequence, whatever its length says."""
+    same_length(name, values, "seq_ids", seq_ids)
+    found = list(islice(values, len(seq_ids) + 1))
+    same_length(name, found, "seq_ids", seq_ids)
+    return found
+
+
 def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
     """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
     array = array_of(values, name)
@@ -379,7 +388,9 @@ def id_filters(value: Any, n_queries: int) -> list[npt.NDArray[Any] | None]:
     """
     if value is None:
         return [None]
-    if isinstance(value, list | tuple) and any(_is_filter(item) for item in value):
+    if isinstance(value, list | tuple):
+        value = list(value)  # of a subclass, whose length may not be what it says
+    if isinstance(value, list) and any(_is_filter(item) for item in value):
         if len(value) != n_queries:
             raise ValueError(f"filter has {len(value)} entries for {n_queries} queries")
         return [None if item is None else _id_filter(item) for item in value]
@@ -409,7 +420,7 @@ def array_of(values: Any, name: str) -> np.ndarray:
     numbers; bfloat16 becomes float32. What NumPy cannot see is refused with the remedy.
     """
     if type(values) is np.ndarray and values.dtype.kind in "iufb":
-        return _whole(values)
+        return whole(values)
     if isinstance(values, str | bytes | dict | set | frozenset):
         raise TypeError(f"{name} must be numbers in an array or list, not {shown(values)}")
     if isinstance(values, np.ndarray) and np.ma.is_masked(values):
@@ -424,7 +435,7 @@ def array_of(values: Any, name: str) -> np.ndarray:
     except (TypeError, RuntimeError) as error:  # such as a tensor on a GPU, or one with a gradient
         remedy = "convert it first, a tensor by .detach().cpu().float().numpy()"
         raise TypeError(f"NumPy cannot read {name} ({kind}: {error}): {remedy}") from error
-    array = _whole(array)
+    array = whole(array)
     if array.dtype.kind == "O" and array.size:
         array = _of_objects(array, name)
     elif array.dtype.kind == "V" and array.dtype.name == "bfloat16":
@@ -432,7 +443,7 @@ def array_of(values: Any, name: str) -> np.ndarray:
     return array
 
 
-def _whole(array) -> np.ndarray:
+def whole(array) -> np.ndarray:
     """The array; a copy where it was broadcast: 2**50 entries in 8 bytes are more than memory has.
 
     A MemoryError says so; a loop over them would not end.

@@ -86,8 +86,7 @@ def attach_many(
     n = len(seq_ids)
     validation.same_length("indptr[1:]", indptr[1:], "seq_ids", seq_ids)
     if salts is not None:
-        salts = check_salts(salts)
-        validation.same_length("salts", salts, "seq_ids", seq_ids)
+        salts = check_salts(salts, seq_ids)
     if priorities is None:
         priorities = np.zeros(n, np.int64)
     else:
@@ -97,8 +96,8 @@ def attach_many(
     if extras is not None:
         if isinstance(extras, str | bytes | memoryview) or not hasattr(extras, "__len__"):
             raise TypeError(f"extras must be one list per sequence, not {shown(extras)}")
-        validation.same_length("extras", extras, "seq_ids", seq_ids)
-        ranges = [check_extra(extra) for extra in extras]
+        each = validation.one_each(extras, "extras", seq_ids)
+        ranges = [check_extra(extra) for extra in each]
     hits = np.empty(n, np.int64)
     with state.lock:
         state.ready()

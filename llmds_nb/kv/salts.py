@@ -32,11 +32,11 @@ def check_key(key: Any) -> bytes:
     return key
 
 
-def check_salts(salts: Any) -> list[Salt]:
-    """Return the salts of a batch, one a sequence, each as by `check_salt`."""
+def check_salts(salts: Any, seq_ids: Any) -> list[Salt]:
+    """Return the salts of a batch, one for each of its sequences, each as by `check_salt`."""
     if isinstance(salts, _NO_SEQUENCES) or not hasattr(salts, "__len__"):
         raise TypeError(f"salts must be one salt per sequence, not {validation.shown(salts)}")
-    return [check_salt(salt) for salt in salts]
+    return [check_salt(salt) for salt in validation.one_each(salts, "salts", seq_ids)]
 
 
 def salt_bytes(salt: Salt) -> bytes:

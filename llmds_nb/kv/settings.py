@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from .eviction import POLICIES
 from .salts import check_key
 
 _MAX_EVENTS = 2**24
+_MAX_DIMS = 62  # of NumPy's 64
 _MAX_PAGES = 2**27  # offsets into the arena are int32 in places
 
 
@@ -79,4 +81,7 @@ def _of_ml_dtypes(dtype):
 def _kv_shape(shape):
     if isinstance(shape, str | bytes | memoryview) or not hasattr(shape, "__iter__"):
         raise TypeError(f"kv_shape must be a tuple of int, not {shown(shape)}")
-    return tuple(validation.integer(n, "kv_shape", low=1) for n in shape)
+    found = tuple(validation.integer(n, "kv_shape", low=1) for n in islice(shape, _MAX_DIMS + 1))
+    if len(found) > _MAX_DIMS:
+        raise ValueError(f"kv_shape must have at most {_MAX_DIMS} dimensions")
+    return found

@@ -27,7 +27,7 @@ def hash_items(items, seed):
         items = validation.exact(items)
         return [items], _hashes([items], kind_of(type(items)), seed), True
     if issubclass(type(items), np.ndarray) and items.dtype.kind in "USO":
-        items = items.tolist() if items.ndim else [items.item()]
+        items = validation.whole(items).tolist() if items.ndim else [items.item()]
     if not isinstance(items, list | tuple):
         if not isinstance(items, int | np.integer | np.ndarray):
             return hash_items(_listed(items), seed)

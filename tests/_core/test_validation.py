@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import llmds_nb
 from llmds_nb._core import validation
 
 
@@ -177,3 +178,60 @@ def test_paths():
     for value in (0, 1, True, np.array(1), None, ["a"]):
         with pytest.raises(TypeError, match="path must be a str or"):
             validation.path(value)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, object, "U1", "M8[s]"])
+def test_what_is_broadcast_to_more_than_memory_is_refused(dtype):
+    """At once, where a loop over it would not end, or take all memory."""
+    huge = np.broadcast_to(np.zeros(1, dtype), (2**50,))
+    with pytest.raises(MemoryError):
+        validation.integers(huge, "ids")
+    with pytest.raises(MemoryError):
+        llmds_nb.CountMinSketch().add(huge)
+    cache = llmds_nb.KVCache(4, 4)
+    with pytest.raises((MemoryError, ValueError, TypeError)):
+        cache.attach_many([1], [1], [0, 1], salts=huge)
+    with pytest.raises((ValueError, TypeError)):
+        llmds_nb.KVCache(4, 4, kv_shape=np.broadcast_to(np.ones(1, np.int64), (2**50,)))
+    twice = np.broadcast_to(np.array([7]), (2,))
+    assert validation.integers(twice, "ids").tolist() == [7, 7]
+
+
+class Liar(str):
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return hash("lru")
+
+    def __len__(self):
+        return 2**40
+
+
+def test_a_choice_is_one_of_the_options_and_a_text_what_it_holds():
+    assert type(validation.choice(Liar("x"), "eviction", ("lru", "fifo"))) is str
+    (text,) = validation.texts([Liar("red")])
+    assert type(text) is str and len(text) == 3
+    sketch = llmds_nb.CountMinSketch(top=2)
+    sketch.add([Liar("a\0b"), Liar("c")])
+    assert sketch.estimate(["a\0b", "c", "d"]).tolist() == [1, 1, 0]
+    assert {type(item) for item in sketch.top(2).items} == {str}
+
+
+class Broken:
+    def __repr__(self):
+        raise OSError
+
+
+def test_what_is_shown_of_a_value_is_short_and_never_fails():
+    nested = []
+    for _ in range(10_000):
+        nested = [nested]
+    for value in (nested, 10**5000, "x" * 10**6, Broken(), [Broken()], {1: nested}):
+        assert len(validation.shown(value)) < 200
+        with pytest.raises(TypeError, match="must be a bool|must be True or False"):
+            validation.flag(value, "exact")
+    with pytest.raises(ValueError, match="k must be <="):
+        validation.answers(10**5000)

@@ -29,7 +29,7 @@ from llmds_nb._core.jit import KERNELS
 from tests.cases import cases
 from tests.hostile import plausible, values
 
-CALLS = 40  # of a batch
+CALLS = 100  # of a batch
 MEMORY = 4 << 30
 DOCUMENTED = (
     TypeError, ValueError, KeyError, RuntimeError, MemoryError, llmds_nb.LlmdsError,

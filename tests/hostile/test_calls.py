@@ -15,7 +15,7 @@ from tests.cases import cases, structures
 from . import calls, plausible, values
 
 ROOT = Path(__file__).parents[2]
-HANG = 60  # seconds of one batch of 40 calls
+HANG = 100  # seconds of one batch of 100 calls
 
 
 def made_in_a_child(n: int, seed: int, *, boundscheck: bool) -> dict:

@@ -22,12 +22,13 @@ if sys.argv[1] == "after":
     import llmds_nb
     llmds_nb.IndexedHeap().push(1, 1.0)
 code = '''
+import llmds_nb
 try:
-    import llmds_nb
+    llmds_nb.IndexedHeap
 except ImportError as error:
     print(f"refused: {error}", flush=True)
 else:
-    print("imported", flush=True)
+    print("made", flush=True)
 '''
 for _ in range(3):
     interpreter = interpreters.create()

@@ -276,7 +276,7 @@ def _twisted(made, rng):
         made = np.asfortranarray(made)
     elif kind == 3 and made.size and made.dtype.kind != "O":
         made = np.broadcast_to(made.ravel()[:1], (int(rng.choice([1, 2, 9])),))
-    elif kind == 4 and made.size and made.dtype.kind != "O":  # takes 2**50 entries, and no memory
+    elif kind == 4 and made.size:  # takes 2**50 entries, and no memory
         made = np.broadcast_to(made.ravel()[:1], (2**50,) if rng.random() < 0.5 else (2**25, 2**25))
     elif kind == 5 and made.dtype.kind != "O" and made.dtype.itemsize > 1:
         memory = np.zeros(made.nbytes + 1, np.uint8)

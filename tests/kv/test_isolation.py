@@ -234,3 +234,18 @@ def test_the_text_of_an_error_is_the_same_whatever_others_hold():
         texts.add(str(caught.value))
         assert caught.value.missing == 1 + held
     assert len(texts) == 1 and not any(c.isdigit() for c in texts.pop())
+
+
+@pytest.mark.parametrize("said", [1, 2, 3])
+def test_salts_and_extras_are_as_many_as_they_are_not_as_they_say(said):
+    class Few(list):
+        def __len__(self):
+            return said
+
+    cache = KVCache(16, 2)
+    for held in (0, 1, 3):
+        for name, values in (("salts", ["a"] * held), ("extras", [[(0, 1, "x")]] * held)):
+            with pytest.raises(ValueError, match=f"{name} has"):
+                cache.attach_many([1, 2], [1, 2, 3], [0, 1, 3], **{name: Few(values)})
+    assert len(cache) == 0
+    cache.check()
