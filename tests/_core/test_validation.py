@@ -231,7 +231,7 @@ def test_what_is_shown_of_a_value_is_short_and_never_fails():
         nested = [nested]
     for value in (nested, 10**5000, "x" * 10**6, Broken(), [Broken()], {1: nested}):
         assert len(validation.shown(value)) < 200
-        with pytest.raises(TypeError, match="must be a bool|must be True or False"):
+        with pytest.raises(TypeError, match="must be True or False"):
             validation.flag(value, "exact")
-    with pytest.raises(ValueError, match="k must be <="):
+    with pytest.raises(ValueError, match="k must be"):
         validation.answers(10**5000)
