@@ -30,6 +30,7 @@ from tests.cases import cases
 from tests.hostile import plausible, values
 
 CALLS = 100  # of a batch
+FOLDER = "hostile-calls-"  # how the name of the folder begins into which calls save
 MEMORY = 4 << 30
 DOCUMENTED = (
     TypeError, ValueError, KeyError, RuntimeError, MemoryError, llmds_nb.LlmdsError,
@@ -171,6 +172,7 @@ class Caller:
             self._compare(obj, taken, seed)
 
     def _made(self):
+        assert Path.cwd().name.startswith(FOLDER), "all files of this folder would be removed"
         for path in Path.cwd().iterdir():  # what a call has saved
             path.unlink()
         return self.case.make()
@@ -252,7 +254,7 @@ def main(seconds: str, n: str, seed: str, *names: str) -> None:
     chosen = names or tuple(cases())
     callers = [Caller(name) for name in chosen]
     place = os.open(f"{tempfile.gettempdir()}/hostile.{os.getpid()}", os.O_CREAT | os.O_RDWR)
-    os.chdir(tempfile.mkdtemp())
+    os.chdir(tempfile.mkdtemp(prefix=FOLDER))
     for caller in callers:  # whatever is to be compiled
         for mutate in caller.case.mutations.values():
             mutate(caller.case.make())

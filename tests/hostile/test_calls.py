@@ -87,7 +87,9 @@ class Faulty(llmds_nb.PagedAllocator):
     ],
 )
 def test_a_fault_is_found(method, what, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / calls.FOLDER
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     caller = calls.Caller("PagedAllocator")
 
     def make():
