@@ -4,6 +4,8 @@ import copy
 import inspect
 from typing import Any
 
+import contextlib
+
 import numpy as np
 
 from llmds_nb import CountMinSketch, KVCache
@@ -69,7 +71,10 @@ def _extra(rng, obj):
 
 
 def _data(rng, obj):
-    return obj.to_bytes() if rng.random() < 0.5 else b"LLMDS"
+    if rng.random() < 0.5:
+        with contextlib.suppress(TypeError, ValueError):  # of a TokenLRU with hostile values
+            return obj.to_bytes()
+    return b"LLMDS"
 
 
 def _bytes_of_another(rng, obj):
