@@ -1,10 +1,9 @@
 """Arguments that a method does take, by the names of its parameters."""
 
+import contextlib
 import copy
 import inspect
 from typing import Any
-
-import contextlib
 
 import numpy as np
 
