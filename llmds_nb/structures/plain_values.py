@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._core import validation
 from ..errors import CorruptFileError
 
 _AS_THEY_ARE = (type(None), bool, int, float)
@@ -24,9 +25,13 @@ def pack(entries: list[tuple[Any, Any, int]]) -> dict[str, np.ndarray]:
     for key, value, tokens in entries:
         try:
             coded.append([_encoded(key, arrays), _encoded(value, arrays), tokens])
-        except TypeError as error:
-            raise TypeError(f"the entry of key {key!r:.60} cannot be in a file: {error}") from None
-    text = json.dumps(coded, separators=(",", ":")).encode()
+        except (TypeError, RecursionError) as error:
+            name = validation.shown(key)
+            raise TypeError(f"the entry of key {name} cannot be in a file: {error}") from None
+    try:
+        text = json.dumps(coded, separators=(",", ":")).encode()
+    except RecursionError:
+        raise TypeError("an entry is nested too deeply to be in a file") from None
     return arrays | {"entries": np.frombuffer(text, np.uint8)}
 
 
