@@ -21,11 +21,13 @@ class _Tracer:
     Of files whose path contains one of `only`, if it is given.
 
     The event of a `with` line when its block is left is no event here: CPython has no such place
-    for a signal, and an error there would skip the exit.
+    for a signal, and an error there would skip the exit. Nor is anything within `uninterrupted`:
+    signals wait for its end.
     """
 
     def __init__(self, at: int, only: tuple[str, ...] = ("",)):
         self.at, self.only, self.seen, self.place = at, only, 0, ""
+        self.waiting = 0  # for calls of `uninterrupted` to end
 
     def __enter__(self):
         self._outer = sys.gettrace()
@@ -38,6 +40,11 @@ class _Tracer:
     def _call(self, frame: FrameType, event: str, argument: Any):
         name = frame.f_code.co_filename
         if not name.startswith(_PACKAGE) or not any(part in name for part in self.only):
+            return None
+        if frame.f_code.co_name == "uninterrupted":
+            self.waiting += 1
+            return self._until_return
+        if self.waiting:
             return None
         entered: set[int] = set()
 
@@ -55,6 +62,10 @@ class _Tracer:
             return line
 
         return line
+
+    def _until_return(self, frame: FrameType, event: str, argument: Any):
+        self.waiting -= event == "return"
+        return self._until_return
 
 
 _sources: dict[str, list[str]] = {}

@@ -291,8 +291,8 @@ _this_thread = threading.local()
 
 
 def _outermost(compile_, signature):
-    _this_thread.compiles = True
     try:
+        _this_thread.compiles = True
         return _with_room(compile_, signature)
     finally:
         _this_thread.compiles = False

@@ -111,7 +111,9 @@ class PagedAllocator(Stored):
 
     def refcount(self, pages: ArrayLike) -> Int32s:
         """Return the number of references of each page as int32[n]; 0 means free. O(n)."""
-        return self._arrays.ref[self._pages(pages)]
+        pages = self._pages(pages)
+        with self._lock:  # NumPy may let other threads run while it gathers
+            return self._arrays.ref[pages]
 
     def compact(self) -> Moves:
         """Move the pages in use to the lowest ids. O(n_pages).

@@ -12,12 +12,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 import llmds_nb
+from llmds_nb import KVCache
 from tests._core.examples import TEXTS, still
 from tests.cases import structures
 from tests.structures.cases import heap
@@ -202,7 +204,8 @@ WORK = {
             lambda c: c.pending_copies(),
             lambda c: c.compact(),
             lambda c: c.detach([10, 11, 12]),
-            lambda c: [c.truncate(i, 5) for i in range(4)] and c.pending_copies(),
+            *(partial(KVCache.truncate, seq_id=i, n_tokens=5) for i in range(4)),
+            lambda c: c.pending_copies(),
         ],
         [
             lambda c: c.page_table([0, 1]).last_page_len.tolist(),
