@@ -134,26 +134,33 @@ class HybridIndex:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
         with self.write_lock:
-            ids = validation.new_ids(ids, len(texts), "texts", self.snapshot.next_id)
+            if ids is not None or not texts:
+                ids = validation.new_ids(ids, len(texts), "texts", 0)
             if not texts:
                 return ids
             unfitted = self.embedder.unfitted if vectors is None else None
             if unfitted is None:
                 if vectors is None:
                     vectors = self.embedder.encode(texts)
-                self._add(ids, texts, vectors, [])
-            else:
-                tokenizer = unfitted._tokenizer_to_fit()
-                with tokenizer._lock:
-                    fit = unfitted._prepare_fit(texts, tokenizer)
-                    (_, _, fitted), *_ = fit
-                    self._add(ids, texts, fitted.encode(texts, unfitted.dim), fit)
-        return ids
+                return self._add(ids, texts, vectors, [])
+            tokenizer = unfitted._tokenizer_to_fit()
+            with tokenizer._lock:
+                fit = unfitted._prepare_fit(texts, tokenizer)
+                (_, _, fitted), *_ = fit
+                return self._add(ids, texts, fitted.encode(texts, unfitted.dim), fit)
 
     def _add(self, ids, texts, vectors, fit):
-        """Add checked texts with vectors; `fit` are changes to the encoder, to be published too."""
+        """Add checked texts with vectors; `fit` are changes to the encoder, to be published too.
+
+        Nothing is read before the vectors are arrays: the encoder, or what makes them, may itself
+        add to this pipeline.
+        """
+        vectors = checked_vectors(vectors, self.snapshot.dim, texts)
         snapshot, dense = self.snapshot, self.dense
-        vectors = checked_vectors(vectors, snapshot.dim, texts)
+        if snapshot.dim not in (None, vectors.shape[1]):
+            checked_vectors(vectors, snapshot.dim, texts)  # raises an error
+        if ids is None:
+            ids = validation.new_ids(None, len(texts), "texts", snapshot.next_id)
         if dense is None:
             dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
         with self.sparse._lock, dense._write_lock:
@@ -171,6 +178,7 @@ class HybridIndex:
                 [*fit, *of_sparse, *of_dense, (self, "dense", dense)],
                 calls,
             )
+        return ids
 
     def remove(self, ids: ArrayLike) -> None:
         """See RetrievalPipeline.remove."""

@@ -47,7 +47,7 @@ class Tuned(NamedTuple):
 
 def gains_of(relevant: Any, n_queries: int) -> list[dict[int, float]]:
     """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
-    if isinstance(relevant, str | bytes) or not hasattr(relevant, "__len__"):
+    if isinstance(relevant, str | bytes | memoryview) or not hasattr(relevant, "__len__"):
         raise TypeError(f"relevant must hold ids for each query, not {shown(relevant)}")
     validation.same_length("relevant", relevant, "queries", range(n_queries))
     gains = []

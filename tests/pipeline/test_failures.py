@@ -121,3 +121,19 @@ def test_bad_input_changes_nothing(call, error, message):
     with pytest.raises(error, match=message):
         call(pipeline)
     assert everything(pipeline) == before
+
+
+@pytest.mark.parametrize("ids", [None, [7, 8]])
+def test_vectors_whose_conversion_adds_to_the_pipeline_itself(ids):
+    """What they add stays, and no id is given twice."""
+    pipeline = RetrievalPipeline(dim=2)
+
+    class Adding:
+        def __array__(self, dtype=None, copy=None):
+            pipeline.add(None, ["first", "second"], np.eye(2))
+            return np.eye(2)
+
+    added = pipeline.add(ids, ["third", "fourth"], Adding())
+    pipeline.check()
+    assert len(pipeline) == 4
+    assert pipeline.get([0, 1, *added]) == ["first", "second", "third", "fourth"]
