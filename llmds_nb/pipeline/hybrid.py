@@ -134,10 +134,10 @@ class HybridIndex:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
         with self.write_lock:
-            if ids is not None or not texts:
-                ids = validation.new_ids(ids, len(texts), "texts", 0)
             if not texts:
-                return ids
+                return validation.new_ids(ids, 0, "texts", 0)
+            if ids is not None:
+                ids = validation.new_ids(ids, len(texts), "texts", 0)
             unfitted = self.embedder.unfitted if vectors is None else None
             if unfitted is None:
                 if vectors is None:
