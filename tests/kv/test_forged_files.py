@@ -1,15 +1,15 @@
 """Files that were changed and have right checksums: refused, or answered from safely."""
 
-import copy
 import io
 
 import numpy as np
 import pytest
 
 from llmds_nb import CapacityError, CorruptFileError, KVCache, PagedAllocator
-from llmds_nb._core.file_format import read, write
+from llmds_nb._core.file_format import read
 from llmds_nb.kv.kernels import state as s
 
+from ..forged_files import forged
 from .cases import IMAGE, T
 
 VALUES = [-(2**62), -(2**31), -5, -2, -1, 0, 1, 7, 39, 40, 65536, 2**31 - 1, 2**31, 2**40, 2**62]
@@ -40,16 +40,6 @@ def saved(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("forged") / "cache"
     _cache(request.param).save(path)
     return read(path)
-
-
-def _forged(saved, edit):
-    """The bytes of a file with an edit, (arrays, header) -> None."""
-    structure, arrays, header = saved
-    arrays, header = {n: np.array(a) for n, a in arrays.items()}, copy.deepcopy(header)
-    edit(arrays, header)
-    file = io.BytesIO()
-    write(file, structure, arrays, header)
-    return file.getvalue()
 
 
 def _use(cache):
@@ -93,13 +83,13 @@ def _set(name, place, value):
 
 
 def test_the_file_itself_works(saved):
-    assert not _refused_or_right(_forged(saved, lambda arrays, header: None))
+    assert not _refused_or_right(forged(*saved, lambda arrays, header: None))
 
 
 @pytest.mark.parametrize("place", range(s.META_SIZE))
 def test_no_count_or_offset_is_believed(saved, place):
     for value in VALUES:
-        _refused_or_right(_forged(saved, _set("meta", place, value)))
+        _refused_or_right(forged(*saved, _set("meta", place, value)))
 
 
 @pytest.mark.parametrize("name", ["page", "hot", "seq", "dom"])
@@ -109,15 +99,15 @@ def test_no_column_is_believed(saved, name):
     for column in range(array.shape[1]):
         for value in VALUES[:: 1 if column % 2 else 2]:
             row = rng.integers(min(len(array), 12))
-            _refused_or_right(_forged(saved, _set(name, (row, column), value)))
-        _refused_or_right(_forged(saved, _set(name, (slice(None), column), 3)))
+            _refused_or_right(forged(*saved, _set(name, (row, column), value)))
+        _refused_or_right(forged(*saved, _set(name, (slice(None), column), 3)))
 
 
 @pytest.mark.parametrize("place", ["ARENA_TOP", "N_LEAVES", "N_FREE", "FREE_SEQUENCE"])
 @pytest.mark.parametrize("value", [-2, 2**31, 2**40, 2**62])
 def test_wild_counts_are_refused(saved, place, value):
     with pytest.raises(CorruptFileError, match=f"{place}.*{value}"):
-        KVCache.from_bytes(_forged(saved, _set("meta", getattr(s, place), value)))
+        KVCache.from_bytes(forged(*saved, _set("meta", getattr(s, place), value)))
 
 
 def test_the_samples_are_refused(saved):
@@ -136,7 +126,7 @@ def test_the_samples_are_refused(saved):
         lambda arrays, header: header["domains"][0].__setitem__(1, "7a"),
     ):
         with pytest.raises(CorruptFileError):
-            KVCache.from_bytes(_forged(saved, edit))
+            KVCache.from_bytes(forged(*saved, edit))
 
 
 FIELDS = {
@@ -166,10 +156,10 @@ FIELDS = {
 def test_a_wrong_header_field_is_refused(saved, field):
     for value in FIELDS[field]:
         with pytest.raises(CorruptFileError):
-            KVCache.from_bytes(_forged(saved, lambda a, h, value=value: h.update({field: value})))
+            KVCache.from_bytes(forged(*saved, lambda a, h, value=value: h.update({field: value})))
     if field != "max_events" and field != "extra":  # which version 1 lacks
         with pytest.raises(CorruptFileError):
-            KVCache.from_bytes(_forged(saved, lambda a, h: h.pop(field)))
+            KVCache.from_bytes(forged(*saved, lambda a, h: h.pop(field)))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +175,7 @@ def test_a_missing_or_misshapen_array_is_refused(saved, name):
         edits["missing"] = lambda a: a.pop(name)
     for edit in edits.values():
         with pytest.raises(CorruptFileError):
-            KVCache.from_bytes(_forged(saved, lambda a, h, edit=edit: edit(a)))
+            KVCache.from_bytes(forged(*saved, lambda a, h, edit=edit: edit(a)))
 
 
 def test_random_edits(saved):
@@ -203,7 +193,7 @@ def test_random_edits(saved):
             for each in edits:
                 each(arrays, header)
 
-        refused += _refused_or_right(_forged(saved, edit))
+        refused += _refused_or_right(forged(*saved, edit))
     assert 30 < refused < 150
 
 
@@ -217,4 +207,4 @@ def test_a_forged_allocator_is_refused(header):
     pool.save(file)
     file.seek(0)
     with pytest.raises(CorruptFileError):
-        PagedAllocator.from_bytes(_forged(read(file), lambda a, h: h.update(header)))
+        PagedAllocator.from_bytes(forged(*read(file), lambda a, h: h.update(header)))

@@ -1,15 +1,13 @@
 """Files that were changed and have right checksums: refused, or answered from safely."""
 
-import copy
-import io
-
 import numpy as np
 import pytest
 
 import llmds_nb
 from llmds_nb import CapacityError, CorruptFileError
-from llmds_nb._core.file_format import read_bytes, write
+from llmds_nb._core.file_format import read_bytes
 
+from ..forged_files import forged
 from .cases import CASES
 
 NAMES = [
@@ -27,12 +25,7 @@ def case(request):
 
 
 def _forged(saved, edit):
-    structure, arrays, header = saved
-    arrays, header = {n: np.array(a) for n, a in arrays.items()}, copy.deepcopy(header)
-    edit(arrays, header)
-    file = io.BytesIO()
-    write(file, structure, arrays, header)
-    return structure, file.getvalue()
+    return saved[0], forged(*saved, edit)
 
 
 def _parts_of(parts):
