@@ -41,6 +41,21 @@ def _sort(values, n):
         gap = gap * 4 // 9
 
 
+@kernel
+def _square(values):
+    """The sum of squares of float32[d], in four sums, which do not wait for one another."""
+    a, b, c, e = 0.0, 0.0, 0.0, 0.0
+    whole = values.size - values.size % 4
+    for i in range(0, whole, 4):
+        a += np.float64(values[i]) * np.float64(values[i])
+        b += np.float64(values[i + 1]) * np.float64(values[i + 1])
+        c += np.float64(values[i + 2]) * np.float64(values[i + 2])
+        e += np.float64(values[i + 3]) * np.float64(values[i + 3])
+    for i in range(whole, values.size):
+        a += np.float64(values[i]) * np.float64(values[i])
+    return (a + b) + (c + e)
+
+
 @kernel(nogil=True)
 def lsa_encode_many(handle, ids, indptr, out):
     """Fill out float32[n, d] with unit vectors: sum over terms of (1 + log tf) * idf * vector.
@@ -77,9 +92,7 @@ def lsa_encode_many(handle, ids, indptr, out):
             vector = components[term]
             for i in range(d):
                 total[i] += weight * vector[i]
-        square = 0.0
-        for i in range(d):
-            square += np.float64(total[i]) * np.float64(total[i])
+        square = _square(total)
         scale = np.float32(1.0 / math.sqrt(square)) if square > _SHORTEST else np.float32(0.0)
         for i in range(d):
             out[text, i] = total[i] * scale
