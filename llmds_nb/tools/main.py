@@ -127,6 +127,23 @@ def _parser():
     add("-k", type=a.positive, default=10, help="number of answers, default 10")
     add("--json", action="store_true", help="print JSON")
 
+    add = add_command("evaluate", _evaluate, "measure ranking quality on a judged set (BEIR)")
+    add("folder", metavar="DIR", help="with corpus.jsonl, queries.jsonl and qrels/*.tsv, or .gz")
+    add("--split", metavar="NAME", help="file of judgements to report, default test")
+    text = "that the weight is tuned on, default dev or train, else halves of what is reported"
+    add("--tune-split", metavar="NAME", help=text)
+    text = "of stop words and stemmer, or none; default english"
+    add("--language", default="english", metavar="NAME", help=text)
+    add("--no-stemming", action="store_true", help="words as they are")
+    text = "lsa (default), none, or a name that RetrievalPipeline takes"
+    add("--encoder", default="lsa", metavar="NAME", help=text)
+    text = "vectors in place of an encoder, a row for each line"
+    add("--vectors", type=Path, nargs=2, metavar=("DOCS.npy", "QUERIES.npy"), help=text)
+    add("--seed", **a.SEED)
+    add("--strict", **a.STRICT)
+    add("--save-run", type=a.output_folder, metavar="DIR", help="write each ranking as a TREC run")
+    add("--json", **a.JSON)
+
     traces = "Mooncake JSONL, Azure LLM inference CSV, or the JSONL of `workload`, gzipped or not"
     over = "replay a request trace over the real structures, on a virtual clock"
     add_arguments(add_command("replay", _replay, over, f"Traces: {traces}."))
@@ -281,6 +298,24 @@ def _index(arguments):
     out, progress = arguments.out, Progress(sys.stderr)
     n_documents, n_bytes = index.build(arguments.path, out, progress, strict=arguments.strict)
     _say(f"{out}: {n_documents:,} documents, {n_bytes:,} bytes")
+    return 0
+
+
+def _evaluate(arguments):
+    from .evaluate import measures, report, run
+
+    given = arguments
+    options = run.Options(
+        given.folder, given.split, given.tune_split,
+        None if given.language == "none" else given.language, not given.no_stemming,
+        given.encoder, given.vectors and tuple(given.vectors), given.seed, given.strict,
+        given.save_run is not None,
+    )  # fmt: skip
+    result = run.run(options, Progress(sys.stderr))
+    _write_json(given.json, report.figures(result))
+    if given.save_run is not None:
+        measures.write_runs(given.save_run, result["runs"])
+    _say(report.table(result))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""The command `evaluate`: ranking quality and latency on a judged set in the files of BEIR."""
