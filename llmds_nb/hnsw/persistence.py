@@ -8,7 +8,7 @@ import numpy as np
 
 from .._core import validation
 from .._core.arrays import taken
-from .._core.typing import Int64s
+from .._core.forking import threads_of_a_call
 from ..errors import CorruptFileError
 from ..primitives.status import ABSENT
 from .graph_writer import GraphWriter
@@ -44,6 +44,7 @@ MAX_SLOTS = 2**30
 _MAX_NORM = 1e18  # of a vector, as in `vector_store`
 _MAX_LONGEST = 1.001 * _MAX_NORM  # with the rounding of what is measured
 _CHUNK = 1024  # rows at once
+_LINKS_PER_THREAD = 1 << 17  # slots whose links are checked by one thread, at least
 _SMALL = 1 << 24  # bytes of mapped vectors that are read at load
 _SMALL_SQUARE = 1e-24  # below, squares of components may lose digits
 _UNIT_ERROR = 1e-3  # of the length of a unit vector
@@ -290,20 +291,47 @@ def _check_nodes(node_of, vectors):
 
 
 def _check_links(arrays, node_of, entry):
-    """Refuse links, or a spanning tree, that break an invariant of `kernels.state`."""
+    """Refuse links, or a spanning tree, that break an invariant of `kernels.state`.
+
+    On all cores where there are many: they are most of what is read of a large mapped file.
+    """
     given = [arrays[name].view() for name in ("links0", "links1", "levels", "parent")]
     given.append(node_of.view())
     for array in given:  # for Numba, arrays that may be written to are of another type
         array.flags.writeable = False
     links0, links1, levels, parent, node_of = given
-    found: Int64s = np.zeros(3, np.int64)
-    passed, seen = np.empty(len(parent), np.int32), np.empty(SEEN, np.int32)
+    n = len(parent)
+    passed, found = np.empty(n, np.int32), np.zeros(3, np.int64)
     fault = tree_fault(parent, node_of, entry, passed, found)
-    fault = fault or links_fault(links0, links1, levels, node_of, parent, seen, found)
     if fault:
-        slot, level, value = found.tolist()
-        array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"
-        raise CorruptFileError(f"{array} of slot {slot} on level {level}: {_FAULTS[fault]} {value}")
+        _refuse_links(fault, found)
+    threads = min(validation.threads(-1), -(-n // _LINKS_PER_THREAD))
+    cuts = np.linspace(0, n, threads + 1).astype(np.int64)
+    heights = np.add.reduceat(levels, cuts[:-1], dtype=np.int64)
+    uppers = np.cumsum(heights) - heights
+
+    def check_part(i):
+        span = np.array([cuts[i], cuts[i + 1], uppers[i]])
+        seen, found = np.empty(SEEN, np.int32), np.zeros(3, np.int64)
+        return links_fault(links0, links1, levels, node_of, parent, span, seen, found), found
+
+    if threads == 1:
+        parts = [check_part(0)]
+    else:
+        with threads_of_a_call(threads) as executor:
+            parts = list(executor.map(check_part, range(threads)))
+    for fault, found in parts:
+        if fault:
+            _refuse_links(fault, found)
+    _, n_nodes, n_children = np.sum([found for _, found in parts], axis=0).tolist()
+    if n_children != n_nodes - 1:
+        _refuse_links(PARENT, np.array([-1, 0, n_children]))
+
+
+def _refuse_links(fault, found):
+    slot, level, value = found.tolist()
+    array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"
+    raise CorruptFileError(f"{array} of slot {slot} on level {level}: {_FAULTS[fault]} {value}")
 
 
 def _coding_of(arrays, settings, empty):

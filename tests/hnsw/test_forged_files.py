@@ -9,7 +9,8 @@ import pytest
 
 from llmds_nb import HNSW, CorruptFileError
 from llmds_nb._core.file_format import read_bytes, write
-from llmds_nb.hnsw.kernels.graph_fault import COUNT, links_fault
+from llmds_nb.hnsw import persistence
+from llmds_nb.hnsw.kernels.graph_fault import COUNT, SEEN, links_fault
 
 from .cases import CASES, MORE, QUERIES
 from .samples import data
@@ -160,8 +161,9 @@ def test_refused(name, edit):
 def test_a_row_is_read_no_further_than_it_has_places(degree, fault):
     links = np.array([[degree, 1], [1, 2], [1, 0]], np.int32)
     none, levels, nodes = np.zeros((0, 2), np.int32), np.zeros(3, np.uint8), np.zeros(0, np.int32)
-    parent, passed, where = np.array([0, 0, 1], np.int32), np.zeros(3, np.int32), np.zeros(3, int)
-    assert links_fault(links, none, levels, nodes, parent, passed, where) == fault
+    parent, seen, where = np.array([0, 0, 1], np.int32), np.zeros(SEEN, np.int32), np.zeros(3, int)
+    span = np.array([0, 3, 0])
+    assert links_fault(links, none, levels, nodes, parent, span, seen, where) == fault
     assert where.tolist() == [0, 0, degree] or not fault
 
 
@@ -237,6 +239,27 @@ def test_random_edits(name):
         arrays, header = opened(name)
         edited(np.random.default_rng(seed), arrays, header["graph"]["n"])
         use(forged(arrays, header))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_checked_by_several_threads(name, monkeypatch):
+    def refused_links(seed):
+        arrays, header = opened(name)
+        if seed:
+            array = ("links0", "links1", "parent")[seed % 3]
+            few = {array: arrays[array]} if arrays[array].size else {"links0": arrays["links0"]}
+            edited(np.random.default_rng(seed), few, header["graph"]["n"])
+        try:
+            HNSW.from_bytes(forged(arrays, header))
+        except CorruptFileError as error:
+            return str(error)
+        return None
+
+    by_one = [refused_links(seed) for seed in SEEDS]
+    assert by_one[0] is None and len({*by_one}) > 10
+    monkeypatch.setattr(persistence, "_LINKS_PER_THREAD", 1)
+    monkeypatch.setattr(persistence.validation, "threads", lambda value: 3)
+    assert [refused_links(seed) for seed in SEEDS] == by_one
 
 
 @pytest.mark.parametrize("name", list(WIDE))

@@ -12,20 +12,21 @@ COUNT, TARGET, LEVEL, DUPLICATE, PARENT, CYCLE = range(1, 7)
 SEEN = 1024  # a power of two
 
 
-@kernel(borrow=True)
-def links_fault(links0, links1, levels, node_of, parent, seen, fault):
-    """0, or which fault the links of `levels.size` slots have, and in fault int64[3] where.
+@kernel(borrow=True, nogil=True)
+def links_fault(links0, links1, levels, node_of, parent, span, seen, fault):
+    """0, or which fault the links of slots span[0]:span[1] have, and in fault int64[3] where.
 
     That is (slot, level, number or neighbour). COUNT: a row has no such number of links; TARGET: a
     link leads to no other slot, or twice to one; LEVEL: to a slot below the level; DUPLICATE: a
-    link leads to a duplicate or from it; PARENT: not as many nodes as should be, but the number in
-    `fault`, are neighbours of their parents. Rows are in logical order, those of `links1` by slot
-    and level, as many as the levels. Scratch: seen int32[SEEN], which stays in the cache. O(links)
-    unless slots are chosen to be alike in their last bits, then O(links M).
+    link leads to a duplicate or from it. Without a fault, fault[1] is the number of nodes among the
+    slots and fault[2] that of links to children, which over all slots are one less than the nodes.
+    Rows are in logical order, those of `links1` by slot and level, beginning at span[2]. Scratch:
+    seen int32[SEEN], which stays in the cache. O(links) unless slots are chosen to be alike in
+    their last bits, then O(links M).
     """
-    n, upper, n_children, n_nodes = levels.size, 0, 0, 0
+    n, upper, n_children, n_nodes = levels.size, span[2], 0, 0
     seen[:] = -1  # by the last bits of a slot, the last row that has such a one
-    for slot in range(n):
+    for slot in range(span[0], span[1]):
         is_duplicate = node_of.size > 0 and node_of[slot] != ABSENT
         n_nodes += not is_duplicate
         height = np.int64(levels[slot])
@@ -58,8 +59,8 @@ def links_fault(links0, links1, levels, node_of, parent, seen, fault):
                     fault[2] = target
                     return DUPLICATE
         upper += height
-    fault[0], fault[1], fault[2] = -1, 0, n_children
-    return PARENT if n_children != n_nodes - 1 else 0
+    fault[0], fault[1], fault[2] = -1, n_nodes, n_children
+    return 0
 
 
 @kernel(borrow=True)
