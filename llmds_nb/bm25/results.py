@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .._core.typing import Float64s, Int32s, Int64s
 from ..primitives.status import ABSENT
@@ -11,24 +12,26 @@ from ..primitives.status import ABSENT
 class Hits(NamedTuple):
     """The best documents, higher scores first; missing places have id -1 and score -inf.
 
+    A pipeline with str ids gives these, as an array of objects, and None for a missing place.
+
     >>> Hits(np.array([7, -1]), np.array([1.5, -np.inf])).to_list()
     [{'id': 7, 'score': 1.5}]
     """
 
-    ids: Int64s  # [k] or [n, k]
+    ids: npt.NDArray[Any]  # [k] or [n, k]
     scores: Float64s  # the same shape
 
     def to_list(self) -> list[Any]:
         """The hits as JSON holds them: a list for one query, a list of these for a batch.
 
-        Each hit is ``{"id": int, "score": float}``; missing places are left out.
+        Each hit is ``{"id": int or str, "score": float}``; missing places are left out.
         """
         if np.ndim(self.ids) > 1:
             return [Hits(ids, scores).to_list() for ids, scores in zip(*self, strict=True)]
         return [
             {"id": id_, "score": score}
             for id_, score in zip(self.ids.tolist(), self.scores.tolist(), strict=True)
-            if id_ != ABSENT
+            if id_ is not None and id_ != ABSENT
         ]
 
 

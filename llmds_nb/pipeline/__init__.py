@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from .pipeline import PipelineStats as PipelineStats, RetrievalPipeline as RetrievalPipeline
+    from .pipeline import RetrievalPipeline as RetrievalPipeline
+    from .results import PipelineStats as PipelineStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"pipeline": "PipelineStats RetrievalPipeline"}
+    __name__, {"pipeline": "RetrievalPipeline", "results": "PipelineStats"}
 )

@@ -15,6 +15,7 @@ from ..primitives.status import ABSENT
 from ..text.lsa import LsaEncoder
 from .embedder import Embedder
 from .hybrid import HybridIndex
+from .keys import KeyStore
 from .text_store import TextStore
 
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
@@ -29,6 +30,10 @@ def pack(index: HybridIndex) -> tuple[dict, dict]:
         snapshot = index.snapshot
         arrays, header = nest("texts", snapshot.texts.state())
         header |= {"parts": {}, "dim": snapshot.dim, "next_id": snapshot.next_id}
+        if snapshot.keys is not None:
+            key_arrays, key_header = nest("keys", snapshot.keys.state())
+            arrays |= key_arrays
+            header |= key_header
         for name, part in parts.items():
             if part is not None:
                 part_arrays, part_header = nest(name, part._state())
@@ -70,13 +75,24 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     if dense is not None and dense.dim != dim:
         raise CorruptFileError(f"dim {dim}, but vectors of {dense.dim}")
     _check_ids(dense, sparse, texts, next_id)
-    return HybridIndex(dense, sparse, dim, embedder, seed, texts, next_id)
+    keys = None
+    if "keys" in header:
+        keys = KeyStore.from_state(*unnest("keys", arrays, header))
+        _check_keys(keys, texts, next_id)
+    return HybridIndex(dense, sparse, dim, embedder, seed, (texts, keys, next_id))
 
 
 def check_settings(settings: dict) -> None:
     """Refuse settings that are not those of a pipeline, since the others would be the defaults."""
     if set(settings) != _SETTINGS:
         raise CorruptFileError(f"settings has {sorted(settings)}")
+
+
+def _check_keys(keys, texts, next_id):
+    """Refuse keys that are not those of the texts, or more of removed ones than are ever kept."""
+    ids, _ = texts.pairs()
+    if keys.numbers.max(initial=-1) >= next_id or not keys.has_numbers(ids):
+        raise CorruptFileError(f"the {keys.n} str ids are not those of the {len(ids)} texts")
 
 
 def _check_ids(dense, sparse, texts, next_id):

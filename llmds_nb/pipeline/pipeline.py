@@ -2,43 +2,28 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._core import validation
 from .._core.publishing import publish
 from .._core.storage import Stored, checking_parts, nest, unnest
-from .._core.typing import ArrayLike, Int64s
+from .._core.typing import ArrayLike
 from .._core.validation import shown
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
 from . import persistence
-from .embedder import Embedder, Encoder, checked_vector, checked_vectors
-from .hybrid import FUSIONS, HybridIndex, Request, Searcher
+from .embedder import Embedder, Encoder, checked_vector
+from .hybrid import HybridIndex
+from .keys import Ids
 from .query_cache import QueryCache
+from .results import PipelineStats
+from .search import FUSIONS, Request, Searcher, filters_of, requests_of
+from .warmup import warm_up
 from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
-
-
-class PipelineStats(NamedTuple):
-    """Sizes, and how often answers came from the cache.
-
-    `vectors` does not count documents with a zero vector. `queries` counts all queries ever, also
-    those before a save; `cache_hits` and `cache_misses` the look-ups since the start or load.
-    """
-
-    documents: int
-    vectors: int
-    dim: int | None
-    version: int
-    queries: int
-    cached: int
-    cached_tokens: int
-    cache_hits: int
-    cache_misses: int
-    nbytes: int
-
 
 _MAX_CACHE_TOKENS = 2**40
 
@@ -86,6 +71,10 @@ class RetrievalPipeline(Stored):
     file could leave it half-written after a crash. A function is not saved: `load` takes `encoder`
     again, else queries need `vectors`; an LsaEncoder is saved, and one given to `load` replaces it.
     It takes also the tokenizer's callables, as `stemmer` and `pattern`, and `on_hot` and `on_cold`.
+
+    An id of type str keeps its place among equal scores when its document is replaced. One that is
+    added again after `remove` may get a new one. Any str but "" is an id, one with a lone surrogate
+    too; NumPy's strings and subclasses count as the str that they hold.
 
     >>> pipeline = RetrievalPipeline(dim=2)
     >>> texts = ["red fox", "blue sky", "red sky at night"]
@@ -180,32 +169,36 @@ class RetrievalPipeline(Stored):
     # ---- writing ------------------------------------------------------------------------------
 
     def add(
-        self, ids: ArrayLike | None, texts: str | Sequence[str], vectors: ArrayLike | None = None
-    ) -> Int64s:
+        self, ids: Ids | None, texts: str | Sequence[str], vectors: ArrayLike | None = None
+    ) -> NDArray[Any]:
         """Add documents; one with an existing id is replaced. Searchable on return.
 
         Parameters
         ----------
-        ids : int or int64[n], or None
-            Distinct, >= 0. None: the numbers after the largest id ever used.
+        ids : int or int64[n], str or list of str, or None
+            Distinct: int >= 0, or str that are not empty. The first documents of a pipeline decide
+            which of both its ids are, for good. None: the numbers after the largest id ever used,
+            where ids are int.
         texts : str or list of str
         vectors : float32[n, d], optional
             Default: from the encoder.
 
         Returns
         -------
-        int64[n]
+        int64[n], or object[n] of str
             The ids.
 
         Raises
         ------
+        TypeError
+            Ids of another kind than those of the pipeline.
         ValueError
-            Lengths or dimensions that do not fit, NaN, a repeated id, or neither vectors nor an
-            encoder. Whatever is raised, also by the encoder, nothing is added.
+            Lengths or dimensions that do not fit, NaN, a repeated or empty id, or neither vectors
+            nor an encoder. Whatever is raised, also by the encoder, nothing is added.
         """
         return self._index.add(ids, texts, vectors)
 
-    def remove(self, ids: ArrayLike) -> None:
+    def remove(self, ids: Ids) -> None:
         """Remove documents; no later search finds them.
 
         Raises
@@ -215,10 +208,10 @@ class RetrievalPipeline(Stored):
         """
         self._index.remove(ids)
 
-    def get(self, ids: ArrayLike | Sequence[int | None] | None) -> list[str | None]:
+    def get(self, ids: Ids | Sequence[int | str | None] | None) -> list[str | None]:
         """The texts of documents, in the order of `ids` (which may repeat).
 
-        The id -1, with which `search` pads, and None give None.
+        What `search` pads with, the id -1 or None, gives None.
 
         Raises
         ------
@@ -232,7 +225,7 @@ class RetrievalPipeline(Stored):
     def search(
         self, queries: str | Sequence[str], k: int = 10, *, vectors: ArrayLike | None = None,
         fusion: str | None = None, weight: float | None = None,
-        filter: ArrayLike | Sequence[ArrayLike | None] | None = None, threads: int = 1,
+        filter: Ids | Sequence[Ids | None] | None = None, threads: int = 1,
     ) -> Hits:  # fmt: skip
         """The k best documents for each query.
 
@@ -245,7 +238,7 @@ class RetrievalPipeline(Stored):
         fusion, weight : optional
             Default: those of the pipeline. "convex" needs the cosine metric.
         filter : bool mask by id, ids, or a list of either (one per query), optional
-            Only these documents may be hits.
+            Only these documents may be hits. Where ids are str, there are no masks.
         threads : int
             With 2 or more, the halves of one query run concurrently, and the queries of a batch are
             distributed over the threads.
@@ -254,7 +247,8 @@ class RetrievalPipeline(Stored):
         -------
         Hits
             ids int64 and scores float64, ``[k]`` for a str and ``[n, k]`` for a list; equal scores
-            by smaller id, padded with -1 and -inf.
+            by smaller id, padded with -1 and -inf. Where ids are str, an array of objects padded
+            with None; equal scores then by the order in which the ids were first added.
         """
         index = self._index
         snapshot, settings = index.snapshot, index.settings
@@ -266,10 +260,13 @@ class RetrievalPipeline(Stored):
                 fusion, weight = self._checked_fusion(fusion, weight)
             return self._search_one(queries, k, vectors, fusion, weight, snapshot, settings)
         texts = validation.texts(queries, "queries")
-        k, filters, threads = validation.search_options(k, filter, threads, len(texts))
+        filters = filters_of(snapshot, filter, len(texts))
+        k, threads = validation.answers(k), validation.threads(threads)
         fusion, weight = self._checked_fusion(fusion, weight)
-        requests = self._requests(texts, vectors, k, fusion, weight, filters)
-        hits = Hits(np.empty((0, k), np.int64), np.empty((0, k)))
+        plain = Request("", k, fusion, weight)
+        requests = requests_of(plain, texts, vectors, snapshot.dim, filters)
+        kind = np.int64 if snapshot.keys is None else object
+        hits = Hits(np.empty((0, k), kind), np.empty((0, k)))
         if requests:
             hits = self._cache.answer(requests, Searcher(index, snapshot, settings, threads))
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
@@ -283,17 +280,6 @@ class RetrievalPipeline(Stored):
             vector = checked_vector(vector, self._index.snapshot.dim, text)
         request = Request(text, k, fusion, weight, vector)
         return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
-
-    def _requests(self, texts, vectors, k, fusion, weight, filters=(None,)) -> list[Request]:
-        """One request for each text; vectors [n, d] are checked, filters are one for all or [n]."""
-        checked: Any = [None] * len(texts)
-        if vectors is not None:
-            checked = checked_vectors(vectors, self._index.snapshot.dim, texts)
-        return [
-            # A plain str: the cache finds an answer by the text, and asks nobody what is equal.
-            Request(str.__str__(text), k, fusion, weight, vector, filters[i % len(filters)])
-            for i, (text, vector) in enumerate(zip(texts, checked, strict=True))
-        ]
 
     def _checked_fusion(self, fusion, weight):
         if fusion is None:
@@ -358,7 +344,7 @@ class RetrievalPipeline(Stored):
         if not requests:
             raise ValueError("tune needs at least one query")
         if relevant is not None:
-            gains_of(relevant, len(requests))
+            gains_of(relevant, len(requests), self._index.snapshot)
         index = self._index
         with index.write_lock:
             searcher = index.searcher()
@@ -377,7 +363,8 @@ class RetrievalPipeline(Stored):
 
     def _tuning_requests(self, queries, vectors) -> list[Request]:
         texts = validation.texts(queries, "queries")
-        return self._requests(texts, vectors, DEPTH, self._fusion, self._weight)
+        plain = Request("", DEPTH, self._fusion, self._weight)
+        return requests_of(plain, texts, vectors, self._index.snapshot.dim)
 
     # ---- hot queries --------------------------------------------------------------------------
 
@@ -469,15 +456,9 @@ class RetrievalPipeline(Stored):
             pipeline.watch_hot(on_hot, on_cold)
         return pipeline
 
+    _stored_version = 2
     _composed_of = ("HNSW", "InvertedIndex")  # whose kernels it needs besides its own
 
     @staticmethod
     def _warmup() -> None:
-        pipeline = RetrievalPipeline(dim=32, hot_threshold=1)  # wide enough to be quantized
-        vectors = np.eye(8, 32, dtype=np.float32)
-        pipeline.add([0, 1], ["warm up", "the kernels"], vectors[:2])
-        pipeline.add(range(1, 8), ["the kernels again"] * 7, vectors[1:])
-        pipeline.search("warm", k=1, vectors=vectors[0])
-        pipeline.search(["warm"], k=1, vectors=vectors[0], filter=[0])
-        pipeline.remove(0)
-        pipeline.get(1)
+        warm_up(RetrievalPipeline)

@@ -10,11 +10,18 @@ from .._core.forking import new_lock
 from ..bm25.index import Hits
 from ..structures.lru import TokenLRU
 from ..structures.sketch import CountMinSketch
-from .hybrid import Request, Searcher
+from .search import Request, Searcher
 
 _MIN_CHECKED = 64
 _TOKEN_BYTES = 16  # as a hit takes
 _BATCH = 256  # texts counted in one batch: a tenth of the cost of one at a time
+
+
+def _size_of(ids) -> int:
+    """Bytes of a mask or ids, of str ids about those of their characters."""
+    if isinstance(ids, np.ndarray) and ids.dtype != object:
+        return ids.nbytes
+    return sum(_TOKEN_BYTES + len(key) for key in ids if key is not None)
 
 
 class CachedAnswer(NamedTuple):
@@ -173,7 +180,8 @@ class QueryCache:
             hits = searcher.search(asked)
         else:
             shape = len(texts), requests[0].k
-            hits = Hits(np.empty(shape, np.int64), np.empty(shape))
+            kind = np.int64 if searcher.snapshot.keys is None else object
+            hits = Hits(np.empty(shape, kind), np.empty(shape))
             if missing:
                 hits.ids[missing], hits.scores[missing] = searcher.search(asked)
             for i, (ids, scores) in found.items():
@@ -188,12 +196,16 @@ class QueryCache:
     def _put(self, request, hits, searcher):
         text, one_filter = request.text, request.filter
         tokens = max(text.count(" ") + 1, len(text) // _TOKEN_BYTES) + len(hits.ids)
-        tokens += 0 if one_filter is None else one_filter.nbytes // _TOKEN_BYTES
+        tokens += 0 if one_filter is None else _size_of(one_filter) // _TOKEN_BYTES
+        if hits.ids.dtype == object:
+            tokens += _size_of(hits.ids) // _TOKEN_BYTES
         if tokens > self.answers.token_budget:
             return
         # Copies: the caller may change its own arrays later.
         hits = Hits(hits.ids.copy(), hits.scores.copy())
-        vector, one_filter = (None if part is None else part.copy() for part in request[4:6])
+        vector = None if request.vector is None else request.vector.copy()
+        if isinstance(one_filter, np.ndarray):
+            one_filter = one_filter.copy()
         request = request._replace(vector=vector, filter=one_filter)
         lease, on_hot = None, self.on_hot
         if on_hot is not None:

@@ -1,5 +1,6 @@
 """Stores the texts of documents in one blob of UTF-8 bytes, laid out in files as in memory."""
 
+import mmap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -168,7 +169,7 @@ class TextStore(NamedTuple):
             raise CorruptFileError(f"the text blob is {blob.dtype}{blob.shape}")
         indptr = validation.indptr(arrays["indptr"], blob.size)
         n_ids = validation.integer(header["n_ids"], "n_ids", low=0)
-        _check_texts(blob, indptr)
+        check_utf8(blob, indptr, "the texts")
         ids, rows = _by_row(pairs[pairs[:, 1] != ABSENT])
         if ids.min(initial=0) < 0:
             raise CorruptFileError(f"the text table has the id {ids.min()}")
@@ -185,18 +186,26 @@ class TextStore(NamedTuple):
         return store
 
 
-def _check_texts(blob, indptr):
-    """Refuse texts that are not UTF-8, a part of the blob at a time."""
+def check_utf8(blob: UInt8s, indptr: Int64s, name: str) -> None:
+    """Refuse strings that are not UTF-8, a part of the blob at a time."""
     starts = indptr[:-1][indptr[:-1] < indptr[1:]]
     if ((blob[starts] & 0xC0) == 0x80).any():  # within a character
-        raise CorruptFileError("the texts begin within characters")
-    cuts = np.searchsorted(indptr, np.arange(0, blob.size, _CHECKED_BYTES))
-    cuts = [*np.unique(indptr[cuts]).tolist(), blob.size]
+        raise CorruptFileError(f"{name} begin within characters")
+    nearest = np.searchsorted(indptr, np.arange(0, blob.size, _CHECKED_BYTES))
+    cuts = [*np.unique(indptr[nearest]).tolist(), blob.size]
     for begin, end in pairwise(cuts):
         try:
             blob[begin:end].tobytes().decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
-            raise CorruptFileError(f"the texts are not UTF-8: {error.reason}") from None
+            raise CorruptFileError(f"{name} are not UTF-8: {error.reason}") from None
+
+
+def is_mapped(array: npt.NDArray) -> bool:
+    """Whether an array lies in a mapped file."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap)
 
 
 def _by_row(pairs) -> tuple[Int64s, Int64s]:

@@ -9,7 +9,8 @@ import numpy as np
 from .._core import validation
 from .._core.typing import Int64s
 from .._core.validation import shown
-from .hybrid import Request, Searcher, fuse
+from .search import Request, Searcher, fuse
+from .snapshot import UNKNOWN, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +46,28 @@ class Tuned(NamedTuple):
     weight: float
 
 
-def gains_of(relevant: Any, n_queries: int) -> list[dict[int, float]]:
-    """`relevant` of `tune_weight` as {id: gain} per query, at least 2 of them with a gain."""
+def gains_of(relevant: Any, n_queries: int, snapshot: Snapshot) -> list[dict[int, float]]:
+    """`relevant` of `tune_weight` as {number: gain} per query, at least 2 of them with a gain.
+
+    Each id that the pipeline does not have gets a number of its own that no search finds.
+    """
     if isinstance(relevant, str | bytes | memoryview) or not hasattr(relevant, "__len__"):
         raise TypeError(f"relevant must hold ids for each query, not {shown(relevant)}")
     validation.same_length("relevant", relevant, "queries", range(n_queries))
     gains = []
     for judged in relevant:
         if isinstance(judged, Mapping):
-            ids = validation.ids(list(judged), "relevant")
+            ids = snapshot.numbers(list(judged), "relevant")
             values = validation.reals(list(judged.values()), "relevant", infinite=False)
             validation.same_length("gains", values, "ids", ids)
         else:
-            ids = validation.ids(list(judged) if isinstance(judged, set | frozenset) else judged)
+            listed = list(judged) if isinstance(judged, set | frozenset) else judged
+            ids = snapshot.numbers(listed, "relevant")
             values = np.ones(ids.size)
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")
+        unknown = np.flatnonzero(ids < 0)
+        ids[unknown] = UNKNOWN - np.arange(unknown.size)
         gains.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
     n_judged = len(_judged(gains))
     if n_judged < 2:
@@ -84,7 +91,7 @@ def tune_weight(
     searcher: Searcher, requests: list[Request], relevant: Any, fusion: str, present: float
 ) -> Tuning:
     """The best weight for judged queries; see RetrievalPipeline.tune_weight."""
-    gains = gains_of(relevant, len(requests))
+    gains = gains_of(relevant, len(requests), searcher.snapshot)
     found = searcher.candidates(searcher.encode(requests))
     judged = _judged(gains)
 

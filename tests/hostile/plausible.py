@@ -80,6 +80,14 @@ def _bytes_of_another(rng, obj):
     return copy.copy(obj) if rng.random() < 0.5 else CountMinSketch(32, 3, seed=1, top=2)
 
 
+def _ids_of_pipeline(rng, obj):
+    """Ids of the kind that it has."""
+    if getattr(getattr(obj, "_index", None), "snapshot", None) and obj._index.snapshot.keys:
+        names = np.array(["a", "b", "c", "new 3", "x", "\ud800", "y"])
+        return rng.choice(names, rng.integers(0, 4), replace=False).tolist()
+    return _some(0, 20)(rng, obj)
+
+
 _SEQUENCE, _SEQUENCES = _one(1, 2, 3, 4, 5, 8, 9), _some(0, 9)
 _BY_NAME = {
     "seq_id": _SEQUENCE, "new_seq_id": _SEQUENCE, "seq_ids": _SEQUENCES, "parents": _SEQUENCES,
@@ -120,6 +128,7 @@ _OF_CLASS = {
     ("ContinuousBatcher", "seq_ids"): _some(0, 7),
     ("TokenLRU", "key"): _one("a", "b", "c", "new"),
     ("HNSW", "queries"): _vectors,
+    ("RetrievalPipeline", "ids"): _ids_of_pipeline,
     ("HNSW", "ids"): _some(5, 75),
     ("LsaEncoder", "dim"): _one(2, 4),
 }

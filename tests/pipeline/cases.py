@@ -13,8 +13,7 @@ _QUERIES, _ASKED = ["red fox", "sky at night"], [[1, 0], [0.5, 1]]
 
 def observe(pipeline):
     """Answers, texts, terms and settings, as plain values."""
-    ids, _ = pipeline._index.snapshot.texts.pairs()
-    ids = sorted(ids.tolist())
+    ids = ids_of(pipeline)
     with_encoder = pipeline.encoder is not None and getattr(pipeline.encoder, "fitted", True)
     vectors = None if with_encoder or not ids else _ASKED
     hits = []
@@ -33,6 +32,24 @@ def observe(pipeline):
     known = [word in pipeline.sparse.tokenizer for word in ("ghost", "fox")]
     sizes = len(pipeline), len(pipeline.dense or ()), len(pipeline.sparse)
     return sizes, ids, pipeline.get(ids), hits, alone, words, encoded, settings, known
+
+
+def ids_of(pipeline):
+    """All ids, sorted, as the caller knows them."""
+    numbers, _ = pipeline._index.snapshot.texts.pairs()
+    keys = pipeline._index.snapshot.keys
+    return sorted((numbers if keys is None else keys.keys_of(numbers)).tolist())
+
+
+def _named():
+    """A pipeline of str ids; at the next removal its keys are compacted."""
+    pipeline = RetrievalPipeline()
+    pipeline.add([f"new {i}" for i in range(23)], ["sky"] * 23, _MANY[:23])
+    pipeline.add(["a", "b", "c", "\ud800", "é"], DOCUMENTS, MATRIX)
+    pipeline.remove([f"new {i}" for i in range(1, 23)])
+    keys = pipeline._index.snapshot.keys
+    assert keys.n == 28 and keys.is_wasteful(len(pipeline) - 1)
+    return pipeline
 
 
 def _is_fitted(pipeline):
@@ -70,6 +87,13 @@ _CHANGES = {
     "tune": lambda p: p.tune(_QUERIES, [[4], [4]], vectors=_ASKED, target_recall=0.5),
     "tune_weight": lambda p: p.tune_weight(_QUERIES, [[0], [2]], vectors=_ASKED),
 }
+_CHANGES_OF_NAMED = {
+    "add new": lambda p: p.add(["x", "new 3"], ["a ghost", "red sky"], [[1, 2], [2, 1]]),
+    "add replaced": lambda p: p.add(["é", "a"], ["a ghost", ""], [[1, 2], [0, 1]]),
+    "add many": lambda p: p.add([str(i) for i in range(80)], ["sea"] * 80, _MANY),
+    "remove": lambda p: p.remove(["b", "\ud800"]),
+    "tune_weight": lambda p: p.tune_weight(_QUERIES, [["a"], ["é", "no"]], vectors=_ASKED),
+}
 _FIRST = {"first add": lambda p: p.add(range(5), DOCUMENTS)}
 CASES = {
     "RetrievalPipeline": Case(small, observe, _CHANGES),
@@ -83,6 +107,10 @@ CASES = {
         lambda: RetrievalPipeline(encoder=LsaEncoder(3)), observe, _FIRST
     ),
     "RetrievalPipeline-shared": Case(_shared_words, observe, _FIRST),
+    "RetrievalPipeline-named": Case(_named, observe, _CHANGES_OF_NAMED),
+    "RetrievalPipeline-first named": Case(
+        RetrievalPipeline, observe, {"add": lambda p: p.add(["b", "a"], ["a fox", "b"], MATRIX[:2])}
+    ),
     "RetrievalPipeline-worn": Case(
         _worn, observe, {name: _CHANGES[name] for name in ("add replaced", "remove")}
     ),

@@ -1,0 +1,20 @@
+"""Calls every kernel of a pipeline once."""
+
+from typing import Any
+
+import numpy as np
+
+
+def warm_up(pipeline_class: Any) -> None:
+    """Fill, search and change small pipelines."""
+    pipeline = pipeline_class(dim=32, hot_threshold=1)  # wide enough to be quantized
+    vectors = np.eye(8, 32, dtype=np.float32)
+    pipeline.add([0, 1], ["warm up", "the kernels"], vectors[:2])
+    pipeline.add(range(1, 8), ["the kernels again"] * 7, vectors[1:])
+    pipeline.search("warm", k=1, vectors=vectors[0])
+    pipeline.search(["warm"], k=1, vectors=vectors[0], filter=[0])
+    pipeline.remove(0)
+    pipeline.get(1)
+    named = pipeline_class(dim=32)
+    named.add(["a"], ["warm up"], vectors[:1])
+    named.search("warm", vectors=vectors[0])
