@@ -1,0 +1,6 @@
+"""Doors into other libraries, one module and one optional extra each.
+
+sklearn     HNSWTransformer, in place of sklearn.neighbors.KNeighborsTransformer
+langchain   LlmdsVectorStore and LlmdsRetriever
+haystack    LlmdsDocumentStore and its retrievers
+"""
