@@ -20,6 +20,7 @@ except ImportError as error:
 
 # Cosine as the inner product of rows of unit length: a row of zeros is at distance 1 from all.
 METRICS = {"l2": "l2", "euclidean": "l2", "cosine": "ip", "ip": "ip"}
+MAX_EXACT = 1000
 MODES = "distance", "connectivity"
 
 Numbers = npt.NDArray[np.float64]
@@ -31,7 +32,7 @@ class HNSWTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     A replacement of `sklearn.neighbors.KNeighborsTransformer` for sets that are too large for an
     exact search, before estimators with ``metric="precomputed"`` (KNeighborsClassifier, DBSCAN,
-    TSNE, Isomap). Small sets are searched exactly.
+    TSNE, Isomap). Sets of up to 1,000 rows are searched exactly.
 
     Parameters
     ----------
@@ -188,7 +189,8 @@ class HNSWTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {n}, {have}"
             )
         ef, threads = max(self.ef_search, 2 * n), effective_n_jobs(self.n_jobs)
-        ids, distances = self.index_.search(rows, n, ef=ef, threads=threads)
+        exact = self.n_samples_fit_ <= MAX_EXACT
+        ids, distances = self.index_.search(rows, n, ef=ef, exact=exact, threads=threads)
         short = np.flatnonzero(ids[:, -1] < 0)  # the walk met fewer
         if short.size:
             found = self.index_.search(rows[short], n, exact=True, threads=threads)
