@@ -293,10 +293,10 @@ def _exit_code(kind, failed):
 
 
 def _index(arguments):
-    from . import index
+    from .index import run
 
     out, progress = arguments.out, Progress(sys.stderr)
-    n_documents, n_bytes = index.build(arguments.path, out, progress, strict=arguments.strict)
+    n_documents, n_bytes = run.build(arguments.path, out, progress, strict=arguments.strict)
     _say(f"{out}: {n_documents:,} documents, {n_bytes:,} bytes")
     return 0
 
@@ -320,9 +320,9 @@ def _evaluate(arguments):
 
 
 def _search(arguments):
-    from . import index
+    from . import search
 
-    answers, by_words = index.search(arguments.file, arguments.query, arguments.k)
+    answers, by_words = search.search(arguments.file, arguments.query, arguments.k)
     if by_words:
         streams.write(sys.stderr, "note: the file holds no encoder; searched by words alone")
     if arguments.json:

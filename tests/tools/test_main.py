@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmds_nb import __version__
-from llmds_nb.tools import index
+from llmds_nb.tools import search
 from llmds_nb.tools.main import _write_json, main
 
 
@@ -159,8 +159,8 @@ def test_files_of_json_have_null_for_what_is_no_number(tmp_path):
 
 
 def test_search_prints_json_with_null_for_a_score_that_is_no_number(capsys, monkeypatch):
-    answers = [index.Answer(1, score, 7, "a", "b") for score in (-math.inf, math.nan, 0.5)]
-    monkeypatch.setattr(index, "search", lambda *_: (answers, False))
+    answers = [search.Answer(1, score, 7, "a", "b") for score in (-math.inf, math.nan, 0.5)]
+    monkeypatch.setattr(search, "search", lambda *_: (answers, False))
     assert main(["search", "file", "query", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out, parse_constant=_refuse)
     assert [answer["score"] for answer in printed] == [None, None, 0.5]

@@ -16,13 +16,12 @@ from llmds_nb import RetrievalPipeline
 from llmds_nb.hnsw import Neighbors
 
 from ..._core import prebuilt
-from .. import index
 from ..errors import BadInput
 from ..info import kernel_cache
 from ..processes import end_on_interrupt
 from ..progress import Progress
 from ..tables import percentiles
-from . import checks, corpus, priming, questions, rag
+from . import building, checks, corpus, priming, questions, rag
 from .questions import DEPTH
 from .rag import Options, Retrieval
 from .report import DEFINITIONS
@@ -49,7 +48,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             texts = corpus.read_docstrings(progress, every=QUICK_EVERY if options.quick else 1)
         else:
             texts = corpus.read_path(options.corpus, progress, strict=options.strict)
-            index.report_skipped(texts, progress)
+            building.report_skipped(texts, progress)
         asked = questions.make_questions(texts.documents, N_TUNING, N_TEST, rng["questions"])
         if not asked.test:
             raise BadInput(
@@ -144,7 +143,7 @@ class _Compilation:
 def _build(asked, path, seed, progress, compilation) -> Retrieval:
     texts = [corpus.indexed_text(document) for document in asked.documents]
     wait = partial(compilation.wait_for, "retrieval")
-    pipeline, vectors = index.build_pipeline(texts, progress, seed=seed, before_index=wait)
+    pipeline, vectors = building.build_pipeline(texts, progress, seed=seed, before_index=wait)
     with progress.stage("tune fusion", len(asked.tuning), "questions") as done:
         if len(asked.tuning) > 1:
             pipeline.tune_weight(

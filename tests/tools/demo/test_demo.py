@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from llmds_nb import HNSW, KVCache, RetrievalPipeline
-from llmds_nb.tools import index
-from llmds_nb.tools.demo import corpus, rag, report, run as demo
+from llmds_nb.tools.demo import building, corpus, rag, report, run as demo
 from llmds_nb.tools.main import main
 from llmds_nb.tools.progress import Progress
 from llmds_nb.tools.replay import engine
@@ -23,7 +22,7 @@ FEW = ["--requests", "40", "--pages", "256", "--page-size", "32"]
 def small_vectors():
     """Fewer dimensions: on a busy machine BLAS spends seconds on a QR of 272 columns."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "LSA_DIM", 64)
+        patch.setattr(building, "LSA_DIM", 64)
         yield
 
 

@@ -1,0 +1,1 @@
+"""The command `index`: reads texts, splits them into chunks, and keeps an index of them."""
