@@ -28,7 +28,11 @@ if TYPE_CHECKING:
         IndexedHeap as IndexedHeap,
         TokenLRU as TokenLRU,
     )
-    from .text import LsaEncoder as LsaEncoder, Tokenizer as Tokenizer
+    from .text import (
+        LsaEncoder as LsaEncoder,
+        StaticEncoder as StaticEncoder,
+        Tokenizer as Tokenizer,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -42,7 +46,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "pipeline": "RetrievalPipeline",
         "scheduling": "AdmissionController ContinuousBatcher PrefixRouter Scheduler",
         "structures": "CountMinSketch IndexedHeap TokenLRU",
-        "text": "LsaEncoder Tokenizer",
+        "text": "LsaEncoder StaticEncoder Tokenizer",
     },
 )
 __version__ = "0.1.0"

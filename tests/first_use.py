@@ -111,6 +111,16 @@ def lsa_encoder(ours):
     return encoder
 
 
+def static_encoder(ours):
+    try:
+        encoder = ours.StaticEncoder().fit(TEXTS)
+    except ImportError:  # the wheel of the model is not installed
+        ours.StaticEncoder._warmup()
+        return None
+    encoder.encode(["queues and graphs"])
+    return encoder
+
+
 def paged_allocator(ours):
     pool = ours.PagedAllocator(64)
     pages = pool.alloc(10)
@@ -210,6 +220,7 @@ USES = {
     "PrefixRouter": prefix_router,
     "RetrievalPipeline": retrieval_pipeline,
     "Scheduler": scheduler,
+    "StaticEncoder": static_encoder,
     "TokenLRU": token_lru,
     "Tokenizer": tokenizer,
     "index": index_command,

@@ -17,7 +17,10 @@ from llmds_nb._core import file_format
 
 from .cases import cases
 
-_CLASSES = ("InvertedIndex", "Tokenizer", "LsaEncoder", "CountMinSketch", "IndexedHeap", "TokenLRU")
+_CLASSES = (
+    "InvertedIndex", "Tokenizer", "LsaEncoder", "StaticEncoder", "CountMinSketch", "IndexedHeap",
+    "TokenLRU",
+)  # fmt: skip
 _CASES = [name for name in cases() if name.split("-")[0] in _CLASSES]
 _NUMBERS = (-1, -(2**31), 2**31 - 1, 2**31, 2**32 - 7, 2**62, 2**63 - 1)
 _VALUES = (None, True, -1, 0, 2**24, 2**31 - 1, 2**62, 2**63, 10**400, 0.5, "", "x", [], [1], {})

@@ -1,4 +1,4 @@
-"""Text to terms and text to vectors: a tokenizer, and latent semantic analysis."""
+"""Text to terms and text to vectors: a tokenizer, latent semantic analysis, static vectors."""
 
 from typing import TYPE_CHECKING
 
@@ -6,8 +6,14 @@ from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .lsa import LsaEncoder as LsaEncoder
+    from .static_encoder import StaticEncoder as StaticEncoder
     from .tokenizer import TokenBatch as TokenBatch, Tokenizer as Tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"lsa": "LsaEncoder", "tokenizer": "TokenBatch Tokenizer"}
+    __name__,
+    {
+        "lsa": "LsaEncoder",
+        "static_encoder": "StaticEncoder",
+        "tokenizer": "TokenBatch Tokenizer",
+    },
 )

@@ -123,6 +123,7 @@ MAKERS = {
     "RetrievalPipeline": lambda: _pipeline(encoder=llmds_nb.LsaEncoder(4)),
     "RetrievalPipeline-function": lambda: _pipeline(encoder=first_letters),
     "Scheduler": _scheduler,
+    "StaticEncoder": lambda: llmds_nb.StaticEncoder().fit(TEXTS),
     "TokenLRU": _lru,
     "Tokenizer": lambda: llmds_nb.Tokenizer(pattern=str.split).fit(TEXTS),
 }
@@ -148,7 +149,7 @@ def answers(obj):
         return repr(obj), found.ids.tolist(), found.distances.tolist()
     if name == "KVCache":
         return repr(obj), obj.page_table([1, 2]).indices.tolist(), obj.match([1, 2, 3], salt="x")
-    if name == "LsaEncoder":
+    if name in ("LsaEncoder", "StaticEncoder"):
         return repr(obj), obj.encode(TEXTS).tolist()
     if name == "Tokenizer":
         return repr(obj), obj.terms, obj.encode(["red and RED"]).ids.tolist()
@@ -178,7 +179,7 @@ def change(obj):
         obj.add(np.random.default_rng(1).standard_normal((4, 8)))
     elif name == "KVCache":
         obj.append_many([1, 2], [8, 9])
-    elif name == "LsaEncoder":
+    elif name in ("LsaEncoder", "StaticEncoder"):
         obj.fit(["other words", "than before", "these other words"])
     elif name == "Tokenizer":
         obj.fit(["more words"])

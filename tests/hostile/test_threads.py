@@ -186,6 +186,11 @@ WORK = {
         [lambda e: e.fit(OTHER_TEXTS), lambda e: e.fit(TEXTS)],
         [lambda e: e.encode(["red fox", "ghost"]).tolist(), lambda e: e.rank],
     ),
+    "StaticEncoder": Work(
+        lambda: llmds_nb.StaticEncoder().fit(TEXTS),
+        [lambda e: e.fit(OTHER_TEXTS), lambda e: e.fit(TEXTS)],
+        [lambda e: e.encode(["red fox red", "ghost"]).tolist(), lambda e: e.n_texts],
+    ),
     "Tokenizer": Work(
         lambda: llmds_nb.Tokenizer().fit(TEXTS),
         [lambda t: t.fit(OTHER_TEXTS), lambda t: t.fit("w1 w2 w3"), lambda t: t.encode(TEXTS)],

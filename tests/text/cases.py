@@ -1,6 +1,6 @@
-"""Tokenizer and LsaEncoder for the tests that hold for every structure."""
+"""Tokenizer, LsaEncoder and StaticEncoder for the tests that hold for every structure."""
 
-from llmds_nb import LsaEncoder, Tokenizer
+from llmds_nb import LsaEncoder, StaticEncoder, Tokenizer
 
 from ..cases import Case
 
@@ -60,6 +60,14 @@ def _encoder_seen(encoder):
     return encoder.stats(), terms, vectors
 
 
+def _static(**options):
+    return Case(
+        make=lambda: StaticEncoder(**options).fit(TEXTS),
+        observe=lambda e: (repr(e), e.stats(), e.fitted, e.encode(QUERIES).tolist()),
+        mutations={"fit": lambda e: e.fit(NEW), "fit a stream": lambda e: e.fit(iter(TEXTS[:2]))},
+    )
+
+
 CASES = {
     "Tokenizer": _tokenizer(),
     "Tokenizer-stemmer": _tokenizer(stemmer=stem, stopwords=["fox"], lowercase=False),
@@ -67,4 +75,7 @@ CASES = {
     "LsaEncoder": _encoder(),
     "LsaEncoder-shared": _encoder(tokenizer=lambda: Tokenizer(stemmer=stem).fit("other words")),
     "LsaEncoder-unfitted": _encoder()._replace(make=lambda: LsaEncoder(3)),
+    "StaticEncoder": _static(),
+    "StaticEncoder-mean": _static(name="wordllama-64", idf=False),
+    "StaticEncoder-unfitted": _static()._replace(make=StaticEncoder),
 }

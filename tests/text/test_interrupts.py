@@ -1,4 +1,4 @@
-"""Tokenizer and LsaEncoder: an interrupt at any line leaves them before the call or after it."""
+"""Tokenizer and the encoders: an interrupt at any line leaves them before the call or after it."""
 
 import numpy as np
 import pytest
