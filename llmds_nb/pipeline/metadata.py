@@ -17,9 +17,9 @@ from .kernels import where as k
 from .matching import NO_ENTRIES, Column, Columns, matching
 from .metadata_strings import Strings
 from .plain_metadata import ELEMENTS, CheckedMetadata, checked_metadata, float_key
-from .where import Where, parsed_where
+from .where import Where, checked_field, parsed_where
 
-__all__ = ["MetadataStore", "Where", "checked_metadata", "parsed_where"]
+__all__ = ["MetadataStore", "Where", "checked_field", "checked_metadata", "parsed_where"]
 
 _LARGEST = float_key(np.finfo(float).max)
 _DTYPES = {
@@ -86,10 +86,10 @@ class MetadataStore(NamedTuple):
     strings: Strings
 
     @classmethod
-    def empty(cls) -> "MetadataStore":
-        """A store without rows."""
-        indptr, blob = np.zeros(1, np.int64), np.zeros(0, np.uint8)
-        return cls(0, indptr, blob, _NO_COLUMNS, _Grown(0), Strings.empty(), Strings.empty())
+    def empty(cls, n: int = 0) -> "MetadataStore":
+        """A store of n rows without metadata."""
+        indptr, blob = np.zeros(n + 1, np.int64), np.zeros(0, np.uint8)
+        return cls(n, indptr, blob, _NO_COLUMNS, _Grown(n), Strings.empty(), Strings.empty())
 
     @property
     def nbytes(self) -> int:
@@ -172,7 +172,7 @@ class MetadataStore(NamedTuple):
         return matching(columns, where.tree)
 
     def groups(self, field: str, rows: Int64s) -> Int64s:
-        """A number for each row: equal for equal values of a field, ABSENT where it is missing.
+        """A number for each row: equal for equal values of a `checked_field`, ABSENT if missing.
 
         Equal as `$eq` has it; lists and dicts where all that they hold is. A row of ABSENT is
         missing. O(m log m) for m rows, and the lists' and dicts' sizes.
@@ -195,6 +195,14 @@ class MetadataStore(NamedTuple):
         keys = value_numbers * k.N_KINDS + kinds
         result[found] = np.unique(keys, return_inverse=True)[1]
         return result
+
+    @staticmethod
+    def _warmup() -> None:
+        """Call every kernel once."""
+        store = MetadataStore.empty().added(checked_metadata({"a": ["b"], "c": "d"}, 1))
+        for where in ({"a": "b"}, {"c": {"$gt": "d"}}):
+            store.mask(parsed_where(where))
+        MetadataStore.from_state(*store.compacted(np.zeros(1, np.int64)).state())
 
     def check(self) -> None:
         """Assert the invariants, and that the columns hold what the JSON does. O(size)."""
@@ -284,8 +292,9 @@ class MetadataStore(NamedTuple):
         """A copy that shares nothing that a store can add to."""
         used = self.indptr[: self.n + 1]
         return self._replace(
-            indptr=used, blob=self.blob[: used[-1]], flat=self._flat(), grown=_Grown(self.n)
-        )
+            indptr=used, blob=self.blob[: used[-1]], flat=self._flat(), grown=_Grown(self.n),
+            names=self.names.apart(), strings=self.strings.apart(),
+        )  # fmt: skip
 
 
 def _entries(columns, n, codes):

@@ -17,7 +17,7 @@ class _Table:
 
     def __init__(self, blob, ptr, table=None):
         self.blob, self.ptr, self.table = blob, ptr, table
-        self._lock = new_lock()
+        self._lock = new_lock() if table is None else None
 
     def built(self) -> StringTable:
         """The table. CorruptFileError: a string occurs twice, or is not UTF-8."""
@@ -91,6 +91,10 @@ class Strings(NamedTuple):
             (holder.blob, holder.ptr) if holder.table is None else holder.table.first(self.n)
         )
         return blob[: ptr[-1]], ptr
+
+    def apart(self) -> "Strings":
+        """The same, in a table of their own, which others have not grown from."""
+        return Strings(_Table(*self.first()), self.n)
 
     def texts(self) -> list[str]:
         """These n strings."""

@@ -93,6 +93,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def remedy(value: Any) -> str:
+    """What to do about a value that metadata cannot hold, for the end of a message."""
+    if hasattr(value, "isoformat"):  # a date, whose ISO form sorts as it does
+        return ": pass its isoformat()"
+    if isinstance(value, np.ndarray):
+        return ": pass its tolist()"
+    return ""
+
+
 class _Layout:
     """Takes documents apart into columns."""
 
@@ -145,7 +154,7 @@ class _Layout:
             entry = INT, value
         elif kind is float:
             if not math.isfinite(value):
-                raise ValueError(f"{path} must be a finite number, not {value}")
+                raise ValueError(f"{path} must be finite, not {value}: use None, or leave it out")
             entry = _float_entry(value)
         elif kind is bool:
             entry = BOOL, int(value)
@@ -165,7 +174,7 @@ class _Layout:
             if type(own) is kind:
                 raise TypeError(
                     f"{path} must be None, a bool, int, float, str, list or dict, "
-                    f"not {kind.__name__}"
+                    f"not {kind.__name__}{remedy(value)}"
                 )
             return self._value(own, path, column, depth)
         if column is not None:

@@ -1,13 +1,13 @@
 """Parses the `where` of a search, a filter on metadata, into a canonical tree of conditions."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import validation
-from .plain_metadata import plain
+from .plain_metadata import plain, remedy
 
 Node: TypeAlias = tuple[Any, ...]
 
@@ -94,7 +94,7 @@ class _Parser:
         nodes = []
         for key, operand in self._items(where, name, depth):
             if key[:1] != "$":
-                nodes.append(self._condition(_field(key), operand, depth + 1))
+                nodes.append(self._condition(checked_field(key, "where"), operand, depth + 1))
             elif key == "$not":
                 nodes.append(_negated(self.filter(operand, "$not", depth + 1)))
             elif key in _LOGICAL:
@@ -176,7 +176,7 @@ class _Parser:
         _check_depth(depth)
         if isinstance(operand, np.ndarray) and operand.ndim == 1:
             operand = operand.tolist() if operand.dtype.kind in "biufUO" else list(operand)
-        elif sets and isinstance(operand, set | frozenset | range):
+        elif sets and isinstance(operand, Set | range):
             operand = list(operand)
         elif not isinstance(operand, list | tuple):
             raise TypeError(f"{name} takes a list, not {_shown(operand)}")
@@ -195,13 +195,17 @@ def _check_depth(depth):
         raise ValueError(f"where must have at most {MAX_DEPTH} levels, and not hold itself")
 
 
-def _field(name):
-    if not all(part and part[0] != "$" for part in name.split(".")):
+def checked_field(name: Any, of: str) -> str:
+    """The name of a field, as in `where`; TypeError or ValueError for what can be none."""
+    own = plain(name)
+    if type(own) is not str:
+        raise TypeError(f"a field of {of} must be a str, not {_shown(name)}")
+    if not all(part and part[0] != "$" for part in own.split(".")):
         raise ValueError(
-            f"a field of where is a name, or several joined by dots, none of them empty or with a "
-            f"'$' first: not {_shown(name)}"
+            f"a field of {of} is a name, or several joined by dots, none of them empty or with a "
+            f"'$' first: not {_shown(own)}"
         )
-    return name
+    return own
 
 
 def _scalar(value, key, field):
@@ -215,7 +219,7 @@ def _scalar(value, key, field):
             raise ValueError(f"{key} of {_shown(field)} takes a finite number, not {value}")
         return int(value) if value.is_integer() else value
     if kind not in (bool, str, type(None)):
-        hint = ": use $in" if kind is list and key in ("$eq", "$ne") else ""
+        hint = ": use $in" if kind is list and key in ("$eq", "$ne") else remedy(value)
         raise TypeError(
             f"{key} of {_shown(field)} takes None, a bool, number or str, not {_shown(value)}{hint}"
         )

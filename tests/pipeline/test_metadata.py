@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import datetime
 import enum
 import threading
 import time
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from llmds_nb.pipeline.kernels import where as k
 from llmds_nb.pipeline.metadata import MetadataStore, checked_metadata, parsed_where
 
+from ..interrupts import interrupt_every_line
 from .oracle_where import MISSING, _value as value_of, matches
 from .samples_metadata import DOCUMENTS, FIELDS, SAMPLE, WHERES
 
@@ -135,17 +138,18 @@ def wide():
         ({"a.b": 1}, ValueError, "a key of metadata .*'a.b'"),
         ({"$a": 1}, ValueError, r"a key of metadata .*'\$a'"),
         ({"a": [{"x.y": 1}]}, ValueError, r"'x.y' \(in a\)"),
-        ({"a": {"b": float("nan")}}, ValueError, "a.b must be a finite number, not nan"),
-        ({"a": [1, float("-inf")]}, ValueError, "a must be a finite number, not -inf"),
-        ({"a": np.float32("inf")}, ValueError, "a must be a finite number"),
+        ({"a": {"b": float("nan")}}, ValueError, "a.b must be finite, not nan"),
+        ({"a": [1, float("-inf")]}, ValueError, "a must be finite, not -inf"),
+        ({"a": np.float32("inf")}, ValueError, "a must be finite"),
         ({"a": 2**63}, ValueError, "a must be within int64"),
         ({"a": [[-(2**63) - 1]]}, ValueError, "a must be within int64"),
         ({"a": 10**5000}, ValueError, "a must be within int64"),
         ({"a": np.uint64(2**63)}, ValueError, "a must be within int64"),
         ({"a": b"x"}, TypeError, "a must be None, a bool, .* not bytes"),
         ({"a": {1, 2}}, TypeError, "a must be None, a bool, .* not set"),
-        ({"a": np.ones(2)}, TypeError, "a must be None, .* not ndarray"),
+        ({"a": np.ones(2)}, TypeError, "a must be None, .* not ndarray: pass its tolist"),
         ({"a": np.datetime64("2020-01-01")}, TypeError, "a must be None, .* not datetime64"),
+        ({"a": datetime.date(2020, 1, 31)}, TypeError, "a must be .* not date: pass its isoformat"),
         ({"a": np.longdouble(1)}, TypeError, "a must be None, .* not longdouble"),
         ({"a": 1j}, TypeError, "a must be None, .* not complex"),
         ({"a": {"b": object()}}, TypeError, "a.b must be None, .* not object"),
@@ -203,6 +207,22 @@ def test_stores_of_one_origin_do_not_see_one_another():
     assert seen(stored([{"lang": "it"}], left))[0][:5] == of_left[0]
     assert seen(right)[0][4:] == [{"z": "other"}, {"lang": "de", "y": [1, "new"]}]
     assert seen(first) == before and seen(left) == of_left
+
+
+def test_stores_of_one_origin_with_many_strings():
+    """The tables of strings grow at different times: their numbers, hashes and bytes."""
+    for size in (1, 3, 10, 40):
+        for n in range(20, 80, 7):
+            first = stored([{"x": f"{i}" * size} for i in range(n)])
+            every = []
+            for turn in range(4):
+                others = [{"x": f"{turn}-{i}", f"y{turn}{i}": i} for i in range(3 + 5 * turn)]
+                every.append((stored(others, first), others))
+            first.check()
+            for grown, others in every:
+                grown.check()
+                where = parsed_where({"x": others[1]["x"]})
+                assert np.flatnonzero(grown.mask(where)).tolist() == [n + 1]
 
 
 def test_groups():
@@ -322,6 +342,61 @@ def test_an_add_that_fails_leaves_the_store_as_it_was(monkeypatch):
         assert after.mask(parsed_where({"lang": {"$in": ["x", "y"]}})).tolist() == [False] * 4 + [
             True
         ]
+
+
+class Holder:
+    """Of a store, which a write replaces."""
+
+    def __init__(self):
+        self.store = stored(SAMPLE)
+
+    def add(self):
+        self.store = stored([{"lang": "x", "new": "y", "a": {"b": 2}}, {"new": ["z"]}], self.store)
+
+    def compact(self):
+        self.store = self.store.compacted(np.array([3, 0]))
+
+    def check(self):
+        self.store.check()
+
+    def observe(self):
+        masks = [
+            self.store.mask(parsed_where(where)).tolist()
+            for where in (
+                {"lang": "x"},
+                {"new": {"$exists": True}},
+                {"new": {"$gt": ""}},
+                {"a.b": 2},
+            )
+        ]
+        return self.store.documents(range(self.store.n)), masks
+
+
+@pytest.mark.parametrize("change", [Holder.add, Holder.compact])
+def test_a_write_that_is_interrupted_changes_nothing(change):
+    Holder().observe()  # compiled
+    assert (
+        interrupt_every_line(Holder, change, Holder.observe, only=("metadata", "vocabulary")) > 20
+    )
+
+
+def test_a_store_of_rows_without_metadata():
+    store = stored([{"a": 1}], MetadataStore.empty(3))
+    store.check()
+    assert same(store.documents(range(4)), [{}, {}, {}, {"a": 1}])
+    assert store.mask(parsed_where({"a": None})).tolist() == [True, True, True, False]
+    MetadataStore.empty(2).check()
+
+
+def test_warmup_calls_every_kernel():
+    MetadataStore._warmup()
+    kernels = [value for value in vars(k).values() if hasattr(value, "signatures")]
+    called = [kernel for kernel in kernels if kernel.signatures]
+    assert {kernel.__name__ for kernel in called} >= {
+        "column_match", "column_codes", "column_gather", "strings_between", "entries_check",
+        "parts_copy",
+    }  # fmt: skip
+    assert all(len(kernel.signatures) == 1 for kernel in called)
 
 
 def test_compaction_drops_what_is_no_longer_used():

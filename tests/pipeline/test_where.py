@@ -1,6 +1,7 @@
 """`where`: what it matches, against plain Python, and what it refuses."""
 
 import collections
+import datetime
 import enum
 import json
 
@@ -9,7 +10,12 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from llmds_nb.pipeline.kernels.where import BLOCK
-from llmds_nb.pipeline.metadata import MetadataStore, checked_metadata, parsed_where
+from llmds_nb.pipeline.metadata import (
+    MetadataStore,
+    checked_field,
+    checked_metadata,
+    parsed_where,
+)
 
 from .oracle_where import matches
 from .samples_metadata import BEYOND, DOCUMENTS, NUMBERS, STRINGS, WHERES
@@ -237,6 +243,7 @@ def listing_itself():
         ({"a": b"x"}, TypeError, r"\$eq of 'a'"),
         ({"a": 1j}, TypeError, r"\$eq of 'a'"),
         ({"a": np.longdouble(1)}, TypeError, r"\$eq of 'a'"),
+        ({"a": datetime.date(2020, 1, 31)}, TypeError, r"\$eq of 'a'.*pass its isoformat"),
         ({"a": np.datetime64("2020-01-01")}, TypeError, r"\$eq of 'a'"),
         ({"a": np.timedelta64(1)}, TypeError, r"\$eq of 'a'"),
         ({"a": np.array(1)}, TypeError, r"\$eq of 'a'"),
@@ -272,6 +279,17 @@ def test_bad_filters(where, error, message):
 
 def test_the_deepest_filter():
     assert found(deep(62), [{"a": 1}, {"a": 2}]) == [0]
+
+
+def test_fields_by_name():
+    assert checked_field("a.b", "group_by") == "a.b"
+    assert type(checked_field(Text("a"), "group_by")) is str
+    for name in ("", "a.", ".a", "$a"):
+        with pytest.raises(ValueError, match="a field of group_by"):
+            checked_field(name, "group_by")
+    for name in (1, None, b"a", ["a"]):
+        with pytest.raises(TypeError, match="a field of group_by must be a str"):
+            checked_field(name, "group_by")
 
 
 def test_filters_from_json():
