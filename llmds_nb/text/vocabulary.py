@@ -88,6 +88,8 @@ class StringTable:
             new_blob = _enlarged(blob, used, used + n_bytes)
         if n + n_strings >= len(ptr):
             new_ptr = _enlarged(ptr, n + 1, n + 1 + n_strings)
+            if new_blob is blob:  # whose end another successor may write to, which counts anew
+                new_blob = blob.copy()
             self._handle = Handle(_indexed(new_blob, new_ptr, n, len(new_ptr) - 1))
         elif new_blob is not blob:
             self._handle = Handle(state._replace(blob=new_blob))

@@ -148,6 +148,17 @@ def test_the_first_strings_never_change():
     assert (blob[: ptr[-1]].tobytes(), table.nbytes) == before and before[0] == b"onetwo"
 
 
+def test_successors_whose_numbers_outgrow_their_array_share_no_bytes():
+    table = StringTable()
+    table.add([f"a{i}" for i in range(30)])
+    one, other = table.successor(30), table.successor(30)
+    one.add(mine := [f"b{i}" for i in range(10)])
+    other.add([f"c{i}" for i in range(10)])
+    assert one.texts(range(30, 40)) == mine
+    one.check()
+    other.check()
+
+
 @pytest.mark.parametrize(
     "change",
     [{"blob": np.zeros(3, np.int8)}, {"ptr": np.zeros(2, np.int32)}],
