@@ -126,7 +126,7 @@ def _check_shapes(empty, meta, request, tenant):
         (roots, ABSENT, fresh),
         (numbers, 0, len(tenant)),
         (tenant[:, s.COUNTER], 0, s.MAX_COUNTER + 1),
-        (tenant[:, s.NAME], 0, 2**63 - 1),
+        (tenant[:, s.NAME], 0, 2**63),
         (meta[s.LAST_TENANT : s.LAST_TENANT + 1], ABSENT, max(len(tenant), 0)),
     ):
         if values.size and (values.min() < low or values.max() >= high):

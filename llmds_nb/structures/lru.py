@@ -295,7 +295,9 @@ class TokenLRU(Stored):
     def check(self) -> None:
         """Assert the invariants. O(n)."""
         with self._lock:
-            sizes = [tokens for _, tokens in self._entries.values()]
+            # At once, and as a plain dict: `get` takes no lock and changes the order.
+            entries = list(dict.values(self._entries))
+            sizes = [tokens for _, tokens in entries]
             assert all(tokens >= 0 for tokens in sizes)
             assert self._tokens == sum(sizes) <= self._budget
             assert len(sizes) <= self._max_entries

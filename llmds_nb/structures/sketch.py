@@ -18,6 +18,7 @@ from .kernels import sketch as k
 
 Item: TypeAlias = int | str | bytes
 Items: TypeAlias = Item | ArrayLike  # one item, an array of integers, or a list of items
+_MAX_WIDTH, _MAX_DEPTH = 2**30, 32
 _MAX_TOP = 2**24
 _ARRAYS = ("counters", "slot_hash", "slot_count")  # in files, under these names
 
@@ -89,8 +90,8 @@ class CountMinSketch(Stored):
         self, width: int = 2048, depth: int = 4, *,
         conservative: bool = True, top: int = 0, seed: int | None = 0,
     ):  # fmt: skip
-        width = validation.integer(width, "width", low=1, high=2**30)
-        depth = validation.integer(depth, "depth", low=1, high=32)
+        width = validation.integer(width, "width", low=1, high=_MAX_WIDTH)
+        depth = validation.integer(depth, "depth", low=1, high=_MAX_DEPTH)
         conservative = bool(validation.choice(conservative, "conservative", (True, False)))
         self._top = validation.integer(top, "top", low=0, high=_MAX_TOP)
         seed = secret_word() % 2**64 if seed is None else seed
@@ -105,13 +106,14 @@ class CountMinSketch(Stored):
     def from_error(cls, epsilon: float, delta: float, **settings: Any) -> "CountMinSketch":
         """Make the smallest sketch with error <= epsilon * total in all but a delta of estimates.
 
-        Both are in (0, 1); the settings are `conservative`, `top` and `seed` of the constructor.
+        Both are in (0, 1], above e / 2**30 and e**-32, which a sketch of the largest width and
+        depth has; the settings are `conservative`, `top` and `seed` of the constructor.
 
         >>> CountMinSketch.from_error(0.01, 0.01)
         CountMinSketch(width=512, depth=5, total=0)
         """
-        epsilon = validation.real(epsilon, "epsilon", above=0, high=1)
-        delta = validation.real(delta, "delta", above=0, high=1)
+        epsilon = validation.real(epsilon, "epsilon", low=math.e / _MAX_WIDTH, high=1)
+        delta = validation.real(delta, "delta", low=math.exp(-_MAX_DEPTH), high=1)
         depth = max(1, math.ceil(-math.log(delta)))
         return cls(math.ceil(math.e / epsilon), depth, **settings)
 

@@ -15,7 +15,8 @@ def observe(pipeline):
     """Answers, texts, terms and settings, as plain values."""
     ids = ids_of(pipeline)
     with_encoder = pipeline.encoder is not None and getattr(pipeline.encoder, "fitted", True)
-    vectors = None if with_encoder or not ids else _ASKED
+    dim = pipeline._index.snapshot.dim
+    vectors = None if with_encoder or not ids else np.resize(_ASKED, (len(_ASKED), dim))
     hits = []
     if ids:
         for options in ({}, {"fusion": "rrf", "filter": ids[::2]}):

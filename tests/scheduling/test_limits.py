@@ -111,3 +111,20 @@ def test_times_are_those_of_the_last_requests():
     queue.complete(queue.get_batch().ids)
     for times in (queue.stats().wait_ms, queue.stats().latency_ms):
         assert (times.p50, times.max) == (s.WINDOW / 2, s.WINDOW)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "shortest", "slo", "aging", "fair"])
+@pytest.mark.parametrize("most", [False, True])
+def test_the_ends_of_every_range_are_saved(policy, most):
+    end = {"priority": 2**31 - 1 if most else -(2**31), "slo_ms": 1e300 if most else 1e-300}
+    end["tenant"] = 2**63 - 1 if most else 0
+    queue = Scheduler(2, policy=policy, clock=still)
+    queue.submit(MOST if most else 1, **end)
+    batcher = ContinuousBatcher(KVCache(8, 4), policy=policy, clock=still)
+    batcher.submit([1] * 20, max_new_tokens=12 if most else 1, salt=2**63 - 1, **end)
+    for owner in (queue, batcher):
+        other = type(owner).from_bytes(owner.to_bytes(), clock=still)
+        other.check()
+        assert repr(other.stats()) == repr(owner.stats())
+    assert queue.get_batch(force=True).ids.tolist() == [0]
+    assert batcher.step().seq_ids.tolist() == [0]

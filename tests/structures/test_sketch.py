@@ -325,7 +325,9 @@ def test_file(tmp_path):
         (lambda s: CountMinSketch(4, seed=-1), ValueError, "seed"),
         (lambda s: CountMinSketch(4, conservative="no"), ValueError, "conservative"),
         (lambda s: CountMinSketch.from_error(0, 0.1), ValueError, "epsilon"),
+        (lambda s: CountMinSketch.from_error(5e-324, 0.1), ValueError, "epsilon must be >= 2.5"),
         (lambda s: CountMinSketch.from_error(0.1, math.nan), ValueError, "delta"),
+        (lambda s: CountMinSketch.from_error(0.1, 1e-14), ValueError, "delta must be >= 1.2"),
     ],
 )
 def test_bad_input(call, error, message):
