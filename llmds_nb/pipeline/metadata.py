@@ -278,10 +278,10 @@ class MetadataStore(NamedTuple):
         n_old = old.ptr.size - 1
         starts[:n_old], lengths[:n_old] = old.ptr[:-1], np.diff(old.ptr)
         parts, end = [old[1:]], old.rows.size
-        for name in list(self.grown.columns):
-            f, column = self.names.find(name), self._column(name)
+        grown = list(self.grown.columns)
+        for code, column in zip(self.names.codes(grown), map(self._column, grown), strict=True):
             if column.m:  # else the name, too, may be another store's
-                starts[f], lengths[f] = end, column.m
+                starts[code - 1], lengths[code - 1] = end, column.m
                 parts.append(column[:3])
                 end += column.m
         ptr = offsets(lengths)
@@ -293,7 +293,6 @@ class MetadataStore(NamedTuple):
         used = self.indptr[: self.n + 1]
         return self._replace(
             indptr=used, blob=self.blob[: used[-1]], flat=self._flat(), grown=_Grown(self.n),
-            names=self.names.apart(), strings=self.strings.apart(),
         )  # fmt: skip
 
 

@@ -92,10 +92,6 @@ class Strings(NamedTuple):
         )
         return blob[: ptr[-1]], ptr
 
-    def apart(self) -> "Strings":
-        """The same, in a table of their own, which others have not grown from."""
-        return Strings(_Table(*self.first()), self.n)
-
     def texts(self) -> list[str]:
         """These n strings."""
         return self.source.built().texts(range(self.n))
