@@ -5,10 +5,12 @@ UTF-8       if they are valid, or if more characters beyond ASCII are valid than
             byte becomes U+FFFD.
 Windows-1252, a superset of Latin-1 among the characters that show, otherwise.
 
-What holds a NUL character is binary and no text.
+What holds a NUL character is binary and no text; so is what would be Windows-1252, but has more
+than one control character in fifty.
 """
 
 import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from .errors import BadInput
 UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _REPLACED = "\ufffd"
 UTF8 = "UTF-8"
+_BINARY = "binary, not text"
+_CONTROLS = re.compile(r"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def decoded(content: bytes) -> tuple[str, str]:
@@ -30,7 +34,10 @@ def decoded(content: bytes) -> tuple[str, str]:
     wrong = text.count(_REPLACED)
     if sum(not char.isascii() for char in text) > 2 * wrong:
         return _text(text), f"{UTF8}, {wrong:,} wrong bytes replaced"
-    return _text(content.decode("cp1252", "replace")), "Windows-1252"
+    text = _text(content.decode("cp1252", "replace"))
+    if 50 * len(_CONTROLS.findall(text)) > len(text):
+        raise BadInput(_BINARY)
+    return text, "Windows-1252"
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
@@ -46,5 +53,5 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 def _text(text):
     if "\0" in text:
-        raise BadInput("binary, not text")
+        raise BadInput(_BINARY)
     return text

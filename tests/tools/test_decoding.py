@@ -28,7 +28,9 @@ def test_one_rule(content, text, encoding):
     assert decoded(content) == (text, encoding)
 
 
-@pytest.mark.parametrize("content", [b"\0", b"a\0b", b"\x89PNG\r\n\x1a\n\0\0\0", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize(
+    "content", [b"\0", b"a\0b", bytes(range(1, 256)), b"\x89PNG\r\n\x1a\n\0\0\0", b"\xff\xfe\0\0"]
+)
 def test_binary_is_refused(content):
     with pytest.raises(BadInput, match="binary"):
         decoded(content)
