@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from .hnsw import HNSW as HNSW
     from .kv import KVCache as KVCache, PagedAllocator as PagedAllocator
-    from .pipeline import RetrievalPipeline as RetrievalPipeline
+    from .pipeline import Document as Document, RetrievalPipeline as RetrievalPipeline
     from .scheduling import (
         AdmissionController as AdmissionController,
         ContinuousBatcher as ContinuousBatcher,
@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "errors": "CapacityError CorruptFileError LlmdsError",
         "hnsw": "HNSW",
         "kv": "KVCache PagedAllocator",
-        "pipeline": "RetrievalPipeline",
+        "pipeline": "Document RetrievalPipeline",
         "scheduling": "AdmissionController ContinuousBatcher PrefixRouter Scheduler",
         "structures": "CountMinSketch IndexedHeap TokenLRU",
         "text": "LsaEncoder StaticEncoder Tokenizer",

@@ -34,11 +34,12 @@ def test_every_mutation_changes_or_keeps_a_whole_object(name):
 
 # These read, or change a cache of answers at most: tests/pipeline/test_interrupts.py has those.
 READING = {
-    "block_table", "check", "count_tokens", "doc_freq", "encode", "entries", "error_bound",
-    "estimate", "explain", "from_bytes", "from_error", "from_file", "get", "hot_queries", "is_hot",
-    "length", "load", "match", "next_due_ms", "page_table", "peek", "postings", "prefix_digests",
-    "priority", "priority_many", "prime", "refcount", "save", "search", "search_radius",
-    "slot_mapping", "stats", "supply", "to_bytes", "tokens", "top", "watch_hot",
+    "block_table", "check", "count_tokens", "doc_freq", "documents", "encode", "entries",
+    "error_bound", "estimate", "explain", "from_bytes", "from_error", "from_file", "get",
+    "hot_queries", "is_hot", "length", "load", "match", "next_due_ms", "page_table", "peek",
+    "postings", "prefix_digests", "prime", "priority", "priority_many", "refcount", "save",
+    "search", "search_radius", "slot_mapping", "stats", "supply", "to_bytes", "tokens", "top",
+    "watch_hot",
 }  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def as_tenants(ids):
 
 
 def text_store(ids):
-    store, calls = TextStore.empty().added(ids, [""] * N)
+    store, calls, _ = TextStore.empty().added(ids, [""] * N)
     for function, *arguments in calls:
         function(*arguments)
     return store

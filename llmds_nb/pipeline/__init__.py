@@ -6,8 +6,8 @@ from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .pipeline import RetrievalPipeline as RetrievalPipeline
-    from .results import PipelineStats as PipelineStats
+    from .results import Document as Document, PipelineStats as PipelineStats
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, {"pipeline": "RetrievalPipeline", "results": "PipelineStats"}
+    __name__, {"pipeline": "RetrievalPipeline", "results": "Document PipelineStats"}
 )

@@ -1,5 +1,6 @@
 """The dense half, the sparse half, the texts and keys of a pipeline, over the same documents."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,12 +14,15 @@ from .._core.publishing import publish
 from .._core.storage import share
 from .._core.typing import ArrayLike
 from .._core.validation import shown
-from ..bm25.index import InvertedIndex
+from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors
+from .filtering import MaskCache
 from .keys import KeyStore, as_keys, new_keys, object_array
+from .metadata import checked_metadata
+from .results import Document
 from .search import DEPTH, Searcher
 from .snapshot import UNKNOWN, Settings, Snapshot, has_direction
 from .text_store import TextStore
@@ -43,8 +47,9 @@ class HybridIndex:
         self._workers = Workers("llmds_nb-pipeline")
         self.write_lock = new_lock()  # one writer at a time
         frozen = None if dense is None else share(dense)
-        texts, keys, next_id = stored or (TextStore.empty(), None, 0)
-        self.snapshot = Snapshot(frozen, share(sparse), texts, keys, dim, next_id, 0)
+        texts, metadata, keys, next_id = stored or (TextStore.empty(), None, None, 0)
+        self.snapshot = Snapshot(frozen, share(sparse), texts, metadata, keys, dim, next_id, 0)
+        self.masks = MaskCache()
 
     @property
     def settings(self) -> Settings:
@@ -62,7 +67,7 @@ class HybridIndex:
     def nbytes(self) -> int:
         """Memory of both halves, the texts and the keys."""
         snapshot = self.snapshot
-        parts = (self.dense, self.sparse, snapshot.texts, snapshot.keys)
+        parts = (self.dense, self.sparse, snapshot.texts, snapshot.metadata, snapshot.keys)
         return sum(part.nbytes for part in parts if part is not None)
 
     def __len__(self) -> int:
@@ -87,11 +92,12 @@ class HybridIndex:
                 return snapshot, numbers, rows
 
     def add(
-        self, ids: Any, texts: str | Sequence[str], vectors: ArrayLike | None
+        self, ids: Any, texts: str | Sequence[str], vectors: ArrayLike | None, metadata: Any
     ) -> npt.NDArray[Any]:
         """See RetrievalPipeline.add."""
         texts = validation.texts(texts)
         keys = as_keys(ids)
+        described = None if metadata is None else checked_metadata(metadata, len(texts))
         with self.write_lock:
             if keys is not None:
                 new_keys(keys, len(texts))
@@ -105,18 +111,20 @@ class HybridIndex:
             if unfitted is None:
                 if vectors is None:
                     vectors = self.embedder.encode(texts)
-                return self._add(ids, texts, vectors, [])
+                return self._add(ids, texts, vectors, described, [])
             tokenizer = unfitted._tokenizer_to_fit()
             with tokenizer._lock:
                 fit = unfitted._prepare_fit(texts, tokenizer)
                 (_, _, fitted), *_ = fit
-                return self._add(ids, texts, fitted.encode(texts, unfitted.dim), fit)
+                vectors = fitted.encode(texts, unfitted.dim)
+                return self._add(ids, texts, vectors, described, fit)
 
-    def _add(self, ids, texts, vectors, fit):
+    def _add(self, ids, texts, vectors, described, fit):
         """Add checked texts with vectors; `fit` are changes to the encoder, to be published too.
 
-        `ids` are numbers, keys in a list, or None. Nothing is read before the vectors are arrays:
-        the encoder, or what makes them, may itself add to this pipeline.
+        `ids` are numbers, keys in a list, or None, `described` checked metadata or None. Nothing is
+        read before the vectors are arrays: the encoder, or what makes them, may itself add to this
+        pipeline.
         """
         vectors = checked_vectors(vectors, self.snapshot.dim, texts)
         snapshot, dense = self.snapshot, self.dense
@@ -135,14 +143,16 @@ class HybridIndex:
         with self.sparse._lock, dense._write_lock:
             _, of_sparse = self.sparse._prepare_add(ids, texts, earlier=fit)
             of_dense = _changes_of_vectors(dense, ids, vectors)
-            store, calls = snapshot.texts.added(ids, texts)
+            store, calls, kept_rows = snapshot.texts.added(ids, texts)
             if given is not None:
                 keys = keys.added(given, next_id)
+            metadata = _metadata_after(snapshot, described, len(texts), kept_rows)
             self._publish(
                 snapshot._replace(
                     dense=_changed(dense, of_dense),
                     sparse=_changed(self.sparse, of_sparse),
                     texts=store,
+                    metadata=metadata,
                     keys=keys,
                     dim=dense.dim,
                     next_id=max(next_id, int(ids.max()) + 1),
@@ -165,12 +175,13 @@ class HybridIndex:
                 of_sparse, of_dense = self.sparse._prepare_remove(numbers), []
                 if dense is not None:
                     of_dense = dense._prepare_remove(_those_in(dense, numbers))
-                store, calls = snapshot.texts.removed(numbers)
+                store, calls, kept_rows = snapshot.texts.removed(numbers)
                 self._publish(
                     snapshot._replace(
                         dense=None if dense is None else _changed(dense, of_dense),
                         sparse=_changed(self.sparse, of_sparse),
                         texts=store,
+                        metadata=_metadata_after(snapshot, None, 0, kept_rows),
                         keys=_keys_after(snapshot, numbers),
                     ),
                     [*of_sparse, *of_dense],
@@ -186,6 +197,24 @@ class HybridIndex:
         snapshot, numbers, rows = self._found(ids)
         _check_known(ids, numbers, rows)
         return snapshot.texts.texts(rows)
+
+    def documents(self, ids: Any) -> list[Any]:
+        """See RetrievalPipeline.documents."""
+        if not isinstance(ids, Hits):
+            snapshot, numbers, rows = self._found(ids)
+            _check_known(ids, numbers, rows)
+            known = numbers if snapshot.keys is None else snapshot.keys.keys_of(numbers)
+            found = _documents(snapshot, known.tolist(), rows, [math.nan] * len(rows))
+            return [document for document in found if document is not None]
+        wanted, scores = np.asarray(ids.ids), np.asarray(ids.scores)
+        flat, n = wanted.ravel(), wanted.shape[-1]
+        if flat.dtype != object and (flat == ABSENT).all():  # of a time without documents
+            flat = np.full(flat.size, None)
+        snapshot, _, rows = self._found(flat)
+        found = _documents(snapshot, flat.tolist(), rows, scores.ravel().tolist())
+        parts = [found[i * n : (i + 1) * n] for i in range(len(wanted) if wanted.ndim > 1 else 1)]
+        hits = [[document for document in part if document is not None] for part in parts]
+        return hits if wanted.ndim > 1 else hits[0]
 
     def tuned(self, vectors: ArrayLike, target_recall: float) -> Settings:
         """The settings at which the dense half reaches a recall on query vectors."""
@@ -205,6 +234,9 @@ class HybridIndex:
             assert len(sparse) == len(ids) == len(self)
             assert all(id_ in sparse for id_ in ids.tolist())
             assert not len(ids) or ids.max() < snapshot.next_id
+            if snapshot.metadata is not None:
+                snapshot.metadata.check()
+                assert snapshot.metadata.n == snapshot.texts.n
             if snapshot.keys is not None:
                 snapshot.keys.check(snapshot.next_id)
                 assert snapshot.keys.has_numbers(ids)
@@ -245,6 +277,20 @@ def _changed(half, changes):
     return other
 
 
+def _documents(snapshot, ids, rows, scores) -> list[Document | None]:
+    """The documents of rows; None for ABSENT."""
+    there = rows[rows != ABSENT]
+    texts = iter(snapshot.texts.texts(there))
+    described: list[dict] = [{} for _ in there]
+    if snapshot.metadata is not None:
+        described = snapshot.metadata.documents(there)
+    dicts = iter(described)
+    return [
+        None if row == ABSENT else Document(id_, next(texts), next(dicts), score)
+        for id_, row, score in zip(ids, rows.tolist(), scores, strict=True)
+    ]
+
+
 def _check_known(ids, numbers, rows):
     """Refuse ids without a row; but the number ABSENT stands for None."""
     unknown = (rows == ABSENT) & (numbers != ABSENT)
@@ -254,6 +300,17 @@ def _check_known(ids, numbers, rows):
             ids = [ids]
         id_ = numbers[place] if numbers[place] != UNKNOWN else shown(ids[place])
         raise KeyError(f"id {id_} is not in the pipeline")
+
+
+def _metadata_after(snapshot, described, n, kept_rows):
+    """The metadata after a write that adds `n` rows, and then keeps some alone, or all (None)."""
+    metadata = snapshot.metadata
+    if metadata is None and described is None:
+        return None
+    if n:
+        checked = checked_metadata(None, n) if described is None else described
+        metadata = snapshot.described.added(checked)
+    return metadata if kept_rows is None else metadata.compacted(kept_rows)
 
 
 def _keys_after(snapshot, removed):

@@ -16,6 +16,7 @@ from ..text.lsa import LsaEncoder
 from .embedder import Embedder
 from .hybrid import HybridIndex
 from .keys import KeyStore
+from .metadata import MetadataStore
 from .text_store import TextStore
 
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
@@ -30,10 +31,11 @@ def pack(index: HybridIndex) -> tuple[dict, dict]:
         snapshot = index.snapshot
         arrays, header = nest("texts", snapshot.texts.state())
         header |= {"parts": {}, "dim": snapshot.dim, "next_id": snapshot.next_id}
-        if snapshot.keys is not None:
-            key_arrays, key_header = nest("keys", snapshot.keys.state())
-            arrays |= key_arrays
-            header |= key_header
+        for name, store in (("keys", snapshot.keys), ("metadata", snapshot.metadata)):
+            if store is not None:
+                own_arrays, own_header = nest(name, store.state())
+                arrays |= own_arrays
+                header |= own_header
         for name, part in parts.items():
             if part is not None:
                 part_arrays, part_header = nest(name, part._state())
@@ -79,7 +81,12 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     if "keys" in header:
         keys = KeyStore.from_state(*unnest("keys", arrays, header))
         _check_keys(keys, texts, next_id)
-    return HybridIndex(dense, sparse, dim, embedder, seed, (texts, keys, next_id))
+    metadata = None
+    if "metadata" in header:
+        metadata = MetadataStore.from_state(*unnest("metadata", arrays, header))
+        if metadata.n != texts.n:
+            raise CorruptFileError(f"metadata has {metadata.n} rows, but there are {texts.n} texts")
+    return HybridIndex(dense, sparse, dim, embedder, seed, (texts, metadata, keys, next_id))
 
 
 def check_settings(settings: dict) -> None:

@@ -17,11 +17,13 @@ from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
 from . import persistence
 from .embedder import Embedder, Encoder, checked_vector
+from .filtering import filters_of, wheres_of
 from .hybrid import HybridIndex
 from .keys import Ids
 from .query_cache import QueryCache
-from .results import PipelineStats
-from .search import FUSIONS, Request, Searcher, filters_of, requests_of
+from .reranking import reranking_of
+from .results import Document, PipelineStats
+from .search import FUSIONS, Request, Searcher, checked_fusion, requests_of
 from .warmup import warm_up
 from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
 
@@ -169,8 +171,9 @@ class RetrievalPipeline(Stored):
     # ---- writing ------------------------------------------------------------------------------
 
     def add(
-        self, ids: Ids | None, texts: str | Sequence[str], vectors: ArrayLike | None = None
-    ) -> NDArray[Any]:
+        self, ids: Ids | None, texts: str | Sequence[str], vectors: ArrayLike | None = None, *,
+        metadata: Sequence[dict[str, Any] | None] | None = None,
+    ) -> NDArray[Any]:  # fmt: skip
         """Add documents; one with an existing id is replaced. Searchable on return.
 
         Parameters
@@ -182,6 +185,8 @@ class RetrievalPipeline(Stored):
         texts : str or list of str
         vectors : float32[n, d], optional
             Default: from the encoder.
+        metadata : list of dict, optional
+            One for each text, of what JSON can hold; None is {}. What a document had is replaced.
 
         Returns
         -------
@@ -196,7 +201,7 @@ class RetrievalPipeline(Stored):
             Lengths or dimensions that do not fit, NaN, a repeated or empty id, or neither vectors
             nor an encoder. Whatever is raised, also by the encoder, nothing is added.
         """
-        return self._index.add(ids, texts, vectors)
+        return self._index.add(ids, texts, vectors, metadata)
 
     def remove(self, ids: Ids) -> None:
         """Remove documents; no later search finds them.
@@ -220,12 +225,34 @@ class RetrievalPipeline(Stored):
         """
         return self._index.get(ids)
 
+    def documents(self, hits: Hits | Ids) -> list[Document] | list[list[Document]]:
+        """The documents of hits, best first: a list for one query, a list of lists for a batch.
+
+        Missing places are left out, and so are documents that were removed since the search; of one
+        replaced since it is the new text and metadata. All are of one moment. Ids alone do as well,
+        as for `get`; their score is NaN.
+
+        Raises
+        ------
+        KeyError
+            An id given as such is not in the pipeline.
+
+        >>> pipeline = RetrievalPipeline(dim=2)
+        >>> _ = pipeline.add(["a"], ["red fox"], [[1, 0]], metadata=[{"year": 2020}])
+        >>> pipeline.documents(pipeline.search("fox", vectors=[1, 0]))
+        [Document(id='a', text='red fox', metadata={'year': 2020}, score=1.0)]
+        """
+        return self._index.documents(hits)
+
     # ---- searching ----------------------------------------------------------------------------
 
     def search(
         self, queries: str | Sequence[str], k: int = 10, *, vectors: ArrayLike | None = None,
         fusion: str | None = None, weight: float | None = None,
-        filter: Ids | Sequence[Ids | None] | None = None, threads: int = 1,
+        filter: Ids | Sequence[Ids | None] | None = None,
+        where: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+        min_score: float | None = None, diversity: float | None = None,
+        group_by: str | None = None, threads: int = 1,
     ) -> Hits:  # fmt: skip
         """The k best documents for each query.
 
@@ -239,6 +266,20 @@ class RetrievalPipeline(Stored):
             Default: those of the pipeline. "convex" needs the cosine metric.
         filter : bool mask by id, ids, or a list of either (one per query), optional
             Only these documents may be hits. Where ids are str, there are no masks.
+        where : dict or list of dict (one per query), optional
+            Only documents whose metadata fits may be hits, as `{"year": {"$gte": 2020}}`; see
+            `metadata.parsed_where` for all operators.
+        min_score : float, optional
+            Only documents of at least this fused score may be hits.
+        diversity : float in [0, 1], optional
+            Hits are chosen one by one from the best max(100, k) by maximal marginal relevance: each
+            has the largest (1 - diversity) * relevance - diversity * similarity. Relevance is the
+            score, scaled to 0 and 1 among these; similarity the largest cosine of its vector to one
+            already chosen, 0 without a vector. 0 is the plain ranking, 1 looks only at similarity.
+        group_by : str, optional
+            A field of metadata: of the documents of one value only the best is a hit. Those without
+            the field are each a group of their own. Where groups are too few, more candidates are
+            looked at, until there are k or none is left.
         threads : int
             With 2 or more, the halves of one query run concurrently, and the queries of a batch are
             distributed over the threads.
@@ -252,19 +293,22 @@ class RetrievalPipeline(Stored):
         """
         index = self._index
         snapshot, settings = index.snapshot, index.settings
-        one = type(queries) is str and filter is None and type(k) is type(threads) is int
-        if one and 0 < k <= validation.MAX_K and threads == 1:
+        defaults = self._fusion, self._weight
+        one = type(queries) is str and type(k) is type(threads) is int
+        plain = filter is where is min_score is diversity is group_by is None
+        if one and plain and 0 < k <= validation.MAX_K and threads == 1:
             if fusion is weight is None:
-                fusion, weight = self._fusion, self._weight
+                fusion, weight = defaults
             else:
-                fusion, weight = self._checked_fusion(fusion, weight)
+                fusion, weight = checked_fusion(fusion, weight, defaults, self.dense)
             return self._search_one(queries, k, vectors, fusion, weight, snapshot, settings)
         texts = validation.texts(queries, "queries")
-        filters = filters_of(snapshot, filter, len(texts))
+        filters, wheres = filters_of(snapshot, filter, len(texts)), wheres_of(where, len(texts))
         k, threads = validation.answers(k), validation.threads(threads)
-        fusion, weight = self._checked_fusion(fusion, weight)
-        plain = Request("", k, fusion, weight)
-        requests = requests_of(plain, texts, vectors, snapshot.dim, filters)
+        fusion, weight = checked_fusion(fusion, weight, defaults, self.dense)
+        reranking = reranking_of(min_score, diversity, group_by)
+        alike = Request("", k, fusion, weight, reranking=reranking)
+        requests = requests_of(alike, texts, vectors, snapshot.dim, filters, wheres)
         kind = np.int64 if snapshot.keys is None else object
         hits = Hits(np.empty((0, k), kind), np.empty((0, k)))
         if requests:
@@ -280,17 +324,6 @@ class RetrievalPipeline(Stored):
             vector = checked_vector(vector, self._index.snapshot.dim, text)
         request = Request(text, k, fusion, weight, vector)
         return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
-
-    def _checked_fusion(self, fusion, weight):
-        if fusion is None:
-            fusion = self._fusion
-        elif validation.choice(fusion, "fusion", FUSIONS) == "convex":
-            metric = "cosine" if self.dense is None else self.dense.metric
-            if metric != "cosine":
-                raise ValueError(f'fusion "convex" needs the metric "cosine", not "{metric}"')
-        if weight is None:
-            return fusion, self._weight
-        return fusion, validation.real(weight, "weight", low=0, high=1)
 
     def tune_weight(
         self, queries: str | Sequence[str], relevant: Sequence, *, vectors: ArrayLike | None = None

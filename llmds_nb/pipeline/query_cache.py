@@ -197,6 +197,7 @@ class QueryCache:
         text, one_filter = request.text, request.filter
         tokens = max(text.count(" ") + 1, len(text) // _TOKEN_BYTES) + len(hits.ids)
         tokens += 0 if one_filter is None else _size_of(one_filter) // _TOKEN_BYTES
+        tokens += 0 if request.where is None else len(request.where.key) // _TOKEN_BYTES
         if hits.ids.dtype == object:
             tokens += _size_of(hits.ids) // _TOKEN_BYTES
         if tokens > self.answers.token_budget:

@@ -1,6 +1,19 @@
 """The named tuples that a RetrievalPipeline returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+class Document(NamedTuple):
+    """A document as it was added.
+
+    Its metadata is a dict of the caller's own, and {} where there is none; `score` that of the
+    search, or NaN.
+    """
+
+    id: int | str
+    text: str
+    metadata: dict[str, Any]
+    score: float
 
 
 class PipelineStats(NamedTuple):

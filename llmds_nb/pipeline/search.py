@@ -1,6 +1,7 @@
 """One search of a pipeline: both halves at one moment, and the fusion of what they find."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +11,16 @@ from .._core import validation
 from .._core.jit import EntryPoints
 from .._core.storage import share
 from .._core.typing import Float32s
+from .._core.validation import MAX_K
 from ..bm25.index import Hits
+from ..hnsw.index import HNSW
 from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
 from .embedder import checked_vectors, is_ordinary
+from .filtering import both, ordered_ids
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
-from .keys import key_filters
+from .metadata import Where
+from .reranking import Reranking, first_of_groups, most_diverse
 from .snapshot import Settings, Snapshot, has_direction
 
 _METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
@@ -37,16 +42,21 @@ class Request(NamedTuple):
     # As `validation.id_filters` or `key_filters` returns it.
     filter: npt.NDArray | tuple[str, ...] | None = None
     encoded: bool = False  # the vector is the encoder's, not the caller's
+    where: Where | None = None
+    reranking: Reranking | None = None
 
     def key(self) -> tuple:
         """The key of its answer in a cache: equal for equal requests, however they were encoded."""
-        text, k, fusion, weight, vector, one_filter, encoded = self
+        text, k, fusion, weight, vector, one_filter, encoded, where, reranking = self
         vector_key = None if vector is None or encoded else vector.tobytes()
         filter_key: Any = one_filter
         if isinstance(one_filter, np.ndarray):
             digest = hashlib.blake2b(one_filter.data, digest_size=16).digest()
             filter_key = one_filter.dtype.char, one_filter.size, digest
-        return text, k, fusion, weight, vector_key, filter_key
+        key = text, k, fusion, weight, vector_key, filter_key
+        if where is None and reranking is None:
+            return key
+        return *key, None if where is None else where.key, reranking
 
 
 class Searcher(NamedTuple):
@@ -76,7 +86,7 @@ class Searcher(NamedTuple):
     def search_one(self, request: Request) -> Hits:
         """`search` for one request without a filter, in this thread: ids and scores [k]."""
         vector: Any  # not None where there is a dense half
-        text, k, fusion, weight, vector, _, _ = request
+        text, k, fusion, weight, vector, *_ = request
         dense, depth = self._dense(), max(DEPTH, k)
         near: tuple = _NO_NEIGHBORS
         if vector is not None and not is_ordinary(vector):
@@ -91,9 +101,55 @@ class Searcher(NamedTuple):
         return self._with_ids(answer)
 
     def search(self, requests: list[Request]) -> Hits:
-        """Answers [n, k] to requests of one k, fusion and weight."""
+        """Answers [n, k] to requests of one k, fusion, weight and reranking."""
         _, k, fusion, weight, *_ = requests[0]
+        if requests[0].reranking is not None:
+            return self._with_ids(self._reranked(requests, requests[0].reranking))
         return self._with_ids(fuse(self.candidates(requests), fusion, weight, k))
+
+    def _reranked(self, requests, reranking):
+        """`search` by number. Where groups are too few, it looks for twice as many candidates."""
+        _, k, fusion, weight, *_ = requests[0]
+        n, depth = len(requests), max(DEPTH, k)
+        hits = Hits(np.full((n, k), ABSENT), np.full((n, k), -np.inf))
+        left = list(range(n))
+        while left:
+            asked = [requests[i] for i in left]
+            found = self.candidates(asked, depth)
+            ranked = fuse(found, fusion, weight, 2 * depth)
+            # A list that is not full holds all that there are.
+            full = (found[0][:, -1] != ABSENT) | (found[2][:, -1] != ABSENT)
+            short = []
+            for i, more, ids, scores in zip(left, full.tolist(), *ranked, strict=True):
+                places = self._chosen(ids, scores, k, reranking)
+                if more and len(places) < k and reranking.group_by is not None:
+                    short.append(i)
+                hits.ids[i, : len(places)] = ids[places]
+                hits.scores[i, : len(places)] = scores[places]
+            left, depth = short if depth < MAX_K else [], min(2 * depth, MAX_K)
+        return hits
+
+    def _chosen(self, ids, scores, k, reranking):
+        """The places of the k best of one fused ranking, which is padded."""
+        min_score, diversity, group_by = reranking
+        n = np.count_nonzero(ids != ABSENT)
+        if min_score is not None:
+            n = np.count_nonzero(scores[:n] >= min_score)
+        places = np.arange(n)
+        if group_by is not None:
+            rows = self._rows_of(ids[:n])
+            places = first_of_groups(self.snapshot.described.groups(group_by, rows))
+        if diversity is None:
+            return places[:k]
+        dense, places = self.snapshot.dense, places[: max(DEPTH, k)]
+        return places[most_diverse(dense, ids[places], scores[places], diversity, k)]
+
+    def _rows_of(self, ids):
+        """The rows in the snapshot of documents that it has."""
+        rows = self.snapshot.texts.find(ids)
+        if self.hybrid.snapshot is not self.snapshot:  # its table may be that of a later one
+            rows = self.snapshot.texts.find_slowly(ids)
+        return rows
 
     def _with_ids(self, hits):
         """Hits by number as the caller knows them."""
@@ -102,27 +158,29 @@ class Searcher(NamedTuple):
 
     def _filters(self, requests):
         """The filter of each request by number; of equal requests one and the same object."""
-        made: dict[int, Any] = {}
+        made: dict[tuple[int, int], Any] = {}
         for request in requests:
-            key = id(request.filter)
+            key = id(request.filter), id(request.where)
             if key not in made:
                 made[key] = self._filter_of(request)
-        return [made[id(request.filter)] for request in requests]
+        return [made[id(request.filter), id(request.where)] for request in requests]
 
     def _filter_of(self, request):
-        if not isinstance(request.filter, tuple):
-            return request.filter
-        numbers = self.snapshot.numbers(list(request.filter), "filter")
-        return np.sort(numbers[numbers >= 0])
+        allowed = request.filter
+        if isinstance(allowed, tuple):
+            allowed = ordered_ids(self.snapshot.numbers(list(allowed), "filter"))
+        if request.where is not None:
+            allowed = both(allowed, self.hybrid.masks.allowed(self.snapshot, request.where))
+        return allowed
 
-    def candidates(self, requests: list[Request]) -> tuple:
+    def candidates(self, requests: list[Request], depth: int = 0) -> tuple:
         """The best of each half for each request, [n, depth] as `kernels.fusion` takes them.
 
-        (dense ids, dense distances, sparse ids, sparse scores)
+        (dense ids, dense distances, sparse ids, sparse scores); depth: at least max(DEPTH, k)
         """
         texts = [request.text for request in requests]
         filters = self._filters(requests)
-        n, depth, threads = len(texts), max(DEPTH, requests[0].k), self.threads
+        n, depth, threads = len(texts), max(DEPTH, requests[0].k, depth), self.threads
         dense, sparse = self._dense(), self._sparse()
 
         def search_dense():
@@ -190,17 +248,19 @@ def _one_or_each(filters):
     return filters
 
 
-def filters_of(snapshot: Snapshot, value: Any, n_queries: int) -> list[Any]:
-    """The `filter` of a search as `Request` takes it: a list of one for all, or one per query."""
-    if value is None:
-        return [None]
-    if snapshot.keys is None:
-        try:
-            return validation.id_filters(value, n_queries)
-        except TypeError:
-            if snapshot.next_id:
-                raise
-    return key_filters(value, n_queries)
+def checked_fusion(
+    fusion: Any, weight: Any, of_pipeline: tuple[str, float], dense: HNSW | None
+) -> tuple[str, float]:
+    """The fusion and weight of a search; None: those of the pipeline."""
+    if fusion is None:
+        fusion = of_pipeline[0]
+    elif validation.choice(fusion, "fusion", FUSIONS) == "convex":
+        metric = "cosine" if dense is None else dense.metric
+        if metric != "cosine":
+            raise ValueError(f'fusion "convex" needs the metric "cosine", not "{metric}"')
+    if weight is None:
+        return fusion, of_pipeline[1]
+    return fusion, validation.real(weight, "weight", low=0, high=1)
 
 
 def requests_of(
@@ -208,18 +268,23 @@ def requests_of(
     texts: list[str],
     vectors: Any,
     dim: int | None,
-    filters: list[Any] | None = None,
+    filters: Sequence[Any] = (None,),
+    wheres: Sequence[Where | None] = (None,),
 ) -> list[Request]:
     """One request like `plain` for each text, with vectors [n, d], which are checked, or None.
 
-    filters: one for all, or [n].
+    filters, wheres: one for all, or [n].
     """
     checked: Any = [None] * len(texts)
     if vectors is not None:
         checked = checked_vectors(vectors, dim, texts)
-    filters = filters or [None]
     return [
         # A plain str: the cache finds an answer by the text, and asks nobody what is equal.
-        plain._replace(text=str.__str__(text), vector=vector, filter=filters[i % len(filters)])
+        plain._replace(
+            text=str.__str__(text),
+            vector=vector,
+            filter=filters[i % len(filters)],
+            where=wheres[i % len(wheres)],
+        )
         for i, (text, vector) in enumerate(zip(texts, checked, strict=True))
     ]

@@ -12,6 +12,7 @@ from ..bm25.index import InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
 from .keys import KeyStore, as_keys, distinct_keys
+from .metadata import MetadataStore
 from .text_store import TextStore
 
 UNKNOWN = -2  # the number of an id that the pipeline never had
@@ -24,10 +25,16 @@ class Snapshot(NamedTuple):
     dense: HNSW | None
     sparse: InvertedIndex
     texts: TextStore
+    metadata: MetadataStore | None  # by the rows of `texts`; None: no document ever had any
     keys: KeyStore | None  # of str ids; None: the ids are int, or there never was one
     dim: int | None
     next_id: int  # one more than the largest number ever used; 0: there never was a document
     version: int
+
+    @property
+    def described(self) -> MetadataStore:
+        """The metadata of every row."""
+        return without_metadata(self.texts.n) if self.metadata is None else self.metadata
 
     def numbers(self, ids: Any, name: str = "ids", *, unique: bool = True) -> Int64s:
         """The numbers int64[n] by which the halves know ids, UNKNOWN where they do not.
@@ -89,6 +96,11 @@ class Settings(NamedTuple):
     ef: int
     depth: Any  # HNSW's, see `hnsw.search.rerank_depth`
     formula: Any  # InvertedIndex's
+
+
+def without_metadata(n) -> MetadataStore:
+    """The metadata of n rows that have none."""
+    return MetadataStore.empty()._replace(n=n, indptr=np.zeros(n + 1, np.int64))
 
 
 def has_direction(dense, vectors) -> np.ndarray:

@@ -16,5 +16,7 @@ def warm_up(pipeline_class: Any) -> None:
     pipeline.remove(0)
     pipeline.get(1)
     named = pipeline_class(dim=32)
-    named.add(["a"], ["warm up"], vectors[:1])
-    named.search("warm", vectors=vectors[0])
+    named.add(["a", "b"], ["warm up"] * 2, vectors[:2], metadata=[{"a": 1}, {"a": "x"}])
+    options = {"where": {"a": {"$lt": 2}}, "diversity": 0.5, "group_by": "a"}
+    named.documents(named.search("warm", vectors=vectors[0], **options))
+    named.search("warm", vectors=vectors[0], where={"a": {"$gt": "b"}})

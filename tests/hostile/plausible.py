@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmds_nb import CountMinSketch, KVCache
+from llmds_nb.bm25.index import Hits
 
 TEXTS = ["red fox", "a blue sea", "", "ghost of the sky", "new1 red red"]
 
@@ -88,6 +89,18 @@ def _ids_of_pipeline(rng, obj):
     return _some(0, 20)(rng, obj)
 
 
+def _metadata(rng, obj):
+    if rng.random() < 0.5:
+        return None
+    return [[None, {"a": 1}, {"a": "x", "b": [True]}][i] for i in rng.integers(0, 3, 2)]
+
+
+def _hits(rng, obj):
+    if rng.random() < 0.5:
+        return _ids_of_pipeline(rng, obj)
+    return Hits(np.array([0, 7, -1]), np.array([1.0, 0.5, -np.inf]))
+
+
 _SEQUENCE, _SEQUENCES = _one(1, 2, 3, 4, 5, 8, 9), _some(0, 9)
 _BY_NAME = {
     "seq_id": _SEQUENCE, "new_seq_id": _SEQUENCE, "seq_ids": _SEQUENCES, "parents": _SEQUENCES,
@@ -114,6 +127,8 @@ _BY_NAME = {
     "data": _data, "path": _one("saved"), "mmap": _one(False, True), "verify": _one(None, False),
     "k1": _one(0.5, 1.5), "b": _one(0.2, 0.9), "variant": _one("bm25+", "lucene"),
     "ef_search": _one(20, 77), "n": _one(0, 1, 3), "stemmer": _one(None), "pattern": _one(None),
+    "metadata": _metadata, "where": _one(None, {"a": 1}, {"a": {"$gte": 0.5}, "b": {"$ne": "x"}}),
+    "diversity": _one(None, 0.5), "group_by": _one(None, "a"), "hits": _hits,
     # of constructors
     "cache": lambda rng, obj: KVCache(8, 2), "page_size": _one(2, 4), "dim": _one(2, 8),
     "epsilon": _one(0.1), "delta": _one(0.1), "token_budget": _one(20), "n_replicas": _one(2),

@@ -8,6 +8,7 @@ from ..cases import Case
 from .samples import DOCUMENTS, MATRIX, letters, small
 
 _MANY = np.random.default_rng(5).standard_normal((80, 2)).astype(np.float32)
+_METADATA = [{"year": 1, "lang": "de"}, {}, {"year": 2.5, "tags": ["x", 1]}, None, {"lang": "en"}]
 _QUERIES, _ASKED = ["red fox", "sky at night"], [[1, 0], [0.5, 1]]
 
 
@@ -32,7 +33,13 @@ def observe(pipeline):
     settings = pipeline.weight, pipeline.tuning, ef, pipeline._index.snapshot.next_id
     known = [word in pipeline.sparse.tokenizer for word in ("ghost", "fox")]
     sizes = len(pipeline), len(pipeline.dense or ()), len(pipeline.sparse)
-    return sizes, ids, pipeline.get(ids), hits, alone, words, encoded, settings, known
+    documents = [list(document[:3]) for document in pipeline.documents(ids)]
+    if ids:
+        for where in ({"year": {"$gte": 2}}, {"lang": {"$ne": "de"}}):
+            options = {"where": where, "group_by": "lang", "diversity": 0.5}
+            found = pipeline.search(_QUERIES, 4, vectors=vectors, **options)
+            hits.append([found.ids.tolist(), found.scores.tolist()])
+    return sizes, ids, pipeline.get(ids), hits, alone, words, encoded, settings, known, documents
 
 
 def ids_of(pipeline):
@@ -46,7 +53,7 @@ def _named():
     """A pipeline of str ids; at the next removal its keys are compacted."""
     pipeline = RetrievalPipeline()
     pipeline.add([f"new {i}" for i in range(23)], ["sky"] * 23, _MANY[:23])
-    pipeline.add(["a", "b", "c", "\ud800", "é"], DOCUMENTS, MATRIX)
+    pipeline.add(["a", "b", "c", "\ud800", "é"], DOCUMENTS, MATRIX, metadata=_METADATA)
     pipeline.remove([f"new {i}" for i in range(1, 23)])
     keys = pipeline._index.snapshot.keys
     assert keys.n == 28 and keys.is_wasteful(len(pipeline) - 1)
@@ -81,6 +88,7 @@ _CHANGES = {
     "add new": lambda p: p.add([7, 9], ["a ghost", "red sky"], [[1, 2], [2, 1]]),
     "add replaced": lambda p: p.add([0, 2], ["a ghost", ""], [[1, 2], [0, 1]]),
     "add numbered": lambda p: p.add(None, ["a ghost", "fox fox"], [[1, 2], [2, 3]]),
+    "add described": lambda p: p.add([0, 9], ["a", "b"], _ASKED, metadata=[None, {"year": 3}]),
     "add without a direction": lambda p: p.add([1, 8], ["a ghost", "b"], [[0, 0], [0, 0]]),
     "add many": lambda p: p.add(range(80), [f"text {i}" for i in range(80)], _MANY),
     "remove": lambda p: p.remove([1, 3]),
@@ -89,6 +97,7 @@ _CHANGES = {
     "tune_weight": lambda p: p.tune_weight(_QUERIES, [[0], [2]], vectors=_ASKED),
 }
 _CHANGES_OF_NAMED = {
+    "add described": lambda p: p.add(["x", "b"], ["a", "b"], _ASKED, metadata=_METADATA[2:4]),
     "add new": lambda p: p.add(["x", "new 3"], ["a ghost", "red sky"], [[1, 2], [2, 1]]),
     "add replaced": lambda p: p.add(["é", "a"], ["a ghost", ""], [[1, 2], [0, 1]]),
     "add many": lambda p: p.add([str(i) for i in range(80)], ["sea"] * 80, _MANY),

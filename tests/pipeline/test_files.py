@@ -1,9 +1,12 @@
 """RetrievalPipeline: save and load, mapped or not, with every kind of encoder; damaged files."""
 
+import io
+
 import numpy as np
 import pytest
 
 from llmds_nb import CorruptFileError, LsaEncoder, RetrievalPipeline, load
+from llmds_nb._core.file_format import read_bytes, write
 
 from .samples import DOCUMENTS, letters, small
 
@@ -78,7 +81,7 @@ def test_altered_file(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda a, h: a["index/texts/table"].fill(1),
+        lambda a, h: a["index/texts/ids"].fill(1),
         lambda a, h: a["index/texts/indptr"].fill(9),
         lambda a, h: h["index"].update(dim=7),
         lambda a, h: h["index"]["parts"].update(dense=99),
@@ -87,8 +90,8 @@ def test_altered_file(tmp_path):
         lambda a, h: h.pop("sketch"),
         lambda a, h: a["index/dense/links0"][:, 1:].fill(65536),
         lambda a, h: a["index/dense/ids"].__iadd__(1),
-        lambda a, h: a["index/texts/table"][:, 0].__iadd__(1),
-        lambda a, h: a["index/texts/table"][:, 0].fill(-1),
+        lambda a, h: a["index/texts/ids"].__iadd__(1),
+        lambda a, h: a["index/texts/ids"].fill(-1),
         lambda a, h: a["index/texts/blob"].fill(0x80),
         lambda a, h: a["index/texts/blob"].fill(0xC3),
         lambda a, h: h["index"]["texts"].update(n_ids=0),
@@ -109,3 +112,23 @@ def test_state_that_does_not_fit(change):
     change(arrays, header)
     with pytest.raises(CorruptFileError):
         RetrievalPipeline._opened("path", ("RetrievalPipeline", arrays, header), {})
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_files_of_format_1_are_read(unused):
+    """They have pairs of an id and its row; before that, the unused rows of the table as well."""
+    pipeline = small()
+    pipeline.add([1], ["replaced"], [[1, 2]])
+    _, arrays, header = read_bytes(pipeline.to_bytes())
+    ids = arrays.pop("index/texts/ids")
+    pairs = [[id_, row] for row, id_ in enumerate(ids.tolist()) if id_ >= 0][::-1]
+    arrays["index/texts/table"] = np.array(pairs + [[0, -1], [7, -1]] * unused)
+    header["version"] = 1
+    file = io.BytesIO()
+    write(file, "RetrievalPipeline", arrays, header)
+    other = RetrievalPipeline.from_bytes(file.getvalue())
+    other.check()
+    assert other.get([1, 0, 4]) == ["replaced", DOCUMENTS[0], DOCUMENTS[4]]
+    assert other.search("red", vectors=[1, 0]).ids.tolist() == [
+        *pipeline.search("red", vectors=[1, 0]).ids.tolist()
+    ]

@@ -1,0 +1,103 @@
+"""Which documents a search may find: `filter` and `where` as one filter of the halves."""
+
+from collections import OrderedDict
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import validation
+from .._core.forking import new_lock
+from .kernels.documents import mask_by_id
+from .keys import key_filters
+from .metadata import Where, parsed_where
+from .snapshot import Snapshot
+
+Allowed: TypeAlias = npt.NDArray[Any]  # a mask by number, or sorted numbers
+
+_MAX_BYTES = 1 << 26  # of the masks that are kept
+_SPARSE = 8  # numbers a document above which a mask of all numbers takes more than a list
+
+
+class MaskCache:
+    """Keeps what a `where` allows in the present documents, the latest used, of 64 MiB at most."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, str], Allowed] = OrderedDict()
+        self._lock = new_lock()
+
+    def allowed(self, snapshot: Snapshot, where: Where) -> Allowed:
+        """The documents that a `where` allows. O(rows) for each condition, O(1) if it is kept."""
+        key = snapshot.version, where.key
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept
+        made = _allowed(snapshot, where)
+        with self._lock:
+            for old in [old for old in self._kept if old[0] < snapshot.version]:
+                del self._kept[old]
+            self._kept[key] = made
+            size = sum(each.nbytes for each in self._kept.values())
+            while size > _MAX_BYTES:
+                size -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+
+def _allowed(snapshot, where):
+    texts = snapshot.texts
+    passes, row_ids = snapshot.described.mask(where), texts.ids[: texts.n]
+    if snapshot.next_id <= _SPARSE * texts.n_ids:
+        mask = np.zeros(snapshot.next_id, np.bool_)
+        mask_by_id(row_ids, passes, mask)
+        return mask
+    if texts.n_ids < texts.n:
+        order = np.argsort(row_ids, kind="stable")
+        ordered = row_ids[order]
+        order = order[np.append(ordered[1:] != ordered[:-1], True)]  # the last row of each id
+        return ordered_ids(row_ids[order][passes[order]])
+    return ordered_ids(row_ids[passes])
+
+
+def ordered_ids(ids: npt.NDArray[Any]) -> Allowed:
+    """Those that are ids, sorted."""
+    return np.sort(ids[ids >= 0])
+
+
+def both(a: Allowed | None, b: Allowed | None) -> Allowed | None:
+    """The documents that two filters allow; None allows all."""
+    if a is None or b is None:
+        return b if a is None else a
+    if a.dtype != np.bool_:
+        a, b = b, a
+    if a.dtype != np.bool_:
+        return np.intersect1d(a, b, assume_unique=True)
+    if b.dtype == np.bool_:
+        n = min(a.size, b.size)
+        return a[:n] & b[:n]
+    b = b[b < a.size]
+    return b[a[b]]
+
+
+def filters_of(snapshot: Snapshot, value: Any, n_queries: int) -> list[Any]:
+    """The `filter` of a search as `Request` takes it: a list of one for all, or one per query."""
+    if value is None:
+        return [None]
+    if snapshot.keys is None:
+        try:
+            return validation.id_filters(value, n_queries)
+        except TypeError:
+            if snapshot.next_id:
+                raise
+    return key_filters(value, n_queries)
+
+
+def wheres_of(value: Any, n_queries: int) -> list[Where | None]:
+    """The `where` of a search: a list of one for all, or one per query."""
+    if isinstance(value, list | tuple):
+        found = list(value)
+        if len(found) != n_queries:
+            raise ValueError(f"where has {len(found)} entries for {n_queries} queries")
+        return [None if each is None else parsed_where(each) for each in found]
+    return [None if value is None else parsed_where(value)]
