@@ -21,7 +21,7 @@ from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors
 from .filtering import MaskCache
 from .keys import KeyStore, as_keys, new_keys, object_array
-from .metadata import checked_metadata
+from .metadata import checked_metadata, parsed_where
 from .results import Document
 from .search import DEPTH, Searcher
 from .snapshot import UNKNOWN, Settings, Snapshot, has_direction
@@ -191,6 +191,18 @@ class HybridIndex:
     def _publish(self, snapshot, changes, calls=()):
         snapshot = snapshot._replace(version=self.snapshot.version + 1)
         publish([*changes, (self, "snapshot", snapshot)], calls)
+
+    def ids(self, where: Any) -> npt.NDArray[Any]:
+        """See RetrievalPipeline.ids."""
+        where = None if where is None else parsed_where(where)
+        while True:
+            snapshot = self.snapshot
+            ids, rows = snapshot.texts.pairs()
+            if self.snapshot is snapshot:  # else the table may be of other rows
+                break
+        if where is not None:
+            ids = ids[snapshot.described.mask(where)[rows]]
+        return ids if snapshot.keys is None else snapshot.keys.keys_of(ids)
 
     def get(self, ids: Any) -> list[str | None]:
         """See RetrievalPipeline.get."""

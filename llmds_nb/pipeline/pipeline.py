@@ -16,13 +16,14 @@ from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
 from . import persistence
+from .contents import Contents
 from .embedder import Embedder, Encoder, checked_vector
 from .filtering import filters_of, wheres_of
 from .hybrid import HybridIndex
 from .keys import Ids
 from .query_cache import QueryCache
 from .reranking import reranking_of
-from .results import Document, PipelineStats
+from .results import PipelineStats
 from .search import FUSIONS, Request, Searcher, checked_fusion, requests_of
 from .warmup import warm_up
 from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
@@ -30,7 +31,7 @@ from .weight_tuning import DEPTH, Tuned, Tuning, gains_of, tune_weight
 _MAX_CACHE_TOKENS = 2**40
 
 
-class RetrievalPipeline(Stored):
+class RetrievalPipeline(Contents, Stored):
     """Hybrid retrieval: HNSW over vectors and BM25 over words, fused into one ranking.
 
     Each half contributes its best max(100, k) documents. Any number of threads may search while
@@ -212,37 +213,6 @@ class RetrievalPipeline(Stored):
             An id is not in the pipeline; then nothing is removed.
         """
         self._index.remove(ids)
-
-    def get(self, ids: Ids | Sequence[int | str | None] | None) -> list[str | None]:
-        """The texts of documents, in the order of `ids` (which may repeat).
-
-        What `search` pads with, the id -1 or None, gives None.
-
-        Raises
-        ------
-        KeyError
-            An id is not in the pipeline.
-        """
-        return self._index.get(ids)
-
-    def documents(self, hits: Hits | Ids) -> list[Document] | list[list[Document]]:
-        """The documents of hits, best first: a list for one query, a list of lists for a batch.
-
-        Missing places are left out, and so are documents that were removed since the search; of one
-        replaced since it is the new text and metadata. All are of one moment. Ids alone do as well,
-        as for `get`; their score is NaN.
-
-        Raises
-        ------
-        KeyError
-            An id given as such is not in the pipeline.
-
-        >>> pipeline = RetrievalPipeline(dim=2)
-        >>> _ = pipeline.add(["a"], ["red fox"], [[1, 0]], metadata=[{"year": 2020}])
-        >>> pipeline.documents(pipeline.search("fox", vectors=[1, 0]))
-        [Document(id='a', text='red fox', metadata={'year': 2020}, score=1.0)]
-        """
-        return self._index.documents(hits)
 
     # ---- searching ----------------------------------------------------------------------------
 

@@ -95,6 +95,11 @@ class DocumentsMachine(RuleBasedStateMachine):
         ]
         self.hits = found
 
+    @rule(where=WHERES)
+    def ids_of_those_that_fit(self, where):
+        found = self.pipeline.ids(where).tolist()
+        assert sorted(found) == sorted(self.oracle.matching(where))
+
     @precondition(lambda self: self.hits is not None)
     @rule()
     def documents_of_earlier_hits(self):
@@ -114,6 +119,7 @@ class DocumentsMachine(RuleBasedStateMachine):
         self.pipeline.check()
         assert len(self.pipeline) == len(self.oracle.documents)
         keys = sorted(self.oracle.documents)
+        assert sorted(self.pipeline.ids().tolist()) == keys
         assert self.pipeline.get(keys) == [self.oracle.documents[key][0] for key in keys]
         assert [list(document[:3]) for document in self.pipeline.documents(keys)] == [
             [key, self.oracle.documents[key][0], self.oracle.metadata[key]] for key in keys
