@@ -120,6 +120,12 @@ def test_without_documents():
         assert found(where, []) == []
 
 
+def test_as_many_elements_as_rows():
+    """Rows 0, 0 and 2: as far apart as three rows one after another."""
+    documents = [{"x": ["a", "b"]}, {}, {"x": ["c"]}]
+    assert [found({"x": letter}, documents) for letter in "abc"] == [[0], [0], [2]]
+
+
 def test_many_values_of_one_kind():
     documents = [{"x": i, "s": str(i)} for i in range(100)]
     assert found({"x": {"$in": list(range(0, 300, 3))}}, documents) == list(range(0, 100, 3))
