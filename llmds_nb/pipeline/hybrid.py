@@ -22,9 +22,10 @@ from .embedder import Embedder, checked_vectors
 from .filtering import MaskCache
 from .keys import KeyStore, as_keys, new_keys, object_array
 from .metadata import checked_metadata, parsed_where
+from .refitting import Notices
 from .results import Document
 from .search import DEPTH, Searcher
-from .snapshot import UNKNOWN, Settings, Snapshot, has_direction
+from .snapshot import UNKNOWN, Settings, Snapshot, changed, has_direction
 from .text_store import TextStore
 
 
@@ -48,8 +49,11 @@ class HybridIndex:
         self.write_lock = new_lock()  # one writer at a time
         frozen = None if dense is None else share(dense)
         texts, metadata, keys, next_id = stored or (TextStore.empty(), None, None, 0)
-        self.snapshot = Snapshot(frozen, share(sparse), texts, metadata, keys, dim, next_id, 0)
+        self.snapshot = Snapshot(
+            frozen, share(sparse), embedder.frozen(embedder), texts, metadata, keys, dim, next_id, 0
+        )
         self.masks = MaskCache()
+        self._notices = Notices()
 
     @property
     def settings(self) -> Settings:
@@ -107,24 +111,24 @@ class HybridIndex:
                 return ids if self.snapshot.keys is None else ids.astype(object)
             self.snapshot.check_kind(keys)
             ids = ids if keys is None else keys
-            unfitted = self.embedder.unfitted if vectors is None else None
+            if vectors is not None:
+                return self._add(ids, texts, vectors, described)
+            unfitted, dim = self.embedder.unfitted, self.snapshot.dim
             if unfitted is None:
-                if vectors is None:
-                    vectors = self.embedder.encode(texts)
-                return self._add(ids, texts, vectors, described, [])
-            tokenizer = unfitted._tokenizer_to_fit()
-            with tokenizer._lock:
-                fit = unfitted._prepare_fit(texts, tokenizer)
-                (_, _, fitted), *_ = fit
-                vectors = fitted.encode(texts, unfitted.dim)
-                return self._add(ids, texts, vectors, described, fit)
+                embedder = self.embedder.frozen(self.snapshot.embedder)
+                vectors = embedder.encode(texts, dim)
+                return self._add(ids, texts, vectors, described, embedder)
+            with unfitted._prepared_fit(texts) as fit:
+                embedder = Embedder(changed(unfitted, fit))
+                vectors = embedder.encode(texts, dim)
+                return self._add(ids, texts, vectors, described, embedder, fit)
 
-    def _add(self, ids, texts, vectors, described, fit):
-        """Add checked texts with vectors; `fit` are changes to the encoder, to be published too.
+    def _add(self, ids, texts, vectors, described, embedder=None, fit=()):
+        """Add checked texts with vectors, those of `embedder`, or else the caller's.
 
-        `ids` are numbers, keys in a list, or None, `described` checked metadata or None. Nothing is
-        read before the vectors are arrays: the encoder, or what makes them, may itself add to this
-        pipeline.
+        `fit` are changes to the encoder, to be published too. `ids` are numbers, keys in a list, or
+        None, `described` checked metadata or None. Nothing is read before the vectors are arrays:
+        the encoder, or what makes them, may itself add to this pipeline.
         """
         vectors = checked_vectors(vectors, self.snapshot.dim, texts)
         snapshot, dense = self.snapshot, self.dense
@@ -142,15 +146,16 @@ class HybridIndex:
             dense = HNSW(vectors.shape[1], metric="cosine", seed=self._seed)
         with self.sparse._lock, dense._write_lock:
             _, of_sparse = self.sparse._prepare_add(ids, texts, earlier=fit)
-            of_dense = _changes_of_vectors(dense, ids, vectors)
+            of_dense, n_without = _changes_of_vectors(dense, ids, vectors)
             store, calls, kept_rows = snapshot.texts.added(ids, texts)
             if given is not None:
                 keys = keys.added(given, next_id)
             metadata = _metadata_after(snapshot, described, len(texts), kept_rows)
             self._publish(
                 snapshot._replace(
-                    dense=_changed(dense, of_dense),
-                    sparse=_changed(self.sparse, of_sparse),
+                    dense=changed(dense, of_dense),
+                    sparse=changed(self.sparse, of_sparse),
+                    embedder=embedder or self.embedder.frozen(snapshot.embedder),
                     texts=store,
                     metadata=metadata,
                     keys=keys,
@@ -160,6 +165,7 @@ class HybridIndex:
                 [*fit, *of_sparse, *of_dense, (self, "dense", dense)],
                 calls,
             )
+        self._notices.after_add(self.snapshot, len(texts), n_without)
         return ids if given is None else object_array(given)
 
     def remove(self, ids: Any) -> None:
@@ -178,8 +184,8 @@ class HybridIndex:
                 store, calls, kept_rows = snapshot.texts.removed(numbers)
                 self._publish(
                     snapshot._replace(
-                        dense=None if dense is None else _changed(dense, of_dense),
-                        sparse=_changed(self.sparse, of_sparse),
+                        dense=None if dense is None else changed(dense, of_dense),
+                        sparse=changed(self.sparse, of_sparse),
                         texts=store,
                         metadata=_metadata_after(snapshot, None, 0, kept_rows),
                         keys=_keys_after(snapshot, numbers),
@@ -264,29 +270,23 @@ class HybridIndex:
 
 
 def _changes_of_vectors(dense, ids, vectors):
-    """The changes that index the vectors that have a direction, and drop the ids of the others."""
+    """The changes that index the vectors that have a direction, and drop the ids of the others.
+
+    Also how many others there are.
+    """
     useful = has_direction(dense, vectors)
     changes = []
     if useful.any():
         _, changes = dense._prepare_add(vectors[useful], ids[useful])
     gone = _those_in(dense, ids[~useful])
     if len(gone):
-        after = _changed(dense, changes)._prepare_remove(gone)
+        after = changed(dense, changes)._prepare_remove(gone)
         changes = [(dense, name, value) for _, name, value in after]
-    return changes
+    return changes, len(ids) - np.count_nonzero(useful)
 
 
 def _those_in(dense, ids):
     return ids[slots_of(dense._snapshot, ids) != ABSENT]
-
-
-def _changed(half, changes):
-    """A half for reading, as it will be after the changes; later ones leave it as it is."""
-    other = share(half)
-    for owner, name, value in changes:
-        if owner is half:
-            setattr(other, name, value)
-    return other
 
 
 def _documents(snapshot, ids, rows, scores) -> list[Document | None]:

@@ -13,13 +13,16 @@ from ..hnsw.index import HNSW, MAX_DIM
 from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
 from ..text.lsa import LsaEncoder
+from ..text.static_encoder import StaticEncoder
 from .embedder import Embedder
 from .hybrid import HybridIndex
 from .keys import KeyStore
 from .metadata import MetadataStore
+from .named_encoders import SentenceTransformers
 from .text_store import TextStore
 
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
+_ENCODERS: dict[str, type[Stored]] = {"LsaEncoder": LsaEncoder, "StaticEncoder": StaticEncoder}
 
 _SETTINGS = {"fusion", "weight", "seed", "cache_tokens", "hot_threshold"}
 
@@ -27,8 +30,9 @@ _SETTINGS = {"fusion", "weight", "seed", "cache_tokens", "hot_threshold"}
 def pack(index: HybridIndex) -> tuple[dict, dict]:
     """Arrays and header to store."""
     with index.write_lock:
-        parts = {"dense": index.dense, "sparse": index.sparse, "encoder": index.embedder.lsa}
         snapshot = index.snapshot
+        encoder = snapshot.embedder.stored
+        parts = {"dense": index.dense, "sparse": index.sparse, "encoder": encoder}
         arrays, header = nest("texts", snapshot.texts.state())
         header |= {"parts": {}, "dim": snapshot.dim, "next_id": snapshot.next_id}
         for name, store in (("keys", snapshot.keys), ("metadata", snapshot.metadata)):
@@ -42,6 +46,10 @@ def pack(index: HybridIndex) -> tuple[dict, dict]:
                 arrays |= part_arrays
                 header |= part_header
                 header["parts"][name] = part._stored_version
+        if encoder is not None:
+            header["encoder_class"] = encoder._structure().__name__
+        if index.embedder.name is not None:
+            header["encoder_name"] = index.embedder.name
     return arrays, header | {"needs_encoder": index.embedder.is_function}
 
 
@@ -58,14 +66,22 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     halves: dict[str, Any] = {}
     for name, version in header["parts"].items():
         part = _PARTS[name]
+        if name == "encoder":  # files of earlier versions hold no other than an LsaEncoder
+            kind = header.get("encoder_class", LsaEncoder.__name__)
+            part = _ENCODERS[validation.choice(kind, "encoder_class", tuple(_ENCODERS))]
         if not 1 <= validation.integer(version, name) <= part._stored_version:
             raise CorruptFileError(f"{name} has format {version}, newer than this version's")
         own = callables if name == "sparse" else {}
         halves[name] = part._from_state(*unnest(name, arrays, header), **own)
     lost = validation.flag(header["needs_encoder"], "needs_encoder")
-    if lost and "encoder" in halves:
+    own_encoder = halves.get("encoder")
+    if "encoder_name" in header:
+        if own_encoder is not None:
+            raise CorruptFileError("there is an encoder, and the name of one")
+        own_encoder = SentenceTransformers(header["encoder_name"])
+    if lost and own_encoder is not None:
         raise CorruptFileError("needs_encoder is true, but an encoder is stored")
-    embedder = Embedder(halves.get("encoder"), lost=lost)
+    embedder = Embedder(own_encoder, lost=lost)
     if encoder is not None:
         with checking_parts():
             embedder = Embedder(encoder)

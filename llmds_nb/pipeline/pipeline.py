@@ -15,7 +15,7 @@ from .._core.validation import shown
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW, MAX_DIM
 from ..structures.sketch import CountMinSketch
-from . import persistence
+from . import persistence, refitting
 from .contents import Contents
 from .embedder import Embedder, Encoder, checked_vector
 from .filtering import filters_of, wheres_of
@@ -39,10 +39,12 @@ class RetrievalPipeline(Contents, Stored):
 
     Parameters
     ----------
-    encoder : LsaEncoder or callable, optional
-        `list[str] -> float32[n, d]`, for documents and queries. An `LsaEncoder` not yet fitted is
-        fitted on the texts of the first `add` and encodes all later texts. Without an encoder,
-        `add` and `search` need `vectors`.
+    encoder : str, LsaEncoder, StaticEncoder or callable, optional
+        `list[str] -> float32[n, d]`, for documents and queries; or its name: "lsa", "static" or the
+        name of a StaticEncoder, or "sentence-transformers/<name or path>", a model that is loaded
+        at its first use (``pip install 'llmds_nb[st]'``). An `LsaEncoder` or `StaticEncoder` not
+        yet fitted is fitted on the texts of the first `add`, which is logged once when it is
+        outgrown: see `refit`. Without an encoder, `add` and `search` need `vectors`.
     dim : int, optional
         Dimension of the vectors. Default: that of the first.
     dense, sparse : HNSW, InvertedIndex, optional
@@ -67,12 +69,14 @@ class RetrievalPipeline(Contents, Stored):
     Notes
     -----
     A zero vector (of a text without a word that LSA knows) has no direction to compare: such a
-    document is found, and such a query answered, by its words alone. A query without known words is
+    document is found, and such a query answered, by its words alone. The first such documents of a
+    fit are logged; `stats` counts `documents` and `vectors`. A query without known words is
     answered by its vector alone.
 
     `save` always writes the whole file and replaces the old one atomically: appending to the old
     file could leave it half-written after a crash. A function is not saved: `load` takes `encoder`
-    again, else queries need `vectors`; an LsaEncoder is saved, and one given to `load` replaces it.
+    again, else queries need `vectors`; an LsaEncoder is saved, of a StaticEncoder what it has
+    learnt, of a model its name, and an encoder given to `load` replaces it.
     It takes also the tokenizer's callables, as `stemmer` and `pattern`, and `on_hot` and `on_cold`.
 
     An id of type str keeps its place among equal scores when its document is replaced. One that is
@@ -213,6 +217,20 @@ class RetrievalPipeline(Contents, Stored):
             An id is not in the pipeline; then nothing is removed.
         """
         self._index.remove(ids)
+
+    @property
+    def refit_due(self) -> bool:
+        """Whether there are more than twice the documents that the encoder was fitted on."""
+        return refitting.is_due(self._index.snapshot)
+
+    def refit(self) -> None:
+        """Fit the encoder, an LsaEncoder or StaticEncoder, on all documents; encode each anew.
+
+        Searches see everything before or after it; the encoder that was given is fitted, too. Takes
+        as long as a new pipeline of the same texts, whose vectors it has then, also in place of
+        those that came without the encoder. Raises ValueError without such an encoder or documents.
+        """
+        refitting.refit(self._index)
 
     # ---- searching ----------------------------------------------------------------------------
 
@@ -417,7 +435,8 @@ class RetrievalPipeline(Contents, Stored):
         sizes = len(index), len(snapshot.dense or ()), snapshot.dim, snapshot.version
         cached = (0, 0) if cache.answers is None else cache.answers.stats()[:2]
         looked_up = cache.hits, cache.misses
-        return PipelineStats(*sizes, cache.sketch.total, *cached, *looked_up, self.nbytes)
+        fitted = snapshot.embedder.n_texts, refitting.is_due(snapshot)
+        return PipelineStats(*sizes, cache.sketch.total, *cached, *looked_up, self.nbytes, *fitted)
 
     def check(self) -> None:
         """Assert the invariants of each part, and that all hold the same ids. O(everything)."""
@@ -436,12 +455,12 @@ class RetrievalPipeline(Contents, Stored):
         return arrays | sketch_arrays, header | sketch_header | {"settings": settings}
 
     def _parts(self):
-        embedder, cache = self._index.embedder, self._cache
+        embedder, cache = self._index.snapshot.embedder, self._cache
         parts = {"on_hot": cache.on_hot, "on_cold": cache.on_cold, **self.sparse._parts()}
-        if embedder.lsa is None:
+        if embedder.stored is None:
             parts["encoder"] = embedder.encoder
-        elif embedder.lsa._parts():  # callables of its own
-            parts["encoder"] = copy.copy(embedder.lsa)
+        elif embedder.stored._parts():  # callables of its own
+            parts["encoder"] = copy.copy(embedder.stored)
         return parts
 
     @classmethod

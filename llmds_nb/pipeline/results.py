@@ -33,3 +33,5 @@ class PipelineStats(NamedTuple):
     cache_hits: int
     cache_misses: int
     nbytes: int
+    fitted_on: int  # texts that the encoder was fitted on; 0: it is not fitted, or unknown
+    refit_due: bool

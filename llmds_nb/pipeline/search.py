@@ -16,7 +16,7 @@ from ..bm25.index import Hits
 from ..hnsw.index import HNSW
 from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
-from .embedder import checked_vectors, is_ordinary
+from .embedder import Embedder, checked_vectors, is_ordinary
 from .filtering import both, ordered_ids
 from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
 from .metadata import Where
@@ -41,7 +41,7 @@ class Request(NamedTuple):
     vector: Float32s | None = None  # [d]; None: not encoded yet
     # As `validation.id_filters` or `key_filters` returns it.
     filter: npt.NDArray | tuple[str, ...] | None = None
-    encoded: bool = False  # the vector is the encoder's, not the caller's
+    encoded: Embedder | None = None  # whose vector it is; None: the caller's
     where: Where | None = None
     reranking: Reranking | None = None
 
@@ -70,16 +70,17 @@ class Searcher(NamedTuple):
     def encode(self, requests: list[Request]) -> list[Request]:
         """The requests of one call with vectors, unless the snapshot has no dense half.
 
-        Either all requests have vectors already, which were checked, or none has.
+        Either all requests have vectors already, which were checked, or none has; those of an
+        encoder that has been fitted anew since are replaced.
         """
-        if not requests or all(request.vector is not None for request in requests):
+        snapshot, embedder = self.snapshot, self.snapshot.embedder
+        if all(r.vector is not None and r.encoded in (None, embedder) for r in requests):
             return requests
-        embedder, texts = self.hybrid.embedder, [request.text for request in requests]
-        if self.snapshot.dense is None and embedder.encoder is not None:
+        if snapshot.dense is None and embedder.encoder is not None:
             return requests
-        vectors = checked_vectors(embedder.encode(texts), self.snapshot.dim, texts, "query vectors")
+        vectors = embedder.encode_queries([request.text for request in requests], snapshot.dim)
         return [
-            request._replace(vector=vector, encoded=True)
+            request._replace(vector=vector, encoded=embedder)
             for request, vector in zip(requests, vectors, strict=True)
         ]
 

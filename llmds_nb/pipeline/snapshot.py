@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.publishing import Changes
+from .._core.storage import share
 from .._core.typing import Int64s
 from .._core.validation import shown
 from ..bm25.index import InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
+from .embedder import Embedder
 from .keys import KeyStore, as_keys, distinct_keys
 from .metadata import MetadataStore
 from .text_store import TextStore
@@ -24,6 +27,7 @@ class Snapshot(NamedTuple):
 
     dense: HNSW | None
     sparse: InvertedIndex
+    embedder: Embedder  # as it encoded the documents: for queries
     texts: TextStore
     metadata: MetadataStore | None  # by the rows of `texts`; None: no document ever had any
     keys: KeyStore | None  # of str ids; None: the ids are int, or there never was one
@@ -108,3 +112,12 @@ def has_direction(dense, vectors) -> np.ndarray:
     if dense.metric == "l2":
         return np.ones(len(vectors), np.bool_)
     return np.abs(vectors).max(axis=1, initial=0) > _MIN_COMPONENT
+
+
+def changed(part: Any, changes: Changes) -> Any:
+    """A part for reading, as it will be after the changes; later ones leave it as it is."""
+    other = share(part)
+    for owner, name, value in changes:
+        if owner is part:
+            setattr(other, name, value)
+    return other

@@ -1,5 +1,7 @@
 """LsaEncoder: text vectors from the texts themselves, without a model to download."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ class _Fit(NamedTuple):
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     handle: Handle  # of an LsaState
+    n_texts: int  # that it was fitted on; 0: unknown, in a file of an earlier version
 
     def encode(self, texts: list[str], dim: int) -> Float32s:
         """The vectors of a checked list of texts."""
@@ -96,6 +99,11 @@ class LsaEncoder(Stored):
         return self._arrays.components.shape[1]
 
     @property
+    def n_texts(self) -> int:
+        """How many texts it was fitted on; 0 before `fit`, or where an earlier version saved it."""
+        return 0 if self._fit is None else self._fit.n_texts
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays, the vocabulary included."""
         vocabulary = 0 if self.tokenizer is None else self.tokenizer.nbytes
@@ -107,9 +115,11 @@ class LsaEncoder(Stored):
         return f"LsaEncoder({self.dim}, rank {self.rank}, {len(self._arrays.idf):,} terms)"
 
     def stats(self) -> dict[str, int]:
-        """The sizes: dim, rank, n_terms and nbytes."""
-        n_terms = len(self._arrays.idf)
-        return {"dim": self.dim, "rank": self.rank, "n_terms": n_terms, "nbytes": self.nbytes}
+        """The sizes: dim, rank, n_terms, n_texts of the fit and nbytes."""
+        return {
+            "dim": self.dim, "rank": self.rank, "n_terms": len(self._arrays.idf),
+            "n_texts": self.n_texts, "nbytes": self.nbytes,
+        }  # fmt: skip
 
     def fit(self, texts: Texts) -> "LsaEncoder":
         """Learn the directions of these texts; return self. ValueError where none holds a word.
@@ -117,19 +127,24 @@ class LsaEncoder(Stored):
         Six passes over the TF-IDF matrix with dim + 16 columns; the memory is a few float32 arrays
         of [terms, dim]. Raises TypeError for a text that is no str.
         """
-        texts = validation.texts(texts)
-        tokenizer = self._tokenizer_to_fit()
-        with tokenizer._lock:
-            publish(self._prepare_fit(texts, tokenizer))
+        with self._prepared_fit(validation.texts(texts)) as changes:
+            publish(changes)
         return self
 
-    def _tokenizer_to_fit(self) -> Tokenizer:
-        """The tokenizer whose `_lock` is to be held from `_prepare_fit` until its changes."""
+    @contextmanager
+    def _prepared_fit(self, texts: list[str]) -> Iterator[Changes]:
+        """What `fit` changes, for `publish` in this block, which has the lock of the tokenizer."""
         given = None if self._own_tokenizer else self.tokenizer
-        return Tokenizer() if given is None else given
+        tokenizer = Tokenizer() if given is None else given
+        with tokenizer._lock:
+            fit = self._fitted_on(texts, tokenizer)
+            yield [
+                (self, "_fit", fit),
+                (self, "tokenizer", tokenizer),
+                (tokenizer, "_vocabulary", fit.vocabulary),
+            ]
 
-    def _prepare_fit(self, texts: list[str], tokenizer: Tokenizer) -> Changes:
-        """What `fit` changes, for `publish`; the first is the `_Fit`, which can encode already."""
+    def _fitted_on(self, texts, tokenizer) -> "_Fit":
         tokenizer._check_not_growing()
         with tokenizer._growing:
             growth = Growth(tokenizer)
@@ -139,12 +154,7 @@ class LsaEncoder(Stored):
             raise ValueError(f"none of the {len(texts)} texts holds a word: nothing to fit")
         matrix, idf = _tf_idf(tokens, vocabulary.n)
         state = k.LsaState(idf, _directions(matrix, self.dim, self.seed))
-        fit = _Fit(tokenizer, vocabulary, Handle(state))
-        return [
-            (self, "_fit", fit),
-            (self, "tokenizer", tokenizer),
-            (tokenizer, "_vocabulary", vocabulary),
-        ]
+        return _Fit(tokenizer, vocabulary, Handle(state), len(texts))
 
     def encode(self, texts: Texts) -> Float32s:
         """The vectors of texts, float32[n, dim], each of length 1.
@@ -182,6 +192,7 @@ class LsaEncoder(Stored):
             header |= inner
         if fit is not None:
             arrays |= fit.handle.state._asdict()
+            header["n_texts"] = fit.n_texts
         return arrays, header
 
     def _parts(self):
@@ -210,7 +221,9 @@ class LsaEncoder(Stored):
             if not 1 <= components.shape[1] <= encoder.dim:
                 raise CorruptFileError(f"vectors of {components.shape[1]} in dim {encoder.dim}")
             handle = Handle(k.LsaState(idf, components))
-            encoder._fit = _Fit(encoder.tokenizer, encoder.tokenizer._vocabulary, handle)
+            n_texts = validation.integer(header.get("n_texts", 0), "n_texts", low=0, high=2**63 - 1)
+            tokenizer = encoder.tokenizer
+            encoder._fit = _Fit(tokenizer, tokenizer._vocabulary, handle, n_texts)
         return encoder
 
     @staticmethod

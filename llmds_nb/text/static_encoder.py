@@ -131,10 +131,9 @@ class StaticEncoder(Stored):
         return _Fit(_weights(self._model, counts), n_texts)
 
     @contextmanager
-    def _prepared_fit(self, texts: list[str]) -> Iterator[tuple[Changes, Float32s]]:
-        """What `fit` changes, for `publish`, and the vectors of the same texts after it."""
-        fit = self._fitted_on(texts)
-        yield [(self, "_fit", fit)], self._encoded(texts, fit)
+    def _prepared_fit(self, texts: list[str]) -> Iterator[Changes]:
+        """What `fit` changes, for `publish` in this block."""
+        yield [(self, "_fit", self._fitted_on(texts))]
 
     def encode(self, texts: Texts) -> Float32s:
         """The vectors of texts, float32[n, dim], each of length 1; one text counts as a list.
@@ -143,11 +142,7 @@ class StaticEncoder(Stored):
         what is in no vocabulary is spelled in bytes; a lone surrogate counts as "?". O(characters +
         dim * tokens). Raises TypeError for a text that is no str.
         """
-        return self._encoded(validation.texts(texts), self._fit)
-
-    __call__ = encode
-
-    def _encoded(self, texts, fit):
+        texts, fit = validation.texts(texts), self._fit
         out = np.empty((len(texts), self.dim), np.float32)
         n = 0
         for some in _some_at_a_time(texts):
@@ -157,6 +152,8 @@ class StaticEncoder(Stored):
             k.tokens_pool(address, fit.weights, int(self.idf), ids, indptr, part)
             n += len(some)
         return out
+
+    __call__ = encode
 
     def check(self) -> None:
         """Assert that the weights are those of tokens."""

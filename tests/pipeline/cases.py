@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llmds_nb import LsaEncoder, RetrievalPipeline, Tokenizer
+from llmds_nb import LsaEncoder, RetrievalPipeline, StaticEncoder, Tokenizer
 
 from ..cases import Case
 from .samples import DOCUMENTS, MATRIX, letters, small
@@ -61,7 +61,8 @@ def _named():
 
 
 def _is_fitted(pipeline):
-    return isinstance(pipeline.encoder, LsaEncoder) and pipeline.encoder.fitted
+    encoders = LsaEncoder | StaticEncoder
+    return isinstance(pipeline.encoder, encoders) and pipeline.encoder.fitted
 
 
 def _shared_words():
@@ -104,6 +105,20 @@ _CHANGES_OF_NAMED = {
     "remove": lambda p: p.remove(["b", "\ud800"]),
     "tune_weight": lambda p: p.tune_weight(_QUERIES, [["a"], ["é", "no"]], vectors=_ASKED),
 }
+
+
+def _outgrown(encoder):
+    """A pipeline whose encoder was fitted on the first two of five documents, two without words."""
+    pipeline = RetrievalPipeline(encoder=encoder)
+    pipeline.add([0, 1], DOCUMENTS[:2])
+    pipeline.add([2, 3, 7], [*DOCUMENTS[2:4], ""])
+    return pipeline
+
+
+_CHANGES_OF_OUTGROWN = {
+    "refit": lambda p: p.refit(),
+    "add": lambda p: p.add([1, 9], ["a ghost", "red sky"]),
+}
 _FIRST = {"first add": lambda p: p.add(range(5), DOCUMENTS)}
 CASES = {
     "RetrievalPipeline": Case(small, observe, _CHANGES),
@@ -117,6 +132,15 @@ CASES = {
         lambda: RetrievalPipeline(encoder=LsaEncoder(3)), observe, _FIRST
     ),
     "RetrievalPipeline-shared": Case(_shared_words, observe, _FIRST),
+    "RetrievalPipeline-static": Case(
+        lambda: RetrievalPipeline(encoder="wordllama-64"), observe, _FIRST
+    ),
+    "RetrievalPipeline-outgrown": Case(
+        lambda: _outgrown(LsaEncoder(3)), observe, _CHANGES_OF_OUTGROWN
+    ),
+    "RetrievalPipeline-outgrown static": Case(
+        lambda: _outgrown("wordllama-64"), observe, _CHANGES_OF_OUTGROWN
+    ),
     "RetrievalPipeline-named": Case(_named, observe, _CHANGES_OF_NAMED),
     "RetrievalPipeline-first named": Case(
         RetrievalPipeline, observe, {"add": lambda p: p.add(["b", "a"], ["a fox", "b"], MATRIX[:2])}

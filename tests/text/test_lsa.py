@@ -220,5 +220,7 @@ def test_scipy_is_imported_only_where_it_is_needed():
 
 def test_sizes():
     encoder = LsaEncoder(3).fit(TEXTS)
-    assert encoder.stats() == {"dim": 3, "rank": 3, "n_terms": 9, "nbytes": encoder.nbytes}
+    assert encoder.stats() == {
+        "dim": 3, "rank": 3, "n_terms": 9, "n_texts": len(TEXTS), "nbytes": encoder.nbytes
+    }  # fmt: skip
     assert repr(encoder) == "LsaEncoder(3, rank 3, 9 terms)"
