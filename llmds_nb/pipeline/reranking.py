@@ -9,6 +9,7 @@ from .._core.typing import Float64s, Int64s
 from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
 from .kernels.documents import mmr_select
+from .where import checked_field
 
 
 class Reranking(NamedTuple):
@@ -26,7 +27,7 @@ def reranking_of(min_score: Any, diversity: Any, group_by: Any) -> Reranking | N
     if diversity is not None:
         diversity = validation.real(diversity, "diversity", low=0, high=1) or None
     if group_by is not None:
-        group_by = validation.text(group_by, "group_by")
+        group_by = checked_field(group_by, "group_by")
     options = Reranking(min_score, diversity, group_by)
     return None if options == (None, None, None) else options
 

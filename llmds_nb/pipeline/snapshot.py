@@ -38,7 +38,7 @@ class Snapshot(NamedTuple):
     @property
     def described(self) -> MetadataStore:
         """The metadata of every row."""
-        return without_metadata(self.texts.n) if self.metadata is None else self.metadata
+        return MetadataStore.empty(self.texts.n) if self.metadata is None else self.metadata
 
     def numbers(self, ids: Any, name: str = "ids", *, unique: bool = True) -> Int64s:
         """The numbers int64[n] by which the halves know ids, UNKNOWN where they do not.
@@ -100,11 +100,6 @@ class Settings(NamedTuple):
     ef: int
     depth: Any  # HNSW's, see `hnsw.search.rerank_depth`
     formula: Any  # InvertedIndex's
-
-
-def without_metadata(n) -> MetadataStore:
-    """The metadata of n rows that have none."""
-    return MetadataStore.empty()._replace(n=n, indptr=np.zeros(n + 1, np.int64))
 
 
 def has_direction(dense, vectors) -> np.ndarray:

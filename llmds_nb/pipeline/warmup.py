@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from .metadata import MetadataStore
+
 
 def warm_up(pipeline_class: Any) -> None:
     """Fill, search and change small pipelines."""
@@ -20,3 +22,4 @@ def warm_up(pipeline_class: Any) -> None:
     options = {"where": {"a": {"$lt": 2}}, "diversity": 0.5, "group_by": "a"}
     named.documents(named.search("warm", vectors=vectors[0], **options))
     named.search("warm", vectors=vectors[0], where={"a": {"$gt": "b"}})
+    MetadataStore._warmup()
