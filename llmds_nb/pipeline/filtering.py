@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
+from .._core.arrays import are_consecutive
 from .._core.forking import new_lock
 from .kernels.documents import mask_by_id
 from .keys import key_filters
@@ -48,6 +49,8 @@ class MaskCache:
 def _allowed(snapshot, where):
     texts = snapshot.texts
     passes, row_ids = snapshot.described.mask(where), texts.ids[: texts.n]
+    if texts.n and row_ids[0] == 0 and are_consecutive(row_ids):
+        return passes  # the mask by row is that by id
     if snapshot.next_id <= _SPARSE * texts.n_ids:
         mask = np.zeros(snapshot.next_id, np.bool_)
         mask_by_id(row_ids, passes, mask)

@@ -28,6 +28,8 @@ from .search import DEPTH, Searcher
 from .snapshot import UNKNOWN, Settings, Snapshot, changed, has_direction
 from .text_store import TextStore
 
+_new = tuple.__new__
+
 
 class HybridIndex:
     """HNSW, InvertedIndex and TextStore over the same ids.
@@ -61,7 +63,8 @@ class HybridIndex:
         dense, formula = self.dense, self.sparse._formula
         if dense is None:
             return Settings(0, None, formula)
-        return Settings(dense._ef_search, dense._depth, formula)
+        # At half the time that the class itself takes.
+        return _new(Settings, (dense._ef_search, dense._depth, formula))
 
     def searcher(self, threads: int = 1) -> "Searcher":
         """A view of the present documents under the present settings."""

@@ -10,7 +10,7 @@ from ..bm25 import segments as segs
 from ..bm25.index import InvertedIndex
 from ..errors import CorruptFileError
 from ..hnsw.index import HNSW, MAX_DIM
-from ..hnsw.snapshot import slots_of
+from ..hnsw.snapshot import is_packed, slots_of
 from ..primitives.status import ABSENT
 from ..text.lsa import LsaEncoder
 from ..text.static_encoder import StaticEncoder
@@ -92,11 +92,12 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
         dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
     if dense is not None and dense.dim != dim:
         raise CorruptFileError(f"dim {dim}, but vectors of {dense.dim}")
-    _check_ids(dense, sparse, texts, next_id)
+    ids = _ascending(texts.pairs()[0])
+    _check_ids(dense, sparse, ids, next_id)
     keys = None
     if "keys" in header:
         keys = KeyStore.from_state(*unnest("keys", arrays, header))
-        _check_keys(keys, texts, next_id)
+        _check_keys(keys, ids, next_id)
     metadata = None
     if "metadata" in header:
         metadata = MetadataStore.from_state(*unnest("metadata", arrays, header))
@@ -111,23 +112,35 @@ def check_settings(settings: dict) -> None:
         raise CorruptFileError(f"settings has {sorted(settings)}")
 
 
-def _check_keys(keys, texts, next_id):
-    """Refuse keys that are not those of the texts, or more of removed ones than are ever kept."""
-    ids, _ = texts.pairs()
-    if keys.numbers.max(initial=-1) >= next_id or not keys.has_numbers(ids):
+def _check_keys(keys, ids, next_id):
+    """Refuse keys whose numbers are not those of the texts, ascending, or no numbers at all."""
+    numbers = keys.numbers[: keys.n]
+    if numbers.max(initial=-1) >= next_id or not (
+        np.array_equal(numbers, ids) or keys.has_numbers(ids)
+    ):
         raise CorruptFileError(f"the {keys.n} str ids are not those of the {len(ids)} texts")
 
 
-def _check_ids(dense, sparse, texts, next_id):
-    """Refuse parts of other ids than the texts, of which some may have no vector."""
-    ids = np.sort(texts.pairs()[0])
+def _check_ids(dense, sparse, ids, next_id):
+    """Refuse parts of other ids than the texts, ascending, of which some may have no vector."""
     if len(ids) and not 0 <= ids[0] <= ids[-1] < next_id:
         raise CorruptFileError(f"texts have ids {ids[0]} to {ids[-1]}, next_id is {next_id}")
     segments = sparse._contents.snapshot.segments
     parts = [segs.ids_at(segment, segs.docs_alive(segment)) for segment in segments]
-    if not np.array_equal(ids, np.sort(np.concatenate([ids[:0], *parts]))):
+    if not np.array_equal(ids, _ascending(np.concatenate([ids[:0], *parts]))):
         raise CorruptFileError(f"the {len(ids)} texts have other ids than the documents")
-    if dense is not None and len(dense) != np.count_nonzero(
-        slots_of(dense._snapshot, ids) != ABSENT
-    ):
+    if dense is not None and len(dense) != _n_in(dense._snapshot, ids):
         raise CorruptFileError(f"some of {len(dense)} vectors have the id of no text")
+
+
+def _n_in(snapshot, ids):
+    """How many of ids, which ascend, have a vector."""
+    n = snapshot.n
+    packed = n and is_packed(snapshot.ids) and snapshot.n_live == n == len(ids)
+    if packed and ids[0] == snapshot.ids[0] and ids[-1] - ids[0] == n - 1:
+        return n  # as it mostly is, and seen at once
+    return np.count_nonzero(slots_of(snapshot, ids) != ABSENT)
+
+
+def _ascending(ids):
+    return ids if (ids[1:] > ids[:-1]).all() else np.sort(ids)

@@ -281,19 +281,18 @@ class RetrievalPipeline(Contents, Stored):
         """
         index = self._index
         snapshot, settings = index.snapshot, index.settings
-        defaults = self._fusion, self._weight
-        one = type(queries) is str and type(k) is type(threads) is int
         plain = filter is where is min_score is diversity is group_by is None
-        if one and plain and 0 < k <= validation.MAX_K and threads == 1:
+        one = plain and type(queries) is str and type(k) is type(threads) is int
+        if one and 0 < k <= validation.MAX_K and threads == 1:
             if fusion is weight is None:
-                fusion, weight = defaults
+                fusion, weight = self._fusion, self._weight
             else:
-                fusion, weight = checked_fusion(fusion, weight, defaults, self.dense)
+                fusion, weight = self._checked_fusion(fusion, weight)
             return self._search_one(queries, k, vectors, fusion, weight, snapshot, settings)
         texts = validation.texts(queries, "queries")
         filters, wheres = filters_of(snapshot, filter, len(texts)), wheres_of(where, len(texts))
         k, threads = validation.answers(k), validation.threads(threads)
-        fusion, weight = checked_fusion(fusion, weight, defaults, self.dense)
+        fusion, weight = self._checked_fusion(fusion, weight)
         reranking = reranking_of(min_score, diversity, group_by)
         alike = Request("", k, fusion, weight, reranking=reranking)
         requests = requests_of(alike, texts, vectors, snapshot.dim, filters, wheres)
@@ -302,6 +301,9 @@ class RetrievalPipeline(Contents, Stored):
         if requests:
             hits = self._cache.answer(requests, Searcher(index, snapshot, settings, threads))
         return Hits(hits.ids[0], hits.scores[0]) if isinstance(queries, str) else hits
+
+    def _checked_fusion(self, fusion, weight):
+        return checked_fusion(fusion, weight, (self._fusion, self._weight), self.dense)
 
     def _search_one(self, text, k, vector, fusion, weight, snapshot, settings) -> Hits:
         if vector is None:

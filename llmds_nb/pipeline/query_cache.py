@@ -134,7 +134,7 @@ class QueryCache:
             if len(pending) >= _BATCH:
                 self._count_pending()
         ids, scores = hits
-        return Hits(ids.copy(), scores.copy())
+        return tuple.__new__(Hits, (ids.copy(), scores.copy()))  # at half the time of the class
 
     def answer_one(self, request: Request, searcher: Searcher) -> Hits:
         """The answer [k] to one request that `cached_answer` has not found; else as `answer`."""

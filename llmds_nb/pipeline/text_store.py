@@ -67,7 +67,9 @@ class RowTable:
         """Every id and its row, int64[n_ids] each, by row."""
         ids = self._ids
         if ids is not None:
-            rows = np.flatnonzero(ids != ABSENT)
+            rows = np.arange(len(ids))
+            if ids.min(initial=0) == ABSENT:
+                rows = rows[ids != ABSENT]
             return ids[rows], rows
         return _by_row(table_pairs(self.table))
 
