@@ -1,4 +1,4 @@
-"""Builds the hybrid index of the demo, with an LSA encoder fitted to its texts."""
+"""Builds the hybrid index of the demo, with an encoder fitted to its texts."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from ..progress import Progress
 from .corpus import Corpus
 
 if TYPE_CHECKING:
-    from llmds_nb import RetrievalPipeline
+    from llmds_nb import LsaEncoder, RetrievalPipeline, StaticEncoder
 
 LSA_DIM = 256
 # Words are split at underscores, so that "solve" finds solve_triangular: on the docstrings this
@@ -18,32 +18,52 @@ LSA_DIM = 256
 WORD = r"[^\W_]{2,}"
 
 
+def best_encoder() -> str:
+    """The encoder by name: "static" where its model is installed, or else "lsa"."""
+    from llmds_nb import StaticEncoder
+
+    try:
+        StaticEncoder()
+    except ImportError:
+        return "lsa"
+    return "static"
+
+
+def _encoder(name, seed) -> "LsaEncoder | StaticEncoder":
+    from llmds_nb import LsaEncoder, StaticEncoder, Tokenizer
+
+    if name == "static":
+        return StaticEncoder()
+    return LsaEncoder(LSA_DIM, seed=seed, tokenizer=Tokenizer(pattern=WORD))
+
+
 def build_pipeline(
-    texts: Sequence[str], progress: Progress, *, seed: int = 0, before_index: Callable | None = None
-) -> tuple["RetrievalPipeline", "Float32s"]:
-    """A RetrievalPipeline with an LSA encoder fitted to these texts, ids 0 to n - 1.
+    texts: Sequence[str], progress: Progress, *, seed: int = 0,
+    before_index: Callable | None = None, encoder: str = "lsa",
+) -> tuple["RetrievalPipeline", "Float32s"]:  # fmt: skip
+    """A RetrievalPipeline with an encoder fitted to these texts, ids 0 to n - 1.
 
-    `before_index` is called after encoding, before indexing: the demo waits there for kernels that
-    compile in the background. Returns the vectors float32[n, d] of the dense half, too. BadInput if
-    no text holds a word.
+    `encoder` is "lsa" or "static". `before_index` is called after encoding, before indexing: the
+    demo waits there for kernels that compile in the background. Returns the vectors float32[n, d]
+    of the dense half, too. BadInput if no text holds a word.
     """
-    from llmds_nb import HNSW, InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
+    from llmds_nb import HNSW, InvertedIndex, RetrievalPipeline, Tokenizer
 
-    with progress.stage("fit LSA", len(texts), "documents") as done:
-        encoder = LsaEncoder(LSA_DIM, seed=seed, tokenizer=Tokenizer(pattern=WORD))
+    with progress.stage("fit the encoder", len(texts), "documents") as done:
+        fitted = _encoder(encoder, seed)
         try:
-            encoder.fit(texts)
+            fitted.fit(texts)
         except ValueError as error:  # no text holds a word
             raise BadInput(str(error)) from None
         done(len(texts))
     with progress.stage("encode", len(texts), "documents") as done:
-        vectors = encoder.encode(texts)
+        vectors = fitted.encode(texts)
         done(len(texts))
     if before_index is not None:
         before_index()
     dense = HNSW(vectors.shape[1], metric="cosine", seed=seed)
     sparse = InvertedIndex(tokenizer=Tokenizer(pattern=WORD))
-    pipeline = RetrievalPipeline(encoder=encoder, dense=dense, sparse=sparse, seed=seed)
+    pipeline = RetrievalPipeline(encoder=fitted, dense=dense, sparse=sparse, seed=seed)
     with progress.stage("index", len(texts), "documents") as done:
         pipeline.add(range(len(texts)), texts, vectors)
         done(len(texts))

@@ -6,6 +6,7 @@ Everything outside "wall_clock" repeats with the seed. `DEFINITIONS` is also wri
 from typing import Any
 
 from ..tables import PERCENTILES, columns, latency_lines, lay_out
+from . import halves
 
 DEFINITIONS = {
     "percentiles": "nearest rank over the sorted samples: the ceil(p * n)-th smallest of n",
@@ -13,6 +14,9 @@ DEFINITIONS = {
     "quality.mrr_at_10": "mean over the questions of 1 / rank of their own document, 0 beyond ten",
     "quality.hnsw_recall_at_10": "neighbours no farther than the tenth nearest by brute force "
     "(+ 2e-6) / 10 per question",
+    "halves.found": "questions whose own document is among the first ten of both halves, of one of "
+    "them only, or of neither",
+    "halves.kept_by_fusion": "those of them whose document is among the first ten of both fused",
     "serving.ttft_ms": "end of the step that finished the prompt - arrival, of finished requests",
     "serving.latency_ms": "end of the last token - arrival, of finished requests",
     "serving.requests_per_s": "finished requests / virtual seconds from first arrival to last end",
@@ -38,6 +42,7 @@ DEFINITIONS = {
     "audit": "the prompts of the run held at once in a cache without eviction, one after the other",
 }
 
+ENCODERS = {"static": "static vectors", "lsa": "LSA"}
 
 _CORPUS = """\
 Corpus: {conditions[corpus]}
@@ -46,15 +51,17 @@ characters | {conditions[characters]:,}
 """
 _SKIPPED = "files or lines skipped | {conditions[skipped]:,}\n"
 _INDEX = """\
-indexed | {wall_clock[documents_per_s]:,.0f} documents/s | LSA, HNSW and BM25
+indexed | {wall_clock[documents_per_s]:,.0f} documents/s | {encoder}, HNSW and BM25
 saved index | {megabytes:,.1f} MB
 
 Retrieval: {conditions[questions_test]:,} known-item questions, one per call on the wall clock
 """
-_SERVING = """\
+_GRAPH = """\
   the weight was chosen on {conditions[questions_tuning]:,} other questions
 HNSW recall@10 | {quality[hnsw_recall_at_10]:.4f} | against brute force
 
+"""
+_SERVING = """\
 Serving: {s[requests]:,} requests in {s[virtual_seconds]:,.1f} s of a virtual clock
 throughput | {s[requests_per_s]:,.1f} requests/s | {s[tokens_per_s]:,.0f} tokens/s
 """
@@ -85,9 +92,13 @@ def table(report: dict[str, Any]) -> str:
     """The report as text of less than 100 columns."""
     conditions, serving = report["conditions"], report["serving"]
     before = _CORPUS + (_SKIPPED if conditions["skipped"] else "") + _INDEX
+    encoder = ENCODERS[conditions["encoder"]]
     lines = [
-        *lay_out(before, megabytes=conditions["index_bytes"] / 1e6, **report),
+        *lay_out(before, megabytes=conditions["index_bytes"] / 1e6, encoder=encoder, **report),
         *_quality_lines(report),
+        *lay_out(_GRAPH, **report),
+        *halves.lines(report["halves"]),
+        "",
         *lay_out(_SERVING, s=serving, **report),
         *latency_lines(serving, 10),
         *lay_out(_ENGINE, s=serving, **report),

@@ -21,14 +21,15 @@ from ..info import kernel_cache
 from ..processes import end_on_interrupt
 from ..progress import Progress
 from ..tables import percentiles
-from . import building, checks, corpus, priming, questions, rag
+from . import building, checks, corpus, halves, priming, questions, rag
 from .questions import DEPTH
 from .rag import Options, Retrieval
 from .report import DEFINITIONS
 
 N_TUNING, N_TEST = 600, 1400  # questions to tune the fusion weight on, and to report
 QUICK_EVERY = 8
-WARM_FIRST = ("LsaEncoder", "InvertedIndex", "RetrievalPipeline")  # with the HNSW it needs
+WARM_TEXT = {"lsa": "LsaEncoder", "static": "StaticEncoder"}  # by the encoder that is used
+WARM_FIRST = ("InvertedIndex", "RetrievalPipeline")  # with the HNSW it needs
 WARM_NEXT = ("Scheduler", "AdmissionController", "KVCache", "ContinuousBatcher")
 WARM_IN_CHILD = WARM_NEXT[2:]  # about half of all compilation, for a second core
 
@@ -42,9 +43,10 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     start = perf_counter()
     drawn = enumerate(("questions", "workload", "model"))
     rng = {name: np.random.default_rng([options.seed, i]) for i, name in drawn}
+    encoder = building.best_encoder()
     with contextlib.ExitStack() as stack:
         if options.corpus is None:
-            compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
+            compilation = stack.enter_context(contextlib.closing(_Compilation(progress, encoder)))
             texts = corpus.read_docstrings(progress, every=QUICK_EVERY if options.quick else 1)
         else:
             texts = corpus.read_path(options.corpus, progress, strict=options.strict)
@@ -57,16 +59,17 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             )
         rag.require_pages(options, [question.text for question in asked.test])
         if options.corpus is not None:  # after all that bad input can stop
-            compilation = stack.enter_context(contextlib.closing(_Compilation(progress)))
+            compilation = stack.enter_context(contextlib.closing(_Compilation(progress, encoder)))
         compilation.wait_for("text")
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        retrieval = _build(asked, Path(folder) / "demo.llmds", options.seed, progress, compilation)
+        path = Path(folder) / "demo.llmds"
+        retrieval = _build(asked, path, options.seed, encoder, progress, compilation)
         compilation.wait_for("serving")  # before latencies are measured
-        quality, latency_ms, verdicts = _ask(retrieval, progress)
+        quality, compared, latency_ms, verdicts = _ask(retrieval, progress)
         figures, served = rag.run(options, retrieval, rng, progress)
         hot, hot_ms = priming.run(options, retrieval.reloaded, asked.test, progress)
     seconds = dict(progress.seconds)
-    indexing = sum(seconds[name] for name in ("fit LSA", "encode", "index"))
+    indexing = sum(seconds[name] for name in ("fit the encoder", "encode", "index"))
     return {
         "conditions": {
             "corpus": options.corpus or "docstrings of the standard library, numpy and scipy",
@@ -76,10 +79,12 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             "questions_tuning": len(asked.tuning),
             "questions_test": len(asked.test),
             "index_bytes": retrieval.n_bytes,
+            "encoder": encoder,
             "seed": options.seed,
             "quick": options.quick,
         },
         "quality": quality,
+        "halves": compared,
         **figures,
         "hot": hot,
         "checks": [check._asdict() for check in verdicts + served],
@@ -102,7 +107,7 @@ class _Compilation:
     installation brought compiled kernels.
     """
 
-    def __init__(self, progress):
+    def __init__(self, progress, encoder="lsa"):
         self._progress = progress
         self._thread = ThreadPoolExecutor(1)
         self._pool = self._child = None
@@ -115,7 +120,10 @@ class _Compilation:
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(1, context, end_on_interrupt)
                 self._child = self._pool.submit(llmds_nb.warmup, list(WARM_IN_CHILD))
-        first = [self._thread.submit(llmds_nb.warmup, name) for name in WARM_FIRST]
+        if encoder == "lsa":
+            progress.say("vectors by LSA; better ones: pip install 'llmds_nb[static]'")
+        names = (WARM_TEXT[encoder], *WARM_FIRST)
+        first = [self._thread.submit(llmds_nb.warmup, name) for name in names]
         serving = [self._thread.submit(self._fetch, name) for name in WARM_NEXT]
         self._futures = {"text": first[:1], "retrieval": first[1:], "serving": serving}
 
@@ -140,10 +148,12 @@ class _Compilation:
                 executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _build(asked, path, seed, progress, compilation) -> Retrieval:
+def _build(asked, path, seed, encoder, progress, compilation) -> Retrieval:
     texts = [corpus.indexed_text(document) for document in asked.documents]
     wait = partial(compilation.wait_for, "retrieval")
-    pipeline, vectors = building.build_pipeline(texts, progress, seed=seed, before_index=wait)
+    pipeline, vectors = building.build_pipeline(
+        texts, progress, seed=seed, before_index=wait, encoder=encoder
+    )
     with progress.stage("tune fusion", len(asked.tuning), "questions") as done:
         if len(asked.tuning) > 1:
             pipeline.tune_weight(
@@ -158,7 +168,7 @@ def _build(asked, path, seed, progress, compilation) -> Retrieval:
 
 
 def _ask(retrieval, progress):
-    """Known-item quality and latency of each half and of the fused search, one query per call."""
+    """Known-item quality, comparison and latency of the halves and of both, a query per call."""
     pipeline = retrieval.built
     methods = {
         "dense": lambda text: _dense_search(pipeline, text),
@@ -182,7 +192,10 @@ def _ask(retrieval, progress):
         checks.fusion(*(quality[name]["recall_at_10"] for name in methods)),
         checks.same_answers(*(p.search(tuning, DEPTH) for p in (pipeline, retrieval.reloaded))),
     ]
-    return quality | {"weight": pipeline.weight, "hnsw_recall_at_10": graph}, latency_ms, verdicts
+    names = [document.source for document in retrieval.asked.documents]
+    compared = halves.compare(found, tests, names)
+    quality |= {"weight": pipeline.weight, "hnsw_recall_at_10": graph}
+    return quality, compared, latency_ms, verdicts
 
 
 def _dense_search(pipeline, text):

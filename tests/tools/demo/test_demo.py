@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -127,6 +128,36 @@ def test_table_is_narrow_and_holds_the_figures(run):
     result["checks"][0]["passed"] = True
 
 
+def test_the_halves_are_compared(run):
+    result = run[1]
+    halves, quality = result["halves"], result["quality"]
+    found, kept, n = halves["found"], halves["kept_by_fusion"], halves["questions"]
+    assert n == result["conditions"]["questions_test"] == sum(found.values())
+    assert (found["both"] + found["dense_only"]) / n == quality["dense"]["recall_at_10"]
+    assert (found["both"] + found["sparse_only"]) / n == quality["sparse"]["recall_at_10"]
+    assert sum(kept.values()) / n == quality["fused"]["recall_at_10"]
+    assert all(kept[name] <= found[name] for name in found)
+    for name, examples in halves["examples"].items():
+        assert len(examples) == min(found[name], 2)
+        assert all(1 <= example["rank"] <= 10 for example in examples)
+    text = report.table(result)
+    assert f"both find {found['both']}, neither {found['neither']}" in text
+    assert "only dense finds" in text and "static vectors, HNSW and BM25" in text
+
+
+def test_without_the_model_the_demo_has_lsa_and_says_so(
+    small_corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    path = tmp_path / "lsa.json"
+    assert main(["demo", "--corpus", str(small_corpus), "--json", str(path), *FEW]) == 0
+    captured = capsys.readouterr()
+    assert "pip install 'llmds_nb[static]'" in captured.err and "LSA, HNSW and" in captured.out
+    result = json.loads(path.read_text())
+    assert result["conditions"]["encoder"] == "lsa"
+    assert result["quality"]["dense"]["recall_at_10"] > 0.2
+
+
 def test_plot_is_a_picture(run, tmp_path):
     pytest.importorskip("matplotlib")
     from llmds_nb.tools import plots
@@ -169,7 +200,7 @@ def test_a_bad_fusion_is_found(small_corpus, capsys, monkeypatch):
 
     def worse(self, queries, k=10, **options):
         found = search(self, queries, k, **options)
-        return found._replace(ids=found.ids + 1)
+        return found if found.ids.dtype == object else found._replace(ids=found.ids + 1)
 
     monkeypatch.setattr(RetrievalPipeline, "search", worse)
     monkeypatch.setattr(RetrievalPipeline, "get", lambda self, ids: ["text"] * np.size(ids))
