@@ -8,6 +8,18 @@ from pathlib import Path
 from typing import Any
 
 
+def as_typed(argument: str) -> str:
+    r"""An argument of the command line whose bytes are UTF-8, though the locale may be another.
+
+    >>> as_typed(b"caf\xc3\xa9".decode("ascii", "surrogateescape")) == b"caf\xc3\xa9".decode()
+    True
+    """
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def natural(text: str) -> int:
     """An integer in [0, 2**63 - 1]."""
     try:

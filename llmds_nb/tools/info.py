@@ -1,6 +1,7 @@
 """The command `info`: versions, the kernel cache, and the contents of a saved file."""
 
 import importlib
+import io
 import os
 import platform
 from importlib.metadata import version
@@ -13,7 +14,9 @@ from llmds_nb._core.jit import KERNELS
 from llmds_nb._core.kernel_cache import cache_folders, is_sound, stamps
 
 from .errors import bad_input
+from .index.settings import encoder_of, language_of
 
+_READ = 10_000  # documents at a time
 _LIBRARIES = ("numba", "llvmlite", "numpy", "scipy")
 
 
@@ -94,11 +97,45 @@ def _describe_file(path):
         ("structure", structure),
         ("version", header.get("version")),
     ]
+    if structure == "RetrievalPipeline":
+        lines += _describe_pipeline(path, ordinary, (structure, arrays, header))
     lines += _settings(header)
     for name in sorted(arrays):
         array = arrays[name]
         shape = ", ".join(str(n) for n in array.shape)
         lines.append(("array", f"{name}  {array.dtype}[{shape}]"))
+    return lines
+
+
+def _describe_pipeline(path, ordinary, found):
+    """What an index holds; its documents are read for the fields of their metadata. O(size)."""
+    from llmds_nb import RetrievalPipeline
+    from llmds_nb._core import file_format
+
+    try:
+        if ordinary:
+            pipeline = RetrievalPipeline.load(path, mmap=True)
+        else:  # read, and gone: write it again
+            content = io.BytesIO()
+            file_format.write(content, *found)
+            pipeline = RetrievalPipeline.from_bytes(content.getvalue())
+        ids = pipeline.ids()
+        fields: dict[str, int] = {}
+        for start in range(0, len(ids), _READ):
+            documents: list[Any] = pipeline.documents(ids[start : start + _READ])
+            for name in (name for document in documents for name in document.metadata):
+                fields[name] = fields.get(name, 0) + 1
+    except ValueError as error:
+        return [("documents", f"cannot be read: {error}")]
+    kind = "text" if ids.dtype == object else "int"
+    lines = [
+        ("documents", f"{len(ids):,}, {pipeline.stats().vectors:,} of them with a vector"),
+        ("ids", f"{kind}, such as {ids[0]!r}" if len(ids) else "none yet"),
+        ("language", language_of(pipeline)),
+        ("encoder", encoder_of(pipeline)),
+    ]
+    for name, count in sorted(fields.items()):
+        lines.append(("metadata", f"{name}  in {count:,} documents"))
     return lines
 
 

@@ -21,10 +21,14 @@ from .. import LlmdsError, __version__
 from .._core.files import replace_file
 from . import arguments as a, streams
 from .errors import BadInput, bad_input
+from .index.arguments import add_index_arguments, add_search_arguments
 from .progress import Progress
 from .replay.arguments import add_arguments, options_of, sweep_axes
 
 _INTERRUPTED, _TERMINATED = 130, 143
+_INDEX = """A long text is split by paragraphs into chunks, each a document with the metadata
+source, start and stop. A row of a CSV file and a line of a JSONL file is a text with an id; its
+other columns, or the object in its field metadata, are metadata, too."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -116,16 +120,9 @@ def _parser():
     add("--plot", type=a.output_file, metavar="FILE.png", help=drawn)
     add("--quick", action="store_true", help="an eighth of the docstrings and 300 requests")
 
-    add = add_command("index", _index, "build a hybrid index of texts and save it")
-    add("path", metavar="PATH", help=formats)
-    add("--out", type=a.output_file, required=True, metavar="FILE")
-    add("--strict", **a.STRICT)
-
-    add = add_command("search", _search, "ask a saved index")
-    add("file", metavar="FILE", help="what `index` wrote")
-    add("query", metavar="QUERY")
-    add("-k", type=a.positive, default=10, help="number of answers, default 10")
-    add("--json", action="store_true", help="print JSON")
+    over = "build a hybrid index of texts and save it, or add to one"
+    add_index_arguments(add_command("index", _index, over, _INDEX))
+    add_search_arguments(add_command("search", _search, "ask a saved index"))
 
     add = add_command("evaluate", _evaluate, "measure ranking quality on a judged set (BEIR)")
     add("folder", metavar="DIR", help="with corpus.jsonl, queries.jsonl and qrels/*.tsv, or .gz")
@@ -295,9 +292,13 @@ def _exit_code(kind, failed):
 def _index(arguments):
     from .index import run
 
-    out, progress = arguments.out, Progress(sys.stderr)
-    n_documents, n_bytes = run.build(arguments.path, out, progress, strict=arguments.strict)
-    _say(f"{out}: {n_documents:,} documents, {n_bytes:,} bytes")
+    job, out = run.job_of(arguments), arguments.out
+    if arguments.add or arguments.remove:
+        result = run.update(job, arguments.remove, out)
+    else:
+        result = run.build(job, out)
+    job.report.say(job.progress)
+    _say(f"{out}: {run.described(result, arguments.add or arguments.remove)}")
     return 0
 
 
@@ -322,17 +323,29 @@ def _evaluate(arguments):
 def _search(arguments):
     from . import search
 
-    answers, by_words = search.search(arguments.file, arguments.query, arguments.k)
+    queries = search.queries_of(arguments.query, arguments.queries)
+    options = {name: getattr(arguments, name) for name in ("where", "min_score", "diversity")}
+    given = {name: value for name, value in options.items() if value is not None}
+    if arguments.group_by is not None:
+        given["group_by"] = arguments.group_by
+    answers, by_words = search.search(arguments.file, queries, arguments.k, **given)
     if by_words:
         streams.write(sys.stderr, "note: the file holds no encoder; searched by words alone")
     if arguments.json:
-        _say(_json([answer._asdict() for answer in answers]))
+        found = [[answer._asdict() for answer in of_query] for of_query in answers]
+        if arguments.queries is None:
+            _say(_json(found[0]))
+        else:
+            pairs = zip(queries, found, strict=True)
+            _say(_json([{"query": query, "hits": hits} for query, hits in pairs]))
         return 0
-    if not answers:
-        _say("no document matches")
-    width = max((len(answer.source) for answer in answers), default=0)
-    for rank, score, id_, source, line in answers:
-        _say(f"{rank:>3}  {score:.4f}  {id_:>8}  {source:<{width}}  {line}")
+    for query, of_query in zip(queries, answers, strict=True):
+        if arguments.queries is not None:
+            _say(f"{query}:")
+        for line in search.lines_of(of_query, query):
+            _say(line)
+        if not of_query:
+            _say("no document matches")
     return 0
 
 

@@ -79,12 +79,9 @@ def test_bad_arguments_get_one_line(capsys, arguments, message):
     assert message in line
 
 
-@pytest.mark.parametrize("command", ["demo", "index"])
-def test_bad_corpora_get_one_line(capsys, tmp_path, command):
+def test_bad_corpora_get_one_line(capsys, tmp_path):
     def refused(path, *more):
-        if command == "demo":
-            return bad(capsys, "demo", "--corpus", path, *more)
-        return bad(capsys, "index", path, "--out", tmp_path / "x", *more)
+        return bad(capsys, "demo", "--corpus", path, *more)
 
     (tmp_path / "folder").mkdir()
     (line,) = refused(tmp_path / "folder")
@@ -99,7 +96,6 @@ def test_bad_corpora_get_one_line(capsys, tmp_path, command):
     lines.write_text("{\n{\n")
     (line,) = refused(lines)
     assert "no text in it (2 skipped: " in line
-    assert not (tmp_path / "x").exists()
 
 
 def test_demo_needs_text_to_ask_about(capsys, tmp_path):
@@ -159,8 +155,8 @@ def test_files_of_json_have_null_for_what_is_no_number(tmp_path):
 
 
 def test_search_prints_json_with_null_for_a_score_that_is_no_number(capsys, monkeypatch):
-    answers = [search.Answer(1, score, 7, "a", "b") for score in (-math.inf, math.nan, 0.5)]
-    monkeypatch.setattr(search, "search", lambda *_: (answers, False))
+    answers = [search.Answer(1, 7, score, "a", {}) for score in (-math.inf, math.nan, 0.5)]
+    monkeypatch.setattr(search, "search", lambda *_: ([answers], False))
     assert main(["search", "file", "query", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out, parse_constant=_refuse)
     assert [answer["score"] for answer in printed] == [None, None, 0.5]
