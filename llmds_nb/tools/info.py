@@ -125,7 +125,7 @@ def _describe_pipeline(path, ordinary, found):
             documents: list[Any] = pipeline.documents(ids[start : start + _READ])
             for name in (name for document in documents for name in document.metadata):
                 fields[name] = fields.get(name, 0) + 1
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         return [("documents", f"cannot be read: {error}")]
     kind = "text" if ids.dtype == object else "int"
     lines = [

@@ -293,12 +293,13 @@ def _index(arguments):
     from .index import run
 
     job, out = run.job_of(arguments), arguments.out
-    if arguments.add or arguments.remove:
+    updates = arguments.add or arguments.remove or arguments.refit
+    if updates:
         result = run.update(job, arguments.remove, out)
     else:
         result = run.build(job, out)
     job.report.say(job.progress)
-    _say(f"{out}: {run.described(result, arguments.add or arguments.remove)}")
+    _say(f"{out}: {run.described(result, updates)}")
     return 0
 
 

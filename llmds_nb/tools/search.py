@@ -65,7 +65,7 @@ def search(
     because the file holds no encoder. `options` are those of RetrievalPipeline.search; BadInput for
     what it refuses of them.
     """
-    with bad_input(path, ValueError):  # CorruptFileError too
+    with bad_input(path, ValueError, ImportError):  # CorruptFileError too
         pipeline = RetrievalPipeline.load(path, mmap=os.path.isfile(path))
     by_words, dim = pipeline.encoder is None, pipeline.stats().dim
     if by_words:  # as the encoder does for a query without a word that it knows
@@ -74,7 +74,7 @@ def search(
     try:
         hits = pipeline.search(list(queries), k, **options)
         found = pipeline.documents(hits)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:  # OSError: no such model
         raise BadInput(str(error)) from None
     return [list(_answers(documents, by_words)) for documents in found], by_words
 

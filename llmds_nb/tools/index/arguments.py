@@ -22,9 +22,11 @@ def add_index_arguments(add: Callable[..., Any]) -> None:
     add("--add", action="store_true", help=text)
     text = "take sources, or folders of them, out of FILE"
     add("--remove", nargs="+", default=[], metavar="SOURCE", help=text)
+    text = "fit the encoder of FILE to all its documents"
+    add("--refit", action="store_true", help=text)
     text = "of stop words and stemmer, or none; default english"
     add("--language", metavar="NAME", help=text)
-    text = "lsa (default: fitted to the texts), or a name that RetrievalPipeline takes"
+    text = "lsa (default), static (needs llmds_nb[static]) or sentence-transformers/NAME"
     add("--encoder", metavar="NAME", help=text)
     text = f"of a chunk at most, default {MAX_TOKENS}: what common encoders read of a text"
     add("--max-tokens", type=a.at_most(_LIMIT), default=MAX_TOKENS, metavar="N", help=text)

@@ -16,7 +16,7 @@ class Report:
         self._strict = strict
         self.skipped: list[str] = []
         self.notes: list[str] = []  # of texts that are not UTF-8
-        self.remarks: list[str] = []  # of what is not asked for, such as hidden files
+        self.remarks: list[str] = []  # of what is no fault
         self.unread: dict[str, list[str]] = {}  # the paths of each kind that is not looked into
 
     def skip(self, problem: str) -> None:

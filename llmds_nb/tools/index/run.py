@@ -1,6 +1,7 @@
 """Builds an index of chunks, or changes one, and saves it whole or not at all."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ from .reading import Chunk, Options, read_chunks
 from .records import Fields
 from .report import Report
 from .settings import Settings
+
+# What it would log, the report tells in words of the command line.
+logging.getLogger("llmds_nb.pipeline.refitting").addHandler(logging.NullHandler())
 
 _ENCODED, _ADDED = 256, 10_000  # documents at a time
 
@@ -43,6 +47,7 @@ class Job(NamedTuple):
     settings: Settings
     report: Report
     progress: Progress
+    refit: bool = False  # whether the encoder is to be fitted to all documents of the file
 
     def read(self) -> dict[str, list[Chunk]]:
         """The chunks of each source at the paths; tells what was left out."""
@@ -56,12 +61,13 @@ class Job(NamedTuple):
 def job_of(arguments: argparse.Namespace) -> Job:
     """What the command is to read; BadInput for options that do not go together."""
     given = arguments
-    if not given.path and not given.remove:
-        raise BadInput("index needs a PATH, or --remove SOURCE (see llmds-nb index --help)")
+    if not (given.path or given.remove or given.refit):
+        raise BadInput("index needs a PATH, --remove or --refit (see llmds-nb index --help)")
     if given.add and not given.path:
         raise BadInput("--add needs a PATH")
-    if given.path and given.remove and not given.add:
-        raise BadInput("--remove with a PATH needs --add: without it FILE is made anew")
+    if given.path and (given.remove or given.refit) and not given.add:
+        option = "--remove" if given.remove else "--refit"
+        raise BadInput(f"{option} with a PATH needs --add: without it FILE is made anew")
     if given.overlap > given.max_tokens // 2:
         most = given.max_tokens // 2
         text = f"must be at most half of --max-tokens, {most}, not {given.overlap}"
@@ -70,6 +76,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
     return Job(
         given.path, Options(given.max_tokens, given.overlap, fields),
         Settings(given.language, given.encoder), Report(strict=given.strict), Progress(sys.stderr),
+        given.refit,
     )  # fmt: skip
 
 
@@ -90,6 +97,7 @@ def build(job: Job, out: Path) -> Result:
     with _our_faults():
         _fit(pipeline.encoder, [chunk.text for chunk in chunks], job.progress)
         _add(pipeline, chunks, job)
+    _tell_of_vectors(pipeline, job.report)
     n, n_bytes = len(chunks), _save(pipeline, out)
     return Result(n, sum(map(bool, read.values())), n, 0, 0, n_bytes)
 
@@ -101,7 +109,7 @@ def update(job: Job, removed: Sequence[str], out: Path) -> Result:
     they are. BadInput where `build` raises it, for a source that is not in the file, and for
     settings or ids that are not those of the file; then it is left as it is.
     """
-    with bad_input(out, ValueError):
+    with bad_input(out, ValueError, ImportError):
         pipeline = RetrievalPipeline.load(out)
     job.settings.check(pipeline, str(out))
     held = Held(pipeline, str(out), job.progress)
@@ -133,10 +141,15 @@ def update(job: Job, removed: Sequence[str], out: Path) -> Result:
     n_removed = len(set(old) - {chunk.id for chunk in new})
     if old:
         pipeline.remove(old)
-    if new:
-        with _our_faults():
+    with _our_faults():
+        if new:
             _add(pipeline, new, job)
-    n_bytes = _save(pipeline, out) if new or old else out.stat().st_size
+        if job.refit and len(pipeline):
+            with job.progress.stage("fit the encoder anew", len(pipeline), "documents") as done:
+                pipeline.refit()
+                done(len(pipeline))
+    _tell_of_vectors(pipeline, job.report)
+    n_bytes = _save(pipeline, out) if new or old or job.refit else out.stat().st_size
     n_sources = sum(map(bool, held.digests.values()))
     n_added = len(new) - n_changed
     return Result(len(pipeline), n_sources, n_added, n_changed, n_removed, n_bytes)
@@ -156,7 +169,7 @@ def _our_faults() -> Iterator[None]:
     """Raise what a pipeline refuses as BadInput: a language, an encoder, texts without a word."""
     try:
         yield
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:  # OSError: no such model
         raise BadInput(str(error)) from None
 
 
@@ -186,6 +199,18 @@ def _add(pipeline, chunks, job):
             ids, texts, metadata = (list(column) for column in zip(*some, strict=True))
             pipeline.add(ids, texts, vectors[start : start + _ADDED], metadata=metadata)
             done(len(some))
+
+
+def _tell_of_vectors(pipeline, report):
+    """Tell of documents without a vector, and of an encoder that was fitted to few of them."""
+    stats = pipeline.stats()
+    if stats.vectors < stats.documents:
+        n = stats.documents - stats.vectors
+        report.remark(f"{n:,} documents have no word that the encoder knows: words alone find them")
+    if pipeline.refit_due:
+        fitted = pipeline.encoder.n_texts
+        text = f"the encoder was fitted to {fitted:,} texts, and there are {stats.documents:,} now"
+        report.remark(f"{text}: --refit fits it to all")
 
 
 def _save(pipeline, out) -> int:

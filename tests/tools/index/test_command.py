@@ -173,10 +173,11 @@ def test_what_cannot_be_added_is_refused(folder, capsys):
     assert "No such file" in refused(capsys, "t.csv", "--add")
     index("docs", "t.csv")
     for arguments, message in (
-        ([], "index needs a PATH, or --remove SOURCE"),
-        (["--add"], "index needs a PATH, or --remove SOURCE"),
+        ([], "index needs a PATH, --remove or --refit"),
+        (["--add"], "index needs a PATH, --remove or --refit"),
         (["--add", "--remove", "t.csv"], "--add needs a PATH"),
         (["docs", "--remove", "t.csv"], "--remove with a PATH needs --add"),
+        (["docs", "--refit"], "--refit with a PATH needs --add"),
         (
             ["--remove", "no.txt"],
             "--remove no.txt: no such source in out.llmds, which has",
@@ -253,6 +254,62 @@ def test_a_language(folder, capsys, language):
     assert main(["search", "out.llmds", "Haus", "--json"]) == 0
     assert bool(json.loads(capsys.readouterr().out)) == (language == "german")
     index("t.csv", "--add", "--language", language)
+
+
+def test_an_encoder_that_is_outgrown_can_be_fitted_anew(folder, capsys):
+    index("t.csv")
+    capsys.readouterr()
+    (folder / "new.txt").write_text(
+        "Quarks and gluons.\n\nBosons.\n\nLeptons, muons.\n\nNeutrinos."
+    )
+    index("new.txt", "--add", "--max-tokens=4")
+    lines = capsys.readouterr().err.splitlines()
+    assert "note: 5 documents have no word that the encoder knows: words alone find them" in lines
+    due = "note: the encoder was fitted to 2 texts, and there are 7 now: --refit fits it to all"
+    assert due in lines and not any("refit()" in line for line in lines)
+    before = held()
+    index("--refit")
+    captured = capsys.readouterr()
+    assert "0 added, 0 changed, 0 removed; 7 documents" in captured.out
+    assert not any(line.startswith("note: ") for line in captured.err.splitlines())
+    assert held() == before
+    assert RetrievalPipeline.load("out.llmds").stats().vectors == 7
+
+
+def test_an_encoder_by_name(folder, capsys):
+    pytest.importorskip("wordllama")
+    for name in ("static", "wordllama-64"):
+        index("docs", "--encoder", name)
+        index("t.csv", "--add", "--encoder", name)
+        assert len(held()) == 5
+        assert "has the encoder 'wordllama-" in refused(
+            capsys, "t.csv", "--add", "--encoder", "lsa"
+        )
+        assert main(["search", "out.llmds", "animals in the wild", "-k", "1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["id"] == "k1"
+        assert main(["info", "out.llmds"]) == 0
+        own = "wordllama-256" if name == "static" else name
+        assert f"{'encoder':<14} {own}" in capsys.readouterr().out.splitlines()
+
+
+def test_packages_that_are_missing_are_named(folder, capsys, monkeypatch):
+    pytest.importorskip("wordllama")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    line = refused(capsys, "docs", "--encoder", "sentence-transformers/some-model")
+    assert "pip install 'llmds_nb[st]'" in line
+    index("docs", "--encoder", "static")
+    from llmds_nb.text import static_model
+
+    def missing(*_):
+        raise ImportError("StaticEncoder needs wordllama: pip install 'llmds_nb[static]'")
+
+    monkeypatch.setattr(static_model, "_find", missing)
+    assert "pip install 'llmds_nb[static]'" in refused(capsys, "docs", "--encoder", "static")
+    assert "pip install 'llmds_nb[static]'" in refused(capsys, "t.csv", "--add")
+    assert main(["search", "out.llmds", "salt"]) == 2
+    assert "pip install 'llmds_nb[static]'" in capsys.readouterr().err
+    assert main(["info", "out.llmds"]) == 0
+    assert "cannot be read: " in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_old_file(folder, capsys, monkeypatch):
