@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,14 @@ class Flat(NamedTuple):
         """The column of name f, or none."""
         if not 0 <= f < self.ptr.size - 1:
             return NO_ENTRIES
-        part = slice(int(self.ptr[f]), int(self.ptr[f + 1]))
-        return Column(self.rows[part], self.kinds[part], self.values[part], part.stop - part.start)
+        rows, kinds, values = self.between(f, f + 1)
+        return Column(rows, kinds, values, rows.size)
+
+    def between(self, begin: int, end: int) -> tuple[Int32s, UInt8s, Int64s]:
+        """(rows, kinds, values) of those columns begin..end-1 that there are."""
+        last = self.ptr.size - 1
+        part = slice(int(self.ptr[min(begin, last)]), int(self.ptr[min(end, last)]))
+        return self.rows[part], self.kinds[part], self.values[part]
 
 
 _NO_COLUMNS = Flat(np.zeros(1, np.int64), *NO_ENTRIES[:3])
@@ -272,21 +279,19 @@ class MetadataStore(NamedTuple):
         """All columns end to end. O(size), unless nothing has grown."""
         if not self.grown.columns:
             return self.flat
-        old = self.flat
-        starts = np.zeros(self.names.n, np.int64)
-        lengths = np.zeros(self.names.n, np.int64)
+        old, parts, begin = self.flat, [], 0
         n_old = old.ptr.size - 1
-        starts[:n_old], lengths[:n_old] = old.ptr[:-1], np.diff(old.ptr)
-        parts, end = [old[1:]], old.rows.size
-        grown = list(self.grown.columns)
-        for code, column in zip(self.names.codes(grown), map(self._column, grown), strict=True):
+        lengths = np.zeros(self.names.n, np.int64)
+        lengths[:n_old] = np.diff(old.ptr)
+        names = list(self.grown.columns)
+        columns = zip(self.names.codes(names), map(self._column, names), strict=True)
+        for code, column in sorted(columns, key=itemgetter(0)):
             if column.m:  # else the name, too, may be another store's
-                starts[code - 1], lengths[code - 1] = end, column.m
-                parts.append(column[:3])
-                end += column.m
-        ptr = offsets(lengths)
-        places = np.repeat(starts - ptr[:-1], lengths) + np.arange(ptr[-1])
-        return Flat(ptr, *(np.concatenate(part)[places] for part in zip(*parts, strict=True)))
+                f = code - 1
+                parts += [old.between(begin, f), column[:3]]
+                lengths[f], begin = column.m, f + 1
+        parts.append(old.between(begin, n_old))
+        return Flat(offsets(lengths), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def _apart(self):
         """A copy that shares nothing that a store can add to."""
