@@ -144,23 +144,21 @@ class MetadataStore(NamedTuple):
         flat = self._flat()
         new_rows = np.full(self.n, ABSENT, np.int64)
         new_rows[rows] = np.arange(rows.size)
-        n_fields = flat.ptr.size - 1
-        of_field = np.repeat(np.arange(n_fields), np.diff(flat.ptr))
         new = new_rows[flat.rows]
-        order = np.flatnonzero(new != ABSENT)
+        kept = new != ABSENT
+        counts = np.diff(offsets(kept)[flat.ptr])
+        new, kinds, values = new[kept].astype(np.int32), flat.kinds[kept], flat.values[kept]
         if (rows[1:] < rows[:-1]).any():
-            order = order[np.lexsort((new[order], of_field[order]))]
-        counts = np.bincount(of_field[order], minlength=n_fields)
-        kinds, values = flat.kinds[order], flat.values[order]
+            order = np.lexsort((new, np.repeat(np.arange(counts.size), counts)))
+            new, kinds, values = new[order], kinds[order], values[order]
         is_string = kinds == k.STR
         used = np.zeros(self.strings.n + 1, np.bool_)
         used[values[is_string]] = used[0] = True
         values[is_string] = (np.cumsum(used) - 1)[values[is_string]]
-        ptr, new = offsets(counts[counts > 0]), new[order].astype(np.int32)
         indptr = offsets(self.indptr[rows + 1] - self.indptr[rows])
         blob = np.empty(int(indptr[-1]), np.uint8)
         k.parts_copy(self.blob, self.indptr, np.ascontiguousarray(rows), blob)
-        n, flat = int(rows.size), Flat(ptr, new, kinds, values)
+        n, flat = int(rows.size), Flat(offsets(counts[counts > 0]), new, kinds, values)
         names, strings = self.names.kept(counts > 0), self.strings.kept(used[1:])
         return MetadataStore(n, indptr, blob, flat, _Grown(n), names, strings)
 
