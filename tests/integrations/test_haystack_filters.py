@@ -18,15 +18,16 @@ from haystack.errors import FilterError
 
 from llmds_nb.integrations.haystack import LlmdsDocumentStore
 
-# Two names only, so that conditions often meet what documents have. No 0, 1 and bool together:
-# these are equal to Haystack. No lists of what is compared: these are equal to an element here.
+# Two names only, so that conditions often meet what documents have. Of what Haystack has otherwise
+# there is none: 0 and 1, which are equal to a bool, an order of bools, and lists.
 DATES = [
     "2024-01-01", "2024-01-01T00:00:00", "2024-01-01T02:00:00+02:00", "2024-01-01T00:00:00Z",
     "2024-06-01T12:30:00", "2023-12-31T22:00:00-03:00", "1969-07-21T20:17:40.5",
 ]  # fmt: skip
-SCALARS = st.sampled_from([None, True, False, 2, 3, -2, 2.0, 2.5, 10**15, "a", "b", "", *DATES])
+FLAGS = st.sampled_from([None, True, False])
+SCALARS = st.sampled_from([None, 2, 3, -2, 2.0, 2.5, 10**15, "a", "b", "", *DATES])
 LEVEL = st.dictionaries(st.sampled_from("xy"), SCALARS, max_size=2)
-METAS = st.dictionaries(st.sampled_from("xy"), SCALARS | LEVEL, max_size=2)
+METAS = st.fixed_dictionaries({}, optional=dict.fromkeys("xy", SCALARS | LEVEL) | {"flag": FLAGS})
 FIELDS = st.sampled_from(["meta.x", "meta.y", "meta.x.x", "meta.x.y", "x", "id", "content"])
 ORDERS = st.sampled_from(
     [2, 2.5, -1, None, *DATES, datetime(2024, 1, 1), datetime(2024, 1, 1, tzinfo=UTC)]
@@ -36,13 +37,14 @@ ORDERS = st.sampled_from(
 def conditions():
     fields = {"field": FIELDS}
     equal = {**fields, "operator": st.sampled_from(["==", "!="]), "value": SCALARS}
+    flag = {**equal, "field": st.just("meta.flag"), "value": FLAGS | SCALARS}
     among = {"operator": st.sampled_from(["in", "not in"]), "value": st.lists(SCALARS, max_size=3)}
     order = {
         "field": FIELDS.filter(lambda name: name[0] not in "ic"),
         "operator": st.sampled_from([">", ">=", "<", "<="]),
         "value": ORDERS,
     }
-    return st.one_of(*map(st.fixed_dictionaries, (equal, {**fields, **among}, order)))
+    return st.one_of(*map(st.fixed_dictionaries, (equal, flag, {**fields, **among}, order)))
 
 
 FILTERS = st.recursive(
