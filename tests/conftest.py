@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 
 # Before numpy is imported: two processes with two BLAS threads each wait for one another's cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Before haystack is: it would report its use over the network.
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
 if os.environ.get("NUMBA_BOUNDSCHECK") == "1":
     # No array has spare room, where a write beyond what was asked for would not be noticed.

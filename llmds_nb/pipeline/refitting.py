@@ -33,9 +33,9 @@ class Notices:
         self._without: Any = ()
 
     def after_add(self, snapshot: Snapshot, n_added: int, n_without: int) -> None:
-        """Log a warning where a refit is due, or documents were added without a vector. O(1)."""
+        """Log a warning where a refit is due, or the encoder gave documents no vector. O(1)."""
         embedder = snapshot.embedder
-        if n_without and self._without is not embedder:
+        if n_without and embedder.encoder is not None and self._without is not embedder:
             self._without = embedder
             logger.warning(
                 "%d of %d added documents have a vector of zeros, as of texts without a word that "

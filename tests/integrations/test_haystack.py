@@ -1,9 +1,5 @@
 """LlmdsDocumentStore in Haystack's own tests of document stores, and beside its in-memory store."""
 
-import os
-
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
-
 import copy
 import pickle
 import subprocess
@@ -340,3 +336,10 @@ def test_the_extra_is_named_where_it_is_missing():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     assert "needs haystack-ai: pip install 'llmds_nb[haystack]'" in result.stderr
+
+
+def test_documents_without_embeddings_are_no_news(caplog):
+    store = LlmdsDocumentStore()
+    store.write_documents([Document(content="salt"), Document(content="x", embedding=[1.0, 0.0])])
+    store.write_documents([Document(content="water")])
+    assert caplog.records == []

@@ -1,9 +1,5 @@
 """Filters of LlmdsDocumentStore beside those of Haystack's in-memory store."""
 
-import os
-
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
-
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest

@@ -178,6 +178,13 @@ def test_by_words_alone(folder, tmp_path):
     assert list(figures["rankings"]) == ["sparse"]
 
 
+def test_static_vectors(folder, tmp_path):
+    pytest.importorskip("wordllama")
+    figures = evaluated(folder, "--encoder", "static", tmp_path=tmp_path)
+    assert list(figures["rankings"]) == sorted(run.RANKINGS)
+    assert figures["conditions"]["encoder"] == "static"
+
+
 def test_vectors_of_the_users_own(folder, tmp_path, capsys):
     topics = np.eye(4, dtype=np.float16)
     np.save(tmp_path / "d.npy", topics[np.arange(24) % 4])
@@ -272,6 +279,8 @@ def test_refusals(folder, tmp_path, capsys, monkeypatch):
     assert "--tune-split x: " in refused(capsys, folder, "--tune-split", "x")
     assert "'klingon'" in refused(capsys, folder, "--language", "klingon")
     assert "no-such-encoder" in refused(capsys, folder, "--encoder", "no-such-encoder")
+    missing = refused(capsys, folder, "--encoder", "sentence-transformers/none")
+    assert "sentence-transformers" in missing
     (tmp_path / "file").touch()
     assert "is a file" in refused(capsys, folder, "--save-run", tmp_path / "file")
     assert "there is no folder" in refused(capsys, folder, "--save-run", tmp_path / "a" / "b")

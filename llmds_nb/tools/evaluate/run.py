@@ -63,6 +63,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     BadInput for what the options or the files name wrongly, and without ir-measures.
     """
     measures.require()
+    pipeline = _pipeline(options)
     given = beir.read(
         options.folder, progress, split=options.split, tuning_split=options.tuning_split,
         strict=options.strict,
@@ -71,9 +72,9 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     if options.saves_runs:
         measures.check_names([*given.gains, *given.documents.names])
     vectors = _vectors(options.vectors, given) if options.vectors else None
-    pipeline = _pipeline(options)
     with progress.stage("load kernels"):
-        warmup(["RetrievalPipeline", "LsaEncoder", "Tokenizer"])
+        own = {"lsa": "LsaEncoder", "static": "StaticEncoder"}.get(options.encoder)
+        warmup(["RetrievalPipeline", "Tokenizer", *([own] if own else [])])
     seconds = _build(pipeline, given.documents.texts, vectors and vectors[0], progress)
     bench = _Bench(pipeline, given, vectors and vectors[1])
     runs, weights = _rankings(bench, progress)
@@ -150,7 +151,8 @@ def _build(pipeline, texts, vectors, progress) -> float:
             else:
                 pipeline.add(range(len(texts)), texts, vectors)
             done(len(texts))
-    except ValueError as error:  # no text holds a word, or a vector is not finite
+    # No text holds a word, a vector is not finite, or an encoder's package or model is missing.
+    except (ValueError, ImportError, OSError) as error:
         raise BadInput(str(error)) from None
     return time.perf_counter() - start
 
@@ -180,7 +182,9 @@ class _Bench:
         if self.vectors is not None:
             return self.vectors[i]
         encoder = self.pipeline.encoder
-        return getattr(encoder, "encode", encoder)([self.texts[i]])[0]
+        ways = (getattr(encoder, name, None) for name in ("encode_queries", "encode"))
+        encode = next((way for way in ways if way is not None), encoder)
+        return encode([self.texts[i]])[0]
 
     def tune(self, pipeline: RetrievalPipeline, names: Sequence[str], gains: beir.Gains) -> float:
         """The weight that `pipeline` chooses, and then has, on these queries."""
