@@ -20,7 +20,7 @@ from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
 from .embedder import Embedder, checked_vectors
 from .filtering import MaskCache
-from .keys import KeyStore, as_keys, new_keys, object_array
+from .keys import KeyStore, as_keys, new_keys, object_array, plain_ids
 from .metadata import checked_metadata, parsed_where
 from .refitting import Notices
 from .results import Document
@@ -82,18 +82,19 @@ class HybridIndex:
 
     def __contains__(self, id: object) -> bool:
         if not isinstance(id, str):
-            if self.snapshot.keys is not None:
-                return False
             id = validation.id_or_none(id)
-        elif self.snapshot.keys is None:
+        if id is None:
             return False
-        return id is not None and bool(self._found([id])[2][0] != ABSENT)
+        try:
+            return bool(self._found(plain_ids(id))[2][0] != ABSENT)
+        except TypeError:  # of the other kind
+            return False
 
     def _found(self, ids):
         """The snapshot at one moment, and the numbers and rows of ids of its kind in it."""
         while True:
             snapshot = self.snapshot
-            numbers = snapshot.asked(ids)
+            numbers = snapshot.numbers(ids)
             rows = snapshot.texts.find(numbers)
             if self.snapshot is snapshot:  # as it mostly is: its table was that of the rows, too
                 return snapshot, numbers, rows
@@ -173,6 +174,7 @@ class HybridIndex:
 
     def remove(self, ids: Any) -> None:
         """See RetrievalPipeline.remove."""
+        ids = plain_ids(ids)
         with self.write_lock:
             snapshot, dense = self.snapshot, self.dense
             numbers = snapshot.numbers(ids)
@@ -215,6 +217,7 @@ class HybridIndex:
 
     def get(self, ids: Any) -> list[str | None]:
         """See RetrievalPipeline.get."""
+        ids = plain_ids(ids, unique=False, padded=True)
         snapshot, numbers, rows = self._found(ids)
         _check_known(ids, numbers, rows)
         return snapshot.texts.texts(rows)
@@ -222,6 +225,7 @@ class HybridIndex:
     def documents(self, ids: Any) -> list[Any]:
         """See RetrievalPipeline.documents."""
         if not isinstance(ids, Hits):
+            ids = plain_ids(ids, unique=False, padded=True)
             snapshot, numbers, rows = self._found(ids)
             _check_known(ids, numbers, rows)
             known = numbers if snapshot.keys is None else snapshot.keys.keys_of(numbers)
@@ -229,9 +233,7 @@ class HybridIndex:
             return [document for document in found if document is not None]
         wanted, scores = np.asarray(ids.ids), np.asarray(ids.scores)
         flat, n = wanted.ravel(), wanted.shape[-1]
-        if flat.dtype != object and (flat == ABSENT).all():  # of a time without documents
-            flat = np.full(flat.size, None)
-        snapshot, _, rows = self._found(flat)
+        snapshot, _, rows = self._found(plain_ids(flat, unique=False, padded=True))
         found = _documents(snapshot, flat.tolist(), rows, scores.ravel().tolist())
         parts = [found[i * n : (i + 1) * n] for i in range(len(wanted) if wanted.ndim > 1 else 1)]
         hits = [[document for document in part if document is not None] for part in parts]
@@ -311,8 +313,6 @@ def _check_known(ids, numbers, rows):
     unknown = (rows == ABSENT) & (numbers != ABSENT)
     if unknown.any():
         place = int(unknown.argmax())
-        if isinstance(ids, str):
-            ids = [ids]
         id_ = numbers[place] if numbers[place] != UNKNOWN else shown(ids[place])
         raise KeyError(f"id {id_} is not in the pipeline")
 

@@ -18,6 +18,8 @@ from .text_store import check_utf8, is_mapped
 
 Ids: TypeAlias = ArrayLike | str | Sequence[str]
 
+PlainIds: TypeAlias = Int64s | list[str | None]
+
 _SPARE_ROWS = 16  # unused ones that are not worth a compaction
 _FIRST_ROWS = 32
 
@@ -230,6 +232,45 @@ def as_keys(values: Any, name: str = "ids") -> list[str] | None:
                 raise TypeError(f"{name} must be all str or all int, not {shown(key)} among str")
             keys[place] = validation.exact(key)
     return keys
+
+
+def plain_ids(
+    values: Any, name: str = "ids", *, unique: bool = True, padded: bool = False
+) -> PlainIds:
+    """Ids of either kind as int64[n], or as a list of str: later, no code of the caller's runs.
+
+    With `padded` they may be -1, or None, which is -1 or None in the list as well.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are no ids, of both kinds, or repeated where they must be `unique`.
+    """
+    if hasattr(values, "__array__") and not isinstance(values, np.ndarray | np.generic):
+        values = np.asarray(values)  # the only time
+    if padded and values is None:
+        return np.array([ABSENT])
+    if padded and (
+        isinstance(values, list | tuple) or getattr(values, "dtype", None) == np.dtype("O")
+    ):
+        values = list(values)
+        given = [value for value in values if value is not None]
+        if len(given) < len(values):
+            ids = plain_ids(given, name, unique=unique, padded=True)
+            if isinstance(ids, list):
+                left = iter(ids)
+                return [None if value is None else next(left) for value in values]
+            numbers = np.full(len(values), ABSENT)
+            numbers[[value is not None for value in values]] = ids
+            return numbers
+    keys = as_keys(values, name)
+    if keys is None:
+        if padded:
+            return validation.integers(values, name, low=ABSENT)
+        return validation.ids(values, name, unique=unique)
+    if unique:
+        distinct_keys(keys, name)
+    return list(keys)
 
 
 def new_keys(keys: list[str], n: int) -> None:

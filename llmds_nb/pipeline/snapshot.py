@@ -1,11 +1,9 @@
 """What a pipeline holds after one write, and the settings of its halves."""
 
-from collections.abc import Sized
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._core import validation
 from .._core.publishing import Changes
 from .._core.storage import share
 from .._core.typing import Int64s
@@ -14,7 +12,7 @@ from ..bm25.index import InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
 from .embedder import Embedder
-from .keys import KeyStore, as_keys, distinct_keys
+from .keys import KeyStore, PlainIds
 from .metadata import MetadataStore
 from .text_store import TextStore
 
@@ -40,58 +38,37 @@ class Snapshot(NamedTuple):
         """The metadata of every row."""
         return MetadataStore.empty(self.texts.n) if self.metadata is None else self.metadata
 
-    def numbers(self, ids: Any, name: str = "ids", *, unique: bool = True) -> Int64s:
+    def numbers(self, ids: PlainIds, name: str = "ids") -> Int64s:
         """The numbers int64[n] by which the halves know ids, UNKNOWN where they do not.
 
-        Ids of type int are their own numbers, known or not.
-
-        Raises
-        ------
-        TypeError
-            Ids of the other kind than those of the pipeline.
-        ValueError
-            An id is repeated, unless `unique` is False.
+        Ids of type int are their own numbers, known or not; None and -1 are ABSENT. Raises
+        TypeError for ids of the other kind than those of the pipeline.
         """
-        keys = as_keys(ids, name)
-        if keys is None and self.keys is None:
-            return validation.ids(ids, name, unique=unique)
-        if keys is None:
-            if isinstance(ids, Sized) and not len(ids):
-                return np.zeros(0, np.int64)
-            raise TypeError(f"{name} must be str, as those of this pipeline are, not {shown(ids)}")
-        if unique:
-            distinct_keys(keys, name)
+        if not isinstance(ids, list):
+            given = ids[ids != ABSENT]
+            if self.keys is not None and given.size:
+                self.check_kind(None, name, given[0])
+            return ids
+        numbers = np.full(len(ids), ABSENT)
+        places = [place for place, key in enumerate(ids) if key is not None]
+        keys = [key for key in ids if key is not None]
         if self.keys is None:
             self.check_kind(keys, name)
-            return np.full(len(keys), UNKNOWN)
-        numbers = self.keys.find(keys)
-        numbers[numbers == ABSENT] = UNKNOWN
+            numbers[places] = UNKNOWN
+        else:
+            found = self.keys.find(keys)
+            numbers[places] = np.where(found == ABSENT, UNKNOWN, found)
         return numbers
 
-    def check_kind(self, keys: list[str] | None, name: str = "ids") -> None:
+    def check_kind(self, keys: list[str] | None, name: str = "ids", number: Any = None) -> None:
         """Refuse str ids where those of the pipeline are int, and int ones (None) for str."""
         if keys is None and self.keys is not None:
-            raise TypeError(f"{name} must be str, as those of this pipeline are")
-        if keys is not None and self.keys is None and self.next_id:
+            but = "" if number is None else f", not {number}"
+            raise TypeError(f"{name} must be str, as those of this pipeline are{but}")
+        if keys and self.keys is None and self.next_id:
             raise TypeError(
                 f"{name} must be int, as those of this pipeline are, not {shown(keys[0])}"
             )
-
-    def asked(self, ids: Any) -> Int64s:
-        """`numbers` of ids that may repeat, be None, or be the int -1: ABSENT for both."""
-        if ids is None:
-            return np.array([ABSENT])
-        if isinstance(ids, list | tuple) or getattr(ids, "dtype", None) == np.dtype("O"):
-            ids = list(ids)
-            given = [id_ for id_ in ids if id_ is not None]
-            if len(given) < len(ids):
-                numbers = np.full(len(ids), ABSENT)
-                if given:
-                    numbers[[id_ is not None for id_ in ids]] = self.asked(given)
-                return numbers
-        if self.keys is None and as_keys(ids) is None:
-            return validation.integers(ids, "ids", low=ABSENT)
-        return self.numbers(ids, unique=False)
 
 
 class Settings(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from .._core import validation
 from .._core.typing import Int64s
 from .._core.validation import shown
+from .keys import plain_ids
 from .search import Request, Searcher, fuse
 from .snapshot import UNKNOWN, Snapshot
 
@@ -57,12 +58,12 @@ def gains_of(relevant: Any, n_queries: int, snapshot: Snapshot) -> list[dict[int
     gains = []
     for judged in relevant:
         if isinstance(judged, Mapping):
-            ids = snapshot.numbers(list(judged), "relevant")
+            ids = snapshot.numbers(plain_ids(list(judged), "relevant"), "relevant")
             values = validation.reals(list(judged.values()), "relevant", infinite=False)
             validation.same_length("gains", values, "ids", ids)
         else:
             listed = list(judged) if isinstance(judged, set | frozenset) else judged
-            ids = snapshot.numbers(listed, "relevant")
+            ids = snapshot.numbers(plain_ids(listed, "relevant"), "relevant")
             values = np.ones(ids.size)
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")

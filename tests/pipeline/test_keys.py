@@ -133,7 +133,8 @@ def test_the_first_documents_decide_the_kind_of_ids():
             of_names.add(ids, ["x"], MATRIX[:1])
     for call in (of_names.get, of_names.remove):
         with pytest.raises(TypeError, match="ids must be str"):
-            call([-1])
+            call([3])
+    assert of_names.get([-1, None]) == [None, None]  # as a search of no documents pads
 
 
 @pytest.mark.parametrize(
@@ -228,3 +229,28 @@ def test_a_mapped_file_with_a_key_twice_is_found_at_the_first_look_up(tmp_path):
         other.get("ab")
     with pytest.raises(CorruptFileError, match="twice"):
         other.add(["new"], ["x"], MATRIX[:1])
+
+
+class _Adding:
+    """Ids whose conversion to an array adds a document of its own, each time."""
+
+    def __init__(self, pipeline, ids, new):
+        self.pipeline, self.ids, self.new, self.times = pipeline, ids, iter(new), 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.times += 1
+        self.pipeline.add([next(self.new)], ["added meanwhile"], MATRIX[:1])
+        return np.array(self.ids)
+
+
+@pytest.mark.parametrize("are_str", [False, True])
+@pytest.mark.parametrize("call", ["get", "documents", "remove"])
+def test_ids_that_change_the_pipeline_are_converted_once(call, are_str):
+    pipeline = RetrievalPipeline(dim=2)
+    old, new = (["a", "b"], ["c", "d"]) if are_str else ([1, 2], [3, 4])
+    pipeline.add(old, ["one", "two"], MATRIX[:2])
+    given = _Adding(pipeline, old[:1], new)
+    getattr(pipeline, call)(given)
+    assert given.times == 1 and new[0] in pipeline  # the write of `remove` came after it
+    assert (old[0] in pipeline) == (call != "remove")
+    pipeline.check()

@@ -191,12 +191,12 @@ def test_searches_see_before_or_after(seconds):
     for worker in workers:
         worker.start()
     deadline, turn = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline and not wrong:
+    # On a busy machine until there is something to be seen.
+    while (time.monotonic() < deadline or turn <= 5 or sum(searches) <= 50) and not wrong:
         turn += 1
         write(turn)
     stop.set()
     for worker in workers:
         worker.join()
     assert not wrong
-    assert turn > 5 and sum(searches) > 50
     pipeline.check()
