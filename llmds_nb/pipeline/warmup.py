@@ -19,6 +19,7 @@ def warm_up(pipeline_class: Any) -> None:
     pipeline.get(1)
     named = pipeline_class(dim=32)
     named.add(["a", "b"], ["warm up"] * 2, vectors[:2], metadata=[{"a": 1}, {"a": "x"}])
+    named.add(["a"], ["again"], vectors[:1])  # its row is no longer its number
     options = {"where": {"a": {"$lt": 2}}, "diversity": 0.5, "group_by": "a"}
     named.documents(named.search("warm", vectors=vectors[0], **options))
     named.search("warm", vectors=vectors[0], where={"a": {"$gt": "b"}})
