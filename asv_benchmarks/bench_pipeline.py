@@ -101,6 +101,45 @@ class Search:
             self.one(query, vector)
 
 
+class SingleAdds:
+    """500 documents, one an `add`, with a str id and metadata, into 5,000.
+
+    "halves" adds their vectors and texts to an HNSW and an InvertedIndex.
+    """
+
+    params = (["llmds_nb", "halves"],)
+    param_names = ("impl",)
+    version = "1"
+    number, repeat, warmup_time = 1, 5, 0.0
+
+    def setup(self, impl):
+        texts, vectors, _, _ = _corpus()
+        metadata = [{"year": 2000 + i % 20, "source": f"file {i // 9}"} for i in range(N)]
+        keys, start = [f"document {i}" for i in range(N)], N - 500
+        if impl == "halves":
+            dense, sparse = ours("HNSW")(DIM, metric="cosine"), ours("InvertedIndex")()
+            dense.add(vectors[:start])
+            sparse.add(None, texts[:start])
+
+            def one(i):
+                dense.add(vectors[i])
+                sparse.add(None, texts[i])
+
+        else:
+            pipeline = ours("RetrievalPipeline")()
+            described = {"metadata": metadata[:start]}
+            pipeline.add(keys[:start], texts[:start], vectors[:start], **described)
+
+            def one(i):
+                pipeline.add(keys[i], texts[i], vectors[i], metadata=metadata[i])
+
+        self.one, self.left = one, range(start, N)
+
+    def time_adds(self, impl):
+        for i in self.left:
+            self.one(i)
+
+
 class HotQuery:
     """1,000 times the same query with a cached answer; the control is a dict."""
 

@@ -39,13 +39,14 @@ class Changed(NamedTuple):
 
 
 class RowTable:
-    """The hash table of a store, id -> row; of one that was loaded it is made at the first look-up.
+    """The hash table of a store, id -> row; of one that was loaded it is made when it is needed.
 
     Built from `ids` by row, ABSENT for rows without one.
     """
 
     def __init__(self, ids: Int64s | None = None, table: Int64s | None = None) -> None:
         self._ids, self._table = ids, table
+        self._ascend = ids is not None and ids.size > 0 and bool((ids[1:] > ids[:-1]).all())
         self._lock = new_lock()
 
     @property
@@ -63,15 +64,31 @@ class RowTable:
             self._ids = None
             return self._table
 
+    def find(self, ids: Int64s) -> Int64s:
+        """Row of each id int64[n], or ABSENT; needs no table where loaded ids ascend."""
+        own, rows = self._loaded_ids() if self._ascend else None, np.empty(ids.size, np.int64)
+        if own is None:
+            table_find_many(self.table, ids, rows)
+            return rows
+        rows[:] = np.searchsorted(own, ids)
+        rows[rows == own.size] = 0
+        rows[own[rows] != ids] = ABSENT
+        return rows
+
     def pairs(self) -> tuple[Int64s, Int64s]:
         """Every id and its row, int64[n_ids] each, by row."""
-        ids = self._ids
+        ids = self._loaded_ids()
         if ids is not None:
             rows = np.arange(len(ids))
             if ids.min(initial=0) == ABSENT:
                 rows = rows[ids != ABSENT]
             return ids[rows], rows
         return _by_row(table_pairs(self.table))
+
+    def _loaded_ids(self):
+        """Those that the table is yet to be made of."""
+        ids = self._ids
+        return ids if self._table is None else None
 
     @property
     def nbytes(self) -> int:
@@ -124,9 +141,7 @@ class TextStore(NamedTuple):
 
     def find(self, ids: Int64s) -> Int64s:
         """Row of each id int64[n], or ABSENT."""
-        rows = np.empty(ids.size, np.int64)
-        table_find_many(self.table, ids, rows)
-        return rows
+        return self.row_table.find(ids)
 
     def find_slowly(self, ids: Int64s) -> Int64s:
         """`find` for ids that this store has, whatever the table has become since. O(n)."""
@@ -247,8 +262,8 @@ class TextStore(NamedTuple):
     def from_state(cls, arrays: dict, header: dict) -> "TextStore":
         """The store whose `state` this is. O(bytes), of a mapped file O(n).
 
-        The texts of a large mapped file are checked to be UTF-8 when they are read, and its hash
-        table is made at the first look-up of an id.
+        The texts of a large mapped file are checked to be UTF-8 when they are read. The hash table
+        is made at the first write, or look-up of an id if the ids do not ascend.
 
         Older files hold pairs of an id and its row, and some the unused rows of the table as well,
         their value ABSENT.

@@ -67,6 +67,13 @@ def _pipeline():
     return pipeline
 
 
+def _documents():
+    pipeline = llmds_nb.RetrievalPipeline(dim=8)
+    metadata = [{"a": i, "b": "xy"[i % 2]} for i in range(4)]
+    pipeline.add(list("abcd"), TEXTS, _vectors(0)[:4], metadata=metadata)
+    return pipeline
+
+
 def _cache(**settings):
     cache = llmds_nb.KVCache(64, 2, key=b"k", **settings)
     for seq_id in range(4):
@@ -179,6 +186,28 @@ WORK = {
             lambda p: _found(p.search(["red fox", "ghost"], 3, vectors=QUERIES[:2])),
             lambda p: _found(p.search("blue sky night", 4, vectors=QUERIES[2])),
             lambda p: p.get([1, 2]),
+        ],
+    ),
+    "RetrievalPipeline-documents": Work(
+        _documents,
+        [
+            lambda p: p.add(list("acd"), OTHER_TEXTS, _vectors(1)[:3], metadata=[{"a": 1}] * 3),
+            lambda p: p.remove(["a", "d"]),
+            lambda p: p.add(["e"] * 1, ["red"], _vectors(1)[:1], metadata=[{"b": "x", "a": 3}]),
+            lambda p: p.remove(["e", "c"]),
+            lambda p: p.add(
+                list("acd"),
+                [TEXTS[0], *TEXTS[2:]],
+                _vectors(0)[[0, 2, 3]],
+                metadata=[{"a": i, "b": "xy"[i % 2]} for i in (0, 2, 3)],
+            ),
+        ],
+        [
+            lambda p: _found(p.search(["red fox", "ghost"], 3, vectors=QUERIES[:2])),
+            lambda p: _found(p.search("blue sky", 4, vectors=QUERIES[2], where={"a": {"$lt": 3}})),
+            lambda p: _found(p.search("red", 4, vectors=QUERIES[2], group_by="b", diversity=0.5)),
+            lambda p: repr(p.documents(["b"])),
+            lambda p: [key in p for key in "abe"][1],
         ],
     ),
     "LsaEncoder": Work(

@@ -8,14 +8,27 @@ import pytest
 from llmds_nb import CorruptFileError, RetrievalPipeline
 from llmds_nb._core.file_format import read_bytes, write
 
-from .samples import MATRIX, small
+from .samples import DOCUMENTS, MATRIX, small
+
+KEYS = ["a", "bé", "c", "\ud800", "名"]
 
 VALUES = [-(2**63), -2, -1, 0, 1, 2, 2**31, 2**62, 10**30, None, True, 1.5, "1", [], {}, "missing"]
 
 
-def opened():
+def named():
+    """A pipeline of str ids and metadata, with rows that are not in use."""
+    pipeline = RetrievalPipeline()
+    metadata = [{"a": i, "b": {"c": ["x", i / 2]}, "d": str(i)} for i in range(5)]
+    pipeline.add(KEYS, DOCUMENTS, MATRIX, metadata=metadata)
+    pipeline.add(KEYS[:1], ["red"], MATRIX[:1], metadata=[{"a": "new"}])
+    pipeline.add(["gone"], ["red"], MATRIX[:1])
+    pipeline.remove(["gone"])
+    return pipeline
+
+
+def opened(make=small):
     """(arrays, header) of a file, to be changed."""
-    _, arrays, header = read_bytes(small().to_bytes())
+    _, arrays, header = read_bytes(make().to_bytes())
     return {array: values.copy() for array, values in arrays.items()}, header
 
 
@@ -37,6 +50,67 @@ def use(arrays, header):
     pipeline.search("red sky", vectors=np.ones(2))
     pipeline.check()
     return True
+
+
+def use_named(arrays, header, path):
+    """As `use`, for `named`, read and mapped."""
+    with open(path, "wb") as file:
+        write(file, "RetrievalPipeline", arrays, header)
+    whole = 0
+    for mmap in (False, True):
+        try:
+            pipeline = RetrievalPipeline.load(path, mmap=mmap)
+            pipeline.documents(pipeline.search(["red sky"], 6, vectors=[[1, 1]], group_by="a"))
+            pipeline.documents(pipeline.search("sea", 6, vectors=[1, 1], where={"a": {"$gt": 0}}))
+            pipeline.search("sea", 6, vectors=[1, 1], where={"b.c": "x", "d": {"$lte": "3"}})
+            pipeline.search("sea", 6, vectors=[1, 1], filter=KEYS, diversity=0.5)
+            pipeline.get([key for key in KEYS if key in pipeline])
+            pipeline.add([*KEYS[:2], "y"], ["s", "t", "u"], MATRIX[:3], metadata=[{"a": 1}] * 3)
+            pipeline.remove([key for key in KEYS[1:] if key in pipeline])
+            pipeline.search("red sky", vectors=np.ones(2))
+        except CorruptFileError:
+            continue
+        whole += 1
+    return whole
+
+
+NAMED_PARTS = ["index/keys/", "index/texts/", "index/metadata/"]
+
+
+@pytest.mark.parametrize("part", NAMED_PARTS)
+def test_random_edits_of_keys_and_metadata(part, tmp_path):
+    assert use_named(*opened(named), tmp_path / "p") == 2
+    n_whole = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        arrays, header = opened(named)
+        own = [name for name, values in arrays.items() if values.size and name.startswith(part)]
+        values = arrays[rng.choice(own)].reshape(-1)
+        if rng.random() < 0.5:
+            values.view(np.uint8)[rng.integers(0, values.nbytes, 3)] = rng.integers(0, 256, 3)
+        else:
+            values[rng.integers(0, values.size, 2)] = values[rng.integers(0, values.size)]
+        n_whole += use_named(arrays, header, tmp_path / "p")
+    assert 0 < n_whole < 120
+
+
+@pytest.mark.parametrize("part", NAMED_PARTS)
+def test_keys_and_metadata_of_other_forms_are_refused(part, tmp_path):
+    for name, values in opened(named)[0].items():
+        if not name.startswith(part):
+            continue
+        for form in (values[:-1], values[None], values.astype(np.float64)):
+            if form.shape == values.shape and form.dtype == values.dtype:
+                continue
+            arrays, header = opened(named)
+            arrays[name] = form
+            assert not use_named(arrays, header, tmp_path / "p"), (name, form.dtype, form.shape)
+    for group, field in (("keys", "n"), ("metadata", "n"), ("texts", "n_ids")):
+        for value in VALUES:
+            arrays, header = opened(named)
+            whole = header["index"][group][field] == value and type(value) is int
+            header["index"][group][field] = value
+            assert use_named(arrays, header, tmp_path / "p") == 2 * whole
 
 
 def test_unchanged_file():

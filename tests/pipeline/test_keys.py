@@ -197,6 +197,21 @@ def test_a_failed_add_leaves_no_key(monkeypatch):
     pipeline.check()
 
 
+@pytest.mark.parametrize("ids", [[3, 5, 9], [9, 3, 5], []])
+def test_ids_of_a_loaded_file_are_found_before_and_after_a_write(ids):
+    pipeline = RetrievalPipeline(dim=2)
+    pipeline.add(ids, ["x", "y", "z"][: len(ids)], MATRIX[: len(ids)])
+    other = RetrievalPipeline.from_bytes(pipeline.to_bytes())
+    for _ in range(2):
+        assert [id_ in other for id_ in range(11)] == [id_ in ids for id_ in range(11)]
+        assert other.get(ids) == ["x", "y", "z"][: len(ids)] and 2**63 - 1 not in other
+        with pytest.raises(KeyError):
+            other.get([10])
+        other.add([10], ["new"], MATRIX[:1])
+        other.remove([10])
+        other.check()
+
+
 @pytest.mark.parametrize("mmap", [False, True])
 def test_files_keep_the_keys(tmp_path, mmap):
     pipeline = named()
