@@ -241,7 +241,8 @@ def _csv_rows(file, content, fields, report) -> Iterator[tuple[int, dict]]:
 
 def _split_rows(file, text, report) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, cells) of each row that is not blank."""
-    head = text.lstrip().partition("\n")[0]  # the mark that gives it most columns is the file's
+    head = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+    # Of a file is the mark that gives its first line most columns.
     mark = max(",;\t", key=lambda mark: len(next(csv.reader([head], delimiter=mark), ())))
     if file.path.name.lower().removesuffix(".gz").endswith(".tsv"):
         mark = "\t"

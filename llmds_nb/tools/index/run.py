@@ -49,10 +49,13 @@ class Job(NamedTuple):
     progress: Progress
     refit: bool = False  # whether the encoder is to be fitted to all documents of the file
 
-    def read(self) -> dict[str, list[Chunk]]:
-        """The chunks of each source at the paths; tells what was left out."""
+    def read(self, out: Path) -> dict[str, list[Chunk]]:
+        """The chunks of each source at the paths, of which `out` must be none."""
         try:
             files = find_files(self.paths, self.report)
+            for file in files:
+                if out.exists() and file.path.samefile(out):
+                    raise BadInput(f"--out {out}: is one of the texts")
             return read_chunks(files, self.options, self.report, self.progress)
         except OSError as error:
             raise BadInput(f"{error.filename}: {error.strerror or error}") from None
@@ -88,7 +91,7 @@ def build(job: Job, out: Path) -> Result:
     """
     with _our_faults():
         pipeline = job.settings.new_pipeline()
-    read = job.read()
+    read = job.read(out)
     chunks = [chunk for chunks in read.values() for chunk in chunks]
     if not chunks:
         skipped = job.report.skipped
@@ -110,11 +113,12 @@ def update(job: Job, removed: Sequence[str], out: Path) -> Result:
     settings or ids that are not those of the file; then it is left as it is.
     """
     with bad_input(out, ValueError, ImportError):
+        opened = out.stat()
         pipeline = RetrievalPipeline.load(out)
     job.settings.check(pipeline, str(out))
     held = Held(pipeline, str(out), job.progress)
     gone = {source for name in removed for source in held.sources_of(name)}
-    read = job.read() if job.paths else {}
+    read = job.read(out) if job.paths else {}
     both = sorted(gone & read.keys())
     if both:
         raise BadInput(f"{both[0]}: is to be added and to be removed")
@@ -149,7 +153,11 @@ def update(job: Job, removed: Sequence[str], out: Path) -> Result:
                 pipeline.refit()
                 done(len(pipeline))
     _tell_of_vectors(pipeline, job.report)
-    n_bytes = _save(pipeline, out) if new or old or job.refit else out.stat().st_size
+    with bad_input(out):
+        now = out.stat()
+    if (now.st_ino, now.st_mtime_ns) != (opened.st_ino, opened.st_mtime_ns):
+        raise BadInput(f"{out}: was changed by another process meanwhile, and is left so")
+    n_bytes = _save(pipeline, out) if new or old or job.refit else now.st_size
     n_sources = sum(map(bool, held.digests.values()))
     n_added = len(new) - n_changed
     return Result(len(pipeline), n_sources, n_added, n_changed, n_removed, n_bytes)

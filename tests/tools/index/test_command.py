@@ -312,6 +312,28 @@ def test_packages_that_are_missing_are_named(folder, capsys, monkeypatch):
     assert "cannot be read: " in capsys.readouterr().out
 
 
+def test_texts_and_changes_of_others_are_not_overwritten(folder, capsys, monkeypatch):
+    (folder / "link.md").symlink_to("docs/stars.txt")
+    for out in ("docs/stars.txt", "link.md", folder / "docs" / "stars.txt"):
+        assert main(["index", "docs", "--out", str(out)]) == 2
+        assert f"--out {out}: is one of the texts" in capsys.readouterr().err
+    assert (folder / "docs" / "stars.txt").read_text().startswith("\nStars")
+    index("docs")
+    whole = RetrievalPipeline.add
+
+    def add(self, *arguments, **options):
+        monkeypatch.setattr(RetrievalPipeline, "add", whole)
+        index("docs/cars.rst")  # another process
+        changed.append(content())
+        return whole(self, *arguments, **options)
+
+    changed = []
+    monkeypatch.setattr(RetrievalPipeline, "add", add)
+    index("t.csv", "--add", code=2)
+    assert "out.llmds: was changed by another process meanwhile" in capsys.readouterr().err
+    assert [content()] == changed
+
+
 def test_a_full_disk_leaves_the_old_file(folder, capsys, monkeypatch):
     index("docs")
 

@@ -122,6 +122,17 @@ def test_delimiters(name, mark):
     assert [(c.id, c.text, c.metadata["n"]) for c in chunks] == [("k", "a;b, c", 1)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_csv(end):
+    rows = ["", "id,text,n", '1,"two, three",4', "", "2,five,6", ""]
+    chunks, report = read(written("t.csv", end.join(rows)))
+    assert [(c.id, c.text, c.metadata["n"]) for c in chunks] == [
+        ("1", "two, three", 4),
+        ("2", "five", 6),
+    ]
+    assert not report.skipped
+
+
 def test_chosen_columns():
     name = written("t.csv", "key,title,body,n\nk1,Salt,It is white.,1\nk2,,Only a body.,x\n")
     chunks, report = read(name, text=("title", "body"), id_="key")
