@@ -6,7 +6,7 @@ from ..decoding import UTF8
 from ..errors import BadInput
 from ..progress import Progress
 
-_SHOWN = 5
+_SHOWN, _REMARKS = 5, 10
 
 
 class Report:
@@ -16,7 +16,7 @@ class Report:
         self._strict = strict
         self.skipped: list[str] = []
         self.notes: list[str] = []  # of texts that are not UTF-8
-        self.remarks: list[str] = []  # of what is no fault
+        self.remarks: dict[str, None] = {}  # of what is no fault
         self.unread: dict[str, list[str]] = {}  # the paths of each kind that is not looked into
 
     def skip(self, problem: str) -> None:
@@ -30,8 +30,7 @@ class Report:
 
     def remark(self, line: str) -> None:
         """Tell once of something that is no fault."""
-        if line not in self.remarks:
-            self.remarks.append(line)
+        self.remarks[line] = None
 
     def leave_unread(self, kind: str, path: str) -> None:
         """Count a path that is not looked into, as those of `kind` are."""
@@ -44,8 +43,10 @@ class Report:
 
     def say(self, progress: Progress) -> None:
         """Name the first things of each sort, and count all of them."""
-        for line in self.remarks:
+        for line in list(self.remarks)[:_REMARKS]:
             progress.say(f"note: {_one_line(line)}")
+        if len(self.remarks) > _REMARKS:
+            progress.say(f"note: {len(self.remarks) - _REMARKS:,} more of such")
         for kind, paths in sorted(self.unread.items()):
             progress.say(f"not read: {len(paths):,} {kind}: {_first(paths)}")
         for word, problems in (("note", self.notes), ("skipped", self.skipped)):

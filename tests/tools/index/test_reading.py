@@ -112,7 +112,7 @@ def test_rows_of_csv(name):
         ("2", "Other text", second),
     ]
     assert isinstance(chunks[1].metadata["price"], float)
-    assert report.skipped == report.notes == report.remarks == []
+    assert report.skipped == report.notes == list(report.remarks) == []
 
 
 @pytest.mark.parametrize(("name", "mark"), [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")])
@@ -330,12 +330,13 @@ def test_a_report_names_the_first_and_counts_all(capsys):
     for i in range(8):
         report.skip(f"f{i}.txt: binary,\nnot text")
         report.leave_unread("links to folders", f"l{i}")
-    report.remark("once")
-    report.remark("once")
+    for i in [*range(12), 0]:
+        report.remark(f"remark {i}")
     report.say(Progress(sys.stderr))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "note: once",
+        *(f"note: remark {i}" for i in range(10)),
+        "note: 2 more of such",
         "not read: 8 links to folders: l0, l1, l2, ...",
         *(f"skipped: f{i}.txt: binary, not text" for i in range(5)),
         "8 files or records skipped (--strict refuses them)",
