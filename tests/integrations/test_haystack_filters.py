@@ -107,6 +107,8 @@ def test_filters_match_what_haystack_matches(metas, filters):
         {"field": "meta.x", "operator": "not in", "value": {1, 2}},
         {"field": "content", "operator": "in", "value": "ab"},
         {"field": "content", "operator": ">", "value": "ab"},
+        {"field": "content", "operator": ">", "value": 7},
+        {"field": "meta", "operator": "<", "value": 7},
     ],
     ids=str,
 )
@@ -116,6 +118,8 @@ def test_malformed_filters_are_filter_errors(filters):
         if filters:  # an empty one matches everything
             with pytest.raises(FilterError):
                 call(filters)
+            with pytest.raises(FilterError):
+                store.bm25_retrieval("a", filters)
     assert store.count_documents() == 2
 
 

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from llmds_nb import HNSW, InvertedIndex, RetrievalPipeline, Tokenizer
 from llmds_nb.bm25 import Hits
 
 from .asynchronous import Asynchronous
+from .fields import MetadataFields
 from .filters import ALL, dates_in, where_of
 
 METRICS = {"cosine": "cosine", "dot_product": "ip"}
@@ -34,7 +35,14 @@ class _Rest(NamedTuple):
     sparse_embedding: SparseEmbedding | None
 
 
-class LlmdsDocumentStore(Asynchronous):
+class _Current(NamedTuple):
+    """Replaced as a whole: any number of threads read it."""
+
+    pipeline: RetrievalPipeline  # ids are rows of the store, metadata as `filters` says
+    dim: int | None  # of the embeddings; None: there was none, and the pipeline's vectors are [0]
+
+
+class LlmdsDocumentStore(Asynchronous, MetadataFields):
     """Documents of Haystack, found by their words (BM25), embeddings (HNSW), or both.
 
     Parameters
@@ -97,8 +105,7 @@ class LlmdsDocumentStore(Asynchronous):
         self._clear(None)
 
     def _clear(self, dim):
-        self._dim: int | None = dim  # of the embeddings
-        self._pipeline = self._new_pipeline(dim)
+        self._current = _Current(self._new_pipeline(dim), dim)
         self._rows: dict[str, int] = {}  # the pipeline's id of each document
         self._rest: dict[int, _Rest] = {}
         self._next_row = 0
@@ -141,7 +148,7 @@ class LlmdsDocumentStore(Asynchronous):
     @property
     def pipeline(self) -> RetrievalPipeline:
         """The pipeline that holds the documents, by ids of its own."""
-        return self._pipeline
+        return self._current.pipeline
 
     # ---- writing ------------------------------------------------------------------------------
 
@@ -179,14 +186,14 @@ class LlmdsDocumentStore(Asynchronous):
     def _write(self, documents):
         """Write documents with distinct ids, under the lock."""
         rest = [_rest(document) for document in documents]
-        dim = self._dim
+        present, dim = self._current
         for document, (embedding, *_) in zip(documents, rest, strict=True):
             if embedding is not None:
                 dim = embedding.size if dim is None else dim
                 if embedding.size != dim:
                     sizes = f"has dimension {embedding.size}, not {dim}"
                     raise ValueError(f"the embedding of {document.id!r} {sizes}")
-        pipeline = self._pipeline if dim == self._dim else self._rebuilt(dim)
+        pipeline = present if dim == self._current.dim else self._rebuilt(dim)
         vectors = np.zeros((len(documents), dim or 1), np.float32)
         for vector, (embedding, *_) in zip(vectors, rest, strict=True):
             if embedding is not None:
@@ -212,11 +219,11 @@ class LlmdsDocumentStore(Asynchronous):
                 else:
                     self._rest[row] = old_rest
             raise
-        self._pipeline, self._dim, self._next_row = pipeline, dim, next_row
+        self._current, self._next_row = _Current(pipeline, dim), next_row
 
     def _rebuilt(self, dim):
         """A pipeline for embeddings of a dimension, with the documents that have none so far."""
-        old, new = self._pipeline, self._new_pipeline(dim)
+        old, new = self.pipeline, self._new_pipeline(dim)
         rows = old.ids()
         if len(rows):
             found = old.documents(Hits(rows, np.zeros(len(rows))))
@@ -232,14 +239,14 @@ class LlmdsDocumentStore(Asynchronous):
     def _delete(self, ids):
         present = [id_ for id_ in dict.fromkeys(ids) if id_ in self._rows]
         if present:
-            self._pipeline.remove([self._rows[id_] for id_ in present])
+            self.pipeline.remove([self._rows[id_] for id_ in present])
             for id_ in present:
                 del self._rest[self._rows.pop(id_)]
 
     def delete_all_documents(self, recreate_index: bool = False) -> None:
         """Delete all documents; with `recreate_index` embeddings may then have any dimension."""
         with self._lock:
-            self._clear(None if recreate_index else self._dim)
+            self._clear(None if recreate_index else self._current.dim)
 
     def delete_by_filter(self, filters: dict[str, Any]) -> int:
         """Delete the documents that match; return how many there were."""
@@ -260,7 +267,7 @@ class LlmdsDocumentStore(Asynchronous):
 
     def count_documents(self) -> int:
         """How many documents there are."""
-        return len(self._pipeline)
+        return len(self.pipeline)
 
     def count_documents_by_filter(self, filters: dict[str, Any]) -> int:
         """How many documents match."""
@@ -276,7 +283,7 @@ class LlmdsDocumentStore(Asynchronous):
     def _matching(self, filters):
         """The pipeline's ids of the documents that match, int64[n]."""
         try:
-            return self._pipeline.ids(self._where(filters))
+            return self.pipeline.ids(self._where(filters))
         except (TypeError, ValueError) as error:
             raise FilterError(str(error)) from error
 
@@ -285,8 +292,11 @@ class LlmdsDocumentStore(Asynchronous):
             return ALL
 
         def matching(condition):
-            everything = self._documents(self._pipeline.ids(), with_embedding=True)
-            return [one.id for one in everything if document_matches_filter(condition, one)]
+            everything = self._documents(self.pipeline.ids(), with_embedding=True)
+            try:
+                return [one.id for one in everything if document_matches_filter(condition, one)]
+            except TypeError as error:  # values without an order
+                raise FilterError(str(error)) from error
 
         return where_of(filters, matching)
 
@@ -295,9 +305,8 @@ class LlmdsDocumentStore(Asynchronous):
         if not len(rows):
             return []
         with_embedding = self.return_embedding if with_embedding is None else with_embedding
-        found = self._pipeline.documents(
-            Hits(rows, np.zeros(len(rows)) if scores is None else scores)
-        )
+        hits = Hits(rows, np.zeros(len(rows)) if scores is None else scores)
+        found: Any = self.pipeline.documents(hits)
         documents = []
         for row, text, metadata, score in found:
             rest = self._rest.get(row, _Rest(None, None, None))
@@ -315,6 +324,13 @@ class LlmdsDocumentStore(Asynchronous):
             )
         return documents
 
+    def _metas(self, filters: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        rows = self._matching(filters)
+        if len(rows):
+            found: Any = self.pipeline.documents(Hits(rows, np.zeros(len(rows))))
+            for one in found:
+                yield one.metadata["meta"]
+
     # ---- retrieval ----------------------------------------------------------------------------
 
     def bm25_retrieval(
@@ -330,10 +346,12 @@ class LlmdsDocumentStore(Asynchronous):
         """
         if not query:
             raise ValueError("the query must not be empty")
-        only = self._only(filters, top_k)
-        if only is not None and not len(only):
+        pipeline, dim = self._current
+        nothing = np.zeros(dim or 1, np.float32)  # is answered by words alone
+        ids, _ = self._best(pipeline, query, nothing, filters, top_k)
+        if not len(ids):
             return []
-        hits = self._pipeline.sparse.search(query, top_k, filter=only)
+        hits = pipeline.sparse.search(query, top_k, filter=ids)
         found = hits.scores > 0
         scores = hits.scores[found]
         if scale_score:
@@ -352,12 +370,13 @@ class LlmdsDocumentStore(Asynchronous):
 
         `scale_score` maps scores to [0, 1]. Raises ValueError for an embedding that does not fit.
         """
-        vector = self._query_vector(query_embedding)
-        only = self._only(filters, top_k)
-        dense = self._pipeline.dense
-        if dense is None or not len(dense) or (only is not None and not len(only)):
+        pipeline, dim = self._current
+        vector = _query_vector(query_embedding, dim)
+        ids, _ = self._best(pipeline, "", vector, filters, top_k, weight=1.0)
+        if not len(ids):
             return []
-        near = dense.search(vector, top_k, filter=only)
+        assert pipeline.dense is not None
+        near = pipeline.dense.search(vector, top_k, filter=ids)
         found = near.ids >= 0
         scores = 1 - near.distances[found].astype(np.float64)
         if scale_score and self.embedding_similarity_function == "cosine":
@@ -379,87 +398,26 @@ class LlmdsDocumentStore(Asynchronous):
 
         `weight` is the share of the embeddings, default .7.
         """
-        vector = self._query_vector(query_embedding)
-        only = self._only(filters, top_k)
-        if self._dim is None:
-            return self.bm25_retrieval(query, filters, top_k)
-        if only is not None and not len(only):
-            return []
-        hits = self._pipeline.search(query, top_k, vectors=vector, weight=weight, filter=only)
-        found = hits.ids >= 0
-        return self._documents(hits.ids[found], hits.scores[found], with_embedding=return_embedding)
+        pipeline, dim = self._current
+        vector = _query_vector(query_embedding, dim)
+        ids, scores = self._best(pipeline, query, vector, filters, top_k, weight)
+        return self._documents(ids, scores, with_embedding=return_embedding)
 
-    def _only(self, filters, top_k):
-        """The pipeline's ids that a retrieval may find; None: all."""
+    def _best(self, pipeline, query, vector, filters, top_k, weight=None):
+        """(the pipeline's ids of the best, their fused scores)."""
         if top_k < 0:
             raise ValueError(f"top_k must be at least 0, not {top_k}")
+        where = self._where(filters)
         if top_k == 0:
-            return np.empty(0, np.int64)
-        return self._matching(filters) if filters else None
-
-    def _query_vector(self, embedding):
-        vector = _numbers(embedding, "query_embedding")
-        if self._dim not in (None, vector.size):
-            raise ValueError(f"query_embedding has dimension {vector.size}, not {self._dim}")
-        return vector.astype(np.float32)
-
-    # ---- fields of meta -----------------------------------------------------------------------
-
-    def get_metadata_fields_info(self) -> dict[str, dict[str, str]]:
-        """For each field of meta {"type": boolean, int, float or keyword}, as its last value is."""
-        kinds = {bool: "boolean", int: "int", float: "float"}
-        info = {}
-        for meta in self._metas(None):
-            for key, value in meta.items():
-                if value is not None:
-                    info[key] = {"type": kinds.get(type(value), "keyword")}
-        return info
-
-    def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
-        """{"min", "max"} of the numbers or strings in a field; None without any, or if mixed."""
-        values = [v for v in self._values(metadata_field, None) if isinstance(v, int | float | str)]
-        if not values or len({isinstance(value, str) for value in values}) > 1:
-            return {"min": None, "max": None}
-        return {"min": min(values), "max": max(values)}
-
-    def get_metadata_field_unique_values(
-        self,
-        metadata_field: str,
-        search_term: str | None = None,
-        from_: int = 0,
-        size: int = 10,
-        filters: dict[str, Any] | None = None,
-    ) -> tuple[list[Any], int]:
-        """(`size` distinct values of a field from number `from_`, sorted as str; how many in all).
-
-        `search_term` is a part of the values wanted, in any case.
-        """
-        unique = _distinct(self._values(metadata_field, filters))
-        if search_term:
-            unique = [value for value in unique if search_term.lower() in str(value).lower()]
-        unique.sort(key=lambda value: (str(value), type(value).__name__))
-        return unique[from_ : from_ + size], len(unique)
-
-    def count_unique_metadata_by_filter(
-        self, filters: dict[str, Any], metadata_fields: list[str]
-    ) -> dict[str, int]:
-        """For each field how many distinct values the documents that match have."""
-        names = [field.removeprefix("meta.") for field in metadata_fields]
-        metas = list(self._metas(filters))
-        return {
-            name: len(_distinct(meta[name] for meta in metas if meta.get(name) is not None))
-            for name in names
-        }
-
-    def _metas(self, filters):
-        rows = self._matching(filters)
-        if len(rows):
-            for one in self._pipeline.documents(Hits(rows, np.zeros(len(rows)))):
-                yield one.metadata["meta"]
-
-    def _values(self, field, filters):
-        name = field.removeprefix("meta.")
-        return [meta[name] for meta in self._metas(filters) if meta.get(name) is not None]
+            return np.empty(0, np.int64), np.empty(0)
+        try:
+            hits = pipeline.search(query, top_k, vectors=vector, weight=weight, where=where or None)
+        except (TypeError, ValueError) as error:
+            if not where:
+                raise
+            raise FilterError(str(error)) from error
+        found = hits.ids >= 0
+        return hits.ids[found], hits.scores[found]
 
 
 def _metadata(document):
@@ -476,6 +434,16 @@ def _rest(document):
     return _Rest(embedding, document.blob, document.sparse_embedding)
 
 
+def _query_vector(embedding, dim):
+    """An embedding as a pipeline takes it; zeros for one without embeddings."""
+    vector = _numbers(embedding, "query_embedding")
+    if dim is None:
+        return np.zeros(1, np.float32)
+    if vector.size != dim:
+        raise ValueError(f"query_embedding has dimension {vector.size}, not {dim}")
+    return vector.astype(np.float32)
+
+
 def _numbers(values: Sequence[float], name: str) -> npt.NDArray[np.float64]:
     try:
         numbers = np.array(values, np.float64)
@@ -484,8 +452,3 @@ def _numbers(values: Sequence[float], name: str) -> npt.NDArray[np.float64]:
     if numbers.ndim != 1 or not numbers.size or not math.isfinite(numbers.sum()):
         raise ValueError(f"{name} must be a list of finite floats that is not empty")
     return numbers
-
-
-def _distinct(values):
-    """Values without repetitions, told apart by their types, too."""
-    return list({repr(value): value for value in values}.values())
