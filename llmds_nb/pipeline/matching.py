@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core.typing import Bools, Int32s, Int64s, UInt8s
+from ..text.vocabulary import offsets
 from .kernels import where as k
 from .plain_metadata import ELEMENTS, float_key
 from .where import AND, COMPARE, EXISTS, IN, NOT, OR, Node
@@ -141,7 +142,7 @@ class _Intervals:
     def arrays(self) -> tuple[Int64s, Int64s, Int64s]:
         """(ptr, lows, highs) as `kernels.where` takes them."""
         ordered = [_joined(sorted(intervals)) for intervals in self._of_kind]
-        ptr = np.cumsum([0, *map(len, ordered)], dtype=np.int64)
+        ptr = offsets([len(intervals) for intervals in ordered])
         flat = np.array([pair for intervals in ordered for pair in intervals], np.int64)
         lows, highs = flat.reshape(-1, 2).T.copy()
         return ptr, lows, highs
