@@ -9,6 +9,7 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.arrays import are_consecutive
 from .._core.forking import new_lock
+from ..primitives.status import ABSENT
 from .kernels.documents import mask_by_id
 from .keys import key_filters
 from .metadata import Where, parsed_where
@@ -24,18 +25,39 @@ class MaskCache:
     """Keeps what a `where` allows in the present documents, the latest used, of 64 MiB at most."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, str], Allowed] = OrderedDict()
+        self._kept: OrderedDict[tuple, npt.NDArray[Any]] = OrderedDict()
         self._lock = new_lock()
 
     def allowed(self, snapshot: Snapshot, where: Where) -> Allowed:
         """The documents that a `where` allows. O(rows) for each condition, O(1) if it is kept."""
         key = snapshot.version, where.key
+        return self._kept_or_made(key, snapshot, lambda: _allowed(snapshot, where))
+
+    def most_groups(
+        self, snapshot: Snapshot, where: Where | None, allowed: Allowed | None, field: str
+    ) -> int:
+        """At most how many groups by a field `allowed` has, those without it one each. O(n log n).
+
+        where: what alone has made `allowed`; or None, and then the count is not kept.
+        """
+        key = snapshot.version, None if where is None else where.key, field
+
+        def count():
+            groups = snapshot.described.groups(field, _rows(snapshot.texts, allowed))
+            there = groups[groups != ABSENT]
+            return np.array([np.unique(there).size + groups.size - there.size])
+
+        if where is None and allowed is not None:
+            return int(count()[0])
+        return int(self._kept_or_made(key, snapshot, count)[0])
+
+    def _kept_or_made(self, key, snapshot, make):
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
                 return kept
-        made = _allowed(snapshot, where)
+        made = make()
         with self._lock:
             for old in [old for old in self._kept if old[0] < snapshot.version]:
                 del self._kept[old]
@@ -61,6 +83,17 @@ def _allowed(snapshot, where):
         order = order[np.append(ordered[1:] != ordered[:-1], True)]  # the last row of each id
         return ordered_ids(row_ids[order][passes[order]])
     return ordered_ids(row_ids[passes])
+
+
+def _rows(texts, allowed):
+    """The rows of allowed documents, and of some that were removed or replaced."""
+    row_ids = texts.ids[: texts.n]
+    if allowed is None:
+        return np.flatnonzero(row_ids != ABSENT)
+    if allowed.dtype != np.bool_:
+        return np.flatnonzero(np.isin(row_ids, allowed))
+    rows = np.flatnonzero((row_ids != ABSENT) & (row_ids < allowed.size))
+    return rows[allowed[row_ids[rows]]]
 
 
 def ordered_ids(ids: npt.NDArray[Any]) -> Allowed:

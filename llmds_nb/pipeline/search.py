@@ -26,6 +26,7 @@ from .snapshot import Settings, Snapshot, has_direction
 _METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
 FUSIONS = tuple(_METHODS)
 DEPTH = 100  # candidates of each half, or k if that is more
+_DEEP = 16  # times as deep a search that finds too few groups first counts them all
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
 _SECRET = secret_word()  # of the tables that match the halves' ids, which only last for a call
 _entries = EntryPoints(fuse=fusion_combine_many)
@@ -118,17 +119,27 @@ class Searcher(NamedTuple):
             asked = [requests[i] for i in left]
             found = self.candidates(asked, depth)
             ranked = fuse(found, fusion, weight, 2 * depth)
-            # A list that is not full holds all that there are.
-            full = (found[0][:, -1] != ABSENT) | (found[2][:, -1] != ABSENT)
             short = []
-            for i, more, ids, scores in zip(left, full.tolist(), *ranked, strict=True):
+            for i, dense, sparse, ids, scores in zip(
+                left, found[0], found[2], *ranked, strict=True
+            ):
                 places = self._chosen(ids, scores, k, reranking)
-                if more and len(places) < k and reranking.group_by is not None:
-                    short.append(i)
                 hits.ids[i, : len(places)] = ids[places]
                 hits.scores[i, : len(places)] = scores[places]
+                if len(places) < k and reranking.group_by is not None:
+                    more = _may_have_more(ids, scores, reranking.min_score, dense, sparse)
+                    if more and not self._has_all_groups(requests[i], len(places), depth):
+                        short.append(i)
             left, depth = short if depth < MAX_K else [], min(2 * depth, MAX_K)
         return hits
+
+    def _has_all_groups(self, request, n_groups, depth):
+        """Whether no document is of another group; counted only when that is worth its time."""
+        if depth < _DEEP * DEPTH:
+            return False
+        where = request.where if request.filter is None else None
+        allowed, field = self._filter_of(request), request.reranking.group_by
+        return n_groups >= self.hybrid.masks.most_groups(self.snapshot, where, allowed, field)
 
     def _chosen(self, ids, scores, k, reranking):
         """The places of the k best of one fused ranking, which is padded."""
@@ -247,6 +258,25 @@ def _one_or_each(filters):
     if all(one is filters[0] for one in filters):
         return filters[0]
     return filters
+
+
+def _may_have_more(ids, scores, min_score, dense, sparse) -> bool:
+    """Whether a deeper search can add to the candidates of a padded fused ranking.
+
+    dense, sparse: the ids of both halves' lists, padded where these hold all that there are.
+    """
+    if dense[-1] == sparse[-1] == ABSENT:
+        return False
+    if min_score is None:
+        return True
+    # The fused score of the last of a list is no less than what a later one gets from that half.
+    n = np.count_nonzero(ids != ABSENT)
+    ids, scores = ids[:n], scores[:n]
+    of_dense, of_sparse = (scores[ids == one[-1]].sum() for one in (dense, sparse))
+    low = scores < min_score
+    in_dense, in_sparse = np.isin(ids[low], dense), np.isin(ids[low], sparse)
+    gains = np.where(in_dense, np.where(in_sparse, -np.inf, of_sparse), of_dense)
+    return max(of_dense + of_sparse, (scores[low] + gains).max(initial=-np.inf)) >= min_score
 
 
 def checked_fusion(

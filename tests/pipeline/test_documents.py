@@ -8,6 +8,7 @@ import pytest
 import llmds_nb
 from llmds_nb import Document, RetrievalPipeline
 from llmds_nb.bm25.index import Hits
+from llmds_nb.pipeline.search import Searcher
 
 from .samples import DOCUMENTS, MATRIX, letters, small
 
@@ -196,6 +197,63 @@ def test_group_by_looks_deeper_until_it_has_k_groups(keys):
             assert sorted(document.metadata["doc"] for document in documents) == list(range(10))
     hits = pipeline.search("other", 2, vectors=[1, 0], group_by="doc", where={"doc": {"$lt": 3}})
     assert [document.metadata["doc"] for document in pipeline.documents(hits)] == [0, 1]
+
+
+@pytest.mark.parametrize("spread", [1, 10**15])
+def test_a_search_for_more_groups_than_there_are_ends_early(spread, monkeypatch):
+    monkeypatch.setattr("llmds_nb.pipeline.search.DEPTH", 2)
+    pipeline = RetrievalPipeline(cache_tokens=0)
+    n = 400
+    angles = np.linspace(0, 1, n)
+    vectors = np.column_stack([np.cos(angles), np.sin(angles)])
+    metadata = [{"kind": "abc"[i % 3], "half": i // 200} for i in range(n)]
+    ids = np.arange(n) * spread
+    pipeline.add(ids, ["word"] * n, vectors, metadata=metadata)
+    depths = []
+    candidates = Searcher.candidates
+
+    def noted(self, requests, depth=0):
+        depths.append(depth)
+        return candidates(self, requests, depth)
+
+    monkeypatch.setattr(Searcher, "candidates", noted)
+    for options, n_groups in [
+        ({"group_by": "kind"}, 3),
+        ({"group_by": "kind", "where": {"half": 1}}, 3),
+        ({"group_by": "kind", "filter": ids[[5, 6, *range(8, 200, 3)]]}, 2),
+        ({"group_by": "half", "filter": ids[:200], "where": {"kind": {"$in": ["a", "b"]}}}, 1),
+    ]:
+        for _ in range(2):
+            hits = pipeline.search("other", 8, vectors=[1, 0], **options)
+            assert np.count_nonzero(hits.ids >= 0) == n_groups
+            assert depths[-1] == 32
+    every = pipeline.search("other", 8, vectors=[1, 0], group_by="none")
+    assert every.ids.tolist() == ids[:8].tolist()
+
+
+def test_a_search_for_more_groups_of_a_least_score_ends_early(monkeypatch):
+    pipeline = RetrievalPipeline(cache_tokens=0)
+    n = 1000
+    angles = np.linspace(0, 3, n)
+    vectors = np.column_stack([np.cos(angles), np.sin(angles)])
+    metadata = [{"group": i // 40} for i in range(n)]
+    pipeline.add(None, ["word"] * n, vectors, metadata=metadata)
+    depths = []
+    candidates = Searcher.candidates
+
+    def noted(self, requests, depth=0):
+        depths.append(depth)
+        return candidates(self, requests, depth)
+
+    monkeypatch.setattr(Searcher, "candidates", noted)
+    for weight, least, words in [(1.0, 0.99, "other"), (0.5, 0.98, "word"), (0.5, 0.4, "word")]:
+        every = pipeline.search(words, n, vectors=[1, 0], weight=weight)
+        expected = list(dict.fromkeys((every.ids[every.scores >= least] // 40).tolist()))
+        options = {"weight": weight, "min_score": least, "group_by": "group"}
+        hits = pipeline.search(words, 30, vectors=[1, 0], **options)
+        assert (hits.ids[hits.ids >= 0] // 40).tolist() == expected
+        if weight == 1:  # equal scores for words bound nothing
+            assert depths[-1] <= 400
 
 
 def test_diversity_prefers_what_is_unlike():
