@@ -1,10 +1,14 @@
 """LlmdsDocumentStore in Haystack's own tests of document stores, and beside its in-memory store."""
 
 import copy
+import io
+import json
+import os
 import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 from datetime import datetime
 
 import numpy as np
@@ -19,7 +23,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.testing import document_store as suite, document_store_async as suite_async
 
-from llmds_nb import InvertedIndex, Tokenizer
+from llmds_nb import CorruptFileError, InvertedIndex, RetrievalPipeline, Tokenizer
 from llmds_nb.integrations.haystack import (
     LlmdsBM25Retriever,
     LlmdsDocumentStore,
@@ -150,7 +154,7 @@ def test_hybrid_retrieval_fuses_both():
     assert store.hybrid_retrieval("salt", query, only, weight=0.9)[0].id != "v"
 
 
-def test_embeddings_come_back_as_they_were():
+def test_embeddings_come_back_as_they_were(tmp_path):
     store = LlmdsDocumentStore(return_embedding=True)
     given = [
         Document(id="words", content="salt", blob=ByteStream(b"x"), meta={"page": 1}),
@@ -165,7 +169,11 @@ def test_embeddings_come_back_as_they_were():
     assert store.filter_documents() == given
     assert [d.id for d in store.embedding_retrieval([1.0, 0.0])] == ["both", "vector"]
     assert LlmdsDocumentStore(return_embedding=False).to_dict() != store.to_dict()
-    for again in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+    store.save_to_disk(tmp_path / "store")
+    loaded = LlmdsDocumentStore.load_from_disk(tmp_path / "store")
+    assert loaded.to_dict() == store.to_dict()
+    assert os.listdir(tmp_path) == ["store"]
+    for again in (loaded, pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
         assert again.filter_documents() == given
         again.write_documents([Document(id="more", content="x", embedding=[1.0, 1.0])])
         assert (again.count_documents(), store.count_documents()) == (5, 4)
@@ -174,6 +182,107 @@ def test_embeddings_come_back_as_they_were():
         store.write_documents([Document(content="x", embedding=[1.0] * 3)])
     store.delete_all_documents(recreate_index=True)
     assert store.write_documents([Document(content="x", embedding=[1.0] * 3)]) == 1
+
+
+def test_files_of_stores(tmp_path):
+    path = tmp_path / "store"
+    store = LlmdsDocumentStore(bm25_parameters={"b": 0.5})
+    store.save_to_disk(path)  # without documents
+    assert LlmdsDocumentStore.load_from_disk(path).count_documents() == 0
+    store.write_documents([Document(content="salt")])  # without embeddings
+    store.save_to_disk(path)
+    loaded = LlmdsDocumentStore.load_from_disk(path)
+    assert loaded.filter_documents() == store.filter_documents()
+    store.write_documents(documents())
+    store.save_to_disk(path)
+    loaded = LlmdsDocumentStore.load_from_disk(path)
+    query = documents()[1].embedding
+    assert loaded.hybrid_retrieval("salt", query, ODD) == store.hybrid_retrieval("salt", query, ODD)
+    with pytest.raises(DuplicateDocumentError):
+        loaded.write_documents(documents()[:1])
+    loaded.delete_documents(["d0", "d1"])
+    loaded.write_documents(documents()[:2])
+    assert loaded.count_documents() == 41
+    with pytest.raises(FileNotFoundError):
+        LlmdsDocumentStore.load_from_disk(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        store.save_to_disk(tmp_path / "none" / "store")
+
+
+def edited(path, name, edit):
+    """A copy of the file of a store with one part changed."""
+    copied = path.with_suffix(".edited")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copied, "w") as other:
+        for part in archive.namelist():
+            data = archive.read(part)
+            if part == name:
+                data = edit(data)
+            if data is not None:
+                other.writestr(part, data)
+    return copied
+
+
+def array_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def header(**changes):
+    return lambda data: json.dumps(json.loads(data) | changes)
+
+
+def foreign(*_):
+    pipeline = RetrievalPipeline(dim=8)
+    pipeline.add([1, 2], ["a", "b"], np.ones((2, 8)), metadata=[{"id": "x", "meta": {}}, {}])
+    return pipeline.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "edit"),
+    [
+        ("store.json", lambda data: data[:-1]),
+        ("store.json", lambda data: None),
+        ("store.json", lambda data: b"[]"),
+        ("store.json", lambda data: b"[" * 10**5),
+        ("store.json", header(version=2)),
+        ("store.json", header(parameters=[])),
+        ("store.json", header(parameters={"bm25_parameters": {"k1": -1}})),
+        ("store.json", header(parameters={"no_such": 1})),
+        ("store.json", header(parameters={"embedding_similarity_function": "dot_product"})),
+        ("store.json", header(dim=7)),
+        ("store.json", header(dim=None)),
+        ("store.json", header(next_row=0)),
+        ("store.json", header(next_row="many")),
+        ("store.json", header(blobs=7)),
+        ("store.json", header(blobs=[[0, {"data": [256], "meta": {}, "mime_type": None}]])),
+        ("store.json", header(blobs=[[10**6, {"data": [1], "meta": {}, "mime_type": None}]])),
+        ("store.json", header(sparse_embeddings=[[0, {"indices": [1], "values": []}]])),
+        ("pipeline", lambda data: data[: len(data) // 2]),
+        ("pipeline", lambda data: None),
+        ("pipeline", foreign),
+        ("rows.npy", lambda data: array_bytes(np.arange(3))),
+        ("rows.npy", lambda data: array_bytes(np.arange(26, dtype=np.int64) + 1000)),
+        ("rows.npy", lambda data: array_bytes(np.array([None] * 26, object))),
+        ("vectors.npy", lambda data: data[:100]),
+        ("vectors.npy", lambda data: array_bytes(np.full((26, 8), np.nan))),
+        ("vectors.npy", lambda data: array_bytes(np.zeros((26, 8), np.float32))),
+    ],
+)
+def test_files_that_somebody_changed(tmp_path, part, edit):
+    store = LlmdsDocumentStore()
+    store.write_documents(documents())
+    store.save_to_disk(tmp_path / "store")
+    same = edited(tmp_path / "store", None, None)
+    assert LlmdsDocumentStore.load_from_disk(same).filter_documents() == store.filter_documents()
+    with pytest.raises(CorruptFileError):
+        LlmdsDocumentStore.load_from_disk(edited(tmp_path / "store", part, edit))
+
+
+def test_files_of_something_else(tmp_path):
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(CorruptFileError, match="not the file of a document store"):
+        LlmdsDocumentStore.load_from_disk(tmp_path / "text")
 
 
 def test_what_is_raised_changes_nothing():

@@ -1,6 +1,7 @@
 """LlmdsDocumentStore: a document store of Haystack over a RetrievalPipeline."""
 
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -9,30 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from haystack import Document, default_from_dict, default_to_dict
-from haystack.dataclasses import ByteStream, SparseEmbedding
 from haystack.document_stores.errors import DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 
-from llmds_nb import HNSW, InvertedIndex, RetrievalPipeline, Tokenizer
+from llmds_nb import HNSW, CorruptFileError, InvertedIndex, RetrievalPipeline, Tokenizer
 from llmds_nb.bm25 import Hits
 
 from .asynchronous import Asynchronous
 from .fields import MetadataFields
+from .files import Contents, Rest, read, write
 from .filters import ALL, dates_in, where_of
 
 METRICS = {"cosine": "cosine", "dot_product": "ip"}
 _BM25_SCALE = 8.0  # as Haystack scales scores: 1 / (1 + exp(-score / scale))
 _DOT_SCALE = 100.0
-
-
-class _Rest(NamedTuple):
-    """What a pipeline does not keep of a document, or only as float32."""
-
-    embedding: npt.NDArray[np.float64] | None
-    blob: ByteStream | None
-    sparse_embedding: SparseEmbedding | None
 
 
 class _Current(NamedTuple):
@@ -65,8 +58,9 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
     Embeddings are returned as they were written and searched as float32; all of a store have one
     dimension. Documents without an embedding, or with one of zeros, are found by their words.
 
-    `to_dict` describes the store, not its documents; `pickle` keeps both. Any number of threads may
-    search while one writes. Methods that end with `_async` run the others in a thread.
+    `to_dict` describes the store, not its documents; `save_to_disk` and `pickle` keep both. Any
+    number of threads may search while one writes. Methods that end with `_async` run the others in
+    a thread.
 
     Examples
     --------
@@ -107,7 +101,7 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
     def _clear(self, dim):
         self._current = _Current(self._new_pipeline(dim), dim)
         self._rows: dict[str, int] = {}  # the pipeline's id of each document
-        self._rest: dict[int, _Rest] = {}
+        self._rest: dict[int, Rest] = {}
         self._next_row = 0
 
     def _new_pipeline(self, dim) -> RetrievalPipeline:
@@ -122,19 +116,47 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters of the store, without its documents."""
-        return default_to_dict(
-            self,
-            embedding_similarity_function=self.embedding_similarity_function,
-            tokenizer_parameters=self.tokenizer_parameters,
-            bm25_parameters=self.bm25_parameters,
-            hnsw_parameters=self.hnsw_parameters,
-            return_embedding=self.return_embedding,
-        )
+        return default_to_dict(self, **self._parameters())
+
+    def _parameters(self):
+        return {
+            "embedding_similarity_function": self.embedding_similarity_function,
+            "tokenizer_parameters": self.tokenizer_parameters,
+            "bm25_parameters": self.bm25_parameters,
+            "hnsw_parameters": self.hnsw_parameters,
+            "return_embedding": self.return_embedding,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "LlmdsDocumentStore":
         """An empty store with the parameters of `to_dict`."""
         return default_from_dict(cls, data)
+
+    def save_to_disk(self, path: str | os.PathLike) -> None:
+        """Write the store with its documents to one file, which it replaces whole."""
+        with self._lock:
+            rows, rest = dict(self._rows), dict(self._rest)
+            pipeline, dim = self._current
+            contents = Contents(pipeline, dim, rows, rest, self._next_row)
+            write(path, self._parameters(), contents)
+
+    @classmethod
+    def load_from_disk(cls, path: str | os.PathLike) -> "LlmdsDocumentStore":
+        """The store in a file; CorruptFileError for a file that somebody has damaged or changed."""
+        parameters, contents = read(path)
+        try:
+            store = cls(**parameters)
+        except (TypeError, ValueError) as error:
+            raise CorruptFileError(f"{path}: its parameters are wrong: {error}") from error
+        dense = contents.pipeline.dense
+        if contents.dim and (
+            dense is None or dense.metric != METRICS[store.embedding_similarity_function]
+        ):
+            raise CorruptFileError(f"{path}: its pipeline is of another similarity")
+        store._current = _Current(contents.pipeline, contents.dim)
+        store._rows, store._rest = contents.rows, contents.rest
+        store._next_row = contents.next_row
+        return store
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -309,7 +331,7 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
         found: Any = self.pipeline.documents(hits)
         documents = []
         for row, text, metadata, score in found:
-            rest = self._rest.get(row, _Rest(None, None, None))
+            rest = self._rest.get(row, Rest(None, None, None))
             embedding = rest.embedding if with_embedding else None
             documents.append(
                 Document(
@@ -431,7 +453,7 @@ def _rest(document):
     embedding = document.embedding
     if embedding is not None:
         embedding = _numbers(embedding, f"the embedding of {document.id!r}")
-    return _Rest(embedding, document.blob, document.sparse_embedding)
+    return Rest(embedding, document.blob, document.sparse_embedding)
 
 
 def _query_vector(embedding, dim):
