@@ -1,4 +1,4 @@
-"""The file of a document store: a zip archive, without compression, of
+"""The file of a document store: a zip archive of four parts, not compressed.
 
 store.json    version, the store's parameters, dim, next_row, and blobs and sparse embeddings
 pipeline      the pipeline's own file
