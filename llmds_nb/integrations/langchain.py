@@ -16,6 +16,7 @@ try:
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
     from langchain_core.vectorstores import VectorStore
+    from pydantic import model_validator
 except ImportError as error:
     text = "llmds_nb.integrations.langchain needs langchain-core: pip install 'llmds_nb[langchain]'"
     raise ImportError(text) from error
@@ -262,7 +263,8 @@ class LlmdsRetriever(BaseRetriever):
 
     Parameters
     ----------
-    store : LlmdsVectorStore
+    vectorstore : LlmdsVectorStore
+        Or, in its place, `pipeline`, a RetrievalPipeline, and perhaps `embedding`.
     k : int
         Documents that are returned.
     filter : dict, optional
@@ -280,17 +282,28 @@ class LlmdsRetriever(BaseRetriever):
     --------
     >>> from llmds_nb.integrations.langchain import LlmdsRetriever, LlmdsVectorStore
     >>> store = LlmdsVectorStore.from_texts(["red fox", "blue sky"], ids=["a", "b"])
-    >>> LlmdsRetriever(store=store, k=1).invoke("a fox")
+    >>> LlmdsRetriever(vectorstore=store, k=1).invoke("a fox")
     [Document(id='a', metadata={}, page_content='red fox')]
     """
 
-    store: LlmdsVectorStore
+    vectorstore: LlmdsVectorStore
     k: int = 4
     filter: dict[str, Any] | None = None
     weight: float | None = None
     diversity: float | None = None
     min_score: float | None = None
     group_by: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_pipeline(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "pipeline" in values:
+            if "vectorstore" in values:
+                raise ValueError("there may be a vectorstore or a pipeline, not both")
+            values = dict(values)
+            embedding, pipeline = values.pop("embedding", None), values.pop("pipeline")
+            values["vectorstore"] = LlmdsVectorStore(embedding, pipeline=pipeline)
+        return values
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -299,7 +312,7 @@ class LlmdsRetriever(BaseRetriever):
             "k": self.k, "filter": self.filter, "weight": self.weight, "diversity": self.diversity,
             "min_score": self.min_score, "group_by": self.group_by,
         } | kwargs  # fmt: skip
-        return self.store.similarity_search(query, **options)
+        return self.vectorstore.similarity_search(query, **options)
 
 
 def _alone(found: list[tuple[Document, float]]) -> list[Document]:

@@ -43,7 +43,7 @@ class TestRetriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor_params(self):
         texts = ["salt water", "fresh water", "water boils", "the sea", "a lake"]
-        return {"store": LlmdsVectorStore.from_texts(texts)}
+        return {"vectorstore": LlmdsVectorStore.from_texts(texts)}
 
     @property
     def retriever_query_example(self):
@@ -129,8 +129,8 @@ def test_filters(store, filter, ids):
         store.max_marginal_relevance_search("red night", k=5, filter=filter),
         store.max_marginal_relevance_search_by_vector(vector, k=5, filter=filter),
         store.as_retriever(search_kwargs={"k": 5, "filter": filter}).invoke("red night"),
-        LlmdsRetriever(store=store, filter=filter).invoke("red night"),
-        LlmdsRetriever(store=store).invoke("red night", filter=filter),
+        LlmdsRetriever(vectorstore=store, filter=filter).invoke("red night"),
+        LlmdsRetriever(vectorstore=store).invoke("red night", filter=filter),
     ):
         assert sorted(ids_of(found)) == list(ids)
 
@@ -185,17 +185,17 @@ def test_marginal_relevance_prefers_what_differs():
 
 
 def test_retriever_fields(store):
-    retriever = LlmdsRetriever(store=store, k=2, weight=0.0)
+    retriever = LlmdsRetriever(vectorstore=store, k=2, weight=0.0)
     assert ids_of(retriever.invoke("morning skies")) == ["b", "c"]
     assert ids_of(retriever.invoke("morning skies", k=1)) == ["b"]
     assert len(retriever.invoke("red", weight=1.0, k=3)) == 3
     assert len(retriever.batch(["red", "blue"])) == 2
     store.add_texts(["red skies again"], [{"n": 3}], ids=["d"])
-    grouped = LlmdsRetriever(store=store, k=4, group_by="n").invoke("red skies")
+    grouped = LlmdsRetriever(vectorstore=store, k=4, group_by="n").invoke("red skies")
     assert sorted(document.metadata["n"] for document in grouped) == [1, 2, 3]
     every = store.similarity_search_with_score("morning skies", k=4)
     limit = every[0][1] * 0.99
-    strict = LlmdsRetriever(store=store, k=4, min_score=limit)
+    strict = LlmdsRetriever(vectorstore=store, k=4, min_score=limit)
     assert ids_of(strict.invoke("morning skies")) == [d.id for d, s in every if s >= limit]
 
 
@@ -220,6 +220,21 @@ def test_a_pipeline_of_the_users_own():
     store = LlmdsVectorStore(pipeline=pipeline)
     assert store.pipeline is pipeline and store.embeddings is None
     assert store.similarity_search("water") == [Document("salt water", id="k", metadata={"n": 1})]
+
+
+def test_a_retriever_over_a_pipeline():
+    pipeline = RetrievalPipeline(dim=3, weight=0.0)
+    texts = ["salt water", "fresh water"]
+    pipeline.add([7, 8], texts, Axes().embed_documents(texts), metadata=[{"n": 1}, {"n": 2}])
+    retriever = LlmdsRetriever(pipeline=pipeline, embedding=Axes(), k=1)
+    assert retriever.invoke("fresh") == [Document("fresh water", id="8", metadata={"n": 2})]
+    assert retriever.vectorstore.pipeline is pipeline
+    with pytest.raises(ValueError, match="vectorstore"):
+        LlmdsRetriever(k=1)
+    with pytest.raises(ValueError, match="not both"):
+        LlmdsRetriever(pipeline=pipeline, vectorstore=retriever.vectorstore)
+    with pytest.raises(TypeError, match="must be a RetrievalPipeline"):
+        LlmdsRetriever(pipeline="salt")
 
 
 def test_the_indexing_api_of_langchain(store):
