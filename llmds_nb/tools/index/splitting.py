@@ -12,7 +12,7 @@ that gives 0.9 to 1.1 times the tokens of LLaMA-2's vocabulary, without needing 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from typing import NamedTuple
 
 # Chinese, Japanese, Korean; Thai, Lao, Burmese, Khmer: about a token a character.
@@ -24,6 +24,7 @@ _MARKS = (
     r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u206f\u20a0-\u2bff\u3000-\u303f"
     r"\uff01-\uff0f\U0001f000-\U0001faff"
 )
+_SPACELESS = re.compile(f"[{_WIDE}]")
 _TOKEN = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}{_MARKS}]{{1,6}}|\S")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _WORD_END = re.compile(r"\s+")
@@ -74,7 +75,7 @@ def split(text: str, max_tokens: int, overlap: int = 0) -> list[Span]:
     r"""The chunks of a text, in order: all of it but white space, at most `max_tokens` in each.
 
     A text that fits is one chunk. Of others every chunk but the first repeats up to `overlap`
-    tokens of the one before, whole words where there are any; they count as its own.
+    tokens of the one before, in whole words but never all of it; they count as its own.
     O(characters).
 
     >>> text = "# Salt\n\nSalt is a mineral. It dissolves in water.\n\nIt is cheap."
@@ -102,13 +103,7 @@ def split(text: str, max_tokens: int, overlap: int = 0) -> list[Span]:
         else:
             levels = _CODE if block.is_code else _PROSE
             packer.add(list(_pieces(text, block.start, block.stop, limit, levels)), False)
-    chunks = packer.finish()
-    if not overlap:
-        return chunks
-    return chunks[:1] + [
-        Span(_earlier(text, before.start, chunk.start, overlap), chunk.stop)
-        for before, chunk in pairwise(chunks)
-    ]
+    return _overlapping(text, packer.finish(), overlap) if overlap else packer.finish()
 
 
 def _blocks(text) -> Iterator[_Block]:
@@ -191,12 +186,27 @@ def _trimmed(text, start, stop) -> tuple[int, int]:
     return start, stop
 
 
-def _earlier(text, low, start, overlap) -> int:
-    """Where a chunk begins that repeats up to `overlap` tokens before `start`, from `low` on."""
-    low = max(low, start - 64 * overlap)  # tokens of at most 6 characters, and what is between
-    tokens = [token.start() for token in _TOKEN.finditer(text, low, start)][-overlap:]
-    words = [place for place in tokens if place == low or text[place - 1].isspace()]
-    return (words or tokens or [start])[0]
+def _overlapping(text, chunks, overlap) -> list[Span]:
+    """The chunks, each but the first with up to `overlap` tokens of the one before."""
+    found = chunks[:1]
+    for chunk in chunks[1:]:
+        found.append(Span(_earlier(text, found[-1].start, chunk.start, overlap), chunk.stop))
+    return found
+
+
+def _earlier(text, before, start, overlap) -> int:
+    """Where a chunk begins that repeats up to `overlap` whole words of one from `before` on.
+
+    Of words without spaces between them, and of one that was cut, tokens.
+    """
+    low = max(before, start - 64 * overlap)  # tokens of at most 6 characters, and what is between
+    tokens = [token.start() for token in _TOKEN.finditer(text, low, start)]
+    tokens = [place for place in tokens[-overlap:] if place > before]
+    words = [place for place in tokens if text[place - 1].isspace()]
+    if not words:
+        is_cut = not text[start - 1].isspace()
+        words = [place for place in tokens if is_cut or _SPACELESS.match(text, place)]
+    return words[0] if words else start
 
 
 class _Packer:

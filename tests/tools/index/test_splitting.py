@@ -44,13 +44,27 @@ def test_overlapping_chunks_repeat_what_was_before_and_stay_within_the_limit(tex
         assert len(found) <= 1
         return
     assert [span.stop for span in found] == [span.stop for span in alone]
-    for before, own, span in zip([None, *found][:-1], alone, found, strict=True):
-        low = own.start if before is None else before.start
-        assert low <= span.start <= own.start
+    assert [span.start for span in found] == sorted({span.start for span in found})
+    for own, span in zip(alone, found, strict=True):
+        assert span.start <= own.start
         assert count_tokens(text[span.start : own.start]) <= overlap
         assert count_tokens(text[span.start : span.stop]) <= limit
-        if before is not None:
-            assert span.start < own.start  # something is repeated
+
+
+def test_overlaps_are_whole_words_and_never_a_whole_chunk():
+    text = "Salt is white. Boiling water is hot.\n\nA. Iron rusts quickly."
+    assert chunks(text, 7, 3) == [
+        "Salt is white.",
+        "is white. Boiling water is",
+        "water is hot.",
+        "is hot.\n\nA. Iron rusts",
+        "Iron rusts quickly.",
+    ]
+    moon = "\u5e8a\u524d\u660e\u6708\u5149"
+    assert chunks(moon, 2, 1) == list(moon)
+    assert chunks(moon, 4, 1) == [moon[:3], moon[2:]]
+    assert chunks("x" * 30, 4, 2) == ["x" * 12, "x" * 18, "x" * 18]
+    assert chunks("boiling cold", 2, 1) == ["boilin", "g", "cold"]
 
 
 @given(TEXTS)
