@@ -91,7 +91,7 @@ class InvertedIndex(Stored):
             if not callable(tokenizer):
                 kinds = "a Tokenizer or callable"
                 raise TypeError(f"tokenizer must be {kinds}, not {shown(tokenizer)}")
-            tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=tokenizer)
+            tokenizer = Tokenizer(language=None, lowercase=False, pattern=tokenizer)
         self._contents = Contents([], 0, tokenizer, 0 if is_own else None)
         self._lock = tokenizer._lock  # of writers: what shares a tokenizer takes turns
         self._buffers: searching.Pool = deque()

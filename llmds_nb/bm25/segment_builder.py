@@ -76,7 +76,7 @@ def segment_of(ids: Ids, growth: Growth, texts: Iterable[str], report: Callable[
     there are never more than some 100 MB.
     """
     segments: list[Any] = []
-    for part in _parts(ids, growth.batches(texts), report):
+    for part in _parts(ids, growth.batches(texts, documents=True), report):
         new = build(part[0], part[1], len(growth.table))
         del part
         segments = tidy([*segments, new])

@@ -7,13 +7,15 @@ from .._core.lazy import lazy_exports
 if TYPE_CHECKING:
     from .lsa import LsaEncoder as LsaEncoder
     from .static_encoder import StaticEncoder as StaticEncoder
-    from .tokenizer import TokenBatch as TokenBatch, Tokenizer as Tokenizer
+    from .token_batch import TokenBatch as TokenBatch
+    from .tokenizer import Tokenizer as Tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "lsa": "LsaEncoder",
         "static_encoder": "StaticEncoder",
-        "tokenizer": "TokenBatch Tokenizer",
+        "token_batch": "TokenBatch",
+        "tokenizer": "Tokenizer",
     },
 )

@@ -2,40 +2,36 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from .._core import validation
 from .._core.forking import new_lock
-from .._core.typing import Int32s, Int64s
+from .._core.typing import Int32s, Int64s, UInt8s
 from .._core.validation import shown
+from ..errors import CorruptFileError
 from ..primitives.hashing import secret_word
+from .characters import CharacterTable, character_table
 from .kernels import tokenize as k
-from .vocabulary import offsets
+from .languages import ELIDED, FOLDED, STOPWORDS as STOPWORDS, language_or_none, stop_words
+from .vocabulary import TextBuffers, offsets
 
 Texts: TypeAlias = str | Iterable[str]
 StopWords: TypeAlias = str | Iterable[str] | None
 Stem: TypeAlias = Callable[[str], str]
 Split: TypeAlias = Callable[[str], Iterable[str]]
 Stemmer: TypeAlias = str | Stem | None
-Pattern: TypeAlias = str | Split
+Pattern: TypeAlias = str | Split | None
 
-# The 33 words of Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET (Apache 2.0), which bm25s calls
-# "english" too. Short on purpose: BM25's idf already makes frequent words weigh little.
-STOPWORDS = {
-    "english": frozenset(
-        [
-            "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is",
-            "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there",
-            "these", "they", "this", "to", "was", "will", "with",
-        ]
-    )
-}  # fmt: skip
+# What sets stop words and stemmer where they are not given.
+FROM_LANGUAGE = "language"
 
-# Words of two or more word characters, the default of scikit-learn and bm25s as well: single
-# characters are mostly what is left of "it's", "e.g." and formulae, and make the longest lists.
+WORD_RULE = 1  # the version of the rule, in files
+
+# Words of two or more word characters, as scikit-learn and bm25s take them.
 PATTERN = r"\b\w\w+\b"
 
 # Patterns that match whole runs of word characters, and the shortest run they match: ASCII text is
@@ -49,6 +45,8 @@ _ONE_CLASS = re.compile(
     r"(\\[wWdDsS]|\[\^?([^\[\]\\]|\\.)+\])(\+|\{[0-9]{1,2}(,[0-9]{0,2})?\})?", re.DOTALL
 )
 _KERNEL_CHARS = 1 << 10  # below this, `re` is faster than setting up the kernel
+_MOST_RUN = 1 << 20  # in a file
+_SHORT_RUN = 3  # stop words in succession that stay in documents: most phrases have as many
 
 
 def is_quick(pattern: str) -> bool:
@@ -61,24 +59,56 @@ def is_quick(pattern: str) -> bool:
 class Analyzer:
     """What a Tokenizer does to a text before terms become ids; see there for the parameters."""
 
-    # The shortest run of word characters that matches, where the pattern matches whole runs only.
-    # `fold` has for each byte of ASCII text the character of a term (lower case where that is set),
-    # or 0 if it is in no word.
-    shortest: int | None
+    # Of kernels.tokenize, where they can split texts: all by the word rule, ASCII ones by a pattern
+    # that matches whole runs of word characters. `fold` has for each byte of ASCII text how it is
+    # spelled for them; `characters` is for other texts. 0 is none.
+    rule: int
+    fold: bytes
+    characters: CharacterTable | None
+    is_turkish: bool  # the lower case of "I" is no ASCII letter
+    quick_fold: bytes | None  # `fold`, where it does for all ASCII texts and nothing is missing
     _stem: Callable[[list[str]], list[str]] | None
 
-    def __init__(self, lowercase: bool, stopwords: StopWords, stemmer: Stemmer, pattern: Pattern):
+    def __init__(
+        self,
+        language: str | None,
+        lowercase: bool,
+        fold_accents: bool | None,
+        stopwords: StopWords,
+        stemmer: Stemmer,
+        pattern: Pattern,
+    ):
+        self.language = language_or_none(language)
         self.lowercase = validation.flag(lowercase, "lowercase")
-        if isinstance(stopwords, str):
-            stopwords = STOPWORDS[validation.choice(stopwords, "stopwords", tuple(STOPWORDS))]
-        elif stopwords is not None:
-            own = list(stopwords) if isinstance(stopwords, set | frozenset) else stopwords
-            stopwords = validation.texts(own, "stopwords")
-        self.stopwords = frozenset(stopwords or ())
+        if fold_accents is None:
+            fold_accents = pattern is None and language in FOLDED
+        self.fold_accents = validation.flag(fold_accents, "fold_accents")
+        if self.fold_accents and pattern is not None:
+            raise ValueError("fold_accents is for the word rule: fold the text in your pattern")
         self.missing: tuple[str, ...] = ()  # what is not taken from a file
         self.withheld: str | None = None  # the pattern of a file, while it is missing
-        self.set_stemmer(stemmer)
         self.set_pattern(pattern)
+        self._set_stop_words(stopwords)
+        if stemmer == FROM_LANGUAGE:
+            stemmer = self.language
+        self.set_stemmer(stemmer)
+
+    def _set_stop_words(self, stopwords):
+        # How many stop words must follow one another for a document to keep them. The lists of
+        # other languages hold many words that are more than function words.
+        self.stop_run = _SHORT_RUN
+        if isinstance(stopwords, str):
+            if stopwords == FROM_LANGUAGE:
+                stopwords = self.language
+            if stopwords not in (None, "english"):
+                self.stop_run = 1
+            stopwords = None if stopwords is None else stop_words(stopwords)
+        elif stopwords is not None and not isinstance(stopwords, set | frozenset):
+            stopwords = validation.texts(stopwords, "stopwords")
+        words = validation.texts(list(stopwords or ()), "stopwords")
+        if self.characters is not None:  # as they come out of texts
+            words = [found[0] if len(found := self.words(word)) == 1 else word for word in words]
+        self.stopwords = frozenset(words)
 
     def set_stemmer(self, stemmer: Stemmer) -> None:
         """Stem by a Snowball language or a function, or not at all."""
@@ -94,9 +124,26 @@ class Analyzer:
             raise TypeError(f"stemmer must be a language, a callable or None, not {shown(stemmer)}")
 
     def set_pattern(self, pattern: Pattern) -> None:
-        """Split by a regular expression or a function."""
-        self.pattern = pattern
-        self.shortest = None
+        """Split by the word rule, a regular expression or a function."""
+        self.pattern, self.rule, self.fold, self.characters = pattern, 0, b"", None
+        self.is_turkish = False
+        self._split_by(pattern)
+        self.set_missing(self.missing)
+
+    def set_missing(self, names: Iterable[str]) -> None:
+        """Have these callables missing, or a pattern that is withheld, and no others."""
+        self.missing = tuple(dict.fromkeys(names))
+        is_quick = self.rule and not (self.missing or self.is_turkish)
+        self.quick_fold = self.fold if is_quick else None
+
+    def _split_by(self, pattern):
+        if pattern is None:
+            joins = self.language not in ELIDED
+            settings = self.lowercase, self.fold_accents, self.language, joins
+            self.characters = character_table(*settings)
+            self.is_turkish = self.characters.is_turkish
+            self.fold, self.rule = self.characters.fold, 2 << 2 | k.RULE + self.lowercase
+            return
         if callable(pattern):
             self._split = pattern
             return
@@ -112,9 +159,63 @@ class Analyzer:
         if compiled.groups > 1:
             raise ValueError(f"pattern may have at most one group, not {compiled.groups}")
         self._split = compiled.findall
-        self.shortest = _RUNS.get(text)
+        if text in _RUNS:
+            self.rule = _RUNS[text] << 2 | k.RUNS
         fold = "".join(c if c.isalnum() or c == "_" else "\0" for c in map(chr, range(128)))
         self.fold = (fold.lower() if self.lowercase else fold).encode() + bytes(128)
+
+    def settings(self, callables: set[str]) -> dict[str, Any]:
+        """What a file has of these settings: all but `callables` and what is missing already."""
+        pattern = self.pattern if self.withheld is None else self.withheld
+        missing = [n for n in self.missing if n != "pattern" or self.withheld is None]
+        missing += [name for name in ("stemmer", "pattern") if name in callables]
+        found: dict[str, Any] = {
+            "stemmer": None if "stemmer" in missing else self.stemmer,
+            "pattern": None if "pattern" in missing else pattern,
+            "lowercase": self.lowercase,
+            "stopwords": sorted(self.stopwords),
+            "callables": missing,
+        }
+        if self.stop_run:
+            found |= {
+                "language": self.language,
+                "fold_accents": self.fold_accents,
+                "stop_run": self.stop_run,
+                "word_rule": None if self.characters is None else WORD_RULE,
+            }
+        return found
+
+    @classmethod
+    def of_settings(cls, found: Mapping[str, Any]) -> "Analyzer":
+        """What `settings` gave, without its callables; CorruptFileError for what it cannot give.
+
+        Files of before there was the word rule have a pattern, no language, and no `stop_run`:
+        their stop words are left out wherever they are.
+        """
+        pattern, missing = found["pattern"], found["callables"]
+        if not (isinstance(missing, list) and set(missing) <= {"stemmer", "pattern"}):
+            raise CorruptFileError(f"a tokenizer has no callables {missing}")
+        if not (pattern is None or isinstance(pattern, str)):
+            raise CorruptFileError(f"the pattern is {pattern!r}")
+        language, folds, rule, run = None, False, None, 0
+        if "stop_run" in found:
+            language, rule = found["language"], found["word_rule"]
+            folds = validation.flag(found["fold_accents"], "fold_accents")
+            run = validation.integer(found["stop_run"], "stop_run", low=1, high=_MOST_RUN)
+        if not (rule is None or (type(rule) is int and rule == WORD_RULE)):
+            raise CorruptFileError(f"there is no word rule {rule!r}")
+        if (pattern is None and "pattern" not in missing) != (rule is not None):
+            raise CorruptFileError(f"the pattern is {pattern!r}, the word rule {rule!r}")
+        is_trusted = pattern is not None and is_quick(pattern)
+        own_pattern = None if rule else pattern if is_trusted else PATTERN
+        stopwords, stemmer = found["stopwords"], found["stemmer"]
+        analyzer = cls(language, found["lowercase"], folds, stopwords, stemmer, own_pattern)
+        analyzer.stop_run = run
+        if pattern is not None and not is_trusted:
+            analyzer.withheld = pattern
+            missing = [*missing, "pattern"]
+        analyzer.set_missing(missing)
+        return analyzer
 
     def supplied(self, stemmer: Stem | None, pattern: Pattern | None) -> "Analyzer":
         """One that also has what was not taken from a file."""
@@ -135,7 +236,7 @@ class Analyzer:
             elif not callable(function):
                 raise TypeError(f"{name} must be callable, not {shown(function)}")
             set_function(function)
-            other.missing = tuple(missing for missing in other.missing if missing != name)
+            other.set_missing(missing for missing in other.missing if missing != name)
         return other
 
     def check_complete(self) -> None:
@@ -152,28 +253,92 @@ class Analyzer:
             )
 
     def words(self, text: str) -> list[str]:
-        """The words of a text, by `re` or the caller's function."""
+        """The words of a text."""
+        if self.characters is not None:
+            numbers, _, distinct = self._words_by_kernel([text])
+            return [distinct[number] for number in numbers.tolist()]
         words: Any = self._split(text.lower() if self.lowercase else text)
         return _checked(words, "pattern") if callable(self.pattern) else words
 
-    def folded(self, text: str) -> bytearray:
-        """ASCII text in the form that the kernels split."""
-        return bytearray(text, "ascii").translate(self.fold)
+    def takes(self, text: str) -> bool:
+        """Whether `spelled` takes a text."""
+        return self.characters is not None or (self.rule != 0 and text.isascii())
 
-    def terms(self, words: list[str]) -> list[str]:
-        """The term of each word: stemmed, "" for those left out."""
-        if self.stopwords:
+    def spelled(self, texts: list[str]) -> tuple[UInt8s, Int64s]:
+        """(data uint8[bytes], offsets int64[n + 1]) of texts, in the form that kernels split."""
+        together = "".join(texts)
+        if self.takes_ascii(together):
+            data = bytearray(together, "ascii").translate(self.fold)
+            return np.frombuffer(data, np.uint8), offsets(list(map(len, texts)))
+        assert self.characters is not None
+        flags = [self.takes_ascii(text) for text in texts]
+        if not any(flags):
+            return self.characters.spell(texts)
+        plain = [text for text, flag in zip(texts, flags, strict=True) if flag]
+        others = [text for text, flag in zip(texts, flags, strict=True) if not flag]
+        spelled, others_ptr = self.characters.spell(others)
+        folded = memoryview("".join(plain).encode().translate(self.fold))
+        spans, first = pairwise(others_ptr.tolist()), 0
+        parts: list[Any] = []
+        for text, flag in zip(texts, flags, strict=True):
+            if flag:
+                parts.append(folded[first : first + len(text)])
+                first += len(text)
+            else:
+                start, stop = next(spans)
+                parts.append(spelled[start:stop])
+        merged = np.frombuffer(bytearray().join(parts), np.uint8)
+        return merged, offsets(list(map(len, parts)))
+
+    def spell_one(self, text: str, buffers: TextBuffers) -> bool:
+        """Spell one text into `buffers`, where they have space for it; return whether."""
+        self.check_complete()
+        n = len(text)
+        if self.rule and n <= len(buffers.text) and self.takes_ascii(text):
+            buffers.text[:n] = text.encode().translate(self.fold)
+            buffers.text_ptr[1] = n
+            return True
+        return self.characters is not None and self.characters.spell_one(text, buffers)
+
+    def takes_ascii(self, text: str) -> bool:
+        """Whether a text is spelled by `fold`, where it is spelled at all."""
+        return text.isascii() and not (self.is_turkish and "I" in text)
+
+    def terms(self, words: list[str]) -> tuple[list[str], UInt8s | None]:
+        """The term of each word, stemmed, "" for none; and uint8[n], 1 for a stop word, if any is.
+
+        2 is for a word that is no term.
+        """
+        kinds = None
+        if self.stopwords and not self.stopwords.isdisjoint(words):
             stop = self.stopwords
-            words = ["" if word in stop else word for word in words]
+            if self.stop_run:
+                kinds = np.array([word in stop for word in words], np.uint8)
+            else:
+                words = ["" if word in stop else word for word in words]
         if self._stem is not None:
             stems = iter(self._stem([word for word in words if word]))
             words = [next(stems) if word else "" for word in words]
-        return _checked(words, "stemmer") if callable(self.stemmer) else words
+        if callable(self.stemmer):
+            words = _checked(words, "stemmer")
+        if kinds is not None and "" in words:
+            kinds[[place for place, word in enumerate(words) if not word]] = 2
+        return words, kinds
+
+    def ids(self, words: list[str], find: Callable[[list[str]], Int32s]) -> Int32s:
+        """The id of each word, int32[n], as a word cache keeps it; `find` has those of terms."""
+        terms, kinds = self.terms(words)
+        ids = find(terms)
+        if kinds is not None:
+            ids[kinds == 1] = k.STOP - ids[kinds == 1]
+        return ids
 
     def word_stream(self, texts: list[str]) -> tuple[Int32s, Int64s, list[str]]:
         """(numbers int32[w] of the words of n texts, offsets int64[n + 1], the words by number)."""
+        if self.characters is not None:
+            return self._words_by_kernel(texts)
         plain = []
-        if self.shortest is not None and sum(map(len, texts)) >= _KERNEL_CHARS:
+        if self.rule and sum(map(len, texts)) >= _KERNEL_CHARS:
             plain = [text for text in texts if text.isascii()]
         if not plain:
             return self._words_by_python(texts)
@@ -194,14 +359,13 @@ class Analyzer:
         return merged, offsets(counts), words + other_words
 
     def _words_by_kernel(self, texts):
-        folded = self.folded("".join(texts))
-        data, ptr = np.frombuffer(folded, np.uint8), offsets([len(text) for text in texts])
-        most = len(data) // self.shortest
+        data, ptr = self.spelled(texts)
+        most = len(data) // (self.rule >> 2) + len(texts)
         numbers, spans = np.empty(most, np.int32), np.empty((most, 2), np.int64)
         word_ptr, secret = np.empty(len(ptr), np.int64), secret_word()
-        n = k.words_number(data, ptr, self.shortest, secret, numbers, word_ptr, spans)
-        plain, (starts, stops) = folded.decode(), spans[:n].T.tolist()
-        words = [plain[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        n = k.words_number(data, ptr, self.rule, secret, numbers, word_ptr, spans)
+        view, (starts, stops) = memoryview(data), spans[:n].T.tolist()
+        words = [str(view[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
         return numbers[: word_ptr[-1]].copy(), word_ptr, words
 
     def _words_by_python(self, texts):
@@ -217,17 +381,10 @@ def without_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def missing_extra(what: str, package: str) -> ImportError:
-    """The error for an optional dependency that is not installed."""
-    return ImportError(f"{what} needs {package}: pip install 'llmds_nb[text]'")
-
-
 def _snowball(language):
     """A function that stems a list of words by PyStemmer."""
-    try:
-        import Stemmer
-    except ImportError:
-        raise missing_extra(f"stemmer={language!r}", "PyStemmer") from None
+    import Stemmer
+
     language = validation.choice(language, "stemmer", Stemmer.algorithms())
     # Without the stemmer's own cache: every call has distinct words, so it would only cost time.
     compiled = Stemmer.Stemmer(language, 0)

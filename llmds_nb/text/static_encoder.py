@@ -17,7 +17,7 @@ from ..primitives.hashing import secret_word
 from .analyzer import Texts
 from .kernels import static_encoder as k
 from .static_model import MODELS, StaticModel, model_of, package_version
-from .tokenizer import TokenBatch
+from .token_batch import TokenBatch
 
 _CHUNK_CHARS = 1 << 20  # of the texts that are encoded at a time
 # A token of frequency p weighs a / (a + p). The paper has 1e-4 to 1e-3; subwords are more frequent.

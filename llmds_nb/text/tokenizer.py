@@ -1,61 +1,25 @@
 """Tokenizer: texts to term ids, and the vocabulary that gives the ids."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
 from .._core import validation
 from .._core.forking import is_held, new_lock
 from .._core.storage import Stored, checking_parts
-from .._core.typing import Int32s, Int64s, PathLike
-from ..errors import CorruptFileError
+from .._core.typing import Int64s, PathLike
 from ..primitives.status import ABSENT
 from . import analyzer as a
 from .kernels import tokenize as k
+from .languages import missing_extra
+from .token_batch import TokenBatch, joined
 from .vocabulary import StringTable, TextBuffers, Vocabulary, offsets, vocabulary_of
 
 _SHORT_CHARS = 1 << 10  # of a text that is encoded into memory that is kept
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
-
-
-class _Tokens(NamedTuple):
-    ids: Int32s  # int32[n_tokens]
-    indptr: Int64s  # int64[n + 1]
-
-
-class TokenBatch(_Tokens):
-    """Tokens of n texts: text i has ids[indptr[i]:indptr[i + 1]]; -1 is an unknown term.
-
-    ids int32[n_tokens], indptr int64[n + 1].
-    """
-
-    # It tells an index that has another tokenizer, or has dropped terms since, what the ids mean.
-    # None for those that a caller has made or unpickled: they are ids of the index.
-    tokenizer: "Tokenizer | None" = None
-
-    def __reduce__(self):
-        return TokenBatch, tuple(self)
-
-    def __copy__(self) -> "TokenBatch":
-        batch = TokenBatch(*self)
-        batch.tokenizer = self.tokenizer
-        return batch
-
-    def __deepcopy__(self, memo: dict) -> "TokenBatch":
-        batch = TokenBatch(self.ids.copy(), self.indptr.copy())
-        batch.tokenizer = self.tokenizer
-        return batch
-
-
-def joined(parts: list[TokenBatch]) -> TokenBatch:
-    """Several batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    ids = [part.ids for part in parts] or [np.zeros(0, np.int32)]
-    counts = [np.diff(part.indptr) for part in parts] or [np.zeros(0, np.int64)]
-    return TokenBatch(np.concatenate(ids), offsets(np.concatenate(counts)))
 
 
 _SPARE_IDS = 1 << 16  # of a tokenizer.json, beyond one for each of its characters
@@ -90,56 +54,98 @@ def _some_at_a_time(texts):
 
 
 class Tokenizer(Stored):
-    """Split texts into words and number them: Unicode words, case, stop words, stemming.
+    """Split texts into words and number them: Unicode words, stop words, stemming.
 
     A tokenizer owns a vocabulary, empty at first. `fit` grows it, and so do `InvertedIndex.add` and
     `LsaEncoder.fit` with the tokenizer they were given; `encode` never does and gives unknown terms
     the id -1. Ids count up as terms are met and never change, so several structures may share one
-    tokenizer. ASCII text with a plain-word pattern takes a compiled path, every other text Python's
-    `re`, with the same result. Thread-safe.
+    tokenizer. Thread-safe.
 
     Parameters
     ----------
+    language : str, optional
+        Of the texts: one of Snowball's languages. It sets `stopwords`, `stemmer` and
+        `fold_accents` where these are not given, and for Turkish the lower case of "I". The stop
+        words of all but English need ``pip install 'llmds_nb[text]'``. None: sets nothing.
     lowercase : bool
-        Lower-case the text (`str.lower`) before splitting.
-    stopwords : "english", iterable of str, or None
-        Words left out, compared after lower-casing and before stemming.
-    stemmer : str or callable, optional
-        A Snowball language such as "english" (needs ``pip install 'llmds_nb[text]'``), or a
-        function from word to term; an empty term drops the word.
-    pattern : str or callable
+        Whether upper and lower case are the same: case folding, with `pattern` `str.lower`.
+    fold_accents : bool, optional
+        Whether letters are the same with and without accents: of Latin and Greek, also ae for its
+        ligature; Arabic and Hebrew without vowel signs. Default: where Lucene's analyzer of the
+        language does so, for Arabic, German, Greek and Persian. Not with a `pattern`.
+    stopwords : str, iterable of str, or None
+        Words that say little, of a language or as they are, compared before stemming in the form
+        that words of texts get. None: no word is one.
+    stemmer : str, callable or None
+        A Snowball language or algorithm ("porter"), or a function from word to term; an empty term
+        drops the word. None: words are terms.
+    pattern : str or callable, optional
         A regular expression whose matches are the words, with at most one group; or a function from
-        text to an iterable of words. Default: runs of two or more word characters.
+        text to an iterable of words. It is given the text in lower case, if `lowercase`, and
+        otherwise as it is: nothing of the word rule holds. Default: the word rule.
 
-    A file holds no callables: give them to `load`, as `stemmer` and `pattern`, or to `supply`. Nor
-    is a file trusted with a regular expression that could run for ever: give back, in the same way,
-    a pattern that is neither runs of word characters nor one class of characters and a `+`.
+    Notes
+    -----
+    **Characters.** Text is normalised and case-folded as by Unicode's NFKC_Casefold: however an
+    accent is written, it is the same word. Soft hyphens, zero-width joiners and other ignorable
+    characters are dropped, decimal digits of all scripts are 0 to 9, a dotted capital I is an i.
 
-    Raises TypeError or ValueError for an argument of the wrong kind, an unknown language or a bad
-    pattern, and ImportError for a Snowball language without PyStemmer.
+    **Words.** By the rule, which starts from UAX #29 with cuts and additions for ranking, a word is
+    a run of letters, digits, underscores and the marks that follow them, with
+
+    - an apostrophe or & between letters: don't, O'Reilly, AT&T (an apostrophe separates in Catalan,
+      French, Irish and Italian, which write articles so);
+    - a point or comma between digits: 3.5, 1,000;
+    - a point or slash between single ASCII letters: U.S., I/O;
+    - ++ after a letter, where no letter follows, and # after a single one: C++, C#.
+
+    Any other character separates: e-mail and node.js are two words each, found by either, best by
+    both. Words have two characters at least, but for an ASCII capital that stands alone between
+    spaces or before a comma and the like (R, vitamin C), and a character that is the whole text.
+
+    **Scripts without spaces.** Runs of Chinese, Japanese or Korean letters, of Thai, Lao, Khmer or
+    Burmese give overlapping pairs of letters, with the marks of each, so that any two letters of a
+    text are found. A letter with no neighbour of its script is a word. One letter so finds texts
+    where it stands alone, and not words that it is part of.
+
+    **Stop words** are left out of what is encoded, but for a text that has no other word: "To be or
+    not to be" keeps all. Documents of an `InvertedIndex`, and what `fit` learns, have besides
+    those in runs of three or more, where such a query finds them (2 % of English text); and
+    all of those of another language's list, since those lists are long. BM25 lengths count them.
+
+    A file has all settings; callables are given to `load`, as `stemmer` and `pattern`, or to
+    `supply`. Nor is a file trusted with a regular expression that could run for ever: give back, in
+    the same way, a pattern that is neither runs of word characters nor one class of characters and
+    a `+`. Files of before there was the word rule keep their pattern, and leave out all stop words.
+
+    Raises TypeError or ValueError for an argument of the wrong kind, an unknown language (all are
+    listed) or a bad pattern, and ImportError for stop words of a package that is not installed.
 
     Examples
     --------
     >>> tokenizer = Tokenizer()
-    >>> tokenizer.fit(["The quick brown fox", "a lazy dog"])
-    Tokenizer(5 terms, stemmer=None)
-    >>> tokenizer.encode(["the brown dog", "quick cats"])
+    >>> tokenizer.fit(["The quick brown foxes", "a lazy dog"])
+    Tokenizer(5 terms, language='english')
+    >>> tokenizer.encode(["the brown dogs", "quick cats"])
     TokenBatch(ids=array([ 1,  4,  0, -1], dtype=int32), indptr=array([0, 2, 4]))
     >>> tokenizer.terms
-    ['quick', 'brown', 'fox', 'lazy', 'dog']
-    >>> tokenizer.count_tokens("The quick brown fox and others")
-    4
+    ['quick', 'brown', 'fox', 'lazi', 'dog']
+    >>> tokenizer.count_tokens("C++ or C# for 3.5 %")
+    3
     """
 
     def __init__(
         self,
         *,
+        language: str | None = "english",
         lowercase: bool = True,
-        stopwords: a.StopWords = "english",
-        stemmer: a.Stemmer = None,
-        pattern: a.Pattern = a.PATTERN,
+        fold_accents: bool | None = None,
+        stopwords: a.StopWords = a.FROM_LANGUAGE,
+        stemmer: a.Stemmer = a.FROM_LANGUAGE,
+        pattern: a.Pattern = None,
     ):
-        self._analyzer = a.Analyzer(lowercase, stopwords, stemmer, pattern)
+        settings = language, lowercase, fold_accents, stopwords, stemmer, pattern
+        self._analyzer = a.Analyzer(*settings)
         self._vocabulary = vocabulary_of(StringTable())
         self._model: str | None = None  # the text of a tokenizer.json
         self._lock = new_lock()  # of writers, and of those to whom the tokenizer belongs
@@ -162,7 +168,7 @@ class Tokenizer(Stored):
         try:
             from tokenizers import Tokenizer as Model
         except ImportError:
-            raise a.missing_extra("Tokenizer.from_file", "tokenizers") from None
+            raise missing_extra("Tokenizer.from_file", "tokenizers") from None
         try:
             compiled = Model.from_str(model)
         except Exception as error:  # the package raises a bare Exception
@@ -171,7 +177,7 @@ class Tokenizer(Stored):
         def tokens(text):
             return compiled.encode(a.without_surrogates(text), add_special_tokens=False).tokens
 
-        tokenizer = cls(lowercase=False, stopwords=None, pattern=tokens)
+        tokenizer = cls(language=None, lowercase=False, pattern=tokens)
         tokenizer._model = model
         vocabulary = compiled.get_vocab(with_added_tokens=True)
         last = max(vocabulary.values(), default=-1)
@@ -189,13 +195,23 @@ class Tokenizer(Stored):
         return tokenizer
 
     @property
+    def language(self) -> str | None:
+        """The language that has set what was not given."""
+        return self._analyzer.language
+
+    @property
     def lowercase(self) -> bool:
-        """Whether texts are lower-cased."""
+        """Whether upper and lower case are the same."""
         return self._analyzer.lowercase
 
     @property
+    def fold_accents(self) -> bool:
+        """Whether letters are the same with and without accents."""
+        return self._analyzer.fold_accents
+
+    @property
     def stopwords(self) -> frozenset[str]:
-        """The words that are left out."""
+        """The words that are left out of queries that have others."""
         return self._analyzer.stopwords
 
     @property
@@ -205,7 +221,7 @@ class Tokenizer(Stored):
 
     @property
     def pattern(self) -> a.Pattern:
-        """The regular expression or function that gives the words."""
+        """The regular expression or function that gives the words; None: the word rule."""
         return self._analyzer.pattern
 
     def supply(self, *, stemmer: a.Stem | None = None, pattern: a.Pattern | None = None) -> None:
@@ -228,7 +244,12 @@ class Tokenizer(Stored):
         return self._vocabulary.n
 
     def __repr__(self) -> str:
-        how = f"stemmer={self.stemmer!r}" if self._model is None else "from a tokenizer.json"
+        how = "from a tokenizer.json"
+        if self._model is None:
+            settings = {"language": self.language, "stemmer": self.stemmer, "pattern": self.pattern}
+            differs = settings["stemmer"] != self.language, self.pattern is not None
+            shown = ["language", *itertools.compress(["stemmer", "pattern"], differs)]
+            how = ", ".join(f"{name}={settings[name]!r}" for name in shown)
         return f"Tokenizer({len(self):,} terms, {how})"
 
     def __contains__(self, term: object) -> bool:
@@ -246,7 +267,7 @@ class Tokenizer(Stored):
             self._check_not_growing()
             with self._growing:
                 growth = Growth(self)
-                for _ in growth.batches(stream):
+                for _ in growth.batches(stream, documents=True):
                     pass
                 vocabulary = growth.vocabulary()
             self._vocabulary = vocabulary
@@ -318,19 +339,18 @@ class Tokenizer(Stored):
         return tuple.__new__(TokenBatch, (ids, indptr))  # 4 % of the call faster than by name
 
     def _encode_known(self, text, vocabulary, buffers) -> bool:
-        """Encode an ASCII text that fits into buffers, if the cache has its words."""
-        analyzer = self._analyzer
-        n, shortest = len(text), analyzer.shortest
-        if shortest is None or n > len(buffers.text) or not text.isascii():
+        """Encode a text that fits into buffers, if the cache has its words; return whether."""
+        analyzer, n = self._analyzer, len(text)
+        fold = analyzer.quick_fold
+        if fold is not None and n <= len(buffers.text) and text.isascii():
+            buffers.text[:n] = text.encode().translate(fold)
+            buffers.text_ptr[1] = n
+        elif not analyzer.spell_one(text, buffers):
             return False
-        if analyzer.missing:
-            analyzer.check_complete()
-        buffers.text[:n] = text.encode().translate(analyzer.fold)
-        buffers.text_ptr[1] = n
-        return vocabulary.cache.encode_one(buffers, shortest)
+        return vocabulary.cache.encode_one(buffers, analyzer.rule)
 
     def _encode_all(self, texts, vocabulary) -> TokenBatch:
-        """`_encode` by the word cache, which learns new words; ASCII texts in one kernel call."""
+        """`_encode` by the word cache, which learns new words; in one kernel call where it can."""
         analyzer = self._analyzer
         analyzer.check_complete()
         together = texts[0] if len(texts) == 1 else "".join(texts)
@@ -339,15 +359,15 @@ class Tokenizer(Stored):
         cache = vocabulary.cache
 
         def look_up(words):
-            return vocabulary.find(analyzer.terms(words))
+            return analyzer.ids(words, vocabulary.find)
 
-        if analyzer.shortest is None:
+        if not analyzer.rule:
             lists = [cache.find(analyzer.words(text), look_up) for text in texts]
-        elif together.isascii():
-            return self._encode_ascii(cache, together, texts, look_up)
+        elif analyzer.takes(together):
+            return TokenBatch(*cache.encode(*analyzer.spelled(texts), analyzer.rule, look_up))
         else:
             plain = [text for text in texts if text.isascii()]
-            ids, indptr = self._encode_ascii(cache, "".join(plain), plain, look_up)
+            ids, indptr = cache.encode(*analyzer.spelled(plain), analyzer.rule, look_up)
             by_kernel = (ids[start:stop].tolist() for start, stop in pairwise(indptr.tolist()))
             lists = [
                 next(by_kernel) if t.isascii() else cache.find(analyzer.words(t), look_up)
@@ -356,30 +376,34 @@ class Tokenizer(Stored):
         ids = np.array(list(chain.from_iterable(lists)), np.int32)
         return TokenBatch(ids, offsets(list(map(len, lists))))
 
-    def _encode_ascii(self, cache, together, texts, look_up) -> TokenBatch:
-        data = np.frombuffer(self._analyzer.folded(together), np.uint8)
-        text_ptr = offsets(list(map(len, texts)))
-        return TokenBatch(*cache.encode(data, text_ptr, self._analyzer.shortest, look_up))
+    def _batches(self, texts, ids_of, documents=False) -> Iterator[TokenBatch]:
+        """Yield the tokens of some texts at a time; `ids_of` gives the ids of terms or "".
 
-    def _batches(self, texts, ids_of) -> Iterator[TokenBatch]:
-        """Yield the tokens of some texts at a time; `ids_of` gives the ids of terms or ""."""
+        Those of documents, for an index, have stop words in runs as well.
+        """
         self._analyzer.check_complete()
         for some in _some_at_a_time(texts):
-            numbers, word_ptr, words = self._analyzer.word_stream(some)
-            ids = ids_of(self._analyzer.terms(words))
-            out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
-            n = k.tokens_map(numbers, word_ptr, ids, out, out_ptr)
-            yield TokenBatch(out[:n], out_ptr)
+            yield self._batch(some, ids_of, documents)  # which keeps nothing until the next
+
+    def _batch(self, texts, ids_of, documents) -> TokenBatch:
+        analyzer = self._analyzer
+        numbers, word_ptr, words = analyzer.word_stream(texts)
+        terms, kinds = analyzer.terms(words)
+        if kinds is not None:
+            kept = np.zeros(len(words), np.bool_)
+            run = analyzer.stop_run if documents else len(numbers) + 1
+            k.stop_words_drop(numbers, word_ptr, kinds, run, kept)
+            terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]
+        ids = ids_of(terms)
+        out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
+        n = k.tokens_map(numbers, word_ptr, ids, out, out_ptr)
+        return TokenBatch(out[:n], out_ptr)
 
     def _state(self):
-        analyzer = self._analyzer
-        pattern = self.pattern if analyzer.withheld is None else analyzer.withheld
-        settings = {"stemmer": self.stemmer, "pattern": None if self._model else pattern}
-        missing = [n for n in analyzer.missing if n != "pattern" or analyzer.withheld is None]
-        callables = missing + [name for name, part in self._parts().items() if callable(part)]
-        header = {name: None if name in callables else v for name, v in settings.items()}
-        header |= {"lowercase": self.lowercase, "stopwords": sorted(self.stopwords)}
-        header["callables"] = callables
+        callables = {name for name, part in self._parts().items() if callable(part)}
+        header = self._analyzer.settings(callables)
+        if self._model is not None:
+            header["pattern"] = None
         vocabulary = self._vocabulary
         arrays = vocabulary.table.arrays(vocabulary.n)
         if self._model is not None:
@@ -391,7 +415,7 @@ class Tokenizer(Stored):
         return {
             name: value
             for name, value in given.items()
-            if callable(value) or (name == "pattern" and not a.is_quick(value))
+            if callable(value) or (name == "pattern" and value and not a.is_quick(value))
         }
 
     @classmethod
@@ -406,18 +430,8 @@ class Tokenizer(Stored):
         """The tokenizer without its callables."""
         if "model" in arrays:
             return cls._from_model(arrays["model"].tobytes().decode())
-        settings = {name: header[name] for name in ("lowercase", "stopwords", "stemmer")}
-        pattern, missing = header["pattern"], header["callables"]
-        if not (isinstance(missing, list) and set(missing) <= {"stemmer", "pattern"}):
-            raise CorruptFileError(f"a tokenizer has no callables {missing}")
-        if not (pattern is None or isinstance(pattern, str)):
-            raise CorruptFileError(f"the pattern is {pattern!r}")
-        is_quick = pattern is not None and a.is_quick(pattern)
-        tokenizer = cls(**settings, pattern=pattern if is_quick else a.PATTERN)
-        if pattern is not None and not is_quick:
-            tokenizer._analyzer.withheld = pattern
-            missing = [*missing, "pattern"]
-        tokenizer._analyzer.missing = tuple(dict.fromkeys(missing))
+        tokenizer = cls(language=None)
+        tokenizer._analyzer = a.Analyzer.of_settings(header)
         tokenizer._vocabulary = vocabulary_of(StringTable.from_arrays(arrays))
         return tokenizer
 
@@ -451,9 +465,12 @@ class Growth:
                 self._before = value
         self.table = self._before.table.successor(self._before.n)
 
-    def batches(self, texts: Iterable[str]) -> Iterator[TokenBatch]:
-        """Yield the tokens of some texts at a time; no term is unknown."""
-        return self._tokenizer._batches(texts, self.table.add)
+    def batches(self, texts: Iterable[str], *, documents: bool = False) -> Iterator[TokenBatch]:
+        """Yield the tokens of some texts at a time; no term is unknown.
+
+        Those of documents, for an index, have some stop words as well: see `Tokenizer`.
+        """
+        return self._tokenizer._batches(texts, self.table.add, documents)
 
     def vocabulary(self) -> Vocabulary:
         """What it has grown to."""

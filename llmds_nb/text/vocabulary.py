@@ -16,6 +16,7 @@ from ..errors import CorruptFileError
 from ..primitives.hashing import secret_word
 from ..primitives.status import ABSENT
 from .kernels import tokenize as k
+from .kernels.characters import MOST_BYTES
 
 LookUp: TypeAlias = Callable[[list[str]], Int32s]
 
@@ -204,14 +205,20 @@ _EMPTY = Handle(k.WordCacheState(StringTable().state, np.empty(0, np.int32)))
 
 
 class TextBuffers:
-    """Memory of one text of at most `size` characters and its tokens, one an ASCII character.
+    """Memory of one text of at most `size` ASCII characters and its tokens, one for each.
 
-    The text and its offsets are memoryviews, which are quicker to write than arrays; `..._at` are
-    addresses. One thread uses them at a time.
+    Of a text that is not ASCII there is space for the code points of a ninth as many. The text and
+    its offsets are memoryviews, which are quicker to write than arrays; `..._at` are addresses. One
+    thread uses them at a time.
     """
 
     def __init__(self, size: int):
         text, text_ptr = np.empty(size, np.uint8), np.zeros(2, np.int64)
+        codes, code_ptr = np.empty(4 * (size // MOST_BYTES), np.uint8), np.zeros(2, np.int64)
+        flag = np.zeros(1, np.uint8)  # of kernels.characters
+        self.codes, self.codes_at = codes.data, address_of(codes)
+        self.code_ptr, self.code_ptr_at = code_ptr.data, address_of(code_ptr)
+        self.flag, self.flag_at = flag.data, address_of(flag)
         self.text, self.text_at = text.data, address_of(text)
         self.text_ptr, self.text_ptr_at = text_ptr.data, address_of(text_ptr)
         self.tokens, self.token_ptr = np.empty(size, np.int32), np.zeros(2, np.int64)
@@ -222,7 +229,8 @@ class WordCache:
     """The term id of each word that was looked up in one vocabulary.
 
     `look_up` gives ids for a list of words: ABSENT for an unknown term, DROPPED for a word that is
-    no term. Its answers are kept: after a change of the vocabulary a new cache is needed.
+    no term, and STOP - id for a stop word. Its answers are kept: after a change of the vocabulary
+    a new cache is needed.
     """
 
     def __init__(self):
@@ -232,7 +240,7 @@ class WordCache:
         self._lock = new_lock()  # of `_learn`
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:
-        """The ids of words that Python has split, without those that are dropped."""
+        """The ids of words that Python has split, as the kernel `words_encode` gives them."""
         known = self._by_word
         try:
             ids = [known[word] for word in words]
@@ -242,19 +250,26 @@ class WordCache:
             ids = [found[word] if word in found else known[word] for word in words]
             if len(known) < _MAX_WORDS:
                 known.update(found)
-        return [id_ for id_ in ids if id_ != k.DROPPED]
+        ids = [id_ for id_ in ids if id_ != k.DROPPED]
+        return [id_ for id_ in ids if id_ > k.UNSET] or [k.STOP - id_ for id_ in ids]
 
     def encode(
-        self, data: UInt8s, text_ptr: Int64s, shortest: int, look_up: LookUp
+        self, data: UInt8s, text_ptr: Int64s, rule: int, look_up: LookUp
     ) -> tuple[Int32s, Int64s]:
-        """(ids, indptr) of texts in the form that `kernels.tokenize` takes. O(bytes)."""
-        out = np.empty(data.size // shortest, np.int32)
+        """(ids, indptr) of texts in the form that `kernels.tokenize` takes. O(bytes).
+
+        `rule` is what these take as such.
+        """
+        out = np.empty(data.size // (rule >> 2) + len(text_ptr), np.int32)
         out_ptr = np.empty(text_ptr.size, np.int64)
         missing = np.empty((_MISSING, 2), np.int64)
         while True:
-            handle = self._handle  # kept alive meanwhile
+            handle, text = (
+                self._handle,
+                data.copy(),
+            )  # kept alive meanwhile; the kernel writes to it
             n_missing = _entries.encode(
-                handle.address, address_of(data), address_of(text_ptr), len(out_ptr) - 1, shortest,
+                handle.address, address_of(text), address_of(text_ptr), len(out_ptr) - 1, rule,
                 address_of(out), address_of(out_ptr), address_of(missing), len(missing),
             )  # fmt: skip
             if n_missing == 0:
@@ -263,13 +278,13 @@ class WordCache:
                 missing = np.empty((n_missing, 2), np.int64)
                 continue
             spans = missing[:n_missing].tolist()
-            self._learn(list({bytes(data[start:stop]): None for start, stop in spans}), look_up)
+            self._learn(list({bytes(text[start:stop]): None for start, stop in spans}), look_up)
 
-    def encode_one(self, buffers: TextBuffers, shortest: int) -> bool:
+    def encode_one(self, buffers: TextBuffers, rule: int) -> bool:
         """Encode the text in `buffers` into its tokens, if all words are known; return whether."""
         handle, b = self._handle, buffers  # kept alive meanwhile
         return not _entries.encode(
-            handle.address, b.text_at, b.text_ptr_at, 1, shortest, b.tokens_at, b.token_ptr_at, 0, 0
+            handle.address, b.text_at, b.text_ptr_at, 1, rule, b.tokens_at, b.token_ptr_at, 0, 0
         )
 
     def _learn(self, new, look_up):

@@ -1,27 +1,21 @@
 """Slow, obvious references for the inverted index and the tokenizer."""
 
 import math
-import re
 from collections import Counter
 
 import numpy as np
 
-from llmds_nb.text.analyzer import STOPWORDS
+from ..text.oracle import document_terms, query_terms
 
 VARIANTS = ["lucene", "robertson", "atire", "bm25+", "bm25l"]
-
-
-def words(text, *, pattern=r"\b\w\w+\b", lowercase=True, stopwords=STOPWORDS["english"]):
-    """The terms of a text without stemming."""
-    text = text.lower() if lowercase else text
-    return [word for word in re.findall(pattern, text) if word not in stopwords]
 
 
 class PlainBm25:
     """BM25 over a dict of texts, by the formulas of Kamphuis et al., ECIR 2020."""
 
-    def __init__(self, variant="lucene", k1=1.2, b=0.75, split=words):
+    def __init__(self, variant="lucene", k1=1.2, b=0.75, split=document_terms):
         self.variant, self.k1, self.b, self.split = variant, k1, b, split
+        self.split_query = query_terms if split is document_terms else split
         self.docs, self.lengths = {}, {}
 
     def add(self, ids, texts):
@@ -62,7 +56,7 @@ class PlainBm25:
     def score(self, query, id_):
         doc = self.docs[id_]
         score = 0.0
-        for term, count in sorted(Counter(self.split(query)).items()):
+        for term, count in sorted(Counter(self.split_query(query)).items()):
             if doc[term]:
                 df = len(self.postings(term))
                 score += count * self.idf(df) * self.part(doc[term], self.lengths[id_])

@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from llmds_nb import InvertedIndex, Tokenizer
+from llmds_nb import InvertedIndex
 
-from .oracle import words
+from ..text.oracle import document_terms, query_terms
 
 
 def test_quality_on_vaswani(vaswani):
-    pytest.importorskip("Stemmer")
-    index = InvertedIndex(tokenizer=Tokenizer(stemmer="english"))
+    index = InvertedIndex()
     index.add(vaswani.ids, vaswani.texts)
     hits = index.search(vaswani.queries, 100)
     ndcg, recall = [], []
@@ -36,6 +35,6 @@ def test_scores_agree_with_bm25s(vaswani):
     index.add(None, texts)
     hits = index.search(queries, 10)
     peer = bm25s.BM25(k1=1.2, b=0.75, method="lucene", backend="numpy")
-    peer.index([words(text) for text in texts], show_progress=False)
-    _, scores = peer.retrieve([words(q) for q in queries], k=10, show_progress=False)
+    peer.index([document_terms(text) for text in texts], show_progress=False)
+    _, scores = peer.retrieve([query_terms(query) for query in queries], k=10, show_progress=False)
     np.testing.assert_allclose(np.maximum(hits.scores, 0), scores, rtol=2e-5, atol=1e-6)

@@ -29,8 +29,6 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", HARD)
 def test_hard_texts_are_indexed_found_and_stored(name, way):
-    if way == "snowball":
-        pytest.importorskip("Stemmer")
     text, tokenizer = HARD[name], Tokenizer(**WAYS[way])
     index = InvertedIndex(tokenizer=tokenizer)
     index.add([1, 2], [text, "plain words"])

@@ -93,7 +93,8 @@ def test_fewer_directions_than_dim_are_filled_with_zeros(texts):
 
 def test_texts_of_unknown_words_get_the_zero_vector():
     encoder = LsaEncoder(4).fit([*TEXTS, "", "the of"])
-    for text in ("", "the", "unknown words", "\ud800 \0", "."):
+    assert encoder.encode("the").any()  # it had no other words
+    for text in ("", "an", "unknown words", "\ud800 \0", "."):
         assert not encoder.encode(text).any()
     assert encoder.encode([]).shape == (0, 4)
 
@@ -173,7 +174,7 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
         (lambda: LsaEncoder(tokenizer=str.split), TypeError, "tokenizer"),
         (lambda: LsaEncoder().encode("a"), ValueError, "not fitted"),
         (lambda: LsaEncoder().fit([]), ValueError, "none of the 0 texts"),
-        (lambda: LsaEncoder().fit(["the", ""]), ValueError, "none of the 2 texts"),
+        (lambda: LsaEncoder().fit(["+", ""]), ValueError, "none of the 2 texts"),
         (lambda: LsaEncoder().fit([None]), TypeError, "position 0"),
         (lambda: LsaEncoder().fit(5), TypeError, "int"),
         (lambda: LsaEncoder().fit("one").encode([b"x"]), TypeError, "position 0"),
@@ -188,7 +189,7 @@ def test_a_failed_fit_keeps_the_old_one():
     encoder = LsaEncoder(3).fit(TEXTS)
     before = encoder.encode(TEXTS)
     with pytest.raises(ValueError, match="none of"):
-        encoder.fit(["the"])
+        encoder.fit(["+"])
     assert (encoder.encode(TEXTS) == before).all()
 
 

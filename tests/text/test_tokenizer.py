@@ -13,12 +13,12 @@ from llmds_nb.text.analyzer import STOPWORDS
 from llmds_nb.text.tokenizer import encode_into
 from llmds_nb.text.vocabulary import TextBuffers
 
-from ..bm25.oracle import words
+from .oracle import words
 
-has_stemmer = importlib.util.find_spec("Stemmer") is not None
 has_models = importlib.util.find_spec("tokenizers") is not None
-needs_stemmer = pytest.mark.skipif(not has_stemmer, reason="PyStemmer is not installed")
 needs_models = pytest.mark.skipif(not has_models, reason="tokenizers is not installed")
+
+PLAIN = {"language": None, "stopwords": "english", "pattern": r"\b\w\w+\b"}
 
 HARD = (
     "\ud800 a\udfffb NUL\0inside \u0130stanbul stra\u00dfe \u4f60\u597d\u4e16\u754c "
@@ -41,15 +41,15 @@ def decoded(tokenizer, batch):
 @example([HARD, "The plain ASCII text of no words", ""], True, r"\b\w\w+\b")
 @settings(max_examples=60, deadline=None)
 def test_every_path_splits_as_re_does(texts, lowercase, pattern):
-    options = {"lowercase": lowercase, "pattern": pattern}
-    expected = [words(text, **options) for text in texts]
+    expected = [words(text, lowercase=lowercase, pattern=pattern) for text in texts]
+    options = {**PLAIN, "lowercase": lowercase, "pattern": pattern}
     # The padding takes the text over the kernel's threshold; a callable never takes the kernel.
     padding = ["stop the pads " * 100]
     plain = Tokenizer(**options)
     assert decoded(plain.fit(texts), plain.encode(texts)) == expected
     long = Tokenizer(**options).fit(padding + texts)
     assert decoded(long, long.encode(padding + texts))[1:] == expected
-    by_callable = Tokenizer(lowercase=lowercase, pattern=lambda t: re.findall(pattern, t))
+    by_callable = Tokenizer(**{**options, "pattern": lambda t: re.findall(pattern, t)})
     by_callable.fit(texts)
     assert decoded(by_callable, by_callable.encode(texts)) == expected
     assert plain.count_tokens(texts).tolist() == [len(e) for e in expected]
@@ -129,7 +129,7 @@ def test_encoding_never_grows_the_vocabulary():
 
 def test_empty_input():
     tokenizer = Tokenizer()
-    for texts in ([], [""], ["the of and"], ["...", " "]):
+    for texts in ([], [""], ["+ - *"], ["...", " "]):
         batch = tokenizer.fit(texts).encode(texts)
         assert batch.ids.tolist() == []
         assert batch.indptr.tolist() == [0] * (len(texts) + 1)
@@ -144,7 +144,6 @@ def test_stop_words_are_the_list_of_bm25s():
     assert Tokenizer(stopwords=None).count_tokens("the xx yy") == 3
 
 
-@needs_stemmer
 def test_snowball_stems_words_that_are_no_stop_words():
     tokenizer = Tokenizer(stemmer="english").fit(["Running runs, running; this news"] * 30)
     assert tokenizer.terms == ["run", "news"]
@@ -153,7 +152,6 @@ def test_snowball_stems_words_that_are_no_stop_words():
     assert german.terms == ["haus"]
 
 
-@needs_stemmer
 def test_a_stemmer_meets_surrogates_and_nuls():
     tokenizer = Tokenizer(stemmer="english", pattern=lambda text: text.split())
     texts = ["a\ud800bs walking", "nul\0s"]
@@ -193,7 +191,10 @@ def test_a_callable_that_raises_leaves_the_vocabulary_as_it_was(monkeypatch):
     ("call", "error", "message"),
     [
         (lambda: Tokenizer(lowercase=1), TypeError, "lowercase"),
-        (lambda: Tokenizer(stopwords="klingon"), ValueError, "one of 'english', not 'klingon'"),
+        (lambda: Tokenizer(stopwords="klingon"), ValueError, "'english', .*, not 'klingon'"),
+        (lambda: Tokenizer(language="klingon"), ValueError, "one of 'arabic', .*, not 'klingon'"),
+        (lambda: Tokenizer(language=5), ValueError, "language must be one of .*, not 5"),
+        (lambda: Tokenizer(fold_accents=1), TypeError, "fold_accents"),
         (lambda: Tokenizer(stopwords=[1]), TypeError, "stopwords must be str"),
         (lambda: Tokenizer(stopwords=5), TypeError, "stopwords"),
         (lambda: Tokenizer(stemmer=5), TypeError, "stemmer"),
@@ -215,17 +216,17 @@ def test_bad_input(call, error, message):
         call()
 
 
-@needs_stemmer
 def test_an_unknown_language_is_named():
     with pytest.raises(ValueError, match="'klingon'"):
         Tokenizer(stemmer="klingon")
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "Stemmer", None)
+    monkeypatch.setitem(sys.modules, "stopwordsiso", None)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"pip install 'llmds_nb\[text\]'"):
-        Tokenizer(stemmer="english")
+        Tokenizer(language="german")
+    assert Tokenizer(language="german", stopwords=None).stemmer == "german"
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(ImportError, match=r"pip install 'llmds_nb\[text\]'"):
         Tokenizer.from_file(tmp_path / "t.json")
@@ -285,3 +286,17 @@ def test_readers_beside_a_writer_see_whole_terms():
     tokenizer.check()
     assert len(tokenizer) == 50 + 200 * 40
     assert tokenizer.nbytes > 0 and "8,050 terms" in repr(tokenizer)
+
+
+def test_files_of_before_there_was_the_word_rule_keep_their_ways():
+    arrays, header = Tokenizer(**PLAIN).fit(["The red fox", "to be or not to be"])._state()
+    for name in ("language", "fold_accents", "stop_run", "word_rule"):
+        del header[name]
+    loaded = Tokenizer._from_state(arrays, header)
+    assert loaded._state()[1] == header and loaded.language is None
+    for text in ("to be the", "fox to be \u00e9t\u00e9", "the fox e\u0301t\u00e9"):
+        expected = [word for word in words(text) if word not in STOPWORDS["english"]]
+        assert loaded.count_tokens(text) == len(expected)
+        assert len(loaded.encode(text).ids) == len(loaded.encode([text, ""]).ids) == len(expected)
+    n = len(loaded)
+    assert len(loaded.fit("and by then")) == n

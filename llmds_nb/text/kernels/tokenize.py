@@ -1,12 +1,16 @@
-"""Splitting ASCII text into words, and the hash table of strings that numbers words and terms.
+"""Splitting text into words, and the hash table of strings that numbers words and terms.
 
 A string table numbers strings in the order of arrival, and a number never changes. The first
 n = count[0] are in use: they are distinct and none is empty; ptr[0] = 0; every slot between a
 string's home `hashes[i] & (C - 1)` and the slot that holds i (cyclically) is taken; 2 * n <= C. The
 owner grows the arrays before it adds.
 
-Text to split is `data uint8[n]` in which every byte that belongs to no word is 0; text i is
-data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end.
+Text to split is `data uint8[n]`, UTF-8 in which every byte that belongs to no word is below 48;
+text i is data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end. In the mode
+RUNS all such bytes separate words. By the word rule (`_word_at`) of RULE and RULE_LOWER they are 0,
+or tell what stands between words: SPACE, PUNCTUATION (one of ! ? : ;), one of . , ' & / + #, or
+LONE after a letter that is a word by itself (kernels/characters.py). RULE_LOWER writes ASCII
+capitals in lower case as it meets them, into `data`.
 
 Kernels that Python calls take either state as a handle (_core/state.py).
 """
@@ -18,10 +22,16 @@ from ..._core.jit import kernel
 from ..._core.state import ANY, INT, State, array, viewer
 from ...primitives.hashing import hash_bytes
 from ...primitives.status import ABSENT
+from .characters import LONE, PUNCTUATION, SPACE
 
 DROPPED = -2
 UNSET = -3
+STOP = -5  # the id i of a stop word is kept as STOP - i
 _FIRST_SLOTS = 1 << 12
+
+RUNS, RULE, RULE_LOWER = 0, 1, 2
+_DIGIT, _CAPITAL, _BRACKET, _SMALL = 48, 65, 91, 97  # "0", "A", the one after "Z", "a"
+_SHARP, _AND, _QUOTE, _PLUS, _COMMA, _DOT, _SLASH = 35, 38, 39, 43, 44, 46, 47
 
 
 class StringTableState(State):
@@ -127,36 +137,116 @@ def _grown_slots(hashes, n, size):
 
 
 @kernel(internal=True, borrow=True)
-def _word_at(data, position, end):
-    """(start, stop) of the first word in data[position:end], (end, end) if none. O(bytes)."""
-    while position < end and data[position] == 0:
-        position += 1
-    start = position
-    while position < end and data[position] != 0:
-        position += 1
-    return start, position
+def _byte_at(data, position, end):
+    """data[position], 0 from `end` on."""
+    return data[position] if position < end else np.uint8(0)
+
+
+@kernel(noinline=True, borrow=True)
+def _join(data, part, position, end):
+    """How many bytes from data[position] belong to the word before it, negative if they end it.
+
+    That byte is below 48 and follows a byte of a word, whose last part, since the last such byte,
+    begins at `part`. O(1).
+    """
+    c, before = data[position], data[position - 1]
+    after, next_after = _byte_at(data, position + 1, end), _byte_at(data, position + 2, end)
+    if (c == _DOT or c == _COMMA) and after >= _DIGIT:
+        if max(before, after) < _CAPITAL:
+            return 1
+    if before < _CAPITAL:
+        return 0
+    if c == _QUOTE or c == _AND:
+        return 1 if after >= _CAPITAL else 0
+    is_initial = part == position - 1 and before < 128
+    if c == _DOT or c == _SLASH:  # initials
+        is_suffix = next_after == _PLUS or next_after == _SHARP
+        is_pair = is_initial and _CAPITAL <= after < 128 and next_after < _DIGIT
+        return 1 if is_pair and not is_suffix else 0
+    if c == _PLUS:
+        return -2 if after == _PLUS and next_after < _CAPITAL else 0
+    if c == _SHARP:
+        return -1 if is_initial and after < _CAPITAL else 0
+    return 0
+
+
+@kernel(noinline=True, borrow=True)
+def _is_alone(data, start, stop, begin, end, is_capital):
+    """Whether the one character data[start:stop] of the text data[begin:end] is a word. O(1)."""
+    after = _byte_at(data, stop, end)
+    if stop < end and after == LONE:
+        return True
+    if after == PUNCTUATION or after == _COMMA or after == _DOT:
+        stop += 1
+        after = _byte_at(data, stop, end)
+    first, last = start == begin, stop == end
+    return (first and last) or (
+        is_capital and (first or data[start - 1] == SPACE) and (last or after == SPACE)
+    )
+
+
+@kernel(internal=True, borrow=True)
+def _word_at(data, position, begin, end, shortest, mode):
+    """(start, stop) of the first word in data[position:end] of the text data[begin:end]; O(bytes).
+
+    (end, end) if there is none. A word has `shortest` bytes at least. By the rule it is a run of
+    letters, digits and marks, with what `_join` says, of two characters at least, or one that
+    stands alone; so there are at most half as many words as bytes, and one more.
+    """
+    while True:
+        while position < end and data[position] < _DIGIT:
+            position += 1
+        start = part = position
+        if start == end:
+            return end, end
+        is_capital = _CAPITAL <= data[start] < _BRACKET
+        while position < end:
+            c = data[position]
+            if c >= _SMALL:
+                position += 1
+            elif c >= _DIGIT:
+                if mode == RULE_LOWER and _CAPITAL <= c < _BRACKET:
+                    data[position] = c + 32
+                position += 1
+            elif c <= SPACE:
+                break
+            else:
+                n = _join(data, part, position, end)
+                position += abs(n)
+                part = position
+                if n <= 0:
+                    break
+        n = position - start
+        if mode != RUNS and (n == 1 or data[start] >= 0xC0):
+            c = data[start]
+            size = 1 + np.int64(c >= 0xC0) + np.int64(c >= 0xE0) + np.int64(c >= 0xF0)
+            if n > size or _is_alone(data, start, position, begin, end, is_capital):
+                return start, position
+        elif n >= shortest:
+            return start, position
 
 
 @kernel(nogil=True)
-def words_number(data, text_ptr, shortest, secret, numbers, word_ptr, spans):
-    """Number the distinct words of each text, words shorter than `shortest` left out.
+def words_number(data, text_ptr, rule, secret, numbers, word_ptr, spans):
+    """Number the distinct words of each text; `rule` is shortest << 2 | mode.
 
-    Fills numbers int32[bytes // shortest] of all words in order, word_ptr int64[n_texts + 1] into
-    them, and spans int64[bytes // shortest, 2] of where in `data` each number first starts and
-    stops; returns how many numbers there are. O(bytes) expected. No result depends on the int64
-    `secret`, which no client knows.
+    Fills numbers int32[most] of all words in order, word_ptr int64[n_texts + 1] into them, and
+    spans int64[most, 2] of where in `data` each number first starts and stops, where most is
+    bytes // shortest + n_texts; returns how many numbers there are. O(bytes) expected. No result
+    depends on the int64 `secret`, which no client knows.
     """
-    n_texts = text_ptr.size - 1
+    n_texts, shortest, mode = text_ptr.size - 1, rule >> 2, rule & 3
     hashes = np.empty(numbers.size, np.uint64)
     slots = _grown_slots(hashes, 0, _FIRST_SLOTS)
     mask = np.uint64(slots.size - 1)
     word_ptr[0] = n_words = n = 0
     for text in range(n_texts):
-        position, end = text_ptr[text], text_ptr[text + 1]
-        while position < end:
-            start, position = _word_at(data, position, end)
-            if position - start < shortest:
-                continue
+        begin, end = text_ptr[text], text_ptr[text + 1]
+        position = begin
+        while True:
+            start, position = _word_at(data, position, begin, end, shortest, mode)
+            if start == position:
+                break
             hash_ = hash_bytes(data, start, position, np.uint64(secret))
             slot = hash_ & mask
             while slots[slot] != ABSENT:
@@ -185,46 +275,95 @@ def words_number(data, text_ptr, shortest, secret, numbers, word_ptr, spans):
 
 
 @kernel(borrow=True)
-def words_encode(handle, text, text_ptr, n_texts, shortest, out, out_ptr, missing, most):
+def words_encode(handle, text, text_ptr, n_texts, rule, out, out_ptr, missing, most):
     """The term ids of the words of each text, by a word cache; return how many it does not have.
 
-    All but the numbers n_texts, shortest and `most` are addresses: of text uint8[bytes] and
-    text_ptr int64[n_texts + 1]; of what is filled, out int32[bytes // shortest] and out_ptr
-    int64[n_texts + 1], without dropped words, and missing int64[most, 2] with where in the text
-    the first unknown words start and stop. O(bytes).
+    All but the numbers n_texts, `rule` and `most` are addresses: of text uint8[bytes] and
+    text_ptr int64[n_texts + 1]; of what is filled, out int32[bytes // shortest + n_texts] and
+    out_ptr int64[n_texts + 1], without dropped words, and missing int64[most, 2] with where in the
+    text the first unknown words start and stop. Stop words are left out, but for those
+    of a text that has no other words. `rule` is shortest << 2 | mode. O(bytes).
     """
+    shortest, mode = rule >> 2, rule & 3
     cache = _word_cache_at(handle)
     text_ptr, out_ptr = (
         array_at(text_ptr, n_texts + 1, np.int64),
         array_at(out_ptr, n_texts + 1, np.int64),
     )
     data = array_at(text, text_ptr[n_texts], np.uint8)
-    out = array_at(out, data.size // shortest, np.int32)
+    out = array_at(out, data.size // shortest + n_texts, np.int32)
     missing = array_at(missing, (most, 2), np.int64)
     n, n_missing = 0, 0
     out_ptr[0] = 0
     for i in range(n_texts):
-        position, stop = text_ptr[i], text_ptr[i + 1]
-        while position < stop:
-            begin, position = _word_at(data, position, stop)
-            if position - begin < shortest:
-                continue
-            hash_ = hash_bytes(data, begin, position, np.uint64(cache.words.secret))
-            word = cache.words.slots[_strings_slot(cache.words, data, begin, position, hash_)]
+        begin, stop = text_ptr[i], text_ptr[i + 1]
+        first, n_stop, position = n, 0, begin
+        while True:
+            start, position = _word_at(data, position, begin, stop, shortest, mode)
+            if start == position:
+                break
+            hash_ = hash_bytes(data, start, position, np.uint64(cache.words.secret))
+            word = cache.words.slots[_strings_slot(cache.words, data, start, position, hash_)]
             if word == ABSENT or cache.term_ids[word] == UNSET:
                 if n_missing < most:
-                    missing[n_missing, 0], missing[n_missing, 1] = begin, position
+                    missing[n_missing, 0], missing[n_missing, 1] = start, position
                 n_missing += 1
             elif cache.term_ids[word] != DROPPED:
                 out[n] = cache.term_ids[word]
+                n_stop += out[n] < UNSET
                 n += 1
+        if n_stop > 0:
+            n = _stop_words_drop(out, first, n, n_stop)
         out_ptr[i + 1] = n
     return n_missing
 
 
+@kernel(noinline=True, borrow=True)
+def _stop_words_drop(out, first, n, n_stop):
+    """Leave n_stop stop words out of the ids out[first:n], unless all are; return the end. O(n)."""
+    if n_stop == n - first:
+        for j in range(first, n):
+            out[j] = STOP - out[j]
+        return n
+    end = first
+    for j in range(first, n):
+        if out[j] >= UNSET:
+            out[end] = out[j]
+            end += 1
+    return end
+
+
+@kernel(nogil=True)
+def stop_words_drop(numbers, word_ptr, kinds, shortest, kept):
+    """Set the numbers of stop words to ABSENT, but in runs and where a text has no other words.
+
+    Of words by number, kinds uint8[n] are 1 for a stop word, 2 for a word that is no term, and 0
+    for others. A run is `shortest` stop words or more with no other between them. Sets kept bool[n]
+    for the words of which one is left. O(w).
+    """
+    for text in range(word_ptr.size - 1):
+        start, stop = word_ptr[text], word_ptr[text + 1]
+        n_terms = n_run = 0
+        first = start
+        for w in range(start, stop + 1):
+            if w < stop and kinds[numbers[w]] > 0:
+                n_run += kinds[numbers[w]] == 1
+                continue
+            n_terms += w < stop
+            is_kept = n_run >= shortest or n_terms == 0
+            for j in range(first, w):
+                if is_kept:
+                    kept[numbers[j]] = True
+                else:
+                    numbers[j] = ABSENT
+            if w < stop:
+                kept[numbers[w]] = True
+            first, n_run = w + 1, 0
+
+
 @kernel(nogil=True)
 def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
-    """Replace word numbers by the ids of their terms, leaving out those whose id is DROPPED.
+    """Replace word numbers by the ids of their terms, but for ABSENT and terms that are DROPPED.
 
     Fills out int32[w] and the offsets out_ptr int64[n + 1]; returns how many were written. O(w).
     """
@@ -232,7 +371,7 @@ def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
     out_ptr[0] = 0
     for text in range(word_ptr.size - 1):
         for w in range(word_ptr[text], word_ptr[text + 1]):
-            id_ = ids_of[numbers[w]]
+            id_ = ids_of[numbers[w]] if numbers[w] >= 0 else np.int32(DROPPED)
             if id_ != DROPPED:
                 out[n] = id_
                 n += 1

@@ -116,9 +116,8 @@ def _pipeline(options) -> RetrievalPipeline:
 
 
 def _tokenizer(options) -> Tokenizer:
-    language = options.language
-    stopwords: Any = language if language == "english" else None
-    return Tokenizer(stopwords=stopwords, stemmer=language if options.stemming else None)
+    stemmer = options.language if options.stemming else None
+    return Tokenizer(language=options.language, stemmer=stemmer)
 
 
 def _vectors(paths, given) -> tuple[Float32s, Float32s]:

@@ -31,8 +31,7 @@ class Settings(NamedTuple):
 
     def _tokenizer(self) -> Tokenizer:
         language = None if self.language == NONE else self.language or "english"
-        stopwords: Any = language if language == "english" else None
-        return Tokenizer(stopwords=stopwords, stemmer=language)
+        return Tokenizer(language=language)
 
     def check(self, pipeline: RetrievalPipeline, name: str) -> None:
         """BadInput unless a pipeline, the file `name`, has these settings."""
