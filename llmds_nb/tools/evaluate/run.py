@@ -116,8 +116,8 @@ def _pipeline(options) -> RetrievalPipeline:
 
 
 def _tokenizer(options) -> Tokenizer:
-    stemmer = options.language if options.stemming else None
-    return Tokenizer(language=options.language, stemmer=stemmer)
+    own: dict[str, Any] = {} if options.stemming else {"stemmer": None}
+    return Tokenizer(language=options.language, **own)
 
 
 def _vectors(paths, given) -> tuple[Float32s, Float32s]:
