@@ -24,7 +24,7 @@ def add_index_arguments(add: Callable[..., Any]) -> None:
     add("--remove", nargs="+", default=[], metavar="SOURCE", help=text)
     text = "fit the encoder of FILE to all its documents"
     add("--refit", action="store_true", help=text)
-    text = "of stop words and stemmer, or none; default english"
+    text = "of the texts, for stop words and stemmer, or none; default english"
     add("--language", metavar="NAME", help=text)
     text = "lsa (default), static (needs llmds_nb[static]) or sentence-transformers/NAME"
     add("--encoder", metavar="NAME", help=text)

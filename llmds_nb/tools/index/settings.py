@@ -14,8 +14,7 @@ _SAME = {"static": "wordllama-256"}  # encoders of two names
 class Settings(NamedTuple):
     """What an index is made with, or must have; None: the default, or whatever it has.
 
-    `language` sets stop words and stemmer, "none" neither; `encoder` is a name that
-    RetrievalPipeline takes.
+    `language` is one of a Tokenizer, or "none"; `encoder` is a name that RetrievalPipeline takes.
     """
 
     language: str | None = None
@@ -45,8 +44,7 @@ class Settings(NamedTuple):
 
 def language_of(pipeline: RetrievalPipeline) -> str:
     """The language of a pipeline's words, or "none"."""
-    stemmer = pipeline.sparse.tokenizer.stemmer
-    return stemmer if isinstance(stemmer, str) else NONE
+    return pipeline.sparse.tokenizer.language or NONE
 
 
 def encoder_of(pipeline: RetrievalPipeline) -> str:

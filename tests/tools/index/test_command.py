@@ -192,7 +192,7 @@ def test_what_cannot_be_added_is_refused(folder, capsys):
         (["t.csv", "--overlap", "129"], "--overlap: must be at most half of --max-tokens, 128"),
         (["t.csv", "--text-column", "a,,b"], "--text-column/--text-field: must be names between"),
         (["t.csv", "--text-column", "body"], "t.csv: no column 'body' (--text-column): it has id"),
-        (["t.csv", "--language", "klingon"], "klingon"),
+        (["t.csv", "--language", "klingon"], "language must be one of"),
         (["t.csv", "--encoder", "no-such-encoder"], "no-such-encoder"),
     ):
         assert message in refused(capsys, *arguments)
@@ -254,6 +254,27 @@ def test_a_language(folder, capsys, language):
     assert main(["search", "out.llmds", "Haus", "--json"]) == 0
     assert bool(json.loads(capsys.readouterr().out)) == (language == "german")
     index("t.csv", "--add", "--language", language)
+
+
+def test_texts_of_other_scripts(folder, capsys):
+    texts = {
+        "zh.txt": "\u4f4e\u5934\u601d\u6545\u4e61\u3002" * 90,
+        "hi.txt": "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    index("zh.txt", "hi.txt", "--language", "none")
+    for query, name in (
+        ("\u6545\u4e61", "zh.txt"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "hi.txt"),
+    ):
+        capsys.readouterr()
+        assert main(["search", "out.llmds", query, "-k", "1", "--json"]) == 0
+        (answer,) = json.loads(capsys.readouterr().out)
+        metadata = answer["metadata"]
+        assert metadata["source"] == name
+        assert answer["text"] == texts[name][metadata["start"] : metadata["stop"]]
+    assert sum(id_.startswith("zh.txt#") for id_ in held()) == 3  # 540 characters, 256 in each
 
 
 def test_an_encoder_that_is_outgrown_can_be_fitted_anew(folder, capsys):
