@@ -1,5 +1,7 @@
 """The ids of the documents that a pipeline holds."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,37 @@ def test_ids_of_a_mapped_file(tmp_path):
     mapped = RetrievalPipeline.load(tmp_path / "file", mmap=True)
     assert mapped.ids({"lang": "de"}).tolist() == ["a"]
     assert mapped.ids().tolist() == ["c", "a", "b"]
+
+
+def test_ids_beside_a_writer_are_those_of_one_moment():
+    """Each write replaces all documents of one generation, with as many of the next."""
+    pipeline = RetrievalPipeline(dim=2)
+    vectors = np.ones((20, 2), np.float32)
+
+    def write(generation):
+        ids = [f"{generation}-{i}" for i in range(20)]
+        pipeline.add(ids, ["sky"] * 20, vectors, metadata=[{"n": generation}] * 20)
+
+    write(0)
+    stop = threading.Event()
+
+    def go_on():
+        generation = 0
+        while not stop.is_set():
+            write(generation + 1)
+            pipeline.remove([f"{generation}-{i}" for i in range(20)])
+            generation += 1
+
+    writer = threading.Thread(target=go_on)
+    writer.start()
+    try:
+        for _ in range(500):
+            every = pipeline.ids().tolist()
+            assert len(every) in (20, 40) and len(set(every)) == len(every)
+            n = int(every[0].split("-")[0])
+            assert len(pipeline.ids({"n": {"$gte": n}})) in (20, 40)
+            assert len(pipeline.ids({"n": n})) in (0, 20)
+    finally:
+        stop.set()
+        writer.join()
+    pipeline.check()
