@@ -110,7 +110,10 @@ class HybridIndex:
             if keys is not None:
                 new_keys(keys, len(texts))
             elif ids is not None or not texts:
-                ids = validation.new_ids(ids, len(texts), "texts", 0)
+                try:
+                    ids = validation.new_ids(ids, len(texts), "texts", 0)
+                except TypeError as error:
+                    raise TypeError(f"{error}: all are int >= 0, or all str") from None
             if not texts:
                 return ids if self.snapshot.keys is None else ids.astype(object)
             self.snapshot.check_kind(keys)
@@ -232,6 +235,9 @@ class HybridIndex:
             found = _documents(snapshot, known.tolist(), rows, [math.nan] * len(rows))
             return [document for document in found if document is not None]
         wanted, scores = np.asarray(ids.ids), np.asarray(ids.scores)
+        if wanted.shape != scores.shape or wanted.ndim not in (1, 2):
+            shapes = f"{list(wanted.shape)} and {list(scores.shape)}"
+            raise ValueError(f"hits must have ids and scores [k], or [n, k], not {shapes}")
         flat, n = wanted.ravel(), wanted.shape[-1]
         snapshot, _, rows = self._found(plain_ids(flat, unique=False, padded=True))
         found = _documents(snapshot, flat.tolist(), rows, scores.ravel().tolist())

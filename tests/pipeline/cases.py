@@ -142,6 +142,11 @@ CASES = {
         lambda: _outgrown("wordllama-64"), observe, _CHANGES_OF_OUTGROWN
     ),
     "RetrievalPipeline-named": Case(_named, observe, _CHANGES_OF_NAMED),
+    "RetrievalPipeline-loaded": Case(  # its tables are made when they are needed
+        lambda: RetrievalPipeline.from_bytes(_named().to_bytes()),
+        observe,
+        {name: _CHANGES_OF_NAMED[name] for name in ("add replaced", "remove")},
+    ),
     "RetrievalPipeline-first named": Case(
         RetrievalPipeline, observe, {"add": lambda p: p.add(["b", "a"], ["a fox", "b"], MATRIX[:2])}
     ),

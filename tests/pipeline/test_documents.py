@@ -364,6 +364,14 @@ def test_masks_are_kept_within_their_bytes(monkeypatch):
     assert len(masks._kept) == 1
 
 
+@pytest.mark.parametrize(
+    ("ids", "scores"), [("a", 1.0), ([1], [1, 2]), ([[[1]]], [[[1]]]), ([1, 2], [[1, 2]])]
+)
+def test_hits_of_a_wrong_shape(ids, scores):
+    with pytest.raises(ValueError, match="hits must have ids and scores"):
+        described().documents(Hits(ids, scores))
+
+
 def test_hits_made_by_hand():
     pipeline = described()
     found = pipeline.documents(Hits(np.array([3, -1, 99]), np.array([0.5, -math.inf, 0.1])))

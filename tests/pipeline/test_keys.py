@@ -146,6 +146,8 @@ def test_the_first_documents_decide_the_kind_of_ids():
         (["x", 3], TypeError, "all str or all int, not 3"),
         (["x", None], TypeError, "all str or all int, not None"),
         (["x", b"y"], TypeError, "all str or all int"),
+        ([b"x", b"y"], TypeError, "all are int >= 0, or all str"),
+        ([1.5, 2], TypeError, "all are int >= 0, or all str"),
         (np.array([["x", "y"]]), ValueError, "ids must be one-dim"),
         ({"x", "y"}, TypeError, "ids must be"),
     ],
