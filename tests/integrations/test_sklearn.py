@@ -1,8 +1,10 @@
 """HNSWTransformer beside scikit-learn's own, and in scikit-learn's checks of estimators."""
 
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from sklearn.cluster import DBSCAN
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from llmds_nb.integrations.sklearn import HNSWTransformer
 
+ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = [
     HNSWTransformer(),
     HNSWTransformer(mode="connectivity", n_neighbors=3, M=8, n_jobs=2),
@@ -27,10 +30,35 @@ CONFIGURATIONS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:SCIPY_ARRAY_API:sklearn.exceptions.SkipTestWarning")
-@parametrize_with_checks(CONFIGURATIONS)
+ARRAY_API = "check_array_api_input"  # needs SCIPY_ARRAY_API in the environment of the process
+CHECKS = [
+    pytest.param(estimator, check, id=f"{configuration}-{check.func.__name__}")
+    for configuration in CONFIGURATIONS
+    for estimator, check in estimator_checks_generator(configuration)
+    if check.func.__name__ != ARRAY_API
+]
+
+
+@pytest.mark.parametrize(("estimator", "check"), CHECKS)
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
+
+
+def test_the_check_that_needs_an_environment_of_its_own():
+    code = (
+        "from sklearn.utils.estimator_checks import estimator_checks_generator\n"
+        "from tests.integrations.test_sklearn import ARRAY_API, CONFIGURATIONS\n"
+        "for configuration in CONFIGURATIONS:\n"
+        "    for estimator, check in estimator_checks_generator(configuration):\n"
+        "        if check.func.__name__ == ARRAY_API:\n"
+        "            check(estimator)\n"
+        "            print('passed')\n"
+    )
+    env = {**os.environ, "SCIPY_ARRAY_API": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT
+    )
+    assert result.stdout.split() == ["passed"] * len(CONFIGURATIONS), result.stderr
 
 
 def rows(n=300, d=8, seed=0):
