@@ -130,7 +130,7 @@ def _describe_pipeline(path, ordinary, found):
     kind = "text" if ids.dtype == object else "int"
     lines = [
         ("documents", f"{len(ids):,}, {pipeline.stats().vectors:,} of them with a vector"),
-        ("ids", f"{kind}, such as {ids[0]!r}" if len(ids) else "none yet"),
+        ("ids", f"{kind}, such as {ids.tolist()[0]!r}" if len(ids) else "none yet"),
         ("language", language_of(pipeline)),
         ("encoder", encoder_of(pipeline)),
     ]

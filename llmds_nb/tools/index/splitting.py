@@ -29,8 +29,9 @@ _TOKEN = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}{_MARKS}]{{1,6}}|\S")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _WORD_END = re.compile(r"\s+")
 _LINE_END = re.compile(r"[\n\r\f\v\x1c-\x1e\x85\u2028\u2029]+")
+# Begun at the first mark of a run, and not given up in parts: a row of dots takes linear time.
 _SENTENCE_END = re.compile(
-    r"[.!?\u2026\u061f\u0964]+[\"'\u201d\u2019\u00bb)\]]*\s+"
+    r"(?<![.!?\u2026\u061f\u0964])[.!?\u2026\u061f\u0964]++[\"'\u201d\u2019\u00bb)\]]*+\s+"
     r"|[\u3002\uff01\uff1f\uff61]+[\u201d\u2019\u300d\u300f\uff09]*"
 )
 _PROSE = _SENTENCE_END, _LINE_END, _WORD_END
