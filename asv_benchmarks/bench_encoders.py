@@ -5,7 +5,12 @@ from functools import cache
 import numpy as np
 
 from . import ours, peer
-from ._support.corpora import msdocs, ndcg10, vaswani
+from ._support.corpora import PLAIN_WORDS, STEMMED_WORDS, msdocs, ndcg10, vaswani
+
+
+def lsa_encoder():
+    """One of 64 directions that splits words as all of history does."""
+    return ours("LsaEncoder")(64, tokenizer=ours("Tokenizer")(**PLAIN_WORDS))
 
 
 class Fit:
@@ -18,14 +23,13 @@ class Fit:
     def setup(self, impl):
         self.texts, _, _ = msdocs(step=10)
         if impl == "llmds_nb":
-            made = ours("LsaEncoder")
-            self.run = lambda: made(64).fit(self.texts)
+            self.run = lambda: lsa_encoder().fit(self.texts)
         else:
             made, tf_idf = ours("Tokenizer"), peer("llmds_nb.text.lsa")._tf_idf
             svds = peer("scipy.sparse.linalg").svds
 
             def run():
-                tokenizer = made().fit(self.texts)
+                tokenizer = made(**PLAIN_WORDS).fit(self.texts)
                 matrix, _ = tf_idf(tokenizer.encode(self.texts), len(tokenizer))
                 return svds(matrix, k=64, random_state=0)
 
@@ -47,7 +51,7 @@ class Encode:
     @staticmethod
     @cache
     def fitted():
-        return ours("LsaEncoder")(64).fit(msdocs(step=10)[0])
+        return lsa_encoder().fit(msdocs(step=10)[0])
 
     def time_encode_passages(self):
         self.encoder.encode(self.texts)
@@ -64,7 +68,7 @@ class Quality:
 
     def setup(self):
         peer("Stemmer")
-        tokenizer = ours("Tokenizer")(stemmer="english")
+        tokenizer = ours("Tokenizer")(**STEMMED_WORDS)
         self.ids, texts, queries, self.gains = vaswani()
         encoder = ours("LsaEncoder")(256, tokenizer=tokenizer).fit(texts)
         self.similar = encoder.encode(queries) @ encoder.encode(texts).T

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import ours, peer
-from ._support.corpora import msdocs, msdocs_set, ndcg10, vaswani
+from ._support.corpora import PLAIN_WORDS, STEMMED_WORDS, msdocs, msdocs_set, ndcg10, vaswani
 
 
 @cache
 def _tokenizer():
-    return ours("Tokenizer")()
+    return ours("Tokenizer")(**PLAIN_WORDS)
 
 
 def split(text):
@@ -21,6 +21,11 @@ def split(text):
     tokenizer = _tokenizer()
     words = re.findall(tokenizer.pattern, text.lower())
     return [word for word in words if word not in tokenizer.stopwords]
+
+
+def empty_index():
+    """An index of those words, whatever its default is."""
+    return ours("InvertedIndex")(tokenizer=ours("Tokenizer")(**PLAIN_WORDS))
 
 
 class Built(NamedTuple):
@@ -34,7 +39,7 @@ class Built(NamedTuple):
 def build(impl, texts):
     """The index of an implementation over `texts`."""
     if impl == "llmds_nb":
-        index = ours("InvertedIndex")()
+        index = empty_index()
         index.add(None, texts)
         return Built(list, index.tokenizer.encode, lambda q, k: index.search(q, k).scores)
 
@@ -124,7 +129,7 @@ class Change:
 
     def setup(self):
         texts, _, _ = msdocs(step=10)
-        self.index = ours("InvertedIndex")()
+        self.index = empty_index()
         self.index.add(None, texts)
         self.texts = texts[:100]
 
@@ -145,7 +150,7 @@ class Size:
     def setup(self, size):
         if size == "1M" and "BM25_1M" not in os.environ:
             raise NotImplementedError
-        self.index = ours("InvertedIndex")()
+        self.index = empty_index()
         self.index.add(None, msdocs_set(size)[0])
         self.index.compact()
         self.index.search("any", 1)  # decodes the longest lists
@@ -175,7 +180,7 @@ class Quality:
 
     def setup(self, variant):
         peer("Stemmer")
-        tokenizer = ours("Tokenizer")(stemmer="english")
+        tokenizer = ours("Tokenizer")(**STEMMED_WORDS)
         ids, texts, self.queries, self.gains = vaswani()
         self.index = ours("InvertedIndex")(variant=variant, tokenizer=tokenizer)
         self.index.add(ids, texts)
@@ -208,7 +213,7 @@ class Stream:
 
     def add(self, n):
         passages = self.passages
-        self.index = ours("InvertedIndex")()
+        self.index = empty_index()
         self.index.add(None, (f"page{i % 1000} {passages[i % len(passages)]}" for i in range(n)))
 
     def peakmem_add(self, n):

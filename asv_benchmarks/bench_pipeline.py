@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from . import ours, peer
-from ._support.corpora import DATA, ndcg10, vaswani
+from ._support.corpora import DATA, STEMMED_WORDS, ndcg10, vaswani
 
 N, DIM, N_QUERIES, K, DEPTH = 5000, 64, 50, 10, 100
 FUSIONS = ("convex", "minmax", "rrf", "dbsf")
@@ -217,7 +217,7 @@ class Quality:
             np.load(DATA / f"vaswani/minilm_{name}.f16.npy").astype(np.float32)
             for name in ("docs", "queries")
         )
-        tokenizer = ours("Tokenizer")(stemmer="english")
+        tokenizer = ours("Tokenizer")(**STEMMED_WORDS)
         sparse = ours("InvertedIndex")(tokenizer=tokenizer)
         pipeline = ours("RetrievalPipeline")(sparse=sparse)
         pipeline.add(ids, texts, vectors)

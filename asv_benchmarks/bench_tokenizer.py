@@ -3,7 +3,7 @@
 import re
 
 from . import ours, peer
-from ._support.corpora import msdocs
+from ._support.corpora import PATTERN, PLAIN_WORDS, STEMMED_WORDS, msdocs
 
 
 class Tokenize:
@@ -19,7 +19,8 @@ class Tokenize:
             stemmers = peer("Stemmer")
         if impl == "llmds_nb":
             made = ours("Tokenizer")
-            self.run = lambda: made(stemmer="english" if stem else None).fit(self.texts)
+            options = STEMMED_WORDS if stem else PLAIN_WORDS
+            self.run = lambda: made(**options).fit(self.texts)
         elif impl == "bm25s":
             made = peer("bm25s.tokenization").Tokenizer
             stemmer = stemmers.Stemmer("english") if stem else None
@@ -29,7 +30,7 @@ class Tokenize:
         elif stem:
             raise NotImplementedError
         else:
-            split = re.compile(r"\b\w\w+\b").findall
+            split = re.compile(PATTERN).findall
             self.run = lambda: [split(text.lower()) for text in self.texts]
         self.run()
 
@@ -47,3 +48,50 @@ class Tokenize:
         return sum(map(len, self.texts)) / 1e6 / min(rounds)
 
     track_megabytes_per_second.unit = "MB/s"
+
+
+# A sentence or two in each; the texts of a language differ by a number.
+SENTENCES = {
+    "English": "The quick brown fox jumps over the lazy dog, and doesn't look back at 3.5 km. ",
+    "Chinese": "\u5e8a\u524d\u660e\u6708\u5149\uff0c\u7591\u662f\u5730\u4e0a\u971c\u3002 ",
+    "Russian": (
+        "\u0448\u0438\u0440\u043e\u043a\u0430\u044f \u0420\u0435\u043a\u0430 \u0438 "
+        "\u043b\u0435\u0441. "
+    ),
+    "Hindi": (
+        "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0930\u0924 \u0915\u0940 "
+        "\u092d\u093e\u0937\u093e. "
+    ),
+    "French": "Voix ambigu\u00eb d'un c\u0153ur qui pr\u00e9f\u00e8re les kiwis go\u00fbt\u00e9s. ",
+    "French NFD": (
+        "Voix ambigue\u0308 d'un coeur qui pre\u0301fe\u0300re les kiwis gou\u0302te\u0301s. "
+    ),
+    "Thai": (
+        "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22\u0e17\u0e33\u0e07\u0e32"
+        "\u0e19\u0e19\u0e49\u0e33. "
+    ),
+}
+
+
+class Scripts:
+    """2 MB of text in one language to ids, by a tokenizer that knows its terms; one at a time."""
+
+    params = (list(SENTENCES),)
+    param_names = ("language",)
+    version = "1"
+
+    def setup(self, language):
+        sentence = SENTENCES[language]
+        text = sentence * (1000 // len(sentence.encode()))
+        self.texts = [f"n{i % 50} {text}" for i in range(2000)]
+        self.tokenizer = ours("Tokenizer")().fit(self.texts)
+        self.tokenizer.encode(self.texts)
+        self.tokenizer.encode(sentence)
+        self.sentence = sentence
+
+    def time_encode(self, language):
+        self.tokenizer.encode(self.texts)
+
+    def time_encode_one_100_times(self, language):
+        for _ in range(100):
+            self.tokenizer.encode(self.sentence)

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+# The words that all of history splits alike: `pattern`, English stop words, no stemmer.
+PATTERN = r"\b\w\w+\b"
+PLAIN_WORDS = {"pattern": PATTERN, "stopwords": "english", "stemmer": None}
+STEMMED_WORDS = {**PLAIN_WORDS, "stemmer": "english"}
 DATA = Path(os.environ.get("LLMDS_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 

@@ -106,9 +106,9 @@ class CharacterTable:
         self.is_turkish = lowercase and language == "turkish"
         self.is_catalan = language == "catalan"
         self.fold = ascii_fold(joins)
-        pairs = [*_AM]
+        pairs: list[tuple[str, str]] = []
         if lowercase:
-            pairs += [("I\u0307", "i"), ("i\u0307", "i"), ("\u0130", "i"), ("\u00df", "ss")]
+            pairs += [("\u0130", "i"), ("i\u0307", "i"), ("\u00df", "ss")]
         if fold_accents:
             pairs += _PLAIN_PAIRS.items()
         self._replaced = pairs
@@ -167,9 +167,9 @@ class CharacterTable:
 
     def normalised(self, text: str) -> str:
         """A text in which `entries` has what every character becomes, whatever is beside it."""
-        text = self._replace(text)
-        if not is_normalized("NFKC", text):
-            text = self._replace(normalize("NFKC", text))
+        for am, parts in _AM:
+            text = text.replace(am, parts)
+        text = self._replace(normalize("NFKC", text))
         folded = text.casefold() if self.lowercase else text
         if len(folded) == len(text) and is_normalized("NFKC", folded):
             return text

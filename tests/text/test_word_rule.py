@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from unicodedata import category
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ HINDI, FARSI = "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0645\u06cc\u062e\u0648
 LI_BAI, THAI = "\u4f4e\u5934\u601d\u6545\u4e61", "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22"
 PAIRS = [slice(i, i + 2) for i in range(4)]
 KOREAN, KOREAN_JAMO = "\ud55c\uad6d\uc5b4\ub294", "\u1112\u1161\u11ab\u1100\u116e\u11a8"
+UNUSED = ("Cn", "Co", "Cs")
 mixed = st.lists(st.sampled_from(PIECES) | st.characters(), max_size=14).map("".join)
 
 
@@ -87,15 +89,16 @@ def test_spellings_of_one_text_give_the_same_terms(text):
 
 def test_every_character_becomes_what_it_is_normalised_to():
     table = characters.CharacterTable(True, False, None, True)
-    table._look_up(np.arange(sys.maxunicode + 1, dtype=np.uint32))
+    assigned = [code for code in range(sys.maxunicode + 1) if category(chr(code)) not in UNUSED]
+    table._look_up(np.array(assigned, np.uint32))
     kinds, becomes = table._entries & k.KINDS, table._entries >> k.SHIFT
-    assert (kinds > 0).all()
+    assert (kinds[assigned] > 0).all()
     for code in np.flatnonzero((kinds == k.LETTER) | (kinds >= k.UNIT)).tolist():
         if table._entries[code] & k.COMPLEX == 0 and code >= 128:
             char = normalised(chr(code)).replace("\u2019", "'")
             digit = unicodedata.decimal(char, None)
             assert chr(becomes[code]).lower() == (char.lower() if digit is None else str(digit))
-    for code in range(sys.maxunicode + 1):
+    for code in assigned:
         parts = unicodedata.decomposition(chr(code)).split()
         if len(parts) == 2 and not parts[0].startswith("<"):
             composing = int(parts[1], 16)
