@@ -50,8 +50,8 @@ class RetrievalPipeline(Contents, Stored):
     dense, sparse : HNSW, InvertedIndex, optional
         Configured, empty halves; documents are then added and removed by the pipeline only. Their
         settings (`ef_search`, `k1`, `b`, `variant`) may be changed at any time and apply to every
-        later search. An `ef_search` below max(100, k) is raised to 1.5 times that. Default: cosine
-        HNSW, BM25.
+        later search. An `ef_search` below max(100, k) is raised to 1.5 times that, or 3 times with
+        a StaticEncoder, whose vectors lie closer together. Default: cosine HNSW, BM25.
     fusion : "convex", "minmax", "rrf" or "dbsf"
         How the scores of the halves are normalised (see `kernels.fusion`). "convex" is TM2C2 of
         Bruch, Gai and Ingber (TOIS 2023) and needs bounded distances: with a metric other than

@@ -225,7 +225,7 @@ class Searcher(NamedTuple):
 
     def _ef(self, depth):
         ef = self.settings.ef
-        return ef if ef >= depth else depth + depth // 2  # recall .99 of `depth` on text
+        return ef if ef >= depth else int(depth * self.snapshot.embedder.ef_factor)
 
     def _dense(self):
         """The dense half of the snapshot under these settings."""

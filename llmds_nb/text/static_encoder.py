@@ -41,9 +41,9 @@ class StaticEncoder(Stored):
     out.
 
     A token weighs a / (a + p) (SIF: Arora, Liang and Ma, ICLR 2017), where p is how often it occurs
-    in the texts of `fit`, and times 1 + log(tf) of a text. Before a fit, and in it as if in 10,000
-    more tokens, p is taken by Zipf's law from the order in which the tokens were learnt: a fit on
-    few texts weighs common words as common. Vectors are of length 1.
+    in the texts of `fit`, times tf ** .75 where it occurs tf times in a text. Before a fit, and in
+    it as if in 10,000 more tokens, p is taken by Zipf's law from the order in which the tokens were
+    learnt: a fit on few texts weighs common words as common. Vectors are of length 1.
 
     Parameters
     ----------

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 import llmds_nb
-from llmds_nb import HNSW, CorruptFileError, LsaEncoder, RetrievalPipeline, StaticEncoder
+from llmds_nb import (
+    HNSW,
+    CorruptFileError,
+    InvertedIndex,
+    LsaEncoder,
+    RetrievalPipeline,
+    StaticEncoder,
+    Tokenizer,
+)
 from llmds_nb.text import static_model
 
 from ..forged_files import forged
@@ -207,6 +215,15 @@ def test_files_whose_model_is_gone_or_another_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "wordllama", None)
     with pytest.raises(ImportError, match=r"llmds_nb\[static\]"):
         RetrievalPipeline.from_bytes(data)
+
+
+def test_static_vectors_fused_with_words_reach_the_target(vaswani):
+    sparse = InvertedIndex(tokenizer=Tokenizer(stemmer="english"))
+    pipeline = RetrievalPipeline(encoder="static", sparse=sparse)
+    pipeline.add(vaswani.ids, vaswani.texts)
+    pipeline.tune_weight(vaswani.queries, vaswani.gains)
+    assert pipeline.tuning.dense_alone >= 0.36
+    assert pipeline.tuning.ndcg >= 0.453
 
 
 # ---- refit -------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ def tokens_pool(handle, weights, sublinear, ids, indptr, out):
     """Fill out float32[n, d] with unit vectors: sum over tokens of f(tf) * weight * vector.
 
     ids int32[t] are tokens of the model, those of text i at indptr[i]:indptr[i + 1]; weights
-    float32[V]. f(tf) is 1 + log(tf) if `sublinear`, or else tf. Texts whose sum is as good as zero,
+    float32[V]. f(tf) is tf ** .75 if `sublinear`, or else tf. Texts whose sum is as good as zero,
     those without a token among them, get the zero vector. O(V + d * tokens).
     """
     rows = _model_at(handle).rows
@@ -312,7 +312,7 @@ def tokens_pool(handle, weights, sublinear, ids, indptr, out):
         for j in range(n):
             token = distinct[j]
             tf = np.float64(counts[token])
-            factor = 1.0 + math.log(tf) if sublinear else tf
+            factor = math.sqrt(tf * math.sqrt(tf)) if sublinear else tf
             _row_add(total, rows[token], np.float32(factor * weights[token]))
             counts[token] = 0
         square = _square(total)
