@@ -1,6 +1,8 @@
-"""LsaEncoder beside SciPy's own sparse SVD of the same TF-IDF matrix."""
+"""LsaEncoder beside SciPy's sparse SVD of the same matrix, StaticEncoder beside wordllama."""
 
+import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -78,3 +80,71 @@ class Quality:
         return ndcg10(np.array(self.ids)[best], self.gains)
 
     track_ndcg10.unit = "nDCG@10"
+
+
+class Static:
+    """Static vectors of 5,016 passages of msdocs, and of 100 queries one by one.
+
+    "wordllama" is its own `embed`, on the same two files, in one thread.
+    """
+
+    params = (["llmds_nb", "wordllama"],)
+    param_names = ("impl",)
+    version = "1"
+
+    def setup(self, impl):
+        self.texts, self.queries, _ = msdocs(step=10)
+        self.encode = static(impl)
+
+    def time_encode_passages(self, impl):
+        self.encode(self.texts)
+
+    def time_encode_100_queries_one_by_one(self, impl):
+        for query in self.queries[:100]:
+            self.encode(query)
+
+
+@cache
+def static(impl):
+    """The function from texts to unit vectors."""
+    peer("wordllama.inference")  # which has the files of both
+    encoder = ours("StaticEncoder")(idf=impl == "llmds_nb")
+    if impl == "llmds_nb":
+        return encoder.fit(msdocs(step=10)[0]).encode
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    (path,) = files_of_tokenizer()
+    tokenizer = peer("tokenizers").Tokenizer.from_file(str(path))
+    rows = encoder._model.handle.state.rows
+    model = peer("wordllama.inference").WordLlamaInference(rows, tokenizer)
+    return lambda texts: model.embed(texts, norm=True)
+
+
+def files_of_tokenizer():
+    """Where the wheel keeps it."""
+    folder = Path(peer("wordllama").__file__).parent
+    return folder.rglob("l2_supercat_tokenizer_config.json")
+
+
+class StaticQuality:
+    """nDCG@10 of static vectors alone on vaswani, and fused with stemmed BM25 (0.376, 0.457)."""
+
+    version = "1"
+
+    def setup(self):
+        peer("Stemmer")
+        peer("wordllama")
+        self.ids, texts, self.queries, self.gains = vaswani()
+        tokenizer = ours("Tokenizer")(stemmer="english")
+        sparse = ours("InvertedIndex")(tokenizer=tokenizer)
+        self.pipeline = ours("RetrievalPipeline")(encoder="static", sparse=sparse)
+        self.pipeline.add(self.ids, texts)
+
+    def track_ndcg10(self):
+        vectors = self.pipeline.encoder.encode(self.queries)
+        found = self.pipeline.dense.search(vectors, 10, exact=True).ids
+        return ndcg10(found, self.gains)
+
+    def track_ndcg10_fused(self):
+        return ndcg10(self.pipeline.search(self.queries, 10).ids, self.gains)
+
+    track_ndcg10.unit = track_ndcg10_fused.unit = "nDCG@10"
