@@ -19,7 +19,7 @@ _SHOWN = 5
 class Held:
     """The ids of each source, with digests of text and metadata. O(documents) to make.
 
-    BadInput if the ids are numbers: those of an index from before version 0.2, or of another maker.
+    BadInput if the ids are numbers: those of a file of earlier versions, or not of `index`.
     """
 
     def __init__(self, pipeline: RetrievalPipeline, name: str, progress: Progress) -> None:
