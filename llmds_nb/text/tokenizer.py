@@ -110,7 +110,7 @@ class Tokenizer(Stored):
 
     **Stop words** are left out of what is encoded, but for a text that has no other word: "To be or
     not to be" keeps all. Documents of an `InvertedIndex`, and what `fit` learns, have besides
-    those in runs of three or more, where such a query finds them (2 % of English text); and
+    those in runs of three or more, where such a query finds them (1 % of English text); and
     all of those of another language's list, since those lists are long. BM25 lengths count them.
 
     A file has all settings; callables are given to `load`, as `stemmer` and `pattern`, or to
@@ -390,7 +390,7 @@ class Tokenizer(Stored):
         numbers, word_ptr, words = analyzer.word_stream(texts)
         terms, kinds = analyzer.terms(words)
         if kinds is not None:
-            kept = np.zeros(len(words), np.bool_)
+            kept = kinds != 1
             run = analyzer.stop_run if documents else len(numbers) + 1
             k.stop_words_drop(numbers, word_ptr, kinds, run, kept)
             terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]

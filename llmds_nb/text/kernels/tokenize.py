@@ -326,44 +326,48 @@ def _stop_words_drop(out, first, n, n_stop):
             out[j] = STOP - out[j]
         return n
     end = first
-    for j in range(first, n):
-        if out[j] >= UNSET:
-            out[end] = out[j]
-            end += 1
+    for j in range(first, n):  # without a branch: a third of the words of a text are stop words
+        id_ = out[j]
+        out[end] = id_
+        end += id_ >= UNSET
     return end
 
 
 @kernel(nogil=True)
 def stop_words_drop(numbers, word_ptr, kinds, shortest, kept):
-    """Set the numbers of stop words to ABSENT, but in runs and where a text has no other words.
+    """Make the numbers of stop words negative, but in runs and where a text has no other words.
 
     Of words by number, kinds uint8[n] are 1 for a stop word, 2 for a word that is no term, and 0
     for others. A run is `shortest` stop words or more with no other between them. Sets kept bool[n]
-    for the words of which one is left. O(w).
+    for the stop words of which one is left. O(w).
     """
     for text in range(word_ptr.size - 1):
         start, stop = word_ptr[text], word_ptr[text + 1]
         n_terms = n_run = 0
-        first = start
-        for w in range(start, stop + 1):
-            if w < stop and kinds[numbers[w]] > 0:
-                n_run += kinds[numbers[w]] == 1
-                continue
-            n_terms += w < stop
-            is_kept = n_run >= shortest or n_terms == 0
-            for j in range(first, w):
-                if is_kept:
-                    kept[numbers[j]] = True
-                else:
-                    numbers[j] = ABSENT
-            if w < stop:
+        for w in range(start, stop):
+            n_terms += kinds[numbers[w]] == 0
+        if n_terms == 0:
+            for w in range(start, stop):
                 kept[numbers[w]] = True
-            first, n_run = w + 1, 0
+            continue
+        for w in range(start, stop):
+            number = numbers[w]
+            kind = kinds[number]
+            n_run = (n_run + (kind == 1)) * (kind != 0)
+            numbers[w] = ABSENT - 1 - number if kind == 1 else number
+            if kind == 1 and n_run >= shortest:
+                n, j = n_run if n_run == shortest else 1, w  # those of the run that are negative
+                while n > 0:
+                    if numbers[j] < 0:
+                        numbers[j] = ABSENT - 1 - numbers[j]
+                        kept[numbers[j]] = True
+                        n -= 1
+                    j -= 1
 
 
 @kernel(nogil=True)
 def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
-    """Replace word numbers by the ids of their terms, but for ABSENT and terms that are DROPPED.
+    """Replace word numbers by the ids of their terms, but for negative ones and DROPPED terms.
 
     Fills out int32[w] and the offsets out_ptr int64[n + 1]; returns how many were written. O(w).
     """
@@ -371,10 +375,10 @@ def tokens_map(numbers, word_ptr, ids_of, out, out_ptr):
     out_ptr[0] = 0
     for text in range(word_ptr.size - 1):
         for w in range(word_ptr[text], word_ptr[text + 1]):
-            id_ = ids_of[numbers[w]] if numbers[w] >= 0 else np.int32(DROPPED)
-            if id_ != DROPPED:
-                out[n] = id_
-                n += 1
+            number = numbers[w]
+            id_ = ids_of[max(number, 0)]
+            out[n] = id_  # without a branch
+            n += (number >= 0) & (id_ != DROPPED)
         out_ptr[text + 1] = n
     return n
 
