@@ -22,6 +22,7 @@ from .token_batch import TokenBatch
 _CHUNK_CHARS = 1 << 20  # of the texts that are encoded at a time
 # A token of frequency p weighs a / (a + p). The paper has 1e-4 to 1e-3; subwords are more frequent.
 _A = 3e-3
+_SECRET = secret_word()  # of the tables of words, which only last for a call
 _PRIOR_TOKENS = 1e4  # how many tokens of a text the model's prior frequencies count for
 
 
@@ -224,7 +225,7 @@ def _tokens(model: StaticModel, texts: list[str]) -> TokenBatch:
 
 def _encode(handle, data, text_ptr) -> TokenBatch:
     ids, indptr = np.empty(len(data), np.int32), np.empty(len(text_ptr), np.int64)
-    n = k.texts_tokens(handle.address, data, text_ptr, secret_word(), ids, indptr)
+    n = k.texts_tokens(handle.address, data, text_ptr, _SECRET, ids, indptr)
     return TokenBatch(ids[:n], indptr)
 
 

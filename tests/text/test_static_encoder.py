@@ -180,7 +180,7 @@ def test_a_plain_mean_has_nothing_to_fit():
 
 def test_texts_are_encoded_alike_alone_and_together(monkeypatch):
     encoder = StaticEncoder().fit(TEXTS[:3])
-    texts = SOME * 5
+    texts = [*SOME, "many words, many of them again " * 20] * 5
     together = encoder.encode(texts)
     np.testing.assert_array_equal(together, np.concatenate([encoder.encode(t) for t in texts]))
     monkeypatch.setattr(static_encoder, "_CHUNK_CHARS", 20)

@@ -24,6 +24,7 @@ from ...primitives.status import ABSENT
 MARK = 0xFF
 SPACE = 0x20
 _ID = np.int64(0xFFFFFFFF)  # of the token in a value of `merges`
+_FEW = 64  # tokens of a text among which each is looked for one by one
 _SHORTEST = 1e-60  # the square of a length whose reciprocal, and components, are float32
 
 
@@ -286,35 +287,46 @@ def tokens_pool(handle, weights, sublinear, ids, indptr, out):
 
     ids int32[t] are tokens of the model, those of text i at indptr[i]:indptr[i + 1]; weights
     float32[V]. f(tf) is tf ** .75 if `sublinear`, or else tf. Texts whose sum is as good as zero,
-    those without a token among them, get the zero vector. O(V + d * tokens).
+    those without a token among them, get the zero vector. O(d * tokens), and O(V) where a text has
+    many.
     """
     rows = _model_at(handle).rows
     d = rows.shape[1]
     most = np.int64(0)
     for text in range(out.shape[0]):
         most = max(most, indptr[text + 1] - indptr[text])
-    parts = ((rows.shape[0], np.int32), (most, np.int32))
+    n_counts = rows.shape[0] if most > _FEW else 0
+    parts = ((n_counts, np.int32), (most, np.int32), (most, np.int32))
     memory = scratch(parts)
-    counts, distinct = cut(memory, parts)
-    for token in range(counts.size):
-        counts[token] = 0
+    place, distinct, tfs = cut(memory, parts)  # place: 1 + that of each token in `distinct`, or 0
+    for token in range(n_counts):
+        place[token] = 0
     for text in range(out.shape[0]):
         n = 0
-        for j in range(indptr[text], indptr[text + 1]):
-            token = ids[j]
-            if counts[token] == 0:
-                distinct[n] = token
+        for i in range(indptr[text], indptr[text + 1]):
+            token = ids[i]
+            if n_counts:
+                j = np.int64(place[token]) - 1 if place[token] else np.int64(n)
+            else:
+                j = 0
+                while j < n and distinct[j] != token:
+                    j += 1
+            if j == n:
+                distinct[n], tfs[n] = token, 0
                 n += 1
-            counts[token] += 1
+                if n_counts:
+                    place[token] = n
+            tfs[j] += 1
         total = out[text]
         for i in range(d):
             total[i] = 0
         for j in range(n):
             token = distinct[j]
-            tf = np.float64(counts[token])
+            tf = np.float64(tfs[j])
             factor = math.sqrt(tf * math.sqrt(tf)) if sublinear else tf
             _row_add(total, rows[token], np.float32(factor * weights[token]))
-            counts[token] = 0
+            if n_counts:
+                place[token] = 0
         square = _square(total)
         scale = np.float32(1.0 / math.sqrt(square)) if square > _SHORTEST else np.float32(0.0)
         for i in range(d):
