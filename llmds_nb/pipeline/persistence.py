@@ -10,8 +10,7 @@ from ..bm25 import segments as segs
 from ..bm25.index import InvertedIndex
 from ..errors import CorruptFileError
 from ..hnsw.index import HNSW, MAX_DIM
-from ..hnsw.snapshot import is_packed, slots_of
-from ..primitives.status import ABSENT
+from ..hnsw.snapshot import ids_of, is_packed, marked_live
 from ..text.lsa import LsaEncoder
 from ..text.static_encoder import StaticEncoder
 from .embedder import Embedder
@@ -24,6 +23,7 @@ from .text_store import TextStore
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
 _ENCODERS: dict[str, type[Stored]] = {"LsaEncoder": LsaEncoder, "StaticEncoder": StaticEncoder}
 
+_SPARSE = 8  # numbers an id above which ids are searched for, not marked
 _SETTINGS = {"fusion", "weight", "seed", "cache_tokens", "hot_threshold"}
 
 
@@ -129,17 +129,27 @@ def _check_ids(dense, sparse, ids, next_id):
     parts = [segs.ids_at(segment, segs.docs_alive(segment)) for segment in segments]
     if not np.array_equal(ids, _ascending(np.concatenate([ids[:0], *parts]))):
         raise CorruptFileError(f"the {len(ids)} texts have other ids than the documents")
-    if dense is not None and len(dense) != _n_in(dense._snapshot, ids):
+    if dense is not None and not _are_in(dense._snapshot, ids):
         raise CorruptFileError(f"some of {len(dense)} vectors have the id of no text")
 
 
-def _n_in(snapshot, ids):
-    """How many of ids, which ascend, have a vector."""
+def _are_in(snapshot, ids):
+    """Whether every vector has one of ids, which ascend. O(n)."""
     n = snapshot.n
-    packed = n and is_packed(snapshot.ids) and snapshot.n_live == n == len(ids)
-    if packed and ids[0] == snapshot.ids[0] and ids[-1] - ids[0] == n - 1:
-        return n  # as it mostly is, and seen at once
-    return np.count_nonzero(slots_of(snapshot, ids) != ABSENT)
+    if not snapshot.n_live or not len(ids):
+        return not snapshot.n_live
+    first, span = ids[0], ids[-1] - ids[0] + 1
+    if is_packed(snapshot.ids) and snapshot.n_live == n == span == len(ids):
+        return snapshot.ids[0] == first  # as it mostly is, and seen at once
+    slots = np.flatnonzero(marked_live(snapshot.live[:n])) if len(snapshot.live) else np.arange(n)
+    own = ids_of(snapshot.ids, slots)
+    if own.min() < first or own.max() > ids[-1]:
+        return False
+    if span > _SPARSE * len(ids):
+        return (ids[np.searchsorted(ids, own)] == own).all()
+    there = np.zeros(span, np.bool_)
+    there[ids - first] = True
+    return there[own - first].all()
 
 
 def _ascending(ids):

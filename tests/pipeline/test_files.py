@@ -132,3 +132,27 @@ def test_files_of_format_1_are_read(unused):
     assert other.search("red", vectors=[1, 0]).ids.tolist() == [
         *pipeline.search("red", vectors=[1, 0]).ids.tolist()
     ]
+
+
+@pytest.mark.parametrize("spread", [1, 10**15])
+def test_every_vector_of_a_file_has_a_text(spread):
+    pipeline = RetrievalPipeline(dim=2)
+    assert len(RetrievalPipeline.from_bytes(pipeline.to_bytes())) == 0
+    vectors = np.ones((9, 2))
+    vectors[[2, 8]] = 0  # without a direction
+    ids = np.array([5, 1, 8, 3, 2, 7, 4, 0, 6]) * spread
+    pipeline.add(ids, ["word"] * 9, vectors)
+    pipeline.remove([3 * spread, 5 * spread])
+    other = RetrievalPipeline.from_bytes(pipeline.to_bytes())
+    other.check()
+    assert len(other.dense) == 5 and len(other) == 7
+    _, arrays, header = read_bytes(pipeline.to_bytes())
+    assert sorted(arrays["index/dense/ids"] // spread) == [0, 1, 2, 3, 4, 5, 7]
+    header["index"]["dense"]["counters"]["next_id"] = 10**17
+    for wrong in [3 * spread, 5 * spread, 9 * spread, 10**16, *[1, 2 * spread + 1][: spread - 1]]:
+        changed = arrays["index/dense/ids"].copy()
+        changed[changed == 7 * spread] = wrong
+        file = io.BytesIO()
+        write(file, "RetrievalPipeline", {**arrays, "index/dense/ids": changed}, header)
+        with pytest.raises(CorruptFileError, match="id of no text"):
+            RetrievalPipeline.from_bytes(file.getvalue())
