@@ -271,24 +271,17 @@ class Analyzer:
             data = bytearray(together, "ascii").translate(self.fold)
             return np.frombuffer(data, np.uint8), offsets(list(map(len, texts)))
         assert self.characters is not None
-        flags = [self.takes_ascii(text) for text in texts]
-        if not any(flags):
-            return self.characters.spell(texts)
-        plain = [text for text, flag in zip(texts, flags, strict=True) if flag]
-        others = [text for text, flag in zip(texts, flags, strict=True) if not flag]
-        spelled, others_ptr = self.characters.spell(others)
-        folded = memoryview("".join(plain).encode().translate(self.fold))
-        spans, first = pairwise(others_ptr.tolist()), 0
-        parts: list[Any] = []
-        for text, flag in zip(texts, flags, strict=True):
-            if flag:
-                parts.append(folded[first : first + len(text)])
-                first += len(text)
-            else:
-                start, stop = next(spans)
-                parts.append(spelled[start:stop])
-        merged = np.frombuffer(bytearray().join(parts), np.uint8)
-        return merged, offsets(list(map(len, parts)))
+        takes = str.isascii if not self.is_turkish else self.takes_ascii
+        others = [place for place, text in enumerate(texts) if not takes(text)]
+        spelled, ptr = self.characters.spell([texts[place] for place in others])
+        lengths, parts, first = np.array(list(map(len, texts))), [], 0
+        lengths[others] = np.diff(ptr)
+        for place, (start, stop) in zip(others, pairwise(ptr.tolist()), strict=True):
+            parts.append("".join(texts[first:place]).encode().translate(self.fold))
+            parts.append(spelled[start:stop].tobytes())
+            first = place + 1
+        parts.append("".join(texts[first:]).encode().translate(self.fold))
+        return np.frombuffer(bytearray().join(parts), np.uint8), offsets(lengths)
 
     def spell_one(self, text: str, buffers: TextBuffers) -> bool:
         """Spell one text into `buffers`, where they have space for it; return whether."""
