@@ -69,9 +69,9 @@ def test_compactions_are_paid_by_the_writes_between_them(monkeypatch):
     copied = []
     whole = TextStore._compacted
 
-    def counted(store):
+    def counted(store, ids, rows):
         copied.append(store.n_ids)
-        return whole(store)
+        return whole(store, ids, rows)
 
     monkeypatch.setattr(TextStore, "_compacted", counted)
     pipeline = small(encoder=letters)
