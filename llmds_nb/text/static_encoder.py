@@ -12,11 +12,10 @@ from .._core.state import Handle
 from .._core.storage import Stored
 from .._core.typing import Float32s, Float64s
 from ..errors import CorruptFileError
-from ..primitives.hash_table import empty_table
 from ..primitives.hashing import secret_word
 from .analyzer import Texts
 from .kernels import static_encoder as k
-from .static_model import MODELS, StaticModel, model_of, package_version
+from .static_model import MODELS, StaticModel, model_of, package_version, table_of
 from .token_batch import TokenBatch
 
 _CHUNK_CHARS = 1 << 20  # of the texts that are encoded at a time
@@ -194,8 +193,9 @@ class StaticEncoder(Stored):
     def _warmup() -> None:
         """Of a made-up model: the package may not be installed."""
         rows = np.ones((1, 2), np.float32)
+        table = table_of(np.zeros(1, np.int64), np.zeros(1, np.int64))
         state = k.StaticModelState(
-            empty_table(1), empty_table(1), np.zeros(256, np.int32), np.zeros(1, np.int32), rows, 1
+            table, table, np.zeros(256, np.int32), np.zeros(1, np.int32), rows, 1
         )
         handle = Handle(state)
         ids, indptr = _encode(handle, np.frombuffer(bytearray(b" a"), np.uint8), np.array([0, 2]))

@@ -246,8 +246,8 @@ def _state(vocabulary, rows) -> k.StaticModelState:
     chars_known = np.array(list(chars.items()), np.int64)
     by_word = not any(_MARKER in token.lstrip(_MARKER) for token in ids)
     return k.StaticModelState(
-        _table((pairs[:, 0] << 32) | pairs[:, 1], values),
-        _table(chars_known[:, 0].copy(), chars_known[:, 1].copy()),
+        table_of((pairs[:, 0] << 32) | pairs[:, 1], values),
+        table_of(chars_known[:, 0].copy(), chars_known[:, 1].copy()),
         np.array([ids[f"<0x{byte:02X}>"] for byte in range(256)], np.int32),
         np.array(list(specials.values()), np.int32),
         np.ascontiguousarray(rows),
@@ -255,7 +255,8 @@ def _state(vocabulary, rows) -> k.StaticModelState:
     )
 
 
-def _table(keys, values):
+def table_of(keys: Int64s, values: Int64s) -> np.ndarray:
+    """The hash table of pairs of int64, as the kernels read it."""
     table = empty_table(len(keys))
     table_set_many(table, keys, values)
     return table
