@@ -17,6 +17,7 @@ from llmds_nb.pipeline.kernels import where as k
 from llmds_nb.pipeline.metadata import MetadataStore, checked_metadata, parsed_where
 
 from ..interrupts import interrupt_every_line
+from .agreement import assert_agrees
 from .oracle_where import MISSING, _value as value_of, matches
 from .samples_metadata import DOCUMENTS, FIELDS, SAMPLE, WHERES
 
@@ -42,7 +43,7 @@ def test_documents_come_back_as_they_were_given():
 @given(st.lists(DOCUMENTS, max_size=6))
 def test_random_documents(documents):
     store = stored(documents)
-    store.check()
+    assert_agrees(store)
     assert same(store.documents(range(len(documents))), documents)
 
 
@@ -57,7 +58,7 @@ def test_forms_of_metadata():
         (np.array([{"a": 1}], object), 1, [{"a": 1}]),
     ]:
         store = MetadataStore.empty().added(checked_metadata(metadata, n))
-        store.check()
+        assert_agrees(store)
         assert store.n == n and same(store.documents(range(n)), expected)
 
 
@@ -185,7 +186,7 @@ def test_other_than_one_dict_for_each(metadata, error, message):
 
 def test_the_deepest_document():
     store = stored([nested(63)])
-    store.check()
+    assert_agrees(store)
     assert same(store.documents([0]), [nested(63)])
 
 
@@ -194,7 +195,7 @@ def test_stores_of_one_origin_do_not_see_one_another():
     wheres = [{"lang": "de"}, {"lang": "fr"}, {"z": {"$exists": True}}, {"lang": {"$gt": ""}}]
 
     def seen(store):
-        store.check()
+        assert_agrees(store)
         masks = [store.mask(parsed_where(where)).tolist() for where in wheres]
         arrays, header = store.state()
         kept = {name: values.tolist() for name, values in arrays.items()}
@@ -219,9 +220,9 @@ def test_stores_of_one_origin_with_many_strings():
             for turn in range(4):
                 others = [{"x": f"{turn}-{i}", f"y{turn}{i}": i} for i in range(3 + 5 * turn)]
                 every.append((stored(others, first), others))
-            first.check()
+            assert_agrees(first)
             for grown, others in every:
-                grown.check()
+                assert_agrees(grown)
                 where = parsed_where({"x": others[1]["x"]})
                 assert np.flatnonzero(grown.mask(where)).tolist() == [n + 1]
 
@@ -313,7 +314,7 @@ class MetadataMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         for store, documents in self.stores[-4:]:
-            store.check()
+            assert_agrees(store)
             assert store.n == len(documents)
             assert same(store.documents(range(store.n)), documents)
 
@@ -333,13 +334,13 @@ def test_an_add_that_fails_leaves_the_store_as_it_was(monkeypatch):
             patch.setattr(f"llmds_nb.pipeline.metadata.{name}", fail)
             with pytest.raises(KeyboardInterrupt):
                 stored([{"lang": "x", "new": "y"}], store)
-        store.check()
+        assert_agrees(store)
         assert before == (
             store.documents(range(4)),
             store.mask(parsed_where({"lang": "x"})).tolist(),
         )
         after = stored([{"lang": "y"}], store)
-        after.check()
+        assert_agrees(after)
         assert after.mask(parsed_where({"lang": {"$in": ["x", "y"]}})).tolist() == [False] * 4 + [
             True
         ]
@@ -358,7 +359,7 @@ class Holder:
         self.store = self.store.compacted(np.array([3, 0]))
 
     def check(self):
-        self.store.check()
+        assert_agrees(self.store)
 
     def observe(self):
         masks = [
@@ -383,10 +384,10 @@ def test_a_write_that_is_interrupted_changes_nothing(change):
 
 def test_a_store_of_rows_without_metadata():
     store = stored([{"a": 1}], MetadataStore.empty(3))
-    store.check()
+    assert_agrees(store)
     assert same(store.documents(range(4)), [{}, {}, {}, {"a": 1}])
     assert store.mask(parsed_where({"a": None})).tolist() == [True, True, True, False]
-    MetadataStore.empty(2).check()
+    assert_agrees(MetadataStore.empty(2))
 
 
 def test_warmup_calls_every_kernel():
@@ -403,7 +404,7 @@ def test_warmup_calls_every_kernel():
 def test_compaction_drops_what_is_no_longer_used():
     store = stored([{"source": f"file {i}", f"field {i}": [i]} for i in range(300)])
     kept = store.compacted(np.arange(0, 300, 100))
-    kept.check()
+    assert_agrees(kept)
     assert kept.nbytes < 5000 < store.nbytes
     assert kept.names.texts() == [
         "source",
@@ -447,9 +448,9 @@ def test_each_document_with_a_field_of_its_own():
         store = stored([{f"field {i}": str(i)}], store)
     assert np.flatnonzero(store.mask(parsed_where({"field 77": "77"}))).tolist() == [77]
     assert store.nbytes < 1000 * 3000
-    store.check()
+    assert_agrees(store)
     kept = store.compacted(np.array([77, 9]))
-    kept.check()
+    assert_agrees(kept)
     assert kept.documents([0, 1]) == [{"field 77": "77"}, {"field 9": "9"}]
 
 

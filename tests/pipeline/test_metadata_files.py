@@ -116,19 +116,42 @@ def test_values_that_no_kind_has_are_refused():
             assert not use(arrays, header), (kind, wrong)
 
 
-def test_strings_and_json_of_a_file_are_checked_when_they_are_read():
-    where = parsed_where({"lang": "de"})
+def faulty():
+    """Arrays and headers of which a string or a document is none."""
     for old, new in [(b"de", b"\xff\xff"), (b"y", b"x")]:  # no UTF-8; twice the same
         arrays, header = opened()
         place = arrays["string_blob"].tobytes().index(b"dexy") + b"dexy".index(old)
         arrays["string_blob"][place : place + len(old)] = list(new)
-        store = MetadataStore.from_state(arrays, header)
-        with pytest.raises(CorruptFileError, match="strings of metadata"):
-            store.mask(where)
-    for text in (b"[1]", b"{}}", b"\xff{}", b"{1:2}"):
+        yield arrays, header, "strings of metadata"
+    for text in (b"[1]", b"{}}", b"\xff{}", b"{1:2}", b'{"a":NaN}', b'{"a":[-Infinity]}'):
         arrays, header = opened()
         arrays["blob"] = np.frombuffer(bytearray(text), np.uint8)
         arrays["indptr"][:] = [0, *[len(text)] * 4]
+        yield arrays, header, "metadata is not that of a document"
+
+
+def test_strings_and_json_of_a_file_are_checked_at_load():
+    for arrays, header, message in faulty():
+        with pytest.raises(CorruptFileError, match=message):
+            MetadataStore.from_state(arrays, header)
+
+
+def test_strings_and_json_of_a_large_mapped_file_are_checked_when_they_are_read(monkeypatch):
+    monkeypatch.setattr("llmds_nb.pipeline.metadata.is_mapped", lambda array: True)
+    monkeypatch.setattr("llmds_nb.pipeline.metadata._SMALL", 1)
+    where = parsed_where({"lang": "de"})
+    for arrays, header, message in faulty():
         store = MetadataStore.from_state(arrays, header)
-        with pytest.raises(CorruptFileError, match="metadata is not that of a document"):
-            store.documents([0])
+        with pytest.raises(CorruptFileError, match=message):
+            store.mask(where) if message[0] == "s" else store.documents([0])
+
+
+def test_columns_that_differ_from_the_json_are_those_of_conditions():
+    """A file may say what it likes, as its words may be others than those of its texts."""
+    arrays, header = opened()
+    place = arrays["string_blob"].tobytes().index(b"de")
+    arrays["string_blob"][place : place + 2] = list(b"no")
+    store = MetadataStore.from_state(arrays, header)
+    store.check()
+    assert store.documents([0])[0]["lang"] == "de"
+    assert store.mask(parsed_where({"lang": "no"})).tolist() == [True, False, False, False]

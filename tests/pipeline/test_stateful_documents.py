@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from llmds_nb import RetrievalPipeline
 
+from .agreement import assert_agrees
 from .oracle_documents import OracleDocuments
 from .samples_metadata import DOCUMENTS, WHERES
 from .test_stateful import TEXTS, VECTORS
@@ -117,6 +118,7 @@ class DocumentsMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         self.pipeline.check()
+        assert_agrees(self.pipeline._index.snapshot.described)
         assert len(self.pipeline) == len(self.oracle.documents)
         keys = sorted(self.oracle.documents)
         assert sorted(self.pipeline.ids().tolist()) == keys
