@@ -22,6 +22,7 @@ PlainIds: TypeAlias = Int64s | list[str | None]
 
 _SPARE_ROWS = 16  # unused ones that are not worth a compaction
 _FIRST_ROWS = 32
+_SMALL = 1 << 20  # bytes of the keys of a mapped file that are indexed at load
 
 
 class Strings:
@@ -171,8 +172,8 @@ class KeyStore(NamedTuple):
     def from_state(cls, arrays: dict, header: dict) -> "KeyStore":
         """The store whose `state` this is. O(bytes).
 
-        Of a mapped file, its hash table is made at the first look-up of a key, and it is then that
-        a key that occurs twice is found: CorruptFileError.
+        Of a large mapped file, its hash table is made at the first look-up of a key, and it is then
+        that a key that occurs twice is found: CorruptFileError.
         """
         n, numbers = validation.integer(header["n"], "n", low=0), arrays["numbers"]
         ptr, blob = arrays["ptr"], arrays["blob"]
@@ -181,9 +182,9 @@ class KeyStore(NamedTuple):
         if n and (numbers[0] < 0 or (numbers[1:] <= numbers[:-1]).any()):
             raise CorruptFileError("the numbers of the str ids do not ascend")
         strings = Strings({"blob": blob, "ptr": ptr})
-        if is_mapped(blob):
-            if blob.dtype != np.uint8 or blob.ndim != 1:
-                raise CorruptFileError(f"the str ids are {blob.dtype}{blob.shape}")
+        if is_mapped(blob) and blob.nbytes > _SMALL:
+            if blob.dtype != np.uint8 or blob.ndim != 1 or ptr.dtype != np.int64:
+                raise CorruptFileError(f"the str ids are {blob.dtype}{blob.shape}, {ptr.dtype}")
             validation.indptr(ptr, len(blob), "the offsets of the str ids")
             check_utf8(blob, ptr, "the str ids")
         else:

@@ -144,6 +144,8 @@ class Caller:
         """What the object answers; of a TokenLRU without keys and values, which may be hostile."""
         if isinstance(obj, llmds_nb.TokenLRU):
             return repr(([type(key).__name__ for key in obj], obj.stats()))
+        if isinstance(obj, llmds_nb.RetrievalPipeline):
+            obj.watch_hot(None)  # what a call has set raises what it likes
         return repr(self.case.observe(obj))
 
     def batch(self, seed: int) -> None:

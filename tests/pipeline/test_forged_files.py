@@ -113,6 +113,19 @@ def test_keys_and_metadata_of_other_forms_are_refused(part, tmp_path):
             assert use_named(arrays, header, tmp_path / "p") == 2 * whole
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+def test_offsets_of_another_dtype_and_a_key_twice_are_refused(mmap, tmp_path):
+    arrays, header = opened(named)
+    ptr, blob = arrays["index/keys/ptr"], arrays["index/keys/blob"].copy()
+    blob[ptr[2]] = blob[ptr[0]]
+    for changed in ({"ptr": ptr.astype(np.uint64)}, {"ptr": ptr.astype(np.int32)}, {"blob": blob}):
+        edited = arrays | {f"index/keys/{name}": values for name, values in changed.items()}
+        with open(tmp_path / "p", "wb") as file:
+            write(file, "RetrievalPipeline", edited, header)
+        with pytest.raises(CorruptFileError):
+            RetrievalPipeline.load(tmp_path / "p", mmap=mmap)
+
+
 def test_unchanged_file():
     assert use(*opened())
 

@@ -232,7 +232,8 @@ def test_files_keep_the_keys(tmp_path, mmap):
     )
 
 
-def test_a_mapped_file_with_a_key_twice_is_found_at_the_first_look_up(tmp_path):
+def test_a_key_twice_in_a_large_mapped_file_is_found_at_the_first_look_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmds_nb.pipeline.keys._SMALL", 1)
     pipeline = RetrievalPipeline()
     pipeline.add(["ab", "ba"], ["x", "y"], MATRIX[:2])
     pipeline.save(tmp_path / "p")
