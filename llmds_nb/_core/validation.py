@@ -33,6 +33,11 @@ MAX_K = 2**24  # answers to one query
 MAX_THREADS = 4096
 
 
+def is_a(value: Any, *classes: type) -> bool:
+    """Whether it is of one of these classes, and does not only say so, by its `__class__`."""
+    return issubclass(type(value), classes)
+
+
 def integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
     """One integer in [low, high]."""
     if type(value) is not int:  # the usual case first: isinstance of an ABC takes 1 us
@@ -430,6 +435,8 @@ def array_of(values: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name} must be numbers in an array or list, not a {kind}: pass list(...)")
     try:
         array = np.asarray(values)
+    except np.ma.MaskError as error:  # in a list
+        raise ValueError(f"{name} must not hold what is masked") from error
     except ValueError as error:  # ragged nested lists
         raise ValueError(f"{name} must be numbers, or rows of one length") from error
     except (TypeError, RuntimeError) as error:  # such as a tensor on a GPU, or one with a gradient

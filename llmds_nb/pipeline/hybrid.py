@@ -227,7 +227,7 @@ class HybridIndex:
 
     def documents(self, ids: Any) -> list[Any]:
         """See RetrievalPipeline.documents."""
-        if not isinstance(ids, Hits):
+        if not validation.is_a(ids, Hits):
             ids = plain_ids(ids, unique=False, padded=True)
             snapshot, numbers, rows = self._found(ids)
             _check_known(ids, numbers, rows)

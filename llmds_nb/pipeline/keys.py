@@ -212,13 +212,13 @@ def as_keys(values: Any, name: str = "ids") -> list[str] | None:
     if isinstance(values, str):
         return [validation.exact(values)]
     if type(values) is not list:
-        if isinstance(values, np.ndarray) and values.dtype.kind in "UTO":
+        if validation.is_a(values, np.ndarray) and values.dtype.kind in "UTO":
             pass
         elif isinstance(values, list | tuple):
             values = list(values)
-        elif hasattr(values, "__array__") and not isinstance(values, np.ndarray):
+        elif hasattr(values, "__array__") and not validation.is_a(values, np.ndarray):
             values = np.asarray(values)
-        if isinstance(values, np.ndarray):
+        if validation.is_a(values, np.ndarray):
             if values.dtype.kind not in "UTO" or values.ndim != 1:
                 return None
             values = values.tolist()
@@ -247,7 +247,7 @@ def plain_ids(
     TypeError, ValueError
         They are no ids, of both kinds, or repeated where they must be `unique`.
     """
-    if hasattr(values, "__array__") and not isinstance(values, np.ndarray | np.generic):
+    if hasattr(values, "__array__") and not validation.is_a(values, np.ndarray, np.generic):
         values = np.asarray(values)  # the only time
     if padded and values is None:
         return np.array([ABSENT])

@@ -18,6 +18,7 @@ ELEMENTS = "."  # behind a field's name: the column of its lists' elements
 
 _FLOAT64, _INT64 = struct.Struct("d"), struct.Struct("q")
 _MAGNITUDE = 2**63 - 1
+_BUFFERS = str, bytes, bytearray, memoryview
 _encode = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
 ).encode
@@ -53,9 +54,11 @@ def checked_metadata(metadata: Any, n: int) -> CheckedMetadata:
     """
     if metadata is None:
         return CheckedMetadata([b""] * n, {}, [])
-    if isinstance(metadata, dict):
+    if validation.is_a(metadata, dict):
         metadata = [metadata]
-    elif isinstance(metadata, str | bytes) or not isinstance(metadata, Iterable):
+    elif isinstance(metadata, str | bytes | bytearray | memoryview) or not isinstance(
+        metadata, Iterable
+    ):
         kind = type(metadata).__name__
         raise TypeError(f"metadata must be a list of dicts, one for each text, not {kind}")
     metadata = list(islice(metadata, n + 1))
@@ -77,7 +80,7 @@ def plain(value: Any) -> Any:
 
     Anything else comes back as it is.
     """
-    if isinstance(value, np.generic):
+    if validation.is_a(value, np.generic):
         if value.dtype.kind in "biufU":
             item = value.item()
             return str(item) if isinstance(item, str) else item
@@ -113,7 +116,7 @@ class _Layout:
         """The JSON text of a document's metadata, whose entries join the columns."""
         if document is None:
             return b""
-        if not isinstance(document, dict):
+        if not validation.is_a(document, dict):
             kind = type(document).__name__
             raise TypeError(f"metadata must be dicts, not {kind} (position {position})")
         self._position, self._n_values = position, 0
@@ -164,7 +167,7 @@ class _Layout:
             if column is not None:
                 self._enter(column, (LIST, 0))
             return self._list(value, path, column, depth + 1)
-        elif isinstance(value, dict):
+        elif validation.is_a(value, dict):
             if column is not None:
                 self._enter(column, (DICT, 0))
             prefix = None if column is None else column + "."

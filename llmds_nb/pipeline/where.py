@@ -111,7 +111,7 @@ class _Parser:
 
     def _condition(self, field, operand, depth):
         """The node of what one field must be."""
-        if not isinstance(operand, dict):
+        if not validation.is_a(operand, dict):
             return self._operator(field, "$eq", operand, depth)
         nodes, comparisons = [], []
         items = list(self._items(operand, field, depth))
@@ -147,7 +147,7 @@ class _Parser:
                 )
             return (EXISTS, field) if value else (NOT, (EXISTS, field))
         if key == "$not":
-            if not isinstance(value, dict):
+            if not validation.is_a(value, dict):
                 raise TypeError(
                     f"$not of {_shown(field)} takes a dict, not {_shown(value)}: use $ne"
                 )
@@ -161,7 +161,7 @@ class _Parser:
         )
 
     def _items(self, where, name, depth) -> Iterator[tuple[str, Any]]:
-        if not isinstance(where, dict):
+        if not validation.is_a(where, dict):
             raise TypeError(f"{name} must be a dict, not {_shown(where)}")
         _check_depth(depth)
         self._count(1)
@@ -174,7 +174,7 @@ class _Parser:
     def _list(self, operand, name, depth, sets=False):
         """The items of a list."""
         _check_depth(depth)
-        if isinstance(operand, np.ndarray) and operand.ndim == 1:
+        if validation.is_a(operand, np.ndarray) and operand.ndim == 1:
             operand = operand.tolist() if operand.dtype.kind in "biufUO" else list(operand)
         elif sets and isinstance(operand, Set | range):
             operand = list(operand)

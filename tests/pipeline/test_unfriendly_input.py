@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from llmds_nb import RetrievalPipeline
+from llmds_nb.bm25.index import Hits
 
-from .samples import DOCUMENTS, letters, small
+from ..hostile.values import Disguised
+from .samples import DOCUMENTS, MATRIX, letters, small
 
 
 class Column:
@@ -181,3 +183,45 @@ def test_a_function_of_a_module_travels():
     again = pickle.loads(pickle.dumps(small(encoder=letters)))
     again.check()
     assert again.search("red fox", 2, threads=2).ids.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("cls", [dict, list, tuple, str, np.ndarray, np.generic, set, Hits])
+def test_what_only_says_to_be_of_a_class_is_refused(cls):
+    pipeline, liar = small(), Disguised(cls)
+    ones = np.ones(2)
+    for call in (
+        lambda: pipeline.remove(liar),
+        lambda: pipeline.get(liar),
+        lambda: pipeline.documents(liar),
+        lambda: pipeline.ids(liar),
+        lambda: pipeline.ids({"a": {"$in": liar}}),
+        lambda: pipeline.ids({"a": {"$not": liar}}),
+        lambda: pipeline.ids({"a": liar}),
+        lambda: pipeline.search("red", vectors=ones, filter=liar),
+        lambda: pipeline.search("red", vectors=ones, where=liar),
+        lambda: pipeline.add(liar, ["x"], [ones]),
+        lambda: pipeline.add([9], ["x"], [ones], metadata=liar),
+        lambda: pipeline.add([9], ["x"], [ones], metadata=[liar]),
+        lambda: pipeline.add([9], ["x"], [ones], metadata=[{"a": liar}]),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            call()
+    assert len(pipeline) == 5
+    pipeline.check()
+
+
+@pytest.mark.parametrize(
+    "metadata", [memoryview(np.zeros((1, 2))), memoryview(b"ab"), bytearray(b"ab"), b"ab"]
+)
+def test_buffers_are_no_metadata(metadata):
+    pipeline = small()
+    with pytest.raises(TypeError, match="metadata must be a list of dicts"):
+        pipeline.add([8, 9], ["x", "y"], MATRIX[:2], metadata=metadata)
+    assert 8 not in pipeline
+
+
+def test_a_masked_number_in_a_list_is_refused():
+    pipeline = small()
+    for call in (pipeline.documents, pipeline.get, pipeline.remove):
+        with pytest.raises(ValueError, match="masked"):
+            call([np.ma.masked_array(1, mask=True, dtype=np.uint32)])
