@@ -4,6 +4,8 @@ Costs are compared by counting the steps of searches, not by time.
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,12 @@ from llmds_nb.kv.kernels import state as kv
 from llmds_nb.kv.kernels.prefix_table import prefix_hash
 from llmds_nb.pipeline.text_store import TextStore
 from llmds_nb.primitives import hash_table
-from llmds_nb.primitives.hashing import hash_many
+from llmds_nb.primitives.hashing import hash_bytes, hash_many, secret_word
 from llmds_nb.primitives.status import ABSENT
 from llmds_nb.structures.item_hashing import hash_items
+from llmds_nb.text.kernels import static_encoder
 from llmds_nb.text.kernels.tokenize import words_number
+from llmds_nb.text.static_model import table_of
 from llmds_nb.text.vocabulary import StringTable
 
 from ._core.examples import MAKERS, answers
@@ -134,15 +138,23 @@ def in_loaded_text_store(ids):
     return TextStore.from_state(*text_store(ids).state()).table
 
 
-TABLES = [in_heap, in_cache, in_loaded_cache, as_tenants, in_text_store, in_loaded_text_store]
+def in_static_model(ids):
+    return table_of(ids, np.arange(N))
+
+
+TABLES = [
+    in_heap, in_cache, in_loaded_cache, as_tenants, in_text_store, in_loaded_text_store,
+    in_static_model,
+]  # fmt: skip
 
 
 def test_every_module_with_a_hash_table_is_tested_here():
     package = Path(llmds_nb.__file__).parent
     makes = re.compile(r"\b(empty_table|table_start|key_hash|hash_bytes|hash_many)\(")
     found = {path.stem for path in package.rglob("*.py") if makes.search(path.read_text())}
-    ids = {"heap", "state", "request_queue", "text_store", "id_table", "fusion"}
-    assert found == ids | {"tokenize", "item_hashing", "sketch", "hash_table", "hashing"}
+    ids = {"heap", "state", "request_queue", "text_store", "id_table", "fusion", "static_model"}
+    words = {"tokenize", "static_encoder", "item_hashing", "sketch"}
+    assert found == ids | words | {"hash_table", "hashing"}
 
 
 def test_the_attack_on_the_unkeyed_hash_is_one():
@@ -210,15 +222,15 @@ def test_a_table_has_a_new_key_when_it_grows():
     assert len(secrets) == len(capacities) >= 9
 
 
-def words_of_one_home(table):
-    """N words that share a home, for one who knows the key of a StringTable."""
-    mask, found, seen = np.uint64(len(table.state.slots) - 1), [], 0
+def words_of_one_home(n_slots, secret):
+    """N words that share a home in a table of strings, for one who knows its key."""
+    mask, found, seen = np.uint64(n_slots - 1), [], 0
     while len(found) < N:
         words = [f"word{number}" for number in range(seen, seen + 2**18)]
         seen += len(words)
         data = np.frombuffer(bytearray("".join(words).encode()), np.uint8)
         ptr, hashes = np.cumsum([0, *map(len, words)]), np.empty(len(words), np.uint64)
-        hash_many(data, ptr, 0, np.uint64(table.state.secret & ALL), hashes)
+        hash_many(data, ptr, 0, np.uint64(secret & ALL), hashes)
         found += [words[i] for i in np.flatnonzero((hashes & mask) == 0)]
     return found[:N]
 
@@ -226,7 +238,7 @@ def words_of_one_home(table):
 def test_words_collide_under_the_key_of_another_table_only():
     known = StringTable()
     known.reserve(N, 1 << 16)
-    words = words_of_one_home(known)
+    words = words_of_one_home(len(known.state.slots), known.state.secret)
     known.add(words)
     assert string_steps(known) > MANY
     tokenizer = Tokenizer(pattern=r"\w+").fit([" ".join(words)])
@@ -234,6 +246,39 @@ def test_words_collide_under_the_key_of_another_table_only():
     tokenizer.encode([" ".join(words)])
     assert string_steps(tokenizer._vocabulary.cache._table) < FEW
     assert string_steps(Tokenizer.from_bytes(tokenizer.to_bytes())._vocabulary.table) < FEW
+
+
+@kernel
+def words_steps(data, ptr, secret, hashes, spans, slots):
+    """The steps of all searches, as `texts_tokens` of kernels/static_encoder enters words."""
+    total = 0
+    for n in range(ptr.size - 1):
+        start, stop = ptr[n], ptr[n + 1]
+        hash_ = hash_bytes(data, start, stop, np.uint64(secret))
+        slot = static_encoder._word_find(data, start, stop, hash_, hashes, spans, slots)
+        total += (slot - hash_) & np.uint64(slots.size - 1)
+        slots[slot], hashes[n], spans[n, 0], spans[n, 1] = n, hash_, start, stop
+    return total
+
+
+def word_steps(words, secret):
+    data = np.frombuffer(bytearray("".join(words).encode()), np.uint8)
+    ptr, slots = np.cumsum([0, *map(len, words)]), np.full(2 * 512, ABSENT, np.int32)
+    hashes, spans = np.empty(len(words), np.uint64), np.empty((len(words), 2), np.int64)
+    return words_steps(data, ptr, secret, hashes, spans, slots) / len(words)
+
+
+def test_words_of_static_vectors_collide_under_a_known_key_only():
+    known = secret_word()
+    words = words_of_one_home(2 * 512, known)
+    assert word_steps(words, known) > MANY
+    assert word_steps(words, secret_word()) < FEW
+
+
+def test_the_key_of_static_vectors_is_drawn_for_each_process():
+    code = "from llmds_nb.text.static_encoder import _SECRET; print(_SECRET)"
+    drawn = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
+    assert len(drawn) == 2
 
 
 def test_the_numbers_of_words_do_not_depend_on_the_key():
