@@ -25,6 +25,8 @@ _IGNORED = (
     (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
 )  # fmt: skip
 
+_IGNORABLE = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in _IGNORED) + "]+")
+
 # Letters that are written without spaces, by script: CJK (with kana, bopomofo, hangul), Thai, Lao,
 # Khmer, Myanmar.
 _SPACELESS = (
@@ -120,7 +122,10 @@ class CharacterTable:
         data, ptr, complex_texts = self._spell(texts, strict=True)
         if complex_texts.any():
             flags = complex_texts.tolist()
-            texts = [self.normalised(t) if f else t for t, f in zip(texts, flags, strict=True)]
+            texts = [
+                self.normalised(t, f & k.HIDDEN != 0) if f else t
+                for t, f in zip(texts, flags, strict=True)
+            ]
             data, ptr, _ = self._spell(texts, strict=False)
         return data, ptr
 
@@ -154,7 +159,7 @@ class CharacterTable:
                 return False  # `spell` looks the character up
             if not b.flag[0]:
                 break
-            text = self.normalised(text)
+            text = self.normalised(text, b.flag[0] & k.HIDDEN != 0)
         return True
 
     def _look_up(self, codes) -> None:
@@ -165,8 +170,10 @@ class CharacterTable:
                 entries = [self._entry(code) for code in range(first, first + _BLOCK)]
                 self._entries[first : first + _BLOCK] = entries
 
-    def normalised(self, text: str) -> str:
+    def normalised(self, text: str, has_ignored: bool) -> str:
         """A text in which `entries` has what every character becomes, whatever is beside it."""
+        if has_ignored:  # marks compose with what is before
+            text = _IGNORABLE.sub("", text)
         for am, parts in _AM:
             text = text.replace(am, parts)
         text = self._replace(normalize("NFKC", text))
@@ -207,7 +214,7 @@ class CharacterTable:
             elif len(kinds) > 1:
                 becomes = 0
         if _within(code, _IGNORED):
-            is_complex = False
+            return k.IGNORED | k.HIDDEN
         return kind | (k.COMPLEX if is_complex else 0) | becomes << k.SHIFT
 
     def _kind(self, char) -> tuple[int, int]:

@@ -29,6 +29,7 @@ _WORD = re.compile(
     rf"(?:(?:(?<=[aLM])['&](?=[aL])|(?<=D)[.,](?=D)|(?<=(?<![aLDM])a)[./](?=a(?![aLDM+#]))){_RUN})*"
     r"(?:(?<=[aLM])\+\+(?![aL])|(?<=(?<![aLDM])a)#(?![aL]))?"
 )
+_STRAY_MARKS = re.compile("(?<![AaLD0-4M])M+")
 _CAPITAL = re.compile(r"(?:(?<=S)|^)A(?=[,.p]?(?:S|$))")
 
 
@@ -76,6 +77,7 @@ def rule_words(text, lowercase=True):
     """The words of a text."""
     text = normalised(text, lowercase)
     shapes = "".join(map(shape, text))
+    shapes = _STRAY_MARKS.sub(lambda found: "-" * len(found[0]), shapes)
     plain = "".join(
         "'" if s == "'" else str(decimal(c)) if s == "D" else s if s in ".," else c
         for c, s in zip(text, shapes, strict=True)

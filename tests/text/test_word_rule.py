@@ -2,7 +2,7 @@
 
 import sys
 import unicodedata
-from unicodedata import category
+from unicodedata import category, normalize
 
 import numpy as np
 import pytest
@@ -142,11 +142,26 @@ def test_terms_can_be_found(query, text):
         (LI_BAI + "\u3002\u6211", [*map(LI_BAI.__getitem__, PAIRS), "\u6211"]),
         ("\u5c71a\u5c71", ["\u5c71", "\u5c71"]),
         ("a\u200bb ab\u200bcd a\ufe0fb", ["ab", "cd", "ab"]),
+        ("\u0e34C# \u0301a.b \u0301R", ["c#", "a.b"]),
         ("x", ["x"]), ("7?", ["7"]), ("x y", []), ("\u00e9", ["\u00e9"]), ("\u00e9 \u00e9", []),
     ],
 )  # fmt: skip
 def test_the_rule(text, expected):
     assert Tokenizer(language=None).fit(text)._analyzer.words(text) == expected
+
+
+@pytest.mark.parametrize("ignored", ["\u00ad", "\u200d", "\u200c", "\u034f", "\ufeff\ufe0f"])
+@pytest.mark.parametrize(
+    "letters", ["a\u0301", "Z\u0301", "\u1112\u1161", "\u304b\uff9e", "\u03b9\u0301"]
+)
+def test_marks_compose_over_what_is_ignored(letters, ignored):
+    spelled = letters[0] + ignored + letters[1]
+    for text in (letters, letters + "b", "x" * 2000 + letters):
+        tokenizer = Tokenizer(language=None).fit(text)
+        other = text.replace(letters, spelled)
+        assert tokenizer._analyzer.words(other) == tokenizer._analyzer.words(text)
+        assert tokenizer.encode(other).ids.tolist() == tokenizer.encode(text).ids.tolist()
+        assert normalize("NFKC", letters).lower() in tokenizer.terms[-1]
 
 
 def test_accents_are_folded():

@@ -14,7 +14,8 @@ from ..._core.jit import kernel
 from ..._core.state import ANY, State, array, viewer
 
 SEPARATOR, IGNORED, LETTER, MARK, UNIT = 1, 2, 3, 4, 5  # UNIT and above: one kind for each script
-KINDS, COMPLEX, SHIFT = 15, 16, 8  # the bits of a kind; of a character that may need normalising
+# The bits of a kind; of a character that may need normalising; of one that is ignored.
+KINDS, COMPLEX, HIDDEN, SHIFT = 15, 16, 32, 8
 LONE, SPACE, PUNCTUATION = 1, 32, 33
 MOST_BYTES = 9  # that a code point becomes: four of each of two pairs, and a 0
 
@@ -22,7 +23,7 @@ MOST_BYTES = 9  # that a code point becomes: four of each of two pairs, and a 0
 class CharacterState(State):
     """What the characters of texts become."""
 
-    # [0x110000]: kind | COMPLEX | code point << SHIFT; a separator has its byte there
+    # [0x110000]: kind | COMPLEX | HIDDEN | code point << SHIFT; a separator has its byte there
     entries = array(np.uint32, ANY)
 
 
@@ -117,8 +118,8 @@ def texts_spell(handle, codes, text_ptr, n_texts, complex_texts, out, out_ptr):
 
     All but the number n_texts are addresses: of codes uint32[n] and text_ptr int64[n_texts + 1];
     of what is filled, out uint8[MOST_BYTES * n] and out_ptr int64[n_texts + 1]; and of
-    complex_texts uint8[n_texts], set to 1 for a text with a COMPLEX character, which is left empty,
-    or 0 where texts are normalised already. O(characters).
+    complex_texts uint8[n_texts], set for a text with a COMPLEX character, which is left empty, to
+    COMPLEX or COMPLEX | HIDDEN; or 0 where texts are normalised already. O(characters).
     """
     entries = _characters_at(handle).entries
     text_ptr = array_at(text_ptr, n_texts + 1, np.int64)
@@ -138,7 +139,7 @@ def texts_spell(handle, codes, text_ptr, n_texts, complex_texts, out, out_ptr):
                 return -1
             every |= entry
         if strict and every & np.uint32(COMPLEX) != 0:
-            flags[text] = 1
+            flags[text] = every & np.uint32(COMPLEX | HIDDEN)
         else:
             n = _text_spell(entries, codes, start, stop, out, n)
         out_ptr[text + 1] = n
