@@ -306,7 +306,7 @@ class Analyzer:
         if self.stopwords and not self.stopwords.isdisjoint(words):
             stop = self.stopwords
             if self.stop_run:
-                kinds = np.array([word in stop for word in words], np.uint8)
+                kinds = np.fromiter(map(stop.__contains__, words), np.uint8, len(words))
             else:
                 words = ["" if word in stop else word for word in words]
         if self._stem is not None:

@@ -53,6 +53,13 @@ def _some_at_a_time(texts):
         yield some
 
 
+def _mapped(numbers, word_ptr, ids) -> TokenBatch:
+    """The ids of words by number, but for negative numbers and DROPPED ids."""
+    out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
+    n = k.tokens_map(numbers, word_ptr, ids, out, out_ptr)
+    return TokenBatch(out[:n], out_ptr)
+
+
 class Tokenizer(Stored):
     """Split texts into words and number them: Unicode words, stop words, stemming.
 
@@ -355,7 +362,10 @@ class Tokenizer(Stored):
         analyzer.check_complete()
         together = texts[0] if len(texts) == 1 else "".join(texts)
         if len(together) > _CHUNK_CHARS:
-            return joined(list(self._batches(texts, vocabulary.find)))
+            if analyzer.stemmer is None:  # then a term is found as quickly as a word
+                return joined(list(self._batches(texts, vocabulary.find)))
+            parts = _some_at_a_time(texts)
+            return joined([self._encode_many(part, vocabulary) for part in parts])
         cache = vocabulary.cache
 
         def look_up(words):
@@ -376,6 +386,18 @@ class Tokenizer(Stored):
         ids = np.array(list(chain.from_iterable(lists)), np.int32)
         return TokenBatch(ids, offsets(list(map(len, lists))))
 
+    def _encode_many(self, texts, vocabulary) -> TokenBatch:
+        """`_encode_all` of long texts: each distinct word is looked up once, and kept."""
+        numbers, word_ptr, words = self._analyzer.word_stream(texts)
+        ids = vocabulary.cache.ids(words, lambda new: self._analyzer.ids(new, vocabulary.find))
+        is_stop = ids < k.UNSET
+        if is_stop.any():
+            kinds = np.where(ids == k.DROPPED, 2, is_stop).astype(np.uint8)
+            none = len(numbers) + 1
+            k.stop_words_drop(numbers, word_ptr, kinds, none, np.empty(len(words), np.bool_))
+            ids[is_stop] = k.STOP - ids[is_stop]
+        return _mapped(numbers, word_ptr, ids)
+
     def _batches(self, texts, ids_of, documents=False) -> Iterator[TokenBatch]:
         """Yield the tokens of some texts at a time; `ids_of` gives the ids of terms or "".
 
@@ -393,11 +415,9 @@ class Tokenizer(Stored):
             kept = kinds != 1
             run = analyzer.stop_run if documents else len(numbers) + 1
             k.stop_words_drop(numbers, word_ptr, kinds, run, kept)
-            terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]
-        ids = ids_of(terms)
-        out, out_ptr = np.empty(len(numbers), np.int32), np.empty(len(word_ptr), np.int64)
-        n = k.tokens_map(numbers, word_ptr, ids, out, out_ptr)
-        return TokenBatch(out[:n], out_ptr)
+            if documents:  # whose terms are added
+                terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]
+        return _mapped(numbers, word_ptr, ids_of(terms))
 
     def _state(self):
         callables = {name for name, part in self._parts().items() if callable(part)}

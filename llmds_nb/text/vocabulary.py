@@ -241,17 +241,24 @@ class WordCache:
 
     def find(self, words: list[str], look_up: LookUp) -> list[int]:
         """The ids of words that Python has split, as the kernel `words_encode` gives them."""
+        ids = [id_ for id_ in self._looked_up(words, look_up) if id_ != k.DROPPED]
+        return [id_ for id_ in ids if id_ > k.UNSET] or [k.STOP - id_ for id_ in ids]
+
+    def ids(self, words: list[str], look_up: LookUp) -> Int32s:
+        """What `look_up` gives for words, int32[n]."""
+        return np.array(self._looked_up(words, look_up), np.int32)
+
+    def _looked_up(self, words, look_up):
         known = self._by_word
         try:
-            ids = [known[word] for word in words]
+            return list(map(known.__getitem__, words))
         except KeyError:
             new = list({word: None for word in words if word not in known})
             found = dict(zip(new, look_up(new).tolist(), strict=True))
             ids = [found[word] if word in found else known[word] for word in words]
             if len(known) < _MAX_WORDS:
                 known.update(found)
-        ids = [id_ for id_ in ids if id_ != k.DROPPED]
-        return [id_ for id_ in ids if id_ > k.UNSET] or [k.STOP - id_ for id_ in ids]
+            return ids
 
     def encode(
         self, data: UInt8s, text_ptr: Int64s, rule: int, look_up: LookUp

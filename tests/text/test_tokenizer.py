@@ -69,6 +69,28 @@ def test_many_chunks_and_a_growing_table(monkeypatch):
     assert decoded(tokenizer, tokenizer.encode(texts)) == [words(t) for t in texts]
 
 
+@pytest.mark.parametrize("chars", [1, 40, 1 << 20])
+@pytest.mark.parametrize("pattern", [None, r"\w+", str.split])
+def test_long_texts_are_encoded_as_short_ones(chars, pattern, monkeypatch):
+    def stem(word):  # some are no terms, a stop word among them
+        return "" if word in ("gone", "the") else word[:4]
+
+    texts = [
+        "the of gone", "runners and the running of", "of and to", "unknown the words of gone",
+        "", "na\u00efve of the na\u00efvety", "of \u00e9t\u00e9 the", "the", "of gone",
+    ]  # fmt: skip
+    tokenizer = Tokenizer(language=None, stopwords="english", stemmer=stem, pattern=pattern)
+    tokenizer.fit(["runner of and", "na\u00efve word", "to"])
+    for _ in range(2):  # the second is after the vocabulary has grown
+        expected = [tokenizer.encode(text).ids.tolist() for text in texts]
+        monkeypatch.setattr("llmds_nb.text.tokenizer._CHUNK_CHARS", chars)
+        for _ in range(2):  # by words that are new, and by those that were kept
+            ids, indptr = tokenizer.encode(texts)
+            assert [part.tolist() for part in np.split(ids, indptr[1:-1])] == expected
+        monkeypatch.setattr("llmds_nb.text.tokenizer._CHUNK_CHARS", 1 << 20)
+        tokenizer.fit("unknown")
+
+
 @pytest.mark.parametrize("most", [1 << 16, 50])
 def test_words_in_the_cache_are_not_looked_up_again(most, monkeypatch):
     monkeypatch.setattr("llmds_nb.text.vocabulary._MAX_WORDS", most)
