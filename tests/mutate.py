@@ -85,9 +85,16 @@ def _run_tests(tree, tests, timeout, *options):
         "PYTHONDONTWRITEBYTECODE": "1",  # files of one size and second would pass for one another
         "NUMBA_CACHE_DIR": str(tree.parent / "cache"),
         "HYPOTHESIS_PROFILE": "mutate",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # 3 s of CPU time each: those of integrations
         "LLMDS_DATA": os.environ.get("LLMDS_DATA", str(ROOT.parent / "shared" / "data")),
     }
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options, *tests]
+    plugins = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_asyncio.plugin",
+    ]  # which pyproject.toml names
+    command = [sys.executable, "-m", "pytest", "-v", *plugins, *options, *tests]
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             command, cwd=tree, env=environment, stdout=output, stderr=output, start_new_session=True

@@ -145,6 +145,8 @@ class Caller:
         if isinstance(obj, llmds_nb.TokenLRU):
             return repr(([type(key).__name__ for key in obj], obj.stats()))
         if isinstance(obj, llmds_nb.RetrievalPipeline):
+            obj.watch_hot(None)  # a hook that was taken may raise in any search
+        if isinstance(obj, llmds_nb.RetrievalPipeline):
             obj.watch_hot(None)  # what a call has set raises what it likes
         return repr(self.case.observe(obj))
 
