@@ -341,12 +341,8 @@ def text_stream(
         n = len(values)  # type: ignore[arg-type]
     except TypeError:  # a generator, or another iterable without a length
         n = None
-    return _checked_texts(values, name), n
-
-
-def _checked_texts(values, name):
-    for position, value in enumerate(values):
-        yield value if type(value) is str else _text(value, name, position)
+    checked = (v if type(v) is str else _text(v, name, i) for i, v in enumerate(values))
+    return checked, n
 
 
 def _check_iterable(values, name):
