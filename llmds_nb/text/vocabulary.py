@@ -271,10 +271,8 @@ class WordCache:
         out_ptr = np.empty(text_ptr.size, np.int64)
         missing = np.empty((_MISSING, 2), np.int64)
         while True:
-            handle, text = (
-                self._handle,
-                data.copy(),
-            )  # kept alive meanwhile; the kernel writes to it
+            handle = self._handle  # kept alive meanwhile
+            text = data.copy()  # which the kernel writes to
             n_missing = _entries.encode(
                 handle.address, address_of(text), address_of(text_ptr), len(out_ptr) - 1, rule,
                 address_of(out), address_of(out_ptr), address_of(missing), len(missing),
