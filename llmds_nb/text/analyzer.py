@@ -89,7 +89,7 @@ class Analyzer:
         self.withheld: str | None = None  # the pattern of a file, while it is missing
         self.set_pattern(pattern)
         self._set_stop_words(stopwords)
-        if stemmer == FROM_LANGUAGE:
+        if isinstance(stemmer, str) and stemmer == FROM_LANGUAGE:
             stemmer = self.language
         self.set_stemmer(stemmer)
 

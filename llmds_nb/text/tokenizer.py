@@ -415,8 +415,7 @@ class Tokenizer(Stored):
             kept = kinds != 1
             run = analyzer.stop_run if documents else len(numbers) + 1
             k.stop_words_drop(numbers, word_ptr, kinds, run, kept)
-            if documents:  # whose terms are added
-                terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]
+            terms = [t if is_kept else "" for t, is_kept in zip(terms, kept, strict=True)]
         return _mapped(numbers, word_ptr, ids_of(terms))
 
     def _state(self):

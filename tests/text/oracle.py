@@ -30,6 +30,7 @@ _WORD = re.compile(
     r"(?:(?<=[aLM])\+\+(?![aL])|(?<=(?<![aLDM])a)#(?![aL]))?"
 )
 _STRAY_MARKS = re.compile("(?<![AaLD0-4M])M+")
+_MARKS_OF_PAIRS = re.compile("(?<=[0-4])M+")  # no part of a word that follows
 _CAPITAL = re.compile(r"(?:(?<=S)|^)A(?=[,.p]?(?:S|$))")
 
 
@@ -78,6 +79,7 @@ def rule_words(text, lowercase=True):
     text = normalised(text, lowercase)
     shapes = "".join(map(shape, text))
     shapes = _STRAY_MARKS.sub(lambda found: "-" * len(found[0]), shapes)
+    shapes = _MARKS_OF_PAIRS.sub(lambda found: "m" * len(found[0]), shapes)
     plain = "".join(
         "'" if s == "'" else str(decimal(c)) if s == "D" else s if s in ".," else c
         for c, s in zip(text, shapes, strict=True)
@@ -85,10 +87,10 @@ def rule_words(text, lowercase=True):
     plain = "".join(c.lower() if lowercase and c.isascii() else c for c in plain)
     capitals = {found.start() for found in _CAPITAL.finditer(shapes)}
     shapes, words = shapes.replace("A", "a"), []
-    for found in re.finditer(rf"{_WORD.pattern}|(?P<units>([0-4])M*(?:\2M*)*)", shapes):
+    for found in re.finditer(rf"{_WORD.pattern}|(?P<units>([0-4])m*(?:\2m*)*)", shapes):
         start, stop = found.span()
         if found["units"]:
-            starts = [start + i for i, s in enumerate(found["units"]) if s != "M"] + [stop]
+            starts = [start + i for i, s in enumerate(found["units"]) if s != "m"] + [stop]
             pairs = zip(starts, starts[2:], strict=False) if len(starts) > 2 else [(start, stop)]
             words += [plain[first:last] for first, last in pairs]
             continue

@@ -209,6 +209,12 @@ def test_a_callable_that_raises_leaves_the_vocabulary_as_it_was(monkeypatch):
     assert tokenizer.fit(["three"]).terms == ["one", "three"]
 
 
+def _holding_itself():
+    array = np.empty(2, object)
+    array[:] = array, 1
+    return array
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -220,6 +226,8 @@ def test_a_callable_that_raises_leaves_the_vocabulary_as_it_was(monkeypatch):
         (lambda: Tokenizer(stopwords=[1]), TypeError, "stopwords must be str"),
         (lambda: Tokenizer(stopwords=5), TypeError, "stopwords"),
         (lambda: Tokenizer(stemmer=5), TypeError, "stemmer"),
+        (lambda: Tokenizer(stemmer=_holding_itself()), TypeError, "stemmer"),
+        (lambda: Tokenizer(stopwords=_holding_itself()), TypeError, "stopwords"),
         (lambda: Tokenizer(pattern=5), TypeError, "pattern"),
         (lambda: Tokenizer(pattern="("), ValueError, "no regular expression"),
         (lambda: Tokenizer(pattern="(a)(b)"), ValueError, "at most one group, not 2"),

@@ -43,6 +43,7 @@ def terms_of(tokenizer, batch):
 
 @given(st.lists(mixed, max_size=5), st.booleans())
 @example(["a'\u4f4e", "\u4f4e'a", "c++\u4f4e", "a\u0301'b"], True)
+@example(["\u4f4e\u0301C#"], False)
 @example(["\uff21 x", " \uff21\u00df", "R\u3000\u0130", "I'm"], True)
 @settings(max_examples=300)
 def test_words_are_those_of_the_oracle(texts, lowercase):

@@ -2,7 +2,6 @@
 
 import math
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 
 from llmds_nb import HNSW, CorruptFileError, InvertedIndex, RetrievalPipeline, Tokenizer
+from llmds_nb._core.forking import new_lock
 from llmds_nb.bm25 import Hits
 
 from .asynchronous import Asynchronous
@@ -95,7 +95,7 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
         self.hnsw_parameters = dict(hnsw_parameters or {})
         self.return_embedding = return_embedding
         self._new_pipeline(2)  # refuses parameters now
-        self._lock = threading.Lock()  # one writer
+        self._lock = new_lock()  # one writer
         self._clear(None)
 
     def _clear(self, dim):
@@ -165,7 +165,7 @@ class LlmdsDocumentStore(Asynchronous, MetadataFields):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=new_lock())
 
     @property
     def pipeline(self) -> RetrievalPipeline:
