@@ -1,15 +1,15 @@
 """The dense half, the sparse half, the texts and keys of a pipeline, over the same documents."""
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
-from .._core.forking import Workers, new_lock
+from .._core.forking import Workers, is_held, new_lock
 from .._core.publishing import publish
 from .._core.storage import share
 from .._core.typing import ArrayLike
@@ -49,6 +49,7 @@ class HybridIndex:
         self._seed = seed
         self._workers = Workers("llmds_nb-pipeline")
         self.write_lock = new_lock()  # one writer at a time
+        self._writing = new_lock()  # held from reading a snapshot until the next is published
         frozen = None if dense is None else share(dense)
         texts, metadata, keys, next_id = stored or (TextStore.empty(), None, None, 0)
         self.snapshot = Snapshot(
@@ -106,14 +107,14 @@ class HybridIndex:
         texts = validation.texts(texts)
         keys = as_keys(ids)
         described = None if metadata is None else checked_metadata(metadata, len(texts))
+        if keys is not None:
+            new_keys(keys, len(texts))
+        elif ids is not None or not texts:
+            try:
+                ids = validation.new_ids(ids, len(texts), "texts", 0)
+            except TypeError as error:
+                raise TypeError(f"{error}: all are int >= 0, or all str") from None
         with self.write_lock:
-            if keys is not None:
-                new_keys(keys, len(texts))
-            elif ids is not None or not texts:
-                try:
-                    ids = validation.new_ids(ids, len(texts), "texts", 0)
-                except TypeError as error:
-                    raise TypeError(f"{error}: all are int >= 0, or all str") from None
             if not texts:
                 return ids if self.snapshot.keys is None else ids.astype(object)
             self.snapshot.check_kind(keys)
@@ -138,6 +139,13 @@ class HybridIndex:
         the encoder, or what makes them, may itself add to this pipeline.
         """
         vectors = checked_vectors(vectors, self.snapshot.dim, texts)
+        with self.writing():
+            ids, n_without = self._add_vectors(ids, texts, vectors, described, embedder, fit)
+        self._notices.after_add(self.snapshot, len(texts), n_without)
+        return ids
+
+    def _add_vectors(self, ids, texts, vectors, described, embedder, fit):
+        """The ids of the documents, and how many of them have a vector without a direction."""
         snapshot, dense = self.snapshot, self.dense
         if snapshot.dim not in (None, vectors.shape[1]):
             checked_vectors(vectors, snapshot.dim, texts)  # raises an error
@@ -172,13 +180,12 @@ class HybridIndex:
                 [*fit, *of_sparse, *of_dense, (self, "dense", dense)],
                 calls,
             )
-        self._notices.after_add(self.snapshot, len(texts), n_without)
-        return ids if given is None else object_array(given)
+        return ids if given is None else object_array(given), n_without
 
     def remove(self, ids: Any) -> None:
         """See RetrievalPipeline.remove."""
         ids = plain_ids(ids)
-        with self.write_lock:
+        with self.writing():
             snapshot, dense = self.snapshot, self.dense
             numbers = snapshot.numbers(ids)
             rows = snapshot.texts.find(numbers)
@@ -201,6 +208,19 @@ class HybridIndex:
                     [*of_sparse, *of_dense],
                     calls,
                 )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a block that makes a snapshot of the present one: no other write is let in.
+
+        RuntimeError within such a block of this thread, which may run code of the caller's: that of
+        a tokenizer, or a signal handler.
+        """
+        with self.write_lock:
+            if is_held(self._writing):
+                raise RuntimeError("documents cannot be changed within a write to the pipeline")
+            with self._writing:
+                yield
 
     def _publish(self, snapshot, changes, calls=()):
         snapshot = snapshot._replace(version=self.snapshot.version + 1)

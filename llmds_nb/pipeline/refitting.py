@@ -59,7 +59,7 @@ def refit(index: Any) -> None:
 
     All is made aside and published at once.
     """
-    with index.write_lock:
+    with index.writing():
         encoder, snapshot, dense = index.embedder.stored, index.snapshot, index.dense
         if encoder is None:
             raise ValueError(

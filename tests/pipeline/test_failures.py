@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from llmds_nb import HNSW, RetrievalPipeline
+from llmds_nb import HNSW, InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer
+from llmds_nb._core.forking import is_held
 from llmds_nb.pipeline import persistence
 
 from .samples import DOCUMENTS, MATRIX, small
@@ -137,3 +138,49 @@ def test_vectors_whose_conversion_adds_to_the_pipeline_itself(ids):
     pipeline.check()
     assert len(pipeline) == 4
     assert pipeline.get([0, 1, *added]) == ["first", "second", "third", "fourth"]
+
+
+@pytest.mark.parametrize("write", ["add", "refit"])
+@pytest.mark.parametrize("within", ["add", "remove", "refit"])
+def test_no_write_is_let_in_by_the_stemmer_of_another(write, within):
+    calls = {
+        "add": lambda: pipeline.add([9], ["red fox"]),
+        "remove": lambda: pipeline.remove([1]),
+        "refit": lambda: pipeline.refit(),
+    }
+    refused = []
+
+    def stemmer(word):
+        if armed:
+            armed.clear()
+            with pytest.raises(RuntimeError, match="within a write") as caught:
+                calls[within]()
+            refused.append(caught.value)
+        return word
+
+    armed = []
+    of_encoder, of_words = (Tokenizer(stemmer=f) for f in (str, stemmer))
+    if write == "refit":
+        of_encoder, of_words = of_words, of_encoder
+    sparse, encoder = InvertedIndex(tokenizer=of_words), LsaEncoder(2, tokenizer=of_encoder)
+    pipeline = RetrievalPipeline(encoder=encoder, sparse=sparse)
+    pipeline.add([1, 2, 3], ["red fox", "blue sky", "green tree"])
+    armed.append(True)
+    if write == "add":
+        pipeline.add([4], ["yellow sun"])
+    else:
+        pipeline.refit()
+    assert len(refused) == 1
+    assert pipeline.ids().tolist() == [1, 2, 3, 4][: len(pipeline)]
+    assert len(pipeline) == 3 + (write == "add")
+    pipeline.check()
+
+
+def test_ids_are_read_before_writers_are_kept_out():
+    class Ids:
+        def __array__(self, dtype=None, copy=None):
+            assert not is_held(pipeline._index.write_lock)
+            return np.array([7])
+
+    pipeline = RetrievalPipeline(dim=2)
+    assert pipeline.add(Ids(), ["red fox"], [[1, 0]]).tolist() == [7]
