@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -367,6 +367,19 @@ class Analyzer:
             numbers += [seen.setdefault(word, len(seen)) for word in self.words(text)]
             ptr.append(len(numbers))
         return np.array(numbers, np.int32), np.array(ptr, np.int64), list(seen)
+
+
+def some_at_a_time(texts: Iterable[str], n_chars: int) -> Iterator[list[str]]:
+    """The texts in lists of about `n_chars` characters, or of one longer text."""
+    some, size = list[str](), 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size + len(some) >= n_chars:  # empty texts take memory as well
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def without_surrogates(text: str) -> str:

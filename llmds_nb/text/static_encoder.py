@@ -13,7 +13,7 @@ from .._core.storage import Stored
 from .._core.typing import Float32s, Float64s
 from ..errors import CorruptFileError
 from ..primitives.hashing import secret_word
-from .analyzer import Texts
+from .analyzer import Texts, some_at_a_time
 from .kernels import static_encoder as k
 from .static_model import MODELS, StaticModel, model_of, package_version, table_of
 from .token_batch import TokenBatch
@@ -123,7 +123,7 @@ class StaticEncoder(Stored):
 
     def _fitted_on(self, texts) -> _Fit:
         counts, n_texts = np.zeros(len(self), np.int64), 0
-        for some in _some_at_a_time(texts):
+        for some in some_at_a_time(texts, _CHUNK_CHARS):
             counts += np.bincount(_tokens(self._model, some).ids, minlength=len(counts))
             n_texts += len(some)
         if not counts.any():
@@ -145,7 +145,7 @@ class StaticEncoder(Stored):
         texts, fit = validation.texts(texts), self._fit
         out = np.empty((len(texts), self.dim), np.float32)
         n = 0
-        for some in _some_at_a_time(texts):
+        for some in some_at_a_time(texts, _CHUNK_CHARS):
             ids, indptr = _tokens(self._model, some)
             address = self._model.handle.address
             part = out[n : n + len(some)]
@@ -227,15 +227,3 @@ def _encode(handle, data, text_ptr) -> TokenBatch:
     ids, indptr = np.empty(len(data), np.int32), np.empty(len(text_ptr), np.int64)
     n = k.texts_tokens(handle.address, data, text_ptr, _SECRET, ids, indptr)
     return TokenBatch(ids[:n], indptr)
-
-
-def _some_at_a_time(texts):
-    some, size = [], 0
-    for text in texts:
-        some.append(text)
-        size += len(text) + 1
-        if size >= _CHUNK_CHARS:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some

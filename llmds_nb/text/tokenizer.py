@@ -20,8 +20,6 @@ from .vocabulary import StringTable, TextBuffers, Vocabulary, offsets, vocabular
 
 _SHORT_CHARS = 1 << 10  # of a text that is encoded into memory that is kept
 _CHUNK_CHARS = 1 << 20  # texts are encoded so much at a time: the words stay in the CPU cache
-
-
 _SPARE_IDS = 1 << 16  # of a tokenizer.json, beyond one for each of its characters
 
 
@@ -39,18 +37,6 @@ def encode_into(tokenizer: "Tokenizer", text: str, buffers: TextBuffers) -> bool
     buffers.tokens[: len(ids)] = ids
     buffers.token_ptr[1] = len(ids)
     return True
-
-
-def _some_at_a_time(texts):
-    some, size = [], 0
-    for text in texts:
-        some.append(text)
-        size += len(text)
-        if size + len(some) >= _CHUNK_CHARS:  # empty texts take memory as well
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
 
 
 def _mapped(numbers, word_ptr, ids) -> TokenBatch:
@@ -364,7 +350,7 @@ class Tokenizer(Stored):
         if len(together) > _CHUNK_CHARS:
             if analyzer.stemmer is None:  # then a term is found as quickly as a word
                 return joined(list(self._batches(texts, vocabulary.find)))
-            parts = _some_at_a_time(texts)
+            parts = a.some_at_a_time(texts, _CHUNK_CHARS)
             return joined([self._encode_many(part, vocabulary) for part in parts])
         cache = vocabulary.cache
 
@@ -404,7 +390,7 @@ class Tokenizer(Stored):
         Those of documents, for an index, have stop words in runs as well.
         """
         self._analyzer.check_complete()
-        for some in _some_at_a_time(texts):
+        for some in a.some_at_a_time(texts, _CHUNK_CHARS):
             yield self._batch(some, ids_of, documents)  # which keeps nothing until the next
 
     def _batch(self, texts, ids_of, documents) -> TokenBatch:

@@ -51,6 +51,11 @@ def raw_lines(path: Path) -> Iterator[bytes]:
         yield from (line.encode("utf-8", "replace") for line in lines)
 
 
+def without_surrogates(text: str) -> str:
+    """The text with "?" for lone surrogates, which JSON may hold, and no file can."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _text(text):
     if "\0" in text:
         raise BadInput(_BINARY)

@@ -17,7 +17,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ..decoding import UTF8, decoded, raw_lines
+from ..decoding import UTF8, decoded, raw_lines, without_surrogates
 from ..errors import BadInput
 from ..processes import end_on_interrupt
 from ..progress import Progress
@@ -147,7 +147,7 @@ def _collect(node, name, documents):
             name = f"{name}.{node.name}"
         text = ast.get_docstring(node)
         if text:
-            documents.append(Document(name, text.encode("utf-8", "replace").decode()))
+            documents.append(Document(name, without_surrogates(text)))
     for field in _BLOCKS:
         for child in getattr(node, field, ()):
             if isinstance(child, _STATEMENTS):
@@ -305,12 +305,12 @@ def _from_line(line) -> Document:
     text = "\n".join(part for part in (title.strip(), text.strip()) if part)
     if not text:
         raise BadInput("text must not be empty")
-    return Document(name, text.encode("utf-8", "replace").decode())  # JSON may hold lone surrogates
+    return Document(name, without_surrogates(text))
 
 
 def _one_line(name):
     """A name as the first line of a stored text: UTF-8 and without line breaks."""
-    return " ".join(name.encode("utf-8", "replace").decode().split())
+    return " ".join(without_surrogates(name).split())
 
 
 def _kind(value):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..decoding import decoded, raw_lines
+from ..decoding import decoded, raw_lines, without_surrogates
 from ..errors import BadInput
 from ..progress import Progress
 
@@ -203,12 +203,7 @@ def _record(line):
         if not isinstance(value, str):
             raise BadInput(f"{field} must be a string")
     text = f"{title}\n{text}" if title else text
-    return _utf8(str(name)), _utf8(text)
-
-
-def _utf8(text):
-    """JSON may hold lone surrogates, which no file can."""
-    return text.encode("utf-8", "replace").decode()
+    return without_surrogates(str(name)), without_surrogates(text)
 
 
 def _judgements(path, notes) -> Gains:

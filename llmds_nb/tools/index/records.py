@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..decoding import UTF16_MARKS, decoded
+from ..decoding import UTF16_MARKS, decoded, without_surrogates
 from ..errors import BadInput
 from .files import CSV, SourceFile
 from .report import Report
@@ -89,7 +89,7 @@ def _text_of(row, fields) -> tuple[Sequence[str], str]:
         value = row.get(field)
         if not isinstance(value, str):
             raise BadInput(f"{field} must be a string, not {_kind(value)}")
-        parts.append(_utf8(value).strip())
+        parts.append(without_surrogates(value).strip())
     text = "\n".join(part for part in parts if part)
     if not text:
         raise BadInput(f"{' and '.join(fields)} must not be empty")
@@ -105,7 +105,7 @@ def _id_of(row, field) -> tuple[str | None, str]:
     value = row.get(field)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadInput(f"{field} must be a string or an integer, not {_kind(value)}")
-    id_ = _utf8(str(value)).strip()
+    id_ = without_surrogates(str(value)).strip()
     if not id_:
         raise BadInput(f"{field} must not be empty")
     return field, id_
@@ -150,7 +150,7 @@ class _Names:
         if isinstance(value, list):
             return [self.checked(item, depth + 1) for item in value]
         if isinstance(value, str):
-            return _utf8(value)
+            return without_surrogates(value)
         if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
             raise BadInput(f"metadata has a number beyond 64 bits, {str(value)[:40]}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -158,7 +158,7 @@ class _Names:
         return value
 
     def _key(self, name):
-        name = _utf8(name)
+        name = without_surrogates(name)
         key = name.replace(".", "_")
         key = f"_{key.lstrip('$')}" if key[:1] in ("", "$") else key
         if key != name:
@@ -176,7 +176,7 @@ def _jsonl_rows(file, content, report) -> Iterator[tuple[int, dict]]:
     if content.startswith(UTF16_MARKS):  # whose line ends bytes cannot find
         text, encoding = decoded(content)
         report.note_encoding(str(file.path), encoding)
-        content = _utf8(text).encode()
+        content = without_surrogates(text).encode()
     for number, line in enumerate(content.split(b"\n"), 1):
         where = f"{file.path}:{number}"
         try:
@@ -295,11 +295,6 @@ def _column_types(rows, header):
             yield float
         else:
             yield str
-
-
-def _utf8(text):
-    """JSON may hold lone surrogates, which no file can."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _kind(value):

@@ -89,7 +89,7 @@ def build(job: Job, out: Path) -> Result:
     BadInput for what cannot be read, a language or encoder that there is not, and where there is no
     text.
     """
-    with _our_faults():
+    with _refusals():
         pipeline = job.settings.new_pipeline()
     read = job.read(out)
     chunks = [chunk for chunks in read.values() for chunk in chunks]
@@ -97,7 +97,7 @@ def build(job: Job, out: Path) -> Result:
         skipped = job.report.skipped
         reason = f" ({len(skipped)} skipped: {skipped[0]})" if skipped else ""
         raise BadInput(f"{', '.join(job.paths)}: no text in it{reason}")
-    with _our_faults():
+    with _refusals():
         _fit(pipeline.encoder, [chunk.text for chunk in chunks], job.progress)
         _add(pipeline, chunks, job)
     _tell_of_vectors(pipeline, job.report)
@@ -145,7 +145,7 @@ def update(job: Job, removed: Sequence[str], out: Path) -> Result:
     n_removed = len(set(old) - {chunk.id for chunk in new})
     if old:
         pipeline.remove(old)
-    with _our_faults():
+    with _refusals():
         if new:
             _add(pipeline, new, job)
         if job.refit and len(pipeline):
@@ -173,7 +173,7 @@ def described(result: Result, with_changes: bool) -> str:
 
 
 @contextmanager
-def _our_faults() -> Iterator[None]:
+def _refusals() -> Iterator[None]:
     """Raise what a pipeline refuses as BadInput: a language, an encoder, texts without a word."""
     try:
         yield
