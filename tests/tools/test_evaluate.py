@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from llmds_nb import HNSW
 from llmds_nb.tools.evaluate import beir, measures, run
 from llmds_nb.tools.main import main
 from llmds_nb.tools.progress import Progress
@@ -178,11 +179,21 @@ def test_by_words_alone(folder, tmp_path):
     assert list(figures["rankings"]) == ["sparse"]
 
 
-def test_static_vectors(folder, tmp_path):
+def test_static_vectors(folder, tmp_path, monkeypatch):
+    """The dense half alone keeps as many candidates as in a hybrid search."""
     pytest.importorskip("wordllama")
+    search, kept = HNSW.search, set()
+
+    def watched(*arguments, ef, **options):
+        kept.add(ef)
+        return search(*arguments, ef=ef, **options)
+
+    monkeypatch.setattr(HNSW, "search", watched)
+    monkeypatch.setattr(run, "warmup", lambda names: None)  # which searches, too
     figures = evaluated(folder, "--encoder", "static", tmp_path=tmp_path)
     assert list(figures["rankings"]) == sorted(run.RANKINGS)
     assert figures["conditions"]["encoder"] == "static"
+    assert kept == {3 * run.DEPTH}
 
 
 def test_vectors_of_the_users_own(folder, tmp_path, capsys):

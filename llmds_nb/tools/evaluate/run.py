@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmds_nb import InvertedIndex, LsaEncoder, RetrievalPipeline, Tokenizer, warmup
+from llmds_nb import (
+    InvertedIndex,
+    LsaEncoder,
+    RetrievalPipeline,
+    StaticEncoder,
+    Tokenizer,
+    warmup,
+)
 from llmds_nb._core.typing import Float32s
 
 from ..errors import BadInput
@@ -222,7 +229,9 @@ def _rankings(bench, progress) -> tuple[dict[str, Ranked], list[float] | None]:
     runs = {"sparse": _timed("sparse", lambda i: sparse.search(texts[i], DEPTH), bench, progress)}
     if dense is None:
         return runs, None
-    ef = dense.ef_search if dense.ef_search >= DEPTH else DEPTH + DEPTH // 2  # as in the pipeline
+    ef = dense.ef_search
+    if ef < DEPTH:  # as in the pipeline
+        ef = 3 * DEPTH if isinstance(pipeline.encoder, StaticEncoder) else DEPTH + DEPTH // 2
 
     def near(i):
         vector = bench.embed(i)
