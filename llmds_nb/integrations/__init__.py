@@ -1,4 +1,4 @@
-"""Doors into other libraries, one module and one optional extra each.
+"""Adapters to other libraries, one module and one optional extra each.
 
 sklearn     HNSWTransformer, in place of sklearn.neighbors.KNeighborsTransformer
 langchain   LlmdsVectorStore and LlmdsRetriever

@@ -117,7 +117,8 @@ class HybridIndex:
         with self.write_lock:
             if not texts:
                 return ids if self.snapshot.keys is None else ids.astype(object)
-            self.snapshot.check_kind(keys)
+            number = ids[0] if keys is None and ids is not None else None
+            self.snapshot.check_kind(keys, number=number)
             ids = ids if keys is None else keys
             if vectors is not None:
                 return self._add(ids, texts, vectors, described)

@@ -120,7 +120,7 @@ class MetadataStore(NamedTuple):
         if not checked.texts:
             return self
         if self.grown.n != self.n:  # another grew from this one
-            return self._apart().added(checked)
+            return self._unshared().added(checked)
         n, grown, columns = self.n + len(checked.texts), self.grown, checked.columns
         if n > validation.INT32_MAX:
             raise ValueError(f"metadata is of at most {validation.INT32_MAX} documents, not {n}")
@@ -298,7 +298,7 @@ class MetadataStore(NamedTuple):
         parts.append(old.between(begin, n_old))
         return Flat(offsets(lengths), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
-    def _apart(self):
+    def _unshared(self):
         """A copy that shares nothing that a store can add to."""
         used = self.indptr[: self.n + 1]
         return self._replace(

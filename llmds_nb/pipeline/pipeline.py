@@ -205,6 +205,9 @@ class RetrievalPipeline(Contents, Stored):
         ValueError
             Lengths or dimensions that do not fit, NaN, a repeated or empty id, or neither vectors
             nor an encoder. Whatever is raised, also by the encoder, nothing is added.
+        RuntimeError
+            It is called by a stemmer or pattern of the tokenizer within another write; likewise for
+            `remove` and `refit`.
         """
         return self._index.add(ids, texts, vectors, metadata)
 
@@ -215,6 +218,8 @@ class RetrievalPipeline(Contents, Stored):
         ------
         KeyError
             An id is not in the pipeline; then nothing is removed.
+        TypeError
+            Ids of another kind than those of the pipeline.
         """
         self._index.remove(ids)
 
@@ -311,7 +316,7 @@ class RetrievalPipeline(Contents, Stored):
             if hits is not None:
                 return hits
         else:
-            vector = checked_vector(vector, self._index.snapshot.dim, text)
+            vector = checked_vector(vector, snapshot.dim, text)
         request = Request(text, k, fusion, weight, vector)
         return self._cache.answer_one(request, Searcher(self._index, snapshot, settings))
 

@@ -18,7 +18,6 @@ ELEMENTS = "."  # behind a field's name: the column of its lists' elements
 
 _FLOAT64, _INT64 = struct.Struct("d"), struct.Struct("q")
 _MAGNITUDE = 2**63 - 1
-_BUFFERS = str, bytes, bytearray, memoryview
 _encode = json.JSONEncoder(
     ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")
 ).encode

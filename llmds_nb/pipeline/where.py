@@ -220,9 +220,8 @@ def _scalar(value, key, field):
         return int(value) if value.is_integer() else value
     if kind not in (bool, str, type(None)):
         hint = ": use $in" if kind is list and key in ("$eq", "$ne") else remedy(value)
-        raise TypeError(
-            f"{key} of {_shown(field)} takes None, a bool, number or str, not {_shown(value)}{hint}"
-        )
+        kinds = "a number or str" if key in _COMPARISONS else "None, a bool, number or str"
+        raise TypeError(f"{key} of {_shown(field)} takes {kinds}, not {_shown(value)}{hint}")
     return value
 
 

@@ -128,8 +128,8 @@ def test_the_first_documents_decide_the_kind_of_ids():
             call(["a"])
     of_names = named()
     of_names.remove(KEYS)
-    for ids in ([3], 3, None, np.arange(1)):
-        with pytest.raises(TypeError, match="ids must be str, as those of this pipeline are"):
+    for ids, shown in (([3], "not 3"), (3, "not 3"), (None, "are$"), (np.arange(1), "not 0")):
+        with pytest.raises(TypeError, match=f"must be str, as those of this pipeline .*{shown}"):
             of_names.add(ids, ["x"], MATRIX[:1])
     for call in (of_names.get, of_names.remove):
         with pytest.raises(TypeError, match="ids must be str"):

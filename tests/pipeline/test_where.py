@@ -262,6 +262,7 @@ def listing_itself():
         ({"a": {"$in": [[1]]}}, TypeError, r"\$in of 'a'"),
         ({"a": {"$in": np.ones((2, 2))}}, TypeError, r"\$in of 'a' takes a list"),
         ({"a": {"$gt": None}}, TypeError, r"\$gt of 'a' takes a number or str"),
+        ({"a": {"$gt": [1]}}, TypeError, r"\$gt of 'a' takes a number or str, not \[1\]"),
         ({"a": {"$gte": True}}, TypeError, r"\$gte of 'a' takes a number or str"),
         ({"a": {"$lte": [1]}}, TypeError, r"\$lte of 'a'"),
         ({"a": {"$exists": 1}}, TypeError, r"\$exists of 'a' takes True or False"),
