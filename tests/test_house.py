@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "pipeline": {"_core", "primitives", "hnsw", "bm25", "text", "structures"},
 }
 # Uses public names only (of domain folders, too) and what is named here; nothing imports it.
-USERS = {"tools": {"_core"}, "integrations": set()}
+USERS = {"tools": {"_core"}, "integrations": {"_core"}}
 
 
 def imports_of(path):
