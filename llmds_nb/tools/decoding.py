@@ -1,4 +1,4 @@
-"""Decodes text files of unknown encoding by one rule, and says where it was not plain UTF-8.
+"""Decodes text files of unknown encoding by one rule, says where it was not UTF-8; lines of JSON.
 
 UTF-16      if the bytes begin with its mark.
 UTF-8       if they are valid, or if more characters beyond ASCII are valid than are not: a wrong
@@ -10,9 +10,11 @@ than one control character in fifty.
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInput
 
@@ -49,6 +51,22 @@ def raw_lines(path: Path) -> Iterator[bytes]:
             return
     with open(path, encoding="utf-16", errors="replace", newline="\n") as lines:
         yield from (line.encode("utf-8", "replace") for line in lines)
+
+
+def json_object(line: str, expected: str = "an object", **options: Any) -> dict[str, Any]:
+    """The object on a line of JSON; BadInput for another value. Options are those of json.loads."""
+    try:
+        row = json.loads(line, **options)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"expected {expected}, not {kind_of(row)}")
+    return row
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value that is of the wrong kind, for a message."""
+    return "missing" if value is None else type(value).__name__
 
 
 def without_surrogates(text: str) -> str:

@@ -7,7 +7,6 @@ index alone can tell where an answer comes from.
 
 import ast
 import importlib.util
-import json
 import multiprocessing
 import os
 import sysconfig
@@ -17,7 +16,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ..decoding import UTF8, decoded, raw_lines, without_surrogates
+from ..decoding import UTF8, decoded, json_object, kind_of, raw_lines, without_surrogates
 from ..errors import BadInput
 from ..processes import end_on_interrupt
 from ..progress import Progress
@@ -286,22 +285,17 @@ def _read_jsonl(path, progress, found):
 
 
 def _from_line(line) -> Document:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"expected an object with id and text, not {_kind(row)}")
+    row = json_object(line, "an object with id and text")
     name = row.get("id", row.get("_id"))
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise BadInput(f"id must be a string or an integer, not {_kind(name)}")
+        raise BadInput(f"id must be a string or an integer, not {kind_of(name)}")
     name = _one_line(str(name))
     if not name:
         raise BadInput("id must not be empty")
     text, title = row.get("text"), row.get("title", "")
     if not isinstance(text, str) or not isinstance(title, str):
         wrong, value = ("text", text) if not isinstance(text, str) else ("title", title)
-        raise BadInput(f"{wrong} must be a string, not {_kind(value)}")
+        raise BadInput(f"{wrong} must be a string, not {kind_of(value)}")
     text = "\n".join(part for part in (title.strip(), text.strip()) if part)
     if not text:
         raise BadInput("text must not be empty")
@@ -311,10 +305,6 @@ def _from_line(line) -> Document:
 def _one_line(name):
     """A name as the first line of a stored text: UTF-8 and without line breaks."""
     return " ".join(without_surrogates(name).split())
-
-
-def _kind(value):
-    return "missing" if value is None else type(value).__name__
 
 
 def _passages(name, text):

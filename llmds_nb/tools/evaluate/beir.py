@@ -9,14 +9,13 @@ too. Broken lines and repeated names are left out with a note that names file an
 """
 
 import gzip
-import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..decoding import decoded, raw_lines, without_surrogates
+from ..decoding import decoded, json_object, raw_lines, without_surrogates
 from ..errors import BadInput
 from ..progress import Progress
 
@@ -190,12 +189,7 @@ def _records(path, progress, notes) -> Records:
 
 
 def _record(line):
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"expected an object with _id and text, not {type(row).__name__}")
+    row = json_object(line, "an object with _id and text")
     name, text, title = row.get("_id", row.get("id")), row.get("text"), row.get("title") or ""
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise BadInput("_id must be a string or an integer")

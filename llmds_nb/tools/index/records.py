@@ -9,7 +9,6 @@ In a CSV file a column of numbers becomes numbers, and an empty cell nothing.
 
 import csv
 import io
-import json
 import math
 import re
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..decoding import UTF16_MARKS, decoded, without_surrogates
+from ..decoding import UTF16_MARKS, decoded, json_object, kind_of, without_surrogates
 from ..errors import BadInput
 from .files import CSV, SourceFile
 from .report import Report
@@ -88,7 +87,7 @@ def _text_of(row, fields) -> tuple[Sequence[str], str]:
     for field in fields:
         value = row.get(field)
         if not isinstance(value, str):
-            raise BadInput(f"{field} must be a string, not {_kind(value)}")
+            raise BadInput(f"{field} must be a string, not {kind_of(value)}")
         parts.append(without_surrogates(value).strip())
     text = "\n".join(part for part in parts if part)
     if not text:
@@ -104,7 +103,7 @@ def _id_of(row, field) -> tuple[str | None, str]:
             return None, ""
     value = row.get(field)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadInput(f"{field} must be a string or an integer, not {_kind(value)}")
+        raise BadInput(f"{field} must be a string or an integer, not {kind_of(value)}")
     id_ = without_surrogates(str(value)).strip()
     if not id_:
         raise BadInput(f"{field} must not be empty")
@@ -181,23 +180,13 @@ def _jsonl_rows(file, content, report) -> Iterator[tuple[int, dict]]:
         where = f"{file.path}:{number}"
         try:
             text, encoding = decoded(line)
-            row = _json_object(text) if text.strip() else None
+            row = json_object(text, parse_constant=_refuse_constant) if text.strip() else None
         except BadInput as error:
             report.skip(f"{where}: {error}")
             continue
         report.note_encoding(where, encoding)
         if row is not None:
             yield number, row
-
-
-def _json_object(line) -> dict:
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadInput(f"expected an object, not {_kind(row)}")
-    return row
 
 
 def _refuse_constant(name):
@@ -295,7 +284,3 @@ def _column_types(rows, header):
             yield float
         else:
             yield str
-
-
-def _kind(value):
-    return "missing" if value is None else type(value).__name__
