@@ -43,7 +43,7 @@ def terms_of(tokenizer, batch):
 
 @given(st.lists(mixed, max_size=5), st.booleans())
 @example(["a'\u4f4e", "\u4f4e'a", "c++\u4f4e", "a\u0301'b"], True)
-@example(["\u4f4e\u0301C#"], False)
+@example(["\u4f4e\u0301C#", "\u4f4e\u0e01", "\u4f4e\u5934\u0e01\u0e34\u0e01\u1780"], False)
 @example(["\uff21 x", " \uff21\u00df", "R\u3000\u0130", "I'm"], True)
 @settings(max_examples=300)
 def test_words_are_those_of_the_oracle(texts, lowercase):
@@ -142,6 +142,8 @@ def test_terms_can_be_found(query, text):
         ("in R, R. R! (R) R-1 C/C++ type A", ["in", "r", "r", "r", "c++", "type", "a"]),
         (LI_BAI + "\u3002\u6211", [*map(LI_BAI.__getitem__, PAIRS), "\u6211"]),
         ("\u5c71a\u5c71", ["\u5c71", "\u5c71"]),
+        ("\u5c71\u0e01", ["\u5c71", "\u0e01"]),  # of two scripts
+        (LI_BAI[:2] + "\u0e01\u0e32", [LI_BAI[:2], "\u0e01\u0e32"]),
         ("a\u200bb ab\u200bcd a\ufe0fb", ["ab", "cd", "ab"]),
         ("\u0e34C# \u0301a.b \u0301R", ["c#", "a.b"]),
         ("x", ["x"]), ("7?", ["7"]), ("x y", []), ("\u00e9", ["\u00e9"]), ("\u00e9 \u00e9", []),
