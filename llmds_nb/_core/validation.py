@@ -311,7 +311,8 @@ def texts(values: str | Iterable[str], name: str = "texts") -> list[str]:
     """A list of str; one str counts as a list of one."""
     if isinstance(values, str):
         return [exact(values)]
-    _check_iterable(values, name)
+    if type(values) is not list:  # the usual case first: isinstance of an ABC takes time
+        _check_iterable(values, name)
     values = list(values)
     for position, value in enumerate(values):
         if type(value) is not str:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import validation
+from .._core.arrays import address_of
+from .._core.jit import EntryPoints
 from .._core.publishing import Changes
 from .._core.state import Handle
 from .._core.storage import Stored
@@ -17,19 +19,37 @@ from .analyzer import Texts, some_at_a_time
 from .kernels import static_encoder as k
 from .static_model import MODELS, StaticModel, model_of, package_version, table_of
 from .token_batch import TokenBatch
+from .vocabulary import TextBuffers
 
 _CHUNK_CHARS = 1 << 20  # of the texts that are encoded at a time
+_SHORT_BYTES = 1 << 10  # of a text that is encoded into memory that is kept
 # A token of frequency p weighs a / (a + p). The paper has 1e-4 to 1e-3; subwords are more frequent.
 _A = 3e-3
 _SECRET = secret_word()  # of the tables of words, which only last for a call
 _PRIOR_TOKENS = 1e4  # how many tokens of a text the model's prior frequencies count for
 
+_entries = EntryPoints(encode=k.texts_encode)
+
 
 class _Fit(NamedTuple):
     """What `fit` has learnt: replaced as a whole, so that it can be read without a lock."""
 
-    weights: Float32s  # float32[V]: in (0, 1], one for all before a fit
+    handle: Handle  # of a StaticFitState
     n_texts: int
+
+    @property
+    def weights(self) -> Float32s:
+        """float32[V]: in (0, 1], one for all before a fit."""
+        return self.handle.state.weights
+
+
+class _Buffers(TextBuffers):
+    """Memory of one short text, its tokens and its vector. One thread uses it at a time."""
+
+    def __init__(self, dim: int):
+        super().__init__(_SHORT_BYTES)
+        self.vector = np.empty((1, dim), np.float32)
+        self.vector_at = address_of(self.vector)
 
 
 class StaticEncoder(Stored):
@@ -77,6 +97,7 @@ class StaticEncoder(Stored):
         self.dim = MODELS[self.name]
         self._model = model_of(self.name)
         self._fit = _unfitted(self._model, self.idf)
+        self._buffers: list[_Buffers] = []  # that no thread is using
 
     @property
     def fitted(self) -> bool:
@@ -124,11 +145,12 @@ class StaticEncoder(Stored):
     def _fitted_on(self, texts) -> _Fit:
         counts, n_texts = np.zeros(len(self), np.int64), 0
         for some in some_at_a_time(texts, _CHUNK_CHARS):
-            counts += np.bincount(_tokens(self._model, some).ids, minlength=len(counts))
+            ids = _encode(self._model, some).ids
+            counts += np.bincount(ids, minlength=len(counts))
             n_texts += len(some)
         if not counts.any():
             raise ValueError(f"none of the {n_texts} texts holds a character: nothing to fit")
-        return _Fit(_weights(self._model, counts), n_texts)
+        return _fit(_weights(self._model, counts), n_texts)
 
     @contextmanager
     def _prepared_fit(self, texts: list[str]) -> Iterator[Changes]:
@@ -142,27 +164,43 @@ class StaticEncoder(Stored):
         what is in no vocabulary is spelled in bytes; a lone surrogate counts as "?". O(characters +
         dim * tokens). Raises TypeError for a text that is no str.
         """
-        texts, fit = validation.texts(texts), self._fit
+        texts, fit = [texts] if type(texts) is str else validation.texts(texts), self._fit
+        if len(texts) == 1 and len(texts[0]) < _SHORT_BYTES:
+            data = self._model.prepared_one(texts[0])
+            if len(data) <= _SHORT_BYTES:
+                return self._encode_short(data, fit)
         out = np.empty((len(texts), self.dim), np.float32)
         n = 0
         for some in some_at_a_time(texts, _CHUNK_CHARS):
-            ids, indptr = _tokens(self._model, some)
-            address = self._model.handle.address
-            part = out[n : n + len(some)]
-            k.tokens_pool(address, fit.weights, int(self.idf), ids, indptr, part)
+            _encode(self._model, some, fit, out[n : n + len(some)])
             n += len(some)
         return out
+
+    def _encode_short(self, data, fit) -> Float32s:
+        """The vector of one text, prepared."""
+        try:
+            b = self._buffers.pop()
+        except IndexError:
+            b = _Buffers(self.dim)
+        b.text[: len(data)], b.text_ptr[1] = data, len(data)
+        _entries.encode(
+            self._model.handle.address, fit.handle.address, b.text_at, b.text_ptr_at, 1, _SECRET,
+            b.tokens_at, b.token_ptr_at, b.vector_at,
+        )  # fmt: skip
+        vector = b.vector.copy()
+        self._buffers.append(b)
+        return vector
 
     __call__ = encode
 
     def check(self) -> None:
         """Assert that the weights are those of tokens."""
-        weights, n_texts = self._fit
+        weights, n_texts = self._fit.weights, self._fit.n_texts
         assert weights.shape == (len(self),) and n_texts >= 0
         assert ((weights > 0) & (weights <= 1)).all()
 
     def _state(self):
-        weights, n_texts = self._fit
+        weights, n_texts = self._fit.weights, self._fit.n_texts
         header = {
             "name": self.name, "idf": self.idf, "n_texts": n_texts,
             "files": self._model.digests, "package": package_version(),
@@ -186,21 +224,22 @@ class StaticEncoder(Stored):
                 raise CorruptFileError("array 'weights' is of the wrong kind")
             if not ((weights > 0) & (weights <= 1)).all():  # NaN is refused as well
                 raise CorruptFileError("array 'weights' holds impossible values")
-            encoder._fit = _Fit(weights, n_texts)
+            encoder._fit = _fit(weights, n_texts)
         return encoder
 
     @staticmethod
     def _warmup() -> None:
         """Of a made-up model: the package may not be installed."""
-        rows = np.ones((1, 2), np.float32)
         table = table_of(np.zeros(1, np.int64), np.zeros(1, np.int64))
-        state = k.StaticModelState(
-            table, table, np.zeros(256, np.int32), np.zeros(1, np.int32), rows, 1
-        )
-        handle = Handle(state)
-        ids, indptr = _encode(handle, np.frombuffer(bytearray(b" a"), np.uint8), np.array([0, 2]))
-        weights, out = np.ones(1, np.float32), np.empty((1, 2), np.float32)
-        k.tokens_pool(handle.address, weights, 1, ids, indptr, out)
+        rows, bytes_ = np.ones((1, 2), np.float32), np.zeros(256, np.int32)
+        state = k.StaticModelState(table, table, bytes_[:128], bytes_, bytes_[:1], rows, 1)
+        texts = np.frombuffer(bytearray(b" a"), np.uint8), np.array([0, 2])
+        fit = _fit(np.ones(1, np.float32), 1)
+        _encode_prepared(Handle(state), *texts, fit, np.empty((1, 2), np.float32))
+
+
+def _fit(weights, n_texts, idf=True) -> _Fit:
+    return _Fit(Handle(k.StaticFitState(weights, int(idf))), n_texts)
 
 
 def _weights(model: StaticModel, counts) -> Float32s:
@@ -211,19 +250,23 @@ def _weights(model: StaticModel, counts) -> Float32s:
 
 def _unfitted(model, idf) -> _Fit:
     if not idf:
-        return _Fit(np.ones(model.n_tokens, np.float32), 0)
-    return _Fit(_weights(model, np.zeros(model.n_tokens, np.int64)), 0)
+        return _fit(np.ones(model.n_tokens, np.float32), 0, idf=False)
+    return _fit(_weights(model, np.zeros(model.n_tokens, np.int64)), 0)
 
 
-def _tokens(model: StaticModel, texts: list[str]) -> TokenBatch:
-    """The tokens of texts as the model numbers them."""
+def _encode(model: StaticModel, texts: list[str], fit=None, out=None) -> TokenBatch:
+    """The tokens of texts as the model numbers them; their vectors by a fit, if `out` is given."""
     data, text_ptr = model.prepared(texts)
     if len(data) > validation.INT32_MAX:
         raise ValueError(f"a text of {len(data)} bytes: at most {validation.INT32_MAX} are encoded")
-    return _encode(model.handle, data, text_ptr)
+    return _encode_prepared(model.handle, data, text_ptr, fit, out)
 
 
-def _encode(handle, data, text_ptr) -> TokenBatch:
+def _encode_prepared(handle, data, text_ptr, fit, out) -> TokenBatch:
     ids, indptr = np.empty(len(data), np.int32), np.empty(len(text_ptr), np.int64)
-    n = k.texts_tokens(handle.address, data, text_ptr, _SECRET, ids, indptr)
-    return TokenBatch(ids[:n], indptr)
+    fit_at, out_at = (0, 0) if out is None else (fit.handle.address, address_of(out))
+    _entries.encode(
+        handle.address, fit_at, address_of(data), address_of(text_ptr), len(text_ptr) - 1, _SECRET,
+        address_of(ids), address_of(indptr), out_at,
+    )  # fmt: skip
+    return TokenBatch(ids[: indptr[-1]], indptr)

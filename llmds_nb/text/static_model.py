@@ -17,6 +17,7 @@ from .._core.state import Handle
 from .._core.typing import Float64s, Int64s, UInt8s
 from ..errors import CorruptFileError
 from ..primitives.hash_table import empty_table, table_set_many
+from ..primitives.status import ABSENT
 from .analyzer import without_surrogates
 from .kernels import static_encoder as k
 from .vocabulary import offsets
@@ -77,7 +78,8 @@ class StaticModel:
             )
         self.specials = list(vocabulary.specials)
         longest_first = sorted(self.specials, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split
+        special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._split, self._find_special = special.split, special.search
         self.handle = Handle(_state(vocabulary, rows))
         self.prior = _prior(vocabulary)
 
@@ -90,21 +92,25 @@ class StaticModel:
     def nbytes(self) -> int:
         """Bytes of all arrays: 35 million for 256 components, most of them float32 vectors."""
         state = self.handle.state
-        arrays = (state.merges, state.chars, state.byte_tokens, state.specials, state.rows)
-        return self.prior.nbytes + sum(array.nbytes for array in arrays)
+        tables = (state.merges, state.chars, state.ascii_tokens, state.byte_tokens)
+        arrays = (*tables, state.specials, state.rows, self.prior)
+        return sum(array.nbytes for array in arrays)
 
     def prepared(self, texts: list[str]) -> tuple[UInt8s, Int64s]:
         """Texts in the form that `kernels.static_encoder` takes: (data, text_ptr)."""
         together = " " + " ".join(texts)
-        if any(special in together for special in self.specials):
-            parts = [self._marked(text) for text in texts]
-            data, lengths = b"".join(parts), list(map(len, parts))
-        elif together.isascii():
+        if together.isascii() and not self._find_special(together):
             data, lengths = together.encode(), [len(text) + 1 for text in texts]
         else:
-            parts = [_utf8(" " + text) for text in texts]
+            parts = [self.prepared_one(text) for text in texts]
             data, lengths = b"".join(parts), list(map(len, parts))
         return np.frombuffer(bytearray(data), np.uint8), offsets(lengths)
+
+    def prepared_one(self, text: str) -> bytes:
+        """The same of one text."""
+        if self._find_special(text):
+            return self._marked(text)
+        return (" " + text).encode() if text.isascii() else _utf8(" " + text)
 
     def _marked(self, text):
         """A text in which special tokens are marked, each of the rest a piece of its own."""
@@ -244,10 +250,12 @@ def _state(vocabulary, rows) -> k.StaticModelState:
         if len(token) == 1 and token != " "
     }
     chars_known = np.array(list(chars.items()), np.int64)
+    ascii_tokens = np.array([chars.get(code, ABSENT) for code in range(128)], np.int32)
     by_word = not any(_MARKER in token.lstrip(_MARKER) for token in ids)
     return k.StaticModelState(
         table_of((pairs[:, 0] << 32) | pairs[:, 1], values),
         table_of(chars_known[:, 0].copy(), chars_known[:, 1].copy()),
+        ascii_tokens,
         np.array([ids[f"<0x{byte:02X}>"] for byte in range(256)], np.int32),
         np.array(list(specials.values()), np.int32),
         np.ascontiguousarray(rows),

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 import llmds_nb
 from llmds_nb import CorruptFileError, StaticEncoder
 from llmds_nb.text import static_encoder, static_model
-from llmds_nb.text.static_encoder import _tokens
+from llmds_nb.text.static_encoder import _encode
 
 from ..forged_files import forged
 from .cases import TEXTS
@@ -36,7 +36,7 @@ def reference():
 
 
 def ids_of(texts, model=None):
-    batch = _tokens(static_model.model_of("wordllama-256") if model is None else model, texts)
+    batch = _encode(static_model.model_of("wordllama-256") if model is None else model, texts)
     return [batch.ids[a:b].tolist() for a, b in zip(batch.indptr, batch.indptr[1:], strict=False)]
 
 
@@ -87,6 +87,15 @@ def test_tokens_of_random_words_are_those_of_the_package_tokenizers(reference, a
 
 def test_tokens_of_real_texts_are_those_of_the_package_tokenizers(reference, vaswani):
     texts = vaswani.texts[:1000]
+    assert ids_of(texts) == reference_ids(reference, texts)
+
+
+def test_tokens_of_words_of_any_length_are_those_of_the_package_tokenizers(reference):
+    # The kernel merges the symbols of short words, of up to 24, in another way than of longer ones.
+    letters = "".join(sorted(reference.get_vocab(), key=len)[-300:]).replace("\u2581", "")
+    texts = [letters[i : i + n] for n in range(1, 60) for i in range(0, len(letters) - n, 97)]
+    assert ids_of(texts) == reference_ids(reference, texts)
+    texts = ["a" * n + "\u4e0d\U0001f600" for n in range(60)]
     assert ids_of(texts) == reference_ids(reference, texts)
 
 
@@ -180,7 +189,18 @@ def test_a_plain_mean_has_nothing_to_fit():
 
 def test_texts_are_encoded_alike_alone_and_together(monkeypatch):
     encoder = StaticEncoder().fit(TEXTS[:3])
-    texts = [*SOME, "many words, many of them again " * 20] * 5
+    long = "many words, many of them again " * 20
+    texts = [
+        *SOME,
+        long,
+        "a" * 1022,
+        "a" * 1023,
+        "a" * 1024,
+        "\u00e9" * 511,
+        "\u00e9" * 512,
+        long * 9,
+    ]
+    texts *= 2
     together = encoder.encode(texts)
     np.testing.assert_array_equal(together, np.concatenate([encoder.encode(t) for t in texts]))
     monkeypatch.setattr(static_encoder, "_CHUNK_CHARS", 20)

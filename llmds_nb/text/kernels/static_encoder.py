@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ..._core.intrinsics import borrowed_part
+from ..._core.intrinsics import array_at, borrowed_part
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
 from ..._core.state import ANY, INT, State, array, viewer
@@ -24,6 +24,7 @@ from ...primitives.status import ABSENT
 MARK = 0xFF
 SPACE = 0x20
 _ID = np.int64(0xFFFFFFFF)  # of the token in a value of `merges`
+_SHORT = 24  # symbols of a word of which all pairs are looked at for each merge
 _FEW = 64  # tokens of a text among which each is looked for one by one
 _SHORTEST = 1e-60  # the square of a length whose reciprocal, and components, are float32
 
@@ -34,13 +35,22 @@ class StaticModelState(State):
     # A hash table (primitives/hash_table.py) from `left << 32 | right` to `rank << 32 | merged`.
     merges = array(np.int64, ANY, 2)
     chars = array(np.int64, ANY, 2)  # and one from a code point to its token
+    ascii_tokens = array(np.int32, 128)  # the same of ASCII characters, ABSENT for none
     byte_tokens = array(np.int32, 256)  # of the bytes of characters that have none
     specials = array(np.int32, ANY)
     rows = array(np.float32, ANY, ANY)  # [V, d]: the vectors, all finite
     by_word = INT  # 1: no token reaches over the start of a word
 
 
+class StaticFitState(State):
+    """What the tokens of a text count."""
+
+    weights = array(np.float32, ANY)  # [V]
+    sublinear = INT  # 1: tf ** .75 where a token occurs tf times in a text; 0: tf
+
+
 _model_at = viewer(StaticModelState)
+_fit_at = viewer(StaticFitState)
 
 
 @kernel(internal=True, borrow=True)
@@ -100,7 +110,7 @@ def _symbols(model, data, start, stop, symbols):
         code = first if size == 1 else first & (0x7F >> size)
         for i in range(1, size):
             code = code << 6 | np.int64(data[position + i]) & 0x3F
-        token = table_find(model.chars, code)
+        token = model.ascii_tokens[code] if size == 1 else table_find(model.chars, code)
         if token != ABSENT:
             symbols[n] = token
             n += 1
@@ -109,6 +119,33 @@ def _symbols(model, data, start, stop, symbols):
                 symbols[n + i] = model.byte_tokens[data[position + i]]
             n += size
         position += size
+    return n
+
+
+@kernel(noinline=True, borrow=True)
+def _merge_few(model, symbols, merges, n):
+    """As `_merge`: every pair is looked at each time, with few branches. O(n^2).
+
+    merges uint64[>= n] is scratch: what becomes of each symbol and the next.
+    """
+    none = np.uint64(0xFFFFFFFFFFFFFFFF)  # ABSENT, which no merge is above
+    for i in range(n - 1):
+        merges[i] = np.uint64(_merge_of(model, symbols[i], symbols[i + 1]))
+    while n > 1:
+        at, best = 0, merges[0]
+        for i in range(1, n - 1):
+            if merges[i] < best:
+                at, best = i, merges[i]
+        if best == none:
+            break
+        symbols[at] = np.int64(best) & _ID
+        n -= 1
+        for i in range(at + 1, n):
+            symbols[i], merges[i] = symbols[i + 1], merges[i + 1]
+        if at + 1 < n:
+            merges[at] = np.uint64(_merge_of(model, symbols[at], symbols[at + 1]))
+        if at > 0:
+            merges[at - 1] = np.uint64(_merge_of(model, symbols[at - 1], symbols[at]))
     return n
 
 
@@ -199,14 +236,9 @@ def _words_measure(data, text_ptr, by_word):
     return n, longest
 
 
-@kernel(nogil=True)
-def texts_tokens(handle, data, text_ptr, secret, out, out_ptr):
-    """Fill out int32[bytes] with the tokens of all texts and out_ptr int64[n + 1]; return how many.
-
-    O(bytes), for each distinct word O(its bytes * log). No result depends on the int64 `secret`,
-    the key of a hash table of the words that lasts for this call.
-    """
-    model = _model_at(handle)
+@kernel(noinline=True)
+def _texts_tokens(model, data, text_ptr, secret, out, out_ptr):
+    """Fill `out` and `out_ptr` of `texts_encode`; O(bytes), a distinct word O(its bytes * log)."""
     by_word = model.by_word
     most, longest = _words_measure(data, text_ptr, by_word)
     n_slots = 2
@@ -245,7 +277,10 @@ def texts_tokens(handle, data, text_ptr, secret, out, out_ptr):
                     symbols[0], size = model.specials[data[position + 1]], 1
                 else:
                     size = _symbols(model, data, position, stop, symbols)
-                    size = _merge(model, symbols, links, heap, size)
+                    if size <= _SHORT:
+                        size = _merge_few(model, symbols, heap.view(np.uint64), size)
+                    else:
+                        size = _merge(model, symbols, links, heap, size)
                 for i in range(size):
                     out[n + i] = symbols[i]
                 slots[slot] = n_words
@@ -257,7 +292,6 @@ def texts_tokens(handle, data, text_ptr, secret, out, out_ptr):
             position = stop
         out_ptr[text + 1] = n
     keep_alive(memory)
-    return n
 
 
 @kernel(noinline=True, borrow=True, fastmath=True)
@@ -281,16 +315,9 @@ def _square(vector):
     return (a + b) + (c + d)
 
 
-@kernel(nogil=True)
-def tokens_pool(handle, weights, sublinear, ids, indptr, out):
-    """Fill out float32[n, d] with unit vectors: sum over tokens of f(tf) * weight * vector.
-
-    ids int32[t] are tokens of the model, those of text i at indptr[i]:indptr[i + 1]; weights
-    float32[V]. f(tf) is tf ** .75 if `sublinear`, or else tf. Texts whose sum is as good as zero,
-    those without a token among them, get the zero vector. O(d * tokens), and O(V) where a text has
-    many.
-    """
-    rows = _model_at(handle).rows
+@kernel(noinline=True)
+def _tokens_pool(rows, fit, ids, indptr, out):
+    """Fill `out` of `texts_encode`: O(d * tokens), and O(V) where a text has many."""
     d = rows.shape[1]
     most = np.int64(0)
     for text in range(out.shape[0]):
@@ -323,8 +350,8 @@ def tokens_pool(handle, weights, sublinear, ids, indptr, out):
         for j in range(n):
             token = distinct[j]
             tf = np.float64(tfs[j])
-            factor = math.sqrt(tf * math.sqrt(tf)) if sublinear else tf
-            _row_add(total, rows[token], np.float32(factor * weights[token]))
+            factor = math.sqrt(tf * math.sqrt(tf)) if fit.sublinear else tf
+            _row_add(total, rows[token], np.float32(factor * fit.weights[token]))
             if n_counts:
                 place[token] = 0
         square = _square(total)
@@ -332,3 +359,26 @@ def tokens_pool(handle, weights, sublinear, ids, indptr, out):
         for i in range(d):
             total[i] *= scale
     keep_alive(memory)
+
+
+@kernel(nogil=True)
+def texts_encode(handle, fit, data, text_ptr, n_texts, secret, ids, indptr, out):
+    """The tokens of texts, and unit vectors: the sum over tokens of f(tf) * weight * vector.
+
+    `handle` is that of a StaticModelState and `fit` of a StaticFitState; all others but n_texts and
+    `secret` are addresses: of data uint8[bytes] and text_ptr int64[n_texts + 1]; of what is filled,
+    ids int32[bytes], of which text i has indptr[i]:indptr[i + 1], indptr int64[n_texts + 1], and
+    out float32[n_texts, d], or 0 for tokens alone, and then `fit` is not looked at. Texts whose sum
+    is as good as zero, those without a token among them, get the zero vector. No result depends on
+    the int64 `secret`, the key of a hash table of the words that lasts for this call.
+    """
+    model = _model_at(handle)
+    text_ptr = array_at(text_ptr, n_texts + 1, np.int64)
+    indptr = array_at(indptr, n_texts + 1, np.int64)
+    data = array_at(data, text_ptr[n_texts], np.uint8)
+    ids = array_at(ids, data.size, np.int32)
+    _texts_tokens(model, data, text_ptr, secret, ids, indptr)
+    if out != 0:
+        rows = model.rows
+        out = array_at(out, (n_texts, rows.shape[1]), np.float32)
+        _tokens_pool(rows, _fit_at(fit), ids, indptr, out)
