@@ -36,7 +36,9 @@ class BlockPool(NamedTuple):
 
 def pool_of(links: Int32s, blocks: Int32s) -> BlockPool:
     """The pool of links of which only these blocks are in use."""
-    return BlockPool(np.setdiff1d(np.arange(len(links) // BLOCK), blocks))
+    is_free = np.ones(len(links) // BLOCK, np.bool_)
+    is_free[blocks] = False
+    return BlockPool(np.flatnonzero(is_free))
 
 
 class LinksDraft:

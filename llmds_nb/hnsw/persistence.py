@@ -19,6 +19,7 @@ from .kernels.graph_fault import (
     DUPLICATE,
     LEVEL,
     PARENT,
+    ROWS,
     SEEN,
     TARGET,
     links_fault,
@@ -55,6 +56,7 @@ _FAULTS = {
     DUPLICATE: "a duplicate has links, or is linked to:",
     PARENT: "no slot, or one without a link to it, is its parent",
     CYCLE: "the entry is not reached by way of",
+    ROWS: "levels give another row than",
 }
 
 
@@ -140,12 +142,10 @@ def unpack(arrays: dict, header: dict, empty: Snapshot) -> tuple[Snapshot, dict]
         raise CorruptFileError(f"live has none of {n} slots")
     _check_ids(ids, n)
     _check_values(factors, "factors", above=0.0)
-    heights = np.cumsum(levels, dtype=np.int64)
-    upper = np.where(levels > 0, heights - levels, ABSENT)
     if levels.max(initial=0) > MAX_LEVEL:
         raise CorruptFileError(f"levels has {levels.max()}, more than {MAX_LEVEL}")
-    if int(levels.sum()) != n_upper or (arrays["upper"] != upper).any():
-        raise CorruptFileError("levels and upper rows disagree")
+    if int(levels.sum()) != n_upper:
+        raise CorruptFileError(f"levels has {levels.sum()} upper rows, not {n_upper}")
     at = levels
     if len(node_of):
         _check_nodes(node_of, arrays["vectors"])
@@ -296,14 +296,16 @@ def _check_links(arrays, node_of, entry):
 
     On all cores where there are many: they are most of what is read of a large mapped file.
     """
-    given = [arrays[name].view() for name in ("links0", "links1", "levels", "parent")]
-    given.append(node_of.view())
+    given = [arrays[name].view() for name in ("links0", "links1", "levels", "upper")]
+    given += [node_of.view(), arrays["parent"].view()]
     for array in given:  # for Numba, arrays that may be written to are of another type
         array.flags.writeable = False
-    links0, links1, levels, parent, node_of = given
+    *links, node_of, parent = given
+    levels = arrays["levels"]
     n = len(parent)
-    passed, found = np.empty(n, np.int32), np.zeros(3, np.int64)
-    fault = tree_fault(parent, node_of, entry, passed, found)
+    starts, children = np.empty(n + 1, np.int32), np.empty(n, np.int32)
+    found = np.zeros(3, np.int64)
+    fault = tree_fault(parent, node_of, entry, starts, children, found)
     if fault:
         _refuse_links(fault, found)
     threads = min(validation.threads(-1), -(-n // _LINKS_PER_THREAD))
@@ -313,8 +315,8 @@ def _check_links(arrays, node_of, entry):
 
     def check_part(i):
         span = np.array([cuts[i], cuts[i + 1], uppers[i]])
-        seen, found = np.empty(SEEN, np.int32), np.zeros(3, np.int64)
-        return links_fault(links0, links1, levels, node_of, parent, span, seen, found), found
+        seen, found = np.empty(SEEN, np.uint16), np.zeros(3, np.int64)
+        return links_fault(*links, node_of, span, starts, children, seen, found), found
 
     if threads == 1:
         parts = [check_part(0)]
@@ -328,7 +330,8 @@ def _check_links(arrays, node_of, entry):
 
 def _refuse_links(fault, found):
     slot, level, value = found.tolist()
-    array = "parent" if fault in (PARENT, CYCLE) else "links1" if level else "links0"
+    of_links = "links1" if level else "links0"
+    array = {PARENT: "parent", CYCLE: "parent", ROWS: "upper"}.get(fault, of_links)
     raise CorruptFileError(f"{array} of slot {slot} on level {level}: {_FAULTS[fault]} {value}")
 
 

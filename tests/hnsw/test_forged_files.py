@@ -10,7 +10,7 @@ import pytest
 from llmds_nb import HNSW, CorruptFileError
 from llmds_nb._core.file_format import read_bytes, write
 from llmds_nb.hnsw import persistence
-from llmds_nb.hnsw.kernels.graph_fault import COUNT, SEEN, links_fault
+from llmds_nb.hnsw.kernels.graph_fault import COUNT, PARENT, SEEN, links_fault, tree_fault
 
 from .cases import CASES, MORE, QUERIES
 from .samples import data
@@ -161,10 +161,64 @@ def test_refused(name, edit):
 def test_a_row_is_read_no_further_than_it_has_places(degree, fault):
     links = np.array([[degree, 1], [1, 2], [1, 0]], np.int32)
     none, levels, nodes = np.zeros((0, 2), np.int32), np.zeros(3, np.uint8), np.zeros(0, np.int32)
-    parent, seen, where = np.array([0, 0, 1], np.int32), np.zeros(SEEN, np.int32), np.zeros(3, int)
-    span = np.array([0, 3, 0])
-    assert links_fault(links, none, levels, nodes, parent, span, seen, where) == fault
+    starts, children = np.array([0, 1, 2, 2], np.int32), np.array([1, 2], np.int32)
+    span, seen, where = np.array([0, 3, 0]), np.zeros(SEEN, np.uint16), np.zeros(3, int)
+    rows = np.full(3, -1, np.int32)
+    found = links_fault(links, none, levels, rows, nodes, span, starts, children, seen, where)
+    assert found == fault
     assert where.tolist() == [0, 0, degree] or not fault
+
+
+def test_the_children_of_each_slot_are_those_that_name_it_as_parent():
+    parent = np.array([2, 0, 2, 2, 0, 2], np.int32)
+    nodes = np.array([-1, -1, -1, -1, -1, 2 * 2], np.int32)  # slot 5 is a duplicate of slot 2
+    for node_of, of_2 in ((nodes[:0], [0, 3, 5]), (nodes, [0, 3])):
+        starts, children, where = np.empty(7, np.int32), np.empty(6, np.int32), np.zeros(3, int)
+        assert tree_fault(parent, node_of, 2, starts, children, where) == 0
+        parts = [children[starts[i] : starts[i + 1]].tolist() for i in range(6)]
+        assert parts == [[1, 4], [], of_2, [], [], []]
+
+
+@pytest.mark.parametrize("child", [0, 3, 5])
+def test_a_child_that_its_parent_has_no_link_to(child):
+    parent, node_of = np.array([2, 0, 2, 2, 0, 2], np.int32), np.zeros(0, np.int32)
+    links = np.array([[2, 1, 4, 9], [0] * 4, [3, 0, 3, 5], [0] * 4, [0] * 4, [0] * 4], np.int32)
+    starts, children, where = np.empty(7, np.int32), np.empty(6, np.int32), np.zeros(3, int)
+    tree_fault(parent, node_of, 2, starts, children, where)
+    none, levels, rows = np.zeros((0, 4), np.int32), np.zeros(6, np.uint8), np.full(6, -1, np.int32)
+    given = none, levels, rows, node_of, np.array([0, 6, 0]), starts, children
+    assert links_fault(links, *given, np.zeros(SEEN, np.uint16), where) == 0
+    row = links[2]
+    row[1:][row[1:] == child] = 1
+    assert links_fault(links, *given, np.zeros(SEEN, np.uint16), where) == PARENT
+    assert where.tolist() == [child, 0, 2]
+
+
+def _another_parent(arrays, header):
+    """Give the last leaf another parent, from which there is no link to it, and no ring."""
+    parent, entry = arrays["parent"], header["graph"]["entry"]
+    nodes = np.flatnonzero(arrays.get("node_of", np.full(len(parent), -1)) == -1)
+    leaf = next(i for i in nodes[::-1] if i not in parent and i != entry)
+    links = arrays["links0"]
+    parent[leaf] = next(
+        at for at in nodes if at != leaf and leaf not in links[at, 1 : 1 + links[at, 0]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_another_parent, "parent of slot"),
+        (lambda a, h: a["upper"].__setitem__(-1, a["upper"][-1] + 1), "upper of slot"),
+        (lambda a, h: a["upper"].__setitem__(0, a["upper"][0] - 1), "upper of slot"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_wrong_with_one_slot_is_said(name, edit, message):
+    arrays, header = opened(name)
+    edit(arrays, header)
+    with pytest.raises(CorruptFileError, match=message):
+        HNSW.from_bytes(forged(arrays, header))
 
 
 @pytest.mark.parametrize("name", NAMES)
