@@ -1,10 +1,13 @@
 """Packs a hybrid index, with its parts and its texts, into arrays and a header, and back."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._core import validation
+from .._core.forking import threads_of_a_call
 from .._core.storage import Stored, checking_parts, nest, unnest
 from ..bm25 import segments as segs
 from ..bm25.index import InvertedIndex
@@ -23,6 +26,7 @@ from .text_store import TextStore
 _PARTS: dict[str, type[Stored]] = {"dense": HNSW, "sparse": InvertedIndex, "encoder": LsaEncoder}
 _ENCODERS: dict[str, type[Stored]] = {"LsaEncoder": LsaEncoder, "StaticEncoder": StaticEncoder}
 
+_LARGE = 1 << 24  # bytes of a dense half that are worth a thread
 _SPARSE = 8  # numbers an id above which ids are searched for, not marked
 _SETTINGS = {"fusion", "weight", "seed", "cache_tokens", "hot_threshold"}
 
@@ -61,18 +65,29 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     CorruptFileError
         A part has a newer format than this version reads, or the parts do not fit together.
     """
-    if set(header["parts"]) - set(_PARTS):
-        raise CorruptFileError(f"parts are {sorted(header['parts'])}")
-    halves: dict[str, Any] = {}
-    for name, version in header["parts"].items():
-        part = _PARTS[name]
-        if name == "encoder":  # files of earlier versions hold no other than an LsaEncoder
-            kind = header.get("encoder_class", LsaEncoder.__name__)
-            part = _ENCODERS[validation.choice(kind, "encoder_class", tuple(_ENCODERS))]
-        if not 1 <= validation.integer(version, name) <= part._stored_version:
-            raise CorruptFileError(f"{name} has format {version}, newer than this version's")
-        own = callables if name == "sparse" else {}
-        halves[name] = part._from_state(*unnest(name, arrays, header), **own)
+    makers = _makers(arrays, header, callables)
+
+    def others():
+        """The other parts, the texts, and what there is of keys and metadata."""
+        own = {name: make() for name, make in makers.items()}
+        texts = TextStore.from_state(*unnest("texts", arrays, header))
+        keys, metadata = (
+            kind.from_state(*unnest(name, arrays, header)) if name in header else None
+            for name, kind in (("keys", KeyStore), ("metadata", MetadataStore))
+        )
+        return own, texts, keys, metadata
+
+    # Most of a large file is the dense half and its checks, which all cores share.
+    n_bytes = sum(array.nbytes for name, array in arrays.items() if name.startswith("dense/"))
+    make_dense = makers.pop("dense", lambda: None)
+    if n_bytes < _LARGE or validation.threads(-1) == 1:
+        dense, rest = make_dense(), others()
+    else:
+        with threads_of_a_call(1) as executor:
+            made = executor.submit(make_dense)
+            rest = others()
+            dense = made.result()
+    halves, texts, keys, metadata = rest
     lost = validation.flag(header["needs_encoder"], "needs_encoder")
     own_encoder = halves.get("encoder")
     if "encoder_name" in header:
@@ -85,25 +100,36 @@ def unpack(arrays: dict, header: dict, seed: int, encoder: Any, callables: dict)
     if encoder is not None:
         with checking_parts():
             embedder = Embedder(encoder)
-    texts = TextStore.from_state(*unnest("texts", arrays, header))
     next_id = validation.integer(header["next_id"], "next_id", low=0, high=2**63)
-    dense, sparse, dim = halves.get("dense"), halves["sparse"], header["dim"]
+    sparse, dim = halves["sparse"], header["dim"]
     if dim is not None:
         dim = validation.integer(dim, "dim", low=1, high=MAX_DIM)
     if dense is not None and dense.dim != dim:
         raise CorruptFileError(f"dim {dim}, but vectors of {dense.dim}")
     ids = _ascending(texts.pairs()[0])
     _check_ids(dense, sparse, ids, next_id)
-    keys = None
-    if "keys" in header:
-        keys = KeyStore.from_state(*unnest("keys", arrays, header))
+    if keys is not None:
         _check_keys(keys, ids, next_id)
-    metadata = None
-    if "metadata" in header:
-        metadata = MetadataStore.from_state(*unnest("metadata", arrays, header))
-        if metadata.n != texts.n:
-            raise CorruptFileError(f"metadata has {metadata.n} rows, but there are {texts.n} texts")
+    if metadata is not None and metadata.n != texts.n:
+        raise CorruptFileError(f"metadata has {metadata.n} rows, but there are {texts.n} texts")
     return HybridIndex(dense, sparse, dim, embedder, seed, (texts, metadata, keys, next_id))
+
+
+def _makers(arrays, header, callables) -> dict[str, Callable[[], Any]]:
+    """What makes each part of a file, by its name."""
+    if set(header["parts"]) - set(_PARTS):
+        raise CorruptFileError(f"parts are {sorted(header['parts'])}")
+    makers: dict[str, Callable[[], Any]] = {}
+    for name, version in header["parts"].items():
+        part = _PARTS[name]
+        if name == "encoder":  # files of earlier versions hold no other than an LsaEncoder
+            kind = header.get("encoder_class", LsaEncoder.__name__)
+            part = _ENCODERS[validation.choice(kind, "encoder_class", tuple(_ENCODERS))]
+        if not 1 <= validation.integer(version, name) <= part._stored_version:
+            raise CorruptFileError(f"{name} has format {version}, newer than this version's")
+        own = callables if name == "sparse" else {}
+        makers[name] = partial(part._from_state, *unnest(name, arrays, header), **own)
+    return makers
 
 
 def check_settings(settings: dict) -> None:

@@ -1,12 +1,16 @@
 """Pipeline files that someone changed, with right checksums: refused, or a sound pipeline."""
 
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from llmds_nb import CorruptFileError, RetrievalPipeline
+from llmds_nb import HNSW, CorruptFileError, InvertedIndex, RetrievalPipeline
+from llmds_nb._core import validation
 from llmds_nb._core.file_format import read_bytes, write
+from llmds_nb.pipeline import persistence
 
 from .samples import DOCUMENTS, MATRIX, small
 
@@ -32,12 +36,17 @@ def opened(make=small):
     return {array: values.copy() for array, values in arrays.items()}, header
 
 
-def use(arrays, header):
-    """Load it and call what reads or changes everything; whether it was loaded."""
+def reopened(arrays, header):
+    """The pipeline of such a file."""
     file = io.BytesIO()
     write(file, "RetrievalPipeline", arrays, header)
+    return RetrievalPipeline.from_bytes(file.getvalue())
+
+
+def use(arrays, header):
+    """Load it and call what reads or changes everything; whether it was loaded."""
     try:
-        pipeline = RetrievalPipeline.from_bytes(file.getvalue())
+        pipeline = reopened(arrays, header)
     except CorruptFileError:
         return False
     pipeline.check()
@@ -172,3 +181,55 @@ def test_values_of_the_header():
                 else:
                     at[group][field] = value
                 use(arrays, changed)
+
+
+@pytest.fixture
+def halves_at_once(monkeypatch):
+    """As with many vectors: the dense half is opened in a thread beside the rest."""
+    monkeypatch.setattr(persistence, "_LARGE", 0)
+    monkeypatch.setattr(validation, "threads", lambda value: 2)
+
+
+@pytest.mark.parametrize(
+    "name", [None, "dense/links0", "dense/parent", "sparse/data", "texts/indptr", "metadata/rows"]
+)
+def test_halves_that_are_opened_at_once(halves_at_once, name):
+    arrays, header = opened(named)
+    before = threading.active_count()
+    if name is None:
+        pipeline = reopened(arrays, header)
+        pipeline.check()
+        found, wanted = (one.search("red", 5, vectors=[1, 1]) for one in (pipeline, named()))
+        assert found.ids.tolist() == wanted.ids.tolist()
+        assert found.scores.tolist() == wanted.scores.tolist()
+    else:
+        arrays[f"index/{name}"][:1] = 99
+        with pytest.raises(CorruptFileError):
+            reopened(arrays, header)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("part", [HNSW, InvertedIndex])
+def test_an_error_in_one_half_waits_for_the_other(halves_at_once, monkeypatch, part, error):
+    arrays, header = opened(named)
+    before, ended, threads = threading.active_count(), [], []
+    open_dense = HNSW._from_state
+
+    def fail(*state, **parts):
+        threads.append(threading.current_thread())
+        raise error
+
+    def slowly(*state):
+        threads.append(threading.current_thread())
+        time.sleep(0.1)
+        ended.append(open_dense(*state))
+        return ended[0]
+
+    monkeypatch.setattr(HNSW, "_from_state", slowly)
+    monkeypatch.setattr(part, "_from_state", fail)
+    with pytest.raises(error):
+        reopened(arrays, header)
+    assert len(ended) == (part is InvertedIndex) and threading.active_count() == before
+    assert threading.main_thread() in threads or part is HNSW
+    assert set(threads) - {threading.main_thread()}
