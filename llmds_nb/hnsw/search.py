@@ -16,7 +16,7 @@ from .kernels.distance import COSINE, IP, L2
 from .kernels.search import hnsw_scan_block, hnsw_scan_many, hnsw_search_many, slots_allowed
 from .kernels.state import LIVE, Scan
 from .quantization import PCA, Coding
-from .snapshot import Snapshot, slots_of, with_groups
+from .snapshot import Snapshot, is_packed, slots_of, with_groups
 from .vector_store import VectorForm
 
 # A walk for the ef nearest among the share p of passing slots measures about 18 ef / p of n slots;
@@ -62,6 +62,10 @@ def mask_of(snapshot: Snapshot, passing: npt.NDArray | None) -> tuple[UInt8s, in
         return (_ALL, n) if snapshot.n_live == n else (live[:n], snapshot.n_live)
     mask = np.zeros(n, np.uint8)
     if passing.dtype == np.bool_:
+        if is_packed(snapshot.ids) and not len(live) and not len(snapshot.node_of):
+            part = passing[snapshot.ids[0] :][:n]
+            mask[: len(part)] = part  # a tenth of the time of the kernel
+            return mask, int(np.count_nonzero(mask.view(np.bool_)))
         return mask, slots_allowed(snapshot.ids, live, passing, snapshot.node_of, mask)
     slots = slots_of(snapshot, passing)
     slots = slots[slots != ABSENT]

@@ -1,7 +1,7 @@
 """Which documents a search may find: `filter` and `where` as one filter of the halves."""
 
 from collections import OrderedDict
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,33 @@ _MAX_BYTES = 1 << 26  # of the masks that are kept
 _SPARSE = 8  # numbers a document above which a mask of all numbers takes more than a list
 
 
+class _Kept(NamedTuple):
+    """What a cache has of an array: masks as bits, since memory never used before takes long."""
+
+    array: npt.NDArray[Any]
+    n_bits: int | None
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> "_Kept":
+        if array.dtype == np.bool_:
+            return cls(np.packbits(array), array.size)
+        return cls(array, None)
+
+    def unpacked(self) -> npt.NDArray[Any]:
+        array, n_bits = self
+        return array if n_bits is None else np.unpackbits(array, count=n_bits).view(np.bool_)
+
+
 class MaskCache:
     """Keeps what a `where` allows in the present documents, the latest used, of 64 MiB at most."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple, npt.NDArray[Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple, _Kept] = OrderedDict()
         self._ids_are_rows = (-1, False)  # of a version: whether a mask by row is one by id
         self._lock = new_lock()
 
     def allowed(self, snapshot: Snapshot, where: Where) -> Allowed:
-        """The documents that a `where` allows. O(rows) for each condition, O(1) if it is kept."""
+        """The documents that a `where` allows. O(rows) for each condition, once if it is kept."""
         key = snapshot.version, where.key
         return self._kept_or_made(key, snapshot, lambda: self._allowed(snapshot, where))
 
@@ -65,15 +82,17 @@ class MaskCache:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
-                return kept
+        if kept is not None:
+            return kept.unpacked()
         made = make()
+        new = _Kept.of(made)
         with self._lock:
             for old in [old for old in self._kept if old[0] < snapshot.version]:
                 del self._kept[old]
-            self._kept[key] = made
-            size = sum(each.nbytes for each in self._kept.values())
+            self._kept[key] = new
+            size = sum(each.array.nbytes for each in self._kept.values())
             while size > _MAX_BYTES:
-                size -= self._kept.popitem(last=False)[1].nbytes
+                size -= self._kept.popitem(last=False)[1].array.nbytes
         return made
 
 

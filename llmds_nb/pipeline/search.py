@@ -170,12 +170,12 @@ class Searcher(NamedTuple):
 
     def _filters(self, requests):
         """The filter of each request by number; of equal requests one and the same object."""
-        made: dict[tuple[int, int], Any] = {}
-        for request in requests:
-            key = id(request.filter), id(request.where)
+        made: dict[tuple, Any] = {}
+        keys = [(id(r.filter), None if r.where is None else r.where.key) for r in requests]
+        for key, request in zip(keys, requests, strict=True):
             if key not in made:
                 made[key] = self._filter_of(request)
-        return [made[id(request.filter), id(request.where)] for request in requests]
+        return [made[key] for key in keys]
 
     def _filter_of(self, request):
         allowed = request.filter

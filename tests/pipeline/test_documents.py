@@ -350,15 +350,21 @@ def test_files_keep_metadata(tmp_path, mmap):
 
 
 def test_masks_are_kept_within_their_bytes(monkeypatch):
-    monkeypatch.setattr("llmds_nb.pipeline.filtering._MAX_BYTES", 12)
+    monkeypatch.setattr("llmds_nb.pipeline.filtering._MAX_BYTES", 2)
     pipeline = described(cache_tokens=0)
     masks = pipeline._index.masks
     for year in range(2000, 2040):
         pipeline.search("red", **ASKED, where={"year": {"$gt": year}})
-    assert [mask.nbytes for mask in masks._kept.values()] == [5, 5]
+    assert [(each.array.nbytes, each.n_bits) for each in masks._kept.values()] == [(1, 5), (1, 5)]
     kept = masks._kept[next(reversed(masks._kept))]
     pipeline.search("red", **ASKED, where={"year": {"$gt": 2039}})
     assert masks._kept[next(reversed(masks._kept))] is kept
+    for year in range(2000, 2040):  # again from the bits, and anew
+        where = {"year": {"$gt": year}}
+        found = [pipeline.search("red", 5, **ASKED, where=where) for _ in range(2)]
+        assert found[0].ids.tolist() == found[1].ids.tolist()
+        wanted = {i for i, one in enumerate(METADATA) if one and one.get("year", 0) > year}
+        assert set(found[0].ids.tolist()) - {-1} == wanted
     pipeline.remove([0])
     pipeline.search("red", **ASKED, where={"doc": "x"})
     assert len(masks._kept) == 1
