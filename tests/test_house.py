@@ -26,6 +26,7 @@ MODULES = {
 MAY_IMPORT = {
     "_core": set(),
     "primitives": {"_core"},
+    "attention": {"_core", "primitives"},
     "structures": {"_core", "primitives"},
     "kv": {"_core", "primitives"},
     "scheduling": {"_core", "primitives", "kv"},

@@ -361,9 +361,11 @@ def _warmup(arguments):
             arguments.structures or None, progress=Progress(sys.stderr).bars, jobs=arguments.jobs
         )
         if not arguments.structures:
+            from ..attention import warmup as warmup_attention
             from .replay import replay
 
             replay.warmup()
+            warmup_attention()
     except ValueError as error:
         raise BadInput(str(error)) from None
     _say(f"{len(names)} structures compiled in {time.perf_counter() - start:.1f} s")

@@ -80,9 +80,11 @@ def collect(cache: Path, folder: Path, level: str) -> tuple[int, int]:
 
 def compile_all() -> None:
     """Compile every kernel into Numba's cache."""
+    from ..attention import warmup as warmup_attention
     from .replay import replay
 
     llmds_nb.warmup(progress=True)
+    warmup_attention()
     replay.warmup()
 
 

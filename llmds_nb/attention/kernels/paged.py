@@ -1,0 +1,226 @@
+"""Attention over pages: softmax(q K^T) V, by blocks of keys, for queries in tiles.
+
+    q       float32[T, Hq, D], or float32[Hq, T, D] where `heads_first`
+    pages   [n, Hkv, page_size, D or Dv], see `pages`
+    rows    Rows: row b has the queries cu_q[b]:cu_q[b + 1], its last tokens of kv_len[b], which lie
+            in the pages block_table[b]; cu_q ascends from 0 to T, kv_len[b] is at least the number
+            of queries and at most W * page_size, and pages up to there are in [0, n)
+    terms   Terms: scores are scale * q.k, or cap tanh(that / cap) where softcap > 0; a query sees
+            the `window` last tokens up to its own, or all where window is 0; `sinks` float32[Hq] or
+            [0] are one more score for each head, whose value is 0
+    out     float32[T, Hq, Dv]
+
+A *tile* is one KV head of some queries of a row: each block of its keys and values is read once for
+all query heads that share it. Blocks begin at multiples of KEYS, whatever the tile, and each sum is
+formed in the order of its keys: an answer depends on nothing but its own row.
+
+The running maximum and sum of exponentials of a softmax that is formed block by block: Milakov and
+Gimelshein, 2018; in tiles: Dao et al., FlashAttention, 2022. Sums are float32.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..._core.jit import kernel
+from ..._core.scratch import cut, keep_alive, scratch
+from . import simd
+from .pages import widened
+
+KEYS = 64  # in a block
+TILE = 64  # rows of scores in a tile, or the query heads of one KV head if those are more
+_NONE = np.float32(-np.inf)
+
+
+class Rows(NamedTuple):
+    """The rows of a batch, int32[B, W], int32[B] and int32[B + 1]."""
+
+    block_table: np.ndarray
+    kv_len: np.ndarray
+    cu_q: np.ndarray
+
+
+class Terms(NamedTuple):
+    """What scores are made of."""
+
+    scale: float
+    softcap: float
+    window: int
+    sinks: np.ndarray
+
+
+class _Scratch(NamedTuple):
+    """Of a tile: M rows, one for each query and query head, padded to a multiple of simd.ROWS."""
+
+    q: np.ndarray  # float32[M, D], scaled
+    k: np.ndarray  # float32[D, KEYS], the transposed block of keys
+    v: np.ndarray  # float32[KEYS, E], that of values; E is Dv padded to a multiple of simd.BLOCK
+    s: np.ndarray  # float32[M, KEYS], scores and then their exponentials
+    o: np.ndarray  # float32[M, E]
+    top: np.ndarray  # float32[M], the running maximum
+    total: np.ndarray  # float32[M], the running sum
+
+
+@kernel(internal=True, borrow=True)
+def _padded(n, to):
+    return (n + to - 1) // to * to
+
+
+@kernel(internal=True, borrow=True)
+def tile_queries(group):
+    """How many queries a tile has at most, by the query heads of a KV head. O(1)."""
+    return max(np.int64(1), TILE // group)
+
+
+@kernel(noinline=True, borrow=True)
+def _keys_read(pages, h, table, block, start, stop, out):
+    """The transposed keys start:stop of a block to `out`, zeros around them. O(KEYS D)."""
+    page_size = pages.shape[2]
+    if stop - start < KEYS:
+        out[:, :] = 0
+    for t in range(start, stop):
+        row = pages[np.int64(table[t // page_size]), h, t % page_size]
+        for j in range(row.size):
+            out[j, t - block] = widened(row[j])
+
+
+@kernel(noinline=True, borrow=True)
+def _values_read(pages, h, table, block, start, stop, out):
+    """The values start:stop of a block to `out`, zeros around them. O(KEYS Dv)."""
+    page_size = pages.shape[2]
+    if stop - start < KEYS:
+        out[:, :] = 0
+    for t in range(start, stop):
+        row, target = pages[np.int64(table[t // page_size]), h, t % page_size], out[t - block]
+        for j in range(row.size):
+            target[j] = widened(row[j])
+
+
+@kernel(noinline=True, borrow=True)
+def _scores(tile, m_rows, softcap):
+    """The scores of a block. O(m_rows KEYS D)."""
+    for i in range(0, m_rows, simd.ROWS):
+        for t in range(0, KEYS, simd.BLOCK):
+            simd.product(tile.q, i, tile.k, t, tile.q.shape[1], tile.s)
+    if softcap > 0:
+        for i in range(m_rows):
+            simd.soft_cap(tile.s, i, np.float32(softcap))
+
+
+@kernel(noinline=True, borrow=True)
+def _weigh(tile, row, begin, end):
+    """Of the keys begin:end of a block, exponentials for a row, and what came before rescaled."""
+    scores = tile.s[row]
+    scores[:begin] = _NONE
+    scores[end:] = _NONE
+    old = tile.top[row]
+    top = simd.largest(tile.s, row, old)
+    total = simd.exp_sum(tile.s, row, top)
+    if top > old:
+        factor = simd.exp_one(old - top)
+        tile.total[row] *= factor
+        simd.scale_by(tile.o, row, factor)
+    tile.top[row] = top
+    tile.total[row] += total
+
+
+@kernel(noinline=True, borrow=True)
+def _add_values(tile, m_rows, n):
+    """Add the weighted values of a block's first n keys. O(m_rows n Dv)."""
+    for i in range(0, m_rows, simd.ROWS):
+        for j in range(0, tile.o.shape[1], simd.BLOCK):
+            simd.product_add(tile.s, i, tile.v, j, n, tile.o)
+
+
+@kernel(noinline=True, borrow=True)
+def _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, start):
+    """One tile: KV head h of the queries from number `start` of row b on."""
+    k_pages, v_pages = pages
+    n_heads = q.shape[0] if heads_first else q.shape[1]
+    group = n_heads // k_pages.shape[1]
+    n = rows.cu_q[b + 1] - rows.cu_q[b]
+    stop = min(start + tile_queries(group), n)
+    m_rows = _padded((stop - start) * group, simd.ROWS)
+    first = rows.kv_len[b] - n + start  # the position of the tile's first query
+    table, scale, d = rows.block_table[b], np.float32(terms.scale), tile.q.shape[1]
+    for i in range(m_rows):
+        target, t, head = tile.q[i], i // group, h * group + i % group
+        if t >= stop - start:
+            target[:] = 0
+        else:
+            token = rows.cu_q[b] + start + t
+            source = q[head, token] if heads_first else q[token, head]
+            for j in range(d):
+                target[j] = source[j] * scale
+        tile.o[i, :] = 0
+        with_sink = terms.sinks.size > 0
+        tile.top[i] = terms.sinks[head] if with_sink else _NONE
+        tile.total[i] = 1 if with_sink else 0
+    window = terms.window if terms.window > 0 else np.int64(1) << 62
+    length = first + stop - start
+    seen = max(np.int64(0), first - window + 1)
+    block = seen // KEYS * KEYS
+    while block < length:
+        n_keys = min(KEYS, length - block)
+        _keys_read(k_pages, h, table, block, max(block, seen), block + n_keys, tile.k)
+        _values_read(v_pages, h, table, block, max(block, seen), block + n_keys, tile.v)
+        _scores(tile, m_rows, terms.softcap)
+        for i in range(m_rows):
+            position = first + i // group
+            begin = max(np.int64(0), position - window + 1 - block)
+            end = min(np.int64(KEYS), position + 1 - block)
+            if begin < end and i < (stop - start) * group:
+                _weigh(tile, i, begin, end)
+            else:
+                tile.s[i, :] = 0
+        _add_values(tile, m_rows, n_keys)
+        block += KEYS
+    for i in range((stop - start) * group):
+        target = out[rows.cu_q[b] + start + i // group, h * group + i % group]
+        source, factor = tile.o[i], np.float32(1) / tile.total[i]
+        for j in range(target.size):
+            target[j] = source[j] * factor
+
+
+@kernel(nogil=True)
+def count_tiles(cu_q, n_heads, n_kv_heads):
+    """How many tiles a batch has. O(B)."""
+    queries, n = tile_queries(n_heads // n_kv_heads), 0
+    for b in range(cu_q.size - 1):
+        n += (cu_q[b + 1] - cu_q[b] + queries - 1) // queries
+    return n * n_kv_heads
+
+
+@kernel(nogil=True)
+def attend(q, heads_first, pages, rows, terms, out, first, last):
+    """Attention of tiles first:last, those of each row head by head. O(keys read * Hq / Hkv)."""
+    n_heads = q.shape[0] if heads_first else q.shape[1]
+    n_kv_heads, d = pages[0].shape[1], pages[0].shape[3]
+    group = n_heads // n_kv_heads
+    queries = tile_queries(group)
+    m_rows = _padded(queries * group, simd.ROWS)
+    width = _padded(pages[1].shape[3], simd.BLOCK)
+    parts = (
+        ((m_rows, d), np.float32),
+        ((d, KEYS), np.float32),
+        ((KEYS, width), np.float32),
+        ((m_rows, KEYS), np.float32),
+        ((m_rows, width), np.float32),
+        (m_rows, np.float32),
+        (m_rows, np.float32),
+    )
+    memory = scratch(parts)
+    a, k, v, s, o, top, total = cut(memory, parts)
+    v[:, :] = 0  # beyond Dv
+    tile = _Scratch(a, k, v, s, o, top, total)
+    at = np.int64(0)
+    for b in range(rows.kv_len.size):
+        n = rows.cu_q[b + 1] - rows.cu_q[b]
+        per_head = (n + queries - 1) // queries
+        for i in range(max(at, first), min(at + per_head * n_kv_heads, last)):
+            h, number = (i - at) // per_head, (i - at) % per_head
+            _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, number * queries)
+        at += per_head * n_kv_heads
+        if at >= last:
+            break
+    keep_alive(memory)
