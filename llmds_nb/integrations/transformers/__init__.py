@@ -1,0 +1,31 @@
+"""Engine: any Hugging Face decoder model over pages of a KVCache (extra `hf`)."""
+
+from .versions import check_version
+
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    text = (
+        "llmds_nb.integrations.transformers needs transformers and torch: pip install "
+        "'llmds_nb[hf]'"
+    )
+    raise ImportError(text) from error
+
+check_version("transformers", transformers.__version__)
+check_version("torch", torch.__version__)
+
+from .engine import Engine  # noqa: E402
+from .greedy import SamplingParams  # noqa: E402
+from .interface import UnsupportedModelError  # noqa: E402
+from .requests import Generation, Request, RequestError, StepOutput  # noqa: E402
+
+__all__ = [
+    "Engine",
+    "Generation",
+    "Request",
+    "RequestError",
+    "SamplingParams",
+    "StepOutput",
+    "UnsupportedModelError",
+]

@@ -1,0 +1,444 @@
+"""Engine: continuous batching of a Hugging Face model over a KVCache."""
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmds_nb import ContinuousBatcher, KVCache
+from llmds_nb._core import validation
+from llmds_nb._core.progress import progress_bar
+from llmds_nb._core.signals import uninterrupted
+
+from . import model_access, opening
+from .cpu_attention import CpuAttention
+from .greedy import Sampler, SamplingParams, Seeds, sampling_params
+from .inputs import inputs_of
+from .interface import Backend, Forward, run_model, tensors_of
+from .prompts import prompt_ids, prompt_list
+from .requests import Answer, Generation, Request, RequestError, StepOutput
+from .salts import salt_of
+
+
+class Engine:
+    """Generates with a decoder model of transformers, many requests at once, over shared pages.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Decoder-only, in evaluation mode, on one device. Its attention setting is the engine's
+        until `close`; its weights are only read.
+    tokenizer : optional
+        For prompts that are text or chat messages, and for the text of what is generated.
+    n_pages : int, optional
+        Pages of K/V. Default: as many as half of the free memory holds (CPU) or 90 % of it (GPU),
+        but at most what `max_running` requests of the longest length need.
+    page_size : int
+        Tokens of a page, a power of two.
+    max_running, max_step_tokens, policy
+        As for `ContinuousBatcher`. Default of `max_step_tokens`: 2,048, on a GPU 8,192.
+    device : str or torch.device, optional
+        Where the model must be; it is never moved.
+    threads : int
+        Of the attention on a CPU; -1 for all cores.
+    kv_dtype : str or torch.dtype, optional
+        "float32", "bfloat16" or "float16". Default: that of the model.
+    eviction : str or object
+        As for `KVCache`.
+    seed : int, optional
+        From which requests get theirs that have none of their own. None: from the system.
+    self_check : bool
+        Whether to compare two short prompts with the model's own attention first.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model's attention does not pass through the engine in every layer.
+    CapacityError
+        The pages do not fit into memory.
+
+    Notes
+    -----
+    Thread-safe: one step runs at a time, and requests come and go meanwhile. A step that raises,
+    or that is interrupted, is computed again by the next call. The model must not be called by
+    anyone else until `close`. Greedy tokens are those of `generate`, where the logits are not
+    nearly equal.
+    """
+
+    def __init__(
+        self, model: Any, *, tokenizer: Any = None, n_pages: int | None = None,
+        page_size: int = 16, max_running: int = 256, max_step_tokens: int | None = None,
+        policy: Any = "fcfs", device: Any = None, threads: int = 1, kv_dtype: Any = None,
+        eviction: Any = "lru", seed: int | None = 0, self_check: bool = True,
+    ) -> None:  # fmt: skip
+        self.device = model_access.check_model(model, device)
+        self.model, self.tokenizer = model, tokenizer
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.max_len = model_access.longest(model.config.get_text_config())
+        self._seeds, self._stop_ids = Seeds(seed), opening.stop_tokens(model)
+        if max_step_tokens is None:
+            max_step_tokens = 8192 if self.device.type == "cuda" else 2048
+        dtype = opening.kv_dtype_of(kv_dtype, model)
+        size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
+        running = validation.integer(max_running, "max_running", low=1, high=2**20)
+        check = validation.flag(self_check, "self_check")
+        self._attention: Backend = CpuAttention()
+        few = opening.take_model(model, self._attention, size, dtype, self.max_len, check)
+        self._release = weakref.finalize(self, model_access.release, model)
+        try:
+            most = running * -(-(self.max_len or 4096) // size)
+            self._pages = opening.make_pages(few, n_pages, most)
+            self.cache = KVCache(self._pages.n_pages, size, eviction=eviction)
+            self.batcher = ContinuousBatcher(
+                self.cache, max_running=running, max_step_tokens=max_step_tokens, policy=policy
+            )
+            self._sampler = Sampler(self.vocab_size, running, self.device)
+        except BaseException:
+            self._release()
+            raise
+        self._owner = np.full(running, -1, np.int64)  # of which sequence the sampler's rows are
+        self._requests: dict[int, Request] = {}  # by sequence id, those that have not ended
+        self._by_id: dict[int | str, Request] = {}  # the same by request id
+        # One step at a time; and short sections that change requests or the batcher.
+        self._stepping, self._state = threading.RLock(), threading.RLock()
+        self._answer: Answer | None = None
+        self._planned = False  # whether the batcher may have a plan
+        self._thread: ThreadPoolExecutor | None = None
+        self._n_steps, self._seconds, self._n_failed = 0, 0.0, 0
+        self._places: dict[int, int] = {}
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    def submit(
+        self, prompt: Any, params: SamplingParams | None = None, *,
+        request_id: int | str | None = None, salt: int | bytes | str = 0,
+        extra: int | bytes | str | None = None, priority: int = 0, slo_ms: float | None = None,
+        **options: Any,
+    ) -> Request:  # fmt: skip
+        """Let a request wait; `step`, or iterating over it, computes it.
+
+        Parameters
+        ----------
+        prompt : sequence of int, str, or list of dict
+            Token ids; or, with a tokenizer, text or chat messages.
+        params : SamplingParams, optional
+            Or, in its place, its fields as keywords.
+        request_id : int or str, optional
+            A name, of no request that goes on. Default: a number.
+        salt : int, bytes or str
+            Prefixes are shared only within a salt.
+        extra : int, bytes or str, optional
+            What the K/V depends on besides the tokens, such as the adapter that is active:
+            prefixes are shared only where it is equal, too.
+        priority, slo_ms
+            As for `ContinuousBatcher.submit`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A prompt that is empty, has ids beyond the vocabulary, or is too long for the model or
+            the pages together with `max_new_tokens`; parameters out of their range; `n` above 1,
+            for which `generate` is.
+        """
+        given = sampling_params(params, options)
+        if given.n != 1:
+            raise ValueError(f"submit takes n=1, not {given.n}: generate() takes more")
+        tokens = prompt_ids(prompt, self.tokenizer, self.vocab_size)
+        return self._submit(tokens, given, self._seeds.of(given), request_id, salt_of(salt, extra),
+                            priority=priority, slo_ms=slo_ms)  # fmt: skip
+
+    def _submit(self, tokens, params, seed, request_id, salt, **terms):
+        self._check_size(tokens, params)
+        stop = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop |= self._stop_ids
+        if request_id is not None and not isinstance(request_id, str):
+            request_id = validation.natural(request_id, "request_id")
+        request = Request(self, request_id or 0, tokens, params, stop, seed)
+        with self._state:
+            self._check_open()
+            if request_id in self._by_id:
+                raise ValueError(f"request_id {request_id!r} is that of a request that goes on")
+            id_ = self.batcher.submit(
+                tokens, max_new_tokens=params.max_new_tokens, salt=salt, **terms
+            )
+            request._seq_id = id_
+            if request_id is None:
+                request.request_id = id_
+            self._requests[id_] = request
+            self._by_id[request.request_id] = request
+        return request
+
+    def _check_size(self, tokens, params):
+        self._sampler.check(params)
+        n = len(tokens) + params.max_new_tokens
+        if self.max_len is not None and n > self.max_len:
+            raise ValueError(
+                f"{len(tokens)} prompt tokens and {params.max_new_tokens} new ones are {n}; the "
+                f"model has positions for {self.max_len}"
+            )
+
+    def cancel(self, request: "Request | int | str") -> None:
+        """End a request, given itself or by its request_id; nothing if it has ended.
+
+        KeyError: no request that goes on has this id.
+        """
+        with self._state:
+            if not isinstance(request, Request):
+                if request not in self._by_id:
+                    raise KeyError(f"no request that goes on has the id {request!r}")
+                request = self._by_id[request]
+            if request._engine is not self:
+                raise ValueError(f"{request!r} is of another engine")
+            if not request.finished:
+                self._drop(request)
+                self._end(request, "cancelled")
+
+    def _drop(self, request):
+        """Cancel in the batcher what may have been cancelled there by an interrupted call."""
+        with contextlib.suppress(KeyError):
+            self.batcher.cancel(request._seq_id)
+
+    def _end(self, request, reason):
+        request.finish_reason = reason
+        self._by_id.pop(request.request_id, None)
+        self._requests.pop(request._seq_id, None)
+
+    # ---- steps -------------------------------------------------------------------------------
+
+    def step(self) -> list[StepOutput]:
+        """Compute one step of all requests; the tokens that were sampled, none while all prefill.
+
+        Raises
+        ------
+        CapacityError
+            Nothing runs, and the first request does not fit beside what else holds pages.
+        """
+        with self._stepping:
+            self._check_open()
+            begun = time.perf_counter()
+            if self._answer is None:
+                answer = self._compute()
+                if answer is None:
+                    return []
+                self._answer = answer
+            outputs = self._deliver(self._answer)
+            self._seconds += time.perf_counter() - begun
+            return outputs
+
+    def _compute(self):
+        """Plan and compute a step: its Answer, or None if there is nothing to do."""
+        with self._state:
+            plan = self.batcher.plan if self._planned else None
+            if not plan:  # else an interrupted step, which is computed again
+                self._planned = True
+                plan = self.batcher.step()
+                if not plan:
+                    self._planned = False
+                    return None
+            plan, inputs = inputs_of(self.batcher, plan, self._places)
+            uninterrupted(self._copy_pages)
+            ids = plan.seq_ids.tolist()
+            requests = [self._requests[id_] for id_ in ids]
+        with torch.inference_mode():
+            keep = inputs.cu_q[1:] - 1
+            tensors = tensors_of(inputs, keep, self.device)
+            forward = Forward(inputs, tensors, plan.n_decode, self._pages, self._attention)
+            logits = run_model(self.model, forward)
+            return self._sample(plan, requests, logits)
+
+    def _copy_pages(self):
+        moves = self.cache.pending_copies()
+        if moves.src.size:
+            with torch.inference_mode():
+                self._pages.copy(moves.src, moves.dst)
+
+    def _sample(self, plan, requests, logits):
+        new = np.flatnonzero(self._owner[plan.rows] != plan.seq_ids)
+        for i in new.tolist():
+            r, row = requests[i], int(plan.rows[i])
+            self._owner[row] = -1
+            tokens = np.concatenate((r.prompt_ids, np.array(r._tokens, np.int32)))
+            self._sampler.set(row, r.params, r._seed, tokens)
+            self._owner[row] = plan.seq_ids[i]
+        tokens = np.full(len(requests), -1, np.int32)
+        failed = []
+        samples = plan.samples
+        if not samples.all():  # prompts whose end is not reached
+            best = logits.max(-1).values
+            bad = ~torch.isfinite(best).cpu().numpy() & ~samples
+            failed = [requests[i] for i in np.flatnonzero(bad)]
+            logits = logits[torch.from_numpy(samples).to(logits.device)]
+        logprobs = None
+        if len(logits):
+            sampling = requests
+            if not samples.all():
+                sampling = [requests[i] for i in np.flatnonzero(samples)]
+            positions = np.array([len(r._tokens) for r in sampling], np.int64)
+            found = self._sampler.sample(logits, plan.rows[samples], positions)
+            tokens[samples] = found.tokens.cpu().numpy()
+            bad = found.bad.cpu().numpy()
+            if bad.any():
+                failed += [sampling[i] for i in np.flatnonzero(bad)]
+        return Answer(plan.seq_ids, requests, tokens, logprobs, failed)
+
+    def _deliver(self, answer):
+        """Hand an answer to the batcher and the requests; whole, or again where interrupted."""
+        with self._state:
+            tokens = answer.tokens.tolist()
+            rows = [
+                (r, token, n)
+                for r, token, n in zip(answer.requests, tokens, answer.lengths, strict=True)
+                if token >= 0
+            ]
+            if self.batcher.plan:
+                for request in answer.failed:
+                    self._drop(request)
+                for i, (r, token) in enumerate(zip(answer.requests, tokens, strict=True)):
+                    answer.finished[i] = token in r._stop
+                self.batcher.advance(answer.seq_ids, answer.tokens, finished=answer.finished)
+            self._planned = False
+            for request in answer.failed:
+                if not request.finished:
+                    request.error = RequestError(
+                        f"request {request.request_id!r}: the logits of its next token are NaN or "
+                        "infinite"
+                    )
+                    self._end(request, "error")
+            outputs = []
+            for r, token, n in rows:
+                if r.finish_reason in ("cancelled", "error"):
+                    continue
+                if len(r._tokens) == n:
+                    r._tokens.append(token)
+                if token in r._stop:
+                    self._end(r, "stop")
+                elif n + 1 == r.params.max_new_tokens:
+                    self._end(r, "length")
+                outputs.append(StepOutput(r, token, None, r.finished))
+            self._answer = None
+        return outputs
+
+    def _run_until(self, request, n):
+        """Compute steps until a request has ended or has more than `n` tokens (None: only that)."""
+        while not request.finished and (n is None or len(request._tokens) <= n):
+            with self._stepping:
+                if not request.finished and (n is None or len(request._tokens) <= n):
+                    self.step()
+
+    # ---- batches -----------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Iterable[Any], params: Any = None, *, progress: bool = True, **options: Any
+    ) -> list[Generation]:
+        """Generate for many prompts; the results are in their order.
+
+        Parameters
+        ----------
+        prompts : list of prompts
+            Each as for `submit`.
+        params : SamplingParams or list of SamplingParams, optional
+            For all, or one for each; or the fields as keywords. With `n` above 1 each prompt has
+            `n` results, one after the other, that share its pages.
+        progress : bool
+            Whether to show a bar of the requests that have ended, after a second.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `submit`; then nothing was submitted. When the call is interrupted, its requests
+            are cancelled.
+        """
+        given = prompt_list(prompts)
+        if isinstance(params, list | tuple):
+            if len(params) != len(given) or options:
+                raise ValueError(f"params has {len(params)} entries, but prompts has {len(given)}")
+            each = [sampling_params(p, {}) for p in params]
+        else:
+            each = [sampling_params(params, options)] * len(given)
+        wanted = []
+        for i, (prompt, own) in enumerate(zip(given, each, strict=True)):
+            tokens = prompt_ids(prompt, self.tokenizer, self.vocab_size, f"prompts[{i}]")
+            self._check_size(tokens, own)
+            wanted.append((tokens, own))
+        requests = []
+        try:
+            for tokens, own in wanted:
+                seed = self._seeds.of(own)
+                for i in range(own.n):
+                    requests.append(self._submit(tokens, own, seed + i, None, 0))
+            with progress_bar(progress, len(requests), "generate", "request") as advance:
+                left = requests.copy()
+                while left:
+                    self._run_until(left[-1], None)
+                    n = len(left)
+                    left = [r for r in left if not r.finished]
+                    advance(n - len(left))
+        except BaseException:
+            for request in requests:
+                request.cancel()
+            raise
+        return [request._generation() for request in requests]
+
+    # ---- the engine itself -------------------------------------------------------------------
+
+    def reset(self) -> int:
+        """Forget every cached prefix, as after new weights; how many pages became free.
+
+        Requests that run keep the K/V that they have, of the weights before.
+        """
+        with self._state:
+            return self.cache.reset()
+
+    def check(self) -> None:
+        """Assert the invariants of the cache, the batcher and the requests."""
+        with self._stepping, self._state:
+            self.batcher.check()
+            self.cache.check()
+            assert len(self.batcher) == len(self._requests) == len(self._by_id)
+            for id_, request in self._requests.items():
+                assert request._seq_id == id_ and not request.finished
+                assert self._by_id[request.request_id] is request
+
+    def close(self) -> None:
+        """Cancel all requests and give the model its own attention back. Again: nothing."""
+        with self._stepping, self._state:
+            for request in list(self._requests.values()):
+                request.cancel()
+            self._release()
+            if self._thread is not None:
+                self._thread.shutdown(wait=False)
+                self._thread = None
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = type(self.model).__name__
+        return f"<Engine: {name} on {self.device}, {self.batcher!r}, {self.cache!r}>"
+
+    def _check_open(self):
+        if not self._release.alive:
+            raise RuntimeError("the engine is closed")
+
+    def _decode(self, tokens):
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _executor(self):
+        """The one thread in which asynchronous iterators compute steps."""
+        with self._state:
+            self._check_open()
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "llmds_nb engine")
+            return self._thread

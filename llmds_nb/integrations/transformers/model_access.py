@@ -1,0 +1,111 @@
+"""A model in the hands of engines: what is demanded of it, and its attention setting."""
+
+import threading
+import weakref
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .interface import NAME, UnsupportedModelError
+
+_lock = threading.Lock()
+# The models that engines have, with their own settings of attention and how many engines those are.
+_held: "weakref.WeakKeyDictionary[Any, _Held]" = weakref.WeakKeyDictionary()
+
+
+class _Held:
+    def __init__(self, model):
+        configs = [model.config, model.config.get_text_config()]
+        configs += [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
+        own = {id(c): (c, c._attn_implementation_internal) for c in configs}
+        self.settings, self.n_engines = list(own.values()), 0
+
+    def restore(self):
+        for config, own in self.settings:
+            config._attn_implementation_internal = own
+
+
+def check_model(model: Any, device: Any) -> torch.device:
+    """Refuse a model that no engine can run; return its device.
+
+    Raises
+    ------
+    TypeError
+        It is no model of transformers.
+    ValueError
+        It is on another device than `device`, on several, or on none (meta), or in training mode.
+    UnsupportedModelError
+        It does not generate text from left to right by attention.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a PreTrainedModel, not {type(model).__name__}")
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model; the engine runs decoder-only models"
+        )
+    if model.get_output_embeddings() is None or not model.can_generate():
+        raise UnsupportedModelError(
+            f"{name} gives no logits of a next token: load it by AutoModelForCausalLM"
+        )
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if any(each.type == "meta" for each in devices):
+        raise ValueError(f"{name} has weights on the device meta: load them first")
+    if len(devices) != 1:
+        named = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"{name} must be on one device, not on {named}")
+    (found,) = devices
+    if device is not None:
+        wanted = torch.device(device)
+        if wanted.type != found.type or wanted.index not in (None, found.index):
+            raise ValueError(f"device is {wanted}, but {name} is on {found}: model.to({device!r})")
+    if model.training:
+        raise ValueError(f"{name} is in training mode: call model.eval()")
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{name} computes its attention itself, not through transformers' AttentionInterface"
+        )
+    return found
+
+
+def is_held(model: Any) -> bool:
+    """Whether an engine has the model already."""
+    return model in _held
+
+
+def hold(model: Any) -> None:
+    """Let the model attend through the engine; its own setting comes back by `release`."""
+    with _lock:
+        held = _held.get(model)
+        if held is None:
+            held = _Held(model)
+            try:
+                model.set_attn_implementation(NAME)
+            except BaseException as error:
+                held.restore()
+                if isinstance(error, ValueError | ImportError):
+                    name = type(model).__name__
+                    text = f"{name} does not take another attention function: {error}"
+                    raise UnsupportedModelError(text) from error
+                raise
+            _held[model] = held
+        held.n_engines += 1
+
+
+def release(model: Any) -> None:
+    """Give a model back that `hold` took."""
+    with _lock:
+        held = _held[model]
+        held.n_engines -= 1
+        if not held.n_engines:
+            held.restore()
+            del _held[model]
+
+
+def longest(config: Any) -> int | None:
+    """The most tokens that a sequence of the model may have, None for no limit."""
+    limits = [getattr(config, n, None) for n in ("max_position_embeddings", "attention_chunk_size")]
+    if "chunked_attention" not in (getattr(config, "layer_types", None) or ()):
+        del limits[1]  # beyond a chunk, such layers rely on a mask, of which the engine has none
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)

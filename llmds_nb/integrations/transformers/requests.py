@@ -1,0 +1,141 @@
+"""Request: one request of an Engine, an iterator over its tokens; and what it came to."""
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmds_nb._core.typing import Int32s
+
+from .streaming import stream
+
+
+class Generation(NamedTuple):
+    """A request that has ended."""
+
+    request_id: int | str
+    prompt_ids: list[int]
+    token_ids: list[int]  # with the stop token, if one ended it
+    text: str | None  # None without a tokenizer
+    logprobs: Any
+    finish_reason: str  # "length", "stop", "cancelled" or "error"
+    cached_tokens: int  # of the prompt, found in the cache
+
+
+class StepOutput(NamedTuple):
+    """A token that a step sampled."""
+
+    request: "Request"
+    token: int
+    logprob: Any
+    finished: bool
+
+
+class RequestError(ValueError):
+    """A request failed, such as by logits that are NaN; the others go on."""
+
+
+class Request:
+    """A request that was submitted: iterate over it for its tokens.
+
+    The iterator computes steps of the engine, for all of its requests, until a token is there; any
+    number of threads may iterate at once, each over a request of its own. ``async for`` computes
+    the steps in a thread of the engine, and cancels the request when it is left before the end.
+    `Engine.submit` makes these.
+
+    Attributes
+    ----------
+    request_id : int or str
+    prompt_ids : int32[n]
+    params : SamplingParams
+    finish_reason : str or None
+        None while it goes on; then "length", "stop", "cancelled" or "error".
+    error : Exception or None
+        Why it failed.
+    cached_tokens : int
+        Tokens of the prompt that were found in the cache.
+    """
+
+    def __init__(
+        self, engine: Any, request_id: int | str, prompt_ids: Int32s, params: Any,
+        stop: frozenset[int], seed: int,
+    ) -> None:  # fmt: skip
+        self.request_id, self.prompt_ids, self.params = request_id, prompt_ids, params
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+        self.cached_tokens = 0
+        self._engine, self._stop, self._seed = engine, stop, seed
+        self._seq_id = -1  # in the batcher
+        self._tokens: list[int] = []
+        self._logprobs: list[Any] = []
+        self._n_read = 0
+        self._reading = threading.Lock()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that were generated so far."""
+        return self._tokens.copy()
+
+    @property
+    def text(self) -> str | None:
+        """Their text, without special tokens; None without a tokenizer."""
+        return self._engine._decode(self._tokens)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self.finish_reason is not None
+
+    def cancel(self) -> None:
+        """End the request now; nothing happens to one that has ended."""
+        self._engine.cancel(self)
+
+    def result(self) -> Generation:
+        """Compute steps until it has ended, and return all of it. Raises its `error`."""
+        self._engine._run_until(self, None)
+        if self.error is not None:
+            raise self.error
+        return self._generation()
+
+    def _generation(self):
+        return Generation(
+            self.request_id, self.prompt_ids.tolist(), self.tokens, self.text,
+            self._logprobs or None, self.finish_reason or "", self.cached_tokens,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        with self._reading:
+            self._engine._run_until(self, self._n_read)
+            if self._n_read < len(self._tokens):
+                token = self._tokens[self._n_read]
+                self._n_read += 1
+                return token
+        if self.error is not None:
+            raise self.error
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return stream(self._engine, self)
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "running"
+        return f"<Request {self.request_id!r}: {len(self._tokens)} tokens, {state}>"
+
+
+class Answer:
+    """What a step computed, until all of it has reached the batcher and the requests."""
+
+    __slots__ = ("failed", "finished", "lengths", "logprobs", "requests", "seq_ids", "tokens")
+
+    def __init__(
+        self, seq_ids: Any, requests: list[Request], tokens: Any, logprobs: Any,
+        failed: list[Request],
+    ) -> None:  # fmt: skip
+        self.seq_ids, self.requests, self.failed = seq_ids, requests, failed
+        self.tokens, self.logprobs = tokens, logprobs
+        self.lengths = [len(r._tokens) for r in requests]
+        self.finished = np.zeros(len(requests), np.bool_)
