@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from .where import AND, COMPARE, EXISTS, IN, NOT, OR, Node
 
 _INT64 = -(2**63), 2**63 - 1
 _FLOATS = float_key(-np.finfo(float).max), float_key(np.finfo(float).max)
+
+
+Intervals: TypeAlias = tuple[Int64s, Int64s, Int64s]  # (ptr, lows, highs) as `kernels.where` has
 
 
 class Column(NamedTuple):
@@ -39,6 +42,7 @@ class Columns(NamedTuple):
     column: Callable[[str], Column]  # of exactly its entries
     codes: Callable[[list[str]], list[int]]  # of strings; -1 if unknown
     strings: Callable[[], tuple[UInt8s, Int64s]]  # (blob, ptr) of all
+    buckets: Callable[[str, Column], Any]  # the `Buckets` of a column, or None
 
 
 def matching(columns: Columns, node: Node) -> Bools:
@@ -89,8 +93,8 @@ def _equal(columns, field, values):
             intervals.add_numbers([("$gte", value), ("$lte", value)])
     result = np.zeros(columns.n, np.bool_)
     arrays = intervals.arrays()
-    _match(columns.column(field), True, arrays, result)
-    _match(columns.column(field + ELEMENTS), False, arrays, result)
+    _match(columns, field, True, arrays, result)
+    _match(columns, field + ELEMENTS, False, arrays, result)
     if None in values:
         result |= ~_existing(columns, field)
     return result
@@ -103,7 +107,7 @@ def _compared(columns, field, comparisons):
     if n_strings == 0:
         intervals = _Intervals()
         intervals.add_numbers(comparisons)
-        _match(columns.column(field), True, intervals.arrays(), result)
+        _match(columns, field, True, intervals.arrays(), result)
     elif n_strings == len(comparisons):
         _compare_strings(columns, columns.column(field), comparisons, result)
     return result  # nothing is less than a number and a string
@@ -139,8 +143,8 @@ class _Intervals:
         self.add(k.INT, low, high)
         self.add(k.FLOAT, low_key, high_key)
 
-    def arrays(self) -> tuple[Int64s, Int64s, Int64s]:
-        """(ptr, lows, highs) as `kernels.where` takes them."""
+    def arrays(self) -> Intervals:
+        """All of them, ascending."""
         ordered = [_joined(sorted(intervals)) for intervals in self._of_kind]
         ptr = offsets([len(intervals) for intervals in ordered])
         flat = np.array([pair for intervals in ordered for pair in intervals], np.int64)
@@ -167,10 +171,15 @@ def _nearest(number) -> tuple[float, int]:
     return nearest, float_key(nearest)
 
 
-def _match(column, distinct, intervals, out):
+def _match(columns, field, distinct, intervals, out):
+    column, begin = columns.column(field), 0
     if column.m and intervals[1].size:
+        buckets = columns.buckets(field, column)
+        if buckets is not None:
+            begin = buckets.match(column, distinct, intervals, out)
+    if begin < column.m and intervals[1].size:
         hits = np.empty(k.BLOCK, np.bool_)
-        rows, kinds, values, _ = column
+        rows, kinds, values = (array[begin:] for array in column[:3])
         k.column_match(rows, kinds, values, distinct, *intervals, hits, out)
 
 

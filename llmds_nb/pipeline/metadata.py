@@ -19,6 +19,7 @@ from .matching import NO_ENTRIES, Column, Columns, matching
 from .metadata_strings import Strings
 from .plain_metadata import ELEMENTS, CheckedMetadata, checked_metadata, float_key
 from .text_store import is_mapped
+from .value_buckets import Buckets, BucketsByName
 from .where import Where, checked_field, parsed_where
 
 __all__ = ["MetadataStore", "Where", "checked_field", "checked_metadata", "parsed_where"]
@@ -70,11 +71,12 @@ _NO_COLUMNS = Flat(np.zeros(1, np.int64), *NO_ENTRIES[:3])
 class _Grown:
     """What the stores that grew from one another share: only entries of new rows are ever added."""
 
-    __slots__ = ("columns", "n")
+    __slots__ = ("buckets", "columns", "n")
 
     def __init__(self, n):
         self.n = n  # rows that some store has begun to add
         self.columns: dict[str, Column] = {}  # those that grew: each replaces that of `Flat`
+        self.buckets = BucketsByName()
 
 
 class MetadataStore(NamedTuple):
@@ -113,7 +115,8 @@ class MetadataStore(NamedTuple):
         arrays: list[Any] = [self.indptr, self.blob, *self.flat]
         for column in list(self.grown.columns.values()):
             arrays += column[:3]
-        return self.names.nbytes + self.strings.nbytes + sum(array.nbytes for array in arrays)
+        own = self.names.nbytes + self.strings.nbytes + self.grown.buckets.nbytes
+        return own + sum(array.nbytes for array in arrays)
 
     def added(self, checked: CheckedMetadata) -> "MetadataStore":
         """With the metadata of rows n, n + 1, and so on. O(its values), amortised."""
@@ -182,8 +185,7 @@ class MetadataStore(NamedTuple):
 
     def mask(self, where: Where) -> Bools:
         """Whether a filter holds, by row, bool[n]. O(n) for each condition."""
-        columns = Columns(self.n, self._column, self.strings.codes, self.strings.first)
-        return matching(columns, where.tree)
+        return matching(self._columns(self.grown.buckets.get), where.tree)
 
     def groups(self, field: str, rows: Int64s) -> Int64s:
         """A number for each row: equal for equal values of a `checked_field`, ABSENT if missing.
@@ -216,6 +218,8 @@ class MetadataStore(NamedTuple):
         store = MetadataStore.empty().added(checked_metadata({"a": ["b"], "c": "d"}, 1))
         for where in ({"a": "b"}, {"c": {"$gt": "d"}}):
             store.mask(parsed_where(where))
+            columns = store._columns(lambda _, column: Buckets.of(column))
+            matching(columns, parsed_where(where).tree)
         MetadataStore.from_state(*store.compacted(np.zeros(1, np.int64)).state())
 
     def check(self) -> None:
@@ -227,6 +231,8 @@ class MetadataStore(NamedTuple):
         arrays, header = self.state()
         MetadataStore.from_state(arrays, header)
         assert arrays["rows"].max(initial=-1) < self.n
+        for name in self.names.texts():
+            self.grown.buckets.check(name, self._column(name))
         for strings in (self.names, self.strings):
             assert strings.n <= len(strings.source.built())
 
@@ -269,6 +275,10 @@ class MetadataStore(NamedTuple):
             for start, stop in pairwise(indptr.tolist()):
                 _document(blob.data[start:stop])
         return cls(n, indptr, blob, flat, _Grown(n), names, strings)
+
+    def _columns(self, buckets):
+        """What conditions look at."""
+        return Columns(self.n, self._column, self.strings.codes, self.strings.first, buckets)
 
     def _column(self, name):
         """The entries of a field, or none."""

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from llmds_nb.pipeline.kernels.where import BLOCK
+from llmds_nb.pipeline.matching import matching
 from llmds_nb.pipeline.metadata import (
     MetadataStore,
     checked_field,
     checked_metadata,
     parsed_where,
 )
+from llmds_nb.pipeline.value_buckets import Buckets
 
 from .oracle_where import matches
 from .samples_metadata import BEYOND, DOCUMENTS, NUMBERS, STRINGS, WHERES
@@ -27,7 +29,10 @@ def stored(documents):
 
 def found(where, documents):
     """The places of the documents that match, which the oracle says, too."""
-    mask = stored(documents).mask(parsed_where(where))
+    store, tree = stored(documents), parsed_where(where).tree
+    mask = store.mask(parsed_where(where))
+    by_buckets = matching(store._columns(lambda _, column: Buckets.of(column)), tree)
+    np.testing.assert_array_equal(by_buckets, mask)
     assert mask.dtype == np.bool_ and mask.shape == (len(documents),)
     assert mask.tolist() == [matches(where, document) for document in documents]
     return np.flatnonzero(mask).tolist()

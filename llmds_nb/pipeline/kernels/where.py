@@ -24,7 +24,9 @@ from ...primitives.status import ABSENT
 NULL, BOOL, INT, FLOAT, STR, LIST, DICT = range(7)
 N_KINDS = 7
 BLOCK = 2048  # entries at a time: their answers stay in the cache
-_FEW = 8  # intervals that are compared one after another, which vectorises
+FEW = 8  # intervals that are compared one after another, which vectorises
+N_BUCKETS = 1 << 16
+_NEAR = 64  # entries whose values are read if that of one has to be
 NO_BOUND, CLOSED, OPEN = range(3)
 
 
@@ -44,7 +46,7 @@ def _block_match(values, first, stop, lows, highs, hits):
     """hits[i] = whether values[i], all of one kind, is in one of its intervals first..stop-1."""
     for i in range(values.size):
         hits[i] = False
-    if stop - first <= _FEW:
+    if stop - first <= FEW:
         for j in range(first, stop):
             low, high = lows[j], highs[j]
             for i in range(values.size):
@@ -95,6 +97,79 @@ def column_match(rows, kinds, values, distinct, ptr, lows, highs, hits, out):
             for i in range(begin, end):
                 kind = np.int64(kinds[i])
                 hits[i - begin] = _interval_holds(values[i], ptr[kind], ptr[kind + 1], lows, highs)
+        _hits_add(rows[begin:end], hits, distinct, out)
+
+
+@kernel(nogil=True, borrow=True)
+def buckets_fill(kinds, values, limits, buckets):
+    """Put the values of a column into at most N_BUCKETS ranges, all of 2**shift; return the shift.
+
+    buckets uint16[m > 0]: (value - limits[0]) >> shift; limits int64[2]: the least and the largest.
+    ABSENT where the values are of several kinds. O(m).
+    """
+    if not _is_uniform(kinds):
+        return ABSENT
+    low = high = values[0]
+    for i in range(values.size):
+        low, high = min(low, values[i]), max(high, values[i])
+    limits[0], limits[1] = low, high
+    shift = 0
+    while (np.uint64(high) - np.uint64(low)) >> np.uint64(shift) >= np.uint64(N_BUCKETS):
+        shift += 1
+    for i in range(values.size):
+        buckets[i] = (np.uint64(values[i]) - np.uint64(low)) >> np.uint64(shift)
+    return shift
+
+
+@kernel(noinline=True, borrow=True)
+def _range_hits(buckets, first, last, hits):
+    """hits[i] |= first <= buckets[i] <= last, all uint16."""
+    for i in range(buckets.size):
+        hits[i] |= (buckets[i] >= first) & (buckets[i] <= last)
+
+
+@kernel(noinline=True, borrow=True)
+def _has_either(buckets, one, other):
+    """Whether one of the buckets is `one` or `other`, all uint16."""
+    found = False
+    for i in range(buckets.size):
+        found |= (buckets[i] == one) | (buckets[i] == other)
+    return found
+
+
+@kernel(nogil=True, borrow=True)
+def buckets_match(rows, buckets, values, distinct, limits, shift, lows, highs, hits, out):
+    """`column_match` for the values of one kind, in its intervals: at a quarter of the bytes read.
+
+    `buckets`, `limits` and `shift` are those of `buckets_fill`. A value is only read near one whose
+    bucket an interval has in part. O(m) for each interval.
+    """
+    base, rest = np.uint64(limits[0]), (np.uint64(1) << np.uint64(shift)) - np.uint64(1)
+    for begin in range(0, rows.size, BLOCK):
+        end = min(begin + BLOCK, rows.size)
+        own, n = buckets[begin:end], end - begin
+        for i in range(n):
+            hits[i] = False
+        for j in range(lows.size):
+            low, high = max(lows[j], limits[0]), min(highs[j], limits[1])
+            if low > high:
+                continue
+            from_low, from_high = np.uint64(low) - base, np.uint64(high) - base
+            first = np.int64(from_low >> np.uint64(shift))
+            last = np.int64(from_high >> np.uint64(shift))
+            cut_first = (from_low & rest) != 0
+            cut_last = high != limits[1] and (from_high & rest) != rest
+            if first + cut_first <= last - cut_last:
+                _range_hits(own, np.uint16(first + cut_first), np.uint16(last - cut_last), hits)
+            if cut_first or cut_last:
+                one = np.uint16(first if cut_first else last)
+                other = np.uint16(last if cut_last else first)
+                for i in range(0, n, _NEAR):
+                    near = min(i + _NEAR, n)
+                    if _has_either(own[i:near], one, other):
+                        part = values[begin + i : begin + near]
+                        for place in range(near - i):
+                            hits[i + place] |= (part[place] >= low) & (part[place] <= high)
         _hits_add(rows[begin:end], hits, distinct, out)
 
 
