@@ -16,13 +16,14 @@ check_version("transformers", transformers.__version__)
 check_version("torch", torch.__version__)
 
 from .engine import Engine  # noqa: E402
-from .greedy import SamplingParams  # noqa: E402
 from .interface import UnsupportedModelError  # noqa: E402
-from .requests import Generation, Request, RequestError, StepOutput  # noqa: E402
+from .requests import Generation, LogProb, Request, RequestError, StepOutput  # noqa: E402
+from .sampling import SamplingParams  # noqa: E402
 
 __all__ = [
     "Engine",
     "Generation",
+    "LogProb",
     "Request",
     "RequestError",
     "SamplingParams",

@@ -1,15 +1,35 @@
-"""CpuAttention: attention over pages on a CPU."""
+"""CpuAttention: attention over pages on a CPU, by llmds_nb.attention."""
 
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
-from .interface import Forward, UnsupportedModelError
+from llmds_nb._core import validation
+from llmds_nb.attention import paged_attention_unchecked, write_pages_unchecked
+
+from .interface import Forward
+
+_NO_SINKS = np.zeros(0, np.float32)
+# How the kernels take 16-bit pages.
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
 class CpuAttention:
-    """Attention over head-major pages [n_pages + 1, Hkv, page_size, D]."""
+    """Attention over head-major pages [n_pages + 1, Hkv, page_size, D], in float32.
+
+    The kernels check nothing. Their arrays are these: pages made here; slots, lengths and tables of
+    `ContinuousBatcher.inputs`, which lie within the pool of the same size and its spare page; and
+    the model's tensors, whose shapes `paged_attention` of `interface` has compared with the pages.
+
+    Parameters
+    ----------
+    threads : int
+        Of one call; -1 for all cores.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = validation.threads(threads)
 
     def new_pages(
         self, n_pages: int, page_size: int, n_heads: int, width: int, dtype: torch.dtype,
@@ -20,43 +40,43 @@ class CpuAttention:
 
     def copy_pages(self, pages: torch.Tensor, src: Any, dst: Any) -> None:
         """Copy pages int32[n] to pages int32[n]."""
-        pages[torch.from_numpy(dst).long()] = pages[torch.from_numpy(src).long()]
+        array = _array(pages)
+        array[dst] = array[src]
 
     def write(
         self, k_pages: torch.Tensor, v_pages: torch.Tensor, key: torch.Tensor,
         value: torch.Tensor, forward: Forward,
     ) -> None:  # fmt: skip
         """Write keys [1, Hkv, T, D] and values [1, Hkv, T, Dv] to the slots of a step."""
-        size, slots = forward.pages.page_size, forward.tensors["slots"].long()
-        for pages, new in ((k_pages, key), (v_pages, value)):
-            pages[slots // size, :, slots % size] = new[0].transpose(0, 1).to(pages.dtype)
+        slots = forward.inputs.slots
+        write_pages_unchecked(_array(k_pages), _array(v_pages), _rows(key), _rows(value), slots)
 
     def attend(
         self, forward: Forward, layer: int, query: torch.Tensor, *, scale: float, window: int,
         softcap: float, sinks: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         """Attend queries [1, Hq, T, D] over the pages of a layer: [1, T, Hq, Dv]."""
-        if softcap or sinks is not None:
-            raise UnsupportedModelError("softcap and sinks are not supported yet")
-        k_pages, v_pages = forward.pages.keys[layer], forward.pages.values[layer]
-        size, inputs = forward.pages.page_size, forward.inputs
-        out = []
-        cu, lengths = inputs.cu_q.tolist(), inputs.kv_len.tolist()
-        for i, length in enumerate(lengths):
-            n = cu[i + 1] - cu[i]
-            table = torch.from_numpy(inputs.block_table[i, : -(-length // size)]).long()
-            k = k_pages[table].transpose(0, 1).flatten(1, 2)[:, :length].to(query.dtype)
-            v = v_pages[table].transpose(0, 1).flatten(1, 2)[:, :length].to(query.dtype)
-            rows = torch.arange(length - n, length)[:, None]
-            columns = torch.arange(length)
-            mask = columns <= rows
-            if window:
-                mask &= columns > rows - window
-            q = query[:, :, cu[i] : cu[i + 1]]
-            gqa = q.shape[1] != k.shape[0]
-            out.append(
-                F.scaled_dot_product_attention(
-                    q, k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=gqa
-                )
-            )
-        return torch.cat(out, 2).transpose(1, 2)
+        inputs, pages = forward.inputs, forward.pages
+        v_pages = pages.values[layer]
+        own = _NO_SINKS if sinks is None else sinks.detach().float().contiguous().numpy()
+        out = np.empty((query.shape[2], query.shape[1], v_pages.shape[3]), np.float32)
+        paged_attention_unchecked(
+            _rows(query), _array(pages.keys[layer]), _array(v_pages),
+            (inputs.block_table, inputs.kv_len, inputs.cu_q), (scale, softcap, window, own),
+            self.threads, out,
+        )  # fmt: skip
+        found = torch.from_numpy(out)[None]
+        return found if query.dtype == torch.float32 else found.to(query.dtype)
+
+
+def _rows(x):
+    """[1, H, T, D] as float32[T, H, D], a view where it can be."""
+    if x.dtype != torch.float32:
+        x = x.float()
+    return x[0].transpose(0, 1).numpy()
+
+
+def _array(pages):
+    """Pages as the kernels take them."""
+    bits = _BITS.get(pages.dtype)
+    return (pages if bits is None else pages.view(bits)).numpy()

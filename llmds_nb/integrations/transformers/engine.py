@@ -18,12 +18,13 @@ from llmds_nb._core.signals import uninterrupted
 
 from . import model_access, opening
 from .cpu_attention import CpuAttention
-from .greedy import Sampler, SamplingParams, Seeds, sampling_params
+from .distributions import derived_seed
 from .inputs import inputs_of
 from .interface import Backend, Forward, run_model, tensors_of
 from .prompts import prompt_ids, prompt_list
-from .requests import Answer, Generation, Request, RequestError, StepOutput
+from .requests import Answer, Generation, Request, RequestError, StepOutput, log_probs
 from .salts import salt_of
+from .sampling import Sampler, SamplingParams, Seeds, sampling_params
 
 
 class Engine:
@@ -88,7 +89,7 @@ class Engine:
         size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         running = validation.integer(max_running, "max_running", low=1, high=2**20)
         check = validation.flag(self_check, "self_check")
-        self._attention: Backend = CpuAttention()
+        self._attention: Backend = CpuAttention(threads)
         few = opening.take_model(model, self._attention, size, dtype, self.max_len, check)
         self._release = weakref.finalize(self, model_access.release, model)
         try:
@@ -286,6 +287,8 @@ class Engine:
             bad = found.bad.cpu().numpy()
             if bad.any():
                 failed += [sampling[i] for i in np.flatnonzero(bad)]
+            if found.logprobs is not None:
+                logprobs = log_probs(sampling, found.logprobs)
         return Answer(plan.seq_ids, requests, tokens, logprobs, failed)
 
     def _deliver(self, answer):
@@ -315,13 +318,16 @@ class Engine:
             for r, token, n in rows:
                 if r.finish_reason in ("cancelled", "error"):
                     continue
-                if len(r._tokens) == n:
-                    r._tokens.append(token)
+                logprob = None
+                if r.params.logprobs is not None:
+                    logprob = answer.logprobs[r]
+                    r._logprobs[n:] = [logprob]
+                r._tokens[n:] = [token]
                 if token in r._stop:
                     self._end(r, "stop")
                 elif n + 1 == r.params.max_new_tokens:
                     self._end(r, "length")
-                outputs.append(StepOutput(r, token, None, r.finished))
+                outputs.append(StepOutput(r, token, logprob, r.finished))
             self._answer = None
         return outputs
 
@@ -372,7 +378,7 @@ class Engine:
             for tokens, own in wanted:
                 seed = self._seeds.of(own)
                 for i in range(own.n):
-                    requests.append(self._submit(tokens, own, seed + i, None, 0))
+                    requests.append(self._submit(tokens, own, derived_seed(seed, i), None, 0))
             with progress_bar(progress, len(requests), "generate", "request") as advance:
                 left = requests.copy()
                 while left:

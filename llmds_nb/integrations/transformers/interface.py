@@ -145,6 +145,10 @@ def paged_attention(
             f"step of {forward.n_tokens}"
         )
     forward.calls[layer] += 1
+    if query.shape[1] % key.shape[1] or query.shape[3] != key.shape[3] or query.shape[0] != 1:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has queries {list(query.shape)} to keys {list(key.shape)}"
+        )
     pages, window = forward.pages, sliding_window or 0
     k_pages, v_pages = pages.of_layer(layer, key, value, window)
     attention = forward.attention

@@ -55,8 +55,11 @@ class KvPages:
         self, layer: int, key: torch.Tensor, value: torch.Tensor, window: int
     ) -> tuple[Any, Any]:
         """The pages of a layer; key, value [1, Hkv, T, D] tell the shape the first time."""
-        if self.keys[layer] is None:
-            self._make(layer, LayerShape(key.shape[1], key.shape[3], value.shape[3]))
+        shape = key.shape[1], key.shape[3], value.shape[3]
+        if shape != self.shapes[layer]:
+            if self.shapes[layer] is not None:
+                raise ValueError(f"layer {layer} had {self.shapes[layer]}, and now {shape}")
+            self._make(layer, LayerShape(*shape))
             self.windows[layer] = window
         return self.keys[layer], self.values[layer]
 

@@ -11,6 +11,13 @@ from llmds_nb._core.typing import Int32s
 from .streaming import stream
 
 
+class LogProb(NamedTuple):
+    """Natural logarithms of probabilities of the model's distribution at one token."""
+
+    sampled: float  # of the token itself
+    top: dict[int, float]  # of the most probable tokens, as many as were asked for
+
+
 class Generation(NamedTuple):
     """A request that has ended."""
 
@@ -18,7 +25,7 @@ class Generation(NamedTuple):
     prompt_ids: list[int]
     token_ids: list[int]  # with the stop token, if one ended it
     text: str | None  # None without a tokenizer
-    logprobs: Any
+    logprobs: list[LogProb] | None  # one for each token, if they were asked for
     finish_reason: str  # "length", "stop", "cancelled" or "error"
     cached_tokens: int  # of the prompt, found in the cache
 
@@ -28,7 +35,7 @@ class StepOutput(NamedTuple):
 
     request: "Request"
     token: int
-    logprob: Any
+    logprob: LogProb | None
     finished: bool
 
 
@@ -68,7 +75,7 @@ class Request:
         self._engine, self._stop, self._seed = engine, stop, seed
         self._seq_id = -1  # in the batcher
         self._tokens: list[int] = []
-        self._logprobs: list[Any] = []
+        self._logprobs: list[LogProb] = []
         self._n_read = 0
         self._reading = threading.Lock()
 
@@ -99,9 +106,10 @@ class Request:
         return self._generation()
 
     def _generation(self):
+        logprobs = None if self.params.logprobs is None else self._logprobs.copy()
         return Generation(
             self.request_id, self.prompt_ids.tolist(), self.tokens, self.text,
-            self._logprobs or None, self.finish_reason or "", self.cached_tokens,
+            logprobs, self.finish_reason or "", self.cached_tokens,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[int]:
@@ -124,6 +132,19 @@ class Request:
     def __repr__(self) -> str:
         state = self.finish_reason or "running"
         return f"<Request {self.request_id!r}: {len(self._tokens)} tokens, {state}>"
+
+
+def log_probs(requests: list[Request], found: Any) -> dict[Request, LogProb]:
+    """Those of the sampled tokens, from LogProbs of the sampler, for requests that want them."""
+    sampled, ids, top = (part.tolist() for part in found)
+    return {
+        r: LogProb(
+            sampled[i],
+            dict(zip(ids[i][: r.params.logprobs], top[i][: r.params.logprobs], strict=False)),
+        )
+        for i, r in enumerate(requests)
+        if r.params.logprobs is not None
+    }
 
 
 class Answer:
