@@ -24,6 +24,7 @@ class _State(NamedTuple):
     matched: tuple[int, ...] = ()  # of each stop string, how much the text ends with
     tail: str = ""  # text that may be the beginning of a stop string
     n_parts: int = 0
+    n_tokens: int = 0
     stopped: str | None = None
     finished: bool = False
 
@@ -86,6 +87,11 @@ class TextStream:
         return "".join(self._parts[: self._state.n_parts])
 
     @property
+    def n_tokens(self) -> int:
+        """How many tokens it has taken; an `add` that raised has taken none."""
+        return self._state.n_tokens
+
+    @property
     def stopped(self) -> str | None:
         """The stop string that ended the text, or None."""
         return self._state.stopped
@@ -93,7 +99,7 @@ class TextStream:
     def add(self, token: int) -> str:
         """What the text grows by with one more token. Raises ValueError after its end."""
         self._refuse_ended()
-        state = self._state
+        state = self._state._replace(n_tokens=self._state.n_tokens + 1)
         window = (*state.window, token)
         text = self._decode(list(window))
         held = len(text) - len(text.rstrip(UNKNOWN))

@@ -81,7 +81,7 @@ def run(tokenizer, ids, stop=()):
     for token in ids:
         before = stream.text
         parts.append(stream.add(token))
-        assert stream.text == before + parts[-1]
+        assert stream.text == before + parts[-1] and stream.n_tokens == len(parts)
         assert len(stream._state.window) <= MAX_WINDOW + 1
         if stream.stopped is not None:
             break
