@@ -43,6 +43,7 @@ class MaskCache:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, _Kept] = OrderedDict()
+        self._version, self._size = -1, 0  # of the documents, and of what is kept of them
         self._ids_are_rows = (-1, False)  # of a version: whether a mask by row is one by id
         self._lock = new_lock()
 
@@ -87,12 +88,14 @@ class MaskCache:
         made = make()
         new = _Kept.of(made)
         with self._lock:
-            for old in [old for old in self._kept if old[0] < snapshot.version]:
-                del self._kept[old]
-            self._kept[key] = new
-            size = sum(each.array.nbytes for each in self._kept.values())
-            while size > _MAX_BYTES:
-                size -= self._kept.popitem(last=False)[1].array.nbytes
+            if self._version < snapshot.version:
+                self._kept.clear()
+                self._version, self._size = snapshot.version, 0
+            if self._version == snapshot.version and key not in self._kept:
+                self._size += new.array.nbytes  # an interrupt leaves it too large, never too small
+                self._kept[key] = new
+            while self._size > _MAX_BYTES and self._kept:
+                self._size -= self._kept.popitem(last=False)[1].array.nbytes
         return made
 
 

@@ -9,6 +9,7 @@ import llmds_nb
 from llmds_nb import Document, RetrievalPipeline
 from llmds_nb.bm25.index import Hits
 from llmds_nb.pipeline.search import Searcher
+from llmds_nb.pipeline.where import parsed_where
 
 from .samples import DOCUMENTS, MATRIX, letters, small
 
@@ -365,9 +366,12 @@ def test_masks_are_kept_within_their_bytes(monkeypatch):
         assert found[0].ids.tolist() == found[1].ids.tolist()
         wanted = {i for i, one in enumerate(METADATA) if one and one.get("year", 0) > year}
         assert set(found[0].ids.tolist()) - {-1} == wanted
+    older = pipeline._index.snapshot
     pipeline.remove([0])
     pipeline.search("red", **ASKED, where={"doc": "x"})
-    assert len(masks._kept) == 1
+    assert len(masks._kept) == 1 and masks._size == 1
+    assert masks.allowed(older, parsed_where({"doc": "x"})).tolist() == [1, 0, 1, 0, 1]
+    assert [version for version, _ in masks._kept] == [older.version + 1]
 
 
 @pytest.mark.parametrize(
