@@ -20,7 +20,6 @@ from .inspection import KVCacheStats, SaltStats
 from .kernels import operations as k, state as s
 from .kernels.append import kv_append_many, kv_commit
 from .kernels.attach import kv_attach_many, kv_detach_many
-from .kernels.reorder import kv_reorder
 from .page_tables import PageTable
 from .pins import Pins
 from .reset import reset
@@ -93,7 +92,7 @@ class KVCache(Stored):
     array([0, 1, 2, 0, 1, 3], dtype=int32)
     """
 
-    _stored_version = 2
+    _stored_version = 3
 
     def __init__(
         self, n_pages: int = 10_000, page_size: int = 512, *,
@@ -244,11 +243,35 @@ class KVCache(Stored):
                 state.refused(kv_append_many, status, (seq_ids, tokens, slots))
         return slots
 
+    def reserve(self, seq_id: int, n: int) -> Int64s:
+        """Append `n` tokens whose ids `set_tokens` brings later; return slots as `append`. O(n).
+
+        It commits nothing. Until an id is known, `tokens` gives -1 for it, and neither its page nor
+        any behind is found by prefix, even when `commit` has declared it computed.
+        """
+        return operations.reserve(self._cache_state, seq_id, n)
+
+    def set_tokens(self, seq_id: int, start: int, tokens: ArrayLike) -> None:
+        """Name the tokens ``start .. start + n`` of a sequence. O(n).
+
+        Full pages that `commit` has declared become shareable as far as all ids are known now. Of
+        sequences that were forked only this one is changed: a page that others hold is copied, as
+        by `append`. Those tokens whose id is known must have it; ValueError else. CapacityError.
+
+        >>> cache = KVCache(n_pages=4, page_size=2)
+        >>> cache.attach(1, [5]), cache.reserve(1, 2), cache.commit(1, 3), cache.match([5, 6])
+        (0, array([1, 2]), None, 0)
+        >>> cache.set_tokens(1, 1, [6])
+        >>> cache.tokens(1), cache.match([5, 6, 7])
+        (array([ 5,  6, -1], dtype=int32), 2)
+        """
+        operations.set_tokens(self._cache_state, seq_id, start, tokens)
+
     def commit(self, seq_id: int, n_tokens: int) -> None:
         """Declare that the K/V of the first `n_tokens` is computed. O(new tokens).
 
-        Full pages up to there become shareable. The sequence's page table does not change: where an
-        equal page is cached already, this sequence keeps its own copy as a private page.
+        Full pages of known tokens become shareable up to there. The sequence's page table does not
+        change: where an equal page is cached already, this sequence keeps its private copy.
         """
         seq_id = validation.natural(seq_id, "seq_id")
         n_tokens = validation.natural(n_tokens, "n_tokens")
@@ -269,10 +292,7 @@ class KVCache(Stored):
 
     def fork(self, seq_id: int, new_seq_id: int) -> None:
         """Start a sequence equal to another, sharing every page until one writes. O(pages)."""
-        seq_id = validation.natural(seq_id, "seq_id")
-        new_seq_id = validation.natural(new_seq_id, "new_seq_id")
-        with self._cache_state.lock:
-            self._cache_state.run(k.kv_fork, seq_id, new_seq_id)
+        operations.fork(self._cache_state, seq_id, new_seq_id)
 
     def reorder(self, seq_ids: ArrayLike, parents: ArrayLike) -> None:
         """Let sequence ``seq_ids[i]`` continue ``parents[i]``, all or none: a step of beam search.
@@ -281,11 +301,7 @@ class KVCache(Stored):
         order and as often as wanted, and its pages are shared until one writes. What nobody
         continues is dropped as by `detach`. O(pages log pages).
         """
-        seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
-        parents = validation.for_kernel(parents, "parents", INT64)
-        validation.same_length("parents", parents, "seq_ids", seq_ids)
-        with self._cache_state.lock:
-            self._cache_state.run(kv_reorder, seq_ids, parents)
+        operations.reorder(self._cache_state, seq_ids, parents)
 
     def truncate(self, seq_id: int, n_tokens: int) -> None:
         """Keep only the first `n_tokens`, as when speculated tokens are rejected. O(pages dropped).
@@ -306,9 +322,7 @@ class KVCache(Stored):
         Empty for a cache that holds the tensors itself. No source page is reused before its copy
         was taken.
         """
-        with self._cache_state.lock:
-            self._cache_state.ready()
-            return Moves(*self._cache_state.take_copies())
+        return operations.pending_copies(self._cache_state)
 
     def compact(self) -> Moves:
         """Move the pages in use to the lowest ids and rename them everywhere. O(n_pages).
@@ -321,7 +335,7 @@ class KVCache(Stored):
     # ---- reading sequences ------------------------------------------------------------------
 
     def tokens(self, seq_id: int) -> Int32s:
-        """Return a sequence's tokens as int32[length]. O(length)."""
+        """Return a sequence's tokens as int32[length], -1 where one is unknown. O(length)."""
         return page_tables.tokens(self._cache_state, seq_id)
 
     def length(self, seq_id: int) -> int:
@@ -341,29 +355,23 @@ class KVCache(Stored):
     ) -> Int32s:
         """Page table of sequences int64[B] as int32[B, max_pages], vLLM's layout. O(B * width).
 
-        Parameters
-        ----------
-        pad : int
-            Fills each row behind the pages of its sequence.
-        out : int32[>= B, >= max_pages], optional
-            Buffer to fill; the result is a view of its first B rows, at its full width.
+        `pad` stands behind the pages of each sequence. `out` is a buffer int32[>= B, >= max_pages]
+        to fill, its rows behind B with `pad`; the result is a view of its first B rows.
         """
         return page_tables.block_table(self._cache_state, seq_ids, pad, out)
 
     def slot_mapping(
         self, seq_ids: ArrayLike, start: ArrayLike, stop: ArrayLike, *,
-        out: Int64s | None = None,
-    ) -> Int64s:  # fmt: skip
-        """Slots int64[n] of tokens ``start .. stop`` of each sequence, end to end, vLLM's layout.
-
-        A slot is page * page_size + offset. O(n).
+        out: Int64s | Int32s | None = None,
+    ) -> Int64s | Int32s:  # fmt: skip
+        """Slots int64[n] of tokens ``start .. stop`` of each sequence, end to end. O(n).
 
         Parameters
         ----------
         seq_ids : int64[B]
         start, stop : int or int64[B]
             Token positions, one pair for all or one per sequence.
-        out : int64[>= n], optional
+        out : int64[>= n] or int32[>= n], optional
             Buffer to fill; the result is a view of its beginning.
         """
         return page_tables.slot_mapping(self._cache_state, seq_ids, start, stop, out)
@@ -379,20 +387,15 @@ class KVCache(Stored):
 
         The pin covers the pages that are cached now, perhaps none.
         """
-        with self._cache_state.lock:
-            pages = operations.match(self._cache_state, tokens, salt, extra)
-            return self._pins.add(self._cache_state, pages)
+        return operations.pin(self._cache_state, self._pins, tokens, salt, extra)
 
     def unpin(self, handle: int) -> None:
         """Let the pages of a pin be evicted again. O(pages). KeyError for an unknown handle."""
-        with self._cache_state.lock:
-            self._pins.remove(self._cache_state, handle)
+        operations.unpin(self._cache_state, self._pins, handle)
 
     def evict(self, n_pages: int) -> int:
         """Evict up to `n_pages` cached pages not in use; return how many. O(n log pages)."""
-        n_pages = validation.natural(n_pages, "n_pages")
-        with self._cache_state.lock:
-            return self._cache_state.run(k.kv_evict, n_pages)
+        return operations.evict(self._cache_state, n_pages)
 
     def reset(self) -> int:
         """Forget every cached prefix, as for new weights; return how many pages became free.
@@ -421,10 +424,7 @@ class KVCache(Stored):
         Cached pages of the tenant above the limit are evicted at once; pages in use stay, but no
         more are given. ``None`` lifts the limit.
         """
-        n = -1 if n_pages is None else validation.integer(n_pages, "n_pages", low=0, high=INT32_MAX)
-        state = self._cache_state
-        with state.lock:
-            state.run(k.kv_quota, state.domain(salt), min(n, self.n_pages))
+        operations.set_quota(self._cache_state, salt, n_pages)
 
     def prefix_digests(
         self, tokens: ArrayLike, *, salt: Salt = 0, extra: Extra | None = None

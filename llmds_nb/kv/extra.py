@@ -17,6 +17,7 @@ import numpy as np
 from .._core import validation
 from .._core.typing import Int32s
 from .._core.validation import shown
+from .kernels.state import UNKNOWN_TOKEN
 from .salts import Salt, check_salt, salt_bytes, salt_from_json, salt_to_json
 
 Extra: TypeAlias = Sequence[tuple[int, int, Salt]]  # as a user gives it
@@ -117,7 +118,8 @@ class ExtraKeys:
 
     def keep(self, first_tokens: Int32s, numbers_of_ranges: Any) -> None:
         """Forget all numbers but those in the first tokens of pages, and in sequences."""
-        self.symbols.keep(np.unique(-first_tokens[first_tokens < 0]).tolist())
+        symbols = first_tokens[(first_tokens < 0) & (first_tokens != UNKNOWN_TOKEN)]
+        self.symbols.keep(np.unique(-symbols).tolist())
         self.ranges.keep(np.unique(numbers_of_ranges[numbers_of_ranges > 0]).tolist())
 
     def put(self, tokens: Int32s, ranges: Ranges, position: int = 0) -> None:
@@ -141,7 +143,8 @@ class ExtraKeys:
     def take_out(self, tokens: Int32s, step: int) -> None:
         """Put tokens back in place of the symbols at tokens[::step]."""
         if self.symbols.values:
-            for at in np.flatnonzero(tokens[::step] < 0) * step:
+            firsts = tokens[::step]
+            for at in np.flatnonzero((firsts < 0) & (firsts != UNKNOWN_TOKEN)) * step:
                 tokens[at] = self.symbols.values[-int(tokens[at])][0]
 
     def parts_of(self, token: int) -> Ranges:

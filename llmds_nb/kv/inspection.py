@@ -239,13 +239,18 @@ def _check_sequences(kv, hot, live, blocks):
     length, n_pages = hot[:, s.LENGTH], live[:, s.N_PAGES]
     hold((n_pages == -(-length // size)) & (n_pages <= 1 << live[:, s.TABLE_CLASS]), "N_PAGES")
     chained, committed = live[:, s.N_CHAINED], hot[:, s.COMMITTED]
-    hold((chained >= 0) & (chained * size <= committed) & (committed <= length), "COMMITTED")
+    unknown = live[:, s.FIRST_UNKNOWN]
+    known = np.where(unknown > 0, unknown - 1, length)
+    hold(
+        (chained >= 0) & (chained * size <= np.minimum(committed, known)) & (committed <= length),
+        "COMMITTED",
+    )
     tail, used = hot[:, s.TAIL_PAGE], length % size
     last = np.array([pages[-1] if len(pages) else ABSENT for pages in blocks], np.int64)
     hold(tail == last, "TAIL_PAGE")
     free, outdated = hot[:, s.TAIL_FREE], live[:, s.OUTDATED] != 0
     own = (kv.page[tail, s.STATE] == s.PRIVATE) & (kv.page[tail, s.REF] == 1) & (used > 0)
-    entered = (chained == length // size) | outdated | (kv.meta[s.SHARING] == 0)
+    entered = (chained == known // size) | outdated | (kv.meta[s.SHARING] == 0)
     hold((free == 0) | ((free == size - used) & own & entered), "TAIL_FREE")
 
     pages: Int32s = np.concatenate([np.zeros(0, np.int32), *blocks])
@@ -257,6 +262,12 @@ def _check_sequences(kv, hot, live, blocks):
     hold(~(cached & outdated[owner]), "a cached page, though it is older than the reset,", owners)
     hold(state != s.FREE, "a free page", owners)
     hold(kv.page[pages, s.DOMAIN] == live[owner, s.SEQ_DOMAIN], "DOMAIN of a page", owners)
+    places = place[:, None] * size + np.arange(size)
+    is_unknown = (kv.tokens[pages] == s.UNKNOWN_TOKEN) & (places < length[owner, None])
+    hold(~(cached & is_unknown.any(axis=1)), "a cached page with an unknown token", owners)
+    first = np.full(len(ids), kv.tokens.size + 1)
+    np.minimum.at(first, owner, np.where(is_unknown, places + 1, kv.tokens.size + 1).min(axis=1))
+    hold(np.where(first > kv.tokens.size, 0, first) == unknown, "FIRST_UNKNOWN")
     # A cached page stands where the prefix that it is cached under ends.
     hold(~cached | (kv.page[pages, s.DEPTH] == place), "DEPTH of a page", owners)
     inner = np.flatnonzero(cached & (place > 0))
@@ -279,7 +290,7 @@ def _check_ghosts(kv):
 def _check_keys(state, live):
     kv, extras = state.arrays, state.extras
     tokens = kv.tokens[kv.page[:, s.STATE] != s.FREE]
-    symbols = tokens[tokens[:, 0] < 0, 0]
+    symbols = tokens[(tokens[:, 0] < 0) & (tokens[:, 0] != s.UNKNOWN_TOKEN), 0]
     assert all(-symbol in extras.symbols.values for symbol in symbols.tolist()), "a key is unknown"
     for number, stop in live[live[:, s.EXTRA] != 0][:, [s.EXTRA, s.EXTRA_STOP]].tolist():
         assert number in extras.ranges.values, "the ranges of a sequence are unknown"

@@ -19,9 +19,11 @@ from .kernels import operations as k, state as s
 from .kernels.append import kv_append, kv_append_many
 from .kernels.attach import kv_attach_many, kv_match
 from .kernels.events import N_EVENTS, N_LOST
+from .kernels.reorder import kv_reorder
+from .kernels.unknown_tokens import kv_reserve, kv_set_tokens
 from .pins import Pins
 from .salts import Salt, check_salt, check_salts, salt_bytes
-from .state import CacheState
+from .state import CacheState, pages_lack
 from .tensors import DueRows
 
 
@@ -149,6 +151,42 @@ def append(state: CacheState, seq_id, tokens, kv) -> Int64s:
     return slots
 
 
+def reserve(state: CacheState, seq_id, n) -> Int64s:
+    """See `KVCache.reserve`."""
+    seq_id = validation.natural(seq_id, "seq_id")
+    n = validation.natural(n, "n")
+    with state.lock:
+        state.ready()
+        length, meta, size = state.length(seq_id), state.arrays.meta, state.settings.page_size
+        pages = -(-(length + n) // size) - -(-length // size)
+        if pages > state.settings.n_pages:  # before `slots` of such a length are made
+            raise pages_lack(pages - int(meta[s.N_FREE] + meta[s.N_EVICTABLE]))
+        slots = np.empty(n, np.int64)
+        state.run(kv_reserve, seq_id, slots)
+    return slots
+
+
+def set_tokens(state: CacheState, seq_id, start, tokens) -> None:
+    """See `KVCache.set_tokens`."""
+    seq_id = validation.natural(seq_id, "seq_id")
+    start = validation.natural(start, "start")
+    tokens = validation.token_ids(tokens)
+    stop = start + len(tokens)
+    with state.lock:
+        state.ready()
+        row, length = state.find(seq_id), state.length(seq_id)
+        if stop > length:
+            raise ValueError(f"tokens {start} to {stop} of a sequence of {length} tokens")
+        known = page_tables.stored_tokens(state, row, start, stop)
+        other = np.flatnonzero((known >= 0) & (known != tokens))
+        if len(other):
+            i = other[0]
+            raise ValueError(
+                f"token {start + i} of sequence {seq_id} is {known[i]} already, not {tokens[i]}"
+            )
+        state.run(kv_set_tokens, seq_id, tokens, start)
+
+
 def append_many(state: CacheState, seq_ids, tokens) -> Int64s:
     """See `KVCache.append_many`, which calls this for what is not the usual case."""
     seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
@@ -173,6 +211,56 @@ def write(state: CacheState, seq_id, start, kv) -> None:
         tensors.due = DueRows(seq_id, length, start, rows)
         state.write_due()
         state.notify()
+
+
+def fork(state: CacheState, seq_id, new_seq_id) -> None:
+    """See `KVCache.fork`."""
+    seq_id = validation.natural(seq_id, "seq_id")
+    new_seq_id = validation.natural(new_seq_id, "new_seq_id")
+    with state.lock:
+        state.run(k.kv_fork, seq_id, new_seq_id)
+
+
+def reorder(state: CacheState, seq_ids, parents) -> None:
+    """See `KVCache.reorder`."""
+    seq_ids = validation.for_kernel(seq_ids, "seq_ids", INT64)
+    parents = validation.for_kernel(parents, "parents", INT64)
+    validation.same_length("parents", parents, "seq_ids", seq_ids)
+    with state.lock:
+        state.run(kv_reorder, seq_ids, parents)
+
+
+def evict(state: CacheState, n_pages) -> int:
+    """See `KVCache.evict`."""
+    n_pages = validation.natural(n_pages, "n_pages")
+    with state.lock:
+        return state.run(k.kv_evict, n_pages)
+
+
+def set_quota(state: CacheState, salt, n_pages) -> None:
+    """See `KVCache.set_quota`."""
+    n = -1 if n_pages is None else validation.integer(n_pages, "n_pages", low=0, high=INT32_MAX)
+    with state.lock:
+        state.run(k.kv_quota, state.domain(salt), min(n, state.settings.n_pages))
+
+
+def pin(state: CacheState, pins: Pins, tokens, salt, extra) -> int:
+    """See `KVCache.pin`."""
+    with state.lock:
+        return pins.add(state, match(state, tokens, salt, extra))
+
+
+def unpin(state: CacheState, pins: Pins, handle) -> None:
+    """See `KVCache.unpin`."""
+    with state.lock:
+        pins.remove(state, handle)
+
+
+def pending_copies(state: CacheState) -> Moves:
+    """See `KVCache.pending_copies`."""
+    with state.lock:
+        state.ready()
+        return Moves(*state.take_copies())
 
 
 def get(state: CacheState, seq_id) -> npt.NDArray:

@@ -1,14 +1,14 @@
 """Page tables and slot mappings of a KVCache, in the layouts that attention kernels read."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._core import validation
-from .._core.typing import Int32s, Int64s
+from .._core.typing import Int32s
 from ..primitives.status import ABSENT
 from .kernels import page_tables as k
-from .kernels.state import LENGTH
+from .kernels.state import FIRST_UNKNOWN, LENGTH, UNKNOWN_TOKEN
 from .state import CacheState
 
 
@@ -56,12 +56,11 @@ def block_table(state: CacheState, seq_ids, pad, out) -> Int32s:
             if out.shape[0] < n or out.shape[1] < width or not out.flags.carray:
                 least = f"at least [{n}, {width}], not {list(out.shape)}"
                 raise ValueError(f"out must be C-contiguous, writable and {least}")
-            out = out[:n]
         k.table_dense(state.handle.address, rows, pad, out)
-    return out
+    return out[:n]
 
 
-def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> Int64s:
+def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> Any:
     """See `KVCache.slot_mapping`."""
     with state.lock:
         rows, _ = _find_many(state, seq_ids)
@@ -72,7 +71,9 @@ def slot_mapping(state: CacheState, seq_ids, start, stop, out) -> Int64s:
             i = -1 - n
             length = state.arrays.seq_hot[rows[i], LENGTH]
             raise ValueError(f"tokens {start[i]} to {stop[i]} of a sequence of {length} tokens")
-        out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64)
+        out = np.empty(n, np.int64) if out is None else _buffer(out, "out", n, np.int64, np.int32)
+        if out.dtype == np.int32 and state.arrays.tokens.size > validation.INT32_MAX + 1:
+            raise ValueError(f"out must be int64: there are {state.arrays.tokens.size} slots")
         k.table_slots(state.handle.address, rows, start, stop, out)
     return out
 
@@ -81,9 +82,17 @@ def tokens(state: CacheState, seq_id) -> Int32s:
     """See `KVCache.tokens`."""
     with state.lock:
         row = state.find(seq_id)
-        out = np.empty(state.arrays.seq_hot[row, LENGTH], np.int32)
-        k.table_tokens(state.handle.address, row, out)
-        state.extras.take_out(out, state.settings.page_size)
+        return stored_tokens(state, row, 0, int(state.arrays.seq_hot[row, LENGTH]))
+
+
+def stored_tokens(state: CacheState, row: int, start: int, stop: int) -> Int32s:
+    """The tokens start .. stop of a sequence, -1 where they are unknown. O(stop - start)."""
+    out = np.empty(stop - start, np.int32)
+    k.table_tokens(state.handle.address, row, start, out)
+    page_size = state.settings.page_size
+    state.extras.take_out(out[-start % page_size :], page_size)
+    if state.arrays.seq_cold[row, FIRST_UNKNOWN]:
+        out[out == UNKNOWN_TOKEN] = -1
     return out
 
 
@@ -97,9 +106,10 @@ def _find_many(state, seq_ids):
     return rows, state.sizes.tolist()
 
 
-def _buffer(array, name, size, dtype):
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
-        raise TypeError(f"{name} must be a one-dimensional {np.dtype(dtype)} array")
+def _buffer(array, name, size, *dtypes):
+    if not isinstance(array, np.ndarray) or array.dtype not in dtypes or array.ndim != 1:
+        kinds = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise TypeError(f"{name} must be a one-dimensional {kinds} array")
     if len(array) < size or not array.flags.c_contiguous or not array.flags.writeable:
         least = f"{size} or more entries, not {len(array)}"
         raise ValueError(f"{name} must be contiguous, writable and of {least}")

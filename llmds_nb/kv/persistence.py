@@ -137,8 +137,10 @@ def _state_arrays(settings, arrays):
             continue
         name = _FILE_NAMES.get(field, field)
         array = like[:1] if field == "events" and name not in arrays else arrays[name]
-        if field == "seq_cold" and array.shape[1:] == (s.OUTDATED,):  # version 1
-            array = np.pad(array, ((0, 0), (0, s.SEQ_COLD_COLUMNS - s.OUTDATED)))
+        if field == "seq_cold" and array.shape[1:] in ((s.OUTDATED,), (s.FIRST_UNKNOWN,)):
+            array = np.pad(
+                array, ((0, 0), (0, s.SEQ_COLD_COLUMNS - array.shape[1]))
+            )  # versions 1, 2
         fixed = field in ("page", "tokens", "meta")
         same = array.shape == like.shape if fixed else array.shape[1:] == like.shape[1:]
         if array.dtype != like.dtype or not same:

@@ -140,7 +140,9 @@ def _check_pages(kv, domains):
     start = int(kv.meta[s.PREFIX_TABLE])
     table = kv.arena[start : start + int(kv.meta[s.PREFIX_MASK]) + 1]
     _within(table, 0, n_pages, "an entry of the prefix table in array 'pool'")
-    _within(kv.tokens[:, 1:], 0, s.INT32_MAX, "a token in array 'tok'")
+    inner = kv.tokens[:, 1:]
+    if ((inner < 0) & (inner != s.UNKNOWN_TOKEN)).any():
+        raise CorruptFileError("a token in array 'tok' is below 0")
     if kv.meta[s.POLICY] == ev.PATH_LRFU:
         key = own[:, s.KEY : s.KEY + 2].copy().view("<i8")[:, 0]
         # A weight is a logarithm: of so many requests, each of less than 2**32, it is no more.
@@ -209,6 +211,7 @@ def _check_sequences(kv, live, domains):
         "OUTDATED": (0, 1),
         "EXTRA": (0, s.INT32_MAX),
         "EXTRA_STOP": (0, 2**63 - 1),
+        "FIRST_UNKNOWN": (0, kv.tokens.size),
     }
     for name, (low, high) in limits.items():
         _within(cold[live, getattr(s, name)], low, high, f"{name} in array 'seq'")

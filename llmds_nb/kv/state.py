@@ -29,6 +29,7 @@ from .kernels.eviction_heap import ENTRY
 from .kernels.ghost_entries import WAYS
 from .kernels.pages import kv_pending_clear
 from .kernels.reorder import kv_reorder
+from .kernels.unknown_tokens import kv_set_tokens
 from .salts import Salt, check_salt, salt_root
 from .settings import CacheSettings
 from .tensors import Tensors
@@ -130,12 +131,7 @@ class CacheState:
             return status
         value = int(self.arrays.meta[s.MISSING])
         if status == st.FULL:
-            error = CapacityError(
-                "pages lack for this call, in the cache or in the quota of its salt (`missing` of "
-                "this error says how many)"
-            )
-            error.missing = value
-            raise error
+            raise pages_lack(value)
         if status == ABSENT:
             raise KeyError(f"no sequence has id {value}")
         if status == st.PRESENT:
@@ -163,22 +159,26 @@ class CacheState:
             self.extras.keep(firsts, arrays.seq_cold[live, s.EXTRA])
 
     def _with_keys(self, kernel, args) -> Int32s:
-        """The tokens of an append, with the keys of the pages that they begin."""
+        """The tokens of an append or a naming, with the keys of the pages that they begin."""
         self.forget_keys()
         tokens = args[1].copy()
         if kernel is kv_append:
             self._put_keys(args[0], tokens)
+        elif kernel is kv_set_tokens:
+            self._put_keys(args[0], tokens, args[2])
         else:
             for i, seq_id in enumerate(args[0].tolist()):
                 self._put_keys(seq_id, tokens[i : i + 1])
         return tokens
 
-    def _put_keys(self, seq_id, tokens):
+    def _put_keys(self, seq_id, tokens, start=None):
+        """Put the keys into tokens that are at `start` of a sequence, or at its end."""
         row, arrays = self.find(seq_id), self.arrays
         number = int(arrays.seq_cold[row, s.EXTRA])
         if number:
             ranges = self.extras.ranges.values[number]
-            self.extras.put(tokens, ranges, int(arrays.seq_hot[row, s.LENGTH]))
+            start = int(arrays.seq_hot[row, s.LENGTH]) if start is None else start
+            self.extras.put(tokens, ranges, start)
 
     def logged(self) -> Int32s:
         """The rows of the events in the log."""
@@ -337,6 +337,16 @@ class CacheState:
         more[:, s.DOMAIN_UNSET] = ABSENT
         self.handle.replace(arrays._replace(domain=np.concatenate([dom, more])))
         self.domains, self._free_domains = domains, free
+
+
+def pages_lack(missing: int) -> CapacityError:
+    """The error of a call for which so many pages are missing."""
+    error = CapacityError(
+        "pages lack for this call, in the cache or in the quota of its salt (`missing` of "
+        "this error says how many)"
+    )
+    error.missing = missing
+    return error
 
 
 def empty_arrays(settings: CacheSettings) -> Any:

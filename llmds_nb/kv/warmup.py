@@ -22,11 +22,14 @@ def drive_kernels(cache_class: Any) -> None:
         cache.unpin(cache.pin(tokens))
         if rows is not None:
             cache.write(0, 2, rows[:1])
+        cache.reserve(0, 1)
+        cache.set_tokens(0, cache.length(0) - 1, [1])
         cache.truncate(1, 2)
         cache.tokens(1)
         cache.page_table([0, 1])
         cache.block_table([0, 1])
-        cache.slot_mapping([0, 1], 0, 1)
+        for dtype in (np.int32, np.int64):
+            cache.slot_mapping([0, 1], 0, 1, out=np.empty(2, dtype))
         cache.detach([0, 1])
         cache.set_quota(0, 4)
         cache.evict(1)

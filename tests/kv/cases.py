@@ -36,6 +36,8 @@ def _cache(**settings):
         cache.pin(tokens, salt="a")
     cache.set_quota("q", 5)
     cache.attach(5, [1, 2, 3], salt="q")
+    cache.reserve(5, 1)
+    cache.fork(5, 6)
     for salt in range(1, 14):  # with those above all rows for salts are taken
         cache.set_quota(salt, 3)
     return cache
@@ -75,7 +77,10 @@ MUTATIONS = {
     "append": lambda c: c.append(1, [7, 8, 9, 10], _rows(c, 4)),
     "append with extra": lambda c: c.append(3, [7, 8, 9, 10], _rows(c, 4)),
     "append_many": lambda c: c.append_many([1, 2, 3, 5], [4, 4, 4, 4]),
-    "commit": lambda c: c.commit(5, 3),
+    "reserve": lambda c: c.reserve(1, 4),
+    "reserve with extra": lambda c: c.reserve(3, 4),
+    "set_tokens": lambda c: c.set_tokens(5, 3, [4]),
+    "commit": lambda c: c.commit(5, 4),
     "fork": lambda c: c.fork(3, 8),
     "reorder": lambda c: c.reorder([1, 2, 3, 5], [3, 1, 5, 5]),
     "truncate": lambda c: c.truncate(1, 3),

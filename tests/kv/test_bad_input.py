@@ -125,7 +125,8 @@ DENSE = [  # for sequences 1 and 2: 2 by 3
 ]
 SLOTS = [  # for sequences 1 and 2: 4 slots
     (5, TypeError, "int64"),
-    (int32(9), TypeError, "int64"),
+    (np.zeros(9), TypeError, "int64 or int32"),
+    (int32(3), ValueError, "4 or more entries, not 3"),
     (np.zeros(3, np.int64), ValueError, "4 or more entries, not 3"),
     (np.zeros((2, 2), np.int64), TypeError, "one-dimensional"),
     (frozen(np.zeros(9, np.int64)), ValueError, "writable"),
@@ -202,6 +203,11 @@ BAD = sums(
     cases("append_many", [([1, 1], ValueError, "1"), ([2, 1, 2], ValueError, "2")], HERE, [1, 2]),
     cases("append_many", TOKENS, [1, 2], HERE),
     cases("append_many", [([1], ValueError, "1"), ([1, 2, 3], ValueError, "3")], [1, 2], HERE),
+    cases("reserve", ONE_ID + UNKNOWN, HERE, 0),
+    cases("reserve", COUNTS, 1, HERE),
+    cases("set_tokens", ONE_ID + UNKNOWN, HERE, 0, []),
+    cases("set_tokens", [*COUNTS, (9, ValueError, "9 to 11")], 1, HERE, [1, 2]),
+    cases("set_tokens", [*TOKENS, ([8], ValueError, "9 already, not 8")], 1, 8, HERE),
     cases("commit", ONE_ID + UNKNOWN, HERE, 0),
     cases("commit", [*COUNTS, (13, ValueError, "13")], 1, HERE),
     cases("truncate", ONE_ID + UNKNOWN, HERE, 0),

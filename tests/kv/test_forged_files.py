@@ -32,6 +32,7 @@ def _cache(eviction):
     cache.commit(5, 3)
     cache.detach(5)
     cache.attach(5, [2, 1], salt="q")
+    cache.reserve(5, 2)
     return cache
 
 
@@ -148,7 +149,7 @@ FIELDS = {
     "pins": [[], [[1, -1]], [[1, 2**40]], [[1, 1], [1, 1]], [["1", 2]], None],
     "next_pin": [0, -1, "5", None],
     "extra": [None, [], {"symbols": [], "ranges": []}, {"symbols": [[0, 1, []]], "ranges": []}],
-    "version": [0, 3, "2", None],
+    "version": [0, 4, "2", None],
 }
 
 

@@ -6,6 +6,8 @@ import pytest
 from llmds_nb import KVCache, PagedAllocator
 from llmds_nb.kv.kernels import eviction_policy as ev, state as s
 
+from .test_stateful import tighten
+
 MOST = 2**31 - 1
 
 
@@ -179,3 +181,17 @@ def test_a_million_salts_extra_keys_and_pins_leave_nothing(many, eviction):
     cache.check()
     assert sizes[-1][0] == sizes[1][0] <= 2 * sizes[0][0]
     assert max(n for _, n in sizes) < 12_000
+
+
+@pytest.mark.parametrize("n_pages", [4, 8, 16])
+def test_a_copy_of_the_last_page_takes_no_larger_block_table(n_pages):
+    """The table of so many pages is full."""
+    cache = KVCache(200, 2)
+    cache.attach(0, np.arange(2 * n_pages - 1))
+    for copy in range(1, 5):
+        cache.fork(0, copy)
+    tighten(cache)
+    top = cache._cache_state.arrays.meta[s.ARENA_TOP]
+    cache.append_many(np.arange(5), np.arange(5))
+    cache.check()
+    assert cache._cache_state.arrays.meta[s.ARENA_TOP] == top

@@ -39,6 +39,40 @@ ANSWERS = [  # of that release
     [8, 9],
 ]
 
+# By the release before version 3: KVCache(8, 2, key=b"k", max_events=4) with three sequences,
+# of which one has extra keys and one is a fork.
+FILE_2 = """
+eNrtm8uP20Qcx5N4H11ehT6glFcwr7KY1uO3A7SHggBx5SU2wfImTjdsHtvYWe2y5AC0iAuifwBHDpUqqlbqoVQVEkLaM0hAj1Tq
+FYRACA5VW2bGNrhunCz721Ihfl8p8no8n+9vfr+ZWLFHu2M8x7UiOk7LC9yaG7iOI5ZWxGazVfOd9qxYEokoiX7Q7VWDXtej5y+9
+ut+tznm0dc5za16XNq2UxVqn5TbaflksFWdmymKjLErFsqjK7ChXpCJt88M2g7AjqVTYSS1YXvAYVBbrzY4bECPs5C02qkGj0w4v
+Nbu9qHkp6LqsjUbsuu0DXhSQ0AAzilS0Wac4jm3UDGKYhl4WK5UwnL/cmu00/4aUiNOyOdoj7MA7GkMC9FnjvLccjtmYDXvNLzr+
+nBsm2e41m6yt5S453qLXDvhIePC2s+BG6Vj8nKbqLDR4AQhrYJcdv/E2N1J4S1xvntpC16s3llisbqN9gLXTOfPYlUWv60elVPp0
+2ujkVef9Xsv/a+Z4EM0gimrZth3WPx6dYsrENm2aKGuf6wSsUTVNSzVti6g8Hbp0QgtbNWSdEDkeMO9ryJZqWaatJwcddul0mhyU
+bdvSdd3krb53kAcmumrrhsrLE3TmuZes6EShgXkivuc2aQ6Wohm2bGq62JdYNmz98nVFr71oaKwjmwCxNENzIKRCO7F13qnXfS+g
+RZiRJaLJFp0/ll42bWiSdS3MUEnXZY3xrBLDDK7FGSkZMjEYTjMfGp4MMGCsRFRi8QGE83aViaokTAZ7cJyaRFVgM5dtYUmKMsiC
+1YFohCjcgk5ztoU8qIyUTPB0ZWTzRJGzLSw7tKBLZmgSAwwYygxMOhv9YrH42/Mvb/24NPvZxN5PDr9x5MIFIXe1rkTKp85zI/RL
+/duftOnDr+TPrD5beO+ddiHDt7BGXyG3NqV9RvmuNR/0RV/0Rd/r5Rv9TM2NRcf4vpjP4E+krgup49iI8Z5Kxfmn/OlUHmO59Snm
+x4H8BJCfBPKbgPwUkL8JyN8M5G8B8rcC+duA/GYgfzuQvwPIbwHyW4H8NiC/HcjfCeTvAvI7gPzdQH4nkL8HyN8L5O8D8vcD+QeA
+fBHIPwjkRSD/EJB/GMg/AuQfBfKPAfldQP5xID8N5J8A8hKQfxLI7wbye4C8DOQJkFeAvArkNSCvA3kDyJtA3gLyNpAvAfmngPzT
+QP4ZIL8XyO8D8mt9T5CWMOI8l/F8fjb1/F7I4CbWmU8+9V4i/n0TPyfF97vJ1Hmsg8fe+v7Xo1+cG9tdXz1/6dDm5777uf5D+ZvX
+tx3f/9r0xRdOZtXv/yZhxPyNeg80SjE3lbFe8hlHIbcx+rfjoVAoFAqFQqFQKBQKhUKhUCgUCoVCoVA3Uhu177U69VXF/WPP+0eO
+npp88+yPxwf1GbT3dvLD/sUTn3+96/QhXztvntmZ9knuUQoJ9suPPv3gXWHLuU1XJtrHqr9vz4rHPmzv73K0p5zPGFPy7+QedHo8
+ybEXhtQjuRcfx036pvPOp/oKa/DNpcY7bH4K0edSql8y5/yQOqTrndxXZdfHM+q63vHGmtjgOsSavE6+Wf2gvjdSbI7HhnxvUKhh
+St4rhdRaEnKj/9cHhUKhUCgUCoVCoVAo1H/j+T9+j3s59V60MIL9E37mtEw=
+"""
+ANSWERS_2 = [
+    [0, 1, 2, 3, 4],
+    [0, 1, 2],
+    [0, 1, 2],
+    [0, 1, 2, 3, 4, 3, 4],
+    [8, 3, 5, 3, 0],
+    [2, 4],
+    ["stored", "stored", "stored"],
+    [5, 10],
+    [13, 9],
+    [8, 1, 7, 3, 0],
+]
+
 
 def answers(cache):
     prompts = [[i, 1, 2, 3] for i in range(3)]
@@ -63,4 +97,23 @@ def test_a_file_of_version_1_answers_the_same(tmp_path):
     assert cache.attach(5, [2, 1, 2], extra=[(0, 1, "image")]) == 0
     cache.reset()
     assert cache.match([0, 1]) == 0
+    cache.check()
+
+
+def more_answers(cache):
+    extra = [(2, 9, "image")]
+    found = [cache.tokens(i).tolist() for i in range(3)]
+    found += [cache.page_table([0, 1, 2]).indices.tolist(), list(cache.stats()[:5])]
+    found += [[cache.match([0, 1, 2, 3, 5]), cache.match([0, 1, 2, 3, 5], extra=extra)]]
+    found += [[event.kind for event in cache.events()], cache.append(0, [4, 5]).tolist()]
+    return [*found, cache.append_many([1, 2], [6, 6]).tolist(), list(cache.stats()[:5])]
+
+
+def test_a_file_of_version_2_answers_the_same():
+    data = zlib.decompress(base64.b64decode(FILE_2))
+    assert more_answers(KVCache.from_bytes(data)) == ANSWERS_2
+    cache = KVCache.from_bytes(data)
+    assert more_answers(KVCache.from_bytes(cache.to_bytes())) == ANSWERS_2
+    cache.set_tokens(0, 5, cache.reserve(0, 1)[:0])
+    assert cache.tokens(0).tolist() == [0, 1, 2, 3, 4, -1]
     cache.check()

@@ -65,7 +65,10 @@ def test_page_tables_are_what_plain_python_makes_of_the_slots(ids, buffers):
     if buffers:
         assert all(np.shares_memory(a, b) for a, b in zip(csr, out, strict=True) if a.size)
         assert not len(ids) or np.shares_memory(dense, dense_out)
-        assert (dense_out[len(ids) :] == 77).all() and (slot_out[len(mapped) :] == 77).all()
+        assert (dense_out[len(ids) :] == -7).all() and (slot_out[len(mapped) :] == 77).all()
+    short = np.full(500, 77, np.int32)
+    assert cache.slot_mapping(ids, starts, stops, out=short).tolist() == mapped.tolist()
+    assert (short[len(mapped) :] == 77).all()
     assert cache.block_table(ids).tolist() == [p + [-1] * (width - len(p)) for p in pages]
 
 

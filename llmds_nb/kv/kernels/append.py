@@ -63,11 +63,12 @@ def _tokens_fill(kv, seq, tokens, slots):
     kv.seq_hot[seq, s.LENGTH] = length + tokens.size
 
 
-@kernel(separate=int64(s.KV, s.INT64S, s.INT64S, int64, s.INT32S, s.INT64S))
-def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
+@kernel(separate=int64(s.KV, s.INT64S, s.INT64S, int64, s.INT32S, s.INT64S, int64))
+def tokens_append(kv, seqs, first, n_tokens, tokens, slots, commits):
     """Append n_tokens >= 1 tokens to each of the distinct seqs int64[m], all or none. O(tokens).
 
-    Those of seqs[j] begin at tokens[first[j]], their slots at slots[first[j]].
+    Those of seqs[j] begin at tokens[first[j]], their slots at slots[first[j]]. Those before them
+    are committed unless `commits` is 0. FIRST_UNKNOWN is left to the caller.
     """
     m, size = seqs.size, kv.tokens.shape[1]
     scratch = np.empty((3, m), np.int64)
@@ -84,8 +85,10 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
         copies += copy[j]
         if n_pages > (1 << kv.seq_cold[seq, s.TABLE_CLASS]):
             entries += 1 << chunk_class(n_pages)
-        unkeyed |= need[j] > copy[j] and (
-            kv.seq_cold[seq, s.N_PAGES] * size < kv.seq_cold[seq, s.EXTRA_STOP]
+        unkeyed |= (
+            need[j] > copy[j]
+            and kv.seq_cold[seq, s.N_PAGES] * size < kv.seq_cold[seq, s.EXTRA_STOP]
+            and tokens[first[j]] != s.UNKNOWN_TOKEN
         )
     if unkeyed and kv.extra.shape[0] == 0:
         status = UNKEYED
@@ -113,7 +116,8 @@ def _append_sequences(kv, seqs, first, n_tokens, tokens, slots):
         stop = first[j] + n_tokens
         _tokens_fill(kv, seq, tokens[first[j] : stop], slots[first[j] : stop])
     for j in range(m):
-        q.sequence_commit(kv, seqs[j], kv.seq_hot[seqs[j], s.LENGTH] - n_tokens)
+        if commits != 0:
+            q.sequence_commit(kv, seqs[j], kv.seq_hot[seqs[j], s.LENGTH] - n_tokens)
         q.tail_free_set(kv, seqs[j])
     return OK
 
@@ -132,7 +136,7 @@ def kv_append(handle, seq_id, tokens, slots):
         return BAD_TOKEN
     if tokens.size == 0:
         return OK
-    return _append_sequences(kv, np.array([seq]), np.array([0]), tokens.size, tokens, slots)
+    return tokens_append(kv, np.array([seq]), np.array([0]), tokens.size, tokens, slots, 1)
 
 
 @kernel(internal=True)
@@ -145,7 +149,7 @@ def _append_slow(kv, n, tokens, slots):
         if slots[i] < 0:
             slow[j], first[j] = kv.seq_hot[i, s.STEP_ORDER], i
             j += 1
-    return _append_sequences(kv, slow, first, 1, tokens, slots)
+    return tokens_append(kv, slow, first, 1, tokens, slots, 1)
 
 
 @kernel(noinline=True, borrow=True)
@@ -181,17 +185,13 @@ def _append_fast(handle, call, start, seq_ids, tokens, slots, committed):
 
 
 @kernel(separate=int64(int64, s.INT64S, s.INT32S, s.INT64S))
-def sequences_append(handle, seq_ids, tokens, slots):
-    """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
+def sequences_append_unchecked(handle, seq_ids, tokens, slots):
+    """As sequences_append, for tokens that are right or unknown, and arrays of one length. O(n).
 
-    The tokens before them count as committed. UNEVEN: seq_ids, tokens and slots differ in length.
+    Then hot[i, STEP_ORDER] is the row of seq_ids[i]; FIRST_UNKNOWN is left to the caller.
     """
     kv = s.state_at(handle)
     hot, meta, n = kv.seq_hot, kv.meta, seq_ids.size
-    if tokens.size != n or slots.size != n:
-        return UNEVEN
-    if not tokens_check(kv, tokens):
-        return BAD_TOKEN
     call = meta[s.CALLS] + 1
     meta[s.CALLS] = call
     committed = np.empty(n, np.int64)
@@ -220,6 +220,19 @@ def sequences_append(handle, seq_ids, tokens, slots):
                 hot[seq, s.TAIL_FREE] += 1
                 hot[seq, s.COMMITTED] = committed[i]
     return status
+
+
+@kernel(separate=int64(int64, s.INT64S, s.INT32S, s.INT64S))
+def sequences_append(handle, seq_ids, tokens, slots):
+    """Append tokens[i] to sequence seq_ids[i], all or none; slots int64[n]. O(n).
+
+    The tokens before them count as committed. UNEVEN: seq_ids, tokens and slots differ in length.
+    """
+    if tokens.size != seq_ids.size or slots.size != seq_ids.size:
+        return np.int64(UNEVEN)
+    if not tokens_check(s.state_at(handle), tokens):
+        return np.int64(BAD_TOKEN)
+    return sequences_append_unchecked(handle, seq_ids, tokens, slots)
 
 
 @kernel(accepts="int64, int64[::1], int32[::1], int64[::1]", borrow=True)

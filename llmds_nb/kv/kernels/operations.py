@@ -117,6 +117,8 @@ def kv_truncate(handle, seq_id, n_tokens):
     kv.seq_hot[seq, s.LENGTH] = n_tokens
     kv.seq_hot[seq, s.COMMITTED] = min(kv.seq_hot[seq, s.COMMITTED], n_tokens)
     kv.seq_cold[seq, s.PRIOR_PAGES] = min(kv.seq_cold[seq, s.PRIOR_PAGES], n_tokens // size)
+    if kv.seq_cold[seq, s.FIRST_UNKNOWN] > n_tokens:
+        kv.seq_cold[seq, s.FIRST_UNKNOWN] = 0
     blocks = q.block_table_get(kv, seq)
     kv.seq_hot[seq, s.TAIL_PAGE] = blocks[keep - 1] if keep > 0 else ABSENT
     q.chain_cut(kv, seq, n_tokens // size)

@@ -49,10 +49,12 @@ def table_csr(handle, seqs, indptr, indices, last_page_len):
 
 @kernel(borrow=True)
 def table_dense(handle, seqs, pad, out):
-    """vLLM's block table: out int32[n, width], filled up with `pad`. O(n * width)."""
+    """vLLM's block table: out int32[>= n, width], filled up with `pad`. O(rows * width)."""
     kv = s.state_at(handle)
-    for i in range(seqs.size):
-        n_pages, offset = kv.seq_cold[seqs[i], s.N_PAGES], kv.seq_hot[seqs[i], s.BLOCK_TABLE]
+    for i in range(out.shape[0]):
+        n_pages, offset = 0, 0
+        if i < seqs.size:
+            n_pages, offset = kv.seq_cold[seqs[i], s.N_PAGES], kv.seq_hot[seqs[i], s.BLOCK_TABLE]
         for j in range(out.shape[1]):
             out[i, j] = kv.arena[offset + j] if j < n_pages else pad
 
@@ -82,7 +84,7 @@ def slots_fill(kv, seq, start, stop, out, end):
 
 @kernel(borrow=True)
 def table_slots(handle, seqs, start, stop, out):
-    """Slots of tokens start[i] .. stop[i] of each sequence, one after the other. O(n)."""
+    """Slots of tokens start[i] .. stop[i] of each sequence, end to end: int32 or int64. O(n)."""
     kv = s.state_at(handle)
     end = 0
     for i in range(seqs.size):
@@ -90,11 +92,11 @@ def table_slots(handle, seqs, start, stop, out):
 
 
 @kernel(borrow=True)
-def table_tokens(handle, seq, out):
-    """The tokens of one sequence, out int32[LENGTH]. O(LENGTH)."""
+def table_tokens(handle, seq, start, out):
+    """The tokens from `start` on of one sequence, as they are stored, out int32[n]. O(n)."""
     kv = s.state_at(handle)
-    size, offset = kv.tokens.shape[1], kv.seq_hot[seq, s.BLOCK_TABLE]
-    for j in range(kv.seq_cold[seq, s.N_PAGES]):
+    size, offset, stop = kv.tokens.shape[1], kv.seq_hot[seq, s.BLOCK_TABLE], start + out.size
+    for j in range(start // size, (stop + size - 1) // size):
         page = kv.tokens[kv.arena[offset + j]]
-        for i in range(j * size, min((j + 1) * size, out.size)):
-            out[i] = page[i - j * size]
+        for i in range(max(start, j * size), min(stop, (j + 1) * size)):
+            out[i - start] = page[i - j * size]

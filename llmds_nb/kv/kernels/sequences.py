@@ -194,19 +194,33 @@ def sequence_cache_pages(kv, seq, full):
 
 
 @kernel(internal=True, borrow=True)
+def _known(kv, seq):
+    """How many leading tokens of a sequence have known ids. O(1)."""
+    first = kv.seq_cold[seq, s.FIRST_UNKNOWN]
+    return kv.seq_hot[seq, s.LENGTH] if first == 0 else first - 1
+
+
+@kernel(internal=True, borrow=True)
+def committed_cache(kv, seq):
+    """Cache the full pages whose tokens are committed and known. O(T) a page beyond N_CHAINED."""
+    n = min(kv.seq_hot[seq, s.COMMITTED], _known(kv, seq))
+    sequence_cache_pages(kv, seq, n // kv.tokens.shape[1])
+
+
+@kernel(internal=True, borrow=True)
 def duplicates_cache(kv, seq):
     """Before pages are dropped: cache those whose canonical page was evicted. O(tokens)."""
     if kv.seq_cold[seq, s.HAS_DUPLICATES] != 0:
         kv.seq_cold[seq, s.N_CHAINED] = 0
-        sequence_cache_pages(kv, seq, kv.seq_hot[seq, s.COMMITTED] // kv.tokens.shape[1])
+        committed_cache(kv, seq)
 
 
 @kernel(internal=True, borrow=True)
 def sequence_commit(kv, seq, n_tokens):
-    """Note that the K/V of the first n_tokens is computed, and cache their full pages."""
+    """Note that the K/V of the first n_tokens is computed; cache their full pages, if known."""
     if n_tokens > kv.seq_hot[seq, s.COMMITTED]:
         kv.seq_hot[seq, s.COMMITTED] = n_tokens
-        sequence_cache_pages(kv, seq, n_tokens // kv.tokens.shape[1])
+        committed_cache(kv, seq)
 
 
 @kernel(internal=True, borrow=True)
@@ -214,7 +228,7 @@ def tail_free_set(kv, seq):
     """Compute TAIL_FREE (kernels/state.py). O(1)."""
     size = kv.tokens.shape[1]
     used, tail = kv.seq_hot[seq, s.LENGTH] % size, kv.seq_hot[seq, s.TAIL_PAGE]
-    n_full = kv.seq_hot[seq, s.LENGTH] // size
+    n_full = _known(kv, seq) // size
     alone = (kv.meta[s.SHARING] == 0) | (kv.seq_cold[seq, s.OUTDATED] != 0)
     chained = alone | (kv.seq_cold[seq, s.N_CHAINED] == n_full)
     kv.seq_hot[seq, s.TAIL_FREE] = 0

@@ -12,7 +12,7 @@ owns the arrays replaces them by longer ones as they fill up:
                             2**class entries (kernels/arena.py): block tables, heaps of domains with
                             a quota, and the pending copies as pairs (source, destination)
     seq_hot   int64[S, 8]   one row a sequence, in one cache line: what a decode step reads
-    seq_cold  int64[S, 14]  the same rows: what it does not read; columns of both below
+    seq_cold  int64[S, 15]  the same rows: what it does not read; columns of both below
     ids       int64[., 2]   sequence id -> row (primitives/hash_table.py)
     domain    int64[D, 11]  one row a domain, columns below
     meta      int64[64]     counters, places below
@@ -32,6 +32,9 @@ A page that a range of `extra` of its sequence touches is *keyed*: in place of i
 holds a number below 0 that stands for that token and all that touches the page (kv/extra.py). So
 pages are equal only if these are, and no kernel but those that take tokens knows of it.
 
+A token whose id is not known yet is UNKNOWN_TOKEN, which no number of a keyed page is. Its K/V may
+be computed, but its page is not cached before all its tokens and those before are known.
+
 Invariants:
 
 - REF of a page = its occurrences in block tables + pins. PENDING = 1 + the index of the pending
@@ -50,9 +53,11 @@ Invariants:
 - The first N_CHAINED full pages of a sequence are committed, and are cached or have a canonical
   page, which may have been evicted since. CANONICAL is that of the last of them, and valid while
   its GENERATION is CANONICAL_GENERATION.
-- TAIL_FREE is 0 (unknown), or the number of tokens that still fit TAIL_PAGE, which is then partly
-  filled, private and referenced once, and the next after N_CHAINED = LENGTH // T pages. An append
-  within TAIL_FREE changes this sequence only.
+- FIRST_UNKNOWN is 1 + the place of the first unknown token of a sequence, or 0. *Known* are the
+  tokens before it, or all LENGTH. No page with an unknown token is cached.
+- TAIL_FREE is 0 (not computed), or the number of tokens that still fit TAIL_PAGE, which is then
+  partly filled, private and referenced once, while N_CHAINED = known tokens // T. An append within
+  TAIL_FREE changes this sequence only.
 - OUTDATED sequences, whose K/V is older than the last reset, have no cached page.
 """
 
@@ -110,7 +115,8 @@ PRIOR_PAGES = 10  # how many leading pages of the sequence start from that weigh
 OUTDATED = 11  # 1 if attached before the last reset: its pages are never cached
 EXTRA = 12  # number of the ranges whose keys its pages have, 0 = none
 EXTRA_STOP = 13  # where the last of those ranges ends
-SEQ_COLD_COLUMNS = 14
+FIRST_UNKNOWN = 14  # 1 + place of the first token whose id is not known, 0 = none
+SEQ_COLD_COLUMNS = 15
 
 # Columns of `domain`.
 ROOT0, ROOT1 = 0, 1  # the domain's root hash, bit for bit
@@ -179,4 +185,5 @@ state_at = viewer(KVState)
 # Numba types in the signatures of separate kernels.
 KV = StateType(KVState)
 INT32_MAX = 2**31 - 1
+UNKNOWN_TOKEN = -(2**31)  # in `tokens`; the numbers of keyed pages are above it
 INT64S, INT32S = types.Array(types.int64, 1, "C"), types.Array(types.int32, 1, "C")

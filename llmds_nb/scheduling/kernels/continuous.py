@@ -372,7 +372,7 @@ def step_preempt(handle, id_, tokens):
         return np.int64(ABSENT)
     row[DOMAIN] = sequence_domain(state_at(batcher.cache), sequence)
     row[ADDRESS] = array_address(tokens)
-    table_tokens(batcher.cache, sequence, tokens)
+    table_tokens(batcher.cache, sequence, 0, tokens)
     _growing_remove(batcher, id_, tokens)
     kv_commit(batcher.cache, id_, row[COMPUTED])
     sequences_detach(state_at(batcher.cache), np.array([id_]))
