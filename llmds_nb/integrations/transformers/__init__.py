@@ -15,14 +15,18 @@ except ImportError as error:
 check_version("transformers", transformers.__version__)
 check_version("torch", torch.__version__)
 
+from .batches import GenerationOutput  # noqa: E402
 from .engine import Engine  # noqa: E402
+from .engine_stats import EngineStats  # noqa: E402
 from .interface import UnsupportedModelError  # noqa: E402
 from .requests import Generation, LogProb, Request, RequestError, StepOutput  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
 
 __all__ = [
     "Engine",
+    "EngineStats",
     "Generation",
+    "GenerationOutput",
     "LogProb",
     "Request",
     "RequestError",

@@ -9,22 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 
 from llmds_nb import ContinuousBatcher, KVCache
 from llmds_nb._core import validation
-from llmds_nb._core.progress import progress_bar
 from llmds_nb._core.signals import uninterrupted
 
-from . import model_access, opening
+from . import batches, model_access, opening
+from .batches import GenerationOutput
 from .cpu_attention import CpuAttention
-from .distributions import derived_seed
+from .engine_stats import EngineStats, stats_of
 from .inputs import inputs_of
-from .interface import Backend, Forward, run_model, tensors_of
-from .prompts import prompt_ids, prompt_list
-from .requests import Answer, Generation, Request, RequestError, StepOutput, log_probs
+from .interface import Backend
+from .prompts import prompt_ids
+from .requests import Answer, Generation, Request, RequestError, StepOutput
 from .salts import salt_of
 from .sampling import Sampler, SamplingParams, Seeds, sampling_params
+from .steps import StepRunner
+from .stop_strings import TextStream, decoder
 
 
 class Engine:
@@ -80,6 +81,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self.device = model_access.check_model(model, device)
         self.model, self.tokenizer = model, tokenizer
+        self._text_of = None if tokenizer is None else decoder(tokenizer)
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.max_len = model_access.longest(model.config.get_text_config())
         self._seeds, self._stop_ids = Seeds(seed), opening.stop_tokens(model)
@@ -99,11 +101,11 @@ class Engine:
             self.batcher = ContinuousBatcher(
                 self.cache, max_running=running, max_step_tokens=max_step_tokens, policy=policy
             )
-            self._sampler = Sampler(self.vocab_size, running, self.device)
+            self._sampler = Sampler(model.get_output_embeddings().weight.shape[0], running, self.device)
+            self._runner = StepRunner(model, self._pages, self._attention, self._sampler, running)
         except BaseException:
             self._release()
             raise
-        self._owner = np.full(running, -1, np.int64)  # of which sequence the sampler's rows are
         self._requests: dict[int, Request] = {}  # by sequence id, those that have not ended
         self._by_id: dict[int | str, Request] = {}  # the same by request id
         # One step at a time; and short sections that change requests or the batcher.
@@ -155,13 +157,15 @@ class Engine:
                             priority=priority, slo_ms=slo_ms)  # fmt: skip
 
     def _submit(self, tokens, params, seed, request_id, salt, **terms):
-        self._check_size(tokens, params)
+        self._check_request(tokens, params)
         stop = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop |= self._stop_ids
         if request_id is not None and not isinstance(request_id, str):
             request_id = validation.natural(request_id, "request_id")
         request = Request(self, request_id or 0, tokens, params, stop, seed)
+        if params.stop:
+            request._stream = TextStream(self.tokenizer, params.stop)
         with self._state:
             self._check_open()
             if request_id in self._by_id:
@@ -176,13 +180,21 @@ class Engine:
             self._by_id[request.request_id] = request
         return request
 
-    def _check_size(self, tokens, params):
+    def _check_request(self, tokens, params):
         self._sampler.check(params)
-        n = len(tokens) + params.max_new_tokens
-        if self.max_len is not None and n > self.max_len:
+        if params.stop and self.tokenizer is None:
+            raise ValueError("stop strings are text, for which the Engine needs a tokenizer")
+        n, new = len(tokens), params.max_new_tokens
+        if self.max_len is not None and n + new > self.max_len:
             raise ValueError(
-                f"{len(tokens)} prompt tokens and {params.max_new_tokens} new ones are {n}; the "
-                f"model has positions for {self.max_len}"
+                f"{n} prompt tokens and {new} new ones are {n + new}; the model has positions for "
+                f"{self.max_len}"
+            )
+        needed = -(-(n + new - 1) // self.cache.page_size)
+        if needed > self.cache.n_pages:
+            raise ValueError(
+                f"{n} prompt tokens and {new} new ones need {needed} pages of "
+                f"{self.cache.page_size}; the engine has {self.cache.n_pages}"
             )
 
     def cancel(self, request: "Request | int | str") -> None:
@@ -207,6 +219,8 @@ class Engine:
             self.batcher.cancel(request._seq_id)
 
     def _end(self, request, reason):
+        if request._stream is not None:
+            request._stream.finish()
         request.finish_reason = reason
         self._by_id.pop(request.request_id, None)
         self._requests.pop(request._seq_id, None)
@@ -244,68 +258,20 @@ class Engine:
                     self._planned = False
                     return None
             plan, inputs = inputs_of(self.batcher, plan, self._places)
-            uninterrupted(self._copy_pages)
-            ids = plan.seq_ids.tolist()
-            requests = [self._requests[id_] for id_ in ids]
-        with torch.inference_mode():
-            keep = inputs.cu_q[1:] - 1
-            tensors = tensors_of(inputs, keep, self.device)
-            forward = Forward(inputs, tensors, plan.n_decode, self._pages, self._attention)
-            logits = run_model(self.model, forward)
-            return self._sample(plan, requests, logits)
-
-    def _copy_pages(self):
-        moves = self.cache.pending_copies()
-        if moves.src.size:
-            with torch.inference_mode():
-                self._pages.copy(moves.src, moves.dst)
-
-    def _sample(self, plan, requests, logits):
-        new = np.flatnonzero(self._owner[plan.rows] != plan.seq_ids)
-        for i in new.tolist():
-            r, row = requests[i], int(plan.rows[i])
-            self._owner[row] = -1
-            tokens = np.concatenate((r.prompt_ids, np.array(r._tokens, np.int32)))
-            self._sampler.set(row, r.params, r._seed, tokens)
-            self._owner[row] = plan.seq_ids[i]
-        tokens = np.full(len(requests), -1, np.int32)
-        failed = []
-        samples = plan.samples
-        if not samples.all():  # prompts whose end is not reached
-            best = logits.max(-1).values
-            bad = ~torch.isfinite(best).cpu().numpy() & ~samples
-            failed = [requests[i] for i in np.flatnonzero(bad)]
-            logits = logits[torch.from_numpy(samples).to(logits.device)]
-        logprobs = None
-        if len(logits):
-            sampling = requests
-            if not samples.all():
-                sampling = [requests[i] for i in np.flatnonzero(samples)]
-            positions = np.array([len(r._tokens) for r in sampling], np.int64)
-            found = self._sampler.sample(logits, plan.rows[samples], positions)
-            tokens[samples] = found.tokens.cpu().numpy()
-            bad = found.bad.cpu().numpy()
-            if bad.any():
-                failed += [sampling[i] for i in np.flatnonzero(bad)]
-            if found.logprobs is not None:
-                logprobs = log_probs(sampling, found.logprobs)
-        return Answer(plan.seq_ids, requests, tokens, logprobs, failed)
+            uninterrupted(self._runner.copy_pages, self.cache)
+            requests = list(map(self._requests.get, plan.seq_ids.tolist()))  # None: was cancelled
+            for i in np.flatnonzero(plan.is_prefill).tolist():
+                if (request := requests[i]) is not None and request._n_cached < 0:
+                    request._n_cached = int(plan.starts[i])
+        return self._runner.run(plan, inputs, requests)
 
     def _deliver(self, answer):
         """Hand an answer to the batcher and the requests; whole, or again where interrupted."""
         with self._state:
-            tokens = answer.tokens.tolist()
-            rows = [
-                (r, token, n)
-                for r, token, n in zip(answer.requests, tokens, answer.lengths, strict=True)
-                if token >= 0
-            ]
             if self.batcher.plan:
                 for request in answer.failed:
                     self._drop(request)
-                for i, (r, token) in enumerate(zip(answer.requests, tokens, strict=True)):
-                    answer.finished[i] = token in r._stop
-                self.batcher.advance(answer.seq_ids, answer.tokens, finished=answer.finished)
+                self.batcher.advance(answer.seq_ids, answer.tokens, finished=answer.ended())
             self._planned = False
             for request in answer.failed:
                 if not request.finished:
@@ -314,20 +280,7 @@ class Engine:
                         "infinite"
                     )
                     self._end(request, "error")
-            outputs = []
-            for r, token, n in rows:
-                if r.finish_reason in ("cancelled", "error"):
-                    continue
-                logprob = None
-                if r.params.logprobs is not None:
-                    logprob = answer.logprobs[r]
-                    r._logprobs[n:] = [logprob]
-                r._tokens[n:] = [token]
-                if token in r._stop:
-                    self._end(r, "stop")
-                elif n + 1 == r.params.max_new_tokens:
-                    self._end(r, "length")
-                outputs.append(StepOutput(r, token, logprob, r.finished))
+            outputs = answer.deliver(self._end)
             self._answer = None
         return outputs
 
@@ -361,36 +314,31 @@ class Engine:
             As for `submit`; then nothing was submitted. When the call is interrupted, its requests
             are cancelled.
         """
-        given = prompt_list(prompts)
-        if isinstance(params, list | tuple):
-            if len(params) != len(given) or options:
-                raise ValueError(f"params has {len(params)} entries, but prompts has {len(given)}")
-            each = [sampling_params(p, {}) for p in params]
-        else:
-            each = [sampling_params(params, options)] * len(given)
-        wanted = []
-        for i, (prompt, own) in enumerate(zip(given, each, strict=True)):
-            tokens = prompt_ids(prompt, self.tokenizer, self.vocab_size, f"prompts[{i}]")
-            self._check_size(tokens, own)
-            wanted.append((tokens, own))
-        requests = []
-        try:
-            for tokens, own in wanted:
-                seed = self._seeds.of(own)
-                for i in range(own.n):
-                    requests.append(self._submit(tokens, own, derived_seed(seed, i), None, 0))
-            with progress_bar(progress, len(requests), "generate", "request") as advance:
-                left = requests.copy()
-                while left:
-                    self._run_until(left[-1], None)
-                    n = len(left)
-                    left = [r for r in left if not r.finished]
-                    advance(n - len(left))
-        except BaseException:
-            for request in requests:
-                request.cancel()
-            raise
-        return [request._generation() for request in requests]
+        return batches.generate(self, prompts, params, progress, options)
+
+    def generate_batch(
+        self, inputs: Any, generation_config: Any = None, *, progress_bar: bool = False,
+        request_ids: Any = None, **options: Any,
+    ) -> dict[str, GenerationOutput]:  # fmt: skip
+        """As `generate_batch` of transformers: outputs by request id, "req_0" for the first.
+
+        Parameters
+        ----------
+        inputs : list of prompts
+            Each as for `submit`.
+        generation_config : GenerationConfig, optional
+            Default: that of the model. Of its fields count max_new_tokens, do_sample, temperature,
+            top_k, top_p, min_p, repetition_penalty, eos_token_id and num_return_sequences.
+        progress_bar : bool
+            Whether to show a bar after a second.
+        request_ids : list of str, optional
+            Other names.
+        options
+            Fields of the configuration that are other than in it.
+        """
+        return batches.generate_batch(
+            self, inputs, generation_config, progress_bar, request_ids, options
+        )
 
     # ---- the engine itself -------------------------------------------------------------------
 
@@ -401,6 +349,11 @@ class Engine:
         """
         with self._state:
             return self.cache.reset()
+
+    def stats(self) -> EngineStats:
+        """Counts, times and pages. O(n_pages)."""
+        with self._state:
+            return stats_of(self)
 
     def check(self) -> None:
         """Assert the invariants of the cache, the batcher and the requests."""
@@ -437,9 +390,7 @@ class Engine:
             raise RuntimeError("the engine is closed")
 
     def _decode(self, tokens):
-        if self.tokenizer is None:
-            return None
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return None if self._text_of is None else self._text_of(tokens)
 
     def _executor(self):
         """The one thread in which asynchronous iterators compute steps."""

@@ -22,6 +22,8 @@ class Plan(NamedTuple):
     """A plan in the order of its inputs."""
 
     seq_ids: Any
+    starts: Any
+    is_prefill: Any
     rows: Any
     samples: Any
     n_decode: int
@@ -59,4 +61,4 @@ def inputs_of(batcher: Any, plan: Any, places: dict[int, int]) -> tuple[Plan, St
     step = StepInputs(
         flat[0], flat[1], flat[2], np.array(kv_len, np.int32), cu_q, sample_rows, table, 0
     )
-    return Plan(ids, rows, mask, n_decode), step
+    return Plan(ids, plan.starts[known], plan.is_prefill[known], rows, mask, n_decode), step

@@ -63,6 +63,11 @@ class KvPages:
             self.windows[layer] = window
         return self.keys[layer], self.values[layer]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages, those for padding included."""
+        return (self.n_pages + 1) * page_bytes(self.shapes, self.page_size, self.dtype)
+
     def copy(self, src: Any, dst: Any) -> None:
         """Copy pages int32[n] to pages int32[n] in every layer."""
         for tensor in (*self.keys, *self.values):

@@ -1,13 +1,14 @@
 """Request: one request of an Engine, an iterator over its tokens; and what it came to."""
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmds_nb._core.typing import Int32s
 
+from .stop_strings import TextStream
 from .streaming import stream
 
 
@@ -60,8 +61,6 @@ class Request:
         None while it goes on; then "length", "stop", "cancelled" or "error".
     error : Exception or None
         Why it failed.
-    cached_tokens : int
-        Tokens of the prompt that were found in the cache.
     """
 
     def __init__(
@@ -71,11 +70,12 @@ class Request:
         self.request_id, self.prompt_ids, self.params = request_id, prompt_ids, params
         self.finish_reason: str | None = None
         self.error: Exception | None = None
-        self.cached_tokens = 0
         self._engine, self._stop, self._seed = engine, stop, seed
+        self._n_cached = -1  # before it runs
         self._seq_id = -1  # in the batcher
         self._tokens: list[int] = []
         self._logprobs: list[LogProb] = []
+        self._stream: TextStream | None = None  # of one with stop strings
         self._n_read = 0
         self._reading = threading.Lock()
 
@@ -86,8 +86,15 @@ class Request:
 
     @property
     def text(self) -> str | None:
-        """Their text, without special tokens; None without a tokenizer."""
+        """Their text, without special tokens and up to a stop string; None without a tokenizer."""
+        if self._stream is not None:
+            return self._stream.text
         return self._engine._decode(self._tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were found in the cache when it began to run."""
+        return max(self._n_cached, 0)
 
     @property
     def finished(self) -> bool:
@@ -140,23 +147,65 @@ def log_probs(requests: list[Request], found: Any) -> dict[Request, LogProb]:
     return {
         r: LogProb(
             sampled[i],
-            dict(zip(ids[i][: r.params.logprobs], top[i][: r.params.logprobs], strict=False)),
+            _top(ids[i], top[i], r.params.logprobs),
         )
         for i, r in enumerate(requests)
         if r.params.logprobs is not None
     }
 
 
-class Answer:
-    """What a step computed, until all of it has reached the batcher and the requests."""
+def _top(ids, logs, n):
+    return dict(zip(ids[:n], logs[:n], strict=True))
 
-    __slots__ = ("failed", "finished", "lengths", "logprobs", "requests", "seq_ids", "tokens")
+
+class Answer:
+    """What a step computed, until all of it has reached the batcher and the requests.
+
+    It can be delivered again from the beginning where a delivery was interrupted.
+    """
+
+    __slots__ = ("failed", "lengths", "logprobs", "requests", "seq_ids", "streams", "tokens")
 
     def __init__(
-        self, seq_ids: Any, requests: list[Request], tokens: Any, logprobs: Any,
-        failed: list[Request],
+        self, seq_ids: Any, requests: list[Request | None], tokens: Any,
+        logprobs: dict[Request, LogProb], failed: list[Request],
     ) -> None:  # fmt: skip
         self.seq_ids, self.requests, self.failed = seq_ids, requests, failed
         self.tokens, self.logprobs = tokens, logprobs
-        self.lengths = [len(r._tokens) for r in requests]
-        self.finished = np.zeros(len(requests), np.bool_)
+        self.lengths = [0 if r is None else len(r._tokens) for r in requests]
+        self.streams = {
+            r: r._stream._state for r in requests if r is not None and r._stream is not None
+        }
+
+    def ended(self) -> Any:
+        """Which rows end by their token, bool[n]: a stop token, or one that completes a string."""
+        ended = np.zeros(len(self.requests), np.bool_)
+        for i, (r, token) in enumerate(zip(self.requests, self.tokens.tolist(), strict=True)):
+            if r is None or token < 0:
+                continue
+            if token in r._stop:
+                ended[i] = True
+            elif r._stream is not None and not r.finished:
+                r._stream._state = self.streams[r]
+                r._stream.add(token)
+                ended[i] = r._stream.stopped is not None
+        return ended
+
+    def deliver(self, end: Callable[[Request, str], None]) -> list[StepOutput]:
+        """Give the tokens to the requests, and `end` those that end by them."""
+        outputs = []
+        logprob = None
+        for r, token, n in zip(self.requests, self.tokens.tolist(), self.lengths, strict=True):
+            if r is None or token < 0 or r.finish_reason in ("cancelled", "error"):
+                continue
+            if r.params.logprobs is not None:
+                logprob = self.logprobs[r]
+                r._logprobs[n:] = [logprob]
+            r._tokens[n:] = [token]
+            if token in r._stop or (r._stream is not None and r._stream.stopped is not None):
+                end(r, "stop")
+            elif n + 1 == r.params.max_new_tokens:
+                end(r, "length")
+            outputs.append(StepOutput(r, token, logprob, r.finish_reason is not None))
+            logprob = None
+        return outputs
