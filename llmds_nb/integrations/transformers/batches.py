@@ -94,9 +94,7 @@ def generate_batch(
     own = [f"req_{i}" for i in range(len(given))] if names is None else list(map(str, names))
     if len(set(own)) != len(given):
         raise ValueError(f"request_ids must be {len(given)} different names, not {len(set(own))}")
-    every = [
-        name if i == 0 else f"{name}__child#{i - 1}" for name in own for i in range(params.n)
-    ]
+    every = [name if i == 0 else f"{name}__child#{i - 1}" for name in own for i in range(params.n)]
     begun = time.perf_counter()
     requests = run(engine, checked(engine, given, [params] * len(given)), progress)
     span = begun, time.perf_counter()
@@ -129,11 +127,15 @@ def _params_of(config, options):
         if (value := values[name]) is not None and (sampled or name == "repetition_penalty")
     }
     stop = values["eos_token_id"]
+    if isinstance(stop, int):
+        stop = [stop]
     return SamplingParams(
         max_new_tokens=values["max_new_tokens"] or 20,
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
         top_k=(50 if top_k is None else top_k) if sampled else defaults.top_k,
-        stop_token_ids=() if stop is None else (stop if isinstance(stop, list | tuple) else (stop,)),
+        stop_token_ids=()
+        if stop is None
+        else (stop if isinstance(stop, list | tuple) else (stop,)),
         ignore_eos=stop is not None,
         n=values["num_return_sequences"] or 1,
         **kept,

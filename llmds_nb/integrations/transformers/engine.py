@@ -101,7 +101,9 @@ class Engine:
             self.batcher = ContinuousBatcher(
                 self.cache, max_running=running, max_step_tokens=max_step_tokens, policy=policy
             )
-            self._sampler = Sampler(model.get_output_embeddings().weight.shape[0], running, self.device)
+            self._sampler = Sampler(
+                model.get_output_embeddings().weight.shape[0], running, self.device
+            )
             self._runner = StepRunner(model, self._pages, self._attention, self._sampler, running)
         except BaseException:
             self._release()

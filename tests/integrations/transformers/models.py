@@ -14,6 +14,7 @@ _SMALL: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
 }  # fmt: skip
+_GEMMA = {"sliding_window": 24, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}
 _GPT2 = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512}
 
 
@@ -32,8 +33,8 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family({"sliding_window": 24}),
     "gpt2": Family(_GPT2),
     "gemma": Family({}),
-    "gemma2": Family({"sliding_window": 24, "query_pre_attn_scalar": 16}),
-    "gemma3": Family({"sliding_window": 24, "query_pre_attn_scalar": 16}, kind="gemma3_text"),
+    "gemma2": Family({**_GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 20.0}),
+    "gemma3": Family(_GEMMA, kind="gemma3_text"),
     "phi": Family({}),
     "phi3": Family({}),
     "mixtral": Family({"num_local_experts": 4}),
@@ -91,7 +92,8 @@ FAMILIES: dict[str, Family] = {
 def build(name: str, **sizes: Any) -> Any:
     """A random model of a family, in evaluation mode; `sizes` change its configuration.
 
-    Its weights are larger than those of a fresh model, so that its logits lie far apart.
+    Its weights are larger than those of a fresh model: each token depends on many others, and
+    logits lie far apart.
     """
     family = FAMILIES[name]
     transformers.logging.set_verbosity_error()
@@ -100,9 +102,10 @@ def build(name: str, **sizes: Any) -> Any:
         config = AutoConfig.for_model(family.kind or name, **{**_SMALL, **family.config, **sizes})
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval().float()
+    random = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.mul_(2.0)
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0.0, 2.0 * parameter.shape[-1] ** -0.5, generator=random)
     model.generation_config.eos_token_id = None
     return model
 
