@@ -18,6 +18,7 @@ from .snapshot import Snapshot
 Allowed: TypeAlias = npt.NDArray[Any]  # a mask by number, or sorted numbers
 
 _MAX_BYTES = 1 << 26  # of the masks that are kept
+_MAX_ASKED = 1024  # filters asked once that are remembered
 _SPARSE = 8  # numbers a document above which a mask of all numbers takes more than a list
 
 
@@ -39,17 +40,30 @@ class _Kept(NamedTuple):
 
 
 class MaskCache:
-    """Keeps what a `where` allows in the present documents, the latest used, of 64 MiB at most."""
+    """Keeps what a `where` allows in the present documents, the latest used, of 64 MiB at most.
+
+    From the second time on that it is asked: the pages of memory that nobody has used take longer
+    than a condition, and some filters are never asked again, such as those of a user or a moment.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, _Kept] = OrderedDict()
+        self._asked: OrderedDict[int, None] = OrderedDict()  # hashes of keys, the latest
         self._version, self._size = -1, 0  # of the documents, and of what is kept of them
         self._ids_are_rows = (-1, False)  # of a version: whether a mask by row is one by id
         self._lock = new_lock()
 
     def allowed(self, snapshot: Snapshot, where: Where) -> Allowed:
         """The documents that a `where` allows. O(rows) for each condition, once if it is kept."""
-        key = snapshot.version, where.key
+        key, new = (snapshot.version, where.key), False
+        with self._lock:
+            if key not in self._kept:
+                new = hash(key) not in self._asked
+                self._asked[hash(key)] = None
+                while len(self._asked) > _MAX_ASKED:
+                    self._asked.popitem(last=False)
+        if new:
+            return self._allowed(snapshot, where)
         return self._kept_or_made(key, snapshot, lambda: self._allowed(snapshot, where))
 
     def _allowed(self, snapshot, where):
