@@ -13,21 +13,22 @@ if TYPE_CHECKING:
     from .continuous import (
         ContinuousBatcher as ContinuousBatcher,
         ContinuousStats as ContinuousStats,
-        StepPlan as StepPlan,
     )
     from .request_queue import Percentiles as Percentiles
     from .router import PrefixRouter as PrefixRouter, RouterStats as RouterStats
     from .scheduler import Batch as Batch, Scheduler as Scheduler, SchedulerStats as SchedulerStats
     from .simulated_engine import SimulatedEngine as SimulatedEngine
+    from .step_plan import StepInputs as StepInputs, StepPlan as StepPlan
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "admission": "Admission AdmissionController AdmissionStats",
-        "continuous": "ContinuousBatcher ContinuousStats StepPlan",
+        "continuous": "ContinuousBatcher ContinuousStats",
         "request_queue": "Percentiles",
         "router": "PrefixRouter RouterStats",
         "scheduler": "Batch Scheduler SchedulerStats",
         "simulated_engine": "SimulatedEngine",
+        "step_plan": "StepInputs StepPlan",
     },
 )

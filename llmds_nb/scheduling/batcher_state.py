@@ -17,8 +17,10 @@ from ..kv.kernels.state import MISSING, QUOTA
 from ..primitives.hash_table import table_find
 from ..primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT, UNEVEN
 from .kernels import continuous as k, queue_state as s, step_form as f
+from .kernels.bitset import bitset_add, bitset_words
 from .kernels.sequence_pages import pages_missing
 from .kernels.step_form import step_form
+from .kernels.step_inputs import N_PARTS
 from .request_queue import RequestQueue
 
 NO_IDS = np.zeros(0, np.int64)
@@ -43,13 +45,16 @@ class BatcherState:
         numbers = queue.handle.address, cache._cache_state.handle.address, max_step_tokens
         shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, n, most, 6, (3, n), (n, 2)]
         integers = [np.zeros(shape, np.int64) for shape in shapes]
-        is_prefill, sampled = np.zeros(n, np.bool_), np.zeros(n, np.int32)
-        self.arrays = k.Batcher(*numbers, *integers, is_prefill, sampled)
+        planned, short = np.zeros((2, n), np.bool_), [np.zeros(n, np.int32) for _ in range(3)]
+        free_rows = np.zeros(bitset_words(n), np.int64)
+        self.arrays = k.Batcher(*numbers, *integers, planned, *short, free_rows)
+        self.free_rows()
         self.handle = Handle(self.arrays)
         # By id, the tokens and the salt of every request that has not ended: of one that does not
         # run the array at its ADDRESS.
         self.requests: dict[int, tuple[Int32s, Any]] = {}
         self._domains = cache._cache_state.domains  # those that DOMAIN refers to
+        self.places = np.zeros(N_PARTS + 4, np.int64)  # scratch of `inputs`
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -104,6 +109,13 @@ class BatcherState:
             table = self.queue.handle.state.table
             _delete(self.requests, [i for i in self.requests if table_find(table, i) == ABSENT])
 
+    def free_rows(self) -> None:
+        """Let `free_rows` be those that no running request has. O(R log R)."""
+        free, n = self.arrays.free_rows, self.arrays.running.size
+        free[:] = 0
+        for row in np.setdiff1d(np.arange(n), self.arrays.rows[: self.queue.meta[s.RUNNING]]):
+            bitset_add(free, n, int(row))
+
     def _running(self):
         return self.arrays.running[: self.queue.meta[s.RUNNING]]
 
@@ -132,7 +144,7 @@ class BatcherState:
         if outcome == f.NOT_APPENDED:
             self.append()
         elif outcome == f.STRAY:
-            raise self._stray(culprit)
+            raise self.stray(culprit)
         elif outcome == f.CROWDED:
             self._preempt()
         elif outcome == f.STUCK:
@@ -151,7 +163,8 @@ class BatcherState:
         request = self.queue.handle.state.request
         request[:, k.DOMAIN], self._domains = ABSENT, self.cache._cache_state.domains
 
-    def _stray(self, id_):
+    def stray(self, id_: int) -> RuntimeError:
+        """The error for a running request whose sequence is not as it was left."""
         return RuntimeError(
             f"sequence {id_} of a running request was detached or changed in the cache by someone "
             f"else: cancel({id_}) it"
@@ -186,7 +199,7 @@ class BatcherState:
             else:
                 break
         if status == FULL:
-            raise self._stray(j)
+            raise self.stray(j)
         if status == ABSENT:
             validation.distinct(np.sort(ids[ids == ids[j]]), "seq_ids")
             raise ValueError(f"sequence {ids[j]} is not in the present step")
@@ -218,14 +231,14 @@ class BatcherState:
             elif status == GROW:
                 cache.grow(status)
             else:
-                raise self._stray(cache.arrays.meta.item(MISSING))
+                raise self.stray(cache.arrays.meta.item(MISSING))
 
     def _preempt(self):
         victim, n = k.step_victim(self.handle.address)
         tokens = np.empty(n, np.int32)
         self.requests[victim] = tokens, self.requests[victim][1]  # as in submit
         if k.step_preempt(self.handle.address, victim, tokens) != OK:
-            raise self._stray(victim)
+            raise self.stray(victim)
 
     # ---- files and inspection ----------------------------------------------------------------
 
@@ -274,6 +287,7 @@ class BatcherState:
         for row in rows:
             assert self.cache.length(int(row[s.ID])) == row[k.LENGTH]
             assert row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
+        self._check_plan(rows)
         for id_, (tokens, _) in self.requests.items():
             row = request[table_find(table, id_)]
             if row[s.STATE] != s.IS_RUNNING:
@@ -285,6 +299,26 @@ class BatcherState:
         assert count[k.SUBMITTED] == n_live + ended <= queue.meta[s.NEXT_ID]
         if len(self.cache) == 0:
             assert slots.size == 0
+
+    def _check_plan(self, running):
+        """Assert what holds of rows and of the plan, given the running requests."""
+        arrays, n = self.arrays, len(running)
+        numbers = arrays.rows[:n]
+        free = np.zeros_like(arrays.free_rows)
+        for row in np.setdiff1d(np.arange(arrays.running.size), numbers).tolist():
+            bitset_add(free, arrays.running.size, row)
+        assert np.unique(numbers).size == n and np.array_equal(arrays.free_rows, free)
+        end, n_decode = arrays.count.item(k.N_PLANNED), arrays.count.item(k.N_DECODE)
+        plan, number = arrays.plan[:, :end], arrays.plan_rows[:end]
+        assert (plan[2, :n_decode] == 1).all() and (plan[2, n_decode:] > 1).all()
+        lives = np.isin(plan[0], running[:, s.ID])
+        planned = running[:, k.PLANNED]
+        order = np.append(np.flatnonzero(planned == 1), np.flatnonzero(planned > 1))
+        columns = running[order][:, [s.ID, k.COMPUTED, k.PLANNED]].T
+        assert np.array_equal(plan[:, lives], columns)
+        assert np.array_equal(number[lives], numbers[order])
+        samples = columns[1] + columns[2] == running[order, k.LENGTH]
+        assert np.array_equal(arrays.planned[k.SAMPLES, :end][lives], samples)
 
 
 def _delete(entries: dict[int, Any], keys: Iterable[int]) -> None:

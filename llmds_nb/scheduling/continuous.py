@@ -9,34 +9,17 @@ import numpy as np
 
 from .._core import validation
 from .._core.storage import Stored
-from .._core.typing import ArrayLike, Bools, Int64s
+from .._core.typing import ArrayLike, Bools, Int32s, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
 from . import persistence
 from .batcher_state import NO_IDS, BatcherState
 from .kernels import continuous as k, queue_state as s
+from .kernels.step_inputs import inputs_size
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
+from .step_plan import StepInputs, StepPlan, inputs
 
 _NO_MASK = np.zeros(0, np.bool_)
-
-
-class StepPlan(NamedTuple):
-    """What the engine computes in one step; false when there is nothing to do.
-
-    Sequence i computes its tokens ``starts[i] .. starts[i] + n_tokens[i]``, whose K/V belongs in
-    the next ``n_tokens[i]`` entries of `slots`. A token is to be sampled for it exactly when these
-    include the last token that it has.
-    """
-
-    seq_ids: Int64s  # [n], in the order of admission
-    starts: Int64s  # [n]
-    n_tokens: Int64s  # [n]
-    is_prefill: Bools  # [n]: part of the prompt, or lost by a preemption
-    preempted: Int64s  # [m]: sequences that lost their pages since the last step
-    slots: Int64s  # [sum of n_tokens]: page * page_size + offset
-
-    def __bool__(self) -> bool:
-        return self.seq_ids.size > 0
 
 
 class ContinuousStats(NamedTuple):
@@ -128,6 +111,8 @@ class ContinuousBatcher(QueueOwner, Stored):
     array([0])
     """
 
+    _stored_version = 2
+
     def __init__(
         self,
         cache: KVCache,
@@ -152,6 +137,7 @@ class ContinuousBatcher(QueueOwner, Stored):
         self.max_running = state.arrays.running.size
         self.max_step_tokens: int = state.arrays.max_step_tokens
         self.policy = state.queue.policy
+        self._sliced: tuple = (-1, -1)  # of the last plan: its sizes, and its parts of the arrays
         self._lock, self._cache_lock = state.queue.lock, state.cache._cache_state.lock
 
     def submit(
@@ -241,12 +227,67 @@ class ContinuousBatcher(QueueOwner, Stored):
     def _plan(self):
         arrays, count = self._batcher_state.arrays, self._batcher_state.arrays.count
         n, end = count.item(k.N_PLANNED), count.item(k.N_SLOTS)
-        ids, starts, n_tokens = arrays.plan[:, :n].copy()
-        is_prefill, slots = arrays.is_prefill[:n].copy(), arrays.slots[:end].copy()
+        if self._sliced[:2] != (n, end):  # to slice takes longer than to copy
+            columns = *arrays.plan, *arrays.planned, arrays.plan_rows
+            self._sliced = n, end, *(column[:n] for column in columns), arrays.slots[:end]
+        _, _, ids, starts, n_tokens, is_prefill, samples, rows, slots = self._sliced
         n_preempted, preempted = count.item(k.N_PREEMPTED), NO_IDS
         if n_preempted:
             preempted = arrays.preempted[:n_preempted].copy()
-        return StepPlan(ids, starts, n_tokens, is_prefill, preempted, slots)
+        return StepPlan(
+            ids.copy(), starts.copy(), n_tokens.copy(), is_prefill.copy(), preempted, slots.copy(),
+            count.item(k.N_DECODE), samples.copy(), rows.copy(),
+        )  # fmt: skip
+
+    def inputs(
+        self,
+        plan: StepPlan,
+        *,
+        out: Int32s | None = None,
+        pad_to: int | None = None,
+        width: int | None = None,
+    ) -> StepInputs:
+        """Write what a forward pass reads of the present step into one buffer. O(T + B * W).
+
+        A row whose request has ended since the plan was made, as by `cancel`, is computed into the
+        page behind the last of the pool (number ``n_pages``), which an engine keeps for such rows.
+
+        Parameters
+        ----------
+        plan : StepPlan
+            The present step.
+        out : int32[.], optional
+            Contiguous memory, such as that of a pinned tensor, of which the results are views: the
+            parts lie in their order, each from a multiple of 16 entries on, so that one copy brings
+            all to a device. `inputs_size` says how large; what lies between the parts is undefined.
+        pad_to : int, optional
+            Rows of the result, B, for a plan all of whose rows have one token. The rows of padding
+            have token 0 at position 0, one token of K/V, and all their pages are ``n_pages``.
+        width : int, optional
+            Columns of the block table, W. Default: the most pages of a row.
+
+        Raises
+        ------
+        ValueError
+            The plan is not the present step; `out` or `width` is too small (the error says for
+            what), and nothing was written; or `pad_to` is for other plans.
+        RuntimeError
+            As for `step`: a sequence was changed by someone else.
+        """
+        with self._lock, self._cache_lock:
+            return inputs(self._batcher_state, plan, out, pad_to, width)
+
+    @staticmethod
+    def inputs_size(n_rows: int, n_tokens: int, width: int) -> int:
+        """How many entries `inputs` needs for a step of so many rows and tokens. O(1).
+
+        >>> ContinuousBatcher.inputs_size(n_rows=256, n_tokens=256, width=96)
+        26128
+        """
+        rows = validation.integer(n_rows, "n_rows", low=0, high=2**31)
+        tokens = validation.integer(n_tokens, "n_tokens", low=0, high=2**31)
+        columns = validation.integer(width, "width", low=0, high=2**31)
+        return inputs_size(rows, tokens, columns)
 
     def advance(
         self, seq_ids: ArrayLike, sampled_tokens: ArrayLike, *, finished: ArrayLike | None = None
@@ -352,7 +393,9 @@ class ContinuousBatcher(QueueOwner, Stored):
                 batcher.submit(np.arange(3, dtype=np.int32), max_new_tokens=4)
             for _ in range(3):
                 plan = batcher.step()
+                batcher.inputs(plan)
                 batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+            batcher.inputs_size(1, 1, 1)
             batcher.cancel(0)
             batcher.submit([1, 2], max_new_tokens=6)
             batcher._batcher_state.warmup()

@@ -151,7 +151,8 @@ def _check_times(meta, live):
 
 # The arrays of a Batcher that go into a file.
 _WHOLE = (
-    "count", "first_tokens", "latencies", "running", "preempted", "plan", "is_prefill", "slots",
+    "count", "first_tokens", "latencies", "running", "preempted", "plan", "planned", "slots",
+    "rows", "plan_rows",
 )  # fmt: skip
 
 
@@ -185,6 +186,8 @@ def batcher_from_file(
     queue = queue_from_file(*inner, c.ROW_WIDTH, clock, policy)
     n = len(arrays["running"])
     state = BatcherState(cache, queue, n, most)
+    if header["version"] == 1:
+        arrays = arrays | _of_version_1(arrays, queue, n)
     for name in _WHOLE:
         own, array = getattr(state.arrays, name), arrays[name]
         if array.dtype != own.dtype or (
@@ -193,6 +196,7 @@ def batcher_from_file(
             raise CorruptFileError(f"array {name!r} is {array.dtype}{list(array.shape)}")
         own[: len(array)] = array
     _check_batcher(state, len(arrays["slots"]), arrays["tokens"])
+    state.free_rows()
     salts = {id_: salt_from_json(kind, text) for id_, kind, text in header["salts"]}
     live = queue.handle.state.request[: queue.meta[s.FRESH]]
     live = live[live[:, s.STATE] != s.FREE, s.ID].tolist()
@@ -204,6 +208,34 @@ def batcher_from_file(
     except (AssertionError, IndexError, KeyError) as error:
         raise CorruptFileError(f"the batcher is inconsistent: {error}") from None
     return state
+
+
+def _of_version_1(arrays, queue, n):
+    """What the arrays of version 1 lack: rows, whether a token is sampled, the plan's order."""
+    plan, running = arrays["plan"], arrays["running"][: queue.meta[s.RUNNING]]
+    count, slots = np.append(arrays["count"], 0), arrays["slots"]
+    ids, _, n_tokens = planned = plan[:, : count[c.N_PLANNED]]
+    total = len(slots)
+    if planned.size and not (n_tokens.min() >= 1 and n_tokens.max() <= total == n_tokens.sum()):
+        raise CorruptFileError(f"array 'slots' has {total} entries, unlike 'plan'")
+    order = np.argsort(n_tokens > 1, kind="stable")
+    pieces = np.split(slots, np.cumsum(n_tokens)[:-1])
+    count[c.N_DECODE] = np.count_nonzero(n_tokens == 1)
+    request = queue.handle.state.request[running]
+    number = {id_: row for row, id_ in enumerate(request[:, s.ID].tolist())}
+    rows = np.arange(n, dtype=np.int32)
+    plan_rows, both = np.zeros(n, np.int32), np.zeros((2, n), np.bool_)
+    both[c.IS_PREFILL, : ids.size] = arrays["is_prefill"][: ids.size][order]
+    planned[:] = planned[:, order]
+    for i, (id_, start, size) in enumerate(planned.T.tolist()):
+        if id_ in number:
+            plan_rows[i] = number[id_]
+            both[c.SAMPLES, i] = start + size == request[number[id_], c.LENGTH]
+    if ids.size:
+        slots = np.concatenate([pieces[i] for i in order])
+    return {"count": count, "plan": plan, "planned": both, "slots": slots, "rows": rows} | {
+        "plan_rows": plan_rows
+    }
 
 
 def _check_batcher(state, n_slots, tokens):
@@ -225,6 +257,9 @@ def _check_batcher(state, n_slots, tokens):
         ("a count", count[: c.FIRSTS + 1], 0, 2**60),
         ("an id of the plan", planned[0], 0, queue.meta[s.NEXT_ID] - 1),
         ("a position of the plan", planned[1:], 0, size),
+        ("N_DECODE", count[[c.N_DECODE]], 0, count[c.N_PLANNED]),
+        ("a row", state.arrays.rows[: queue.meta[s.RUNNING]], 0, n - 1),
+        ("a row of the plan", state.arrays.plan_rows[: planned.shape[1]], 0, n - 1),
         ("a slot", state.arrays.slots[:n_slots], 0, size - 1),
         ("COMPUTED or PLANNED", live[:, [c.COMPUTED, c.PLANNED]], 0, size),
         ("LENGTH", live[:, c.LENGTH], 0, MAX_TOKENS),

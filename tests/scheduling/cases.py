@@ -110,7 +110,9 @@ def _observe_batcher(batcher):
             if not len(other):
                 break
             plan = other.step()
-        future.append([column.tolist() for column in plan])
+        future.append([np.asarray(column).tolist() for column in plan])
+        if plan.seq_ids.size:
+            future.append([np.asarray(part).tolist() for part in other.inputs(plan)])
         live = [i for i in plan.seq_ids.tolist() if i in other.cache]
         future.append(other.advance(live, np.full(len(live), 4)).tolist())
         plan = None
@@ -123,7 +125,10 @@ _BATCHER = {
     "step": lambda b: b.step(),
     "cancel": lambda b: b.cancel([0, 3, 6]),
 }
-_ADVANCE = {"advance": lambda b: b.advance(b.plan.seq_ids, np.full(b.plan.seq_ids.size, 4))}
+_ADVANCE = {
+    "inputs": lambda b: b.inputs(b.plan, width=9),
+    "advance": lambda b: b.advance(b.plan.seq_ids, np.full(b.plan.seq_ids.size, 4)),
+}
 
 
 def _admission():

@@ -98,6 +98,8 @@ class PlainBatcher:
             r["charged"] += extra
             self.counter[r["tenant"]] += extra
             self.leave(r)
+            taken = {other["row"] for other in self.running}
+            r["row"] = next(row for row in range(self.max_running) if row not in taken)
             self.running.append(r)
             r["computed"] = cached
             self.plan[r["id"]] = min(len(r["tokens"]) - r["computed"], budget)
@@ -105,11 +107,10 @@ class PlainBatcher:
         if self.waiting and not self.running:
             raise CapacityError
         lost, self.lost = self.lost, []
-        return [
-            (r["id"], r["computed"], self.plan[r["id"]])
-            for r in self.running
-            if r["id"] in self.plan
-        ], lost
+        planned = [r for r in self.running if r["id"] in self.plan]
+        planned.sort(key=lambda r: self.plan[r["id"]] > 1)  # one token first, else as they run
+        self.rows = [r["row"] for r in planned]
+        return [(r["id"], r["computed"], self.plan[r["id"]]) for r in planned], lost
 
     def attach(self, id_, tokens, salt, cached):
         """Attach a prompt whose first `cached` tokens need not be computed: never all of them."""
@@ -191,6 +192,30 @@ class PlainBatcher:
                 -r["id"],
             ),
         )
+
+    def inputs(self, cache, planned, pad_to=0, width=None):
+        """Of rows (id, start, n), by what a cache tells of each sequence."""
+        spare, tables = cache.n_pages, []
+        parts = {name: [] for name in ("tokens", "positions", "slots", "kv_len", "cu_q", "samples")}
+        parts["cu_q"].append(0)
+        for id_, start, n in [*planned, *[(None, 0, 1)] * (pad_to - len(planned))]:
+            tokens, places, stop, pages = [0] * n, range(n), n, []
+            slots = [spare * cache.page_size + j for j in range(n)]
+            if any(r["id"] == id_ for r in self.running):
+                stop = start + n
+                text, places = cache.tokens(id_).tolist(), range(start, stop)
+                tokens, pages = text[start:stop], cache.block_table([id_])[0].tolist()
+                slots = cache.slot_mapping([id_], start, stop).tolist()
+                if stop == len(text):
+                    parts["samples"].append(len(parts["tokens"]) + n - 1)
+            parts["tokens"] += tokens
+            parts["positions"] += places
+            parts["slots"] += slots
+            parts["kv_len"].append(stop)
+            parts["cu_q"].append(len(parts["tokens"]))
+            tables.append(pages)
+        width = max([1, *map(len, tables)]) if width is None else width
+        return [*parts.values(), [pages + [spare] * (width - len(pages)) for pages in tables]]
 
     def cancel(self, id_):
         for r in self.waiting:

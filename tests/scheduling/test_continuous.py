@@ -1,20 +1,14 @@
 """ContinuousBatcher against its oracle: reservation, preemption, times."""
 
-import contextlib
-
 import numpy as np
 import pytest
-from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmds_nb import CapacityError, ContinuousBatcher, KVCache
 from llmds_nb.kv.kernels.state import PRIVATE, REF, STATE
 from llmds_nb.primitives.status import ABSENT
-from llmds_nb.scheduling.kernels.queue_state import ID
 from llmds_nb.scheduling.kernels.sequence_pages import pages_missing
 
 from .clock import MS, Clock
-from .oracle_continuous import PlainBatcher
 
 POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
 
@@ -24,196 +18,11 @@ def sampled_token(id_, position):
     return (7 * id_ + position) % 5
 
 
-# Few distinct prompts with long common beginnings, so that prefixes are shared.
-PROMPTS = st.builds(
-    lambda stem, n, tail: ([stem] * n + tail)[:14],
-    st.integers(0, 1),
-    st.integers(0, 12),
-    st.lists(st.integers(0, 2), min_size=1, max_size=3),
-)
-
-
 def assert_own_slots(cache, plan):
     """No slot lies in a page that is cached or that another sequence holds; none is there twice."""
     page = cache._cache_state.arrays.page[plan.slots // cache.page_size]
     assert (page[:, REF] == 1).all() and (page[:, STATE] == PRIVATE).all()
     assert np.unique(plan.slots).size == plan.slots.size == plan.n_tokens.sum()
-
-
-class BatcherMachine(RuleBasedStateMachine):
-    @initialize(
-        n_pages=st.integers(5, 12),
-        sharing=st.booleans(),
-        max_running=st.integers(1, 5),
-        budget=st.sampled_from([1, 3, 7, 100]),
-        policy=st.sampled_from(POLICIES),
-        start=st.sampled_from([0, -7, 1_700_000_000 * 10**9]),
-    )
-    def start(self, n_pages, sharing, max_running, budget, policy, start):
-        self.clock = Clock(start)
-        self.caches = [KVCache(n_pages, 4, prefix_sharing=sharing, key=b"k") for _ in range(2)]
-        self.real = ContinuousBatcher(
-            self.caches[0],
-            max_running=max_running,
-            max_step_tokens=budget,
-            policy=policy,
-            clock=self.clock,
-        )
-        self.oracle = PlainBatcher(self.caches[1], max_running, budget, policy, start)
-        self.texts, self.plan, self.foreign = {}, None, set()
-
-    def live(self):
-        return [r["id"] for r in self.oracle.waiting + self.oracle.running]
-
-    @rule(ns=st.integers(-MS, 10 * MS))
-    def wait(self, ns):
-        self.clock.now += ns
-
-    @rule(
-        prompt=PROMPTS,
-        max_new=st.integers(1, 6),
-        salt=st.sampled_from([0, 0, "a"]),
-        slo_ms=st.sampled_from([1.0, 5.0, 1000.0]),
-        priority=st.sampled_from([0, 0, 0, 2]),
-        tenant=st.sampled_from([0, 0, 3]),
-    )
-    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
-        self.oracle.tick(self.clock.now)
-        kwargs = {"max_new_tokens": max_new, "salt": salt, "slo_ms": slo_ms}
-        kwargs |= {"priority": priority, "tenant": tenant}
-        if -(-(len(prompt) + max_new - 1) // 4) > self.oracle.quota(salt):
-            with pytest.raises(ValueError, match=r"need . pages|the quota of their salt is ."):
-                self.real.submit(prompt, **kwargs)
-            return
-        id_ = self.real.submit(prompt, **kwargs)
-        assert id_ == self.oracle.submit(prompt, max_new, salt, slo_ms, priority, tenant)
-        self.texts[id_] = list(prompt)
-
-    @rule(salt=st.sampled_from([0, "a"]), n_pages=st.one_of(st.none(), st.integers(1, 6)))
-    def set_quota(self, salt, n_pages):
-        if self.real.policy != "fair":  # the oracle does not park: tenants would be lifted
-            for cache in self.caches:
-                cache.set_quota(salt, n_pages)
-
-    @rule(ahead=st.integers(-3, 2), n=st.integers(0, 5))
-    def attach_a_sequence_of_ones_own(self, ahead, n):
-        id_ = self.oracle.n + ahead
-        if id_ < 0 or id_ in self.caches[0] or self.real.policy == "fair":
-            return
-        for cache in self.caches:
-            with contextlib.suppress(CapacityError):
-                cache.attach(id_, [7] * n)
-        if id_ in self.caches[0]:
-            self.foreign.add(id_)
-
-    @precondition(lambda self: self.foreign)
-    @rule(data=st.data())
-    def detach_a_sequence_of_ones_own(self, data):
-        id_ = data.draw(st.sampled_from(sorted(self.foreign)))
-        self.foreign.remove(id_)
-        for cache in self.caches:
-            cache.detach(id_)
-
-    @rule()
-    def copy_pages(self):
-        moves = [cache.pending_copies() for cache in self.caches]
-        assert len(moves[0].src) == len(moves[1].src)
-
-    @precondition(lambda self: self.plan is None)
-    @rule()
-    def step(self):
-        try:
-            expected, lost = self.oracle.step()
-        except CapacityError:
-            with pytest.raises(CapacityError, match=r"request .* nothing"):
-                self.real.step()
-            return
-        plan = self.real.step()
-        assert_own_slots(self.caches[0], plan)
-        rows = list(zip(*(column.tolist() for column in plan[:3]), strict=True))
-        assert rows == expected
-        assert plan.preempted.tolist() == lost
-        ids, starts, n_tokens = plan[:3]
-        assert n_tokens.sum() <= self.real.max_step_tokens and (n_tokens > 0).all()
-        slots = self.caches[0].slot_mapping(ids, starts, starts + n_tokens)
-        assert plan.slots.tolist() == slots.tolist()
-        assert bool(plan) == bool(rows)
-        if not rows:
-            assert not self.live()
-        self.plan = plan if rows else None
-
-    @precondition(lambda self: self.plan is not None)
-    @rule(data=st.data())
-    def refuses_what_was_not_planned(self, data):
-        ids = self.plan.seq_ids
-        tokens = np.zeros(ids.size, np.int32)
-        with pytest.raises(ValueError, match="not in the present step"):
-            self.real.advance([*ids[1:], 10**6], tokens)
-        if set(ids.tolist()) & set(self.live()) - {int(ids[0])}:
-            with pytest.raises(ValueError, match="is not in seq_ids"):
-                self.real.advance(ids[:1], tokens[:1])
-        with pytest.raises(RuntimeError, match="advance"):
-            if not set(ids.tolist()) & set(self.live()):
-                raise RuntimeError("advance: everything planned was cancelled")
-            self.real.step()
-
-    @precondition(lambda self: self.plan is not None)
-    @rule(data=st.data())
-    def advance(self, data):
-        ids = data.draw(st.permutations(self.plan.seq_ids.tolist()))
-        stops = (self.plan.starts + self.plan.n_tokens).tolist()
-        ends = dict(zip(self.plan.seq_ids.tolist(), stops, strict=True))
-        sampled, finished = {}, {}
-        for id_ in ids:
-            due = id_ in self.texts and ends[id_] == len(self.texts[id_])
-            sampled[id_] = sampled_token(id_, int(ends[id_])) if due else -1
-            finished[id_] = data.draw(st.sampled_from([False] * 9 + [True]))
-        done = self.real.advance(
-            ids, [sampled[id_] for id_ in ids], finished=[finished[id_] for id_ in ids]
-        )
-        assert done.tolist() == self.oracle.advance(sampled, finished)
-        for id_ in ids:
-            if id_ in done.tolist():
-                del self.texts[id_]
-            elif id_ in self.texts and sampled[id_] >= 0:
-                self.texts[id_].append(sampled[id_])
-        self.plan = None
-
-    @precondition(lambda self: self.live())
-    @rule(data=st.data())
-    def cancel(self, data):
-        some = data.draw(st.lists(st.sampled_from(self.live()), unique=True, max_size=2))
-        with pytest.raises(KeyError, match="unknown"):
-            self.real.cancel([*some, 10**6])
-        self.real.cancel(some)
-        for id_ in some:
-            self.oracle.cancel(id_)
-            del self.texts[id_]
-
-    @invariant()
-    def agrees(self):
-        if not hasattr(self, "real"):
-            return
-        self.real.check()
-        self.caches[0].check()
-        assert [r["id"] for r in self.oracle.running] == self.running_ids()
-        for id_ in self.running_ids():
-            assert self.caches[0].tokens(id_).tolist() == self.texts[id_]
-        for id_, (tokens, _) in self.real._batcher_state.requests.items():
-            if id_ not in self.running_ids():
-                assert tokens.tolist() == self.texts[id_]
-        stats = self.real.stats()
-        assert stats.preempted == self.oracle.n_preempted
-        assert len(self.real) == stats.waiting + stats.running == len(self.texts)
-
-    def running_ids(self):
-        state = self.real._batcher_state
-        slots = state.arrays.running[: self.real.n_running]
-        return state.queue.handle.state.request[slots, ID].tolist()
-
-
-BatcherMachine.TestCase.settings = settings()  # of the profile in conftest
-test_agrees_with_the_oracle = BatcherMachine.TestCase
 
 
 def run_to_the_end(batcher, n_steps=10_000):

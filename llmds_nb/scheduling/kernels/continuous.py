@@ -11,14 +11,20 @@ State (R = the most requests that run), a `Batcher`:
     latencies        int64[WINDOW]    likewise those from submit to the end
     running          int64[R]         slots of the running requests in the order of admission, as
                                       many as the queue's RUNNING
+    rows             int32[R]         row of each of them: a number below R, its own while it runs
+    free_rows        int64[.]         the set of the other numbers below R (bitset.py)
     preempted        int64[R]         N_PREEMPTED ids of requests that lost their pages since the
                                       last step was handed out
     attach           int64[6]         arguments of an attachment (sequence_pages.py)
 
 and the results of the last step_form and step_advance:
 
-    plan             int64[3, R]      ids, first positions and numbers of tokens, N_PLANNED columns
-    is_prefill       bool[R]          likewise
+    plan             int64[3, R]      ids, first positions and numbers of tokens, N_PLANNED columns:
+                                      N_DECODE with one token, then those with more, each in the
+                                      order of `running`
+    planned          bool[2, R]       likewise: whether the request is in prefill, and whether the
+                                      last of its tokens is computed, so that one is sampled
+    plan_rows        int32[R]         likewise: its row
     slots            int64[.]         where the N_SLOTS tokens lie in the cache
     growing          int64[R]         ids of the N_GROWING sequences to which a token is still to be
     sampled          int32[R]         appended, and these tokens
@@ -41,8 +47,9 @@ A request that only its tenant's quota keeps from running is parked, and so are 
 tenant: the others go on (admission.py).
 
 Invariants: COMPUTED + PLANNED <= LENGTH for running requests; GENERATED < MAX_NEW; `running` holds
-exactly the running slots; outside of the calls, of the N_GROWING sequences the last of the LENGTH
-tokens is not in the cache yet.
+exactly the running slots; `rows` and `free_rows` hold each number below R once; the plan's columns
+of running requests are COMPUTED and PLANNED, in the order above; outside of the calls, of the
+N_GROWING sequences the last of the LENGTH tokens is not in the cache yet.
 """
 
 import numpy as np
@@ -58,6 +65,7 @@ from ...kv.kernels.state import INT32S, INT64S, state_at
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK, PRESENT, UNEVEN
 from . import queue_state as s, request_queue as q
+from .bitset import bitset_add
 from .fair_share import tenant_charge
 from .sequence_pages import (
     is_attached,
@@ -78,7 +86,8 @@ SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
 COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
 FIRSTS, N_PLANNED, N_SLOTS, N_GROWING, N_DONE, N_PREEMPTED, HANDED_OUT = range(10, 17)
 # What kept the last step_form from its end: the id of a request, and how many pages it lacks.
-CULPRIT, LACKING, N_COUNTS = range(17, 20)
+CULPRIT, LACKING, N_DECODE, N_COUNTS = range(17, 21)
+IS_PREFILL, SAMPLES = range(2)  # rows of `planned`
 
 
 class Batcher(State):
@@ -91,8 +100,9 @@ class Batcher(State):
     attach = array(np.int64, 6)
     plan = array(np.int64, 3, ANY)
     committed = array(np.int64, ANY, 2)
-    is_prefill = array(np.bool_, ANY)
-    sampled = array(np.int32, ANY)
+    planned = array(np.bool_, 2, ANY)
+    sampled = rows = plan_rows = array(np.int32, ANY)
+    free_rows = array(np.int64, ANY)
 
 
 batcher_at = viewer(Batcher)
@@ -199,6 +209,21 @@ def step_check(handle, ids, sampled, order):
 
 
 @kernel(internal=True, borrow=True)
+def planned_next(request, running, n, place):
+    """The first of 2 n places from `place` on that has a planned request, else 2 n. O(n).
+
+    The plan is in the order of places: j is running request j if it computes one token, and n + j
+    if it computes more.
+    """
+    while place < n and request[running[place], PLANNED] != 1:
+        place += 1
+    if place >= n:
+        while place < 2 * n and request[running[place - n], PLANNED] <= 1:
+            place += 1
+    return place
+
+
+@kernel(internal=True, borrow=True)
 def _token_sampled(batcher, queue, now, slot):
     row, count = queue.request[slot], batcher.count
     row[GENERATED] += 1
@@ -221,13 +246,13 @@ def _take_over(batcher, queue, now, ids, sampled, finished):
     """
     count, request, running = batcher.count, queue.request, batcher.running
     n_growing, n_committed, n_done = 0, 0, 0
-    place, n_running = 0, queue.meta[s.RUNNING]
+    place, n_running = np.int64(0), queue.meta[s.RUNNING]
     for j in range(ids.size):
-        while place < n_running and request[running[place], PLANNED] == 0:
-            place += 1
-        if place < n_running and request[running[place], s.ID] == ids[j]:  # in the plan's order
-            slot = running[place]
-        else:
+        place = planned_next(request, running, n_running, place)
+        slot = np.int64(ABSENT)
+        if place < 2 * n_running:
+            slot = running[place if place < n_running else place - n_running]
+        if slot == ABSENT or request[slot, s.ID] != ids[j]:  # not in the plan's order, or cancelled
             slot = table_find(queue.table, ids[j])
             if slot == ABSENT:
                 continue
@@ -266,7 +291,8 @@ def step_end(handle, now, ids, sampled, finished):
     batcher = batcher_at(handle)
     queue, count, cache = s.queue_at(batcher.queue), batcher.count, batcher.cache
     n = _take_over(batcher, queue, q.clock_advance(queue, now), ids, sampled, finished)
-    count[N_PLANNED] = count[N_SLOTS] = count[N_PREEMPTED] = count[HANDED_OUT] = 0
+    count[N_PLANNED] = count[N_DECODE] = count[N_SLOTS] = 0
+    count[N_PREEMPTED] = count[HANDED_OUT] = 0
     for j in range(n):
         kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
     if count[N_DONE] > 0:
@@ -334,13 +360,16 @@ def step_victim(handle):
 
 
 @kernel(internal=True, borrow=True)
-def _running_compact(request, running, before):
-    """Close the gaps among the first `before` entries of `running`. O(R)."""
+def _running_compact(batcher, request, before):
+    """Close the gaps among the first `before` running, which free their rows. O(R)."""
+    running, rows = batcher.running, batcher.rows
     n = 0
     for j in range(before):
         if request[running[j], s.STATE] == s.IS_RUNNING:
-            running[n] = running[j]
+            running[n], rows[n] = running[j], rows[j]
             n += 1
+        else:
+            bitset_add(batcher.free_rows, running.size, np.int64(rows[j]))
 
 
 @kernel(internal=True, borrow=True)
@@ -379,7 +408,7 @@ def step_preempt(handle, id_, tokens):
     row[LOST] = row[COMPUTED]
     row[COMPUTED] = row[PLANNED] = 0
     q.request_requeue(queue, slot)
-    _running_compact(queue.request, batcher.running, before)
+    _running_compact(batcher, queue.request, before)
     if count[N_PREEMPTED] < batcher.preempted.size:
         batcher.preempted[count[N_PREEMPTED]] = id_
         count[N_PREEMPTED] += 1
@@ -396,7 +425,7 @@ def _forget(batcher, queue, ids):
         if queue.request[slot, s.STATE] == s.IS_PARKED:
             q.request_unpark(queue, slot)
         q.request_end(queue, slot)
-    _running_compact(queue.request, batcher.running, before)
+    _running_compact(batcher, queue.request, before)
 
 
 @kernel

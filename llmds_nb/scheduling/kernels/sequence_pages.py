@@ -116,6 +116,18 @@ def pages_of(cache, n_tokens):
 
 
 @kernel(internal=True, borrow=True)
+def pages_held(cache, row):
+    """How many pages a sequence has. O(1)."""
+    return cache.seq_cold[row, c.N_PAGES]
+
+
+@kernel(internal=True, borrow=True)
+def pages_in_all(cache):
+    """How many pages the pool has. O(1)."""
+    return np.int64(cache.page.shape[0])
+
+
+@kernel(internal=True, borrow=True)
 def is_attached(cache, id_):
     """Whether a sequence has an id. O(1)."""
     return sequence_find(cache, id_) != ABSENT
@@ -209,3 +221,36 @@ def slots_write(cache, shift, row, start, n, slots, end):
         place += 1
         offset = 0
     return end
+
+
+@kernel(internal=True, borrow=True)
+def tokens_write(cache, shift, row, start, n, out, places, end):
+    """Write n tokens of a sequence, from its token `start` on, their positions and their slots.
+
+    Into out[places[i] + end:] for i = 0, 1, 2. O(n).
+    """
+    page_size = np.int64(1) << shift
+    blocks = cache.seq_hot[row, c.BLOCK_TABLE]
+    place, offset = start >> shift, start & (page_size - 1)
+    stop = start + n
+    while start < stop:
+        page = np.int64(cache.arena[blocks + place])
+        m = min(page_size - offset, stop - start)
+        for j in range(m):
+            out[places[0] + end + j] = cache.tokens[page, offset + j]
+            out[places[1] + end + j] = start + j
+            out[places[2] + end + j] = page * page_size + offset + j
+        start += m
+        end += m
+        place += 1
+        offset = 0
+
+
+@kernel(internal=True, borrow=True)
+def table_write(cache, row, pad, out):
+    """Write the pages of a sequence into out int32[W], filled up with `pad`. O(W)."""
+    blocks, n = cache.seq_hot[row, c.BLOCK_TABLE], cache.seq_cold[row, c.N_PAGES]
+    for j in range(n):
+        out[j] = cache.arena[blocks + j]
+    for j in range(n, out.size):
+        out[j] = pad

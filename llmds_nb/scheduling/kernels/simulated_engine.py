@@ -70,7 +70,7 @@ def _begin(engine, batcher, now):
             engine.new[id_] = False
             # Where all was cached, the last token is computed all the same: a page begun.
             run[HIT_TOKENS] += -(-start // engine.page_size) * engine.page_size
-        if batcher.is_prefill[j]:
+        if batcher.planned[c.IS_PREFILL, j]:
             prefill += planned
         else:
             decoding += 1
@@ -117,7 +117,7 @@ def _finish(engine, batcher):
         run[READ] = 0
     sampled = engine.tape[run[READ] : run[READ] + n]
     run[READ] += n
-    ids, no_mask = batcher.plan[0][:n], batcher.is_prefill[:0]
+    ids, no_mask = batcher.plan[0][:n], batcher.planned[c.IS_PREFILL][:0]
     status = c.step_end(engine.batcher, now, ids, sampled, no_mask)
     if run[PREFILL] > 0 or batcher.count[c.N_DONE] > 0:
         run[BLOCKED] = 0

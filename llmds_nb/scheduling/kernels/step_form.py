@@ -17,6 +17,7 @@ from ..._core.jit import kernel
 from ...kv.kernels.state import state_at
 from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK
 from . import continuous as b, queue_state as s, request_queue as q
+from .bitset import bitset_discard, bitset_first
 from .sequence_pages import (
     domain_has_room,
     domain_note_get,
@@ -69,27 +70,33 @@ def _share(request, running, n, budget):
 @kernel(internal=True, borrow=True)
 def _undo(batcher, queue):
     """Plan nothing. O(R)."""
-    batcher.count[b.N_PLANNED] = 0
+    batcher.count[b.N_PLANNED] = batcher.count[b.N_DECODE] = batcher.count[b.N_SLOTS] = 0
     for j in range(queue.meta[s.RUNNING]):
         queue.request[batcher.running[j], b.PLANNED] = 0
 
 
 @kernel(internal=True, borrow=True)
-def _row_plan(batcher, cache, shift, row, n, end):
-    """Write what a request computes behind n rows and slots[:end]; the new end. O(tokens)."""
+def _row_plan(batcher, cache, shift, row, number, n, end):
+    """Write what a request computes behind n rows and slots[:end]; the new end. O(tokens).
+
+    `number` is the row that it has while it runs.
+    """
     plan, start, planned = batcher.plan, row[b.COMPUTED], row[b.PLANNED]
     plan[0, n] = row[s.ID]
     plan[1, n] = start
     plan[2, n] = planned
-    batcher.is_prefill[n] = start < row[s.TOKENS] or row[b.LENGTH] - start > 1
+    batcher.planned[b.IS_PREFILL, n] = start < row[s.TOKENS] or row[b.LENGTH] - start > 1
+    batcher.planned[b.SAMPLES, n] = start + planned == row[b.LENGTH]
+    batcher.plan_rows[n] = number
     return slots_write(cache, shift, row[b.CACHE_ROW], start, planned, batcher.slots, end)
 
 
 @kernel(noinline=True, borrow=True)
 def _running_plan(batcher, queue, cache, shift):
-    """Write the plan of the running requests; how many pages are not their own. O(R + tokens).
+    """Look at the running requests; write the plan of those that compute one token. O(R).
 
-    ABSENT: the sequence of count[CULPRIT] is not as it was left.
+    Returns how many pages of what is planned are not their own. ABSENT: the sequence of
+    count[CULPRIT] is not as it was left.
     """
     count = batcher.count
     n, end, n_foreign = np.int64(0), np.int64(0), np.int64(0)
@@ -101,25 +108,42 @@ def _running_plan(batcher, queue, cache, shift):
             return found
         row[b.CACHE_ROW] = found
         if row[b.PLANNED] > 0:
-            end = _row_plan(batcher, cache, shift, row, n, end)
-            n += 1
             n_foreign += tokens_not_own(cache, found, row[b.COMPUTED], row[b.PLANNED])
-    count[b.N_PLANNED], count[b.N_SLOTS] = n, end
+            if row[b.PLANNED] == 1:
+                end = _row_plan(batcher, cache, shift, row, batcher.rows[j], n, end)
+                n += 1
+    count[b.N_PLANNED], count[b.N_DECODE], count[b.N_SLOTS] = n, n, end
     return n_foreign
+
+
+@kernel(noinline=True, borrow=True)
+def _rest_plan(batcher, queue, cache, shift, before):
+    """Write the rest of the plan: the requests behind the first `before`, and longer rows. O(R)."""
+    count, running, n_running = batcher.count, batcher.running, queue.meta[s.RUNNING]
+    n, end = count[b.N_PLANNED], count[b.N_SLOTS]
+    place = b.planned_next(queue.request, running, n_running, np.int64(before))
+    while place < 2 * n_running:
+        j = place if place < n_running else place - n_running
+        count[b.N_DECODE] += place < n_running
+        row, number = queue.request[running[j]], batcher.rows[j]
+        end = _row_plan(batcher, cache, shift, row, number, n, end)
+        n += 1
+        place = b.planned_next(queue.request, running, n_running, place + 1)
+    count[b.N_PLANNED], count[b.N_SLOTS] = n, end
 
 
 @kernel(noinline=True)
 def _make_own(batcher, queue, cache, shift):
     """Give the planned tokens pages of their own: as `tokens_make_own`. O(tokens)."""
-    n = batcher.count[b.N_PLANNED]
-    seqs = np.empty(n, np.int64)
-    found = 0
+    found = np.empty((3, queue.meta[s.RUNNING]), np.int64)
+    n = 0
     for j in range(queue.meta[s.RUNNING]):
         row = queue.request[batcher.running[j]]
         if row[b.PLANNED] > 0:
-            seqs[found] = row[b.CACHE_ROW]
-            found += 1
-    status = tokens_make_own(cache, seqs, batcher.plan[1][:n], batcher.plan[2][:n])
+            found[0, n] = row[b.CACHE_ROW]
+            found[1, n], found[2, n] = row[b.COMPUTED], row[b.PLANNED]
+            n += 1
+    status = tokens_make_own(cache, found[0, :n], found[1, :n], found[2, :n])
     if status == OK:
         _running_plan(batcher, queue, cache, shift)
     return status
@@ -185,8 +209,10 @@ def _notes_clear(queue, cache):
 @kernel(internal=True, borrow=True)
 def _start(batcher, queue, now, slot, cached, budget):
     """Let a waiting request run whose first `cached` tokens need not be computed. O(log n)."""
-    count = batcher.count
-    batcher.running[queue.meta[s.RUNNING]] = slot
+    count, n = batcher.count, queue.meta[s.RUNNING]
+    number = bitset_first(batcher.free_rows, batcher.running.size)
+    bitset_discard(batcher.free_rows, batcher.running.size, number)
+    batcher.running[n], batcher.rows[n] = slot, number
     q.request_start(queue, slot, q.clock_advance(queue, now))
     row = queue.request[slot]
     row[b.COMPUTED] = cached
@@ -197,7 +223,7 @@ def _start(batcher, queue, now, slot, cached, budget):
 
 
 @kernel(internal=True)
-def _admit(batcher, queue, cache, shift, now, budget):
+def _admit(batcher, queue, cache, now, budget):
     """Let waiting requests run while budget and pages last: FORMED, or what is needed. O(tokens).
 
     count[CULPRIT] is the request at which it stopped, and count[LACKING] how many pages that lacks.
@@ -231,9 +257,6 @@ def _admit(batcher, queue, cache, shift, now, budget):
         _start(batcher, queue, now, slot, cached, budget)
         budget -= row[b.PLANNED]
         row[b.CACHE_ROW] = sequence_find(cache, row[s.ID])
-        n, end = count[b.N_PLANNED], count[b.N_SLOTS]
-        count[b.N_SLOTS] = _row_plan(batcher, cache, shift, row, n, end)
-        count[b.N_PLANNED] = n + 1
         if meta[s.PARKED] > 0:
             _unpark(queue, cache, domain)
     return FORMED
@@ -276,7 +299,7 @@ def step_make(handle, now, admits):
             _undo(batcher, queue)
             return CROWDED if status == FULL else NEEDS_ARENA
     if admits != 0 and queue.meta[s.WAITING] + queue.meta[s.PARKED] > 0:
-        outcome = _admit(batcher, queue, cache, shift, now, budget)
+        outcome = _admit(batcher, queue, cache, now, budget)
         if queue.meta[s.PARKED] > 0:
             _notes_clear(queue, cache)
         if outcome != FORMED:
@@ -284,6 +307,8 @@ def step_make(handle, now, admits):
             return outcome
         if queue.meta[s.RUNNING] == 0:
             return STUCK
+    if queue.meta[s.RUNNING] > n or count[b.N_SLOTS] < batcher.max_step_tokens - budget:
+        _rest_plan(batcher, queue, cache, shift, n)
     count[b.STEPS] += count[b.N_PLANNED] > 0
     return FORMED
 
