@@ -34,13 +34,27 @@ def _cache():
     return kv
 
 
+def _pipeline():
+    words = [f"word{i}" for i in range(5_000)]
+    rng = np.random.default_rng(0)
+    picked, ids = rng.zipf(1.3, (20_000, 20)) % len(words), [f"doc/{i}" for i in range(20_000)]
+    pipeline = ours("RetrievalPipeline")()
+    pipeline.add(
+        ids,
+        [" ".join(words[i] for i in row) for row in picked],
+        rng.standard_normal((20_000, 64), np.float32),
+        metadata=[{"year": 1990 + i % 40, "source": f"file{i // 10}"} for i in range(20_000)],
+    )
+    return pipeline
+
+
 class Load:
     """`load` of 20,000 documents, vectors or pages; "read" is Path.read_bytes of the file.
 
     "unverified" reads no checksums. n/a: a KVCache is never mapped.
     """
 
-    params = (["InvertedIndex", "HNSW", "KVCache"], IMPLS)
+    params = (["InvertedIndex", "HNSW", "KVCache", "RetrievalPipeline"], IMPLS)
     param_names = ("structure", "impl")
     version = "1"
     timeout = 300
@@ -61,7 +75,8 @@ class Load:
     def saved(structure):
         folder = tempfile.TemporaryDirectory()
         path = Path(folder.name, "saved")
-        {"InvertedIndex": _index, "HNSW": _hnsw, "KVCache": _cache}[structure]().save(path)
+        makers = {"InvertedIndex": _index, "HNSW": _hnsw, "KVCache": _cache}
+        (makers | {"RetrievalPipeline": _pipeline})[structure]().save(path)
         return folder, path  # the folder lives as long as the process
 
     def time_load(self, structure, impl):

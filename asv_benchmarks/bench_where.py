@@ -86,6 +86,40 @@ class Where:
         self.mask()
 
 
+class Search:
+    """A search of which 10 % of 100,000 documents pass: a `where` never asked, again, or a mask."""
+
+    params = (["new", "again", "mask"],)
+    param_names = ("filter",)
+    version = "1"
+    timeout = 300
+    number = 1  # each call has another filter
+
+    def setup(self, filter):
+        _metadata()
+        self.pipeline, self.vectors, years = self.made()
+        self.mask, self.calls = years < 1994, 0
+        for _ in range(3):
+            self.time_search("again")
+
+    @staticmethod
+    @cache
+    def made():
+        rng, n = np.random.default_rng(0), 100_000
+        pipeline, years = ours("RetrievalPipeline")(cache_tokens=0), rng.integers(1990, 2030, n)
+        metadata = [{"year": year} for year in years.tolist()]
+        vectors = rng.standard_normal((n, 16), np.float32)
+        pipeline.add(range(n), [f"word{i % 999}" for i in range(n)], vectors, metadata=metadata)
+        return pipeline, vectors, years
+
+    def time_search(self, filter):
+        self.calls += 1
+        options = {"filter": self.mask} if filter == "mask" else {"where": {"year": {"$lt": 1994}}}
+        if filter == "new":
+            options = {"where": {"year": {"$lt": 1993 + 1 / self.calls}}}
+        self.pipeline.search("word7", 10, vectors=self.vectors[self.calls], **options)
+
+
 class Write:
     """1,000 documents, in one call or one at a time, to a million."""
 
