@@ -13,8 +13,9 @@ import numpy as np
 from llmds_nb import ContinuousBatcher, KVCache
 from llmds_nb._core import validation
 from llmds_nb._core.signals import uninterrupted
+from llmds_nb._core.typing import Float32s
 
-from . import batches, model_access, opening
+from . import batches, embeddings, model_access, opening
 from .batches import GenerationOutput
 from .cpu_attention import CpuAttention
 from .engine_stats import EngineStats, stats_of
@@ -341,6 +342,40 @@ class Engine:
         return batches.generate_batch(
             self, inputs, generation_config, progress_bar, request_ids, options
         )
+
+    def encode(
+        self, texts: str | Iterable[Any], pooling: str = "mean", *, normalize: bool = False,
+        truncate: bool = False,
+    ) -> Float32s:  # fmt: skip
+        """Vectors of texts, such as for ``RetrievalPipeline(encoder=engine.encode)``.
+
+        They are computed between the steps of requests, many texts at a time, at most
+        `max_step_tokens` tokens, over pages that are free again afterwards.
+
+        Parameters
+        ----------
+        texts : str, or list of str
+            Or of what `submit` takes in place of text. An empty text has the vector 0.
+        pooling : str
+            "mean" of the last hidden states of a text's tokens, or that of its "last" token.
+        normalize : bool
+            Whether vectors get the length 1.
+        truncate : bool
+            Whether to take the first tokens of texts that are too long for the model or the pages.
+
+        Returns
+        -------
+        float32[n, d]
+            In the order of the texts.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A text that is too long, unless `truncate`, or that `submit` would not take.
+        CapacityError
+            Too few pages are free beside those of running requests.
+        """
+        return embeddings.encode(self, texts, pooling, normalize, truncate)
 
     # ---- the engine itself -------------------------------------------------------------------
 

@@ -186,12 +186,25 @@ def tensors_of(inputs: Any, keep: Any, device: torch.device) -> dict[str, torch.
 
 def run_model(model: Any, forward: Forward) -> torch.Tensor:
     """Compute a step: logits [S, V] of the tokens `keep`. Every layer must have attended once."""
+    keep = forward.tensors["keep"]
+    logits = _run(model, forward, logits_to_keep=keep).logits[0]
+    if logits.shape[0] != keep.shape[0]:  # the model knows no logits_to_keep
+        logits = logits[keep]
+    return logits
+
+
+def run_base(model: Any, forward: Forward) -> torch.Tensor:
+    """The last hidden states [T, d] of all tokens of a step, without the model's head."""
+    return _run(model.base_model, forward).last_hidden_state[0]
+
+
+def _run(model, forward, **options):
     tensors = forward.tensors
     _current.forward = forward
     try:
         output = model(
             input_ids=tensors["tokens"], position_ids=tensors["positions"], use_cache=False,
-            logits_to_keep=tensors["keep"], llmds_forward=forward,
+            llmds_forward=forward, **options,
         )  # fmt: skip
     finally:
         _current.forward = None
@@ -202,8 +215,4 @@ def run_model(model: Any, forward: Forward) -> torch.Tensor:
             f"through transformers' AttentionInterface, with {sum(calls)} calls; the engine needs "
             "one call of every layer"
         )
-    logits = output.logits[0]
-    keep = tensors["keep"]
-    if logits.shape[0] != keep.shape[0]:  # the model knows no logits_to_keep
-        logits = logits[keep]
-    return logits
+    return output
