@@ -19,7 +19,6 @@ from . import batches, embeddings, model_access, opening
 from .batches import GenerationOutput
 from .cpu_attention import CpuAttention
 from .engine_stats import EngineStats, stats_of
-from .inputs import inputs_of
 from .interface import Backend
 from .prompts import prompt_ids
 from .requests import Answer, Generation, Request, RequestError, StepOutput
@@ -117,7 +116,6 @@ class Engine:
         self._planned = False  # whether the batcher may have a plan
         self._thread: ThreadPoolExecutor | None = None
         self._n_steps, self._seconds, self._n_failed = 0, 0.0, 0
-        self._places: dict[int, int] = {}
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -260,12 +258,15 @@ class Engine:
                 if not plan:
                     self._planned = False
                     return None
-            plan, inputs = inputs_of(self.batcher, plan, self._places)
-            uninterrupted(self._runner.copy_pages, self.cache)
+            inputs = self.batcher.inputs(plan)
             requests = list(map(self._requests.get, plan.seq_ids.tolist()))  # None: was cancelled
-            for i in np.flatnonzero(plan.is_prefill).tolist():
-                if (request := requests[i]) is not None and request._n_cached < 0:
-                    request._n_cached = int(plan.starts[i])
+            if plan.is_prefill.any():
+                uninterrupted(self._runner.copy_pages, self.cache)
+                for i in np.flatnonzero(plan.is_prefill).tolist():
+                    if (request := requests[i]) is not None and request._n_cached < 0:
+                        request._n_cached = int(plan.starts[i])
+            else:  # a signal could fall only between copies of forks, which the engine has none of
+                self._runner.copy_pages(self.cache)
         return self._runner.run(plan, inputs, requests)
 
     def _deliver(self, answer):

@@ -13,6 +13,7 @@ import torch
 from transformers import AttentionInterface
 
 from llmds_nb import LlmdsError
+from llmds_nb.scheduling import StepInputs
 
 from .pages import KvPages
 
@@ -85,7 +86,7 @@ class Forward:
     )
 
     def __init__(
-        self, inputs: Any, tensors: dict[str, torch.Tensor], n_decode: int, pages: KvPages,
+        self, inputs: StepInputs, tensors: dict[str, torch.Tensor], n_decode: int, pages: KvPages,
         attention: Backend,
     ) -> None:  # fmt: skip
         self.inputs, self.tensors, self.n_decode = inputs, tensors, n_decode
@@ -174,7 +175,7 @@ def _refuse(mask, dropout, is_causal):
 AttentionInterface.register(NAME, paged_attention)  # no mask function: transformers makes no mask
 
 
-def tensors_of(inputs: Any, keep: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def tensors_of(inputs: StepInputs, keep: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """The arrays of a step as tensors on a device, as a `Forward` has them; keep int32[S]."""
     fields = ("tokens", "positions", "slots", "kv_len", "cu_q", "block_table")
     tensors = {name: torch.from_numpy(getattr(inputs, name)).to(device) for name in fields}

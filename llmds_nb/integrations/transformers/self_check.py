@@ -4,10 +4,12 @@ Two short prompts go through the pages in two chunks each, beside one another an
 of one token, as in the engine. Their logits must be those that the model computes by itself.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+
+from llmds_nb.scheduling import StepInputs
 
 from .interface import Backend, Forward, UnsupportedModelError, run_model, tensors_of
 from .pages import KvPages
@@ -16,19 +18,6 @@ _LENGTHS = 13, 22
 _CHUNKS = (5, 0), (11, 13), (12, 14), (13, 22)  # tokens of each that are computed after each step
 # The most that logits may differ, relative to their own spread.
 _LIMITS = {torch.float64: 1e-3, torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-
-
-class CheckInputs(NamedTuple):
-    """The fields of StepInputs, for steps without a batcher."""
-
-    tokens: Any
-    positions: Any
-    slots: Any
-    kv_len: Any
-    cu_q: Any
-    sample_rows: Any
-    block_table: Any
-    used: int
 
 
 def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
@@ -66,7 +55,7 @@ def probe(model: Any, pages: KvPages, backend: Backend, vocab_size: int) -> list
         cu_q = np.cumsum([0, *(b - a for _, a, b in spans)])
         flat: Any = tokens, positions, slots, lengths, cu_q, np.arange(len(tokens))
         table = np.ascontiguousarray(tables[[i for i, _, _ in spans]])
-        inputs = CheckInputs._make((*(x.astype(np.int32) for x in flat), table, 0))
+        inputs = StepInputs._make((*(x.astype(np.int32) for x in flat), table, 0))
         tensors = tensors_of(inputs, inputs.sample_rows, model.device)
         n_decode = sum(b - a == 1 for _, a, b in spans)
         with torch.inference_mode():

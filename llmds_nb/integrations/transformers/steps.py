@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from llmds_nb import KVCache
+from llmds_nb.scheduling import StepInputs, StepPlan
 
 from .interface import Backend, Forward, run_model, tensors_of
 from .pages import KvPages
@@ -41,7 +42,7 @@ class StepRunner:
         if moves.src.size:
             self.pages.copy(moves.src, moves.dst)
 
-    def run(self, plan: Any, inputs: Any, requests: list[Request | None]) -> Answer:
+    def run(self, plan: StepPlan, inputs: StepInputs, requests: list[Request | None]) -> Answer:
         """Compute a step: its sampled tokens. A request is None where it was cancelled since."""
         with torch.inference_mode():
             tensors = tensors_of(inputs, inputs.cu_q[1:] - 1, self.device)
