@@ -11,10 +11,10 @@ from torch import Tensor
 from llmds_nb._core import validation
 from llmds_nb._core.signals import uninterrupted
 from llmds_nb._core.typing import Float32s, Int32s
+from llmds_nb.scheduling import StepInputs
 
 from .interface import Forward, run_base, tensors_of
 from .prompts import prompt_ids
-from .self_check import CheckInputs
 
 # Texts have sequences of their own in the cache of an engine, beyond all ids of requests, and a
 # salt of their own, under which nothing is ever committed: no prefix is found, all are computed.
@@ -129,7 +129,7 @@ def _sums(engine, tokens, lengths, table, mean) -> Tensor:
             np.concatenate(([0], bounds)),
             bounds - 1,
         )
-        inputs = CheckInputs._make(
+        inputs = StepInputs._make(
             (*(x.astype(np.int32) for x in flat), np.ascontiguousarray(table[own]), 0)
         )
         tensors = tensors_of(inputs, inputs.sample_rows, engine.device)
