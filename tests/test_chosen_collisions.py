@@ -285,7 +285,7 @@ def test_the_numbers_of_words_do_not_depend_on_the_key():
     data = np.frombuffer(bytearray(b"one\0two\0three\0two\0one\0four"), np.uint8)
     for secret in (0, 1, -5):
         numbers, ptr, spans = np.zeros(13, np.int32), np.zeros(3, int), np.zeros((13, 2), int)
-        assert words_number(data, np.array([0, 8, 26]), 2, secret, numbers, ptr, spans) == 4
+        assert words_number(data, data, np.array([0, 8, 26]), 2, secret, numbers, ptr, spans) == 4
         assert numbers[:6].tolist() == [0, 1, 2, 1, 0, 3] and ptr.tolist() == [0, 2, 6]
         assert spans[:4].tolist() == [[0, 3], [4, 7], [8, 13], [22, 26]]
 

@@ -21,6 +21,7 @@ from .typing import ArrayLike, Float32s, Float64s, Int32s, Int64s
 
 Ints = npt.NDArray[np.integer[Any]]
 T = TypeVar("T")
+_ONLY_STR = frozenset([str])
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _OWN: Any = ("C", "A", "W")  # contiguous, aligned, writeable: one type to Numba
@@ -314,6 +315,8 @@ def texts(values: str | Iterable[str], name: str = "texts") -> list[str]:
     if type(values) is not list:  # the usual case first: isinstance of an ABC takes time
         _check_iterable(values, name)
     values = list(values)
+    if _ONLY_STR.issuperset(map(type, values)):
+        return values
     for position, value in enumerate(values):
         if type(value) is not str:
             values[position] = _text(value, name, position)

@@ -264,9 +264,13 @@ class Analyzer:
         """Whether `spelled` takes a text."""
         return self.characters is not None or (self.rule != 0 and text.isascii())
 
-    def spelled(self, texts: list[str]) -> tuple[UInt8s, Int64s]:
-        """(data uint8[bytes], offsets int64[n + 1]) of texts, in the form that kernels split."""
-        together = "".join(texts)
+    def spelled(self, texts: list[str], together: str | None = None) -> tuple[UInt8s, Int64s]:
+        """(data uint8[bytes], offsets int64[n + 1]) of texts, in the form that kernels split.
+
+        `together` are the texts joined, where they are already.
+        """
+        if together is None:
+            together = "".join(texts)
         if self.takes_ascii(together):
             data = bytearray(together, "ascii").translate(self.fold)
             return np.frombuffer(data, np.uint8), offsets(list(map(len, texts)))
@@ -356,9 +360,15 @@ class Analyzer:
         most = len(data) // (self.rule >> 2) + len(texts)
         numbers, spans = np.empty(most, np.int32), np.empty((most, 2), np.int64)
         word_ptr, secret = np.empty(len(ptr), np.int64), secret_word()
-        n = k.words_number(data, ptr, self.rule, secret, numbers, word_ptr, spans)
-        view, (starts, stops) = memoryview(data), spans[:n].T.tolist()
-        words = [str(view[start:stop], "utf-8") for start, stop in zip(starts, stops, strict=True)]
+        lower = np.empty_like(data) if k.lowers(self.rule) else data
+        n = k.words_number(data, lower, ptr, self.rule, secret, numbers, word_ptr, spans)
+        spelled, (starts, stops) = lower.tobytes(), spans[:n].T.tolist()
+        if spelled.isascii():  # then what is cut out need not be decoded
+            plain = spelled.decode()
+            words = [plain[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        else:
+            cut = [spelled[start:stop] for start, stop in zip(starts, stops, strict=True)]
+            words = list(map(bytes.decode, cut))
         return numbers[: word_ptr[-1]].copy(), word_ptr, words
 
     def _words_by_python(self, texts):

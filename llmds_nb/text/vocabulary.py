@@ -22,6 +22,7 @@ LookUp: TypeAlias = Callable[[list[str]], Int32s]
 
 _FIRST_STRINGS, _FIRST_BYTES = 32, 256
 _MAX_WORDS = 1 << 16
+_MANY = 64  # counts of which NumPy has the sums faster
 _MISSING = 64  # unknown words of a batch that are collected in one pass
 
 
@@ -187,8 +188,10 @@ def _packed(strings):
 
 def offsets(counts: list[int] | Int64s) -> Int64s:
     """CSR offsets int64[n + 1] of n counts."""
-    if isinstance(counts, list):  # faster than a cumulative sum for the few words of a query
-        return np.array([0, *accumulate(counts)], np.int64)
+    if isinstance(counts, list):
+        if len(counts) < _MANY:
+            return np.fromiter(accumulate(counts, initial=0), np.int64, len(counts) + 1)
+        counts = np.fromiter(counts, np.int64, len(counts))
     result = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=result[1:])
     return result
@@ -213,15 +216,18 @@ class TextBuffers:
     """
 
     def __init__(self, size: int):
-        text, text_ptr = np.empty(size, np.uint8), np.zeros(2, np.int64)
+        text, text_ptr = np.empty(2 * size, np.uint8), np.zeros(2, np.int64)
         codes, code_ptr = np.empty(4 * (size // MOST_BYTES), np.uint8), np.zeros(2, np.int64)
         flag = np.zeros(1, np.uint8)  # of kernels.characters
         self.codes, self.codes_at = codes.data, address_of(codes)
         self.code_ptr, self.code_ptr_at = code_ptr.data, address_of(code_ptr)
         self.flag, self.flag_at = flag.data, address_of(flag)
-        self.text, self.text_at = text.data, address_of(text)
+        self.text, self.text_at = text[:size].data, address_of(text)  # and space for it in lower
         self.text_ptr, self.text_ptr_at = text_ptr.data, address_of(text_ptr)
         self.tokens, self.token_ptr = np.empty(size, np.int32), np.zeros(2, np.int64)
+        self.token_ends = (
+            self.token_ptr.data
+        )  # the same memory: a Python int is read from it sooner
         self.tokens_at, self.token_ptr_at = address_of(self.tokens), address_of(self.token_ptr)
 
 
@@ -270,9 +276,12 @@ class WordCache:
         out = np.empty(data.size // (rule >> 2) + len(text_ptr), np.int32)
         out_ptr = np.empty(text_ptr.size, np.int64)
         missing = np.empty((_MISSING, 2), np.int64)
+        text = lower = data
+        if k.lowers(rule):
+            text = np.empty(2 * data.size, np.uint8)
+            text[: data.size], lower = data, text[data.size :]
         while True:
             handle = self._handle  # kept alive meanwhile
-            text = data.copy()  # which the kernel writes to
             n_missing = _entries.encode(
                 handle.address, address_of(text), address_of(text_ptr), len(out_ptr) - 1, rule,
                 address_of(out), address_of(out_ptr), address_of(missing), len(missing),
@@ -283,7 +292,7 @@ class WordCache:
                 missing = np.empty((n_missing, 2), np.int64)
                 continue
             spans = missing[:n_missing].tolist()
-            self._learn(list({bytes(text[start:stop]): None for start, stop in spans}), look_up)
+            self._learn(list({bytes(lower[start:stop]): None for start, stop in spans}), look_up)
 
     def encode_one(self, buffers: TextBuffers, rule: int) -> bool:
         """Encode the text in `buffers` into its tokens, if all words are known; return whether."""

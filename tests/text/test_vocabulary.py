@@ -105,7 +105,7 @@ def test_words_of_one_hash_are_different_words():
     data = np.frombuffer(bytearray(b"\0".join([*words, *words])), np.uint8)
     numbers, spans = np.empty(data.size, np.int32), np.empty((data.size, 2), np.int64)
     ends = np.array([0, data.size])
-    assert k.words_number(data, ends, RUNS, 7, numbers, np.empty(2, np.int64), spans) == 5
+    assert k.words_number(data, data, ends, RUNS, 7, numbers, np.empty(2, np.int64), spans) == 5
     assert numbers[:10].tolist() == 2 * [0, 1, 2, 3, 4]
 
 
@@ -114,7 +114,9 @@ def test_thousands_of_distinct_words_are_numbered_in_one_call():
     data = np.frombuffer(bytearray("\0".join(words).encode()), np.uint8)
     numbers, spans = np.empty(data.size, np.int32), np.empty((data.size, 2), np.int64)
     ends = np.array([0, data.size])
-    assert k.words_number(data, ends, RUNS, 7, numbers, np.empty(2, np.int64), spans) == 20_000
+    assert (
+        k.words_number(data, data, ends, RUNS, 7, numbers, np.empty(2, np.int64), spans) == 20_000
+    )
     assert numbers[: len(words)].tolist() == [i % 20_000 for i in range(30_000)]
 
 

@@ -9,8 +9,9 @@ Text to split is `data uint8[n]`, UTF-8 in which every byte that belongs to no w
 text i is data[text_ptr[i]:text_ptr[i + 1]], and a word never reaches over a text's end. In the mode
 RUNS all such bytes separate words. By the word rule (`_word_at`) of RULE and RULE_LOWER they are 0,
 or tell what stands between words: SPACE, PUNCTUATION (one of ! ? : ;), one of . , ' & / + #, or
-LONE after a letter that is a word by itself (kernels/characters.py). RULE_LOWER writes ASCII
-capitals in lower case as it meets them, into `data`.
+LONE after a letter that is a word by itself (kernels/characters.py). Words are those of `data`,
+spelled as in `lower` at the same places: by RULE_LOWER a kernel fills it with `data`, ASCII
+capitals in lower case; by other modes it is `data` itself.
 
 Kernels that Python calls take either state as a handle (_core/state.py).
 """
@@ -30,7 +31,8 @@ STOP = -5  # the id i of a stop word is kept as STOP - i
 _FIRST_SLOTS = 1 << 12
 
 RUNS, RULE, RULE_LOWER = 0, 1, 2
-_DIGIT, _CAPITAL, _BRACKET, _SMALL = 48, 65, 91, 97  # "0", "A", the one after "Z", "a"
+_DIGIT, _CAPITAL, _BRACKET = 48, 65, 91  # "0", "A", the one after "Z"
+_LONGEST_CHARACTER = 4  # bytes
 _SHARP, _AND, _QUOTE, _PLUS, _COMMA, _DOT, _SLASH = 35, 38, 39, 43, 44, 46, 47
 
 
@@ -171,8 +173,12 @@ def _join(data, part, position, end):
 
 
 @kernel(noinline=True, borrow=True)
-def _is_alone(data, start, stop, begin, end, is_capital):
-    """Whether the one character data[start:stop] of the text data[begin:end] is a word. O(1)."""
+def _is_word(data, start, stop, begin, end):
+    """Whether data[start:stop] of the text data[begin:end] has two characters or is alone. O(1)."""
+    c = data[start]
+    if stop - start > 1 + np.int64(c >= 0xC0) + np.int64(c >= 0xE0) + np.int64(c >= 0xF0):
+        return True
+    is_capital = _CAPITAL <= c < _BRACKET
     after = _byte_at(data, stop, end)
     if stop < end and after == LONE:
         return True
@@ -199,14 +205,9 @@ def _word_at(data, position, begin, end, shortest, mode):
         start = part = position
         if start == end:
             return end, end
-        is_capital = _CAPITAL <= data[start] < _BRACKET
         while position < end:
             c = data[position]
-            if c >= _SMALL:
-                position += 1
-            elif c >= _DIGIT:
-                if mode == RULE_LOWER and _CAPITAL <= c < _BRACKET:
-                    data[position] = c + 32
+            if c >= _DIGIT:
                 position += 1
             elif c <= SPACE:
                 break
@@ -217,25 +218,39 @@ def _word_at(data, position, begin, end, shortest, mode):
                 if n <= 0:
                     break
         n = position - start
-        if mode != RUNS and (n == 1 or data[start] >= 0xC0):
-            c = data[start]
-            size = 1 + np.int64(c >= 0xC0) + np.int64(c >= 0xE0) + np.int64(c >= 0xF0)
-            if n > size or _is_alone(data, start, position, begin, end, is_capital):
+        if mode == RUNS:
+            if n >= shortest:
                 return start, position
-        elif n >= shortest:
+        elif n > _LONGEST_CHARACTER or _is_word(data, start, position, begin, end):
             return start, position
 
 
+def lowers(rule: int) -> bool:
+    """Whether `lower` is not `data` (plain Python)."""
+    return rule & 3 == RULE_LOWER
+
+
+@kernel(noinline=True, borrow=True)
+def _lower(data, lower):
+    """Fill `lower` with `data`, ASCII capitals in lower case. O(bytes)."""
+    for i in range(data.size):
+        c = data[i]
+        lower[i] = c + 32 if _CAPITAL <= c < _BRACKET else c
+
+
 @kernel(nogil=True)
-def words_number(data, text_ptr, rule, secret, numbers, word_ptr, spans):
+def words_number(data, lower, text_ptr, rule, secret, numbers, word_ptr, spans):
     """Number the distinct words of each text; `rule` is shortest << 2 | mode.
 
-    Fills numbers int32[most] of all words in order, word_ptr int64[n_texts + 1] into them, and
-    spans int64[most, 2] of where in `data` each number first starts and stops, where most is
+    lower uint8[bytes] is filled, or is `data`, by the mode. Fills numbers int32[most] of all words
+    in order, word_ptr int64[n_texts + 1] into them, and
+    spans int64[most, 2] of where in `lower` each number first starts and stops, where most is
     bytes // shortest + n_texts; returns how many numbers there are. O(bytes) expected. No result
     depends on the int64 `secret`, which no client knows.
     """
     n_texts, shortest, mode = text_ptr.size - 1, rule >> 2, rule & 3
+    if mode == RULE_LOWER:
+        _lower(data, lower)
     hashes = np.empty(numbers.size, np.uint64)
     slots = _grown_slots(hashes, 0, _FIRST_SLOTS)
     mask = np.uint64(slots.size - 1)
@@ -247,7 +262,7 @@ def words_number(data, text_ptr, rule, secret, numbers, word_ptr, spans):
             start, position = _word_at(data, position, begin, end, shortest, mode)
             if start == position:
                 break
-            hash_ = hash_bytes(data, start, position, np.uint64(secret))
+            hash_ = hash_bytes(lower, start, position, np.uint64(secret))
             slot = hash_ & mask
             while slots[slot] != ABSENT:
                 i = slots[slot]
@@ -255,7 +270,7 @@ def words_number(data, text_ptr, rule, secret, numbers, word_ptr, spans):
                 if (
                     hashes[i] == hash_
                     and spans[i, 1] - spans[i, 0] == length
-                    and _same_bytes(data, spans[i, 0], data, start, length)
+                    and _same_bytes(lower, spans[i, 0], lower, start, length)
                 ):
                     break
                 slot = (slot + np.uint64(1)) & mask
@@ -278,11 +293,12 @@ def words_number(data, text_ptr, rule, secret, numbers, word_ptr, spans):
 def words_encode(handle, text, text_ptr, n_texts, rule, out, out_ptr, missing, most):
     """The term ids of the words of each text, by a word cache; return how many it does not have.
 
-    All but the numbers n_texts, `rule` and `most` are addresses: of text uint8[bytes] and
-    text_ptr int64[n_texts + 1]; of what is filled, out int32[bytes // shortest + n_texts] and
-    out_ptr int64[n_texts + 1], without dropped words, and missing int64[most, 2] with where in the
-    text the first unknown words start and stop. Stop words are left out, but for those
-    of a text that has no other words. `rule` is shortest << 2 | mode. O(bytes).
+    All but the numbers n_texts, `rule` and `most` are addresses: of text uint8[bytes], behind which
+    RULE_LOWER fills `lower`, and text_ptr int64[n_texts + 1]; of what is filled, out int32[bytes //
+    shortest + n_texts] and out_ptr int64[n_texts + 1], without dropped words, and missing
+    int64[most, 2] with where in the text the first unknown words start and stop. Stop words are
+    left out, but for those of a text that has no other words. `rule` is shortest << 2 | mode.
+    O(bytes).
     """
     shortest, mode = rule >> 2, rule & 3
     cache = _word_cache_at(handle)
@@ -291,6 +307,9 @@ def words_encode(handle, text, text_ptr, n_texts, rule, out, out_ptr, missing, m
         array_at(out_ptr, n_texts + 1, np.int64),
     )
     data = array_at(text, text_ptr[n_texts], np.uint8)
+    lower = array_at(text + data.size * (mode == RULE_LOWER), data.size, np.uint8)
+    if mode == RULE_LOWER:
+        _lower(data, lower)
     out = array_at(out, data.size // shortest + n_texts, np.int32)
     missing = array_at(missing, (most, 2), np.int64)
     n, n_missing = 0, 0
@@ -302,8 +321,8 @@ def words_encode(handle, text, text_ptr, n_texts, rule, out, out_ptr, missing, m
             start, position = _word_at(data, position, begin, stop, shortest, mode)
             if start == position:
                 break
-            hash_ = hash_bytes(data, start, position, np.uint64(cache.words.secret))
-            word = cache.words.slots[_strings_slot(cache.words, data, start, position, hash_)]
+            hash_ = hash_bytes(lower, start, position, np.uint64(cache.words.secret))
+            word = cache.words.slots[_strings_slot(cache.words, lower, start, position, hash_)]
             if word == ABSENT or cache.term_ids[word] == UNSET:
                 if n_missing < most:
                     missing[n_missing, 0], missing[n_missing, 1] = start, position
@@ -345,16 +364,20 @@ def stop_words_drop(numbers, word_ptr, kinds, shortest, kept):
         start, stop = word_ptr[text], word_ptr[text + 1]
         n_terms = n_run = 0
         for w in range(start, stop):
-            n_terms += kinds[numbers[w]] == 0
-        if n_terms == 0:
-            for w in range(start, stop):
-                kept[numbers[w]] = True
-            continue
-        for w in range(start, stop):
             number = numbers[w]
             kind = kinds[number]
-            n_run = (n_run + (kind == 1)) * (kind != 0)
+            n_terms += kind == 0
             numbers[w] = ABSENT - 1 - number if kind == 1 else number
+        if n_terms == 0:
+            for w in range(start, stop):
+                numbers[w] = max(numbers[w], ABSENT - 1 - numbers[w])
+                kept[numbers[w]] = True
+            continue
+        if stop - start < shortest:
+            continue
+        for w in range(start, stop):
+            kind = kinds[max(numbers[w], ABSENT - 1 - numbers[w])]
+            n_run = (n_run + (kind == 1)) * (kind != 0)
             if kind == 1 and n_run >= shortest:
                 n, j = n_run if n_run == shortest else 1, w  # those of the run that are negative
                 while n > 0:
