@@ -2,7 +2,7 @@
 
 import re
 from functools import cache
-from unicodedata import category, decimal, is_normalized, normalize
+from unicodedata import category, decimal, decomposition, is_normalized, normalize
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from .kernels import characters as k
 from .vocabulary import TextBuffers, offsets
 
 _BLOCK = 256  # characters that are looked up together
-_N_CODES = 0x110000
 _SURROGATES = range(0xD800, 0xE000)
 
 # Unicode's Default_Ignorable_Code_Point, as ranges, but U+200B, which stands between words.
@@ -114,50 +113,54 @@ class CharacterTable:
         if fold_accents:
             pairs += _PLAIN_PAIRS.items()
         self._replaced = pairs
-        self._entries = np.zeros(_N_CODES, np.uint32)  # pages that are not written take no memory
-        self.handle = Handle(k.CharacterState(self._entries))
+        # Pages that are not written take no memory.
+        self._entries = np.zeros(k.COMPOSED + 1, np.uint32)
+        self._entries[k.COMPOSED] = k.IGNORED
+        self.handle = Handle(k.CharacterState(self._entries, _compositions()))
 
     def spell(self, texts: list[str]) -> tuple[UInt8s, Int64s]:
         """(data uint8[bytes], offsets int64[n + 1]) of texts, for `kernels.tokenize`."""
-        data, ptr, complex_texts = self._spell(texts, strict=True)
-        if complex_texts.any():
-            flags = complex_texts.tolist()
+        flags = np.zeros(len(texts), np.uint8)
+        data, ptr = self._spell(texts, flags)
+        if flags.any():
             texts = [
                 self.normalised(t, f & k.HIDDEN != 0) if f else t
-                for t, f in zip(texts, flags, strict=True)
+                for t, f in zip(texts, flags.tolist(), strict=True)
             ]
-            data, ptr, _ = self._spell(texts, strict=False)
+            flags[flags != 0] = k.NORMALISED
+            data, ptr = self._spell(texts, flags)
         return data, ptr
 
-    def _spell(self, texts, strict):
-        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    def _spell(self, texts, flags):
+        encoded = bytearray("".join(texts).encode("utf-32-le", "surrogatepass"))
+        codes = np.frombuffer(encoded, np.uint32)
         text_ptr = offsets(list(map(len, texts)))
-        complex_texts = np.zeros(len(texts), np.uint8)
         out, out_ptr = np.empty(k.MOST_BYTES * len(codes), np.uint8), np.empty_like(text_ptr)
         while True:
             n = _entries.spell(
                 self.handle.address, address_of(codes), address_of(text_ptr), len(texts),
-                address_of(complex_texts) if strict else 0, address_of(out), address_of(out_ptr),
+                address_of(flags), address_of(out), address_of(out_ptr),
             )  # fmt: skip
             if n >= 0:
-                return out[:n].copy(), out_ptr, complex_texts
+                return out[:n].copy(), out_ptr
             self._look_up(codes)
 
     def spell_one(self, text: str, buffers: TextBuffers) -> bool:
         """Spell one text into `buffers`, if they have space for it; return whether."""
         b = buffers
-        for flag_at in (b.flag_at, 0):
+        for flag in (0, k.NORMALISED):
             encoded = text.encode("utf-32-le", "surrogatepass")
             if len(encoded) > len(b.codes):
                 return False
             b.codes[: len(encoded)] = encoded
-            b.code_ptr[1], b.flag[0] = len(text), 0
+            b.code_ptr[1], b.flag[0] = len(text), flag
             n = _entries.spell(
-                self.handle.address, b.codes_at, b.code_ptr_at, 1, flag_at, b.text_at, b.text_ptr_at
-            )
+                self.handle.address, b.codes_at, b.code_ptr_at, 1, b.flag_at, b.text_at,
+                b.text_ptr_at,
+            )  # fmt: skip
             if n < 0:
                 return False  # `spell` looks the character up
-            if not b.flag[0]:
+            if b.flag[0] in (0, k.NORMALISED):
                 break
             text = self.normalised(text, b.flag[0] & k.HIDDEN != 0)
         return True
@@ -245,6 +248,20 @@ class CharacterTable:
             scripts = [s for s, first, last in _SPACELESS if first <= code <= last]
             return (k.UNIT + scripts[0] if scripts else k.LETTER), code
         return k.SEPARATOR, k.SPACE if char.isspace() else 0
+
+
+@cache
+def _compositions() -> np.ndarray:
+    """uint16[N_MARKS, N_LETTERS]: what is one character in NFC, as `CharacterState` has it."""
+    composed = np.zeros((k.N_MARKS, k.N_LETTERS), np.uint16)
+    for code in range(0xC0, k.N_LETTERS):
+        parts = decomposition(chr(code)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            letter, mark = (int(part, 16) for part in parts)
+            is_mark = 0 <= mark - k.FIRST_MARK < k.N_MARKS
+            if is_mark and normalize("NFC", chr(letter) + chr(mark)) == chr(code):
+                composed[mark - k.FIRST_MARK, letter] = code
+    return composed
 
 
 @cache

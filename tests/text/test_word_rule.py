@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from itertools import pairwise
 from unicodedata import category, normalize
 
 import numpy as np
@@ -165,6 +166,43 @@ def test_marks_compose_over_what_is_ignored(letters, ignored):
         assert tokenizer._analyzer.words(other) == tokenizer._analyzer.words(text)
         assert tokenizer.encode(other).ids.tolist() == tokenizer.encode(text).ids.tolist()
         assert normalize("NFKC", letters).lower() in tokenizer.terms[-1]
+
+
+LETTERS = "aeiouAEIOUsdzx \u03b1\u03b7\u03c9\u0399\u0438\u0456\u00ea\u1eb9\u01a1\u212b\uff21"
+MARKS = "\u0300\u0301\u0302\u0304\u0307\u0308\u0313\u031b\u0323\u0327\u0328\u0338\u0342\u0345"
+
+
+@given(
+    st.lists(st.text(st.sampled_from(LETTERS) | st.sampled_from(MARKS), max_size=12), max_size=4),
+    st.booleans(),
+)
+@example(["I\u0307", "i\u0307", "e\u0301"], False)
+@example(["e\u0323\u0302", "e\u0302\u0323", "\u0323\u0302", "a \u0301", "I\u0307"], True)
+@settings(max_examples=300)
+def test_marks_compose_as_in_the_oracle(texts, lowercase):
+    made = Tokenizer(language=None, lowercase=lowercase)
+    expected = [rule_words(text, lowercase) for text in texts]
+    assert [made._analyzer.words(text) for text in texts] == expected
+    assert terms_of(made.fit(texts), made.encode(texts)) == expected
+    for text, words in zip(texts, expected, strict=True):
+        assert terms_of(made, made.encode(text)) == [words]
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_text_in_nfd_is_spelled_without_python(folds):
+    table = characters.CharacterTable(True, folds, None, True)
+    assigned = [chr(code) for code in range(0xC0, 0x2000)]
+    composed = [c for c in assigned if len(normalize("NFD", c)) > 1 and normalize("NFC", c) == c]
+    table._look_up(np.array(list(map(ord, composed)), np.uint32))
+    plain = [c for c in composed if table._entries[ord(c)] & k.COMPLEX == 0]
+    plain = [c for c in plain if all(0x300 <= ord(m) < 0x370 for m in normalize("NFD", c)[1:])]
+    nfc, nfd = ([normalize(form, f"x{c}y {c}") for c in plain] for form in ("NFC", "NFD"))
+    table.spell(nfc + nfd)  # which looks up what is missing
+    flags = np.zeros(2 * len(plain), np.uint8)
+    data, ptr = table._spell(nfc + nfd, flags)
+    assert len(plain) > 700 and not flags.any()
+    spelled = [data[a:b].tobytes() for a, b in pairwise(ptr)]
+    assert spelled[: len(plain)] == spelled[len(plain) :]
 
 
 def test_accents_are_folded():

@@ -5,6 +5,9 @@ it up yet. What is written is the form that `kernels.tokenize` splits: character
 and a byte below 48 for each of the others. Texts of scripts without spaces become overlapping
 pairs of units, a unit being a letter and its marks, each followed by a 0; a unit with no neighbour
 is followed by LONE.
+
+A letter and the marks behind it that compose with it, as in texts in NFD, are replaced by the one
+character that they are in NFC: all other texts with a COMPLEX character are left to Python.
 """
 
 import numpy as np
@@ -16,15 +19,21 @@ from ..._core.state import ANY, State, array, viewer
 SEPARATOR, IGNORED, LETTER, MARK, UNIT = 1, 2, 3, 4, 5  # UNIT and above: one kind for each script
 # The bits of a kind; of a character that may need normalising; of one that is ignored.
 KINDS, COMPLEX, HIDDEN, SHIFT = 15, 16, 32, 8
+NORMALISED = 1  # the flag of a text; beside COMPLEX and HIDDEN
 LONE, SPACE, PUNCTUATION = 1, 32, 33
+FIRST_MARK, N_MARKS = 0x300, 0x70  # the marks that are composed
+N_LETTERS = 0x2000  # and the code points that they are composed with, and give
+COMPOSED = 0x110000  # stands where a mark was: one more than all code points, and ignored
 MOST_BYTES = 9  # that a code point becomes: four of each of two pairs, and a 0
 
 
 class CharacterState(State):
     """What the characters of texts become."""
 
-    # [0x110000]: kind | COMPLEX | HIDDEN | code point << SHIFT; a separator has its byte there
+    # [COMPOSED + 1]: kind | COMPLEX | HIDDEN | code point << SHIFT; a separator has its byte there
     entries = array(np.uint32, ANY)
+    # what a mark, less FIRST_MARK, and a code point before it give in NFC; 0 for nothing
+    composed = array(np.uint16, N_MARKS, N_LETTERS)
 
 
 _characters_at = viewer(CharacterState)
@@ -112,21 +121,51 @@ def _text_spell(entries, codes, start, stop, out, n):
     return n
 
 
+@kernel(noinline=True, borrow=True)
+def _compose(entries, composed, codes):
+    """Compose a text's letters with the marks behind them; whether nothing COMPLEX is left. O(n).
+
+    By pairs from the left, as in NFC: since those of a decomposition are in canonical order, no
+    marks that NFC would sort first are composed.
+    """
+    before = np.int64(COMPOSED)
+    at = 0
+    for i in range(codes.size):
+        code = np.int64(codes[i])
+        if code == COMPOSED:
+            continue
+        if entries[code] & np.uint32(COMPLEX) != 0:
+            mark = code - FIRST_MARK
+            if mark < 0 or mark >= N_MARKS or before >= N_LETTERS:
+                return False
+            code = np.int64(composed[mark, before])
+            entry = entries[code]
+            if code == 0 or entry == 0 or entry & np.uint32(COMPLEX) != 0:
+                return False
+            codes[at], codes[i] = code, COMPOSED
+        else:
+            at = i
+        before = code
+    return True
+
+
 @kernel(borrow=True)
-def texts_spell(handle, codes, text_ptr, n_texts, complex_texts, out, out_ptr):
+def texts_spell(handle, codes, text_ptr, n_texts, flags, out, out_ptr):
     """Spell texts; return how many bytes were written, or -1 for a character not looked up yet.
 
-    All but the number n_texts are addresses: of codes uint32[n] and text_ptr int64[n_texts + 1];
-    of what is filled, out uint8[MOST_BYTES * n] and out_ptr int64[n_texts + 1]; and of
-    complex_texts uint8[n_texts], set for a text with a COMPLEX character, which is left empty, to
-    COMPLEX or COMPLEX | HIDDEN; or 0 where texts are normalised already. O(characters).
+    All but the number n_texts are addresses: of codes uint32[n], which are composed in place, and
+    text_ptr int64[n_texts + 1]; of what is filled, out uint8[MOST_BYTES * n] and out_ptr
+    int64[n_texts + 1]; and of flags uint8[n_texts]. A text that is NORMALISED is spelled as it is;
+    the flag of others becomes 0, or COMPLEX or COMPLEX | HIDDEN for one that stays so, which is
+    left empty. O(characters).
     """
-    entries = _characters_at(handle).entries
+    characters = _characters_at(handle)
+    entries = characters.entries
     text_ptr = array_at(text_ptr, n_texts + 1, np.int64)
     out_ptr = array_at(out_ptr, n_texts + 1, np.int64)
-    codes = array_at(codes, text_ptr[n_texts], np.uint32)
-    strict = complex_texts != 0
-    flags = array_at(complex_texts, n_texts if strict else 0, np.uint8)
+    address = codes
+    codes = array_at(address, text_ptr[n_texts], np.uint32)
+    flags = array_at(flags, n_texts, np.uint8)
     out = array_at(out, MOST_BYTES * codes.size, np.uint8)
     n = 0
     out_ptr[0] = 0
@@ -138,9 +177,15 @@ def texts_spell(handle, codes, text_ptr, n_texts, complex_texts, out, out_ptr):
             if entry == 0:
                 return -1
             every |= entry
-        if strict and every & np.uint32(COMPLEX) != 0:
-            flags[text] = every & np.uint32(COMPLEX | HIDDEN)
-        else:
+        every &= np.uint32(COMPLEX | HIDDEN)
+        is_strict = flags[text] != NORMALISED
+        is_complex = is_strict and every & np.uint32(COMPLEX) != 0
+        if is_complex and every == COMPLEX:
+            part = array_at(address + 4 * start, stop - start, np.uint32)
+            is_complex = not _compose(entries, characters.composed, part)
+        if is_strict:
+            flags[text] = every if is_complex else np.uint32(0)
+        if not is_complex:
             n = _text_spell(entries, codes, start, stop, out, n)
         out_ptr[text + 1] = n
     return n
