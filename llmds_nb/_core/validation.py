@@ -317,10 +317,7 @@ def texts(values: str | Iterable[str], name: str = "texts") -> list[str]:
     values = list(values)
     if _ONLY_STR.issuperset(map(type, values)):
         return values
-    for position, value in enumerate(values):
-        if type(value) is not str:
-            values[position] = _text(value, name, position)
-    return values
+    return [_text(value, name, position) for position, value in enumerate(values)]
 
 
 def text(value: Any, name: str) -> str:
