@@ -22,13 +22,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..._core.arrays import LINE
+from ..._core.intrinsics import array_address
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from . import simd
+from . import page_rows, simd
 from .pages import widened
 
 KEYS = 64  # in a block
 TILE = 64  # rows of scores in a tile, or the query heads of one KV head if those are more
+FEW = 16  # query heads of a KV head up to which a single query reads pages in place
+_LINES = 2  # cache lines of a page that are prefetched: the hardware goes on from there
 _NONE = np.float32(-np.inf)
 
 
@@ -52,13 +56,15 @@ class Terms(NamedTuple):
 class _Scratch(NamedTuple):
     """Of a tile: M rows, one for each query and query head, padded to a multiple of simd.ROWS."""
 
-    q: np.ndarray  # float32[M, D], scaled
+    q: np.ndarray  # float32[M, D padded to a multiple of simd.BLOCK], scaled
     k: np.ndarray  # float32[D, KEYS], the transposed block of keys
     v: np.ndarray  # float32[KEYS, E], that of values; E is Dv padded to a multiple of simd.BLOCK
     s: np.ndarray  # float32[M, KEYS], scores and then their exponentials
     o: np.ndarray  # float32[M, E]
     top: np.ndarray  # float32[M], the running maximum
     total: np.ndarray  # float32[M], the running sum
+    k_places: np.ndarray  # int64[KEYS], addresses of keys
+    v_places: np.ndarray  # int64[KEYS], of values
 
 
 @kernel(internal=True, borrow=True)
@@ -97,14 +103,11 @@ def _values_read(pages, h, table, block, start, stop, out):
 
 
 @kernel(noinline=True, borrow=True)
-def _scores(tile, m_rows, softcap):
+def _scores(tile, m_rows):
     """The scores of a block. O(m_rows KEYS D)."""
     for i in range(0, m_rows, simd.ROWS):
         for t in range(0, KEYS, simd.BLOCK):
-            simd.product(tile.q, i, tile.k, t, tile.q.shape[1], tile.s)
-    if softcap > 0:
-        for i in range(m_rows):
-            simd.soft_cap(tile.s, i, np.float32(softcap))
+            simd.product(tile.q, i, tile.k, t, tile.k.shape[0], tile.s)
 
 
 @kernel(noinline=True, borrow=True)
@@ -133,50 +136,130 @@ def _add_values(tile, m_rows, n):
 
 
 @kernel(noinline=True, borrow=True)
-def _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, start):
-    """One tile: KV head h of the queries from number `start` of row b on."""
+def _few_scores(tile, n_rows, pages, n):
+    """Scores of the n keys at tile.k_places, for few rows. O(n_rows n D)."""
+    i = np.int64(0)
+    while i + 4 <= n_rows:
+        page_rows.scores_4(tile.q, i, pages, tile.k_places, n, tile.s)
+        i += 4
+    if i + 2 <= n_rows:
+        page_rows.scores_2(tile.q, i, pages, tile.k_places, n, tile.s)
+        i += 2
+    if i < n_rows:
+        page_rows.scores_1(tile.q, i, pages, tile.k_places, n, tile.s)
+
+
+@kernel(noinline=True, borrow=True)
+def _few_values(tile, n_rows, pages, n):
+    """Add the n weighted values at tile.v_places, for few rows. O(n_rows n Dv)."""
+    i = np.int64(0)
+    while i + 4 <= n_rows:
+        page_rows.values_4(tile.s, i, pages, tile.v_places, n, tile.o)
+        i += 4
+    if i + 2 <= n_rows:
+        page_rows.values_2(tile.s, i, pages, tile.v_places, n, tile.o)
+        i += 2
+    if i < n_rows:
+        page_rows.values_1(tile.s, i, pages, tile.v_places, n, tile.o)
+
+
+@kernel(noinline=True, borrow=True)
+def _find(pages, h, table, start, stop, out):
+    """The addresses of tokens start:stop to `out`, and begin to fetch their pages. O(KEYS).
+
+    Those of a whole block take turns among its pages, so that the memory is asked for several at
+    once: from one page after the other it gives half as much.
+    """
+    page_size, width = pages.shape[2], pages.shape[3] * pages.itemsize
+    first, n_pages = start // page_size, KEYS // page_size
+    if stop - start == KEYS and n_pages * page_size == KEYS:
+        for p in range(n_pages):
+            place = (np.int64(table[first + p]) * pages.shape[1] + h) * page_size * width
+            place += array_address(pages)
+            for i in range(_LINES):
+                page_rows.prefetch_at(place + i * LINE)
+            for t in range(page_size):
+                out[t * n_pages + p] = place + t * width
+    else:
+        for t in range(start, stop):
+            row = (np.int64(table[t // page_size]) * pages.shape[1] + h) * page_size + t % page_size
+            out[t - start] = array_address(pages) + row * width
+
+
+@kernel(noinline=True, borrow=True)
+def _decode(tile, used, pages, h, table, seen, length, softcap):
+    """All blocks of one query's keys seen:length, each key and value read where it is."""
     k_pages, v_pages = pages
-    n_heads = q.shape[0] if heads_first else q.shape[1]
-    group = n_heads // k_pages.shape[1]
-    n = rows.cu_q[b + 1] - rows.cu_q[b]
-    stop = min(start + tile_queries(group), n)
-    m_rows = _padded((stop - start) * group, simd.ROWS)
-    first = rows.kv_len[b] - n + start  # the position of the tile's first query
-    table, scale, d = rows.block_table[b], np.float32(terms.scale), tile.q.shape[1]
-    for i in range(m_rows):
-        target, t, head = tile.q[i], i // group, h * group + i % group
-        if t >= stop - start:
-            target[:] = 0
-        else:
-            token = rows.cu_q[b] + start + t
-            source = q[head, token] if heads_first else q[token, head]
-            for j in range(d):
-                target[j] = source[j] * scale
-        tile.o[i, :] = 0
-        with_sink = terms.sinks.size > 0
-        tile.top[i] = terms.sinks[head] if with_sink else _NONE
-        tile.total[i] = 1 if with_sink else 0
+    start, stop = seen, min(length, (seen // KEYS + 1) * KEYS)
+    _find(k_pages, h, table, start, stop, tile.k_places)
+    while start < length:
+        n = stop - start
+        _find(v_pages, h, table, start, stop, tile.v_places)
+        _few_scores(tile, used, k_pages, n)
+        start, stop = stop, min(length, stop + KEYS)
+        _find(k_pages, h, table, start, stop, tile.k_places)
+        for i in range(used):
+            if softcap > 0:
+                simd.soft_cap(tile.s, i, np.float32(softcap))
+            _weigh(tile, i, np.int64(0), n)
+        _few_values(tile, used, v_pages, n)
+
+
+@kernel(noinline=True, borrow=True)
+def _prefill(tile, used, pages, h, table, first, length, terms):
+    """All blocks of the queries at positions first:length, each block copied, keys transposed."""
+    k_pages, v_pages = pages
+    m_rows, group = _padded(used, simd.ROWS), used // (length - first)
     window = terms.window if terms.window > 0 else np.int64(1) << 62
-    length = first + stop - start
     seen = max(np.int64(0), first - window + 1)
     block = seen // KEYS * KEYS
     while block < length:
-        n_keys = min(KEYS, length - block)
-        _keys_read(k_pages, h, table, block, max(block, seen), block + n_keys, tile.k)
-        _values_read(v_pages, h, table, block, max(block, seen), block + n_keys, tile.v)
-        _scores(tile, m_rows, terms.softcap)
+        n = min(KEYS, length - block)
+        _keys_read(k_pages, h, table, block, max(block, seen), block + n, tile.k)
+        _scores(tile, m_rows)
         for i in range(m_rows):
             position = first + i // group
             begin = max(np.int64(0), position - window + 1 - block)
             end = min(np.int64(KEYS), position + 1 - block)
-            if begin < end and i < (stop - start) * group:
+            if begin < end and i < used:
+                if terms.softcap > 0:
+                    simd.soft_cap(tile.s, i, np.float32(terms.softcap))
                 _weigh(tile, i, begin, end)
             else:
                 tile.s[i, :] = 0
-        _add_values(tile, m_rows, n_keys)
+        _values_read(v_pages, h, table, block, max(block, seen), block + n, tile.v)
+        _add_values(tile, m_rows, n)
         block += KEYS
-    for i in range((stop - start) * group):
-        target = out[rows.cu_q[b] + start + i // group, h * group + i % group]
+
+
+@kernel(noinline=True, borrow=True)
+def _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, start):
+    """One tile: KV head h of the queries from number `start` of row b on."""
+    group = out.shape[1] // pages[0].shape[1]
+    token = rows.cu_q[b] + start
+    stop = min(token + tile_queries(group), np.int64(rows.cu_q[b + 1]))
+    used = (stop - token) * group
+    first = rows.kv_len[b] - rows.cu_q[b + 1] + token  # the position of the tile's first query
+    scale, with_sinks = np.float32(terms.scale), terms.sinks.size > 0
+    for i in range(_padded(used, simd.ROWS)):
+        head = h * group + i % group
+        tile.q[i, :] = 0
+        tile.o[i, :] = 0
+        if i < used:
+            at = token + i // group
+            source, target = q[head, at] if heads_first else q[at, head], tile.q[i]
+            for j in range(source.size):
+                target[j] = source[j] * scale
+        tile.top[i] = terms.sinks[head] if with_sinks else _NONE
+        tile.total[i] = 1 if with_sinks else 0
+    if stop - token == 1 and group <= FEW:
+        seen = max(np.int64(0), first - terms.window + 1) if terms.window > 0 else np.int64(0)
+        _decode(tile, used, pages, h, rows.block_table[b], seen, first + 1, terms.softcap)
+    else:
+        length = first + stop - token
+        _prefill(tile, used, pages, h, rows.block_table[b], first, length, terms)
+    for i in range(used):
+        target = out[token + i // group, h * group + i % group]
         source, factor = tile.o[i], np.float32(1) / tile.total[i]
         for j in range(target.size):
             target[j] = source[j] * factor
@@ -201,18 +284,20 @@ def attend(q, heads_first, pages, rows, terms, out, first, last):
     m_rows = _padded(queries * group, simd.ROWS)
     width = _padded(pages[1].shape[3], simd.BLOCK)
     parts = (
-        ((m_rows, d), np.float32),
+        ((m_rows, _padded(d, simd.BLOCK)), np.float32),
         ((d, KEYS), np.float32),
         ((KEYS, width), np.float32),
         ((m_rows, KEYS), np.float32),
         ((m_rows, width), np.float32),
         (m_rows, np.float32),
         (m_rows, np.float32),
+        (KEYS, np.int64),
+        (KEYS, np.int64),
     )
     memory = scratch(parts)
-    a, k, v, s, o, top, total = cut(memory, parts)
+    a, k, v, s, o, top, total, k_places, v_places = cut(memory, parts)
     v[:, :] = 0  # beyond Dv
-    tile = _Scratch(a, k, v, s, o, top, total)
+    tile = _Scratch(a, k, v, s, o, top, total, k_places, v_places)
     at = np.int64(0)
     for b in range(rows.kv_len.size):
         n = rows.cu_q[b + 1] - rows.cu_q[b]
