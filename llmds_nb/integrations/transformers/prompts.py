@@ -23,9 +23,9 @@ def prompt_ids(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt
         It is none of these, is empty, there is no tokenizer, or an id is not in [0, vocab_size).
     """
     if isinstance(prompt, str):
-        prompt = _needed(tokenizer, "text", name)(prompt)["input_ids"]
+        prompt = _needed(tokenizer, "text", name, "__call__")(prompt)["input_ids"]
     elif isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
-        apply = _needed(tokenizer, "chat messages", name).apply_chat_template
+        apply = _needed(tokenizer, "chat messages", name, "apply_chat_template")
         prompt = apply(
             list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]  # fmt: skip
@@ -55,7 +55,14 @@ def prompt_list(prompts: Any) -> list[Any]:
     return found
 
 
-def _needed(tokenizer, kind, name):
+def _needed(tokenizer, kind, name, method):
+    """A method of the tokenizer."""
     if tokenizer is None:
         raise ValueError(f"{name} is {kind}, for which the Engine needs a tokenizer")
-    return tokenizer
+    found = getattr(tokenizer, method, None)
+    if found is None:
+        own = type(tokenizer).__name__
+        remedy = "give a tokenizer of transformers, such as"
+        remedy += " PreTrainedTokenizerFast(tokenizer_object=...), or token ids"
+        raise TypeError(f"{name} is {kind}, but the Engine's {own} has no {method}: {remedy}")
+    return found
