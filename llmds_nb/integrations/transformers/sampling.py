@@ -224,7 +224,7 @@ class Sampler:
     Where every row of a step is greedy, without penalty or logprobs, sampling is one maximum.
     Otherwise O(vocab_size) a row in about 30 passes, and a sort or a selection for top-k and
     top-p. Tokens seen, for the penalty, take max_running * vocab_size bytes from the first request
-    with a penalty to the end of the last.
+    with a penalty until the rows of all such requests were released or set to others.
 
     Examples
     --------
@@ -320,6 +320,7 @@ class Sampler:
             params.repetition_penalty,
         )
         self._changed = True
+        self._forget()
 
     def release(self, row: int) -> None:
         """A row's request has ended or was preempted. Frees the tokens seen after the last."""
@@ -327,6 +328,10 @@ class Sampler:
         self._penalized[row] = self._random[row] = False
         self._plain[row] = True
         self._n_logprobs[row] = -1
+        self._forget()
+
+    def _forget(self):
+        """Free the tokens seen where no row has a penalty."""
         if self._seen is not None and not self._penalized.any():
             self._seen = None
 

@@ -78,6 +78,8 @@ class StepRunner:
         new = np.flatnonzero(self._owner[rows] != plan.seq_ids[places])
         for i in new.tolist():
             request, row = requests[places[i]], int(rows[i])
+            # Nor has it another row any more: in between, that one has not seen its tokens.
+            self._owner[self._owner == plan.seq_ids[places[i]]] = -1
             self._owner[row] = -1
             tokens = request.prompt_ids
             if request._tokens:

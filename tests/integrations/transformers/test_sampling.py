@@ -391,7 +391,9 @@ def test_the_tokens_seen_are_held_while_a_penalty_needs_them():
     assert sampler.nbytes == before + 4000
     sampler.release(1)
     assert sampler.nbytes == before + 4000
-    sampler.release(2)
+    sampler.set(3, SamplingParams(), 0, [1])
+    assert sampler.nbytes == before + 4000
+    sampler.set(2, SamplingParams(), 0, [1])
     assert sampler.nbytes == before
 
 

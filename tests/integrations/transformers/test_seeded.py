@@ -1,7 +1,9 @@
 """Seeded sampling by the Engine: the same tokens whatever the pages, the steps and the others."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,6 +30,13 @@ POOLS = {
     "preempting": {"n_pages": 11, "max_step_tokens": 40},
     "few": {"n_pages": 200, "max_running": 3, "policy": "shortest"},
 }
+
+
+class Plan(NamedTuple):
+    """What the sampler is set by of a step."""
+
+    rows: Any
+    seq_ids: Any
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,18 @@ def test_seeded_tokens_are_those_of_the_request_alone(llama, prompts, alone, poo
         assert tokens_of(engine, prompts[::-1], PARAMS[::-1]) == alone[::-1]
         preempted = engine.batcher.stats().preempted
         assert (preempted > 0) == (pool == "preempting")
+
+
+def test_a_request_that_returns_to_an_earlier_row_has_seen_all_its_tokens(llama, prompts):
+    """Preempted, in another row, preempted again, and back in a row that nobody had meanwhile."""
+    with Engine(llama, page_size=8, n_pages=40, max_running=3) as engine:
+        runner, sampler = engine._runner, engine._runner.sampler
+        request = engine.submit(prompts[0], max_new_tokens=8, repetition_penalty=1.5)
+        for row, token in ((0, 7), (1, 8), (0, 9)):
+            runner._set(Plan(np.array([row]), np.array([5])), [request], np.array([0]))
+            own = set(prompts[0]) | set(request._tokens)
+            assert set(sampler._seen[row].nonzero()[:, 0].tolist()) == own
+            request._tokens.append(token)
 
 
 def test_samples_of_one_prompt_differ_and_the_first_is_that_of_one(llama, prompts):
