@@ -1,4 +1,4 @@
-"""Engine: any Hugging Face decoder model over pages of a KVCache (extra `hf`)."""
+"""Engine and PagedCache: any Hugging Face decoder over pages of a KVCache (extra `hf`)."""
 
 from .versions import check_version
 
@@ -19,6 +19,7 @@ from .batches import GenerationOutput  # noqa: E402
 from .engine import Engine  # noqa: E402
 from .engine_stats import EngineStats  # noqa: E402
 from .interface import UnsupportedModelError  # noqa: E402
+from .paged_cache import PagedCache  # noqa: E402
 from .requests import Generation, LogProb, Request, RequestError, StepOutput  # noqa: E402
 from .sampling import SamplingParams  # noqa: E402
 
@@ -28,6 +29,7 @@ __all__ = [
     "Generation",
     "GenerationOutput",
     "LogProb",
+    "PagedCache",
     "Request",
     "RequestError",
     "SamplingParams",
