@@ -36,6 +36,7 @@ _CAPITAL = re.compile(r"(?:(?<=S)|^)A(?=[,.p]?(?:S|$))")
 
 def normalised(text, lowercase=True):
     """As the rule has it, but for ASCII capitals."""
+    text = IGNORED.sub("", text)  # nothing to it keeps a letter from its mark
     for _ in range(2):
         text = normalize("NFKC", text)
         if lowercase:
