@@ -41,15 +41,20 @@ def _width(context, builder, signature, args, i):
 
 
 def _plain_half(builder, stored):
-    """float32 lanes of those of float16, for what is finite, by integers."""
+    """float32 lanes of those of float16, by integers."""
     lanes, wide = stored.type.count, ir.VectorType(INT, stored.type.count)
     bits = builder.zext(stored, wide)
     size = builder.shl(builder.and_(bits, constant(0x7FFF, lanes, INT)), constant(13, lanes, INT))
     # Moves the exponent's bias; subnormal numbers come out right as well.
     size = builder.fmul(builder.bitcast(size, vector(lanes)), constant(2.0**112, lanes))
+    size = builder.bitcast(size, wide)
+    exponent = builder.and_(bits, constant(0x7C00, lanes, INT))
+    finite = builder.icmp_unsigned("!=", exponent, constant(0x7C00, lanes, INT))
+    special = builder.or_(size, constant(0x7F800000, lanes, INT))  # infinity and NaN
+    size = builder.select(finite, size, special)
     sign = builder.and_(bits, constant(0x8000, lanes, INT))
     sign = builder.shl(sign, constant(16, lanes, INT))
-    return builder.bitcast(builder.or_(builder.bitcast(size, wide), sign), vector(lanes))
+    return builder.bitcast(builder.or_(size, sign), vector(lanes))
 
 
 def _widened(context, builder, kind, stored):

@@ -17,11 +17,19 @@ _HALF_LEAST = np.uint32(0x38800000)  # 2**-14: the least that is not subnormal a
 _INFINITE = np.uint32(0x7F800000)
 
 
+@kernel(internal=True, borrow=True)
+def _half_value(bits):
+    """The float32 of a float16's bits, infinity and NaN among them. O(1)."""
+    value = half_value(bits).view(np.uint32)
+    special = (bits & np.uint16(0x7C00)) == 0x7C00
+    return np.uint32(value | _INFINITE if special else value).view(np.float32)
+
+
 @by_type()
 def widened(x):
     """One stored number as float32. O(1)."""
     if x == types.int16:
-        return lambda x: half_value(np.uint16(x))
+        return lambda x: _half_value(np.uint16(x))
     if x == types.uint16:
         return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
     return lambda x: x
