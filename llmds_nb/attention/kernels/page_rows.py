@@ -114,6 +114,11 @@ def _four_sums(builder, a, b, c, d):
     return folded_to(builder, sums, 4, lambda builder, x, y: builder.fadd(x, y))
 
 
+def _heads_at_once(heads, lanes):
+    """For how many heads the sums of four vectors fit the registers: 32 of 16 lanes, or 16."""
+    return heads if lanes == 16 else min(heads, 2)
+
+
 def _scores(heads):
     """void(q, row, pages, places, n, s): scores of n keys.
 
@@ -133,7 +138,7 @@ def _scores(heads):
         whole = builder.and_(width, index(-lanes))
         rest = builder.sub(width, whole)
         last = builder.sub(n, index(1))
-        at_once = heads if lanes == 16 else min(heads, 2)  # what fits the registers
+        at_once = _heads_at_once(heads, lanes)
 
         def block(t, first, keys):
             rows = [
@@ -195,18 +200,22 @@ def _values(heads):
         load_stored = _loader(context, builder, kinds[2].dtype, lanes)
         weights = [builder.gep(s, [builder.mul(s_width, index(g))]) for g in range(heads)]
         outs = [builder.gep(o, [builder.mul(o_width, index(g))]) for g in range(heads)]
-        many = min(4, (16 if lanes == 16 else 8) // heads)  # vectors of a value at once
+        at_once, many = _heads_at_once(heads, lanes), 4  # vectors of a value
 
         def panel(j, n_vectors, mask=None):
+            for first in range(0, heads, at_once):
+                part(slice(first, first + at_once), j, n_vectors, mask)
+
+        def part(some, j, n_vectors, mask):
             columns = [builder.add(j, index(lanes * i)) for i in range(n_vectors)]
-            targets = [builder.gep(out, [at]) for out in outs for at in columns]
+            targets = [builder.gep(out, [at]) for out in outs[some] for at in columns]
             totals = [cgutils.alloca_once(builder, vector(lanes)) for _ in targets]
             for total, at in zip(totals, targets, strict=True):
                 builder.store(load(builder, at, lanes), total)
             with in_steps(builder, n, 1) as (t, _):
                 place = place_of(t)
                 values = [load_stored(builder.gep(place, [at]), mask) for at in columns]
-                for g, each in enumerate(weights):
+                for g, each in enumerate(weights[some]):
                     weight = spread(builder, builder.load(builder.gep(each, [t])), lanes)
                     for i, value in enumerate(values):
                         total = totals[g * n_vectors + i]
