@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # entries of a vocabulary that are summed before the search of a draw looks at one
-CANDIDATES = 256  # top-p looks at so many first; the whole row is sorted where they do not do
+N_BUCKETS, BUCKET = 4096, 1 / 256  # of top-p, and how wide each is, in powers of 2
 LEAST = -64.0  # log2 of the least weight that is looked at
 
 # 2**f for -.5 <= f <= .5: interpolated at Chebyshev's points, with the value 1 at 0
@@ -110,13 +110,22 @@ def weights(logits: Tensor, best: Tensor, options: Options, bits: int) -> Tensor
 
     n is rounded up to a multiple of BLOCK, with weights 0. NaN has weight 0, too.
     """
+    return _weighed(_powers_of(logits, best, options), options, bits)
+
+
+def _powers_of(logits, best, options):
+    """log2 of the ratio of each probability to the largest one, in [LEAST, 0]."""
     n_rows, n = logits.shape
     width = -(-n // BLOCK) * BLOCK
     y = torch.full((n_rows, width), LEAST, dtype=torch.float32, device=logits.device)
     inside = y[:, :n]
     torch.sub(logits, best[:, None], out=inside)
     inside.mul_(options.scale[:, None])
-    torch.fmax(y, y.new_tensor(LEAST), out=y)  # fmax, not clamp: NaN becomes LEAST
+    return torch.fmax(y, y.new_tensor(LEAST), out=y)  # fmax, not clamp: NaN becomes LEAST
+
+
+def _weighed(y, options, bits):
+    """Weights of such powers, which are overwritten."""
     removed = y < options.min_p[:, None] if options.has_min_p else None
     whole = y.round()
     y.sub_(whole)
@@ -137,21 +146,19 @@ def filtered(logits: Tensor, best: Tensor, options: Options, bits: int) -> Tenso
     those of the smaller ids (in transformers it is left to the sort which).
     """
     n = logits.shape[1]
-    found = weights(logits, best, options, bits)
+    y = _powers_of(logits, best, options)
+    bucket = None
+    if options.has_top_p:
+        bucket = (y[:, :n] * (-1 / BUCKET)).clamp_(max=N_BUCKETS - 1).to(torch.int64)
+    found = _weighed(y, options, bits)
     inside = found[:, :n]
-    largest = None
-    if options.most_k or options.has_top_p:
-        n_largest = max(options.most_k, CANDIDATES if options.has_top_p else 0)
-        largest = _largest(logits, min(n, n_largest))
-    kth = None
     if options.most_k:
-        assert largest is not None
-        kth = largest.gather(1, (options.top_k - 1).clamp_(min=0)[:, None])
+        kth = _largest(logits, options.most_k)
+        kth = kth.gather(1, (options.top_k - 1).clamp_(min=0)[:, None])
         kth.masked_fill_(options.top_k[:, None] == 0, -torch.inf)
         inside.masked_fill_(logits < kth, 0)
-    if options.has_top_p:
-        assert largest is not None
-        _cut_top_p(inside, logits, best, options, bits, largest, kth)
+    if bucket is not None:
+        _cut_top_p(inside, bucket, logits, best, options, bits)
     return found
 
 
@@ -162,48 +169,34 @@ def _largest(logits, n):
     return logits.topk(n, dim=-1).values
 
 
-def _cut_top_p(found, logits, best, options, bits, largest, kth):
-    """Set the weights to 0 that come, in ascending order, before the last top_p of their sum."""
-    total = found.sum(-1)
-    limit = (total.to(torch.float64) * options.cut).floor_().to(torch.int64)
-    value, n_ties, known = _last_kept(total, limit, best, options, bits, largest, kth)
-    n = logits.shape[1]
-    if largest.shape[1] < n and not bool(known.all()):
-        rows = (~known).nonzero()[:, 0]
-        value[rows], n_ties[rows], _ = _last_kept(
-            total[rows],
-            limit[rows],
-            best[rows],
-            options.of(rows),
-            bits,
-            _largest(logits[rows], n),
-            None if kth is None else kth[rows],
-        )
-    found.masked_fill_(logits < value[:, None], 0)
-    ties = logits == value[:, None]
-    if bool((ties.sum(-1) > n_ties).any()):
-        order = ties.cumsum(-1, dtype=torch.int32)
-        found.masked_fill_(ties & (order > n_ties[:, None]), 0)
+def _cut_top_p(found, bucket, logits, best, options, bits):
+    """Set the weights to 0 before which, in descending order, there is top_p of their sum already.
 
-
-def _last_kept(total, limit, best, options, bits, largest, kth):
-    """The least logit that top-p keeps of each row, of how many tokens, and whether that is known.
-
-    From the largest logits of each row, which need not reach it.
+    Sums of buckets of about equal probabilities, descending, tell in which the last token kept is;
+    only the tokens of that one are sorted.
     """
-    n = largest.shape[1]
-    mass = weights(largest, best, options, bits)[:, :n]
-    if kth is not None:
-        mass = mass.masked_fill(largest < kth, 0)
-    ascending = total[:, None] - mass.cumsum(-1) + mass  # the sum up to and with a token
-    removed = ascending <= limit[:, None]
-    n_kept = (n - removed.sum(-1)).clamp_(min=1)
-    value = largest.gather(1, n_kept[:, None] - 1)
-    n_ties = n_kept - (largest > value).sum(-1)
-    everything = options.cut == 0
-    value = value[:, 0].masked_fill(everything, -torch.inf)
-    n_ties = n_ties.masked_fill(everything, 1 << 62)
-    return value, n_ties, removed[:, -1] | everything
+    ends = found.new_zeros((len(found), N_BUCKETS)).scatter_add_(1, bucket, found).cumsum(-1)
+    total = ends[:, -1:]
+    limit = (total.to(torch.float64) * options.cut[:, None]).floor_().to(torch.int64)
+    needed = (total - limit).clamp_(min=1)
+    last = torch.searchsorted(ends, needed)
+    last.masked_fill_(options.cut[:, None] == 0, N_BUCKETS)  # all are kept
+    among = (bucket == last) & (found > 0)
+    n_most = int(among.sum(-1).max())
+    if n_most == 0:
+        return
+    largest = _largest(logits.masked_fill(~among, -torch.inf), n_most)
+    mass = weights(largest, best, options, bits)[:, :n_most]
+    before = ends.gather(1, (last - 1).clamp_(0, N_BUCKETS - 1)).masked_fill_(last == 0, 0)
+    n_kept = ((before + mass.cumsum(-1) - mass < needed) & (mass > 0)).sum(-1, keepdim=True)
+    value = largest.gather(1, (n_kept - 1).clamp_(min=0))
+    n_ties = n_kept - (largest > value).sum(-1, keepdim=True)
+    value.masked_fill_(n_kept == 0, -torch.inf)
+    found.masked_fill_(logits < value, 0)
+    ties = logits == value
+    if bool((ties.sum(-1, keepdim=True) > n_ties).any()):
+        order = ties.cumsum(-1, dtype=torch.int32)
+        found.masked_fill_(ties & (order > n_ties) & (n_kept > 0), 0)
 
 
 # ---- draws --------------------------------------------------------------------------------------

@@ -119,13 +119,17 @@ def test_filters_together_each_among_what_the_one_before_kept():
     assert 1 < ours.sum(-1).float().mean() < 30
 
 
-def test_top_p_is_the_same_by_candidates_and_by_a_sort(monkeypatch):
-    x = logits_with_ties(40, 2500, 5) / 8  # flat: candidates do not do for some rows
-    answers = []
-    for n in (1, 16, 256, 2500):
-        monkeypatch.setattr(distributions, "CANDIDATES", n)
-        answers.append(torch.stack([kept(x, top_p=p, top_k=k) for p in (0.1, 0.6) for k in (0, 9)]))
-    assert all(torch.equal(answer, answers[0]) for answer in answers[1:])
+@pytest.mark.parametrize("n, width", [(1, 1.0), (7, 1 / 4), (64, 4.0), (4096, 1 / 4096)])
+def test_top_p_is_the_same_by_any_buckets(monkeypatch, n, width):
+    x = torch.cat([logits_with_ties(24, 2500, 5) * scale for scale in (0.01, 0.3, 1.0, 40.0)])
+
+    def answers():
+        return torch.stack([kept(x, top_p=p, top_k=k) for p in (1e-20, 0.1, 0.97) for k in (0, 9)])
+
+    before = answers()
+    monkeypatch.setattr(distributions, "N_BUCKETS", n)
+    monkeypatch.setattr(distributions, "BUCKET", width)
+    assert torch.equal(answers(), before)
 
 
 def test_repetition_penalty_is_that_of_transformers():
@@ -277,6 +281,20 @@ def test_the_same_tokens_of_another_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same_tokens():
+    requests = [MIXED[i % len(MIXED)] for i in range(64)]
+    x = logits_with_ties(64, 5003, 8)
+    answers = []
+    for device in ("cpu", "cuda"):
+        sampler = Sampler(5003, 64, device)
+        for row, params in enumerate(requests):
+            sampler.set(row, params, row, [row, 3])
+        steps = [sampler.sample(x.to(device), range(64), [i] * 64) for i in range(4)]
+        answers.append([found.tokens.tolist() for found in steps])
+    assert answers[0] == answers[1]
 
 
 def test_a_request_set_again_in_another_row_goes_on_as_before():
