@@ -39,10 +39,13 @@ class BatcherState:
     behind, so that an error or an interrupt anywhere is followed by a next call that goes on.
     """
 
-    def __init__(self, cache: KVCache, queue: RequestQueue, n: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, cache: KVCache, queue: RequestQueue, n: int, max_step_tokens: int, max_hold_steps: int
+    ) -> None:
         self.cache, self.queue = cache, queue
         most = min(max_step_tokens, cache.n_pages * cache.page_size * n)
-        numbers = queue.handle.address, cache._cache_state.handle.address, max_step_tokens
+        addresses = queue.handle.address, cache._cache_state.handle.address
+        numbers = *addresses, max_step_tokens, max_hold_steps
         shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, n, most, 6, (3, n), (n, 2)]
         integers = [np.zeros(shape, np.int64) for shape in shapes]
         planned, short = np.zeros((2, n), np.bool_), [np.zeros(n, np.int32) for _ in range(3)]

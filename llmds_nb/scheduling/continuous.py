@@ -19,6 +19,7 @@ from .kernels.step_inputs import inputs_size
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
 from .step_plan import StepInputs, StepPlan, inputs
 
+_MAX_HOLD_STEPS = 16
 _NO_MASK = np.zeros(0, np.bool_)
 
 
@@ -38,6 +39,7 @@ class ContinuousStats(NamedTuple):
     generated_tokens: int
     cached_tokens: int  # found in the cache at admission, so not computed
     recomputed_tokens: int  # computed again after a preemption
+    held: int  # requests that waited for a prefix which another was computing
     ttft_ms: Percentiles  # from submit to the first token
     latency_ms: Percentiles  # from submit to the end
 
@@ -63,6 +65,8 @@ class ContinuousBatcher(QueueOwner, Stored):
         those generated. None is admitted before the first in that order because it is smaller.
     ms_per_token, aging, default_slo_ms, clock
         As for `Scheduler`; a deadline is that of the first token.
+    hold_for_prefix : bool
+        Whether a request waits for a prefix that another is computing, see below.
 
     Notes
     -----
@@ -77,6 +81,11 @@ class ContinuousBatcher(QueueOwner, Stored):
     generated tokens one by one, so that requests that end early never hold more than they use. One
     that only the quota of its salt keeps waiting, waits with later ones of that salt; all others go
     on. Where the quota was lowered below what it needs, it waits alone.
+
+    *Prefixes under way.* A request that would be admitted, but whose next page is not cached and is
+    being computed by a running request of its salt, is held back for a step, and so finds it cached
+    then. It keeps its place, and the others go on; where `max_running` are held back, from the next
+    step on. No request is held back in more than 16 steps.
 
     *Preemption by recomputation.* When no page is left for a generated token, a request is
     preempted: it loses its pages, waits at its old place and is computed again, except for what is
@@ -124,18 +133,21 @@ class ContinuousBatcher(QueueOwner, Stored):
         aging: float = 0.02,
         default_slo_ms: float = 1000.0,
         clock: Clock = time.monotonic_ns,
+        hold_for_prefix: bool = True,
     ) -> None:
         if not isinstance(cache, KVCache):
             raise TypeError(f"cache must be a KVCache, not {type(cache).__name__}")
         running = validation.integer(max_running, "max_running", low=1, high=2**20)
         most = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
         queue = RequestQueue(policy, ms_per_token, aging, default_slo_ms, clock, k.ROW_WIDTH)
-        self._assemble(BatcherState(cache, queue, running, most))
+        steps = _MAX_HOLD_STEPS if validation.flag(hold_for_prefix, "hold_for_prefix") else 0
+        self._assemble(BatcherState(cache, queue, running, most, steps))
 
     def _assemble(self, state):
         self._batcher_state, self._queue, self.cache = state, state.queue, state.cache
         self.max_running = state.arrays.running.size
         self.max_step_tokens: int = state.arrays.max_step_tokens
+        self.hold_for_prefix = state.arrays.max_hold_steps > 0
         self.policy = state.queue.policy
         self._sliced: tuple = (-1, -1)  # of the last plan: its sizes, and its parts of the arrays
         self._lock, self._cache_lock = state.queue.lock, state.cache._cache_state.lock
@@ -363,8 +375,9 @@ class ContinuousBatcher(QueueOwner, Stored):
         now = queued[s.WAITING] + queued[s.PARKED], queued[s.RUNNING]
         ended = count[: k.STEPS + 1]
         tokens = count[k.COMPUTED_TOKENS : k.RECOMPUTED_TOKENS + 1]
+        held = count[k.HELD_BACK]
         mean = count[k.COMPUTED_TOKENS] / (count[k.STEPS] or math.nan)
-        return ContinuousStats._make((*now, *ended, mean, *tokens, first, latency))
+        return ContinuousStats._make((*now, *ended, mean, *tokens, held, first, latency))
 
     def check(self) -> None:
         """Assert every invariant written in kernels/continuous.py. O(n)."""

@@ -171,6 +171,7 @@ def batcher_to_file(state: BatcherState) -> tuple[Arrays, dict[str, Any]]:
     header["waiting"] = [id_ for id_, _, _ in waiting]
     header["salts"] = [[id_, *salt_to_json(r[1])] for id_, r in sorted(state.requests.items())]
     header["max_step_tokens"] = state.arrays.max_step_tokens
+    header["max_hold_steps"] = state.arrays.max_hold_steps
     return arrays, header
 
 
@@ -180,12 +181,13 @@ def batcher_from_file(
     """The state, with its queue and its cache; CorruptFileError as `queue_from_file`."""
     cache = KVCache._from_state(*unnest("cache", arrays, header), eviction=eviction)
     most = number(header, "max_step_tokens", 1, 2**26)
+    held = 0 if header["version"] == 1 else number(header, "max_hold_steps", 0, 2**31 - 1)
     if arrays["running"].ndim != 1 or not 1 <= len(arrays["running"]) <= 2**20:
         raise CorruptFileError(f"array 'running' has shape {list(arrays['running'].shape)}")
     inner = unnest("queue", arrays, header)
     queue = queue_from_file(*inner, c.ROW_WIDTH, clock, policy)
     n = len(arrays["running"])
-    state = BatcherState(cache, queue, n, most)
+    state = BatcherState(cache, queue, n, most, held)
     if header["version"] == 1:
         arrays = arrays | _of_version_1(arrays, queue, n)
     for name in _WHOLE:
@@ -213,7 +215,7 @@ def batcher_from_file(
 def _of_version_1(arrays, queue, n):
     """What the arrays of version 1 lack: rows, whether a token is sampled, the plan's order."""
     plan, running = arrays["plan"], arrays["running"][: queue.meta[s.RUNNING]]
-    count, slots = np.append(arrays["count"], 0), arrays["slots"]
+    count, slots = np.append(arrays["count"], [0] * (c.N_COUNTS - c.N_DECODE)), arrays["slots"]
     ids, _, n_tokens = planned = plan[:, : count[c.N_PLANNED]]
     total = len(slots)
     if planned.size and not (n_tokens.min() >= 1 and n_tokens.max() <= total == n_tokens.sum()):
@@ -266,6 +268,8 @@ def _check_batcher(state, n_slots, tokens):
         ("GENERATED", live[:, c.GENERATED], 0, MAX_TOKENS),
         ("MAX_NEW", live[:, c.MAX_NEW], 1, MAX_TOKENS),
         ("LOST", live[:, c.LOST], 0, 2**62),
+        ("HELD", live[:, c.HELD], 0, 2**62),
+        ("HELD_BACK", count[[c.HELD_BACK]], 0, 2**60),
     ):
         if values.size and not low <= values.min() <= values.max() <= high:
             raise CorruptFileError(f"{name} of the batcher is not from {low} to {high}")

@@ -13,12 +13,13 @@ MS = 10**6
 
 
 class PlainBatcher:
-    def __init__(self, cache, max_running, budget, policy, start):
+    def __init__(self, cache, max_running, budget, policy, start, max_hold_steps=16):
         self.cache, self.max_running, self.budget = cache, max_running, budget
         self.policy, self.start, self.now = policy, start, start
         self.waiting, self.running, self.plan, self.lost = [], [], {}, []
         self.counter, self.last = {}, None
-        self.n = self.n_preempted = 0
+        self.n = self.n_preempted = self.n_held = 0
+        self.max_hold_steps = max_hold_steps
 
     def tick(self, now):
         self.now = max(self.now, now)
@@ -38,6 +39,7 @@ class PlainBatcher:
             "deadline": self.now + int(slo_ms * MS),
             "computed": 0,
             "charged": 0,
+            "held": 0,
         }
         self.n += 1
         self.enter(request)
@@ -75,9 +77,9 @@ class PlainBatcher:
                 if (left > 1) == wants_prefill and budget:
                     self.plan[r["id"]] = min(left, budget)
                     budget -= self.plan[r["id"]]
-        blocked, alone = set(), []  # salts, requests
+        blocked, alone, held = set(), [], []  # salts, requests
         while budget and len(self.running) < self.max_running:
-            there = [r for r in self.waiting if r["salt"] not in blocked and r not in alone]
+            there = [r for r in self.waiting if r["salt"] not in blocked and r not in alone + held]
             if not there:
                 break
             r = min(there, key=lambda r: (-r["priority"], self.key(r), r["id"]))
@@ -93,6 +95,11 @@ class PlainBatcher:
                 continue
             if pool:
                 break
+            if self.is_held(r, cached):
+                held.append(r)
+                if len(held) == self.max_running:
+                    break
+                continue
             self.attach(r["id"], tokens, r["salt"], cached)
             extra = max(0, r["prompt"] - r["charged"])
             r["charged"] += extra
@@ -106,11 +113,27 @@ class PlainBatcher:
             budget -= self.plan[r["id"]]
         if self.waiting and not self.running:
             raise CapacityError
+        for r in held:
+            self.n_held += r["held"] == 0
+            r["held"] += 1
         lost, self.lost = self.lost, []
         planned = [r for r in self.running if r["id"] in self.plan]
         planned.sort(key=lambda r: self.plan[r["id"]] > 1)  # one token first, else as they run
         self.rows = [r["row"] for r in planned]
         return [(r["id"], r["computed"], self.plan[r["id"]]) for r in planned], lost
+
+    def is_held(self, r, cached):
+        """Whether a running request is computing the next page of a prompt."""
+        size, tokens = self.cache.page_size, r["tokens"]
+        stop = cached + size
+        if cached % size or stop > len(tokens) - (size == 1) or r["held"] >= self.max_hold_steps:
+            return False
+        return self.cache.prefix_sharing and any(
+            other["computed"] < min(stop, len(other["tokens"]) - 1)
+            and other["salt"] == r["salt"]
+            and other["tokens"][:stop] == tokens[:stop]
+            for other in self.running
+        )
 
     def attach(self, id_, tokens, salt, cached):
         """Attach a prompt whose first `cached` tokens need not be computed: never all of them."""

@@ -243,7 +243,7 @@ def test_cancels_in_every_state():
     cache = KVCache(24, 4)
     cache.set_quota("a", 2)
     batcher = ContinuousBatcher(cache, max_running=3, policy="fcfs")
-    running = [batcher.submit([1] * 8, max_new_tokens=9) for _ in range(2)]
+    running = [batcher.submit([i] * 8, max_new_tokens=9) for i in range(2)]
     parked = [batcher.submit([1] * 4, max_new_tokens=5, salt="a") for _ in range(3)]
     waiting = batcher.submit([1] * 8, max_new_tokens=3)
     plan = batcher.step()
@@ -262,8 +262,8 @@ def test_cancels_in_every_state():
 def test_a_sequence_that_someone_else_changed_can_be_cancelled(change):
     cache = KVCache(24, 4)
     batcher = ContinuousBatcher(cache)
-    for _ in range(2):
-        batcher.submit([1] * 5, max_new_tokens=9)
+    for i in range(2):
+        batcher.submit([i] * 5, max_new_tokens=9)
     plan = batcher.step()
     arguments = {"detach": (0,), "truncate": (0, 3), "append": (0, [1])}[change]
     getattr(cache, change)(*arguments)

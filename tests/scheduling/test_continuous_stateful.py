@@ -1,6 +1,7 @@
 """ContinuousBatcher against its oracle, any calls in any order."""
 
 import contextlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llmds_nb import CapacityError, ContinuousBatcher, KVCache
+from llmds_nb.scheduling import continuous
 from llmds_nb.scheduling.kernels.queue_state import ID
 
 from .clock import MS, Clock
@@ -31,18 +33,20 @@ class BatcherMachine(RuleBasedStateMachine):
         budget=st.sampled_from([1, 3, 7, 100]),
         policy=st.sampled_from(POLICIES),
         start=st.sampled_from([0, -7, 1_700_000_000 * 10**9]),
+        hold=st.sampled_from([0, 1, 16]),
     )
-    def start(self, n_pages, sharing, max_running, budget, policy, start):
+    def start(self, n_pages, sharing, max_running, budget, policy, start, hold):
         self.clock = Clock(start)
         self.caches = [KVCache(n_pages, 4, prefix_sharing=sharing, key=b"k") for _ in range(2)]
-        self.real = ContinuousBatcher(
-            self.caches[0],
-            max_running=max_running,
-            max_step_tokens=budget,
-            policy=policy,
-            clock=self.clock,
-        )
-        self.oracle = PlainBatcher(self.caches[1], max_running, budget, policy, start)
+        with mock.patch.object(continuous, "_MAX_HOLD_STEPS", hold):
+            self.real = ContinuousBatcher(
+                self.caches[0],
+                max_running=max_running,
+                max_step_tokens=budget,
+                policy=policy,
+                clock=self.clock,
+            )
+        self.oracle = PlainBatcher(self.caches[1], max_running, budget, policy, start, hold)
         self.texts, self.plan, self.foreign = {}, None, set()
 
     def live(self):
@@ -216,7 +220,7 @@ class BatcherMachine(RuleBasedStateMachine):
             if id_ not in self.running_ids():
                 assert tokens.tolist() == self.texts[id_]
         stats = self.real.stats()
-        assert stats.preempted == self.oracle.n_preempted
+        assert stats.preempted == self.oracle.n_preempted and stats.held == self.oracle.n_held
         assert len(self.real) == stats.waiting + stats.running == len(self.texts)
 
     def running_ids(self):

@@ -5,6 +5,7 @@ State (R = the most requests that run), a `Batcher`:
     queue            handle of the Queue (queue_state.py), whose rows have the columns below as well
     cache            handle of the KVCache's state (kv/kernels/state.py)
     max_step_tokens  tokens computed in a step
+    max_hold_steps   how many steps a request may be held back for a prefix
     count            int64[N_COUNTS]  the counts named below, since the start
     first_tokens     int64[WINDOW]    ring of the last times from submit to the first token, ns:
                                       that of the i-th is at i % WINDOW
@@ -43,6 +44,9 @@ A step is formed by one call, and advanced by another; each does all of it, or s
 outcomes below keeps it from that. HANDED_OUT is 1 once the caller has the plan: a step that was
 formed before is formed anew, so that no interrupt between loses it.
 
+A waiting request is held back from a step while a running one computes the next page of its prompt,
+in at most `max_hold_steps` steps, counted in HELD.
+
 A request that only its tenant's quota keeps from running is parked, and so are later ones of that
 tenant: the others go on (admission.py).
 
@@ -78,6 +82,7 @@ from .sequence_pages import (
 
 # Further columns of `request`: what every step reads begins with a cache line.
 ADDRESS = s.WIDTH
+HELD = ADDRESS + 1
 LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, CACHE_ROW, DOMAIN, ROW_WIDTH = range(
     (ADDRESS + 8) & -8, ((ADDRESS + 8) & -8) + 9
 )  # CACHE_ROW: the sequence's row in the cache when it was last looked up
@@ -86,14 +91,15 @@ SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
 COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
 FIRSTS, N_PLANNED, N_SLOTS, N_GROWING, N_DONE, N_PREEMPTED, HANDED_OUT = range(10, 17)
 # What kept the last step_form from its end: the id of a request, and how many pages it lacks.
-CULPRIT, LACKING, N_DECODE, N_COUNTS = range(17, 21)
+# HELD_BACK: how many requests were held back at all.
+CULPRIT, LACKING, N_DECODE, HELD_BACK, N_COUNTS = range(17, 22)
 IS_PREFILL, SAMPLES = range(2)  # rows of `planned`
 
 
 class Batcher(State):
     """The arrays and numbers of the module docstring."""
 
-    queue = cache = max_step_tokens = INT
+    queue = cache = max_step_tokens = max_hold_steps = INT
     count = array(np.int64, N_COUNTS)
     first_tokens = latencies = array(np.int64, s.WINDOW)
     running = preempted = growing = done = slots = array(np.int64, ANY)

@@ -356,6 +356,29 @@ def request_unpark(queue, slot):
     queue_enter(queue, slot)
 
 
+@kernel(noinline=True, borrow=True)
+def request_hold(queue, slot, following):
+    """Take a waiting request out until the call ends; LEFT links it to another. O(log n)."""
+    queue_leave(queue, slot)
+    queue.request[slot, s.LEFT] = following
+    return slot
+
+
+@kernel(noinline=True, borrow=True)
+def request_unhold(queue, slot):
+    """Let a request wait again that was held, its tenant's counter as it is. O(log T + log n)."""
+    queue.request[slot, s.LEFT] = ABSENT
+    if queue.policy != s.FAIR:
+        queue_enter(queue, slot)
+        return
+    number = queue.request[slot, s.TENANT]
+    counter = queue.fair.tenant[number, s.COUNTER]
+    queue_enter(queue, slot)
+    if queue.fair.tenant[number, s.COUNTER] != counter:  # lifted, as if it came only now
+        queue.fair.tenant[number, s.COUNTER] = counter
+        tenant_order(queue, number)
+
+
 @kernel(internal=True, borrow=True)
 def request_end(queue, slot):
     """Forget a waiting or running request. O(log n)."""

@@ -13,6 +13,7 @@ from ...kv.kernels.attach import chain_match, sequences_attach
 from ...kv.kernels.eviction_heap import is_held
 from ...kv.kernels.own_pages import last_page_renew, pages_copy_on_write, pages_not_own
 from ...kv.kernels.pages import batch_pages_missing, domain_missing
+from ...kv.kernels.prefix_table import tokens_equal
 from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
 from ...primitives.status import ABSENT, FULL, GROW, OK
@@ -156,6 +157,35 @@ def domain_note_get(cache, domain):
 def domain_note_set(cache, domain, note):
     """Note a number about a domain; it is set back to 0 before the call ends. O(1)."""
     cache.domain[domain, c.NEEDED] = note
+
+
+@kernel(noinline=True, borrow=True)
+def computes_page(cache, seq, domain, tokens, page):
+    """Whether a sequence will share the page of this number of a prompt, once computed. O(tokens).
+
+    It is of the same domain, has so many pages, and its tokens are the same up to there.
+    """
+    cold = cache.seq_cold[seq]
+    if cold[c.SEQ_DOMAIN] != domain or cold[c.OUTDATED] != 0:
+        return False
+    size, blocks = cache.tokens.shape[1], cache.seq_hot[seq, c.BLOCK_TABLE]
+    for j in range(page, -1, -1):
+        own, first = cache.tokens[cache.arena[blocks + j]], j * size
+        if own[0] != tokens[first] or not tokens_equal(own, tokens[first : first + size]):
+            return False
+    return True
+
+
+@kernel(internal=True, borrow=True)
+def page_to_share(cache, shift, n_tokens, cached):
+    """The first page of a prompt of which more than its last token can be shared, or ABSENT. O(1).
+
+    `cached` are its leading tokens whose K/V need not be computed (pages_missing).
+    """
+    page, size = cached >> shift, np.int64(1) << shift
+    stop = (page + 1) << shift
+    whole = cached & (size - 1) == 0 and (stop < n_tokens or (stop == n_tokens and size > 1))
+    return page if whole and cache.meta[c.SHARING] != 0 else np.int64(ABSENT)
 
 
 @kernel(internal=True, borrow=True)

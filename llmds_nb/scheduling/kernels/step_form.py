@@ -7,6 +7,9 @@ it waits apart, with later requests of its tenant, and the others go on. At the 
 step, and whenever a request of such a tenant was admitted, the first of each tenant that has room
 again is unparked. A request whose tenant may never own so many pages, or whose id a sequence in the
 cache has that the user attached, is parked alone until that changes.
+
+One that has room, but whose next page is being computed by a running request, is *held back*: it
+stays out of this step, so that it finds that page cached in a later one, and the others go on.
 """
 
 import numpy as np
@@ -19,11 +22,13 @@ from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK
 from . import continuous as b, queue_state as s, request_queue as q
 from .bitset import bitset_discard, bitset_first
 from .sequence_pages import (
+    computes_page,
     domain_has_room,
     domain_note_get,
     domain_note_set,
     is_attached,
     page_shift,
+    page_to_share,
     pages_missing,
     prompt_attach,
     sequence_find,
@@ -222,14 +227,45 @@ def _start(batcher, queue, now, slot, cached, budget):
     row[b.LOST] = 0
 
 
-@kernel(internal=True)
-def _admit(batcher, queue, cache, now, budget):
-    """Let waiting requests run while budget and pages last: FORMED, or what is needed. O(tokens).
+@kernel(noinline=True, borrow=True)
+def _is_being_computed(batcher, queue, cache, row, tokens, page):
+    """Whether a running request in prefill computes this page of a prompt. O(R + tokens).
 
+    The last ones first: those in front decode, most often.
+    """
+    stop = (page + 1) * cache.tokens.shape[1]
+    for j in range(queue.meta[s.RUNNING] - 1, -1, -1):
+        other = queue.request[batcher.running[j]]
+        ahead = other[b.COMPUTED] < stop <= other[b.LENGTH]
+        if ahead and other[b.LENGTH] - other[b.COMPUTED] > 1:
+            if computes_page(cache, other[b.CACHE_ROW], row[b.DOMAIN], tokens, page):
+                return True
+    return False
+
+
+@kernel(noinline=True, borrow=True)
+def _unhold(batcher, queue, held, formed):
+    """Let all requests that were held back wait again. O(held * log n)."""
+    request = queue.request
+    while held != ABSENT:
+        row, following = request[held], request[held, s.LEFT]
+        if formed:
+            batcher.count[b.HELD_BACK] += row[b.HELD] == 0
+            row[b.HELD] += 1
+        q.request_unhold(queue, held)
+        held = following
+
+
+@kernel(internal=True)
+def _admit_others(batcher, queue, cache, shift, now, budget):
+    """Let waiting requests run while budget and pages last; hold some back. O(tokens).
+
+    FORMED, or what is needed, and the last of those that were held back, at most R.
     count[CULPRIT] is the request at which it stopped, and count[LACKING] how many pages that lacks.
     """
     meta, count, one = queue.meta, batcher.count, batcher.attach
     count[b.LACKING] = 0
+    held, n_held = np.int64(ABSENT), 0
     if meta[s.PARKED] > 0:
         _unpark(queue, cache, np.int64(-1))
     while budget > 0 and meta[s.WAITING] > 0 and meta[s.RUNNING] < batcher.running.size:
@@ -238,7 +274,7 @@ def _admit(batcher, queue, cache, now, budget):
         count[b.CULPRIT] = row[s.ID]
         domain = row[b.DOMAIN]
         if domain == ABSENT:
-            return NEEDS_DOMAIN
+            return NEEDS_DOMAIN, held
         if domain_note_get(cache, domain) == _BLOCKED or _waits_alone(cache, row):
             q.request_park(queue, slot)
             continue
@@ -250,16 +286,33 @@ def _admit(batcher, queue, cache, now, budget):
         if pool > 0:
             count[b.LACKING] = pool
             break
+        if row[b.HELD] < batcher.max_hold_steps:
+            page = page_to_share(cache, shift, row[b.LENGTH], cached)
+            if page != ABSENT and _is_being_computed(batcher, queue, cache, row, tokens, page):
+                held = q.request_hold(queue, slot, held)
+                n_held += 1
+                if n_held == batcher.running.size:
+                    break
+                continue
         one[0], one[2], one[3], one[5] = row[s.ID], row[b.LENGTH], domain, 0
         status = prompt_attach(batcher.cache, one, tokens, cached)
         if status != OK:
-            return NEEDS_ARENA if status == GROW else NEEDS_SEQUENCES
+            return NEEDS_ARENA if status == GROW else NEEDS_SEQUENCES, held
         _start(batcher, queue, now, slot, cached, budget)
         budget -= row[b.PLANNED]
         row[b.CACHE_ROW] = sequence_find(cache, row[s.ID])
         if meta[s.PARKED] > 0:
             _unpark(queue, cache, domain)
-    return FORMED
+    return FORMED, held
+
+
+@kernel(internal=True)
+def _admit(batcher, queue, cache, shift, now, budget):
+    """`_admit_others`; what that held back waits again."""
+    outcome, held = _admit_others(batcher, queue, cache, shift, now, budget)
+    if held != ABSENT:
+        _unhold(batcher, queue, held, outcome == FORMED)
+    return outcome
 
 
 @kernel(separate=int64(int64, int64, int64))
@@ -299,7 +352,7 @@ def step_make(handle, now, admits):
             _undo(batcher, queue)
             return CROWDED if status == FULL else NEEDS_ARENA
     if admits != 0 and queue.meta[s.WAITING] + queue.meta[s.PARKED] > 0:
-        outcome = _admit(batcher, queue, cache, now, budget)
+        outcome = _admit(batcher, queue, cache, shift, now, budget)
         if queue.meta[s.PARKED] > 0:
             _notes_clear(queue, cache)
         if outcome != FORMED:
