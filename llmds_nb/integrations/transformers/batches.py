@@ -49,7 +49,7 @@ def run(
             seed = engine._seeds.of(own)
             for i in range(own.n):
                 name = names[len(requests)] if names else None
-                requests.append(engine._submit(tokens, own, derived_seed(seed, i), name, 0))
+                engine._submit(tokens, own, derived_seed(seed, i), name, 0, requests)
         with progress_bar(progress, len(requests), "generate", "request") as advance:
             left = requests[::-1]
             while left:

@@ -1,6 +1,5 @@
 """Engine: continuous batching of a Hugging Face model over a KVCache."""
 
-import contextlib
 import threading
 import time
 import weakref
@@ -21,7 +20,7 @@ from .cpu_attention import CpuAttention
 from .engine_stats import EngineStats, stats_of
 from .interface import Backend
 from .prompts import prompt_ids
-from .requests import Answer, Generation, Request, RequestError, StepOutput
+from .requests import Generation, Request, RequestError, StepOutput
 from .salts import salt_of
 from .sampling import Sampler, SamplingParams, Seeds, sampling_params
 from .steps import StepRunner
@@ -112,7 +111,6 @@ class Engine:
         self._by_id: dict[int | str, Request] = {}  # the same by request id
         # One step at a time; and short sections that change requests or the batcher.
         self._stepping, self._state = threading.RLock(), threading.RLock()
-        self._answer: Answer | None = None
         self._planned = False  # whether the batcher may have a plan
         self._thread: ThreadPoolExecutor | None = None
         self._n_steps, self._seconds, self._n_failed = 0, 0.0, 0
@@ -157,7 +155,7 @@ class Engine:
         return self._submit(tokens, given, self._seeds.of(given), request_id, salt_of(salt, extra),
                             priority=priority, slo_ms=slo_ms)  # fmt: skip
 
-    def _submit(self, tokens, params, seed, request_id, salt, **terms):
+    def _submit(self, tokens, params, seed, request_id, salt, into=None, **terms):
         self._check_request(tokens, params)
         stop = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -167,19 +165,24 @@ class Engine:
         request = Request(self, request_id or 0, tokens, params, stop, seed)
         if params.stop:
             request._stream = TextStream(self.tokenizer, params.stop)
+        uninterrupted(self._add, request, request_id, salt, terms, into)
+        return request
+
+    def _add(self, request, request_id, salt, terms, into):
+        """Submit a request to the batcher and note it. Not to be interrupted."""
         with self._state:
             self._check_open()
             if request_id in self._by_id:
                 raise ValueError(f"request_id {request_id!r} is that of a request that goes on")
-            id_ = self.batcher.submit(
-                tokens, max_new_tokens=params.max_new_tokens, salt=salt, **terms
-            )
+            new = request.params.max_new_tokens
+            id_ = self.batcher.submit(request.prompt_ids, max_new_tokens=new, salt=salt, **terms)
             request._seq_id = id_
             if request_id is None:
                 request.request_id = id_
             self._requests[id_] = request
             self._by_id[request.request_id] = request
-        return request
+            if into is not None:
+                into.append(request)
 
     def _check_request(self, tokens, params):
         self._sampler.check(params)
@@ -210,14 +213,12 @@ class Engine:
                 request = self._by_id[request]
             if request._engine is not self:
                 raise ValueError(f"{request!r} is of another engine")
-            if not request.finished:
-                self._drop(request)
-                self._end(request, "cancelled")
+            uninterrupted(self._cancel, request)
 
-    def _drop(self, request):
-        """Cancel in the batcher what may have been cancelled there by an interrupted call."""
-        with contextlib.suppress(KeyError):
+    def _cancel(self, request):
+        if not request.finished:
             self.batcher.cancel(request._seq_id)
+            self._end(request, "cancelled")
 
     def _end(self, request, reason):
         if request._stream is not None:
@@ -239,12 +240,10 @@ class Engine:
         with self._stepping:
             self._check_open()
             begun = time.perf_counter()
-            if self._answer is None:
-                answer = self._compute()
-                if answer is None:
-                    return []
-                self._answer = answer
-            outputs = self._deliver(self._answer)
+            answer = self._compute()
+            if answer is None:
+                return []
+            outputs = uninterrupted(self._deliver, answer)
             self._seconds += time.perf_counter() - begun
             return outputs
 
@@ -270,23 +269,21 @@ class Engine:
         return self._runner.run(plan, inputs, requests)
 
     def _deliver(self, answer):
-        """Hand an answer to the batcher and the requests; whole, or again where interrupted."""
+        """Hand an answer to the batcher and the requests. Not to be interrupted."""
         with self._state:
-            if self.batcher.plan:
-                for request in answer.failed:
-                    self._drop(request)
-                self.batcher.advance(answer.seq_ids, answer.tokens, finished=answer.ended())
-            self._planned = False
+            ended = answer.ended()
             for request in answer.failed:
                 if not request.finished:
                     request.error = RequestError(
                         f"request {request.request_id!r}: the logits of its next token are NaN or "
                         "infinite"
                     )
+                    self._n_failed += 1
+                    self.batcher.cancel(request._seq_id)  # so that its pages are not committed
                     self._end(request, "error")
-            outputs = answer.deliver(self._end)
-            self._answer = None
-        return outputs
+            self.batcher.advance(answer.seq_ids, answer.tokens, finished=ended)
+            self._planned = False
+            return answer.deliver(self._end)
 
     def _run_until(self, request, n):
         """Compute steps until a request has ended or has more than `n` tokens (None: only that)."""

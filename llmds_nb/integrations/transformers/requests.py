@@ -159,53 +159,55 @@ def _top(ids, logs, n):
 
 
 class Answer:
-    """What a step computed, until all of it has reached the batcher and the requests.
+    """What a step computed."""
 
-    It can be delivered again from the beginning where a delivery was interrupted.
-    """
-
-    __slots__ = ("failed", "lengths", "logprobs", "requests", "seq_ids", "streams", "tokens")
+    __slots__ = ("failed", "logprobs", "requests", "seq_ids", "tokens")
 
     def __init__(
         self, seq_ids: Any, requests: list[Request | None], tokens: Any,
         logprobs: dict[Request, LogProb], failed: list[Request],
     ) -> None:  # fmt: skip
-        self.seq_ids, self.requests, self.failed = seq_ids, requests, failed
-        self.tokens, self.logprobs = tokens, logprobs
-        self.lengths = [0 if r is None else len(r._tokens) for r in requests]
-        self.streams = {
-            r: r._stream._state for r in requests if r is not None and r._stream is not None
-        }
+        self.seq_ids, self.requests = seq_ids, requests  # None: was cancelled
+        self.tokens, self.logprobs = tokens, logprobs  # int32[n], -1 where none was sampled
+        self.failed = failed  # their logits are no numbers
 
     def ended(self) -> Any:
-        """Which rows end by their token, bool[n]: a stop token, or one that completes a string."""
+        """Which rows end by their token, bool[n]: a stop token, or one that completes a string.
+
+        Their texts have grown; where a tokenizer raises, none has.
+        """
         ended = np.zeros(len(self.requests), np.bool_)
-        for i, (r, token) in enumerate(zip(self.requests, self.tokens.tolist(), strict=True)):
-            if r is None or token < 0:
-                continue
-            if token in r._stop:
-                ended[i] = True
-            elif r._stream is not None and not r.finished:
-                r._stream._state = self.streams[r]
-                r._stream.add(token)
-                ended[i] = r._stream.stopped is not None
+        grown: list[Any] = []
+        try:
+            for i, (r, token) in enumerate(zip(self.requests, self.tokens.tolist(), strict=True)):
+                if r is None or token < 0:
+                    continue
+                if token in r._stop:
+                    ended[i] = True
+                elif r._stream is not None and not r.finished:
+                    grown.append((r._stream, r._stream._state))
+                    r._stream.add(token)
+                    ended[i] = r._stream.stopped is not None
+        except BaseException:
+            for stream, state in grown:
+                stream._state = state
+            raise
         return ended
 
     def deliver(self, end: Callable[[Request, str], None]) -> list[StepOutput]:
         """Give the tokens to the requests, and `end` those that end by them."""
         outputs = []
-        logprob = None
-        for r, token, n in zip(self.requests, self.tokens.tolist(), self.lengths, strict=True):
-            if r is None or token < 0 or r.finish_reason in ("cancelled", "error"):
+        for r, token in zip(self.requests, self.tokens.tolist(), strict=True):
+            if r is None or token < 0 or r.finished:
                 continue
+            logprob = None
             if r.params.logprobs is not None:
                 logprob = self.logprobs[r]
-                r._logprobs[n:] = [logprob]
-            r._tokens[n:] = [token]
+                r._logprobs.append(logprob)
+            r._tokens.append(token)
             if token in r._stop or (r._stream is not None and r._stream.stopped is not None):
                 end(r, "stop")
-            elif n + 1 == r.params.max_new_tokens:
+            elif len(r._tokens) == r.params.max_new_tokens:
                 end(r, "length")
-            outputs.append(StepOutput(r, token, logprob, r.finish_reason is not None))
-            logprob = None
+            outputs.append(StepOutput(r, token, logprob, r.finished))
         return outputs
