@@ -31,7 +31,7 @@ def prompt_ids(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt
         )["input_ids"]  # fmt: skip
     elif hasattr(prompt, "detach"):  # a tensor
         prompt = prompt.detach().cpu().numpy()
-    if isinstance(prompt, Mapping | set | frozenset | bytes):
+    if isinstance(prompt, Mapping | set | frozenset | bytes) or not hasattr(prompt, "__len__"):
         raise TypeError(f"{name} must be token ids, text or messages, not {type(prompt).__name__}")
     tokens = np.array(validation.token_ids(prompt, name))
     if not tokens.size:

@@ -70,9 +70,11 @@ FAMILIES: dict[str, Family] = {
             "head_dim": 8,
         }
     ),
-    "bloom": Family({"n_layer": 4, "n_head": 4}, refused="attention"),
-    "mpt": Family({"d_model": 64, "n_heads": 4, "n_layers": 4}, refused="attention"),
-    "mamba": Family({}, refused="attention"),
+    "bloom": Family({"n_layer": 4, "n_head": 4}, refused="computes its attention itself"),
+    "mpt": Family(
+        {"d_model": 64, "n_heads": 4, "n_layers": 4}, refused="computes its attention itself"
+    ),
+    "mamba": Family({}, refused="0 of 4 layers"),
     "qwen3_next": Family(
         {
             "num_experts": 4,
@@ -84,7 +86,7 @@ FAMILIES: dict[str, Family] = {
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
         },
-        refused="layers",
+        refused="1 of 4 layers",
     ),
 }
 

@@ -24,7 +24,9 @@ def compare(name, pools):
     model, prompts = build(name), prompts_of(6)
     own = model.config._attn_implementation
     expected = reference(model, prompts, NEW)
-    assert len(set(sum(expected, []))) > 20, "the tokens hardly depend on the prompts"
+    assert len({token for tokens in expected for token in tokens}) > 20, (
+        "the tokens hardly depend on the prompts"
+    )
     for pool in pools:
         with Engine(model, page_size=8, **POOLS[pool]) as engine:
             for _ in range(2):  # then from cached prefixes
@@ -36,17 +38,10 @@ def compare(name, pools):
     assert model.config._attn_implementation == own
 
 
-@pytest.mark.parametrize("name", IDENTICAL)
-def test_tokens_are_those_of_generate(name):
-    compare(name, POOLS if name in THOROUGH else ["preempting"])
-
-
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", IDENTICAL)
-def test_tokens_are_those_of_generate_in_every_pool(name, request):
-    if "nightly" not in request.config.getoption("-m"):
-        pytest.skip("a long run, for -m nightly")
-    compare(name, POOLS)
+def test_tokens_are_those_of_generate(name, amount):
+    compare(name, POOLS if name in THOROUGH else amount(["preempting"], POOLS))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -35,8 +35,8 @@ BAD_PROMPTS = [
     ([1.5, 2.0], TypeError, "integers"),
     (["a", "b"], TypeError, "integers"),
     ([[1, 2]], ValueError, "dimension"),
-    (None, TypeError, ""),
-    (3, ValueError, ""),
+    (None, TypeError, "NoneType"),
+    (3, TypeError, "int"),
     ({1, 2}, TypeError, "set"),
     ("text", ValueError, "tokenizer"),
     ([{"role": "user", "content": "hi"}], ValueError, "tokenizer"),
@@ -48,8 +48,6 @@ BAD_PROMPTS = [
 
 @pytest.mark.parametrize(("prompt", "kind", "text"), BAD_PROMPTS, ids=range(len(BAD_PROMPTS)))
 def test_a_bad_prompt_changes_nothing(engine, prompt, kind, text):
-    if prompt == 3:
-        kind = (TypeError, ValueError)
     with pytest.raises(kind, match=text):
         engine.submit(prompt)
     with pytest.raises(kind, match=text):
