@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # entries of a vocabulary that are summed before the search of a draw looks at one
-N_BUCKETS, BUCKET = 4096, 1 / 256  # of top-p, and how wide each is, in powers of 2
+N_BUCKETS, SPAN = 4096, 16.0  # of top-p at most, and how many powers of 2 they span together
 LEAST = -64.0  # log2 of the least weight that is looked at
 
 # 2**f for -.5 <= f <= .5: interpolated at Chebyshev's points, with the value 1 at 0
@@ -149,7 +149,8 @@ def filtered(logits: Tensor, best: Tensor, options: Options, bits: int) -> Tenso
     y = _powers_of(logits, best, options)
     bucket = None
     if options.has_top_p:
-        bucket = (y[:, :n] * (-1 / BUCKET)).clamp_(max=N_BUCKETS - 1).to(torch.int64)
+        n_buckets = min(N_BUCKETS, 1 << (n - 1).bit_length())
+        bucket = (y[:, :n] * (-n_buckets / SPAN)).clamp_(max=n_buckets - 1).to(torch.int64)
     found = _weighed(y, options, bits)
     inside = found[:, :n]
     if options.most_k:
@@ -158,7 +159,7 @@ def filtered(logits: Tensor, best: Tensor, options: Options, bits: int) -> Tenso
         kth.masked_fill_(options.top_k[:, None] == 0, -torch.inf)
         inside.masked_fill_(logits < kth, 0)
     if bucket is not None:
-        _cut_top_p(inside, bucket, logits, best, options, bits)
+        _cut_top_p(inside, bucket, n_buckets, logits, best, options, bits)
     return found
 
 
@@ -169,25 +170,25 @@ def _largest(logits, n):
     return logits.topk(n, dim=-1).values
 
 
-def _cut_top_p(found, bucket, logits, best, options, bits):
+def _cut_top_p(found, bucket, n_buckets, logits, best, options, bits):
     """Set the weights to 0 before which, in descending order, there is top_p of their sum already.
 
     Sums of buckets of about equal probabilities, descending, tell in which the last token kept is;
     only the tokens of that one are sorted.
     """
-    ends = found.new_zeros((len(found), N_BUCKETS)).scatter_add_(1, bucket, found).cumsum(-1)
+    ends = found.new_zeros((len(found), n_buckets)).scatter_add_(1, bucket, found).cumsum(-1)
     total = ends[:, -1:]
     limit = (total.to(torch.float64) * options.cut[:, None]).floor_().to(torch.int64)
     needed = (total - limit).clamp_(min=1)
     last = torch.searchsorted(ends, needed)
-    last.masked_fill_(options.cut[:, None] == 0, N_BUCKETS)  # all are kept
+    last.masked_fill_(options.cut[:, None] == 0, n_buckets)  # all are kept
     among = (bucket == last) & (found > 0)
     n_most = int(among.sum(-1).max())
     if n_most == 0:
         return
     largest = _largest(logits.masked_fill(~among, -torch.inf), n_most)
     mass = weights(largest, best, options, bits)[:, :n_most]
-    before = ends.gather(1, (last - 1).clamp_(0, N_BUCKETS - 1)).masked_fill_(last == 0, 0)
+    before = ends.gather(1, (last - 1).clamp_(0, n_buckets - 1)).masked_fill_(last == 0, 0)
     n_kept = ((before + mass.cumsum(-1) - mass < needed) & (mass > 0)).sum(-1, keepdim=True)
     value = largest.gather(1, (n_kept - 1).clamp_(min=0))
     n_ties = n_kept - (largest > value).sum(-1, keepdim=True)

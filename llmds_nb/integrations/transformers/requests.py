@@ -8,7 +8,7 @@ import numpy as np
 
 from llmds_nb._core.typing import Int32s
 
-from .stop_strings import TextStream
+from .stop_strings import TextStream, complete_part
 from .streaming import stream
 
 
@@ -86,10 +86,15 @@ class Request:
 
     @property
     def text(self) -> str | None:
-        """Their text, without special tokens and up to a stop string; None without a tokenizer."""
+        """Their text, without special tokens and up to a stop string; None without a tokenizer.
+
+        Until the request ends, it only grows: of a character, all bytes must have come. O(tokens).
+        """
         if self._stream is not None:
             return self._stream.text
-        return self._engine._decode(self._tokens)
+        finished = self.finished
+        text = self._engine._decode(self._tokens)
+        return text if finished or text is None else complete_part(text)
 
     @property
     def cached_tokens(self) -> int:
@@ -182,12 +187,11 @@ class Answer:
             for i, (r, token) in enumerate(zip(self.requests, self.tokens.tolist(), strict=True)):
                 if r is None or token < 0:
                     continue
-                if token in r._stop:
-                    ended[i] = True
-                elif r._stream is not None and not r.finished:
+                ended[i] = token in r._stop
+                if r._stream is not None and not r.finished:
                     grown.append((r._stream, r._stream._state))
                     r._stream.add(token)
-                    ended[i] = r._stream.stopped is not None
+                    ended[i] |= r._stream.stopped is not None
         except BaseException:
             for stream, state in grown:
                 stream._state = state

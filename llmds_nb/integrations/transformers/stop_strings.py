@@ -103,7 +103,7 @@ class TextStream:
         window = (*state.window, token)
         text = self._decode(list(window))
         held = len(text) - len(text.rstrip(UNKNOWN))
-        known = text[: len(text) - min(held, MAX_HELD)]
+        known = complete_part(text)
         revised = not known.startswith(state.released)
         if not revised:
             new = known[len(state.released) :]
@@ -187,6 +187,12 @@ class TextStream:
             state = state._replace(n_parts=len(self._parts))
         self._state = state
         return new
+
+
+def complete_part(text: str) -> str:
+    """Text without what may be the first bytes of a character whose others are still to come."""
+    n_held = len(text) - len(text.rstrip(UNKNOWN))
+    return text[: len(text) - min(n_held, MAX_HELD)]
 
 
 def decoder(tokenizer: Any) -> Callable[[list[int]], str]:

@@ -1,5 +1,7 @@
 """Prompts: ids, text and chat messages, and the stop strings of an Engine with a tokenizer."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,31 @@ def test_a_request_ends_at_its_stop_string(llama, tokenizer, pool):
             assert own[0] in BACKEND.decode(after.token_ids)
         engine.check()
         assert len(engine.cache) == len(engine.batcher) == 0
+
+
+def test_the_text_of_a_request_that_runs_only_grows(llama, tokenizer):
+    with Engine(llama, tokenizer=tokenizer, n_pages=40) as engine:
+        for stop in ((), "never here"):
+            request = engine.submit(CHAT, max_new_tokens=60, temperature=2.0, seed=1, stop=stop)
+            texts = [request.text for _ in request]
+            assert request.text == BACKEND.decode(request.tokens)
+            assert all(after.startswith(text) for text, after in pairwise(texts))
+            assert texts[5] and request.text.startswith(texts[-1])
+            halves = [BACKEND.decode(request.tokens[:n]) for n in range(1, 61)]
+            assert any(half != text for half, text in zip(halves, texts, strict=True))
+
+
+def test_the_text_has_the_stop_token_with_stop_strings_and_without(llama, tokenizer):
+    params = SamplingParams(30, temperature=1.0, seed=3)
+    with Engine(llama, tokenizer=tokenizer, n_pages=40) as engine:
+        whole = engine.generate([CHAT], params, progress=False)[0]
+        last = whole.token_ids[12]
+        for stop in ((), "never here"):
+            own = SamplingParams(30, temperature=1.0, seed=3, stop=stop, stop_token_ids=[last])
+            found = engine.generate([CHAT], own, progress=False)[0]
+            n = whole.token_ids.index(last) + 1
+            assert found.token_ids == whole.token_ids[:n] and found.finish_reason == "stop"
+            assert found.text == BACKEND.decode(found.token_ids)
 
 
 def test_stop_strings_need_a_tokenizer(llama):

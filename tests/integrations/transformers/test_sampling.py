@@ -119,8 +119,8 @@ def test_filters_together_each_among_what_the_one_before_kept():
     assert 1 < ours.sum(-1).float().mean() < 30
 
 
-@pytest.mark.parametrize("n, width", [(1, 1.0), (7, 1 / 4), (64, 4.0), (4096, 1 / 4096)])
-def test_top_p_is_the_same_by_any_buckets(monkeypatch, n, width):
+@pytest.mark.parametrize("n, span", [(1, 1.0), (8, 2.0), (64, 256.0), (4096, 1.0)])
+def test_top_p_is_the_same_by_any_buckets(monkeypatch, n, span):
     x = torch.cat([logits_with_ties(24, 2500, 5) * scale for scale in (0.01, 0.3, 1.0, 40.0)])
 
     def answers():
@@ -128,7 +128,7 @@ def test_top_p_is_the_same_by_any_buckets(monkeypatch, n, width):
 
     before = answers()
     monkeypatch.setattr(distributions, "N_BUCKETS", n)
-    monkeypatch.setattr(distributions, "BUCKET", width)
+    monkeypatch.setattr(distributions, "SPAN", span)
     assert torch.equal(answers(), before)
 
 
