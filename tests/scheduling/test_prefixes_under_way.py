@@ -5,8 +5,11 @@ import pytest
 
 from llmds_nb import ContinuousBatcher, KVCache
 
+from .clock import MS, Clock
+from .oracle_continuous import PlainBatcher
+from .test_continuous import POLICIES
+
 T = 16
-POLICIES = ["fcfs", "shortest", "slo", "aging", "fair"]
 
 
 def drive(batcher, n_steps=10_000):
@@ -169,3 +172,41 @@ def test_a_saved_batcher_goes_on_holding():
 def test_the_switch_is_a_bool(value):
     with pytest.raises(TypeError, match="hold_for_prefix"):
         ContinuousBatcher(KVCache(8, 2), hold_for_prefix=value)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_crowd_with_common_prefixes_agrees_with_the_oracle(policy):
+    """Small pools, chunks, salts, priorities, tenants: most requests are held, some preempted."""
+    n_held = n_preempted = 0
+    for seed in range(6):
+        rng, clock = np.random.default_rng(seed), Clock(0)
+        n_pages, budget = (24, 40, 90)[seed % 3], int(rng.choice([30, 100, 300]))
+        caches = [KVCache(n_pages, 4, key=b"k") for _ in range(2)]
+        limits = {"max_running": 9, "max_step_tokens": budget, "policy": policy, "clock": clock}
+        real = ContinuousBatcher(caches[0], **limits)
+        oracle = PlainBatcher(caches[1], 9, budget, policy, 0)
+        for step in range(50):
+            clock.now += int(rng.integers(0, 10 * MS))
+            for _ in range(0 if step % 5 else 8):
+                stem = [step] * int(rng.integers(0, 30))
+                prompt = [*stem, *rng.integers(0, 3, rng.integers(1, 8)).tolist()]
+                terms = {"salt": "aab"[rng.integers(3)], "slo_ms": 5.0, "priority": int(rng.integers(0, 2))}
+                terms |= {"tenant": int(rng.integers(0, 3))}
+                oracle.tick(clock.now)
+                new = int(rng.integers(1, 25))
+                id_ = real.submit(prompt, max_new_tokens=new, **terms)
+                assert id_ == oracle.submit(prompt, new, **terms)
+            (expected, lost), plan = oracle.step(), real.step()
+            rows = sorted(zip(*(column.tolist() for column in plan[:3]), strict=True))
+            assert rows == sorted(expected) and plan.preempted.tolist() == lost
+            ids = plan.seq_ids.tolist()
+            if ids:
+                done = real.advance(ids, np.ones(len(ids), np.int32)).tolist()
+                assert done == oracle.advance(dict.fromkeys(ids, 1), dict.fromkeys(ids, False))
+            real.check()
+            for cache in caches:
+                cache.pending_copies()
+        assert real.stats().held == oracle.n_held
+        n_held += oracle.n_held
+        n_preempted += oracle.n_preempted
+    assert n_held > 30 and n_preempted > 3, (n_held, n_preempted)
