@@ -25,6 +25,7 @@ from .vectors import (
 )
 
 _KEYS = 4  # whose scores are formed side by side
+_SQUARE = 8  # keys and numbers of each that are transposed at a time
 
 
 def _places(context, builder, signature, args, i):
@@ -240,6 +241,66 @@ def _values(heads):
         return types.void(s, types.intp, pages, places, types.intp, o), codegen
 
     return intrinsic(values)
+
+
+def _transposed(builder, rows):
+    """As many vectors as lanes: lane i of vector j is lane j of rows[i]."""
+    rows, distance = list(rows), len(rows) // 2
+    while distance:
+        for i in range(len(rows)):
+            if not i & distance:
+                a, b = rows[i], rows[i + distance]
+                lanes = range(len(rows))
+                low = [x if not x & distance else len(rows) + x - distance for x in lanes]
+                high = [x + distance if not x & distance else len(rows) + x for x in lanes]
+                rows[i], rows[i + distance] = pick(builder, a, b, low), pick(builder, a, b, high)
+        distance //= 2
+    return rows
+
+
+@intrinsic
+def columns_read(typingctx, pages, places, low, high, out):
+    """Column t of out is key t, for low <= t < high; columns around them may be overwritten.
+
+    out float32[D, n], n a multiple of _SQUARE. O((high - low) D).
+    """
+
+    def codegen(context, builder, signature, args):
+        kinds = signature.args
+        low, high = args[2:4]
+        place_of = _places(context, builder, signature, args, 1)
+        width = _width(context, builder, signature, args, 0)
+        index = low.type
+        out, step = row_at(context, builder, kinds[4], args[4], index(0))
+        load_stored = _loader(context, builder, kinds[0].dtype, _SQUARE)
+        whole = builder.and_(width, index(-_SQUARE))
+        rest = builder.sub(width, whole)
+        first = builder.and_(low, index(-_SQUARE))
+        last = builder.sub(high, index(1))
+        with in_steps(builder, builder.sub(high, first), _SQUARE) as (t, _):
+            column = builder.add(first, t)
+            keys = []
+            for r in range(_SQUARE):
+                key = builder.add(column, index(r))
+                key = builder.select(builder.icmp_signed("<", key, last), key, last)
+                key = builder.select(builder.icmp_signed(">", key, low), key, low)
+                keys.append(place_of(key))
+            target = builder.gep(out, [column])
+            with in_steps(builder, whole, _SQUARE) as (j, _):
+                rows = [load_stored(builder.gep(key, [j])) for key in keys]
+                for i, row in enumerate(_transposed(builder, rows)):
+                    line = builder.mul(builder.add(j, index(i)), step)
+                    store(builder, row, builder.gep(target, [line]))
+            with builder.if_then(builder.icmp_signed(">", rest, index(0)), likely=False):
+                mask = _first_lanes(builder, rest, _SQUARE)
+                rows = [load_stored(builder.gep(key, [whole]), mask) for key in keys]
+                for i, row in enumerate(_transposed(builder, rows)):
+                    with builder.if_then(builder.icmp_signed("<", index(i), rest)):
+                        line = builder.mul(builder.add(whole, index(i)), step)
+                        store(builder, row, builder.gep(target, [line]))
+        return context.get_dummy_value()
+
+    return types.void(pages, places, types.intp, types.intp, out), codegen
 
 
 scores_1, scores_2, scores_4 = _scores(1), _scores(2), _scores(4)

@@ -30,7 +30,7 @@ from . import page_rows, simd
 from .pages import widened
 
 KEYS = 64  # in a block
-TILE = 64  # rows of scores in a tile, or the query heads of one KV head if those are more
+TILE = 128  # rows of scores in a tile, or the query heads of one KV head if those are more
 FEW = 16  # query heads of a KV head up to which a single query reads pages in place
 _LINES = 2  # cache lines of a page that are prefetched: the hardware goes on from there
 _NONE = np.float32(-np.inf)
@@ -79,23 +79,11 @@ def tile_queries(group):
 
 
 @kernel(noinline=True, borrow=True)
-def _keys_read(pages, h, table, block, start, stop, out):
-    """The transposed keys start:stop of a block to `out`, zeros around them. O(KEYS D)."""
-    page_size = pages.shape[2]
-    if stop - start < KEYS:
-        out[:, :] = 0
-    for t in range(start, stop):
-        row = pages[np.int64(table[t // page_size]), h, t % page_size]
-        for j in range(row.size):
-            out[j, t - block] = widened(row[j])
-
-
-@kernel(noinline=True, borrow=True)
 def _values_read(pages, h, table, block, start, stop, out):
-    """The values start:stop of a block to `out`, zeros around them. O(KEYS Dv)."""
+    """The values start:stop of a block to `out`, zeros before them. O(KEYS Dv)."""
     page_size = pages.shape[2]
-    if stop - start < KEYS:
-        out[:, :] = 0
+    for t in range(block, start):
+        out[t - block, :] = 0
     for t in range(start, stop):
         row, target = pages[np.int64(table[t // page_size]), h, t % page_size], out[t - block]
         for j in range(row.size):
@@ -164,15 +152,15 @@ def _few_values(tile, n_rows, pages, n):
 
 
 @kernel(noinline=True, borrow=True)
-def _find(pages, h, table, start, stop, out):
+def _find(pages, h, table, start, stop, out, turns):
     """The addresses of tokens start:stop to `out`, and begin to fetch their pages. O(KEYS).
 
-    Those of a whole block take turns among its pages, so that the memory is asked for several at
-    once: from one page after the other it gives half as much.
+    With `turns`, those of a whole block take turns among its pages, so that the memory is asked for
+    several at once: from one page after the other it gives half as much.
     """
     page_size, width = pages.shape[2], pages.shape[3] * pages.itemsize
     first, n_pages = start // page_size, KEYS // page_size
-    if stop - start == KEYS and n_pages * page_size == KEYS:
+    if turns and stop - start == KEYS and n_pages * page_size == KEYS:
         for p in range(n_pages):
             place = (np.int64(table[first + p]) * pages.shape[1] + h) * page_size * width
             place += array_address(pages)
@@ -191,13 +179,13 @@ def _decode(tile, used, pages, h, table, seen, length, softcap):
     """All blocks of one query's keys seen:length, each key and value read where it is."""
     k_pages, v_pages = pages
     start, stop = seen, min(length, (seen // KEYS + 1) * KEYS)
-    _find(k_pages, h, table, start, stop, tile.k_places)
+    _find(k_pages, h, table, start, stop, tile.k_places, True)
     while start < length:
         n = stop - start
-        _find(v_pages, h, table, start, stop, tile.v_places)
+        _find(v_pages, h, table, start, stop, tile.v_places, True)
         _few_scores(tile, used, k_pages, n)
         start, stop = stop, min(length, stop + KEYS)
-        _find(k_pages, h, table, start, stop, tile.k_places)
+        _find(k_pages, h, table, start, stop, tile.k_places, True)
         for i in range(used):
             if softcap > 0:
                 simd.soft_cap(tile.s, i, np.float32(softcap))
@@ -215,7 +203,9 @@ def _prefill(tile, used, pages, h, table, first, length, terms):
     block = seen // KEYS * KEYS
     while block < length:
         n = min(KEYS, length - block)
-        _keys_read(k_pages, h, table, block, max(block, seen), block + n, tile.k)
+        low = max(block, seen) - block
+        _find(k_pages, h, table, block + low, block + n, tile.k_places[low:], False)
+        page_rows.columns_read(k_pages, tile.k_places, low, n, tile.k)
         _scores(tile, m_rows)
         for i in range(m_rows):
             position = first + i // group
@@ -227,7 +217,7 @@ def _prefill(tile, used, pages, h, table, first, length, terms):
                 _weigh(tile, i, begin, end)
             else:
                 tile.s[i, :] = 0
-        _values_read(v_pages, h, table, block, max(block, seen), block + n, tile.v)
+        _values_read(v_pages, h, table, block, block + low, block + n, tile.v)
         _add_values(tile, m_rows, n)
         block += KEYS
 
