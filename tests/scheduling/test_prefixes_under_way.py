@@ -190,8 +190,12 @@ def test_a_crowd_with_common_prefixes_agrees_with_the_oracle(policy):
             for _ in range(0 if step % 5 else 8):
                 stem = [step] * int(rng.integers(0, 30))
                 prompt = [*stem, *rng.integers(0, 3, rng.integers(1, 8)).tolist()]
-                terms = {"salt": "aab"[rng.integers(3)], "slo_ms": 5.0, "priority": int(rng.integers(0, 2))}
-                terms |= {"tenant": int(rng.integers(0, 3))}
+                terms = {
+                    "salt": "aab"[rng.integers(3)],
+                    "slo_ms": 5.0,
+                    "priority": int(rng.integers(0, 2)),
+                    "tenant": int(rng.integers(0, 3)),
+                }
                 oracle.tick(clock.now)
                 new = int(rng.integers(1, 25))
                 id_ = real.submit(prompt, max_new_tokens=new, **terms)
