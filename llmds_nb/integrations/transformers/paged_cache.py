@@ -57,10 +57,11 @@ class PagedCache(PagedRows):
     assisted and prompt-lookup decoding work. Passed as `past_key_values` itself, without either,
     a PagedCache is a DynamicCache over pages: it continues one batch and shares nothing.
 
-    The attention reads K/V gathered into [rows, heads, columns, width], one `index_select` a layer.
-    Sliding layers keep all tokens. A cached token of every prompt is computed again, to see that
-    its key is the same; so another model, new weights, or images behind equal token ids, are
-    errors. LoRA adapters that leave the first layer alone need a salt each.
+    The attention reads copies [rows, heads, columns, width], gathered for one layer at a time by
+    whole pages, or by tokens where a batch is padded. Sliding layers keep all tokens. A cached
+    token of every prompt is computed again, to see that its key is the same; so another model, new
+    weights, or images behind equal token ids, are errors. LoRA adapters that leave the first layer
+    alone need a salt each.
 
     Raises
     ------

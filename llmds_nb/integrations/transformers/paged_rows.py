@@ -109,26 +109,32 @@ class PagedRows(Cache):
     def write_and_read(
         self, layer: PagedLayer, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`PagedLayer.update`. One gather of [rows * columns] slots."""
+        """`PagedLayer.update`. One gather of keys and one of values, by whole pages if unpadded."""
         if self._closed:
             raise RuntimeError("this generation has ended: begin another with `generating`")
-        slots = self.pool.slots_of(layer.index, key, value)
+        both = self.pool.slots_of(layer.index, key, value)
         layer.is_initialized = True
-        batch, heads, n, width = key.shape
+        batch, _, n, _ = key.shape
         start, stop = layer.length, layer.length + n
         step = self._step
         if step is None or (step.start, step.stop) != (start, stop) or batch != len(self._ids):
             first = step is None
             step = self._plan(batch, start, stop)
             if first and self._hits.any():
-                self._check_model(slots, key, step)
+                self._check_model(both[0], key, step)
             self._step = step
-        read, write = step.on(slots.device)
-        new = torch.cat([key, value], -1).transpose(1, 2).reshape(-1, *slots.shape[1:])
-        slots.index_copy_(0, write, new)
+        for slots, states in zip(both, (key, value), strict=True):
+            new = states.transpose(1, 2).reshape(-1, *slots.shape[1:])
+            slots.index_copy_(0, step.on(slots.device)[1], new)
         layer.length = stop
-        found = slots.index_select(0, read).view(batch, stop, heads, -1).transpose(1, 2)
-        return found[..., :width], found[..., width:]
+        return self._read(both[0], step), self._read(both[1], step)
+
+    def _read(self, slots: torch.Tensor, step: Step) -> torch.Tensor:
+        """The tokens of all columns [rows, heads, stop, width]: a copy, in the order of slots."""
+        read = step.on(slots.device)[0]
+        table = self.pool.pages(slots) if step.by_pages else slots
+        found = table.index_select(0, read).view(len(self._ids), -1, *slots.shape[1:])
+        return found[:, : step.stop].transpose(1, 2)
 
     def _plan(self, batch: int, start: int, stop: int) -> Step:
         if not self._ids:
@@ -148,14 +154,17 @@ class PagedRows(Cache):
         lengths = np.maximum(stop - pads, 0)
         with pool.lock:
             self._grow(lengths)
-            flat = kv.slot_mapping(np.array(self._ids), 0, lengths)
-        if pads.any():
-            table: Any = np.full((batch, stop), pool.zero, np.int64)
-            table[np.arange(stop) >= pads[:, None]] = flat
-        else:
-            table = flat.reshape(batch, stop)
+            ids = np.array(self._ids)
+            if pads.any():
+                table: Any = np.full((batch, stop), pool.zero, np.int64)
+                has_token = np.arange(stop) >= pads[:, None]
+                table[has_token] = kv.slot_mapping(ids, 0, lengths)
+                own = table[:, start:]
+            else:
+                own = kv.slot_mapping(ids, start, stop).reshape(batch, -1)
+                table = kv.block_table(ids)[:, : -(-stop // kv.page_size)]
         kept = np.arange(start, stop) >= (pads + self._hits)[:, None]
-        return Step(start, stop, table, np.where(kept, table[:, start:], pool.unread))
+        return Step(start, stop, own, np.where(kept, own, pool.unread), table, not pads.any())
 
     def _begin_unknown(self, batch: int) -> None:
         """Rows of which no token is known: nothing of them is ever published."""
@@ -187,7 +196,7 @@ class PagedRows(Cache):
         rows = np.flatnonzero(known)
         if not len(rows):
             return
-        where = torch.from_numpy(step.table[rows, step.start]).to(slots.device)
+        where = torch.from_numpy(step.own[rows, 0]).to(slots.device)
         old = slots[where, :, : key.shape[3]].float().flatten(1)
         new = key[torch.from_numpy(rows).to(key.device), :, 0].float().flatten(1)
         if not bool(((new - old).norm(dim=1) <= _SAME * old.norm(dim=1)).all()):

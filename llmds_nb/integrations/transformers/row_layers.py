@@ -42,16 +42,23 @@ class PagedLayer(CacheLayerMixin):
 
 
 class Step:
-    """Where the columns start .. stop of all rows go, and where all columns are read."""
+    """What a forward pass of the columns start .. stop reads and writes in every layer.
 
-    def __init__(self, start: int, stop: int, read: np.ndarray, write: np.ndarray) -> None:
-        self.start, self.stop = start, stop
-        self.table = read
+    `own` int64[rows, stop - start] are the slots of its columns, `write` the same but for those
+    that are not written. `read` are the pages int32[rows, pages] of all columns, or, if there is
+    padding, their slots int64[rows, stop].
+    """
+
+    def __init__(
+        self, start: int, stop: int, own: np.ndarray, write: np.ndarray, read: np.ndarray,
+        by_pages: bool,
+    ) -> None:  # fmt: skip
+        self.start, self.stop, self.own, self.by_pages = start, stop, own, by_pages
         self._arrays = read.reshape(-1), write.reshape(-1)
         self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The slots to read and to write, on a device; copied once."""
+        """`read` and `write`, flat, on a device; copied once."""
         if device not in self._on:
             read, write = (torch.from_numpy(array).to(device) for array in self._arrays)
             self._on[device] = read, write

@@ -10,6 +10,8 @@ import torch
 from llmds_nb import KVCache
 from llmds_nb._core.forking import new_lock
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
 
 class SlotPool:
     """K and V of every slot of a KVCache, shared by all generations of one model.
@@ -22,18 +24,17 @@ class SlotPool:
 
     Notes
     -----
-    `layers[i]` is None until the layer's first key comes, then a tensor
-    [n_slots + 2, heads, key width + value width]. Slot `zero` is read where a row has no token, and
+    `layers[i]` is None until the layer's first key comes, then its keys and its values, tensors
+    [n_slots + 2, heads, width]. Slot `zero` is read where a row has no token, and
     never written; slot `unread` takes what is not to be kept, and is never read.
     """
 
     def __init__(self, kv: KVCache, n_layers: int) -> None:
         self.kv = kv
         self.lock = new_lock()  # from a reservation until its pages are copied
-        self.layers: list[torch.Tensor | None] = [None] * n_layers
+        self.layers: list[KeysValues | None] = [None] * n_layers
         self.zero = kv.n_pages * kv.page_size
         self.unread = self.zero + 1
-        self._key_widths = [0] * n_layers
         self.abandoned: collections.deque[list[int]] = collections.deque()  # by what was collected
         self._ids = itertools.count()
         self._model: weakref.ref | None = None
@@ -45,8 +46,8 @@ class SlotPool:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors and of the KVCache."""
-        made = (tensor for tensor in self.layers if tensor is not None)
-        return self.kv.nbytes + sum(tensor.nbytes for tensor in made)
+        made = (layer for layer in self.layers if layer is not None)
+        return self.kv.nbytes + sum(keys.nbytes + values.nbytes for keys, values in made)
 
     def belongs_to(self, model: Any) -> None:
         """Refuse another model than the first; None is any."""
@@ -66,8 +67,8 @@ class SlotPool:
         self.kv.reset()
         self._model = None
 
-    def slots_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The tensor of a layer for keys [B, heads, n, width] and values like them.
+    def slots_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KeysValues:
+        """The tensors of a layer for keys [B, heads, n, width] and values like them.
 
         Raises
         ------
@@ -79,25 +80,30 @@ class SlotPool:
                 f"keys {list(key.shape)} and values {list(value.shape)}: a PagedCache takes "
                 f"[rows, heads, tokens, width], with as many heads of both"
             )
-        slots, heads, width = self.layers[layer], key.shape[1], key.shape[3] + value.shape[3]
-        if slots is None:
-            with self.lock:  # one thread makes it
-                slots = self.layers[layer]
-                if slots is None:
-                    shape = self.unread + 1, heads, width
-                    slots = torch.zeros(shape, dtype=key.dtype, device=key.device)
-                    self._key_widths[layer] = key.shape[3]
-                    self.layers[layer] = slots
-        key_width = self._key_widths[layer]
-        has = *slots.shape[1:], key_width, slots.dtype, slots.dtype, slots.device
-        if has != (heads, width, key.shape[3], key.dtype, value.dtype, key.device):
-            raise ValueError(
-                f"layer {layer} holds {slots.shape[1]} heads of key width {key_width} and value "
-                f"width {slots.shape[2] - key_width} as {slots.dtype} on {slots.device}, but gets "
-                f"{heads}, {key.shape[3]}, {value.shape[3]}, {key.dtype}, {key.device}: make a "
-                f"PagedCache for each model"
-            )
-        return slots
+        found = self.layers[layer]
+        if found is None:
+            with self.lock:  # one thread makes them
+                found = self.layers[layer]
+                if found is None:
+                    found = self.layers[layer] = self._new(key), self._new(value)
+        for slots, states, name in zip(found, (key, value), ("keys", "values"), strict=True):
+            has = list(slots.shape[1:]), slots.dtype, slots.device
+            gets = [states.shape[1], states.shape[3]], states.dtype, states.device
+            if has != gets:
+                raise ValueError(
+                    f"layer {layer} holds {name} of {has[0][0]} heads of width {has[0][1]}, "
+                    f"{has[1]}, {has[2]}, but gets {gets[0][0]} of {gets[0][1]}, {gets[1]}, "
+                    f"{gets[2]}: make a PagedCache for each model"
+                )
+        return found
+
+    def _new(self, states: torch.Tensor) -> torch.Tensor:
+        shape = self.unread + 1, states.shape[1], states.shape[3]
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+    def pages(self, slots: torch.Tensor) -> torch.Tensor:
+        """A tensor of slots as [n_pages, numbers of a page], without the two slots behind."""
+        return slots[: self.zero].view(self.kv.n_pages, -1)
 
     def collect(self) -> None:
         """Detach the sequences of rows that nobody holds any more."""
@@ -111,9 +117,7 @@ class SlotPool:
         moves = self.kv.pending_copies()
         if not len(moves.src):
             return
-        shape = self.kv.n_pages, self.kv.page_size
-        for slots in self.layers:
-            if slots is not None:
-                pages = slots[: self.zero].view(*shape, *slots.shape[1:])
-                src, dst = (torch.from_numpy(a).to(slots.device).long() for a in moves)
-                pages[dst] = pages[src]
+        for slots in (slots for layer in self.layers if layer is not None for slots in layer):
+            pages = self.pages(slots)
+            src, dst = (torch.from_numpy(a).to(slots.device).long() for a in moves)
+            pages[dst] = pages[src]

@@ -243,7 +243,7 @@ def test_another_model_is_refused():
     with forwarded(other) as seen:
         got = generate(other, ids, custom_generate=cache.generate)
     assert seen[0] == 44 and torch.equal(got, generate(other, ids))
-    with pytest.raises(ValueError, match="layer 0 holds 2 heads"):
+    with pytest.raises(ValueError, match="layer 0 holds keys of 2 heads"):
         generate(build("llama", num_key_value_heads=4), ids, **{NAME: cache})
     cache.reset()
     with pytest.raises(ValueError, match="bfloat16"):
