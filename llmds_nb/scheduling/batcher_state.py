@@ -13,12 +13,25 @@ from .._core.state import Handle
 from .._core.typing import Bools, Int32s, Int64s
 from ..errors import CapacityError
 from ..kv.cache import KVCache
-from ..kv.kernels.state import MISSING, QUOTA
+from ..kv.kernels.state import FIRST_UNKNOWN, MISSING, QUOTA
+from ..kv.state import pages_lack
 from ..primitives.hash_table import table_find
-from ..primitives.status import ABSENT, FULL, GROW, GROW_SEQUENCES, INVALID, OK, PRESENT, UNEVEN
-from .kernels import continuous as k, queue_state as s, step_form as f
+from ..primitives.status import (
+    ABSENT,
+    BAD_TOKEN,
+    FULL,
+    GROW,
+    GROW_SEQUENCES,
+    INVALID,
+    OK,
+    PRESENT,
+    REPEATED,
+    UNEVEN,
+)
+from .kernels import continuous as k, queue_state as s, step_advance as a, step_form as f
 from .kernels.bitset import bitset_add, bitset_words
 from .kernels.sequence_pages import pages_missing
+from .kernels.step_deliver import step_deliver
 from .kernels.step_form import step_form
 from .kernels.step_inputs import N_PARTS
 from .request_queue import RequestQueue
@@ -46,46 +59,65 @@ class BatcherState:
         most = min(max_step_tokens, cache.n_pages * cache.page_size * n)
         addresses = queue.handle.address, cache._cache_state.handle.address
         numbers = *addresses, max_step_tokens, max_hold_steps
-        shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, n, most, 6, (3, n), (n, 2)]
+        shapes: list[Any] = [k.N_COUNTS, s.WINDOW, s.WINDOW, n, n, n, n, most, 6, 3, (3, n), (n, 2)]
         integers = [np.zeros(shape, np.int64) for shape in shapes]
         planned, short = np.zeros((2, n), np.bool_), [np.zeros(n, np.int32) for _ in range(3)]
         free_rows = np.zeros(bitset_words(n), np.int64)
         self.arrays = k.Batcher(*numbers, *integers, planned, *short, free_rows)
         self.free_rows()
         self.handle = Handle(self.arrays)
-        # By id, the tokens and the salt of every request that has not ended: of one that does not
-        # run the array at its ADDRESS.
-        self.requests: dict[int, tuple[Int32s, Any]] = {}
+        # By id, the tokens, the salt, and the array at STOP of every request that has not ended:
+        # of one that does not run, the tokens are the array at its ADDRESS.
+        self.requests: dict[int, tuple[Int32s, Any, Int32s | None]] = {}
         self._domains = cache._cache_state.domains  # those that DOMAIN refers to
         self.places = np.zeros(N_PARTS + 4, np.int64)  # scratch of `inputs`
 
     # ---- requests ----------------------------------------------------------------------------
 
     def submit(
-        self, tokens: Int32s, salt: Any, max_new: int, now: int, slo_ns: int, priority: int,
-        tenant: int,
+        self, tokens: Int32s, salt: Any, max_new: int, now: int, terms: tuple[int, int, int],
+        request_id: int | None = None, stop: Int32s | None = None,
     ) -> int:  # fmt: skip
-        """Let a request wait and return its id; the last three as by `RequestQueue.terms`."""
+        """Let a request wait and return its id; `terms` as by `RequestQueue.terms`."""
         cache, queue = self.cache._cache_state, self.queue
         domain = cache.domains.get(salt)
         if domain is None:
             with cache.lock:
                 domain = cache.domain(salt)
-        key = queue.key(now, tokens.size, slo_ns, tenant)
-        terms = slo_ns, priority, tenant, key
-        request = now, tokens.size, *terms, max_new, address_of(tokens), domain
+        key = queue.key(now, tokens.size, terms[0], terms[2])
+        request = now, tokens.size, *terms, key, max_new, address_of(tokens), domain
+        given = self.arrays.given
+        given[0] = 0  # an interrupted call may have left it
+        if request_id is not None or stop is not None:
+            given[1] = ABSENT if request_id is None else request_id
+            given[2] = 0 if stop is None else address_of(stop)
+            given[0] = 1
         while True:
-            expected = queue.meta.item(s.NEXT_ID)
-            self.requests[expected] = tokens, salt  # kept before the kernel has the address
+            expected = queue.meta.item(s.NEXT_ID) if request_id is None else request_id
+            if expected in self.requests:
+                self._pass_over(request_id)
+                continue
+            self.requests[expected] = tokens, salt, stop  # before the kernel has the addresses
             id_ = k.step_submit(self.handle.address, *request)
             if id_ == expected:
                 return id_
             del self.requests[expected]
+            if id_ == PRESENT and request_id is not None:
+                raise ValueError(f"request_id {request_id} is that of a sequence in the cache")
             if id_ == GROW:
                 queue.grow(1, 1, self._running())
-                self._forget_ended()
+                self.forget_ended()
             elif id_ == FULL:
                 self._refuse(tokens.size, max_new, domain)
+
+    def _pass_over(self, request_id):
+        """Let NEXT_ID not be that of a live request; ValueError for one that was asked for."""
+        self.forget_ended()
+        if request_id is None:
+            meta = self.queue.meta
+            meta[s.NEXT_ID] += int(meta[s.NEXT_ID]) in self.requests
+        elif request_id in self.requests:
+            raise ValueError(f"request_id {request_id} is in use")
 
     def _refuse(self, n, new, domain) -> NoReturn:
         quota = self.cache._cache_state.arrays.domain[domain, QUOTA]
@@ -106,7 +138,7 @@ class BatcherState:
         """Let go of the tokens of requests that have ended."""
         _delete(self.requests, ids.tolist())
 
-    def _forget_ended(self):
+    def forget_ended(self) -> None:
         """`forget` those that an interrupt has left behind."""
         if len(self.requests) > self.queue.n_live:
             table = self.queue.handle.state.table
@@ -175,6 +207,8 @@ class BatcherState:
 
     def _stuck(self) -> NoReturn:
         queue = self.queue.handle.state
+        if self.arrays.count[k.N_UNKNOWN]:
+            raise RuntimeError("deliver() the tokens of the last step: nothing else can run")
         slot, pages = queue.meta.item(s.PARKED_FIRST), self.arrays.count.item(k.LACKING)
         if pages:
             id_, kind = self.arrays.count.item(k.CULPRIT), "pages"
@@ -191,16 +225,18 @@ class BatcherState:
         raise CapacityError(f"request {id_} {lacks} and nothing runs that could free any")
 
     def check_answer(self, ids: Int64s, sampled: Int32s) -> None:
-        """Refuse what is not the answer to the present plan."""
+        """Refuse what is not the answer to the present plan; no `sampled`: tokens come later."""
         order = _AS_PLANNED
         while True:
-            status, j = k.step_check(self.handle.address, ids, sampled, order)
+            status, j = a.step_check(self.handle.address, ids, sampled, order)
             if status == GROW:
                 self.append()
             elif status == UNEVEN:
                 order = np.argsort(self.arrays.plan[0, : self.arrays.count[k.N_PLANNED]])
             else:
                 break
+        if status == BAD_TOKEN:
+            raise RuntimeError("deliver() the tokens of the last step before advance() of this one")
         if status == FULL:
             raise self.stray(j)
         if status == ABSENT:
@@ -213,11 +249,8 @@ class BatcherState:
 
     def advance(self, now: int, ids: Int64s, sampled: Int32s, finished: Bools) -> Int64s:
         """Take over a step that `check_answer` accepts; the ids that have ended."""
-        status = k.step_advance(self.handle.address, now, ids, sampled, finished)
-        n_done, done = self.arrays.count.item(k.N_DONE), NO_IDS
-        if n_done:
-            done = self.arrays.done[:n_done].copy()
-            self.forget(done)
+        status = a.step_advance(self.handle.address, now, ids, sampled, finished)
+        done = self._ended()
         if status != OK:
             self.append()
         cache = self.cache._cache_state
@@ -225,10 +258,49 @@ class BatcherState:
             cache.settle()
         return done
 
+    def _ended(self):
+        """The ids that ended in the last call of a kernel, whose tokens are let go of."""
+        n, done = self.arrays.count.item(k.N_DONE), NO_IDS
+        if n:
+            done = self.arrays.done[:n].copy()
+            self.forget(done)
+        return done
+
+    def deliver(self, now: int, ids: Int64s, tokens: Int32s, finished: Bools) -> Int64s:
+        """Name the unknown tokens of requests; the ids that have ended with them."""
+        self.append()
+        cache = self.cache._cache_state
+        while True:
+            status, j = step_deliver(self.handle.address, now, ids, tokens, finished)
+            if status == OK:
+                break
+            if status == ABSENT and j == GROW:
+                cache.grow(j)
+            else:
+                self._refuse_delivery(status, j, ids, tokens)
+        done = self._ended()
+        if not cache.plain:
+            cache.settle()
+        return done
+
+    def _refuse_delivery(self, status, j, ids, tokens) -> NoReturn:
+        missing = self.cache._cache_state.arrays.meta.item(MISSING)
+        if status == INVALID:
+            raise ValueError(f"request {ids[j]} has no token to be delivered")
+        if status == REPEATED:
+            raise ValueError(f"seq_ids must be distinct, but {ids[j]} stands twice")
+        if status == BAD_TOKEN:
+            raise ValueError(f"the token of request {ids[j]} must be >= 0, not {tokens[j]}")
+        if status == FULL:
+            raise self.stray(j)
+        if j == FULL:
+            raise pages_lack(missing)
+        raise self.stray(missing)
+
     def append(self) -> None:
         """Append what was sampled to the sequences that grow, preempting where pages lack."""
         cache = self.cache._cache_state
-        while (status := k.step_append(self.handle.address)) != OK:
+        while (status := a.step_append(self.handle.address)) != OK:
             if status == FULL:
                 self._preempt()
             elif status == GROW:
@@ -239,30 +311,35 @@ class BatcherState:
     def _preempt(self):
         victim, n = k.step_victim(self.handle.address)
         tokens = np.empty(n, np.int32)
-        self.requests[victim] = tokens, self.requests[victim][1]  # as in submit
+        self.requests[victim] = tokens, *self.requests[victim][1:]  # as in submit
         if k.step_preempt(self.handle.address, victim, tokens) != OK:
             raise self.stray(victim)
 
     # ---- files and inspection ----------------------------------------------------------------
 
     def not_running(self) -> list[int]:
-        """The ids of the requests that wait or are parked, rising."""
+        """The ids of the requests that wait or are parked, in the order of arrival."""
         rows = self.queue.handle.state.request[: self.queue.meta[s.FRESH]]
         return rows[np.isin(rows[:, s.STATE], (s.IS_WAITING, s.IS_PARKED)), s.ID].tolist()
 
-    def restore(self, tokens: Int32s, ids: list[int], salts: dict[int, Any]) -> None:
-        """Take the requests of a file: the tokens of those that do not run, and all salts."""
+    def restore(
+        self, tokens: Int32s, ids: list[int], salts: dict[int, Any], stops: dict[int, Int32s]
+    ) -> None:
+        """Take the requests of a file: the tokens of those that do not run, all salts and stops."""
         request, table = self.queue.handle.state.request, self.queue.handle.state.table
         assert ids == self.not_running(), "requests without tokens"
-        end = 0
-        for id_, salt in salts.items():
+        end, own = 0, dict.fromkeys(salts, np.zeros(0, np.int32))
+        for id_ in ids:
             row = request[table_find(table, id_)]
-            own = np.zeros(0, np.int32)
-            if row[s.STATE] != s.IS_RUNNING:
-                own = tokens[end : end + row[k.LENGTH]].copy()
-                end += own.size
-            row[[k.ADDRESS, k.DOMAIN, k.CACHE_ROW]] = address_of(own), ABSENT, 0
-            self.requests[id_] = own, salt
+            own[id_] = tokens[end : end + row[k.LENGTH]].copy()
+            end += own[id_].size
+            known = own[id_].size - row[k.UNKNOWN]
+            assert (own[id_][:known] >= 0).all() and (own[id_][known:] == -1).all(), "UNKNOWN"
+        for id_, salt in salts.items():
+            row, stop = request[table_find(table, id_)], stops.get(id_)
+            row[[k.ADDRESS, k.DOMAIN, k.CACHE_ROW]] = address_of(own[id_]), ABSENT, 0
+            row[k.STOP] = 0 if stop is None else address_of(stop)
+            self.requests[id_] = own[id_], salt, stop
         assert end == tokens.size, "tokens without a request"
         assert (self._running() >= 0).all() and (self._running() < len(request)).all()
 
@@ -276,11 +353,11 @@ class BatcherState:
     def check(self) -> None:
         """Assert every invariant of kernels/continuous.py. O(n)."""
         self.append()
-        self._forget_ended()
+        self.forget_ended()
         queue, count = self.queue, self.arrays.count
         queue.check()
         request, table = queue.handle.state.request, queue.handle.state.table
-        slots = self._running()
+        slots, cache = self._running(), self.cache._cache_state.arrays
         runs = np.flatnonzero(request[:, s.STATE] == s.IS_RUNNING)
         assert sorted(slots.tolist()) == runs.tolist()
         rows = request[slots]
@@ -289,17 +366,22 @@ class BatcherState:
         assert (rows[:, k.GENERATED] < rows[:, k.MAX_NEW]).all()
         for row in rows:
             assert self.cache.length(int(row[s.ID])) == row[k.LENGTH]
+            unknown = cache.seq_cold[table_find(cache.ids, row[s.ID]), FIRST_UNKNOWN]
+            assert unknown == row[k.UNKNOWN] * row[k.LENGTH]
             assert row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
         self._check_plan(rows)
-        for id_, (tokens, _) in self.requests.items():
+        for id_, (tokens, _, stop) in self.requests.items():
             row = request[table_find(table, id_)]
+            assert row[k.STOP] == (0 if stop is None else address_of(stop))
             if row[s.STATE] != s.IS_RUNNING:
                 assert row[k.ADDRESS] == address_of(tokens)
                 assert tokens.size == row[k.LENGTH] == row[s.TOKENS] + row[k.GENERATED]
         n_live = queue.n_live
         assert len(self.requests) == n_live
         ended = count[k.FINISHED] + count[k.CANCELLED]
-        assert count[k.SUBMITTED] == n_live + ended <= queue.meta[s.NEXT_ID]
+        assert count[k.SUBMITTED] == n_live + ended
+        live = request[np.isin(request[:, s.STATE], (s.IS_WAITING, s.IS_RUNNING, s.IS_PARKED))]
+        assert count[k.N_UNKNOWN] == live[:, k.UNKNOWN].sum() and (live[:, k.UNKNOWN] <= 1).all()
         if len(self.cache) == 0:
             assert slots.size == 0
 
@@ -322,6 +404,12 @@ class BatcherState:
         assert np.array_equal(number[lives], numbers[order])
         samples = columns[1] + columns[2] == running[order, k.LENGTH]
         assert np.array_equal(arrays.planned[k.SAMPLES, :end][lives], samples)
+
+
+def stop_array(tokens: Int32s) -> Int32s:
+    """The array for STOP of distinct tokens, of which there is one at least."""
+    validation.distinct(np.sort(tokens), "stop")
+    return np.append(np.int32(tokens.size), tokens)
 
 
 def _delete(entries: dict[int, Any], keys: Iterable[int]) -> None:

@@ -9,18 +9,17 @@ import numpy as np
 
 from .._core import validation
 from .._core.storage import Stored
-from .._core.typing import ArrayLike, Bools, Int32s, Int64s
+from .._core.typing import ArrayLike, Int32s, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
 from . import persistence
-from .batcher_state import NO_IDS, BatcherState
+from .batcher_state import NO_IDS, BatcherState, stop_array
 from .kernels import continuous as k, queue_state as s
 from .kernels.step_inputs import inputs_size
 from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
-from .step_plan import StepInputs, StepPlan, inputs
+from .step_plan import StepInputs, StepPlan, answer, inputs
 
 _MAX_HOLD_STEPS = 16
-_NO_MASK = np.zeros(0, np.bool_)
 
 
 class ContinuousStats(NamedTuple):
@@ -47,8 +46,8 @@ class ContinuousStats(NamedTuple):
 class ContinuousBatcher(QueueOwner, Stored):
     """Forms each step of an engine: which sequence computes which tokens, and where.
 
-    The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan.seq_ids,
-    sampled)``. The batcher attaches, appends, commits and detaches in the cache; the engine never
+    The loop is ``plan = batcher.step()``; compute and sample; ``batcher.advance(plan, sampled)``.
+    The batcher attaches, appends, commits and detaches in the cache; the engine never
     does. Sequence ids count up from 0, without those that sequences in the cache have already;
     other sequences there should keep to ids far from these.
 
@@ -108,15 +107,15 @@ class ContinuousBatcher(QueueOwner, Stored):
     >>> plan = batcher.step()                     # the first chunk of the prompt
     >>> plan.starts, plan.n_tokens, plan.slots
     (array([0]), array([6]), array([0, 1, 2, 3, 4, 5]))
-    >>> batcher.advance(plan.seq_ids, [-1])       # in prefill: no token was sampled
+    >>> batcher.advance(plan, [])                 # in prefill: no token was sampled
     array([], dtype=int64)
     >>> plan = batcher.step()
-    >>> batcher.advance(plan.seq_ids, [42])
+    >>> batcher.advance(plan, [42])
     array([], dtype=int64)
     >>> plan = batcher.step()
     >>> plan.starts, plan.is_prefill, plan.slots
     (array([8]), array([False]), array([8]))
-    >>> batcher.advance(plan.seq_ids, [43])       # the second token: the request has ended
+    >>> batcher.advance(plan, [43])               # the second token: the request has ended
     array([0])
     """
 
@@ -161,6 +160,8 @@ class ContinuousBatcher(QueueOwner, Stored):
         slo_ms: float | None = None,
         priority: int = 0,
         tenant: int = 0,
+        request_id: int | None = None,
+        stop: ArrayLike | None = None,
     ) -> int:
         """Let a request wait and return its id, which is its sequence's id. O(tokens + log n).
 
@@ -178,12 +179,17 @@ class ContinuousBatcher(QueueOwner, Stored):
             Higher is admitted first and preempted last.
         tenant : int
             For the policy "fair", >= 0.
+        request_id : int, optional
+            An id >= 0 that is not in use: neither that of a request that has not ended, or whose
+            token is still to be delivered, nor of a sequence. Default: the next that is not.
+        stop : int32[m], optional
+            Distinct tokens: the request ends when one of them is sampled.
 
         Raises
         ------
         ValueError
-            It can never fit: prompt and new tokens need more pages than the cache has, or than the
-            quota of the salt.
+            The `request_id` is in use; or the request can never fit: prompt and new tokens need
+            more pages than the cache has, or than the quota of the salt.
         """
         tokens = validation.token_ids(prompt_tokens, "prompt_tokens")
         if not tokens.size:
@@ -192,6 +198,10 @@ class ContinuousBatcher(QueueOwner, Stored):
             tokens = tokens.copy()
         new = validation.integer(max_new_tokens, "max_new_tokens", low=1, high=validation.INT32_MAX)
         terms = self._queue.terms(slo_ms, priority, tenant)
+        if request_id is not None:
+            request_id = validation.natural(request_id, "request_id")
+        ends = None if stop is None else validation.token_ids(stop, "stop")
+        ends = None if ends is None or not ends.size else stop_array(ends)
         if type(salt) is not int:  # the usual kind
             salt = check_salt(salt)
         n_pages = -(-(tokens.size + new - 1) // self.cache.page_size)
@@ -202,7 +212,8 @@ class ContinuousBatcher(QueueOwner, Stored):
             )
         now = self._queue.now()
         with self._lock:
-            return self._batcher_state.submit(tokens, salt, new, now, *terms)
+            state = self._batcher_state
+            return state.submit(tokens, salt, new, now, terms, request_id, ends)
 
     def step(self) -> StepPlan:
         """Plan the next step and reserve its pages. O(running + admitted tokens).
@@ -302,39 +313,100 @@ class ContinuousBatcher(QueueOwner, Stored):
         return inputs_size(rows, tokens, columns)
 
     def advance(
-        self, seq_ids: ArrayLike, sampled_tokens: ArrayLike, *, finished: ArrayLike | None = None
+        self,
+        plan_or_ids: StepPlan | ArrayLike,
+        tokens: ArrayLike | None = None,
+        *,
+        finished: ArrayLike | None = None,
     ) -> Int64s:
         """Take over what the engine computed; return the ids that have ended, int64[m].
 
         Every sequence of the step commits its tokens. One whose last token was computed gets the
-        sampled token appended, unless it ends: because of `finished`, or because it has
-        `max_new_tokens`. Where no page is left for a token, a request is preempted. O(n), and
-        O(running) for each preemption.
+        sampled token appended, unless it ends: because of `finished`, because the token is one of
+        its `stop`, or because it has `max_new_tokens`. Where no page is left for a token, a request
+        is preempted. O(n), and O(running) for each preemption.
 
         Parameters
         ----------
-        seq_ids : int64[n]
-            The sequences of the plan, in any order; those cancelled since may be left out.
-        sampled_tokens : int32[n]
-            Ignored for a sequence that is still in prefill; by convention -1 there.
+        plan_or_ids : StepPlan or int64[n]
+            The plan; or its sequences in any order, of which those cancelled since may be left out.
+        tokens : int32[n], optional
+            Ignored for a sequence that is still in prefill; by convention -1 there. With a plan
+            also one for each row that samples. None: `deliver` brings them.
         finished : bool[n], optional
-            Sequences that end here, after an end-of-text token for instance.
+            Sequences that end here, after an end-of-text token for instance; as `tokens`.
 
         Raises
         ------
         ValueError
             The sequences are not those of the plan, or a token is missing.
         RuntimeError
-            As for `step`: a sequence was changed by someone else.
+            Tokens of the step before are still to be delivered; or as for `step`.
         """
-        ids = validation.for_kernel(seq_ids, "seq_ids", validation.INT64)
-        sampled = validation.for_kernel(sampled_tokens, "sampled_tokens", validation.INT32, low=-1)
-        validation.same_length("sampled_tokens", sampled, "seq_ids", ids)
-        mask = _mask(finished, ids.size)
+        ids, sampled, mask, _ = answer(plan_or_ids, tokens, finished)
         now, state = self._queue.now(), self._batcher_state
         with self._lock, self._cache_lock:
             state.check_answer(ids, sampled)
             return state.advance(now, ids, sampled, mask)
+
+    def deliver(
+        self,
+        plan_or_ids: StepPlan | ArrayLike,
+        tokens: ArrayLike,
+        *,
+        finished: ArrayLike | None = None,
+    ) -> Int64s:
+        """Bring tokens for which `advance` did not wait; return the ids that end here. O(n).
+
+        Between ``advance(plan)`` and this, one more step may be planned and computed; its `inputs`
+        have -1 for these tokens. It is advanced after they were delivered, all of them, in one call
+        or several. So no page with an unknown token is ever committed.
+
+        A request that ends here, by `stop` or `finished`, drops what the present step computes for
+        it, as one that is cancelled does. One that had `max_new_tokens`, or was cancelled, has
+        ended before; its token is not needed. One that was preempted waits at its place until its
+        token is delivered. Files and copies hold what is still to be delivered.
+
+        Parameters
+        ----------
+        plan_or_ids : StepPlan or int64[n]
+            The plan of that step; or requests in any order. Such as have ended are passed over.
+        tokens : int32[n]
+            With a plan also one for each row that samples.
+        finished : bool[n], optional
+            Requests that end with this token; as `tokens`.
+
+        Raises
+        ------
+        ValueError
+            A request has no token to be delivered; nothing was changed.
+        CapacityError
+            Someone forked the sequence, and no page is left for a copy of its last one.
+        RuntimeError
+            As for `step`.
+
+        >>> from llmds_nb import KVCache
+        >>> batcher = ContinuousBatcher(KVCache(n_pages=8, page_size=4))
+        >>> batcher.submit([1, 2], max_new_tokens=8, stop=[42])
+        0
+        >>> first = batcher.step()
+        >>> batcher.advance(first)                # the device still computes
+        array([], dtype=int64)
+        >>> second = batcher.step()
+        >>> batcher.inputs(second).tokens
+        array([-1], dtype=int32)
+        >>> batcher.deliver(first, [7])
+        array([], dtype=int64)
+        >>> batcher.advance(second), batcher.deliver(second, [42])
+        (array([], dtype=int64), array([0]))
+        """
+        ids, found, mask, samples = answer(plan_or_ids, tokens, finished)
+        if samples is not None:
+            ids, found = ids[samples], found[samples]
+            mask = mask[samples] if mask.size else mask
+        now, state = self._queue.now(), self._batcher_state
+        with self._lock, self._cache_lock:
+            return state.deliver(now, ids, found, mask)
 
     def cancel(self, seq_ids: ArrayLike) -> None:
         """End requests, int or int64[m], that wait, run or are in a step. O(m log n + running).
@@ -365,7 +437,8 @@ class ContinuousBatcher(QueueOwner, Stored):
         """Bytes of the arrays, without the cache."""
         state = self._batcher_state
         with self._lock:
-            return self._queue.nbytes((*state.arrays, *(r[0] for r in state.requests.values())))
+            held = (array for r in state.requests.values() for array in (r[0], r[2]))
+            return self._queue.nbytes((*state.arrays, *held))
 
     def stats(self) -> ContinuousStats:
         """Return counts and times. O(1), with a sort of at most 4,096 samples."""
@@ -407,7 +480,8 @@ class ContinuousBatcher(QueueOwner, Stored):
             for _ in range(3):
                 plan = batcher.step()
                 batcher.inputs(plan)
-                batcher.advance(plan.seq_ids, np.ones(plan.seq_ids.size, np.int32))
+                batcher.advance(plan)
+                batcher.deliver(plan, np.ones(plan.seq_ids.size, np.int32))
             batcher.inputs_size(1, 1, 1)
             batcher.cancel(0)
             batcher.submit([1, 2], max_new_tokens=6)
@@ -415,17 +489,3 @@ class ContinuousBatcher(QueueOwner, Stored):
             copy.copy(batcher).check()
             for _ in range(64):  # more than the arrays hold: they grow
                 batcher.submit([1], max_new_tokens=1)
-
-
-def _mask(finished, n) -> Bools:
-    if finished is None:
-        return _NO_MASK
-    try:
-        mask = np.asarray(finished)
-    except ValueError:  # ragged nested lists
-        raise ValueError("finished must be booleans, one for each of seq_ids") from None
-    if mask.dtype != np.bool_ and mask.size:
-        raise TypeError(f"finished must be booleans, not {mask.dtype}")
-    if mask.shape != (n,):
-        raise ValueError(f"finished must have shape [{n}], not {list(mask.shape)}")
-    return np.require(mask, np.bool_, ["C", "A", "W"])

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .._core import validation
 from .._core.storage import Arrays, PartError, checking_parts, nest, unnest
 from ..errors import CorruptFileError
 from ..kv.cache import KVCache
 from ..kv.salts import salt_from_json, salt_to_json
 from ..primitives.status import ABSENT
-from .batcher_state import BatcherState
+from .batcher_state import BatcherState, stop_array
 from .kernels import continuous as c, queue_state as s, request_queue as k
 from .request_queue import FOREVER_NS, MAX_TOKENS, RequestQueue
 
@@ -61,7 +62,7 @@ def queue_from_file(
         queue = RequestQueue(policy if name is None else name, 1.0, 1.0, 1.0, clock, width)
     empty = queue.handle.state
     meta, request, tenant = (_checked(arrays, name) for name in ("meta", "request", "tenant"))
-    _check_shapes(empty, meta, request, tenant)
+    _check_shapes(empty, meta, request, tenant, queue.any_ids)
     now = queue.now()
     meta[s.NOW] += now
     _shift(empty.policy, request, now)
@@ -98,7 +99,7 @@ def _checked(arrays, name):
     return array.copy()
 
 
-def _check_shapes(empty, meta, request, tenant):
+def _check_shapes(empty, meta, request, tenant, any_ids):
     """Refuse what kernels could not read safely."""
     fresh, fair = len(request), empty.policy == s.FAIR
     fits = meta.shape == (s.N_META,) and request.shape[1:] == empty.request.shape[1:]
@@ -120,7 +121,7 @@ def _check_shapes(empty, meta, request, tenant):
         (live[:, s.CHARGED], 0, 2**62 + 1),
         (request[:, s.STATE], s.FREE, s.IS_PARKED + 1),
         (live[:, s.PRIORITY], -(2**31), 2**31),
-        (live[:, s.ID], 0, meta[s.NEXT_ID]),
+        (live[:, s.ID], 0, 2**63 if any_ids else meta[s.NEXT_ID]),
         (live[:, s.TOKENS], 1, 2**40 + 1),
         (links, ABSENT, max(fresh, 1)),
         (roots, ABSENT, fresh),
@@ -159,17 +160,21 @@ _WHOLE = (
 def batcher_to_file(state: BatcherState) -> tuple[Arrays, dict[str, Any]]:
     """The arrays, copied, and the header, with the queue and the cache inside."""
     state.append()  # what an interrupt left
+    state.forget_ended()
     arrays, header = nest("cache", state.cache._state())
     queue = nest("queue", queue_to_file(state.queue))
-    queue[0]["queue/request"][:, [c.ADDRESS, c.DOMAIN, c.CACHE_ROW]] = 0, ABSENT, 0  # of here only
+    of_here = [c.ADDRESS, c.DOMAIN, c.CACHE_ROW, c.STOP]
+    queue[0]["queue/request"][:, of_here] = 0, ABSENT, 0, 0
     arrays, header = arrays | queue[0], header | queue[1]
     for name in _WHOLE:
         arrays[name] = getattr(state.arrays, name).copy()
     arrays["slots"] = arrays["slots"][: state.arrays.count[c.N_SLOTS]]
-    waiting = [(id_, *state.requests[id_]) for id_ in state.not_running()]
-    arrays["tokens"] = np.concatenate([np.zeros(0, np.int32), *(w[1] for w in waiting)])
-    header["waiting"] = [id_ for id_, _, _ in waiting]
-    header["salts"] = [[id_, *salt_to_json(r[1])] for id_, r in sorted(state.requests.items())]
+    header["waiting"] = waiting = state.not_running()
+    texts = [state.requests[id_][0] for id_ in waiting]
+    arrays["tokens"] = np.concatenate([np.zeros(0, np.int32), *texts])
+    requests = [(id_, *state.requests[id_]) for id_ in sorted(state.requests)]
+    header["salts"] = [[id_, *salt_to_json(salt)] for id_, _, salt, _ in requests]
+    header["stops"] = [[i, *stop[1:].tolist()] for i, _, _, stop in requests if stop is not None]
     header["max_step_tokens"] = state.arrays.max_step_tokens
     header["max_hold_steps"] = state.arrays.max_hold_steps
     return arrays, header
@@ -184,6 +189,9 @@ def batcher_from_file(
     held = 0 if header["version"] == 1 else number(header, "max_hold_steps", 0, 2**31 - 1)
     if arrays["running"].ndim != 1 or not 1 <= len(arrays["running"]) <= 2**20:
         raise CorruptFileError(f"array 'running' has shape {list(arrays['running'].shape)}")
+    if header["version"] == 1:
+        arrays = arrays | {"queue/request": _widened(arrays["queue/request"])}
+        header = header | {"stops": []}
     inner = unnest("queue", arrays, header)
     queue = queue_from_file(*inner, c.ROW_WIDTH, clock, policy)
     n = len(arrays["running"])
@@ -201,15 +209,34 @@ def batcher_from_file(
     state.free_rows()
     salts = {id_: salt_from_json(kind, text) for id_, kind, text in header["salts"]}
     live = queue.handle.state.request[: queue.meta[s.FRESH]]
-    live = live[live[:, s.STATE] != s.FREE, s.ID].tolist()
-    if [id_ for id_, _, _ in header["salts"]] != live:  # both rise
+    live = sorted(live[live[:, s.STATE] != s.FREE, s.ID].tolist())
+    if [id_ for id_, _, _ in header["salts"]] != live:
         raise CorruptFileError("header field 'salts' has not each request once")
     try:
-        state.restore(arrays["tokens"], header["waiting"], salts)
+        state.restore(arrays["tokens"], header["waiting"], salts, _stops(header, live))
         state.check()
     except (AssertionError, IndexError, KeyError) as error:
         raise CorruptFileError(f"the batcher is inconsistent: {error}") from None
     return state
+
+
+def _stops(header, live):
+    """The arrays at STOP, by id."""
+    stops = {}
+    for id_, *tokens in header["stops"]:
+        if type(id_) is not int or id_ in stops or id_ not in live or not tokens:
+            raise CorruptFileError(f"header field 'stops' has request {id_!r}")
+        stops[id_] = stop_array(validation.token_ids(tokens, "stops"))
+    return stops
+
+
+def _widened(request):
+    """The requests of version 1 with the columns of this one."""
+    if request.shape[1:] != (c.LOST,) or request.dtype != np.int64:
+        raise CorruptFileError(f"array 'request' is {request.dtype}{list(request.shape)}")
+    wide = np.pad(request, ((0, 0), (0, c.ROW_WIDTH - c.LOST)))
+    wide[:, c.LOST], wide[:, c.STOP] = request[:, c.STOP], 0  # LOST was in the place of STOP
+    return wide
 
 
 def _of_version_1(arrays, queue, n):
@@ -243,7 +270,7 @@ def _of_version_1(arrays, queue, n):
 def _check_batcher(state, n_slots, tokens):
     """Refuse counts, plans and rows that kernels could not read safely."""
     count, n, queue = state.arrays.count, len(state.arrays.running), state.queue
-    if tokens.dtype != np.int32 or tokens.ndim != 1 or (tokens < 0).any():
+    if tokens.dtype != np.int32 or tokens.ndim != 1:
         raise CorruptFileError(f"array 'tokens' is {tokens.dtype}{list(tokens.shape)}")
     if queue.meta[s.RUNNING] > n:
         raise CorruptFileError(f"{queue.meta[s.RUNNING]} requests run, of {n} at most")
@@ -257,7 +284,7 @@ def _check_batcher(state, n_slots, tokens):
         ("N_SLOTS", count[[c.N_SLOTS]], n_slots, n_slots),
         ("HANDED_OUT", count[[c.HANDED_OUT]], 0, 1),
         ("a count", count[: c.FIRSTS + 1], 0, 2**60),
-        ("an id of the plan", planned[0], 0, queue.meta[s.NEXT_ID] - 1),
+        ("an id of the plan", planned[0], 0, 2**63 - 1),
         ("a position of the plan", planned[1:], 0, size),
         ("N_DECODE", count[[c.N_DECODE]], 0, count[c.N_PLANNED]),
         ("a row", state.arrays.rows[: queue.meta[s.RUNNING]], 0, n - 1),
@@ -267,15 +294,13 @@ def _check_batcher(state, n_slots, tokens):
         ("LENGTH", live[:, c.LENGTH], 0, MAX_TOKENS),
         ("GENERATED", live[:, c.GENERATED], 0, MAX_TOKENS),
         ("MAX_NEW", live[:, c.MAX_NEW], 1, MAX_TOKENS),
+        ("UNKNOWN", live[:, c.UNKNOWN], 0, 1),
         ("LOST", live[:, c.LOST], 0, 2**62),
         ("HELD", live[:, c.HELD], 0, 2**62),
         ("HELD_BACK", count[[c.HELD_BACK]], 0, 2**60),
     ):
         if values.size and not low <= values.min() <= values.max() <= high:
             raise CorruptFileError(f"{name} of the batcher is not from {low} to {high}")
-    waiting = live[live[:, s.STATE] != s.IS_RUNNING, s.ID]
-    if np.isin(planned[0], waiting).any():
-        raise CorruptFileError("array 'plan' names a request that does not run")
     if planned.size and planned[2].sum() != n_slots:
         raise CorruptFileError(f"array 'slots' has {n_slots} entries, unlike 'plan'")
     if np.unique(planned[0]).size < planned.shape[1]:

@@ -14,7 +14,7 @@ from .kernels.step_inputs import N_PARTS, step_inputs
 
 _MAX_ROWS = 2**20
 _MAX_WIDTH = 2**27
-_UNSIZED = np.zeros(0, np.int32)
+_NO_TOKENS, _NO_MASK = np.zeros(0, np.int32), np.zeros(0, np.bool_)
 
 
 class StepPlan(NamedTuple):
@@ -39,6 +39,56 @@ class StepPlan(NamedTuple):
         return self.seq_ids.size > 0
 
 
+def answer(
+    plan_or_ids: Any, tokens: Any, finished: Any
+) -> tuple[Int64s, Int32s, Bools, Bools | None]:
+    """(ids, tokens, finished), of which the latter two are one for each id, or empty if None.
+
+    Of a StepPlan the ids are those of its rows. Behind them which rows sample, for a StepPlan.
+    """
+    if not isinstance(plan_or_ids, StepPlan):
+        ids, samples = validation.for_kernel(plan_or_ids, "seq_ids", validation.INT64), None
+    else:
+        ids = validation.for_kernel(plan_or_ids.seq_ids, "plan.seq_ids", validation.INT64)
+        samples = _mask(plan_or_ids.samples, "plan.samples")
+        validation.same_length("plan.samples", samples, "plan.seq_ids", ids)
+    sampled, mask = _NO_TOKENS, _NO_MASK
+    if tokens is not None:
+        sampled = validation.for_kernel(tokens, "tokens", validation.INT32, low=-1)
+        sampled = _spread(sampled, "tokens", ids, samples, -1)
+    if finished is not None:
+        mask = _spread(_mask(finished, "finished"), "finished", ids, samples, False)
+    return ids, sampled, mask, samples
+
+
+def _spread(values, name, ids, samples, other):
+    """One value for each id, from those or from one for each row that samples."""
+    if values.size == ids.size:
+        return values
+    if samples is None:
+        validation.same_length(name, values, "seq_ids", ids)
+    n = np.count_nonzero(samples)
+    if values.size != n:
+        raise ValueError(
+            f"{name} has {values.size} entries for {ids.size} rows, of which {n} sample"
+        )
+    spread = np.full(ids.size, other, values.dtype)
+    spread[samples] = values
+    return spread
+
+
+def _mask(values, name) -> Bools:
+    try:
+        mask = np.asarray(values)
+    except ValueError:  # ragged nested lists
+        raise ValueError(f"{name} must be booleans, one for each of seq_ids") from None
+    if mask.dtype != np.bool_ and mask.size:
+        raise TypeError(f"{name} must be booleans, not {mask.dtype}")
+    if mask.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, not of shape {list(mask.shape)}")
+    return np.require(mask, np.bool_, ["C", "A", "W"])
+
+
 class StepInputs(NamedTuple):
     """The inputs of a forward pass: views into one buffer, for T tokens in B rows."""
 
@@ -60,7 +110,7 @@ def inputs(state: BatcherState, plan: StepPlan, out: Any, pad_to: Any, width: An
     columns = ABSENT
     if width is not None:
         columns = validation.integer(width, "width", low=0, high=_MAX_WIDTH)
-    buffer = _UNSIZED if out is None else _checked(out)
+    buffer = _NO_TOKENS if out is None else _checked(out)
     cache, places = state.cache, state.places
     if cache.n_pages * cache.page_size > validation.INT32_MAX:
         raise ValueError(

@@ -3,6 +3,8 @@
 import numpy as np
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, PrefixRouter, Scheduler
+from llmds_nb.scheduling.kernels.continuous import UNKNOWN
+from llmds_nb.scheduling.kernels.queue_state import STATE
 
 from ..cases import Case
 
@@ -109,18 +111,34 @@ def _observe_batcher(batcher):
         if not plan:
             if not len(other):
                 break
+            due = _undelivered(other)
+            future.append(other.deliver(due, np.full(len(due), 4)).tolist())
             plan = other.step()
         future.append([np.asarray(column).tolist() for column in plan])
         if plan.seq_ids.size:
             future.append([np.asarray(part).tolist() for part in other.inputs(plan)])
+        due = _undelivered(other)
+        future.append(other.deliver(due, np.full(len(due), 4)).tolist())
         live = [i for i in plan.seq_ids.tolist() if i in other.cache]
         future.append(other.advance(live, np.full(len(live), 4)).tolist())
         plan = None
     return seen + future
 
 
+def _later(policy="fcfs"):
+    """A batcher with a step planned whose requests' last tokens are unknown, and with stops."""
+    batcher = ContinuousBatcher(KVCache(7, 2, key=b"k"), policy=policy, clock=still)
+    for i in range(4):
+        batcher.submit([i], max_new_tokens=4 + i, stop=[9, 8] if i % 2 else None, request_id=9 - i)
+    batcher.advance(batcher.step(), [4] * 4)
+    batcher.advance(batcher.step())  # preempts, too
+    batcher.step()
+    return batcher
+
+
 _BATCHER = {
     "submit": lambda b: b.submit([5, 6], max_new_tokens=2),
+    "submit, named": lambda b: b.submit([5], max_new_tokens=2, request_id=88, stop=[4]),
     "submit, a new salt": lambda b: b.submit([5, 6], max_new_tokens=2, salt="new"),
     "step": lambda b: b.step(),
     "cancel": lambda b: b.cancel([0, 3, 6]),
@@ -128,7 +146,20 @@ _BATCHER = {
 _ADVANCE = {
     "inputs": lambda b: b.inputs(b.plan, width=9),
     "advance": lambda b: b.advance(b.plan.seq_ids, np.full(b.plan.seq_ids.size, 4)),
+    "advance, tokens later": lambda b: b.advance(b.plan),
 }
+_DELIVER = {
+    "deliver": lambda b: b.deliver(_undelivered(b), [9, 4, 8, 9]),
+    "deliver, finished": lambda b: b.deliver([9, 7], [9, 8], finished=[False, True]),
+    "cancel": lambda b: b.cancel([9, 8]),
+    "step": lambda b: b.deliver([6, 8], [9, 3]),
+}
+
+
+def _undelivered(batcher):
+    """Requests whose tokens are still to be delivered."""
+    request = batcher._queue.handle.state.request
+    return request[(request[:, STATE] > 0) & (request[:, UNKNOWN] == 1), 0]
 
 
 def _admission():
@@ -183,6 +214,7 @@ CASES = {
         for name, p in {**{p: p for p in POLICIES}, "function": longest_first}.items()
     },
     "ContinuousBatcher-planned": Case(_planned, _observe_batcher, _ADVANCE),
+    "ContinuousBatcher-later": Case(_later, _observe_batcher, _DELIVER),
     "ContinuousBatcher-tensors": Case(
         lambda: _planned(kv_shape=(), dtype=np.float32), _observe_batcher, _ADVANCE
     ),

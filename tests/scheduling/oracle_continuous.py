@@ -223,7 +223,7 @@ class PlainBatcher:
         parts["cu_q"].append(0)
         for id_, start, n in [*planned, *[(None, 0, 1)] * (pad_to - len(planned))]:
             tokens, places, stop, pages = [0] * n, range(n), n, []
-            slots = [spare * cache.page_size + j for j in range(n)]
+            slots = [spare * cache.page_size] * n
             if any(r["id"] == id_ for r in self.running):
                 stop = start + n
                 text, places = cache.tokens(id_).tolist(), range(start, stop)

@@ -216,7 +216,7 @@ class BatcherMachine(RuleBasedStateMachine):
         assert [r["id"] for r in self.oracle.running] == self.running_ids()
         for id_ in self.running_ids():
             assert self.caches[0].tokens(id_).tolist() == self.texts[id_]
-        for id_, (tokens, _) in self.real._batcher_state.requests.items():
+        for id_, (tokens, *_) in self.real._batcher_state.requests.items():
             if id_ not in self.running_ids():
                 assert tokens.tolist() == self.texts[id_]
         stats = self.real.stats()

@@ -17,6 +17,8 @@ State (R = the most requests that run), a `Batcher`:
     preempted        int64[R]         N_PREEMPTED ids of requests that lost their pages since the
                                       last step was handed out
     attach           int64[6]         arguments of an attachment (sequence_pages.py)
+    given            int64[3]         of the request to be submitted, where given[0] is not 0: its
+                                      id, or ABSENT for the next, and STOP
 
 and the results of the last step_form and step_advance:
 
@@ -28,7 +30,7 @@ and the results of the last step_form and step_advance:
     plan_rows        int32[R]         likewise: its row
     slots            int64[.]         where the N_SLOTS tokens lie in the cache
     growing          int64[R]         ids of the N_GROWING sequences to which a token is still to be
-    sampled          int32[R]         appended, and these tokens
+    sampled          int32[R]         appended, and these tokens; all are -1 where they come later
     committed        int64[R, 2]      (id, tokens) to commit, where no token is appended
     done             int64[R]         ids of the N_DONE requests that ended
 
@@ -38,7 +40,13 @@ when one token is left to compute, the last that was sampled, and is in prefill 
 counts the tokens that were computed before a preemption, until the request runs again. TOKENS is
 the length of the prompt, whatever was generated since, so that a preempted request keeps its place
 under every policy. While a request does not run, its LENGTH tokens are at ADDRESS and belong into
-DOMAIN of the cache, -1 where that is to be looked up.
+DOMAIN of the cache, -1 where that is to be looked up. It ends with any of the tokens at STOP, which
+is 0 or the address of an int32 array that begins with their number.
+
+UNKNOWN is 1 if the last of its tokens was sampled but not delivered yet: that is unknown in the
+cache, or -1 at ADDRESS, and the request is not admitted before. All N_UNKNOWN such requests got
+theirs in the same step, the last that was advanced; the next is advanced when there are none, so
+that what is known to be computed has known tokens.
 
 A step is formed by one call, and advanced by another; each does all of it, or says which of the
 outcomes below keeps it from that. HANDED_OUT is 1 once the caller has the plan: a step that was
@@ -57,42 +65,42 @@ N_GROWING sequences the last of the LENGTH tokens is not in the cache yet.
 """
 
 import numpy as np
-from numba import boolean, int64, types
 
 from ..._core.intrinsics import array_address
 from ..._core.jit import kernel
 from ..._core.state import ANY, INT, State, array, viewer
-from ...kv.kernels.append import kv_commit, sequences_append
+from ...kv.kernels.append import kv_commit
 from ...kv.kernels.attach import sequences_detach
 from ...kv.kernels.page_tables import table_tokens
-from ...kv.kernels.state import INT32S, INT64S, state_at
+from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
-from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK, PRESENT, UNEVEN
+from ...primitives.status import ABSENT, FULL, OK, PRESENT
 from . import queue_state as s, request_queue as q
 from .bitset import bitset_add
-from .fair_share import tenant_charge
 from .sequence_pages import (
     is_attached,
     pages_of,
     quota_of,
     sequence_domain,
     sequence_find,
+    sequence_length,
     sequence_row,
 )
 
 # Further columns of `request`: what every step reads begins with a cache line.
 ADDRESS = s.WIDTH
+_HOT = (ADDRESS + 8) & -8
 HELD = ADDRESS + 1
-LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, LOST, CACHE_ROW, DOMAIN, ROW_WIDTH = range(
-    (ADDRESS + 8) & -8, ((ADDRESS + 8) & -8) + 9
-)  # CACHE_ROW: the sequence's row in the cache when it was last looked up
+# CACHE_ROW: the sequence's row in the cache when it was last looked up.
+LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, STOP, CACHE_ROW, DOMAIN = range(_HOT, _HOT + 8)
+LOST, UNKNOWN, ROW_WIDTH = _HOT + 8, _HOT + 9, _HOT + 16
 # Places in `count`, the first ten in the order of ContinuousStats.
 SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
 COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
 FIRSTS, N_PLANNED, N_SLOTS, N_GROWING, N_DONE, N_PREEMPTED, HANDED_OUT = range(10, 17)
 # What kept the last step_form from its end: the id of a request, and how many pages it lacks.
 # HELD_BACK: how many requests were held back at all.
-CULPRIT, LACKING, N_DECODE, HELD_BACK, N_COUNTS = range(17, 22)
+CULPRIT, LACKING, N_DECODE, HELD_BACK, N_UNKNOWN, N_COUNTS = range(17, 23)
 IS_PREFILL, SAMPLES = range(2)  # rows of `planned`
 
 
@@ -104,6 +112,7 @@ class Batcher(State):
     first_tokens = latencies = array(np.int64, s.WINDOW)
     running = preempted = growing = done = slots = array(np.int64, ANY)
     attach = array(np.int64, 6)
+    given = array(np.int64, 3)
     plan = array(np.int64, 3, ANY)
     committed = array(np.int64, ANY, 2)
     planned = array(np.bool_, 2, ANY)
@@ -116,20 +125,21 @@ batcher_at = viewer(Batcher)
 
 @kernel(borrow=True)
 def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new, address, domain):
-    """Let a request wait. Return its id, which is NEXT_ID of the queue. O(log n).
+    """Let a request wait. Return its id: that of `given`, or NEXT_ID of the queue. O(log n).
 
-    PRESENT: a sequence in the cache has that id, so NEXT_ID is the next that none has. FULL: it
+    PRESENT: a sequence in the cache has that id; NEXT_ID then becomes one that none has. FULL: it
     needs more pages than the quota of its domain allows. GROW: the queue must grow first.
     """
     batcher = batcher_at(handle)
-    queue, cache = s.queue_at(batcher.queue), state_at(batcher.cache)
+    queue, cache, given = s.queue_at(batcher.queue), state_at(batcher.cache), batcher.given
+    id_ = given[1] if given[0] != 0 and given[1] != ABSENT else queue.meta[s.NEXT_ID]
     if domain != ABSENT and pages_of(cache, tokens + max_new - 1) > quota_of(cache, domain):
         return np.int64(FULL)
-    if is_attached(cache, queue.meta[s.NEXT_ID]):
+    if is_attached(cache, id_):
         while is_attached(cache, queue.meta[s.NEXT_ID]):
             queue.meta[s.NEXT_ID] += 1
         return np.int64(PRESENT)
-    slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
+    slot = q.request_new(queue, id_, now, tokens, slo_ns, priority, tenant, key)
     if slot < 0:
         return slot
     batcher.count[SUBMITTED] += 1
@@ -138,6 +148,7 @@ def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new, add
     row[MAX_NEW] = max_new
     row[ADDRESS] = address
     row[DOMAIN] = domain
+    row[STOP] = given[2] if given[0] != 0 else 0
     return row[s.ID]
 
 
@@ -163,57 +174,6 @@ def running_stray(queue, cache, running):
     return np.int64(ABSENT)
 
 
-@kernel
-def step_check(handle, ids, sampled, order):
-    """Whether `ids` are those of the plan, with a token where one is due. O(n + R), or O(n log n).
-
-    order int64[n] sorts the plan by id; where it is empty and needed, (UNEVEN, 0) asks for it: to
-    sort here would cost a second to compile.
-
-    (OK, 0); (ABSENT, j): ids[j] was not planned or is given twice; (INVALID, j): its token is
-    negative; (PRESENT, id): a planned request that still runs is not among the ids; (FULL, id): its
-    sequence is not as it was left; (GROW, 0): tokens of the step before are still to be appended.
-    Requests that were cancelled since do not matter. With ids in the plan's order none is needed.
-    """
-    batcher = batcher_at(handle)
-    queue = s.queue_at(batcher.queue)
-    if batcher.count[N_GROWING] > 0:
-        return GROW, np.int64(0)
-    stray = running_stray(queue, state_at(batcher.cache), batcher.running)
-    if stray != ABSENT:
-        return FULL, stray
-    planned = batcher.plan[0, : batcher.count[N_PLANNED]]
-    same = planned.size == ids.size
-    for j in range(ids.size):
-        same = same and planned[j] == ids[j]
-        slot = table_find(queue.table, ids[j]) if sampled[j] < 0 else np.int64(ABSENT)
-        if slot != ABSENT:
-            row = queue.request[slot]
-            if row[PLANNED] > 0 and row[COMPUTED] + row[PLANNED] == row[LENGTH]:
-                return INVALID, np.int64(j)
-    if same:
-        return OK, np.int64(0)
-    if order.size != planned.size:
-        return UNEVEN, np.int64(0)
-    seen = np.zeros(order.size, np.bool_)
-    for j in range(ids.size):
-        place, stop = 0, order.size
-        while place < stop:
-            middle = (place + stop) >> 1
-            if planned[order[middle]] < ids[j]:
-                place = middle + 1
-            else:
-                stop = middle
-        if place == order.size or planned[order[place]] != ids[j] or seen[place]:
-            return ABSENT, np.int64(j)
-        seen[place] = True
-    for j in range(order.size):
-        id_ = planned[order[j]]
-        if not seen[j] and table_find(queue.table, id_) != ABSENT:
-            return PRESENT, id_
-    return OK, np.int64(0)
-
-
 @kernel(internal=True, borrow=True)
 def planned_next(request, running, n, place):
     """The first of 2 n places from `place` on that has a planned request, else 2 n. O(n).
@@ -227,104 +187,6 @@ def planned_next(request, running, n, place):
         while place < 2 * n and request[running[place - n], PLANNED] <= 1:
             place += 1
     return place
-
-
-@kernel(internal=True, borrow=True)
-def _token_sampled(batcher, queue, now, slot):
-    row, count = queue.request[slot], batcher.count
-    row[GENERATED] += 1
-    count[GENERATED_TOKENS] += 1
-    if row[GENERATED] == 1:
-        batcher.first_tokens[count[FIRSTS] % s.WINDOW] = now - row[s.ARRIVAL_NS]
-        count[FIRSTS] += 1
-        count[LATE] += now > row[s.DEADLINE_NS]
-    if queue.policy == s.FAIR:
-        row[s.CHARGED] += 1
-        tenant_charge(queue, row[s.TENANT], 1)
-
-
-@kernel(internal=True, borrow=True)
-def _take_over(batcher, queue, now, ids, sampled, finished):
-    """Take the computed tokens over, and sort the requests by what the cache must do. O(n).
-
-    Fills `growing` and `sampled`, `committed` (of requests that end, too) and `done`. Returns how
-    many are in `committed`.
-    """
-    count, request, running = batcher.count, queue.request, batcher.running
-    n_growing, n_committed, n_done = 0, 0, 0
-    place, n_running = np.int64(0), queue.meta[s.RUNNING]
-    for j in range(ids.size):
-        place = planned_next(request, running, n_running, place)
-        slot = np.int64(ABSENT)
-        if place < 2 * n_running:
-            slot = running[place if place < n_running else place - n_running]
-        if slot == ABSENT or request[slot, s.ID] != ids[j]:  # not in the plan's order, or cancelled
-            slot = table_find(queue.table, ids[j])
-            if slot == ABSENT:
-                continue
-        row = request[slot]
-        row[COMPUTED] += row[PLANNED]
-        count[COMPUTED_TOKENS] += row[PLANNED]
-        row[PLANNED] = 0
-        ends = finished.size > 0 and finished[j]
-        due = row[COMPUTED] == row[LENGTH]
-        if due:
-            _token_sampled(batcher, queue, now, slot)
-            if not ends and row[GENERATED] < row[MAX_NEW]:
-                batcher.growing[n_growing] = ids[j]
-                batcher.sampled[n_growing] = sampled[j]
-                n_growing += 1
-                row[LENGTH] += 1
-                continue
-        batcher.committed[n_committed, 0] = ids[j]
-        batcher.committed[n_committed, 1] = row[COMPUTED]
-        n_committed += 1
-        if due or ends:
-            batcher.latencies[count[FINISHED] % s.WINDOW] = now - row[s.ARRIVAL_NS]
-            count[FINISHED] += 1
-            batcher.done[n_done] = ids[j]
-            n_done += 1
-    count[N_GROWING], count[N_DONE] = n_growing, n_done
-    return n_committed
-
-
-@kernel(separate=int64(int64, int64, INT64S, INT32S, types.Array(boolean, 1, "C")))
-def step_end(handle, now, ids, sampled, finished):
-    """End the step: commit, detach what has ended, append what was sampled. O(n).
-
-    As `step_append`. `finished` is empty where none is.
-    """
-    batcher = batcher_at(handle)
-    queue, count, cache = s.queue_at(batcher.queue), batcher.count, batcher.cache
-    n = _take_over(batcher, queue, q.clock_advance(queue, now), ids, sampled, finished)
-    count[N_PLANNED] = count[N_DECODE] = count[N_SLOTS] = 0
-    count[N_PREEMPTED] = count[HANDED_OUT] = 0
-    for j in range(n):
-        kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
-    if count[N_DONE] > 0:
-        sequences_detach(state_at(cache), batcher.done[: count[N_DONE]])
-        _forget(batcher, queue, batcher.done[: count[N_DONE]])
-    return step_append(handle)
-
-
-@kernel
-def step_advance(handle, now, ids, sampled, finished):
-    """`step_end`, for Python."""
-    return step_end(handle, now, ids, sampled, finished)
-
-
-@kernel
-def step_append(handle):
-    """Append the tokens of `growing`, all or none: OK, or a status of sequences_append. O(n)."""
-    batcher = batcher_at(handle)
-    n = batcher.count[N_GROWING]
-    if n == 0:
-        return np.int64(OK)
-    slots = batcher.slots[:n]  # the step is over: they are scratch now
-    status = sequences_append(batcher.cache, batcher.growing[:n], batcher.sampled[:n], slots)
-    if status == OK:
-        batcher.count[N_GROWING] = 0
-    return np.int64(status)
 
 
 @kernel(borrow=True)
@@ -395,7 +257,8 @@ def _growing_remove(batcher, id_, tokens):
 def step_preempt(handle, id_, tokens):
     """Let a running request wait again, without pages: OK. O(tokens + R).
 
-    tokens int32[LENGTH] are filled, and are its tokens from now on. ABSENT: it has no sequence.
+    tokens int32[LENGTH] are filled, and are its tokens from now on. ABSENT: its sequence is not as
+    it was left.
     """
     batcher = batcher_at(handle)
     queue, count = s.queue_at(batcher.queue), batcher.count
@@ -405,9 +268,15 @@ def step_preempt(handle, id_, tokens):
     sequence = sequence_find(state_at(batcher.cache), id_)
     if sequence == ABSENT:
         return np.int64(ABSENT)
+    n = min(tokens.size, sequence_length(state_at(batcher.cache), sequence))
+    table_tokens(batcher.cache, sequence, 0, tokens[:n])
+    for j in range(n - row[UNKNOWN]):
+        if tokens[j] < 0:
+            return np.int64(ABSENT)
     row[DOMAIN] = sequence_domain(state_at(batcher.cache), sequence)
     row[ADDRESS] = array_address(tokens)
-    table_tokens(batcher.cache, sequence, 0, tokens)
+    if row[UNKNOWN] != 0:
+        tokens[tokens.size - 1] = -1
     _growing_remove(batcher, id_, tokens)
     kv_commit(batcher.cache, id_, row[COMPUTED])
     sequences_detach(state_at(batcher.cache), np.array([id_]))
@@ -423,11 +292,12 @@ def step_preempt(handle, id_, tokens):
 
 
 @kernel(internal=True, borrow=True)
-def _forget(batcher, queue, ids):
+def requests_forget(batcher, queue, ids):
     """Forget requests that wait, are parked, or run. O(m log n + R)."""
     before = queue.meta[s.RUNNING]
     for j in range(ids.size):
         slot = table_find(queue.table, ids[j])
+        batcher.count[N_UNKNOWN] -= queue.request[slot, UNKNOWN]
         if queue.request[slot, s.STATE] == s.IS_PARKED:
             q.request_unpark(queue, slot)
         q.request_end(queue, slot)
@@ -453,6 +323,6 @@ def step_cancel(handle, ids):
     for j in range(ids.size):
         _growing_remove(batcher, ids[j], batcher.sampled[:0])
     sequences_detach(state_at(batcher.cache), attached[:n])
-    _forget(batcher, queue, ids)
+    requests_forget(batcher, queue, ids)
     batcher.count[CANCELLED] += ids.size
     return np.int64(ABSENT)

@@ -57,7 +57,7 @@ def batch_submit(handle, now, tokens, slo_ns, priority, tenant, key):
     queue = s.queue_at(batcher.queue)
     if queue.meta[s.WAITING_TOKENS] > s.MAX_COUNTER - tokens:
         return np.int64(FULL)
-    slot = q.request_new(queue, now, tokens, slo_ns, priority, tenant, key)
+    slot = q.request_new(queue, queue.meta[s.NEXT_ID], now, tokens, slo_ns, priority, tenant, key)
     if slot == GROW:
         return slot
     batcher.count[SUBMITTED] += 1

@@ -20,8 +20,8 @@ State (C = capacity in requests, W = columns, T = capacity in tenants), together
     aging_cost      ns per token, and aging_rate: weight of the arrival, of the policy AGING
     origin          the time at which the queue was made, ns
 
-Ids count up from 0 and slots are given out in that order, so the order of slots is the order of
-arrival, and the smallest slot in `bitset` arrived first. Slots are not reused until nothing waits
+Ids count up from 0, unless the owner names requests. Slots are given out in the order of arrival,
+and the smallest slot in `bitset` arrived first. Slots are not reused until nothing waits
 runs or is parked, or `queue_move` closes the gaps: O(C), for at least C / 2 requests. A request
 that runs keeps its id and its slot, and therefore its place when it waits again: after a
 preemption, too. So does one that is parked, which nothing serves until it is unparked: the parked
@@ -40,9 +40,9 @@ which is the right one's, so the path along right children is never longer than 
 
 Invariants: those of the heaps and the bitset; `ready` holds exactly the WAITING slots or, under
 FAIR, the leftist heaps do; `table` maps the ids of all slots that are not FREE; slots from FRESH on
-are FREE; ids rise with slots; WAITING, RUNNING and PARKED count the slots in these states,
-WAITING_TOKENS the tokens of the first; a tenant is in both heaps exactly while its SIZE > 0, under
-its present COUNTER; no counter ever falls.
+are FREE; ids rise with slots, unless named; WAITING, RUNNING and PARKED count the slots in these
+states, WAITING_TOKENS the tokens of the first; a tenant is in both heaps exactly while its SIZE >
+0, under its present COUNTER; no counter ever falls.
 """
 
 import numpy as np

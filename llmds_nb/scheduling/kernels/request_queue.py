@@ -259,8 +259,8 @@ def clock_advance(queue, now):
 
 
 @kernel(internal=True, borrow=True)
-def request_new(queue, now, tokens, slo_ns, priority, tenant, key):
-    """Number a new request and let it wait; its slot, or GROW. O(log n)."""
+def request_new(queue, id_, now, tokens, slo_ns, priority, tenant, key):
+    """Let a new request wait, whose id none has; its slot, or GROW. O(log n)."""
     now, meta = clock_advance(queue, now), queue.meta
     slot = meta[s.FRESH]
     if slot == queue.request.shape[0]:
@@ -273,8 +273,8 @@ def request_new(queue, now, tokens, slo_ns, priority, tenant, key):
     row = queue.request[slot]
     for column in range(row.size):
         row[column] = 0
-    row[s.ID] = meta[s.NEXT_ID]
-    meta[s.NEXT_ID] += 1
+    row[s.ID] = id_
+    meta[s.NEXT_ID] += id_ == meta[s.NEXT_ID]
     row[s.TOKENS] = tokens
     row[s.ARRIVAL_NS] = now
     row[s.STARTED_NS] = ABSENT

@@ -105,6 +105,12 @@ def sequence_find(cache, id_):
 
 
 @kernel(internal=True, borrow=True)
+def sequence_length(cache, row):
+    """How many tokens a sequence has. O(1)."""
+    return cache.seq_hot[row, c.LENGTH]
+
+
+@kernel(internal=True, borrow=True)
 def sequence_domain(cache, row):
     """The domain of a sequence. O(1)."""
     return cache.seq_cold[row, c.SEQ_DOMAIN]
@@ -257,7 +263,7 @@ def slots_write(cache, shift, row, start, n, slots, end):
 def tokens_write(cache, shift, row, start, n, out, places, end):
     """Write n tokens of a sequence, from its token `start` on, their positions and their slots.
 
-    Into out[places[i] + end:] for i = 0, 1, 2. O(n).
+    Into out[places[i] + end:] for i = 0, 1, 2; an unknown token is -1. O(n).
     """
     page_size = np.int64(1) << shift
     blocks = cache.seq_hot[row, c.BLOCK_TABLE]
@@ -267,7 +273,7 @@ def tokens_write(cache, shift, row, start, n, out, places, end):
         page = np.int64(cache.arena[blocks + place])
         m = min(page_size - offset, stop - start)
         for j in range(m):
-            out[places[0] + end + j] = cache.tokens[page, offset + j]
+            out[places[0] + end + j] = max(cache.tokens[page, offset + j], np.int32(-1))
             out[places[1] + end + j] = start + j
             out[places[2] + end + j] = page * page_size + offset + j
         start += m

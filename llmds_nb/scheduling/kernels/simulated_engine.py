@@ -30,6 +30,7 @@ from ..._core.state import ANY, INT, State, array, viewer
 from ...kv.kernels.pages import kv_pending_clear
 from ...primitives.status import OK
 from . import continuous as c, queue_state as s
+from .step_advance import step_end
 from .step_form import FORMED, step_make
 
 # Places in `run`. END_NS, PREFILL: the end and the prefill tokens of the step under way. BLOCKED: 1
@@ -118,7 +119,7 @@ def _finish(engine, batcher):
     sampled = engine.tape[run[READ] : run[READ] + n]
     run[READ] += n
     ids, no_mask = batcher.plan[0][:n], batcher.planned[c.IS_PREFILL][:0]
-    status = c.step_end(engine.batcher, now, ids, sampled, no_mask)
+    status = step_end(engine.batcher, now, ids, sampled, no_mask)
     if run[PREFILL] > 0 or batcher.count[c.N_DONE] > 0:
         run[BLOCKED] = 0
     for j in range(batcher.count[c.N_DONE]):

@@ -5,8 +5,8 @@ in the order of the policy, while their pages last. Where the first of these lac
 pool, all wait. Where it lacks only pages that its tenant's quota does not allow, it is *parked*:
 it waits apart, with later requests of its tenant, and the others go on. At the beginning of every
 step, and whenever a request of such a tenant was admitted, the first of each tenant that has room
-again is unparked. A request whose tenant may never own so many pages, or whose id a sequence in the
-cache has that the user attached, is parked alone until that changes.
+again is unparked. A request whose tenant may never own so many pages, whose id a sequence in the
+cache has that the user attached, or whose last token is unknown is parked alone until that changes.
 
 One that has room, but whose next page is being computed by a running request, is *held back*: it
 stays out of this step, so that it finds that page cached in a later one, and the others go on.
@@ -157,7 +157,9 @@ def _make_own(batcher, queue, cache, shift):
 @kernel(internal=True, borrow=True)
 def _waits_alone(cache, row):
     """Whether a request must wait for itself alone, whatever is free. O(1)."""
-    return is_attached(cache, row[s.ID]) or b.needs_more_than_quota(cache, row)
+    if row[b.UNKNOWN] != 0 or is_attached(cache, row[s.ID]):
+        return True
+    return b.needs_more_than_quota(cache, row)
 
 
 @kernel(internal=True, borrow=True)

@@ -10,8 +10,8 @@ tokens, B rows, and W columns of the block table:
                                         sampled, as many as there are; then 0
     block_table                [B, W]   pages of the row's sequence
 
-A row whose request has ended since the step was planned, or that only fills the batch up, lies in
-the page behind the last of the pool, whose number also fills up the block table.
+A row whose request has ended since the step was planned, or that only fills the batch up, has its
+tokens in the first slot of the page behind the last of the pool, which fills up the block table.
 """
 
 import numpy as np
