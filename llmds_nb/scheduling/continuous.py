@@ -272,8 +272,9 @@ class ContinuousBatcher(QueueOwner, Stored):
     ) -> StepInputs:
         """Write what a forward pass reads of the present step into one buffer. O(T + B * W).
 
-        A row whose request has ended since the plan was made, as by `cancel`, is computed into the
-        page behind the last of the pool (number ``n_pages``), which an engine keeps for such rows.
+        A row whose request has ended since the plan was made, as by `cancel`, stays where it is. It
+        is computed in the page behind the last of the pool, number ``n_pages``, which an engine
+        keeps for such rows.
 
         Parameters
         ----------

@@ -120,6 +120,8 @@ class PlainBatcher:
         planned = [r for r in self.running if r["id"] in self.plan]
         planned.sort(key=lambda r: self.plan[r["id"]] > 1)  # one token first, else as they run
         self.rows = [r["row"] for r in planned]
+        ends = {r["id"]: r["computed"] + self.plan[r["id"]] for r in planned}
+        self.sampling = {r["id"] for r in planned if ends[r["id"]] == len(r["tokens"])}
         return [(r["id"], r["computed"], self.plan[r["id"]]) for r in planned], lost
 
     def is_held(self, r, cached):
@@ -229,8 +231,8 @@ class PlainBatcher:
                 text, places = cache.tokens(id_).tolist(), range(start, stop)
                 tokens, pages = text[start:stop], cache.block_table([id_])[0].tolist()
                 slots = cache.slot_mapping([id_], start, stop).tolist()
-                if stop == len(text):
-                    parts["samples"].append(len(parts["tokens"]) + n - 1)
+            if id_ in self.sampling:
+                parts["samples"].append(len(parts["tokens"]) + n - 1)
             parts["tokens"] += tokens
             parts["positions"] += places
             parts["slots"] += slots
