@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 
 from llmds_nb._core.signals import uninterrupted
 
-from .row_layers import PagedLayer, Step
+from .row_layers import PagedLayer, Step, places
 from .slot_pool import SlotPool
 
 _LEGACY_CROP = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
@@ -112,7 +112,7 @@ class PagedRows(Cache):
         """`PagedLayer.update`. One gather of keys and one of values, by whole pages if unpadded."""
         if self._closed:
             raise RuntimeError("this generation has ended: begin another with `generating`")
-        both = self.pool.slots_of(layer.index, key, value)
+        both = self.pool.pages_of(layer.index, key, value)
         layer.is_initialized = True
         batch, _, n, _ = key.shape
         start, stop = layer.length, layer.length + n
@@ -123,18 +123,10 @@ class PagedRows(Cache):
             if first and self._hits.any():
                 self._check_model(both[0], key, step)
             self._step = step
-        for slots, states in zip(both, (key, value), strict=True):
-            new = states.transpose(1, 2).reshape(-1, *slots.shape[1:])
-            slots.index_copy_(0, step.on(slots.device)[1], new)
+        for pages, states in zip(both, (key, value), strict=True):
+            step.write(pages, states)
         layer.length = stop
-        return self._read(both[0], step), self._read(both[1], step)
-
-    def _read(self, slots: torch.Tensor, step: Step) -> torch.Tensor:
-        """The tokens of all columns [rows, heads, stop, width]: a copy, in the order of slots."""
-        read = step.on(slots.device)[0]
-        table = self.pool.pages(slots) if step.by_pages else slots
-        found = table.index_select(0, read).view(len(self._ids), -1, *slots.shape[1:])
-        return found[:, : step.stop].transpose(1, 2)
+        return step.read(both[0]), step.read(both[1])
 
     def _plan(self, batch: int, start: int, stop: int) -> Step:
         if not self._ids:
@@ -162,7 +154,7 @@ class PagedRows(Cache):
                 own = table[:, start:]
             else:
                 own = kv.slot_mapping(ids, start, stop).reshape(batch, -1)
-                table = kv.block_table(ids)[:, : -(-stop // kv.page_size)]
+                table = kv.block_table(ids)[:, : -(-stop // kv.page_size)].astype(np.int64)
         kept = np.arange(start, stop) >= (pads + self._hits)[:, None]
         return Step(start, stop, own, np.where(kept, own, pool.unread), table, not pads.any())
 
@@ -190,14 +182,16 @@ class PagedRows(Cache):
         finally:
             self.pool.settle()
 
-    def _check_model(self, slots: torch.Tensor, key: torch.Tensor, step: Step) -> None:
+    def _check_model(self, pages: torch.Tensor, key: torch.Tensor, step: Step) -> None:
         """A key of the first layer depends on its token, its position and the model alone."""
         known = (self._pads <= step.start) & (step.start < self._pads + self._hits)
         rows = np.flatnonzero(known)
         if not len(rows):
             return
-        where = torch.from_numpy(step.own[rows, 0]).to(slots.device)
-        old = slots[where, :, : key.shape[3]].float().flatten(1)
+        heads, size, width = pages.shape[1:]
+        where = places(step.own[rows, :1], heads, size).reshape(-1)
+        old = pages.view(-1, width)[torch.from_numpy(where).to(pages.device)]
+        old = old.view(len(rows), -1).float()
         new = key[torch.from_numpy(rows).to(key.device), :, 0].float().flatten(1)
         if not bool(((new - old).norm(dim=1) <= _SAME * old.norm(dim=1)).all()):
             self._spoiled = True

@@ -19,7 +19,7 @@ class PagedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the tensor of the layer, for all rows of the pool."""
-        self._rows.pool.slots_of(self.index, key_states, value_states)
+        self._rows.pool.pages_of(self.index, key_states, value_states)
         self.is_initialized = True
 
     def update(
@@ -45,7 +45,7 @@ class Step:
     """What a forward pass of the columns start .. stop reads and writes in every layer.
 
     `own` int64[rows, stop - start] are the slots of its columns, `write` the same but for those
-    that are not written. `read` are the pages int32[rows, pages] of all columns, or, if there is
+    that are not written. `read` are the pages int64[rows, pages] of all columns, or, if there is
     padding, their slots int64[rows, stop].
     """
 
@@ -54,12 +54,36 @@ class Step:
         by_pages: bool,
     ) -> None:  # fmt: skip
         self.start, self.stop, self.own, self.by_pages = start, stop, own, by_pages
-        self._arrays = read.reshape(-1), write.reshape(-1)
-        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._write, self._read = write, read
+        self._places: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """`read` and `write`, flat, on a device; copied once."""
-        if device not in self._on:
-            read, write = (torch.from_numpy(array).to(device) for array in self._arrays)
-            self._on[device] = read, write
-        return self._on[device]
+    def write(self, pages: torch.Tensor, states: torch.Tensor) -> None:
+        """Write [rows, heads, stop - start, width] to pages [., heads, page size, width]."""
+        width = states.shape[3]
+        pages.view(-1, width).index_copy_(0, self._on(pages)[1], states.reshape(-1, width))
+
+    def read(self, pages: torch.Tensor) -> torch.Tensor:
+        """Copy all columns, [rows, heads, stop, width]."""
+        heads, size, width = pages.shape[1:]
+        table = pages.view(-1, size * width if self.by_pages else width)
+        found = table.index_select(0, self._on(pages)[0])
+        return found.view(len(self.own), heads, -1, width)[:, :, : self.stop]
+
+    def _on(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where to read and write, of tensors with as many heads on this device; made once."""
+        heads, size = pages.shape[1:3]
+        key = heads, pages.device
+        if key not in self._places:
+            both = (
+                places(self._read, heads, 1 if self.by_pages else size),
+                places(self._write, heads, size),
+            )
+            read, write = (torch.from_numpy(array.reshape(-1)).to(pages.device) for array in both)
+            self._places[key] = read, write
+        return self._places[key]
+
+
+def places(slots: np.ndarray, heads: int, size: int) -> np.ndarray:
+    """Where slots [rows, n] lie in pages [., heads, size] of tokens: [rows, heads, n]."""
+    pages, offsets = np.divmod(slots[:, None], size)
+    return (pages * heads + np.arange(heads)[:, None]) * size + offsets

@@ -1,4 +1,4 @@
-"""The K/V tensors behind a PagedCache: one row a slot of a KVCache, in each layer of a model."""
+"""The K/V tensors behind a PagedCache: the pages of a KVCache in each layer of a model."""
 
 import collections
 import itertools
@@ -25,8 +25,8 @@ class SlotPool:
     Notes
     -----
     `layers[i]` is None until the layer's first key comes, then its keys and its values, tensors
-    [n_slots + 2, heads, width]. Slot `zero` is read where a row has no token, and
-    never written; slot `unread` takes what is not to be kept, and is never read.
+    [n_pages + 2, heads, page_size, width]. Slot `zero` of the first page behind is read where a row
+    has no token, and never written; slot `unread` of the other takes what is not to be kept.
     """
 
     def __init__(self, kv: KVCache, n_layers: int) -> None:
@@ -34,7 +34,7 @@ class SlotPool:
         self.lock = new_lock()  # from a reservation until its pages are copied
         self.layers: list[KeysValues | None] = [None] * n_layers
         self.zero = kv.n_pages * kv.page_size
-        self.unread = self.zero + 1
+        self.unread = self.zero + kv.page_size
         self.abandoned: collections.deque[list[int]] = collections.deque()  # by what was collected
         self._ids = itertools.count()
         self._model: weakref.ref | None = None
@@ -67,7 +67,7 @@ class SlotPool:
         self.kv.reset()
         self._model = None
 
-    def slots_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KeysValues:
+    def pages_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KeysValues:
         """The tensors of a layer for keys [B, heads, n, width] and values like them.
 
         Raises
@@ -86,8 +86,8 @@ class SlotPool:
                 found = self.layers[layer]
                 if found is None:
                     found = self.layers[layer] = self._new(key), self._new(value)
-        for slots, states, name in zip(found, (key, value), ("keys", "values"), strict=True):
-            has = list(slots.shape[1:]), slots.dtype, slots.device
+        for pages, states, name in zip(found, (key, value), ("keys", "values"), strict=True):
+            has = [pages.shape[1], pages.shape[3]], pages.dtype, pages.device
             gets = [states.shape[1], states.shape[3]], states.dtype, states.device
             if has != gets:
                 raise ValueError(
@@ -98,12 +98,9 @@ class SlotPool:
         return found
 
     def _new(self, states: torch.Tensor) -> torch.Tensor:
-        shape = self.unread + 1, states.shape[1], states.shape[3]
+        _, heads, _, width = states.shape
+        shape = self.kv.n_pages + 2, heads, self.kv.page_size, width
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
-
-    def pages(self, slots: torch.Tensor) -> torch.Tensor:
-        """A tensor of slots as [n_pages, numbers of a page], without the two slots behind."""
-        return slots[: self.zero].view(self.kv.n_pages, -1)
 
     def collect(self) -> None:
         """Detach the sequences of rows that nobody holds any more."""
@@ -117,7 +114,6 @@ class SlotPool:
         moves = self.kv.pending_copies()
         if not len(moves.src):
             return
-        for slots in (slots for layer in self.layers if layer is not None for slots in layer):
-            pages = self.pages(slots)
-            src, dst = (torch.from_numpy(a).to(slots.device).long() for a in moves)
+        for pages in (pages for layer in self.layers if layer is not None for pages in layer):
+            src, dst = (torch.from_numpy(a).to(pages.device).long() for a in moves)
             pages[dst] = pages[src]
