@@ -21,6 +21,7 @@ from .. import LlmdsError, __version__
 from .._core.files import replace_file
 from . import arguments as a, streams
 from .errors import BadInput, bad_input
+from .generate.arguments import add_generate_arguments
 from .index.arguments import add_index_arguments, add_search_arguments
 from .progress import Progress
 from .replay.arguments import add_arguments, options_of, sweep_axes
@@ -29,6 +30,9 @@ _INTERRUPTED, _TERMINATED = 130, 143
 _INDEX = """A long text is split by paragraphs into chunks, each a document with the metadata
 source, start and stop. A row of a CSV file and a line of a JSONL file is a text with an id; its
 other columns, or the object in its field metadata, are metadata, too."""
+
+_GENERATE = """A model is a folder on this machine; nothing is downloaded. Requests share the pages
+of equal prefixes. Without a prompt, requests of random tokens are served, for the figures."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -123,6 +127,9 @@ def _parser():
     over = "build a hybrid index of texts and save it, or add to one"
     add_index_arguments(add_command("index", _index, over, _INDEX))
     add_search_arguments(add_command("search", _search, "ask a saved index"))
+
+    over = "generate text with a Hugging Face model over a paged KV cache"
+    add_generate_arguments(add_command("generate", _generate, over, _GENERATE))
 
     add = add_command("evaluate", _evaluate, "measure ranking quality on a judged set (BEIR)")
     add("folder", metavar="DIR", help="with corpus.jsonl, queries.jsonl and qrels/*.tsv, or .gz")
@@ -301,6 +308,18 @@ def _index(arguments):
     job.report.say(job.progress)
     _say(f"{out}: {run.described(result, updates)}")
     return 0
+
+
+def _generate(arguments):
+    from .generate import run, serving
+
+    result = run.run(arguments)
+    _write_json(arguments.json, result)
+    _say("\n".join(serving.table(result["figures"])))
+    held = result["held_at_the_end"].items()
+    failed = [f"{n} {name} at the end" for name, n in held if n]
+    failed += [answer["error"] for answer in result["answers"] if answer["error"]]
+    return _exit_code("generate", failed)
 
 
 def _evaluate(arguments):

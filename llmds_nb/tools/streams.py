@@ -18,7 +18,7 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def write(stream: TextIO | None, line: str) -> None:
+def write(stream: TextIO | None, line: str, end: str = "\n") -> None:
     """Write a line at once, unless the stream is closed or its reader, such as `head`, has gone.
 
     Control characters become U+FFFD.
@@ -27,7 +27,7 @@ def write(stream: TextIO | None, line: str) -> None:
     """
     if stream is not None:
         try:
-            print(line.translate(_SHOWN), file=stream, flush=True)
+            print(line.translate(_SHOWN), end=end, file=stream, flush=True)
         except OSError as error:
             _failed(stream, error)
 

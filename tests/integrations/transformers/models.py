@@ -1,12 +1,11 @@
 """Small random models of many families, and what transformers generates with them."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmds_nb.integrations.transformers.random_models import random_model
 
 VOCABULARY = 512
 _SMALL: dict[str, Any] = {
@@ -98,18 +97,7 @@ def build(name: str, **sizes: Any) -> Any:
     logits lie far apart.
     """
     family = FAMILIES[name]
-    transformers.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = AutoConfig.for_model(family.kind or name, **{**_SMALL, **family.config, **sizes})
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval().float()
-    random = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim >= 2:
-            parameter.data.normal_(0.0, 2.0 * parameter.shape[-1] ** -0.5, generator=random)
-    model.generation_config.eos_token_id = None
-    return model
+    return random_model(family.kind or name, **{**_SMALL, **family.config, **sizes})
 
 
 def reference(model: Any, prompts: list[list[int]], new: int) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""The command `generate`: text from a Hugging Face model through an Engine."""
