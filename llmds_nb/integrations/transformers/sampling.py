@@ -365,7 +365,7 @@ class Sampler:
             raise ValueError(f"rows has {len(rows)} entries, but logits has {len(logits)}")
         if self._plain[rows].all():
             best, tokens = logits.max(-1)
-            return Sampled(tokens, ~torch.isfinite(best), None)
+            return Sampled(tokens, _bad(best), None)
         with torch.no_grad():
             return self._sample(logits.float(), rows, np.asarray(positions, np.int64))
 
@@ -376,12 +376,13 @@ class Sampler:
         index = torch.from_numpy(rows).to(self._device)
         settings = self._table[index]
         best, tokens = logits.max(-1)
-        bad = ~torch.isfinite(best)
+        bad = _bad(best)
         x = logits
         penalized = self._penalized[rows].any()
         if penalized:
             x = self._penalize(logits, index, settings)
             best, tokens = x.max(-1)
+            bad |= _bad(best)  # a penalty near 0 or infinity makes infinite what was not
         random = np.flatnonzero(self._random[rows])
         if random.size == rows.size:
             tokens = self._draw(x, best, settings, rows, positions)
@@ -434,6 +435,11 @@ class Sampler:
         sampled = logits.gather(1, tokens[:, None]) - log_total
         top_ids = _largest_ids(logits, n)
         return LogProbs(sampled[:, 0], top_ids, logits.gather(1, top_ids) - log_total)
+
+
+def _bad(best):
+    """Whether the maximum of a row is NaN or infinite."""
+    return (best.abs() < math.inf).logical_not_()
 
 
 def _largest_ids(logits, n):

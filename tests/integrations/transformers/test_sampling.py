@@ -118,6 +118,12 @@ def test_filters_together_each_among_what_the_one_before_kept():
     assert 1 < ours.sum(-1).float().mean() < 30
 
 
+@pytest.mark.parametrize("top_p, n", [(0.5, 512), (0.25, 256), (0.75, 768), (2**-10, 1)])
+def test_top_p_of_equal_logits_is_exact(top_p, n):
+    ours = kept(torch.full((1, 1024), -7.5), top_p=top_p)
+    assert ours[0].nonzero()[:, 0].tolist() == list(range(n))
+
+
 @pytest.mark.parametrize("n, span", [(1, 1.0), (8, 2.0), (64, 256.0), (4096, 1.0)])
 def test_top_p_is_the_same_by_any_buckets(monkeypatch, n, span):
     x = torch.cat([logits_with_ties(24, 2500, 5) * scale for scale in (0.01, 0.3, 1.0, 40.0)])
@@ -350,6 +356,32 @@ def test_rows_with_bad_logits_are_told_and_the_others_are_as_before(params):
     assert found.bad.nonzero()[:, 0].tolist() == [2, 4, 6, 11]
     assert torch.equal(found.tokens[~found.bad], good.tokens[~found.bad])
     assert (found.tokens >= 0).all() and (found.tokens < n).all()
+
+
+def test_parameters_at_the_ends_of_their_ranges():
+    n = 300
+    x = logits_with_ties(8, n, 3)[[0, 4, 3]]
+    extreme = [
+        SamplingParams(temperature=1e-300),
+        SamplingParams(temperature=5e-324, top_p=5e-324, min_p=5e-324, top_k=2**31 - 1),
+        SamplingParams(temperature=1e308),
+        SamplingParams(temperature=1.0, top_p=1 - 2**-53, min_p=1.0),
+        SamplingParams(temperature=1.0, seed=2**63 - 1),
+    ]
+    for params in extreme:
+        sampler = Sampler(n, 3)
+        for row in range(3):
+            sampler.set(row, params, 2**63 - 1, [])
+        found = sampler.sample(x, range(3), [2**31 - 2] * 3)
+        assert not found.bad.any()
+        assert torch.isfinite(x.gather(1, found.tokens[:, None])).all()
+        if params.temperature < 1e-9 or params.min_p == 1:
+            assert torch.equal(found.tokens, x.argmax(-1))
+    for penalty in (1e-300, 1e300):  # beyond float32
+        sampler = Sampler(n, 1)
+        sampler.set(0, SamplingParams(repetition_penalty=penalty), 0, range(n))
+        assert sampler.sample(x[:1] - 100, [0], [0]).bad.item() == (penalty > 1)
+        assert sampler.sample(x[:1] + 100, [0], [0]).bad.item() == (penalty < 1)
 
 
 # ---- log probabilities --------------------------------------------------------------------------
