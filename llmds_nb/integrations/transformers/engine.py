@@ -113,7 +113,7 @@ class Engine:
         self._stepping, self._state = threading.RLock(), threading.RLock()
         self._planned = False  # whether the batcher may have a plan
         self._thread: ThreadPoolExecutor | None = None
-        self._n_steps, self._seconds, self._n_failed = 0, 0.0, 0
+        self._seconds, self._n_failed = 0.0, 0  # in steps; requests whose logits were no numbers
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class Engine:
                 if not plan:
                     self._planned = False
                     return None
-            inputs = self.batcher.inputs(plan)
+            inputs = self._runner.inputs(self.batcher, plan)
             requests = list(map(self._requests.get, plan.seq_ids.tolist()))  # None: was cancelled
             if plan.is_prefill.any():
                 uninterrupted(self._runner.copy_pages, self.cache)
@@ -382,7 +382,8 @@ class Engine:
 
         Requests that run keep the K/V that they have, of the weights before.
         """
-        with self._state:
+        with self._stepping, self._state:
+            self._runner.reset()
             return self.cache.reset()
 
     def stats(self) -> EngineStats:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmds_nb import KVCache
+from llmds_nb import ContinuousBatcher, KVCache
 from llmds_nb.scheduling import StepInputs, StepPlan
 
 from .interface import Backend, Forward, run_model, tensors_of
@@ -35,6 +35,13 @@ class StepRunner:
         self.model, self.pages, self.attention, self.sampler = model, pages, attention, sampler
         self.device = pages.device
         self._owner = np.full(max_running, -1, np.int64)  # of which sequence the sampler's rows are
+
+    def inputs(self, batcher: ContinuousBatcher, plan: StepPlan) -> StepInputs:
+        """The inputs of a step, where `run` reads them."""
+        return batcher.inputs(plan)
+
+    def reset(self) -> None:
+        """The model has new weights."""
 
     def copy_pages(self, cache: KVCache) -> None:
         """Do the copies that are due before the step. Not to be interrupted: they are taken."""
