@@ -18,17 +18,23 @@ class PlainBatcher:
         self.policy, self.start, self.now = policy, start, start
         self.waiting, self.running, self.plan, self.lost = [], [], {}, []
         self.counter, self.last = {}, None
-        self.n = self.n_preempted = self.n_held = 0
+        self.n = self.n_preempted = self.n_held = self.n_came = 0
+        self.undelivered = {}  # by id the token that the request has, but is not told of yet
         self.max_hold_steps = max_hold_steps
 
     def tick(self, now):
         self.now = max(self.now, now)
 
-    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
-        while self.n in self.cache:
+    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant, request_id=None, stop=()):
+        live = [r["id"] for r in self.waiting + self.running]
+        while request_id is None and (self.n in self.cache or self.n in live):
             self.n += 1
+        id_ = self.n if request_id is None else request_id
+        assert id_ not in self.cache and id_ not in live
         request = {
-            "id": self.n,
+            "id": id_,
+            "came": self.n_came,
+            "stop": set(stop),
             "tokens": list(prompt),
             "prompt": len(prompt),
             "left": max_new,
@@ -41,7 +47,8 @@ class PlainBatcher:
             "charged": 0,
             "held": 0,
         }
-        self.n += 1
+        self.n += id_ == self.n
+        self.n_came += 1
         self.enter(request)
         return request["id"]
 
@@ -82,8 +89,9 @@ class PlainBatcher:
             there = [r for r in self.waiting if r["salt"] not in blocked and r not in alone + held]
             if not there:
                 break
-            r = min(there, key=lambda r: (-r["priority"], self.key(r), r["id"]))
-            if r["id"] in self.cache or self.needs(r) > self.quota(r["salt"]):
+            r = min(there, key=lambda r: (-r["priority"], self.key(r), r["came"]))
+            unknown = r["id"] in self.undelivered
+            if unknown or r["id"] in self.cache or self.needs(r) > self.quota(r["salt"]):
                 alone.append(r)
                 continue
             state, tokens = self.cache._cache_state, self.cache_tokens(r)
@@ -163,8 +171,9 @@ class PlainBatcher:
 
         return np.array(r["tokens"], np.int32)
 
-    def advance(self, sampled, finished):
-        """`sampled` and `finished`: dicts by id."""
+    def advance(self, sampled, finished, later=False):
+        """`sampled` and `finished`: dicts by id; `later`: the tokens are known here alone."""
+        assert not self.undelivered
         growing, done = [], []
         for id_ in [id_ for id_ in sampled if id_ in self.plan]:
             r = next((r for r in self.running if r["id"] == id_), None)
@@ -176,12 +185,15 @@ class PlainBatcher:
                 r["left"] -= 1
                 r["charged"] += 1
                 self.counter[r["tenant"]] += 1
-            if due and r["left"] and not finished[id_]:
+            ends = finished[id_] or (not later and sampled[id_] in r["stop"])
+            if due and r["left"] and not ends:
+                if later:
+                    self.undelivered[id_] = sampled[id_]
                 r["tokens"].append(sampled[id_])
                 growing.append(r)
                 continue
             self.cache.commit(id_, r["computed"])
-            if due or finished[id_]:
+            if due or ends:
                 done.append(r)
         self.plan = {}
         for r in done:
@@ -204,8 +216,18 @@ class PlainBatcher:
             self.n_preempted += 1
         return [r["id"] for r in done]
 
+    def deliver(self, finished):
+        """Tell requests their tokens; `finished`: a dict by id."""
+        done = []
+        for id_ in [id_ for id_ in finished if id_ in self.undelivered]:
+            (r,) = [r for r in self.waiting + self.running if r["id"] == id_]
+            if self.undelivered.pop(id_) in r["stop"] or finished[id_]:
+                self.cancel(id_)
+                done.append(id_)
+        return done
+
     def victim(self):
-        first = min(self.running, key=lambda r: (-r["priority"], r["id"]))
+        first = min(self.running, key=lambda r: (-r["priority"], r["came"]))
         others = [r for r in self.running if r is not first]
         if not others:
             return first
@@ -214,7 +236,7 @@ class PlainBatcher:
             key=lambda r: (
                 r["priority"],
                 -(len(r["tokens"]) - r["computed"] + r["left"]),
-                -r["id"],
+                -r["came"],
             ),
         )
 
@@ -243,6 +265,7 @@ class PlainBatcher:
         return [*parts.values(), [pages + [spare] * (width - len(pages)) for pages in tables]]
 
     def cancel(self, id_):
+        self.undelivered.pop(id_, None)
         for r in self.waiting:
             if r["id"] == id_:
                 self.leave(r)

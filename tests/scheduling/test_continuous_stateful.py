@@ -63,17 +63,26 @@ class BatcherMachine(RuleBasedStateMachine):
         slo_ms=st.sampled_from([1.0, 5.0, 1000.0]),
         priority=st.sampled_from([0, 0, 0, 2]),
         tenant=st.sampled_from([0, 0, 3]),
+        request_id=st.none() | st.none() | st.integers(0, 12),
+        stop=st.sampled_from([(), (), (1,), (0, 3)]),
     )
-    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant):
+    def submit(self, prompt, max_new, salt, slo_ms, priority, tenant, request_id, stop):
         self.oracle.tick(self.clock.now)
         kwargs = {"max_new_tokens": max_new, "salt": salt, "slo_ms": slo_ms}
-        kwargs |= {"priority": priority, "tenant": tenant}
+        kwargs |= {"priority": priority, "tenant": tenant, "request_id": request_id}
+        if stop:
+            kwargs |= {"stop": stop}
         if -(-(len(prompt) + max_new - 1) // 4) > self.oracle.quota(salt):
             with pytest.raises(ValueError, match=r"need . pages|the quota of their salt is ."):
                 self.real.submit(prompt, **kwargs)
             return
+        if request_id in self.live() or (request_id is not None and request_id in self.caches[0]):
+            with pytest.raises(ValueError, match=f"request_id {request_id} is"):
+                self.real.submit(prompt, **kwargs)
+            return
         id_ = self.real.submit(prompt, **kwargs)
-        assert id_ == self.oracle.submit(prompt, max_new, salt, slo_ms, priority, tenant)
+        given = salt, slo_ms, priority, tenant, request_id, stop
+        assert id_ == self.oracle.submit(prompt, max_new, *given)
         self.texts[id_] = list(prompt)
 
     @rule(salt=st.sampled_from([0, "a"]), n_pages=st.one_of(st.none(), st.integers(1, 6)))
@@ -112,7 +121,10 @@ class BatcherMachine(RuleBasedStateMachine):
         try:
             expected, lost = self.oracle.step()
         except CapacityError:
-            with pytest.raises(CapacityError, match=r"request .* nothing"):
+            error, message = CapacityError, r"request .* nothing"
+            if self.oracle.undelivered:
+                error, message = RuntimeError, r"deliver\(\) the tokens .* nothing else can run"
+            with pytest.raises(error, match=message):
                 self.real.step()
             return
         plan = self.real.step()
@@ -175,9 +187,19 @@ class BatcherMachine(RuleBasedStateMachine):
             self.real.step()
 
     @precondition(lambda self: self.plan is not None)
-    @rule(data=st.data())
-    def advance(self, data):
+    @rule(data=st.data(), how=st.sampled_from(["ids", "plan", "sampled", "later"]))
+    def advance(self, data, how):
+        if self.oracle.undelivered:
+            with pytest.raises(RuntimeError, match=r"deliver\(\) the tokens of the last step"):
+                self.real.advance(self.plan, None if how == "later" else self.plan.seq_ids)
+            self.deliver(data)
+        if self.oracle.undelivered:
+            return
         ids = data.draw(st.permutations(self.plan.seq_ids.tolist()))
+        if how != "ids":
+            ids = self.plan.seq_ids.tolist()
+        if self.real.policy == "fair" and how == "later":  # the oracle does not park
+            how = "plan"
         stops = (self.plan.starts + self.plan.n_tokens).tolist()
         ends = dict(zip(self.plan.seq_ids.tolist(), stops, strict=True))
         sampled, finished = {}, {}
@@ -185,16 +207,43 @@ class BatcherMachine(RuleBasedStateMachine):
             due = id_ in self.texts and ends[id_] == len(self.texts[id_])
             sampled[id_] = sampled_token(id_, int(ends[id_])) if due else -1
             finished[id_] = data.draw(st.sampled_from([False] * 9 + [True]))
-        done = self.real.advance(
-            ids, [sampled[id_] for id_ in ids], finished=[finished[id_] for id_ in ids]
-        )
-        assert done.tolist() == self.oracle.advance(sampled, finished)
+        tokens, mask = [sampled[id_] for id_ in ids], [finished[id_] for id_ in ids]
+        if how == "sampled":  # of the rows that sample, what was sampled
+            tokens = [t for t, due in zip(tokens, self.plan.samples, strict=True) if due]
+        elif how == "later":
+            tokens = None
+        done = self.real.advance(ids if how == "ids" else self.plan, tokens, finished=mask)
+        assert done.tolist() == self.oracle.advance(sampled, finished, how == "later")
         for id_ in ids:
             if id_ in done.tolist():
                 del self.texts[id_]
             elif id_ in self.texts and sampled[id_] >= 0:
-                self.texts[id_].append(sampled[id_])
+                self.texts[id_].append(-1 if how == "later" else sampled[id_])
         self.plan = None
+
+    @precondition(lambda self: self.oracle.undelivered)
+    @rule(data=st.data())
+    def deliver(self, data):
+        due = sorted(self.oracle.undelivered)
+        ids = data.draw(st.lists(st.sampled_from([*due, 10**6]), unique=True))
+        tokens = [self.oracle.undelivered.get(id_, 0) for id_ in ids]
+        finished = {id_: data.draw(st.sampled_from([False] * 5 + [True])) for id_ in ids}
+        with pytest.raises(ValueError, match="twice"):
+            self.real.deliver([*ids, due[0], due[0]], [*tokens, 1, 1])
+        done = self.real.deliver(ids, tokens, finished=list(finished.values()))
+        assert done.tolist() == self.oracle.deliver(finished)
+        for id_, token in zip(ids, tokens, strict=True):
+            if id_ in done.tolist():
+                del self.texts[id_]
+            elif id_ in self.texts:
+                self.texts[id_][-1] = token
+        known = [id_ for id_ in self.live() if id_ not in self.oracle.undelivered]
+        if known:
+            with pytest.raises(
+                ValueError, match=f"request {known[0]} has no token to be delivered"
+            ):
+                ids = [*self.oracle.undelivered, known[0]]
+                self.real.deliver(ids, [0] * len(ids))
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())
