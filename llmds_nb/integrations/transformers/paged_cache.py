@@ -164,7 +164,7 @@ class PagedCache(PagedRows):
         method = GENERATION_MODES_MAPPING[generation_config.get_generation_mode(None)]
         if not hasattr(type(model), method):
             raise ValueError(f"custom_generate=cache.generate cannot run {method}")
-        _check_arguments(input_ids, model_kwargs)
+        _check_arguments(input_ids, {k: v for k, v in model_kwargs.items() if v is not self})
         name = next((name for name in _NAMES if name in model_kwargs), _NAMES[0])
         mask = model_kwargs.get("attention_mask")
         with self.generating(input_ids, mask, salt=salt, model=model) as past:

@@ -112,6 +112,8 @@ class PagedRows(Cache):
         """`PagedLayer.update`. One gather of keys and one of values, by whole pages if unpadded."""
         if self._closed:
             raise RuntimeError("this generation has ended: begin another with `generating`")
+        if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+            raise RuntimeError("a PagedCache keeps no gradients: call the model in torch.no_grad()")
         both = self.pool.pages_of(layer.index, key, value)
         layer.is_initialized = True
         batch, _, n, _ = key.shape

@@ -100,7 +100,8 @@ class SlotPool:
     def _new(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, width = states.shape
         shape = self.kv.n_pages + 2, heads, self.kv.page_size, width
-        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+        with torch.inference_mode(False):  # else later calls outside of it could not write
+            return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
     def collect(self) -> None:
         """Detach the sequences of rows that nobody holds any more."""

@@ -394,3 +394,37 @@ def test_padding_behind_the_end_of_a_row_is_not_published():
     assert (got[0, 26:] == 0).all()
     assert [cache.kv.match(row.numpy()) for row in got] == [24, 48]
     idle(cache)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "deepseek_v3", "gpt_neox", "phi3", "mixtral"])
+def test_other_families(family):
+    model, ids = build(family, num_hidden_layers=2), tokens(44)
+    want = generate(model, ids)
+    cache = PagedCache(model.config, n_pages=64, page_size=PAGE)
+    for columns in (44, 5):
+        with forwarded(model) as seen:
+            assert torch.equal(generate(model, ids, custom_generate=cache.generate), want)
+        assert seen[0] == columns
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_keys_are_those_of_the_same_model(dtype):
+    model, (ids, mask) = build("llama", num_hidden_layers=2).to(dtype), padded([0, 5, 9])
+    cache = PagedCache(model.config, n_pages=64, page_size=PAGE)
+    for columns in (44, 8):
+        with forwarded(model) as seen:
+            generate(model, ids, mask, custom_generate=cache.generate)
+        assert seen[0] == columns
+
+
+def test_inference_mode_and_gradients():
+    model, ids = llama(), tokens(44)
+    cache = PagedCache(model.config, n_pages=64, page_size=PAGE)
+    want = generate(model, ids)
+    with torch.inference_mode():
+        assert torch.equal(generate(model, ids, custom_generate=cache.generate), want)
+    assert torch.equal(generate(model, ids, custom_generate=cache.generate), want)
+    with torch.inference_mode():
+        assert torch.equal(generate(model, ids, custom_generate=cache.generate), want)
+    with pytest.raises(RuntimeError, match="no gradients"):
+        model(ids, **{NAME: cache})
