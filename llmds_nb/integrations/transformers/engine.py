@@ -70,6 +70,18 @@ class Engine:
     or that is interrupted, is computed again by the next call. The model must not be called by
     anyone else until `close`. Greedy tokens are those of `generate`, where the logits are not
     nearly equal.
+
+    Examples
+    --------
+    >>> from llmds_nb.integrations.transformers import Engine
+    >>> from llmds_nb.integrations.transformers.random_models import random_model
+    >>> with Engine(random_model("llama"), n_pages=64) as engine:
+    ...     results = engine.generate([[1, 2, 3], [4, 5]], max_new_tokens=4)
+    ...     tokens = list(engine.submit([1, 2, 3], max_new_tokens=4))
+    >>> tokens == results[0].token_ids
+    True
+    >>> len(tokens), results[0].finish_reason
+    (4, 'length')
     """
 
     def __init__(

@@ -104,8 +104,17 @@ def release(model: Any) -> None:
 
 
 def longest(config: Any) -> int | None:
-    """The most tokens that a sequence of the model may have, None for no limit."""
-    limits = [getattr(config, n, None) for n in ("max_position_embeddings", "attention_chunk_size")]
-    if "chunked_attention" not in (getattr(config, "layer_types", None) or ()):
-        del limits[1]  # beyond a chunk, such layers rely on a mask, of which the engine has none
+    """The most tokens that a sequence of the model may have, None for no limit.
+
+    Beyond a chunk, layers of chunked attention rely on a mask, of which the engine has none. Beyond
+    its first context a rotary embedding that depends on the longest sequence of a batch
+    ("longrope", "dynamic") would depend on other requests.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limits.append(getattr(config, "attention_chunk_size", None))
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for own in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if own.get("rope_type") in ("longrope", "dynamic"):
+            limits.append(own.get("original_max_position_embeddings"))
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)

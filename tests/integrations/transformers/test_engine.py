@@ -61,3 +61,66 @@ def test_cancel_at_every_step(llama, prompts, expected):
                 assert (len(tokens) == NEW) == (request.finish_reason == "length")
             engine.check()
             assert len(engine.cache) == len(engine.batcher) == 0
+
+
+def test_stop_tokens_end_a_request_with_the_token(llama, prompts, expected):
+    stop = expected[2][4]
+    cut = [tokens[: tokens.index(stop) + 1] if stop in tokens else tokens for tokens in expected]
+    with Engine(llama, n_pages=60) as engine:
+        found = engine.generate(prompts, max_new_tokens=NEW, stop_token_ids=[stop], progress=False)
+        assert [g.token_ids for g in found] == cut
+        assert {g.finish_reason for g in found} == {"stop", "length"}
+    llama.generation_config.eos_token_id = [stop]
+    try:
+        with Engine(llama, n_pages=60) as engine:
+            found = engine.generate(prompts, max_new_tokens=NEW, progress=False)
+            assert [g.token_ids for g in found] == cut
+            found = engine.generate(prompts, max_new_tokens=NEW, ignore_eos=True, progress=False)
+            assert [g.token_ids for g in found] == expected
+            batch = engine.generate_batch(prompts, max_new_tokens=NEW)
+            assert [out.generated_tokens for out in batch.values()] == cut
+    finally:
+        llama.generation_config.eos_token_id = None
+
+
+class Letters:
+    """A tokenizer of transformers' form: a letter for each token, and a chat template."""
+
+    def __call__(self, text):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def apply_chat_template(self, messages, **options):
+        assert options["add_generation_prompt"]
+        return self("".join(f"{m['role']}:{m['content']}\n" for m in messages) + "assistant:")
+
+    def decode(self, ids):
+        return "".join(chr(97 + i % 26) for i in ids)
+
+
+def test_text_chat_and_stop_strings(llama):
+    with Engine(llama, tokenizer=Letters(), n_pages=60) as engine:
+        chat = [{"role": "user", "content": "hi"}]
+        found = engine.generate(["hello", chat, [5, 6]], max_new_tokens=NEW, progress=False)
+        assert found[0].prompt_ids == [ord(letter) for letter in "hello"]
+        assert found[1].prompt_ids == Letters()("user:hi\nassistant:")["input_ids"]
+        assert all(g.text == Letters().decode(g.token_ids) for g in found)
+        whole = found[0]
+        stopped = engine.generate(
+            ["hello"], max_new_tokens=NEW, stop=whole.text[3:5], logprobs=2, progress=False
+        )[0]
+        end = whole.text.index(whole.text[3:5])
+        assert (stopped.text, stopped.finish_reason) == (whole.text[:end], "stop")
+        assert stopped.token_ids == whole.token_ids[: end + 2]
+        assert len(stopped.logprobs) == end + 2
+        for token, logprob in zip(stopped.token_ids, stopped.logprobs, strict=True):
+            assert logprob.top[token] == logprob.sampled <= 0 and len(logprob.top) == 2
+
+
+def test_new_weights_after_reset(prompts, expected):
+    model = build("llama")
+    with Engine(model, n_pages=60) as engine:
+        engine.generate(prompts, max_new_tokens=NEW, progress=False)
+        model.model.layers[0].self_attn.v_proj.weight.data.neg_()
+        engine.reset()
+        found = engine.generate(prompts, max_new_tokens=NEW, progress=False)
+    assert [g.token_ids for g in found] == reference(model, prompts, NEW) != expected

@@ -231,6 +231,19 @@ def test_an_engine_that_is_forgotten_gives_the_model_back():
     assert model.config._attn_implementation == own
 
 
+def test_a_sequence_is_no_longer_than_where_rows_are_independent():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope["original_max_position_embeddings"] = 64
+    for name, sizes, most in (
+        ("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 64}, 64),
+        ("llama4", {"attention_chunk_size": 32}, 32),
+    ):
+        with Engine(build(name, **sizes), n_pages=20) as engine:
+            assert engine.max_len == most
+            with pytest.raises(ValueError, match=f"positions for {most}"):
+                engine.submit([1] * most, max_new_tokens=1)
+
+
 def test_versions():
     check_version("transformers", transformers.__version__)
     check_version("torch", "2.13.0+cpu")
