@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, Phase, settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Before haystack is: it would report its use over the network.
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+# Before triton is: its kernels run without a GPU, in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ.get("NUMBA_BOUNDSCHECK") == "1":
     # No array has spare room, where a write beyond what was asked for would not be noticed.
