@@ -8,7 +8,15 @@ import numpy as np
 from .._core.forking import Workers
 from .._core.signals import uninterrupted
 from .._core.typing import ArrayLike, Float32s
-from .._core.validation import INT32_MAX, array_of, integer, integers, real, threads as n_threads
+from .._core.validation import (
+    INT32_MAX,
+    INT64_MAX,
+    array_of,
+    integer,
+    integers,
+    real,
+    threads as n_threads,
+)
 from .kernels import paged as k
 from .pages import (
     Pages,
@@ -191,19 +199,17 @@ def paged_attention_unchecked(
         `out`.
     """
     q, heads_first = ordered(q)
-    pages, rows, terms = (k_pages, v_pages), k.Rows(*rows), k.Terms(*terms)
-    n_heads = out.shape[1]
-    n_tiles = k.count_tiles(rows.cu_q, n_heads, k_pages.shape[1])
-    n_tasks = 1 if threads == 1 else min(_TASKS_PER_THREAD * threads, n_tiles)
-    edges = [n_tiles * i // max(n_tasks, 1) for i in range(n_tasks + 1)]
+    arguments = q, heads_first, (k_pages, v_pages), k.Rows(*rows), k.Terms(*terms), out
+    if threads == 1:
+        k.attend(*arguments, 0, INT64_MAX)
+        return out
+    n_tiles = k.count_tiles(arguments[3].cu_q, out.shape[1], k_pages.shape[1])
+    n_tasks = max(1, min(_TASKS_PER_THREAD * threads, n_tiles))
+    edges = [n_tiles * i // n_tasks for i in range(n_tasks + 1)]
 
     def run(i):
-        k.attend(q, heads_first, pages, rows, terms, out, edges[i], edges[i + 1])
+        k.attend(*arguments, edges[i], edges[i + 1])
 
-    if n_tasks <= 1:
-        if n_tiles:
-            run(0)
-        return out
     others = [_workers.submit(run, i) for i in range(1, n_tasks)]
     try:
         run(0)

@@ -267,16 +267,18 @@ def count_tiles(cu_q, n_heads, n_kv_heads):
 @kernel(nogil=True)
 def attend(q, heads_first, pages, rows, terms, out, first, last):
     """Attention of tiles first:last, those of each row head by head. O(keys read * Hq / Hkv)."""
-    n_heads = q.shape[0] if heads_first else q.shape[1]
     n_kv_heads, d = pages[0].shape[1], pages[0].shape[3]
-    group = n_heads // n_kv_heads
-    queries = tile_queries(group)
-    m_rows = _padded(queries * group, simd.ROWS)
+    group = out.shape[1] // n_kv_heads
+    queries, most = tile_queries(group), np.int64(0)
+    for b in range(rows.kv_len.size):
+        most = max(most, np.int64(rows.cu_q[b + 1] - rows.cu_q[b]))
+    m_rows = _padded(min(queries, most) * group, simd.ROWS)
     width = _padded(pages[1].shape[3], simd.BLOCK)
+    copied = KEYS if most > 1 or group > FEW else 0  # else all are read in place
     parts = (
         ((m_rows, _padded(d, simd.BLOCK)), np.float32),
-        ((d, KEYS), np.float32),
-        ((KEYS, width), np.float32),
+        ((d, copied), np.float32),
+        ((copied, width), np.float32),
         ((m_rows, KEYS), np.float32),
         ((m_rows, width), np.float32),
         (m_rows, np.float32),

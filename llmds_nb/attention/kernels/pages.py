@@ -7,14 +7,15 @@ slots   int[T]: page * page_size + the place in the page, each in [0, n * page_s
 """
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from ..._core.intrinsics import half_value
 from ..._core.jit import by_type, kernel
 
-_HALF_TOP = np.uint32(0x47800000)  # 65,536 as float32: above the largest float16
-_HALF_LEAST = np.uint32(0x38800000)  # 2**-14: the least that is not subnormal as float16
-_INFINITE = np.uint32(0x7F800000)
+_INT = ir.IntType(32)
+_INFINITE = 0x7F800000
 
 
 @kernel(internal=True, borrow=True)
@@ -22,7 +23,7 @@ def _half_value(bits):
     """The float32 of a float16's bits, infinity and NaN among them. O(1)."""
     value = half_value(bits).view(np.uint32)
     special = (bits & np.uint16(0x7C00)) == 0x7C00
-    return np.uint32(value | _INFINITE if special else value).view(np.float32)
+    return np.uint32(value | np.uint32(_INFINITE) if special else value).view(np.float32)
 
 
 @by_type()
@@ -35,31 +36,47 @@ def widened(x):
     return lambda x: x
 
 
-@kernel(internal=True, borrow=True)
-def _half(x):
-    """The bits of the nearest float16, of two as near the even one, or infinity. O(1)."""
-    bits = np.float32(x).view(np.uint32)
-    sign = bits & np.uint32(0x80000000)
-    size = np.uint32(bits ^ sign)
-    if size >= _HALF_TOP:
-        made = np.uint32(0x7E00) if size > _INFINITE else np.uint32(0x7C00)
-    elif size < _HALF_LEAST:
-        # The sum's last bit stands for 2**-24, that of a subnormal float16.
-        made = (size.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
-    else:
-        odd = (size >> np.uint32(13)) & np.uint32(1)
-        made = np.uint32(size + np.uint32(0xC8000FFF) + odd) >> np.uint32(13)
-    return np.uint16(made | (sign >> np.uint32(16)))
+def _half_bits(context, builder, x):
+    """The bits of the nearest float16, of two as near the even one; beyond 65,504 infinity."""
+    if "+f16c" in getattr(context.codegen(), "_tm_features", ""):
+        return builder.bitcast(builder.fptrunc(x, ir.HalfType()), ir.IntType(16))
+    bits = builder.bitcast(x, _INT)
+    sign = builder.and_(bits, _INT(0x80000000))
+    size = builder.xor(bits, sign)
+    odd = builder.and_(builder.lshr(size, _INT(13)), _INT(1))
+    made = builder.add(builder.add(size, _INT(0xC8000FFF)), odd)  # moves the exponent's bias
+    made = builder.lshr(made, _INT(13))
+    # The last bit of this sum stands for 2**-24, that of a subnormal float16.
+    small = builder.fadd(builder.bitcast(size, x.type), x.type(0.5))
+    small = builder.sub(builder.bitcast(small, _INT), _INT(0x3F000000))
+    made = builder.select(builder.icmp_unsigned("<", size, _INT(0x38800000)), small, made)
+    is_nan = builder.icmp_unsigned(">", size, _INT(_INFINITE))
+    large = builder.select(is_nan, _INT(0x7E00), _INT(0x7C00))
+    made = builder.select(builder.icmp_unsigned(">=", size, _INT(0x47800000)), large, made)
+    return builder.trunc(builder.or_(made, builder.lshr(sign, _INT(16))), ir.IntType(16))
 
 
-@kernel(internal=True, borrow=True)
-def _bfloat(x):
-    """The bits of the nearest bfloat16, of two as near the even one. O(1)."""
-    bits = np.float32(x).view(np.uint32)
-    if bits & np.uint32(0x7FFFFFFF) > _INFINITE:
-        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+def _bfloat_bits(context, builder, x):
+    """The bits of the nearest bfloat16, of two as near the even one."""
+    bits = builder.bitcast(x, _INT)
+    high = builder.lshr(bits, _INT(16))
+    odd = builder.and_(high, _INT(1))
+    made = builder.lshr(builder.add(builder.add(bits, _INT(0x7FFF)), odd), _INT(16))
+    is_nan = builder.icmp_unsigned(">", builder.and_(bits, _INT(0x7FFFFFFF)), _INT(_INFINITE))
+    made = builder.select(is_nan, builder.or_(high, _INT(0x40)), made)
+    return builder.trunc(made, ir.IntType(16))
+
+
+def _rounder(bits_of, result):
+    """The intrinsic of a function above: of a float32, a 16-bit integer. LLVM vectorises it."""
+
+    def codegen(context, builder, signature, args):
+        return bits_of(context, builder, args[0])
+
+    return intrinsic(lambda typingctx, x: (result(types.float32), codegen))
+
+
+_half, _bfloat = _rounder(_half_bits, types.int16), _rounder(_bfloat_bits, types.uint16)
 
 
 @by_type()
@@ -68,7 +85,7 @@ def _put(out, j, x):
     if out.dtype == types.int16:
 
         def impl(out, j, x):
-            out[j] = np.int16(_half(x))
+            out[j] = _half(x)
 
     elif out.dtype == types.uint16:
 
