@@ -1,6 +1,6 @@
 """Attention of a batch of rows over pages: decode and prefill in one call."""
 
-from concurrent.futures import wait
+import time
 from typing import Any
 
 import numpy as np
@@ -207,18 +207,32 @@ def paged_attention_unchecked(
     n_tasks = max(1, min(_TASKS_PER_THREAD * threads, n_tiles))
     edges = [n_tiles * i // n_tasks for i in range(n_tasks + 1)]
 
-    def run(i):
-        k.attend(*arguments, edges[i], edges[i + 1])
+    running: set[int] = set()
+    abandoned: list[bool] = []
 
-    others = [_workers.submit(run, i) for i in range(1, n_tasks)]
+    def run(i):
+        running.add(i)
+        try:
+            if not abandoned:
+                k.attend(*arguments, edges[i], edges[i + 1])
+        finally:
+            running.discard(i)
+
     try:
-        run(0)
+        others = [_workers.submit(run, i) for i in range(1, n_tasks)]
+        k.attend(*arguments, edges[0], edges[1])
         for other in others:
             other.result()
-    except BaseException:  # `out` belongs to the caller as soon as this returns
-        uninterrupted(wait, others)
+    except BaseException:  # `out` is the caller's as soon as this returns: nobody writes to it
+        abandoned.append(True)
+        uninterrupted(_wait_for_end, running)
         raise
     return out
+
+
+def _wait_for_end(running):
+    while running:
+        time.sleep(1e-4)
 
 
 def warmup() -> None:
