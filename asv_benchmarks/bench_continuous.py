@@ -77,3 +77,56 @@ class Advance(Decode):
 
     def time_step(self, impl):
         self.engine.advance()
+
+
+class ControlPlane:
+    """All that the host does in a decode step: plan, inputs of the forward pass, tokens back."""
+
+    params = (["llmds_nb", "plain Python"], ["366 x 400", "256 x 1536"])
+    param_names = ("impl", "rows x tokens")
+    version = "1"
+    number = 1
+    timeout = 300
+
+    def setup(self, impl, shape):
+        self.turn = self.built(impl, *map(int, shape.split(" x ")))
+
+    @staticmethod
+    @cache
+    def built(impl, rows, tokens):
+        width = (tokens + 500) // 16 + 1
+        kv = ours("KVCache")(n_pages=rows * (width + 1), page_size=16, prefix_sharing=False)
+        prompts = np.random.default_rng(0).integers(0, 2**15, (rows, tokens), np.int32)
+        sampled = np.ones(rows, np.int32)
+        if impl == "plain Python":
+            batcher = oracle("scheduling.oracle_continuous", "PlainBatcher")(
+                kv, rows, 2**20, "fcfs", 0
+            )
+            for prompt in prompts:
+                batcher.submit(prompt.tolist(), 500, 0, 1000.0, 0, 0)
+
+            def turn():
+                plan, _ = batcher.step()
+                if all(n == 1 for _, _, n in plan):
+                    batcher.inputs(kv, plan, 0, width)
+                ids = [id_ for id_, _, _ in plan]
+                batcher.advance(dict.fromkeys(ids, 1), dict.fromkeys(ids, False))
+
+        else:
+            made = ours("ContinuousBatcher")
+            batcher = made(kv, max_running=rows, max_step_tokens=2**20, policy="fcfs")
+            out = np.zeros(batcher.inputs_size(rows, rows, width), np.int32)
+            for prompt in prompts:
+                batcher.submit(prompt, max_new_tokens=500)
+
+            def turn():
+                plan = batcher.step()
+                if plan.n_decode == rows:
+                    batcher.inputs(plan, out=out, pad_to=rows, width=width)
+                batcher.advance(plan, sampled)
+
+        turn()  # the prompts
+        return turn
+
+    def time_step(self, impl, shape):
+        self.turn()
