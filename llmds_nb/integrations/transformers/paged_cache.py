@@ -69,6 +69,19 @@ class PagedCache(PagedRows):
         The layers are not only of full or sliding attention.
     ValueError
         `cache` is in use.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=99, hidden_size=32, intermediate_size=32, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, pad_token_id=0))
+    >>> cache = PagedCache(model.config, n_pages=64, page_size=16)
+    >>> prompt = torch.arange(3, 43)[None]
+    >>> inputs = dict(input_ids=prompt, attention_mask=torch.ones_like(prompt))
+    >>> for _ in range(2):
+    ...     output = model.generate(**inputs, custom_generate=cache.generate, max_new_tokens=4)
+    >>> cache.stats().lookups, cache.stats().hits
+    (80, 32)
     """
 
     def __init__(
@@ -119,6 +132,8 @@ class PagedCache(PagedRows):
         ------
         ValueError
             Bad token ids or mask, or another model.
+        CapacityError
+            Too few pages for the prompts; the forward pass raises it where they run out later.
         """
         prompts, pads = _prompts_of(input_ids, attention_mask)
         self.pool.belongs_to(model)

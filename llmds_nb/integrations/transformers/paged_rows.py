@@ -60,10 +60,8 @@ class PagedRows(Cache):
         self._pads, hits = pads, []
         with self.pool.lock:
             for row, pad in zip(prompts, pads, strict=True):
-                tokens = row[pad:]
-                tokens = tokens[: kv.match(tokens, salt=salt)]
                 self._ids.append(self.pool.new_id())
-                hits.append(kv.attach(self._ids[-1], tokens, salt=salt))
+                hits.append(kv.attach(self._ids[-1], row[pad:], salt=salt))
                 kv.truncate(self._ids[-1], hits[-1])
         self._hits = np.array(hits, np.int64)
         # The last column that all rows have is computed again, to see that the model is the same.
