@@ -190,14 +190,13 @@ def _cut_top_p(found, bucket, n_buckets, logits, best, options, bits):
     mass = weights(largest, best, options, bits)[:, :n_most]
     before = ends.gather(1, (last - 1).clamp_(0, n_buckets - 1)).masked_fill_(last == 0, 0)
     n_kept = ((before + mass.cumsum(-1) - mass < needed) & (mass > 0)).sum(-1, keepdim=True)
-    value = largest.gather(1, (n_kept - 1).clamp_(min=0))
+    value = largest.gather(1, (n_kept - 1).clamp_(min=0))  # -inf where all are kept
     n_ties = n_kept - (largest > value).sum(-1, keepdim=True)
-    value.masked_fill_(n_kept == 0, -torch.inf)
     found.masked_fill_(logits < value, 0)
     ties = logits == value
     if bool((ties.sum(-1, keepdim=True) > n_ties).any()):
         order = ties.cumsum(-1, dtype=torch.int32)
-        found.masked_fill_(ties & (order > n_ties) & (n_kept > 0), 0)
+        found.masked_fill_(ties & (order > n_ties), 0)
 
 
 # ---- draws --------------------------------------------------------------------------------------
