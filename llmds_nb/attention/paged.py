@@ -111,7 +111,8 @@ def paged_attention(
     """
     pages = pair(k_pages, v_pages)
     n_pages, n_kv_heads, page_size, width = pages[0].shape
-    n_tokens, n_heads, d = rows_of(q, "q").shape
+    queries = rows_of(q, "q")
+    n_tokens, n_heads, d = queries.shape
     if d != width:
         raise ValueError(f"q has width {d}, but k_pages {width}")
     if n_heads == 0 or n_heads % n_kv_heads:
@@ -134,11 +135,11 @@ def paged_attention(
     shape = n_tokens, n_heads, pages[1].shape[3]
     if out is None:
         out = np.empty(shape, np.float32)
-    check_out(out, shape, q, *pages)
+    check_out(out, shape, queries, *pages)
     pages = writable(pages[0]), writable(pages[1])
-    return paged_attention_unchecked(
-        q, *pages, rows, k.Terms(scale, softcap, window, sinks), n, out
-    )
+    terms = scale, softcap, window, sinks
+    paged_attention_unchecked(queries, *pages, rows, terms, n, np.asarray(out))
+    return out
 
 
 def _rows(block_table, kv_len, cu_q, n_tokens, n_pages, page_size) -> k.Rows:
@@ -199,7 +200,9 @@ def paged_attention_unchecked(
         `out`.
     """
     q, heads_first = ordered(q)
-    arguments = q, heads_first, (k_pages, v_pages), k.Rows(*rows), k.Terms(*terms), out
+    scale, softcap, window, sinks = terms
+    terms = k.Terms(float(scale), float(softcap), int(window), sinks)
+    arguments = q, heads_first, (k_pages, v_pages), k.Rows(*rows), terms, out
     if threads == 1:
         k.attend(*arguments, 0, INT64_MAX)
         return out

@@ -14,10 +14,18 @@ Pages = npt.NDArray[Any]
 _STORED = {"float32": np.float32, "float16": np.int16, "uint16": np.uint16, "bfloat16": np.uint16}
 
 
+def plain(array: Any, name: str) -> npt.NDArray[Any]:
+    """The array itself, of a subclass that only says where its memory is (a memmap) without it."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be an array, not {shown(array)}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array")
+    return np.asarray(array)
+
+
 def stored(pages: Any, name: str, *, written: bool = False) -> Pages:
     """Pages as kernels take them, without a copy: float32, or int16 and uint16 for 16 bits."""
-    if not isinstance(pages, np.ndarray):
-        raise TypeError(f"{name} must be an array, not {shown(pages)}")
+    pages = plain(pages, name)
     kind = _STORED.get(pages.dtype.name)
     if kind is None or not pages.dtype.isnative:
         raise TypeError(
@@ -39,7 +47,7 @@ def pair(k_pages: Any, v_pages: Any, *, written: bool = False) -> tuple[Pages, P
     """The pages of keys and of values as kernels take them; ValueError unless they fit together."""
     keys = stored(k_pages, "k_pages", written=written)
     values = stored(v_pages, "v_pages", written=written)
-    if k_pages.dtype != v_pages.dtype:
+    if keys.dtype != values.dtype:
         raise TypeError(f"v_pages must be {k_pages.dtype} as k_pages are, not {v_pages.dtype}")
     if keys.shape[:3] != values.shape[:3]:
         raise ValueError(
@@ -51,8 +59,7 @@ def pair(k_pages: Any, v_pages: Any, *, written: bool = False) -> tuple[Pages, P
 
 def rows_of(rows: Any, name: str) -> Float32s:
     """float32[., ., .] as they are."""
-    if not isinstance(rows, np.ndarray):
-        raise TypeError(f"{name} must be an array, not {shown(rows)}")
+    rows = plain(rows, name)
     if rows.dtype != FLOAT32:
         raise TypeError(f"{name} must be float32, not {rows.dtype}")
     if rows.ndim != 3:
@@ -62,12 +69,11 @@ def rows_of(rows: Any, name: str) -> Float32s:
 
 def ordered(rows: Float32s) -> tuple[Float32s, bool]:
     """[T, H, D] for a kernel, C-contiguous, and whether as [H, T, D]; a copy if neither."""
-    if not rows.flags.c_contiguous:
-        turned = rows.transpose(1, 0, 2)
-        if turned.flags.c_contiguous and turned.flags.writeable:
-            return turned, True
-    elif rows.flags.writeable:
+    if rows.flags.carray:
         return rows, False
+    turned = rows.transpose(1, 0, 2)
+    if turned.flags.carray:
+        return turned, True
     return rows.copy(order="C"), False
 
 
@@ -115,10 +121,12 @@ def write_pages(k_pages: Pages, v_pages: Pages, k: Float32s, v: Float32s, slots:
         raise TypeError(f"slots must be integers, not {slots.dtype}")
     if slots.ndim != 1:
         raise ValueError(f"slots must be one-dimensional, not of shape {list(slots.shape)}")
+    both = []
     for name, rows, own in (("k", k, pages[0]), ("v", v, pages[1])):
         wanted = slots.size, n_heads, own.shape[3]
-        if rows_of(rows, name).shape != wanted:
+        if (rows := rows_of(rows, name)).shape != wanted:
             raise ValueError(f"{name} must have shape {list(wanted)}, not {list(rows.shape)}")
+        both.append(rows)
     if slots.size:
         least, most = slots.min(), slots.max()
         if least < 0 or most >= n_pages * page_size:
@@ -127,7 +135,7 @@ def write_pages(k_pages: Pages, v_pages: Pages, k: Float32s, v: Float32s, slots:
                 f"not {least if least < 0 else most}"
             )
     kept = slots.dtype if slots.dtype in (INT32, INT64) else INT64
-    write_pages_unchecked(*pages, k, v, np.require(slots, kept, ("C", "A", "W")))
+    write_pages_unchecked(*pages, both[0], both[1], np.require(slots, kept, ("C", "A", "W")))
 
 
 def write_pages_unchecked(
@@ -200,7 +208,8 @@ def gather_pages(
     if out is None:
         out = np.empty((n_heads, kv_len, width), np.float32)
     check_out(out, (n_heads, kv_len, width), own)
-    kernels.pages_gather(writable(own), np.require(used, np.int32, ("C", "A", "W")), kv_len, out)
+    used = np.require(used, np.int32, ("C", "A", "W"))
+    kernels.pages_gather(writable(own), used, kv_len, np.asarray(out))
     return out
 
 
@@ -224,7 +233,8 @@ def check_pages(used: npt.NDArray[Any], n_pages: int) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], *inputs: np.ndarray) -> None:
     """Refuse an `out` of another kind or shape, or one that overlaps what is read."""
-    if not isinstance(out, np.ndarray) or out.dtype != FLOAT32 or not out.flags.carray:
+    out = plain(out, "out")
+    if out.dtype != FLOAT32 or not out.flags.carray:
         raise TypeError(f"out must be a writable C-contiguous float32 array, not {shown(out)}")
     if out.shape != shape:
         raise ValueError(f"out must have shape {list(shape)}, not {list(out.shape)}")

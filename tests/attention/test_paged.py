@@ -142,6 +142,24 @@ def test_strides_of_q():
         assert (paged_attention(q, *batch[1:], scale=0.3) == plain).all()
 
 
+def test_arrays_of_a_file_and_unaligned_ones(tmp_path):
+    batch = batch_of(ROWS)
+    plain = paged_attention(*batch, scale=0.3)
+    mapped = []
+    for i, array in enumerate((*batch[:3], np.zeros_like(plain))):
+        file = np.memmap(tmp_path / str(i), array.dtype, "w+", shape=array.shape)
+        file[:] = array
+        mapped.append(file)
+    found = paged_attention(*mapped[:3], *batch[3:], scale=0.3, out=mapped[3])
+    assert found is mapped[3] and (found == plain).all()
+    memory = np.zeros(batch.q.nbytes + 1, np.uint8)[1:]
+    unaligned = memory.view(np.float32).reshape(batch.q.shape)
+    unaligned[:] = batch.q
+    assert (paged_attention(unaligned, *batch[1:], scale=0.3) == plain).all()
+    with pytest.raises(TypeError, match="masked"):
+        paged_attention(np.ma.masked_array(batch.q), *batch[1:], scale=0.3)
+
+
 def test_out_and_the_unchecked_entry():
     batch = batch_of(ROWS)
     plain, out = paged_attention(*batch, scale=0.3), np.full(batch.q.shape, 7, np.float32)
