@@ -173,7 +173,8 @@ class Engine:
         if not params.ignore_eos:
             stop |= self._stop_ids
         if request_id is not None and not isinstance(request_id, str):
-            request_id = validation.natural(request_id, "request_id")
+            request_id = validation.integer(request_id, "request_id", low=0, high=2**62 - 1)
+            terms["request_id"] = request_id
         request = Request(self, request_id or 0, tokens, params, stop, seed)
         if params.stop:
             request._stream = TextStream(self.tokenizer, params.stop)
@@ -186,8 +187,12 @@ class Engine:
             self._check_open()
             if request_id in self._by_id:
                 raise ValueError(f"request_id {request_id!r} is that of a request that goes on")
-            new = request.params.max_new_tokens
-            id_ = self.batcher.submit(request.prompt_ids, max_new_tokens=new, salt=salt, **terms)
+            new, stop = request.params.max_new_tokens, None
+            if request._stop:
+                stop = np.fromiter(request._stop, np.int32)
+            id_ = self.batcher.submit(
+                request.prompt_ids, max_new_tokens=new, salt=salt, stop=stop, **terms
+            )
             request._seq_id = id_
             if request_id is None:
                 request.request_id = id_

@@ -177,21 +177,23 @@ class Answer:
         self.failed = failed  # their logits are no numbers
 
     def ended(self) -> Any:
-        """Which rows end by their token, bool[n]: a stop token, or one that completes a string.
+        """Which rows end by a stop string, bool[n], None for none; the batcher knows stop tokens.
 
-        Their texts have grown; where a tokenizer raises, none has.
+        Texts have grown; where a tokenizer raises, none has.
         """
+        rows = [i for i, r in enumerate(self.requests) if r is not None and r._stream is not None]
+        if not rows:
+            return None
         ended = np.zeros(len(self.requests), np.bool_)
         grown: list[Any] = []
         try:
-            for i, (r, token) in enumerate(zip(self.requests, self.tokens.tolist(), strict=True)):
-                if r is None or token < 0:
+            for i in rows:
+                r, token = self.requests[i], int(self.tokens[i])
+                if r is None or r._stream is None or r.finished or token < 0 or token in r._stop:
                     continue
-                ended[i] = token in r._stop
-                if r._stream is not None and not r.finished:
-                    grown.append((r._stream, r._stream._state))
-                    r._stream.add(token)
-                    ended[i] |= r._stream.stopped is not None
+                grown.append((r._stream, r._stream._state))
+                r._stream.add(token)
+                ended[i] = r._stream.stopped is not None
         except BaseException:
             for stream, state in grown:
                 stream._state = state

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from llmds_nb._core import validation
 
 # Salts of this module begin with this; others that do are marked, too, so that no two are mixed up.
@@ -17,14 +19,14 @@ def salt_of(salt: Any, extra: Any = None) -> int | bytes | str:
     if extra is None:
         if isinstance(salt, bytes) and salt.startswith(_MARK):
             return _MARK + b"s" + salt
-        return salt
+        return validation.exact(salt)
     _check(extra, "extra")
     first, second = _encoded(salt), _encoded(extra)
     return _MARK + b"e" + len(first).to_bytes(8, "little") + first + second
 
 
 def _check(value, name):
-    if isinstance(value, bool) or not isinstance(value, int | bytes | str):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer | bytes | str):
         raise TypeError(f"{name} must be int, bytes or str, not {validation.shown(value)}")
 
 

@@ -107,8 +107,12 @@ def test_names_of_requests(engine):
     for gone in ("a", 7):
         with pytest.raises(KeyError, match="no request"):
             engine.cancel(gone)
-    numbers = [engine.submit([1]).request_id for _ in range(3)]
-    assert len(set(numbers)) == 3
+    first = engine.submit([1]).request_id
+    taken = engine.submit([1], request_id=first + 1)
+    with pytest.raises(ValueError, match=str(first + 1)):
+        engine.submit([1], request_id=first + 1)
+    numbers = [first, taken.request_id, *(engine.submit([1]).request_id for _ in range(3))]
+    assert len(set(numbers)) == 5
     for each in numbers:
         engine.cancel(each)
     engine.check()
