@@ -28,7 +28,7 @@ def require() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        import llmds_nb.integrations.transformers  # noqa: F401
+        from llmds_nb.integrations.transformers import Engine  # noqa: F401
     except ImportError as error:
         raise BadInput(str(error)) from None
 
