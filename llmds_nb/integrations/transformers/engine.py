@@ -16,14 +16,12 @@ from llmds_nb._core.typing import Float32s
 
 from . import batches, embeddings, model_access, opening
 from .batches import GenerationOutput
-from .cpu_attention import CpuAttention
 from .engine_stats import EngineStats, stats_of
 from .interface import Backend
 from .prompts import prompt_ids
 from .requests import Generation, Request, RequestError, StepOutput
 from .salts import salt_of
 from .sampling import Sampler, SamplingParams, Seeds, sampling_params
-from .steps import StepRunner
 from .stop_strings import TextStream, decoder
 
 
@@ -71,6 +69,10 @@ class Engine:
     anyone else until `close`. Greedy tokens are those of `generate`, where the logits are not
     nearly equal.
 
+    On a GPU (CUDA, with Triton) the constructor computes a step of `max_step_tokens` tokens and
+    captures CUDA graphs of the steps of one token a row. They have the weights and adapters that
+    the model has then: after it got others, `reset` captures them anew.
+
     Examples
     --------
     >>> from llmds_nb.integrations.transformers import Engine
@@ -102,11 +104,13 @@ class Engine:
         size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         running = validation.integer(max_running, "max_running", low=1, high=2**20)
         check = validation.flag(self_check, "self_check")
-        self._attention: Backend = CpuAttention(threads)
+        self._attention: Backend = opening.backend_of(self.device, threads)
         few = opening.take_model(model, self._attention, size, dtype, self.max_len, check)
         self._release = weakref.finalize(self, model_access.release, model)
         try:
             most = running * -(-(self.max_len or 4096) // size)
+            step = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
+            opening.warm_up(model, few, min(step, most * size), self.max_len)
             self._pages = opening.make_pages(few, n_pages, most)
             self.cache = KVCache(self._pages.n_pages, size, eviction=eviction)
             self.batcher = ContinuousBatcher(
@@ -115,7 +119,9 @@ class Engine:
             self._sampler = Sampler(
                 model.get_output_embeddings().weight.shape[0], running, self.device
             )
-            self._runner = StepRunner(model, self._pages, self._attention, self._sampler, running)
+            self._runner = opening.runner_of(
+                model, self._pages, self._sampler, running, step, self.max_len
+            )
         except BaseException:
             self._release()
             raise

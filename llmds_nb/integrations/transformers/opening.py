@@ -8,8 +8,11 @@ from llmds_nb import CapacityError
 from llmds_nb._core import validation
 
 from . import model_access, self_check
+from .cpu_attention import CpuAttention
 from .interface import Backend
 from .pages import KvPages, free_memory, page_bytes, pages_that_fit
+from .sampling import Sampler
+from .steps import StepRunner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +25,67 @@ def kv_dtype_of(kv_dtype: Any, model: Any) -> torch.dtype:
         named = f"the model's {given}: give another" if kv_dtype is None else repr(kv_dtype)
         raise ValueError(f"kv_dtype must be one of {', '.join(_DTYPES)}, not {named}")
     return dtype
+
+
+def backend_of(device: torch.device, threads: int) -> Backend:
+    """The attention for a device.
+
+    Raises
+    ------
+    ValueError
+        The engine does not run there.
+    ImportError
+        Triton is missing, on a GPU.
+    """
+    cpu = CpuAttention(threads)
+    if device.type == "cpu":
+        return cpu
+    if device.type != "cuda":
+        raise ValueError(f"the engine runs on devices cpu and cuda, not on {device}")
+    from .gpu_attention import GpuAttention
+
+    return GpuAttention()
+
+
+def runner_of(
+    model: Any, pages: KvPages, sampler: Sampler, max_running: int, max_step_tokens: int,
+    max_len: int | None,
+) -> StepRunner:  # fmt: skip
+    """What computes the steps: on a GPU by graphs, all of which are captured here."""
+    if pages.device.type == "cpu":
+        return StepRunner(model, pages, pages.backend, sampler, max_running)
+    from .graphs import CudaCapture, GraphRunner
+
+    width = pages.n_pages
+    if max_len is not None:
+        width = min(width, -(-max_len // pages.page_size))
+    runner = GraphRunner(
+        model, pages, pages.backend, sampler, max_running, max_step_tokens=max_step_tokens,
+        max_pages=width, capture=CudaCapture(pages.device),
+    )  # fmt: skip
+    runner.warm_up()
+    return runner
+
+
+def warm_up(model: Any, few: KvPages, n_tokens: int, max_len: int | None) -> None:
+    """On a GPU, compute a step of the most tokens, before pages take the memory that it needs.
+
+    Raises
+    ------
+    CapacityError
+        It does not fit into memory.
+    """
+    if few.device.type == "cpu":
+        return
+    from .graphs import compute_full_step
+
+    try:
+        compute_full_step(model, few, few.backend, n_tokens, max_len)
+        torch.cuda.synchronize(few.device)
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"a step of {n_tokens:,} tokens does not fit into memory: lower max_step_tokens"
+        ) from error
 
 
 def stop_tokens(model: Any) -> frozenset[int]:
