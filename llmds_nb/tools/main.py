@@ -123,6 +123,8 @@ def _parser():
     drawn = "draw the run (needs llmds_nb[plot])"
     add("--plot", type=a.output_file, metavar="FILE.png", help=drawn)
     add("--quick", action="store_true", help="an eighth of the docstrings and 300 requests")
+    text = "serve 64 requests with this model: a folder, or random:llama, random:qwen3, random:gpt2"
+    add("--model", type=a.as_typed, metavar="DIR", help=text)
 
     over = "build a hybrid index of texts and save it, or add to one"
     add_index_arguments(add_command("index", _index, over, _INDEX))
@@ -197,9 +199,12 @@ def _demo(arguments):
     if arguments.plot:
         from . import plots
 
+        if arguments.model:
+            raise BadInput("--plot draws the run on the virtual clock, without --model")
         plots.require_matplotlib()
     given = {name: getattr(arguments, name) for name in rag.Options._fields}
-    given["requests"] = arguments.requests or (300 if arguments.quick else 2000)
+    few = 64 if arguments.model else 300 if arguments.quick else 2000
+    given["requests"] = arguments.requests or few
     result = demo.run(rag.Options(**given), Progress(sys.stderr))
     _write_json(arguments.json, result)
     if arguments.plot:

@@ -57,20 +57,27 @@ class PromptBuilder:
 
     Every document is tokenized once and has the same tokens in every prompt, so prompts that begin
     with the same documents in the same order share that prefix. `text_of` takes a list of document
-    ids and returns their texts.
+    ids and returns their texts; `tokens` makes token ids int32[n] of a text, by default those of
+    its words.
     """
 
-    def __init__(self, text_of: Callable[[list[int]], list[Any]]) -> None:
+    def __init__(
+        self,
+        text_of: Callable[[list[int]], list[Any]],
+        tokens: Callable[[str], Int32s] | None = None,
+    ) -> None:
         from llmds_nb import Tokenizer
 
         self._tokenizer = Tokenizer(lowercase=False, stopwords=None, pattern=_PATTERN)
-        self._text_of = text_of
+        self._text_of, self._tokens_of = text_of, tokens
         self._documents: dict[int, Int32s] = {}
         self._system = self.tokens(SYSTEM_PROMPT)
         self.system_tokens = len(self._system)
 
     def tokens(self, text: str) -> Int32s:
         """Token ids int32[n] of a text; an unknown word gets a new id."""
+        if self._tokens_of is not None:
+            return self._tokens_of(text)
         return self._tokenizer.fit([text]).encode([text]).ids
 
     def build(self, question_tokens: Int32s, document_ids: Sequence[int] | np.ndarray) -> Int32s:

@@ -47,6 +47,7 @@ class Options(NamedTuple):
     pages: int = 2048
     page_size: int = 64
     quick: bool = False
+    model: str | None = None
 
 
 class Retrieval(NamedTuple):

@@ -5,6 +5,7 @@ Everything outside "wall_clock" repeats with the seed. `DEFINITIONS` is also wri
 
 from typing import Any
 
+from ..generate import serving as generation
 from ..tables import PERCENTILES, columns, latency_lines, lay_out
 from . import halves
 
@@ -90,7 +91,7 @@ Hot queries: {hot[queries]} after a change, {hot[pages_pinned]:,} pages pinned
 
 def table(report: dict[str, Any]) -> str:
     """The report as text of less than 100 columns."""
-    conditions, serving = report["conditions"], report["serving"]
+    conditions = report["conditions"]
     before = _CORPUS + (_SKIPPED if conditions["skipped"] else "") + _INDEX
     encoder = ENCODERS[conditions["encoder"]]
     lines = [
@@ -99,10 +100,7 @@ def table(report: dict[str, Any]) -> str:
         *lay_out(_GRAPH, **report),
         *halves.lines(report["halves"]),
         "",
-        *lay_out(_SERVING, s=serving, **report),
-        *latency_lines(serving, 10),
-        *lay_out(_ENGINE, s=serving, **report),
-        *_hot_lines(report),
+        *_serving_lines(report),
         "",
         "Checks",
     ]
@@ -110,6 +108,18 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"  {'ok    ' if check['passed'] else 'FAILED'}  {check['name']}")
         lines.append(f"          {check['detail']}")
     return "\n".join(lines)
+
+
+def _serving_lines(report):
+    if "generation" in report:  # by a model, on the wall clock
+        return generation.table(report["generation"])
+    serving = report["serving"]
+    return [
+        *lay_out(_SERVING, s=serving, **report),
+        *latency_lines(serving, 10),
+        *lay_out(_ENGINE, s=serving, **report),
+        *_hot_lines(report),
+    ]
 
 
 def _quality_lines(report):

@@ -21,7 +21,7 @@ from ..info import kernel_cache
 from ..processes import end_on_interrupt
 from ..progress import Progress
 from ..tables import percentiles
-from . import building, checks, corpus, halves, priming, questions, rag
+from . import building, checks, corpus, halves, priming, questions, rag, served
 from .questions import DEPTH
 from .rag import Options, Retrieval
 from .report import DEFINITIONS
@@ -44,6 +44,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     drawn = enumerate(("questions", "workload", "model"))
     rng = {name: np.random.default_rng([options.seed, i]) for i, name in drawn}
     encoder = building.best_encoder()
+    loaded = None if options.model is None else served.load(options.model, options.seed)
     with contextlib.ExitStack() as stack:
         if options.corpus is None:
             compilation = stack.enter_context(contextlib.closing(_Compilation(progress, encoder)))
@@ -57,7 +58,8 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
                 f"{options.corpus}: nothing to ask about: no document has a first sentence of "
                 "four words or more and a rest of eight"
             )
-        rag.require_pages(options, [question.text for question in asked.test])
+        if loaded is None:
+            rag.require_pages(options, [question.text for question in asked.test])
         if options.corpus is not None:  # after all that bad input can stop
             compilation = stack.enter_context(contextlib.closing(_Compilation(progress, encoder)))
         compilation.wait_for("text")
@@ -66,8 +68,15 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
         retrieval = _build(asked, path, options.seed, encoder, progress, compilation)
         compilation.wait_for("serving")  # before latencies are measured
         quality, compared, latency_ms, verdicts = _ask(retrieval, progress)
-        figures, served = rag.run(options, retrieval, rng, progress)
-        hot, hot_ms = priming.run(options, retrieval.reloaded, asked.test, progress)
+        if loaded is not None:
+            generation, ended = served.run(options, loaded, retrieval, rng["workload"], progress)
+            serving, wall = {"generation": generation}, {}
+            verdicts.append(ended)
+        else:
+            figures, found = rag.run(options, retrieval, rng, progress)
+            hot, hot_ms = priming.run(options, retrieval.reloaded, asked.test, progress)
+            serving, wall = {**figures, "hot": hot}, {"hot_search_ms": hot_ms}
+            verdicts += found
     seconds = dict(progress.seconds)
     indexing = sum(seconds[name] for name in ("fit the encoder", "encode", "index"))
     return {
@@ -85,14 +94,13 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
         },
         "quality": quality,
         "halves": compared,
-        **figures,
-        "hot": hot,
-        "checks": [check._asdict() for check in verdicts + served],
+        **serving,
+        "checks": [check._asdict() for check in verdicts],
         "definitions": DEFINITIONS,
         "wall_clock": {
             "documents_per_s": len(asked.documents) / indexing,
             "search_ms": latency_ms,
-            "hot_search_ms": hot_ms,
+            **wall,
             "stages_s": {name: round(value, 3) for name, value in seconds.items()},
             "total_s": round(perf_counter() - start, 3),
         },
