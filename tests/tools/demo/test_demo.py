@@ -289,3 +289,32 @@ def test_a_small_cache_still_ends_every_request_once(small_corpus, tmp_path):
     result = json.loads(path.read_text())
     assert result["kv"]["evictions"] > 0
     assert result["kv"]["pages_used_peak"] <= 64
+
+
+def test_a_model_serves_the_retrieved_passages(small_corpus, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    path = tmp_path / "report.json"
+    given = ["--corpus", str(small_corpus), "--json", str(path), "--model", "random:llama"]
+    assert main(["demo", *given, "--requests", "12"]) == 0
+    out, result = capsys.readouterr().out, json.loads(path.read_text())
+    made = result["generation"]
+    assert made["n_requests"] == 12 and made["generated_tokens"] == 12 * 32
+    assert len(result["checks"]) == 4 and all(check["passed"] for check in result["checks"])
+    # The system prompt is computed for the first request, and found by the others.
+    assert made["cached_tokens"] > 11 * 1900
+    assert "Generation: random llama, 12 requests" in out and "virtual clock" not in out
+    assert max(map(len, out.splitlines())) < 100
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model", "random:bert"], "must be a folder or random: and one of llama"),
+        (["--model", "/no/such"], "/no/such: no such folder"),
+        (["--model", "random:llama", "--plot", "/tmp/x.png"], "without --model"),
+    ],
+)
+def test_a_bad_model_is_refused(capsys, given, message):
+    pytest.importorskip("transformers")
+    assert main(["demo", *given]) == 2
+    assert message in capsys.readouterr().err
