@@ -200,13 +200,16 @@ def attend_rows(
         shape = query.shape[0], n_heads, splits
         parts = [query.new_empty(shape, dtype=torch.float32) for _ in range(2)]
         parts.append(query.new_empty((*shape, dv), dtype=torch.float32))
-    _attend[(kv_len.shape[0] * n_tiles, n_kv_heads, splits)](
-        query, k_pages, v_pages, table, width, kv_len, cu_q, kv_len if sinks is None else sinks,
-        out, *parts, scale, query.stride(0), query.stride(1), n_kv_heads, n_tiles,
-        GROUP=group, ROWS=tile, D=d, D_PAD=padded[0], DV=dv, DV_PAD=padded[1], PAGE=page_size,
-        BLOCK=64 if nbytes <= 256 else 32, SPLITS=splits, WINDOW=window, SOFTCAP=float(softcap),
-        SINKS=sinks is not None, WIDE=wide, num_warps=4, num_stages=2 if nbytes <= 512 else 1,
-    )  # fmt: skip
-    if splits > 1:
-        n_rows = kv_len.shape[0]  # of one token each, the first ones
-        _join[(n_rows * n_heads,)](*parts, out, DV=dv, DV_PAD=padded[1], SPLITS=splits, num_warps=2)
+    with torch.cuda.device_of(query):  # where Triton launches
+        _attend[(kv_len.shape[0] * n_tiles, n_kv_heads, splits)](
+            query, k_pages, v_pages, table, width, kv_len, cu_q, kv_len if sinks is None else sinks,
+            out, *parts, scale, query.stride(0), query.stride(1), n_kv_heads, n_tiles,
+            GROUP=group, ROWS=tile, D=d, D_PAD=padded[0], DV=dv, DV_PAD=padded[1], PAGE=page_size,
+            BLOCK=64 if nbytes <= 256 else 32, SPLITS=splits, WINDOW=window, SOFTCAP=float(softcap),
+            SINKS=sinks is not None, WIDE=wide, num_warps=4, num_stages=2 if nbytes <= 512 else 1,
+        )  # fmt: skip
+        if splits > 1:
+            n_rows = kv_len.shape[0]  # of one token each, the first ones
+            _join[(n_rows * n_heads,)](
+                *parts, out, DV=dv, DV_PAD=padded[1], SPLITS=splits, num_warps=2
+            )
