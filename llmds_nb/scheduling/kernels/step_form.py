@@ -46,30 +46,30 @@ _BLOCKED = -1  # noted about a domain: a request of it was parked in this step
 
 @kernel(noinline=True, borrow=True)
 def _share(request, running, n, budget):
-    """Share the budget among n running requests; return what is left. O(R).
+    """Share the budget among n running requests: (what is left, the first in prefill or n). O(R).
 
-    INVALID if the last step was not advanced. Decoding requests first, one token each, so that no
-    prefill stalls them; then prefills.
+    (INVALID, 0) if the last step was not advanced. Decoding requests first, one token each, so that
+    no prefill stalls them; then prefills.
     """
-    in_prefill = 0
+    first = n
     for j in range(n):
         row = request[running[j]]
         if row[b.PLANNED] > 0:
-            return np.int64(INVALID)
-        in_prefill += row[b.LENGTH] - row[b.COMPUTED] > 1
+            return np.int64(INVALID), np.int64(0)
+        if row[b.LENGTH] - row[b.COMPUTED] > 1:
+            first = min(first, j)
     for j in range(n):
         row = request[running[j]]
         if budget > 0 and row[b.LENGTH] - row[b.COMPUTED] == 1:
             row[b.PLANNED] = 1
             budget -= 1
-    if in_prefill > 0:
-        for j in range(n):
-            row = request[running[j]]
-            left = row[b.LENGTH] - row[b.COMPUTED]
-            if left > 1 and budget > 0:
-                row[b.PLANNED] = min(left, budget)
-                budget -= row[b.PLANNED]
-    return budget
+    for j in range(first, n):
+        row = request[running[j]]
+        left = row[b.LENGTH] - row[b.COMPUTED]
+        if left > 1 and budget > 0:
+            row[b.PLANNED] = min(left, budget)
+            budget -= row[b.PLANNED]
+    return budget, first
 
 
 @kernel(internal=True, borrow=True)
@@ -230,13 +230,13 @@ def _start(batcher, queue, now, slot, cached, budget):
 
 
 @kernel(noinline=True, borrow=True)
-def _is_being_computed(batcher, queue, cache, row, tokens, page):
+def _is_being_computed(batcher, queue, cache, row, tokens, page, first):
     """Whether a running request in prefill computes this page of a prompt. O(R + tokens).
 
-    The last ones first: those in front decode, most often.
+    Those before running[first] decode. The last ones are asked first: the most are in prefill.
     """
     stop = (page + 1) * cache.tokens.shape[1]
-    for j in range(queue.meta[s.RUNNING] - 1, -1, -1):
+    for j in range(queue.meta[s.RUNNING] - 1, first - 1, -1):
         other = queue.request[batcher.running[j]]
         ahead = other[b.COMPUTED] < stop <= other[b.LENGTH]
         if ahead and other[b.LENGTH] - other[b.COMPUTED] > 1:
@@ -259,7 +259,7 @@ def _unhold(batcher, queue, held, formed):
 
 
 @kernel(internal=True)
-def _admit_others(batcher, queue, cache, shift, now, budget):
+def _admit_others(batcher, queue, cache, shift, now, budget, first):
     """Let waiting requests run while budget and pages last; hold some back. O(tokens).
 
     FORMED, or what is needed, and the last of those that were held back, at most R.
@@ -290,7 +290,9 @@ def _admit_others(batcher, queue, cache, shift, now, budget):
             break
         if row[b.HELD] < batcher.max_hold_steps:
             page = page_to_share(cache, shift, row[b.LENGTH], cached)
-            if page != ABSENT and _is_being_computed(batcher, queue, cache, row, tokens, page):
+            if page != ABSENT and _is_being_computed(
+                batcher, queue, cache, row, tokens, page, first
+            ):
                 held = q.request_hold(queue, slot, held)
                 n_held += 1
                 if n_held == batcher.running.size:
@@ -309,9 +311,9 @@ def _admit_others(batcher, queue, cache, shift, now, budget):
 
 
 @kernel(internal=True)
-def _admit(batcher, queue, cache, shift, now, budget):
+def _admit(batcher, queue, cache, shift, now, budget, first):
     """`_admit_others`; what that held back waits again."""
-    outcome, held = _admit_others(batcher, queue, cache, shift, now, budget)
+    outcome, held = _admit_others(batcher, queue, cache, shift, now, budget, first)
     if held != ABSENT:
         _unhold(batcher, queue, held, outcome == FORMED)
     return outcome
@@ -334,13 +336,13 @@ def step_make(handle, now, admits):
     if count[b.N_GROWING] > 0:
         return NOT_APPENDED
     n = queue.meta[s.RUNNING]
-    budget = _share(queue.request, batcher.running, n, batcher.max_step_tokens)
+    budget, first = _share(queue.request, batcher.running, n, batcher.max_step_tokens)
     if budget == INVALID:
         if count[b.HANDED_OUT] != 0:
             return NOT_ADVANCED
         _undo(batcher, queue)  # nobody has this plan: form it anew
         count[b.STEPS] -= 1
-        budget = _share(queue.request, batcher.running, n, batcher.max_step_tokens)
+        budget, first = _share(queue.request, batcher.running, n, batcher.max_step_tokens)
     if count[b.HANDED_OUT] != 0:
         count[b.HANDED_OUT] = count[b.N_PREEMPTED] = 0
     shift = page_shift(cache)
@@ -354,7 +356,7 @@ def step_make(handle, now, admits):
             _undo(batcher, queue)
             return CROWDED if status == FULL else NEEDS_ARENA
     if admits != 0 and queue.meta[s.WAITING] + queue.meta[s.PARKED] > 0:
-        outcome = _admit(batcher, queue, cache, shift, now, budget)
+        outcome = _admit(batcher, queue, cache, shift, now, budget, first)
         if queue.meta[s.PARKED] > 0:
             _notes_clear(queue, cache)
         if outcome != FORMED:
