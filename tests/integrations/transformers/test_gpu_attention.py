@@ -28,6 +28,7 @@ GARBAGE = 2**30
 POOLS = {
     "large": {"n_pages": 100},
     "chunks": {"n_pages": 100, "max_step_tokens": 11},
+    "single": {"n_pages": 100, "max_step_tokens": 2},  # rows of one token that sample none
     "preempting": {"n_pages": 9, "page_size": 4, "max_step_tokens": 40},
 }
 
