@@ -33,6 +33,7 @@ from .pages import (
 _workers = Workers("llmds_nb-attention")
 _NO_SINKS = np.empty(0, np.float32)
 _TASKS_PER_THREAD = 2
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def paged_attention(
@@ -128,9 +129,9 @@ def paged_attention(
         if np.isnan(sinks).any() or np.isposinf(sinks).any():
             raise ValueError("sinks must not be NaN nor infinity")
         sinks = np.require(sinks, np.float32, ("C", "A", "W"))
-    scale = real(scale, "scale")
+    scale = real(scale, "scale", low=-_FLOAT32_MAX, high=_FLOAT32_MAX)
     window = integer(window, "window", low=0, high=INT32_MAX)
-    softcap = real(softcap, "softcap", low=0.0)
+    softcap = real(softcap, "softcap", low=0.0, high=_FLOAT32_MAX)
     n = n_threads(threads)
     shape = n_tokens, n_heads, pages[1].shape[3]
     if out is None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core.typing import ArrayLike, Float32s
-from .._core.validation import FLOAT32, INT32, INT64, integer, shown
+from .._core.validation import FLOAT32, INT32, INT64, array_of, integer, shown
 from .kernels import pages as kernels
 
 Pages = npt.NDArray[Any]
@@ -89,7 +89,7 @@ def write_pages(k_pages: Pages, v_pages: Pages, k: Float32s, v: Float32s, slots:
     k, v : float32[T, n_kv_heads, D] and float32[T, n_kv_heads, Dv]
         Rounded to the stored dtype, to the nearest and of two as near to the even one; beyond the
         largest number of the dtype to infinity. Any strides; [T, n_kv_heads, D] and a transposed
-        [n_kv_heads, T, D] are read where they are, others copied.
+        [n_kv_heads, T, D] are read where they are, others copied, as are parts of the pages.
     slots : int[T]
         page * page_size + the place in the page, in [0, n_pages * page_size); `StepPlan.slots`. Of
         equal ones the last counts.
@@ -114,7 +114,7 @@ def write_pages(k_pages: Pages, v_pages: Pages, k: Float32s, v: Float32s, slots:
     """
     pages = pair(k_pages, v_pages, written=True)
     n_pages, n_heads, page_size, _ = pages[0].shape
-    slots = np.atleast_1d(np.asarray(slots))
+    slots = np.atleast_1d(array_of(slots, "slots"))
     if slots.size == 0:
         slots = slots.astype(INT64)
     if slots.dtype.kind not in "iu":
@@ -126,7 +126,8 @@ def write_pages(k_pages: Pages, v_pages: Pages, k: Float32s, v: Float32s, slots:
         wanted = slots.size, n_heads, own.shape[3]
         if (rows := rows_of(rows, name)).shape != wanted:
             raise ValueError(f"{name} must have shape {list(wanted)}, not {list(rows.shape)}")
-        both.append(rows)
+        overlaps = any(np.may_share_memory(rows, each) for each in pages)
+        both.append(rows.copy() if overlaps else rows)
     if slots.size:
         least, most = slots.min(), slots.max()
         if least < 0 or most >= n_pages * page_size:

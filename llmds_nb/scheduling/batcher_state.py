@@ -266,8 +266,13 @@ class BatcherState:
             self.forget(done)
         return done
 
-    def deliver(self, now: int, ids: Int64s, tokens: Int32s, finished: Bools) -> Int64s:
-        """Name the unknown tokens of requests; the ids that have ended with them."""
+    def deliver(
+        self, now: int, ids: Int64s, tokens: Int32s, finished: Bools, plan: Any = None
+    ) -> Int64s:
+        """Name the unknown tokens of requests; the ids that have ended with them.
+
+        Of a step's `plan`, rows whose id a later request was given are passed over.
+        """
         self.append()
         cache = self.cache._cache_state
         while True:
@@ -276,12 +281,27 @@ class BatcherState:
                 break
             if status == ABSENT and j == GROW:
                 cache.grow(j)
+            elif status == INVALID and plan is not None and not self._is_present(plan):
+                kept, plan = ~self._has_no_token(ids), None
+                ids, tokens = ids[kept], tokens[kept]
+                finished = finished[kept] if finished.size else finished
             else:
                 self._refuse_delivery(status, j, ids, tokens)
         done = self._ended()
         if not cache.plain:
             cache.settle()
         return done
+
+    def _is_present(self, plan):
+        """Whether a plan is that of the present step, which is not advanced yet."""
+        present = self.arrays.plan[:, : self.arrays.count.item(k.N_PLANNED)]
+        return present.size > 0 and all(map(np.array_equal, present, plan))
+
+    def _has_no_token(self, ids):
+        """bool[n]: requests for which none was sampled yet."""
+        queue = self.queue.handle.state
+        slots = np.array([table_find(queue.table, id_) for id_ in ids.tolist()], np.int64)
+        return (slots != ABSENT) & (queue.request[slots, k.GENERATED] == 0)
 
     def _refuse_delivery(self, status, j, ids, tokens) -> NoReturn:
         missing = self.cache._cache_state.arrays.meta.item(MISSING)

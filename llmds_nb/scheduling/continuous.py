@@ -180,8 +180,8 @@ class ContinuousBatcher(QueueOwner, Stored):
         tenant : int
             For the policy "fair", >= 0.
         request_id : int, optional
-            An id >= 0 that is not in use: neither that of a request that has not ended, or whose
-            token is still to be delivered, nor of a sequence. Default: the next that is not.
+            An id >= 0 that is not in use: neither that of a request that has not ended nor of a
+            sequence. Default: the next that is not.
         stop : int32[m], optional
             Distinct tokens: the request ends when one of them is sampled.
 
@@ -366,7 +366,8 @@ class ContinuousBatcher(QueueOwner, Stored):
         A request that ends here, by `stop` or `finished`, drops what the present step computes for
         it, as one that is cancelled does. One that had `max_new_tokens`, or was cancelled, has
         ended before; its token is not needed. One that was preempted waits at its place until its
-        token is delivered. Files and copies hold what is still to be delivered.
+        token is delivered. Files and copies hold what is still to be delivered. With a plan, one is
+        passed over, too, that was submitted since under the id of one that has ended.
 
         Parameters
         ----------
@@ -401,13 +402,16 @@ class ContinuousBatcher(QueueOwner, Stored):
         >>> batcher.advance(second), batcher.deliver(second, [42])
         (array([], dtype=int64), array([0]))
         """
+        if tokens is None:
+            raise TypeError("tokens must be one for each row that samples, not None")
         ids, found, mask, samples = answer(plan_or_ids, tokens, finished)
+        plan = None if samples is None else plan_or_ids
         if samples is not None:
             ids, found = ids[samples], found[samples]
             mask = mask[samples] if mask.size else mask
         now, state = self._queue.now(), self._batcher_state
         with self._lock, self._cache_lock:
-            return state.deliver(now, ids, found, mask)
+            return state.deliver(now, ids, found, mask, plan)
 
     def cancel(self, seq_ids: ArrayLike) -> None:
         """End requests, int or int64[m], that wait, run or are in a step. O(m log n + running).

@@ -120,14 +120,20 @@ def inputs(state: BatcherState, plan: StepPlan, out: Any, pad_to: Any, width: An
     given = state.handle.address, *plan[:3], padded, columns
     try:
         status = step_inputs(*given, buffer, places)
-    except REFUSALS:  # of arrays of other types
-        status = INVALID
+    except REFUSALS:  # of arrays of other types, or read-only ones as from another process
+        given = state.handle.address, *map(_own, plan[:3]), padded, columns
+        status = step_inputs(*given, buffer, places)
     if status == GROW and out is None:
         buffer = np.empty(places.item(N_PARTS), np.int32)
         status = step_inputs(*given, buffer, places)
     if status != OK:
         _refuse(state, status, buffer.size, columns)
     return _views(buffer, max(padded, plan.seq_ids.size), *places.tolist())
+
+
+def _own(column):
+    """A column of a plan as the kernel takes it."""
+    return validation.for_kernel(column, "the columns of plan", validation.INT64)
 
 
 def _views(out, n_rows, *places) -> StepInputs:

@@ -235,6 +235,9 @@ def test_refused_options():
     for error, message, options in [
         (ValueError, "scale", {"scale": np.nan}),
         (TypeError, "scale", {"scale": "1"}),
+        (ValueError, r"scale must be <= 3.4\d+e\+38, not 1e\+39", {"scale": 1e39}),
+        (ValueError, r"scale must be >= -3.4\d+e\+38, not -1e\+39", {"scale": -1e39}),
+        (ValueError, r"softcap must be <= 3.4\d+e\+38, not 1e\+300", {"softcap": 1e300}),
         (ValueError, "window must be >= 0, not -1", {"window": -1}),
         (TypeError, "window", {"window": 2.5}),
         (ValueError, "softcap must be >= 0", {"softcap": -1.0}),

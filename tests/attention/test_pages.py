@@ -90,6 +90,27 @@ def test_strides_of_rows():
     assert (made[0][0].transpose(0, 2, 1, 3).reshape(8, 2, 8)[:6] == rows).all()
 
 
+def test_rows_that_are_parts_of_the_pages():
+    """Tokens move along by one slot, each as it was before; then keys to where values are."""
+    pages = np.arange(2 * 8 * 4, dtype=np.float32).reshape(2, 1, 1, 8, 4)
+    before = pages.copy()
+    write_pages(*pages, *pages[:, 0].transpose(0, 2, 1, 3)[:, :7], range(1, 8))
+    assert (pages[:, 0, 0, 1:] == before[:, 0, 0, :7]).all()
+    before = pages.copy()
+    write_pages(*pages, *pages[::-1, 0].transpose(0, 2, 1, 3), range(8))
+    assert (pages == before[::-1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
+def test_infinities_stay_infinite(dtype):
+    rows = np.float32([[[np.inf, -np.inf, 3e38, -1.0]]])
+    pages = np.zeros((2, 1, 1, 1, 4), dtype)
+    write_pages(*pages, rows, rows, [0])
+    top = np.inf if dtype == np.float16 else gather_pages(pages[0], [0], 1)[0, 0, 2]
+    assert top > 2.9e38
+    assert gather_pages(pages[1], [0], 1)[0, 0].tolist() == [np.inf, -np.inf, top, -1.0]
+
+
 def test_gather():
     rng = np.random.default_rng(3)
     pages = rng.standard_normal((7, 2, 4, 5), np.float32)
@@ -110,6 +131,7 @@ def test_refused():
         (ValueError, "not -1", (*pages, rows, rows, [-1, 2])),
         (TypeError, "slots must be integers", (*pages, rows, rows, [0.0, 1.0])),
         (ValueError, "one-dimensional", (*pages, rows, rows, [[0, 1]])),
+        (ValueError, "slots must be numbers, or rows", (*pages, rows, rows, [[0], [1, 2]])),
         (ValueError, r"k must have shape \[3, 2, 8\], not \[2, 2, 8\]",
          (*pages, rows, rows, [0, 1, 2])),
         (ValueError, "v must have shape", (*pages, rows, rows[:, :1], slots)),

@@ -162,6 +162,16 @@ def test_keyed_pages_are_found_once_they_are_named():
     assert again.match(ids, extra=extra) == 8
 
 
+def test_a_naming_that_repeats_what_is_known_keeps_the_keys_of_pages():
+    cache, extra, ids = KVCache(16, 4), [(0, 3, "image")], [1, 2, 3, 4]
+    cache.attach(1, [1, 2], extra=extra)
+    cache.reserve(1, 2)
+    cache.set_tokens(1, 0, ids)
+    cache.commit(1, 4)
+    cache.check()
+    assert cache.match(ids) == 0 and cache.match(ids, extra=extra) == 4
+
+
 def test_what_a_reset_forgets_is_not_shared_by_its_names():
     cache = KVCache(8, T)
     cache.attach(1, [])

@@ -50,7 +50,10 @@ BAD_CALLS = [
     (lambda b: b.deliver([9], [1, 1]), ValueError, "tokens has 2"),
     (lambda b: b.deliver([9], [-2]), ValueError, "tokens"),
     (lambda b: b.inputs(b.plan[:3]), TypeError, "plan must be a StepPlan, not tuple"),
-    (lambda b: b.inputs(b.plan._replace(seq_ids=[0, 1])), ValueError, "not the present step"),
+    (lambda b: b.inputs(b.plan._replace(seq_ids=[0, 7])), ValueError, "not the present step"),
+    (lambda b: b.inputs(b.plan._replace(seq_ids=[0.5, 1])), TypeError, "columns of plan"),
+    (lambda b: b.deliver(b.plan, None), TypeError, "tokens must be one for each row .* not None"),
+    (lambda b: b.deliver([0, 1], None), TypeError, "tokens must be one for each row .* not None"),
     (lambda b: b.inputs(b.plan._replace(starts=b.plan.starts + 1)), ValueError, "not the present"),
     (lambda b: b.inputs(b.plan, width=0), ValueError, "width must be >= 1"),
     (lambda b: b.inputs(b.plan, width=-1), ValueError, "width"),
@@ -113,6 +116,9 @@ def test_tokens_are_delivered_before_the_next_step_is_advanced():
     for tokens, error in (([4, -1], "token of request 1 must be >= 0"), ([4], "tokens has 1")):
         with pytest.raises(ValueError, match=error):
             batcher.deliver([0, 1], tokens)
+    for options in ({}, {"finished": [True, True]}):
+        with pytest.raises(ValueError, match="seq_ids must be distinct, but 1 stands twice"):
+            batcher.deliver([1, 1], [4, 4], **options)
     batcher.check()
     assert batcher.deliver(first, [4, 5], finished=[False, True]).tolist() == [1]
     with pytest.raises(ValueError, match="request 0 has no token"):

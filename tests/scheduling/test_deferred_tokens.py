@@ -130,3 +130,59 @@ def test_an_engine_one_step_ahead_generates_the_same(policy):
             assert texts.get(id_, []) == text or id_ in cancelled
         assert batcher.cache.stats().n_sequences == 0 == batcher.stats().running
     assert preempted > 3 and stopped > 3
+
+
+def test_a_row_that_ended_before_its_inputs_were_read_has_a_page_for_each_of_its_tokens():
+    """Else its length would lead an attention kernel beyond the block table."""
+    for max_running, cancelled, width in ((2, [1], 5), (2, [0], 5), (2, [0, 1], 5), (1, [0], 1)):
+        batcher = ContinuousBatcher(KVCache(16, 4), max_running=max_running)
+        batcher.submit([1, 2, 3], max_new_tokens=4)
+        batcher.submit(list(range(20)), max_new_tokens=4)
+        plan = batcher.step()
+        batcher.cancel(cancelled)
+        inputs = batcher.inputs(plan)
+        assert inputs.block_table.shape == (max_running, width)
+        assert (inputs.kv_len <= width * 4).all() and inputs.used == batcher.inputs_size(
+            max_running, plan.slots.size, width
+        )
+        for i in cancelled:
+            assert (inputs.block_table[i] == 16).all()
+        if width > 1:
+            with pytest.raises(ValueError, match="width must be >= 5, the most pages of a row"):
+                batcher.inputs(plan, width=4)
+
+
+def test_a_plan_brings_no_token_to_a_later_request_of_the_same_id():
+    for steps in range(2):
+        batcher = ContinuousBatcher(KVCache(16, 4))
+        for id_ in (5, 6):
+            batcher.submit([1, 2, 3], max_new_tokens=9, request_id=id_)
+        first = batcher.step()
+        batcher.advance(first)
+        batcher.cancel(5)
+        batcher.submit([4] * 6, max_new_tokens=9, request_id=5)
+        second = batcher.step() if steps else None
+        with pytest.raises(ValueError, match="request 5 has no token to be delivered"):
+            batcher.deliver([5, 6], [1, 2])
+        assert batcher.deliver(first, [1, 2], finished=[True, False]).size == 0
+        assert batcher.cache.tokens(6).tolist() == [1, 2, 3, 2]
+        with pytest.raises(ValueError, match="request 6 has no token to be delivered"):
+            batcher.deliver(first, [1, 2])
+        if second:
+            with pytest.raises(ValueError, match="request 6 has no token to be delivered"):
+                batcher.deliver(second, [1, 2])
+            batcher.advance(second, [3, 8])
+            assert batcher.cache.tokens(5).tolist() == [4] * 6 + [8]
+        batcher.check()
+
+
+def test_a_plan_of_read_only_arrays_is_a_plan():
+    """As pickles out of band and shared memory give them."""
+    batcher = ContinuousBatcher(KVCache(16, 4))
+    batcher.submit([1, 2, 3], max_new_tokens=4)
+    plan = batcher.step()
+    for array in (plan.seq_ids, plan.starts, plan.n_tokens, plan.samples):
+        array.flags.writeable = False
+    assert batcher.inputs(plan).tokens.tolist() == [1, 2, 3]
+    batcher.advance(plan)
+    assert batcher.deliver(plan, [7], finished=[True]).tolist() == [0]

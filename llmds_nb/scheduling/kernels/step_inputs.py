@@ -24,6 +24,7 @@ from .sequence_pages import (
     page_shift,
     pages_held,
     pages_in_all,
+    pages_of,
     sequence_row,
     table_write,
     tokens_write,
@@ -71,18 +72,21 @@ def _plan_differs(batcher, seq_ids, starts, n_tokens):
 def _rows_find(batcher, queue, cache, found):
     """found int64[N_PLANNED]: the sequences of the rows, ABSENT of those that have ended. O(R).
 
-    Returns (the most pages of one, the id of a sequence that is not as it was left or ABSENT).
+    Returns (the most pages of one, the id of a sequence that is not as it was left or ABSENT). One
+    that has ended has the pages that its tokens would take.
     """
     request, running, n_running = queue.request, batcher.running, queue.meta[s.RUNNING]
     width, place = np.int64(0), np.int64(0)
     for i in range(found.size):
         found[i] = ABSENT
         place = b.planned_next(request, running, n_running, place)
-        if place == 2 * n_running:
+        slot = np.int64(ABSENT)
+        if place < 2 * n_running:
+            slot = running[place if place < n_running else place - n_running]
+        if slot == ABSENT or request[slot, s.ID] != batcher.plan[0, i]:
+            width = max(width, pages_of(cache, batcher.plan[2, i]))
             continue
-        row = request[running[place if place < n_running else place - n_running]]
-        if row[s.ID] != batcher.plan[0, i]:
-            continue
+        row = request[slot]
         place += 1
         found[i] = sequence_row(cache, row[b.CACHE_ROW], row[s.ID], row[b.LENGTH])
         if found[i] == ABSENT:
