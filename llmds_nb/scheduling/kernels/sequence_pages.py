@@ -16,7 +16,10 @@ from ...kv.kernels.pages import batch_pages_missing, domain_missing
 from ...kv.kernels.prefix_table import tokens_equal
 from ...kv.kernels.state import state_at
 from ...primitives.hash_table import table_find
+from ...primitives.hashing import mix64
 from ...primitives.status import ABSENT, FULL, GROW, OK
+
+BEGINNINGS = 4096  # a power of two
 
 
 @kernel(internal=True, borrow=True)
@@ -180,6 +183,25 @@ def computes_page(cache, seq, domain, tokens, page):
         if own[0] != tokens[first] or not tokens_equal(own, tokens[first : first + size]):
             return False
     return True
+
+
+@kernel(internal=True, borrow=True)
+def beginning_of(tokens, size, domain):
+    """A number below BEGINNINGS, the same for prompts that share their first page. O(1)."""
+    mixed = np.uint64(domain)
+    for i in range(min(size, 8)):
+        mixed = mix64(mixed ^ np.uint64(tokens[i]))
+    return np.int64(mixed & np.uint64(BEGINNINGS - 1))
+
+
+@kernel(internal=True, borrow=True)
+def beginning_of_sequence(cache, seq):
+    """`beginning_of` the tokens of an attached sequence, or ABSENT without a whole page. O(1)."""
+    size = cache.tokens.shape[1]
+    if cache.seq_hot[seq, c.LENGTH] < size:
+        return np.int64(ABSENT)
+    page = cache.arena[cache.seq_hot[seq, c.BLOCK_TABLE]]
+    return beginning_of(cache.tokens[page], size, cache.seq_cold[seq, c.SEQ_DOMAIN])
 
 
 @kernel(internal=True, borrow=True)

@@ -22,6 +22,9 @@ from ...primitives.status import ABSENT, FULL, GROW, INVALID, OK
 from . import continuous as b, queue_state as s, request_queue as q
 from .bitset import bitset_discard, bitset_first
 from .sequence_pages import (
+    BEGINNINGS,
+    beginning_of,
+    beginning_of_sequence,
     computes_page,
     domain_has_room,
     domain_note_get,
@@ -230,6 +233,22 @@ def _start(batcher, queue, now, slot, cached, budget):
 
 
 @kernel(noinline=True, borrow=True)
+def _beginnings_note(batcher, queue, cache, first, begun):
+    """Set begun[beginning_of(..)] of all in prefill, which are not before running[first]. O(R)."""
+    for j in range(first, queue.meta[s.RUNNING]):
+        row = queue.request[batcher.running[j]]
+        if row[b.LENGTH] - row[b.COMPUTED] > 1:
+            _beginning_note(cache, row, begun)
+
+
+@kernel(internal=True, borrow=True)
+def _beginning_note(cache, row, begun):
+    beginning = beginning_of_sequence(cache, row[b.CACHE_ROW])
+    if beginning != ABSENT:
+        begun[beginning] = True
+
+
+@kernel(noinline=True, borrow=True)
 def _is_being_computed(batcher, queue, cache, row, tokens, page, first):
     """Whether a running request in prefill computes this page of a prompt. O(R + tokens).
 
@@ -268,6 +287,9 @@ def _admit_others(batcher, queue, cache, shift, now, budget, first):
     meta, count, one = queue.meta, batcher.count, batcher.attach
     count[b.LACKING] = 0
     held, n_held = np.int64(ABSENT), 0
+    begun = np.zeros(BEGINNINGS, np.bool_)  # how the prompts in prefill begin: spares most scans
+    if batcher.max_hold_steps > 0:
+        _beginnings_note(batcher, queue, cache, first, begun)
     if meta[s.PARKED] > 0:
         _unpark(queue, cache, np.int64(-1))
     while budget > 0 and meta[s.WAITING] > 0 and meta[s.RUNNING] < batcher.running.size:
@@ -290,9 +312,8 @@ def _admit_others(batcher, queue, cache, shift, now, budget, first):
             break
         if row[b.HELD] < batcher.max_hold_steps:
             page = page_to_share(cache, shift, row[b.LENGTH], cached)
-            if page != ABSENT and _is_being_computed(
-                batcher, queue, cache, row, tokens, page, first
-            ):
+            may = page != ABSENT and begun[beginning_of(tokens, np.int64(1) << shift, domain)]
+            if may and _is_being_computed(batcher, queue, cache, row, tokens, page, first):
                 held = q.request_hold(queue, slot, held)
                 n_held += 1
                 if n_held == batcher.running.size:
@@ -305,6 +326,7 @@ def _admit_others(batcher, queue, cache, shift, now, budget, first):
         _start(batcher, queue, now, slot, cached, budget)
         budget -= row[b.PLANNED]
         row[b.CACHE_ROW] = sequence_find(cache, row[s.ID])
+        _beginning_note(cache, row, begun)
         if meta[s.PARKED] > 0:
             _unpark(queue, cache, domain)
     return FORMED, held
