@@ -39,17 +39,14 @@ def checked(engine: Any, prompts: list[Any], params: list[SamplingParams]) -> li
     return found
 
 
-def run(
-    engine: Any, wanted: list[Any], progress: bool, names: "list[str | None] | None" = None
-) -> list[Request]:
+def run(engine: Any, wanted: list[Any], progress: bool) -> list[Request]:
     """Submit and compute requests, `n` for each prompt; cancels them where it is interrupted."""
     requests: list[Request] = []
     try:
         for tokens, own in wanted:
-            seed = engine._seeds.of(own)
-            for i in range(own.n):
-                name = names[len(requests)] if names else None
-                engine._submit(tokens, own, derived_seed(seed, i), name, 0, requests)
+            first = engine._submit(tokens, own, None, None, 0, requests)
+            for i in range(1, own.n):
+                engine._submit(tokens, own, derived_seed(first._seed, i), None, 0, requests)
         with progress_bar(progress, len(requests), "generate", "request") as advance:
             left = requests[::-1]
             while left:
@@ -90,7 +87,10 @@ def generate_batch(
     from transformers.generation.continuous_batching import RequestStatus
 
     given = prompt_list(inputs)
-    params = _params_of(engine.model.generation_config if config is None else config, options)
+    own_config = engine.model.generation_config
+    if config is None and own_config is not None and "eos_token_id" not in options:
+        options = {**options, "eos_token_id": None}  # the engine knows the model's own
+    params = _params_of(own_config if config is None else config, options)
     own = [f"req_{i}" for i in range(len(given))] if names is None else list(map(str, names))
     if len(set(own)) != len(given):
         raise ValueError(f"request_ids must be {len(given)} different names, not {len(set(own))}")
@@ -109,7 +109,18 @@ def generate_batch(
 
 
 _FIELDS = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p"}
-_FIELDS |= {"repetition_penalty", "eos_token_id", "num_return_sequences"}
+_FIELDS |= {"repetition_penalty", "eos_token_id", "num_return_sequences", "stop_strings"}
+# Fields that would change the tokens, and the values of them that change nothing, besides None.
+_REFUSED: dict[str, Any] = {
+    "bad_words_ids": [], "begin_suppress_tokens": [], "constraints": [], "diversity_penalty": 0,
+    "dola_layers": [], "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1,
+    "epsilon_cutoff": 0, "eta_cutoff": 0, "exponential_decay_length_penalty": [],
+    "force_words_ids": [], "forced_bos_token_id": [], "forced_eos_token_id": [],
+    "guidance_scale": 1, "max_time": [], "min_length": 0, "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0, "num_beams": 1, "penalty_alpha": 0, "sequence_bias": [],
+    "suppress_tokens": [], "token_healing": False, "top_h": [], "typical_p": 1,
+    "watermarking_config": [],
+}  # fmt: skip
 
 
 def _params_of(config, options):
@@ -117,6 +128,10 @@ def _params_of(config, options):
     for name in options:
         if name not in _FIELDS:
             raise TypeError(f"{name} is not supported: there are {', '.join(sorted(_FIELDS))}")
+    for name, neutral in _REFUSED.items():
+        value = getattr(config, name, None)
+        if value is not None and value != neutral:
+            raise ValueError(f"generation_config has {name}={value!r}, which is not supported")
     values = {name: getattr(config, name, None) for name in _FIELDS} | options
     defaults = SamplingParams()
     sampled = bool(values["do_sample"])
@@ -127,15 +142,15 @@ def _params_of(config, options):
         if (value := values[name]) is not None and (sampled or name == "repetition_penalty")
     }
     stop = values["eos_token_id"]
-    if isinstance(stop, int):
-        stop = [stop]
+    if stop is not None:  # a negative one stands for none
+        several = stop if isinstance(stop, list | tuple) else (stop,)
+        stop = [token for token in several if not (isinstance(token, int) and token < 0)]
     return SamplingParams(
         max_new_tokens=values["max_new_tokens"] or 20,
         temperature=(1.0 if temperature is None else temperature) if sampled else 0.0,
         top_k=(50 if top_k is None else top_k) if sampled else defaults.top_k,
-        stop_token_ids=()
-        if stop is None
-        else (stop if isinstance(stop, list | tuple) else (stop,)),
+        stop=values["stop_strings"] or (),
+        stop_token_ids=stop or (),
         ignore_eos=stop is not None,
         n=values["num_return_sequences"] or 1,
         **kept,

@@ -36,7 +36,7 @@ class CpuAttention:
         device: torch.device,
     ) -> torch.Tensor:  # fmt: skip
         """Zeroed pages, dtype[n_pages + 1, n_heads, page_size, width]."""
-        return torch.zeros((n_pages + 1, n_heads, page_size, width), dtype=dtype)
+        return torch.zeros((n_pages + 1, n_heads, page_size, width), dtype=dtype, device=device)
 
     def copy_pages(self, pages: torch.Tensor, src: Any, dst: Any) -> None:
         """Copy pages int32[n] to pages int32[n]."""

@@ -1,6 +1,6 @@
 """Engine: continuous batching of a Hugging Face model over a KVCache."""
 
-import threading
+import os
 import time
 import weakref
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ import numpy as np
 
 from llmds_nb import ContinuousBatcher, KVCache
 from llmds_nb._core import validation
+from llmds_nb._core.forking import new_lock
 from llmds_nb._core.signals import uninterrupted
 from llmds_nb._core.typing import Float32s
 
@@ -19,7 +20,7 @@ from .batches import GenerationOutput
 from .engine_stats import EngineStats, stats_of
 from .interface import Backend
 from .prompts import prompt_ids
-from .requests import Generation, Request, RequestError, StepOutput
+from .requests import Generation, Request, StepOutput
 from .salts import salt_of
 from .sampling import Sampler, SamplingParams, Seeds, sampling_params
 from .stop_strings import TextStream, decoder
@@ -67,7 +68,8 @@ class Engine:
     Thread-safe: one step runs at a time, and requests come and go meanwhile. A step that raises,
     or that is interrupted, is computed again by the next call. The model must not be called by
     anyone else until `close`. Greedy tokens are those of `generate`, where the logits are not
-    nearly equal.
+    nearly equal. Of the model's generation_config only eos_token_id counts, save in
+    `generate_batch`: how tokens are chosen is told by SamplingParams.
 
     On a GPU (CUDA, with Triton) the constructor computes a step of `max_step_tokens` tokens and
     captures CUDA graphs of the steps of one token a row. They have the weights and adapters that
@@ -105,9 +107,10 @@ class Engine:
         running = validation.integer(max_running, "max_running", low=1, high=2**20)
         check = validation.flag(self_check, "self_check")
         self._attention: Backend = opening.backend_of(self.device, threads)
-        few = opening.take_model(model, self._attention, size, dtype, self.max_len, check)
-        self._release = weakref.finalize(self, model_access.release, model)
+        hold = model_access.Hold(model)
+        self._release = weakref.finalize(self, hold.release)
         try:
+            few = opening.take_model(hold, self._attention, size, dtype, self.max_len, check)
             most = running * -(-(self.max_len or 4096) // size)
             step = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
             opening.warm_up(model, few, min(step, most * size), self.max_len)
@@ -123,14 +126,15 @@ class Engine:
                 model, self._pages, self._sampler, running, step, self.max_len
             )
         except BaseException:
-            self._release()
+            uninterrupted(self._release)
             raise
         self._requests: dict[int, Request] = {}  # by sequence id, those that have not ended
         self._by_id: dict[int | str, Request] = {}  # the same by request id
         # One step at a time; and short sections that change requests or the batcher.
-        self._stepping, self._state = threading.RLock(), threading.RLock()
+        self._stepping, self._state = new_lock(), new_lock()
         self._planned = False  # whether the batcher may have a plan
         self._thread: ThreadPoolExecutor | None = None
+        self._process = 0  # whose thread it is
         self._seconds, self._n_failed = 0.0, 0  # in steps; requests whose logits were no numbers
 
     # ---- requests ----------------------------------------------------------------------------
@@ -170,7 +174,7 @@ class Engine:
         if given.n != 1:
             raise ValueError(f"submit takes n=1, not {given.n}: generate() takes more")
         tokens = prompt_ids(prompt, self.tokenizer, self.vocab_size)
-        return self._submit(tokens, given, self._seeds.of(given), request_id, salt_of(salt, extra),
+        return self._submit(tokens, given, None, request_id, salt_of(salt, extra),
                             priority=priority, slo_ms=slo_ms)  # fmt: skip
 
     def _submit(self, tokens, params, seed, request_id, salt, into=None, **terms):
@@ -181,14 +185,18 @@ class Engine:
         if request_id is not None and not isinstance(request_id, str):
             request_id = validation.integer(request_id, "request_id", low=0, high=2**62 - 1)
             terms["request_id"] = request_id
-        request = Request(self, request_id or 0, tokens, params, stop, seed)
+        name = -1 if request_id is None else request_id  # until the batcher gives a number
+        request = Request(self, name, tokens, params, stop, seed or 0)
         if params.stop:
             request._stream = TextStream(self.tokenizer, params.stop)
-        uninterrupted(self._add, request, request_id, salt, terms, into)
+        uninterrupted(self._add, request, request_id, seed, salt, terms, into)
         return request
 
-    def _add(self, request, request_id, salt, terms, into):
-        """Submit a request to the batcher and note it. Not to be interrupted."""
+    def _add(self, request, request_id, seed, salt, terms, into):
+        """Submit a request to the batcher and note it. Not to be interrupted.
+
+        A seed is drawn only for a request that was taken: one refused does not change the others'.
+        """
         with self._state:
             self._check_open()
             if request_id in self._by_id:
@@ -200,6 +208,8 @@ class Engine:
                 request.prompt_ids, max_new_tokens=new, salt=salt, stop=stop, **terms
             )
             request._seq_id = id_
+            if seed is None:
+                request._seed = self._seeds.of(request.params)
             if request_id is None:
                 request.request_id = id_
             self._requests[id_] = request
@@ -274,7 +284,9 @@ class Engine:
         """Plan and compute a step: its Answer, or None if there is nothing to do."""
         with self._state:
             plan = self.batcher.plan if self._planned else None
-            if not plan:  # else an interrupted step, which is computed again
+            if plan:  # a step that raised, which is computed again
+                self._runner.forget_rows()
+            else:
                 self._planned = True
                 plan = self.batcher.step()
                 if not plan:
@@ -295,12 +307,9 @@ class Engine:
         """Hand an answer to the batcher and the requests. Not to be interrupted."""
         with self._state:
             ended = answer.ended()
-            for request in answer.failed:
+            for request, error in answer.errors():
                 if not request.finished:
-                    request.error = RequestError(
-                        f"request {request.request_id!r}: the logits of its next token are NaN or "
-                        "infinite"
-                    )
+                    request.error = error
                     self._n_failed += 1
                     self.batcher.cancel(request._seq_id)  # so that its pages are not committed
                     self._end(request, "error")
@@ -352,7 +361,9 @@ class Engine:
             Each as for `submit`.
         generation_config : GenerationConfig, optional
             Default: that of the model. Of its fields count max_new_tokens, do_sample, temperature,
-            top_k, top_p, min_p, repetition_penalty, eos_token_id and num_return_sequences.
+            top_k, top_p, min_p, repetition_penalty, eos_token_id, stop_strings and
+            num_return_sequences. Others that would change the tokens are refused, but max_length
+            is not read: without max_new_tokens there are 20.
         progress_bar : bool
             Whether to show a bar after a second.
         request_ids : list of str, optional
@@ -429,16 +440,20 @@ class Engine:
         with self._stepping, self._state:
             for request in list(self._requests.values()):
                 request.cancel()
-            self._release()
-            if self._thread is not None:
+            uninterrupted(self._release)
+            if self._thread is not None and self._process == os.getpid():
                 self._thread.shutdown(wait=False)
-                self._thread = None
+            self._thread = None
 
     def __enter__(self) -> "Engine":
+        self._check_open()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an Engine cannot be copied or pickled: it holds a model of this process")
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
@@ -455,6 +470,6 @@ class Engine:
         """The one thread in which asynchronous iterators compute steps."""
         with self._state:
             self._check_open()
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "llmds_nb engine")
+            if self._thread is None or self._process != os.getpid():  # a fork leaves threads behind
+                self._thread, self._process = ThreadPoolExecutor(1, "llmds_nb engine"), os.getpid()
             return self._thread

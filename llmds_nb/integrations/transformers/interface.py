@@ -188,10 +188,18 @@ def tensors_of(inputs: StepInputs, keep: Any, device: torch.device) -> dict[str,
 def run_model(model: Any, forward: Forward) -> torch.Tensor:
     """Compute a step: logits [S, V] of the tokens `keep`. Every layer must have attended once."""
     keep = forward.tensors["keep"]
-    logits = _run(model, forward, logits_to_keep=keep).logits[0]
+    logits = logits_of(model, _run(model, forward, logits_to_keep=keep))
     if logits.shape[0] != keep.shape[0]:  # the model knows no logits_to_keep
         logits = logits[keep]
     return logits
+
+
+def logits_of(model: Any, output: Any) -> torch.Tensor:
+    """The logits [T, V] of what a model returned; UnsupportedModelError where it has none."""
+    if not hasattr(output, "logits"):
+        kind = type(output).__name__
+        raise UnsupportedModelError(f"{type(model).__name__} returns a {kind} without logits")
+    return output.logits[0]
 
 
 def run_base(model: Any, forward: Forward) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """A model in the hands of engines: what is demanded of it, and its attention setting."""
 
-import threading
 import weakref
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from llmds_nb._core.forking import new_lock
+from llmds_nb._core.signals import uninterrupted
+
 from .interface import NAME, UnsupportedModelError
 
-_lock = threading.Lock()
+_lock = new_lock()  # reentrant: within it an engine may be collected, which releases a model
 # The models that engines have, with their own settings of attention and how many engines those are.
 _held: "weakref.WeakKeyDictionary[Any, _Held]" = weakref.WeakKeyDictionary()
 
@@ -74,33 +76,59 @@ def is_held(model: Any) -> bool:
     return model in _held
 
 
-def hold(model: Any) -> None:
-    """Let the model attend through the engine; its own setting comes back by `release`."""
-    with _lock:
-        held = _held.get(model)
-        if held is None:
-            held = _Held(model)
-            try:
-                model.set_attn_implementation(NAME)
-            except BaseException as error:
-                held.restore()
-                if isinstance(error, ValueError | ImportError):
-                    name = type(model).__name__
-                    text = f"{name} does not take another attention function: {error}"
-                    raise UnsupportedModelError(text) from error
-                raise
-            _held[model] = held
-        held.n_engines += 1
+class Hold:
+    """An engine's hold of a model, which attends through the engine meanwhile.
 
+    Parameters
+    ----------
+    model : PreTrainedModel
+        It has its own setting again when no engine holds it.
+    """
 
-def release(model: Any) -> None:
-    """Give a model back that `hold` took."""
-    with _lock:
-        held = _held[model]
-        held.n_engines -= 1
-        if not held.n_engines:
-            held.restore()
-            del _held[model]
+    def __init__(self, model: Any) -> None:
+        self.model, self._taken = model, False
+
+    def take(self) -> None:
+        """Let the model attend through the engine.
+
+        Raises
+        ------
+        UnsupportedModelError
+            It does not take another attention function.
+        """
+        uninterrupted(self._take)
+
+    def _take(self):
+        model = self.model
+        with _lock:
+            held = _held.get(model) or _Held(model)
+            held.n_engines += 1
+            if held.n_engines == 1:
+                try:
+                    model.set_attn_implementation(NAME)
+                except BaseException as error:
+                    held.restore()
+                    if isinstance(error, ValueError | ImportError):
+                        name = type(model).__name__
+                        text = f"{name} does not take another attention function: {error}"
+                        raise UnsupportedModelError(text) from error
+                    raise
+                _held[model] = held
+            self._taken = True
+
+    def release(self) -> None:
+        """End it, if it was taken; again: nothing."""
+        uninterrupted(self._give)
+
+    def _give(self):
+        with _lock:
+            if self._taken:
+                self._taken = False
+                held = _held[self.model]
+                held.n_engines -= 1
+                if not held.n_engines:
+                    held.restore()
+                    del _held[self.model]
 
 
 def longest(config: Any) -> int | None:

@@ -7,9 +7,10 @@ import torch
 from llmds_nb import CapacityError
 from llmds_nb._core import validation
 
-from . import model_access, self_check
+from . import self_check
 from .cpu_attention import CpuAttention
 from .interface import Backend
+from .model_access import Hold, is_held
 from .pages import KvPages, free_memory, page_bytes, pages_that_fit
 from .sampling import Sampler
 from .steps import StepRunner
@@ -89,18 +90,19 @@ def warm_up(model: Any, few: KvPages, n_tokens: int, max_len: int | None) -> Non
 
 
 def stop_tokens(model: Any) -> frozenset[int]:
-    """The model's own end-of-sequence tokens."""
+    """The model's own end-of-sequence tokens; a negative one stands for none."""
     found = None
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         if found is None and config is not None:
             found = config.eos_token_id
     if found is None:
         return frozenset()
-    return frozenset(map(int, found)) if isinstance(found, list | tuple) else frozenset((found,))
+    several = found if isinstance(found, list | tuple) else (found,)
+    return frozenset(int(token) for token in several if token >= 0)
 
 
 def take_model(
-    model: Any, backend: Backend, page_size: int, dtype: torch.dtype, max_len: int | None,
+    hold: Hold, backend: Backend, page_size: int, dtype: torch.dtype, max_len: int | None,
     check: bool,
 ) -> KvPages:  # fmt: skip
     """Let the model attend through the engine, and compare it with itself if `check`.
@@ -108,25 +110,22 @@ def take_model(
     Returns
     -------
     KvPages
-        A few pages, from which the shapes of every layer are known. The caller gives the model
-        back by `model_access.release`; where this raises, it has its own attention again.
+        A few pages, from which the shapes of every layer are known. The caller releases the hold,
+        also where this raises.
     """
+    model = hold.model
     vocab_size = model.get_input_embeddings().num_embeddings
     n_layers = model.config.get_text_config().num_hidden_layers
     own = None
-    if check and not model_access.is_held(model):
+    if check and not is_held(model):
         own = self_check.own_logits(model, vocab_size)
-    model_access.hold(model)
-    try:
-        few = self_check.pages_needed(page_size)
-        pages = KvPages(backend, n_layers, few, page_size, dtype, model.device)
-        ours = self_check.probe(model, pages, backend, vocab_size)
-        self_check.check_windows(model, pages, max_len)
-        if own is not None:
-            self_check.compare(model, own, ours, dtype)
-    except BaseException:
-        model_access.release(model)
-        raise
+    hold.take()
+    few = self_check.pages_needed(page_size)
+    pages = KvPages(backend, n_layers, few, page_size, dtype, model.device)
+    ours = self_check.probe(model, pages, backend, vocab_size)
+    self_check.check_windows(model, pages, max_len)
+    if own is not None:
+        self_check.compare(model, own, ours, dtype)
     return pages
 
 

@@ -31,7 +31,8 @@ def prompt_ids(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt
         )["input_ids"]  # fmt: skip
     elif hasattr(prompt, "detach"):  # a tensor
         prompt = prompt.detach().cpu().numpy()
-    if isinstance(prompt, Mapping | set | frozenset | bytes) or not hasattr(prompt, "__len__"):
+    scalar = not hasattr(prompt, "__len__") or np.ndim(prompt) == 0
+    if scalar or isinstance(prompt, Mapping | set | frozenset | bytes):
         raise TypeError(f"{name} must be token ids, text or messages, not {type(prompt).__name__}")
     tokens = np.array(validation.token_ids(prompt, name))
     if not tokens.size:
@@ -49,7 +50,7 @@ def prompt_list(prompts: Any) -> list[Any]:
         kind = type(prompts).__name__
         raise TypeError(f"prompts must be a list of prompts, not one {kind}")
     found = list(prompts)
-    if found and isinstance(found[0], int | np.integer | Mapping):
+    if found and (isinstance(found[0], int | Mapping) or getattr(found[0], "ndim", None) == 0):
         kind = "one chat" if isinstance(found[0], Mapping) else "token ids of one prompt"
         raise TypeError(f"prompts must be a list of prompts, not {kind}: put it in a list")
     return found

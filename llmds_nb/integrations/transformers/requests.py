@@ -1,15 +1,15 @@
 """Request: one request of an Engine, an iterator over its tokens; and what it came to."""
 
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llmds_nb._core.forking import new_lock
 from llmds_nb._core.typing import Int32s
 
 from .stop_strings import TextStream, complete_part
-from .streaming import stream
+from .streaming import TokenStream
 
 
 class LogProb(NamedTuple):
@@ -77,7 +77,7 @@ class Request:
         self._logprobs: list[LogProb] = []
         self._stream: TextStream | None = None  # of one with stop strings
         self._n_read = 0
-        self._reading = threading.Lock()
+        self._reading = new_lock()
 
     @property
     def tokens(self) -> list[int]:
@@ -139,7 +139,12 @@ class Request:
         raise StopIteration
 
     def __aiter__(self) -> AsyncIterator[int]:
-        return stream(self._engine, self)
+        return TokenStream(self._engine, self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Request cannot be copied or pickled: it is of an Engine; result() gives a Generation"
+        )
 
     def __repr__(self) -> str:
         state = self.finish_reason or "running"
@@ -166,7 +171,7 @@ def _top(ids, logs, n):
 class Answer:
     """What a step computed."""
 
-    __slots__ = ("failed", "logprobs", "requests", "seq_ids", "tokens")
+    __slots__ = ("failed", "logprobs", "requests", "seq_ids", "tokens", "undecoded")
 
     def __init__(
         self, seq_ids: Any, requests: list[Request | None], tokens: Any,
@@ -175,11 +180,12 @@ class Answer:
         self.seq_ids, self.requests = seq_ids, requests  # None: was cancelled
         self.tokens, self.logprobs = tokens, logprobs  # int32[n], -1 where none was sampled
         self.failed = failed  # their logits are no numbers
+        self.undecoded: dict[Request, Exception] = {}  # for whose tokens the tokenizer has no text
 
     def ended(self) -> Any:
         """Which rows end by a stop string, bool[n], None for none; the batcher knows stop tokens.
 
-        Texts have grown; where a tokenizer raises, none has.
+        Texts have grown but those of `undecoded`; where this is interrupted, none has.
         """
         rows = [i for i, r in enumerate(self.requests) if r is not None and r._stream is not None]
         if not rows:
@@ -189,16 +195,31 @@ class Answer:
         try:
             for i in rows:
                 r, token = self.requests[i], int(self.tokens[i])
-                if r is None or r._stream is None or r.finished or token < 0 or token in r._stop:
+                if r is None or r._stream is None or r.finished or token < 0:
                     continue
                 grown.append((r._stream, r._stream._state))
-                r._stream.add(token)
+                try:
+                    r._stream.add(token)
+                except Exception as error:
+                    self.undecoded[r] = error
                 ended[i] = r._stream.stopped is not None
         except BaseException:
             for stream, state in grown:
                 stream._state = state
             raise
         return ended
+
+    def errors(self) -> Iterator[tuple[Request, RequestError]]:
+        """The requests that fail by this step, and why."""
+        for r in self.failed:
+            reason = "the logits of its next token are NaN or infinite"
+            yield r, RequestError(f"request {r.request_id!r}: {reason}")
+        for r, cause in self.undecoded.items():
+            name = type(cause).__name__
+            text = f"request {r.request_id!r}: its tokenizer raised {name}: {cause}"
+            error = RequestError(text)
+            error.__cause__ = cause
+            yield r, error
 
     def deliver(self, end: Callable[[Request, str], None]) -> list[StepOutput]:
         """Give the tokens to the requests, and `end` those that end by them."""

@@ -11,7 +11,7 @@ import torch
 
 from llmds_nb.scheduling import StepInputs
 
-from .interface import Backend, Forward, UnsupportedModelError, run_model, tensors_of
+from .interface import Backend, Forward, UnsupportedModelError, logits_of, run_model, tensors_of
 from .pages import KvPages
 
 _LENGTHS = 13, 22
@@ -24,7 +24,7 @@ def own_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
     """What the model itself computes for the prompts: logits [n, V] of each."""
     with torch.inference_mode():
         prompts = [torch.from_numpy(p).to(model.device) for p in _prompts(vocab_size)]
-        return [model(input_ids=p[None], use_cache=False).logits[0] for p in prompts]
+        return [logits_of(model, model(input_ids=p[None], use_cache=False)) for p in prompts]
 
 
 def _prompts(vocab_size):

@@ -43,6 +43,10 @@ class StepRunner:
     def reset(self) -> None:
         """The model has new weights."""
 
+    def forget_rows(self) -> None:
+        """A step is computed again: the sampler has seen tokens of it that nobody got."""
+        self._owner[:] = -1
+
     def copy_pages(self, cache: KVCache) -> None:
         """Do the copies that are due before the step. Not to be interrupted: they are taken."""
         moves = cache.pending_copies()
@@ -76,6 +80,7 @@ class StepRunner:
             bad[places] = found.bad.cpu().numpy()
             if found.logprobs is not None:
                 logprobs = log_probs(own, found.logprobs)
+        tokens[bad] = -1
         failed = [r for i in np.flatnonzero(bad).tolist() if (r := requests[i]) is not None]
         return Answer(plan.seq_ids, requests, tokens, logprobs, failed)
 

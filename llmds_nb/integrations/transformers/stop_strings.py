@@ -127,7 +127,7 @@ class TextStream:
             return ""
         state = self._state
         new = ""
-        if state.stopped is None:
+        if state.stopped is None and state.window:
             text = self._decode(list(state.window))
             revised = not text.startswith(state.released)
             new = self._alone(state.window) if revised else text[len(state.released) :]

@@ -1,16 +1,38 @@
 """Tokens of a request as an asynchronous iterator."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 
-async def stream(engine: Any, request: Any) -> AsyncIterator[int]:
-    """Yield the tokens of a request; steps run in the one thread of the engine's executor.
+class TokenStream:
+    """The tokens of a request; steps run in the one thread of the engine's executor.
 
     Where the iteration is left before its end, by `aclose`, a cancelled task or an error, the
     request is cancelled.
+
+    Parameters
+    ----------
+    engine : Engine
+    request : Request
     """
+
+    def __init__(self, engine: Any, request: Any) -> None:
+        self._request, self._tokens = request, _tokens(engine, request)
+
+    def __aiter__(self) -> "TokenStream":
+        return self
+
+    async def __anext__(self) -> int:
+        return await anext(self._tokens)
+
+    async def aclose(self) -> None:
+        """Leave the iteration; also one that has not begun."""
+        await self._tokens.aclose()
+        self._request.cancel()
+
+
+async def _tokens(engine, request) -> AsyncGenerator[int, None]:
     loop, at = asyncio.get_running_loop(), 0
     try:
         while True:

@@ -1,5 +1,7 @@
 """Errors and interrupts in the middle of the engine's calls: all is whole, and goes on."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,60 @@ def test_a_submission_interrupted_at_any_line(llama, prompts):
             engine.submit(prompts[0], max_new_tokens=2)
 
         interrupt_every_line(make, call, observe, only=OURS)
+
+
+def test_a_constructor_interrupted_at_any_line_gives_the_model_back():
+    model = build("llama", num_hidden_layers=1)
+    own = model.config._attn_implementation
+    options = {"page_size": 16, "n_pages": 8, "max_running": 2}
+
+    def attention(_):
+        return model.config._attn_implementation
+
+    class Maker:
+        def check(self):
+            gc.collect()
+            assert attention(self) == own
+
+    n = interrupt_every_line(
+        Maker, lambda _: Engine(model, **options).close(), attention, only=OURS, every=11
+    )
+    assert n > 20 and model.config._attn_implementation == own
+    with Engine(model, **options) as engine:
+        engine.generate([[1, 2]], progress=False)
+
+
+def test_a_close_interrupted_at_any_line_is_ended_by_the_next(prompts):
+    model = build("llama", num_hidden_layers=1)
+    own = model.config._attn_implementation
+
+    def make():
+        engine = small(model)
+        engine.made = [engine.submit(p, max_new_tokens=NEW) for p in prompts]
+        engine.step()
+        return engine
+
+    def closed(engine):
+        engine.close()
+        return [r.finish_reason for r in engine.made], model.config._attn_implementation
+
+    interrupt_every_line(make, Engine.close, closed, only=OURS)
+    assert model.config._attn_implementation == own
+
+
+def test_a_cancel_interrupted_at_any_line(llama, prompts):
+    opened = []
+
+    def make():
+        engine = small(llama)
+        opened.append(engine)
+        engine.made = [engine.submit(p, max_new_tokens=NEW, stop="zzz") for p in prompts]
+        engine.step()
+        return engine
+
+    interrupt_every_line(make, lambda engine: engine.made[1].cancel(), seen, only=OURS)
+    for engine in opened:
+        engine.close()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
