@@ -198,7 +198,7 @@ def gather_pages(
     """
     own = stored(pages, "pages")
     n_pages, n_heads, page_size, width = own.shape
-    table = np.asarray(block_row)
+    table = array_of(block_row, "block_row")
     if table.size == 0:
         table = table.astype(INT32)
     if table.ndim != 1 or table.dtype.kind not in "iu":

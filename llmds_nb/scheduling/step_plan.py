@@ -157,8 +157,12 @@ def _padded(state, pad_to):
 
 
 def _checked(out):
-    if type(out) is not np.ndarray or out.dtype != np.int32 or out.ndim != 1:
-        raise TypeError("out must be a one-dimensional int32 array")
+    if type(out) is not np.ndarray:
+        raise TypeError(f"out must be a one-dimensional int32 array, not {validation.shown(out)}")
+    if out.dtype != np.int32 or out.ndim != 1:
+        raise TypeError(
+            f"out must be a one-dimensional int32 array, not {out.dtype} of shape {list(out.shape)}"
+        )
     if not out.flags.carray:
         raise ValueError("out must be contiguous, aligned and writable")
     return out

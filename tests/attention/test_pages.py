@@ -148,6 +148,7 @@ def test_refused():
         (ValueError, r"\[0, 3\), not 3", (pages[0], [0, 3], 5)),
         (ValueError, "kv_len must be <= 8, not 9", (pages[0], [0, 1], 9)),
         (TypeError, "block_row", (pages[0], [0.5], 1)),
+        (ValueError, "block_row must be numbers, or rows", (pages[0], [[0], [1, 2]], 1)),
         (ValueError, "out must have shape", (pages[0], [0], 1, np.zeros((2, 2, 8), np.float32))),
     ]:
         with pytest.raises(error, match=message):

@@ -63,8 +63,10 @@ BAD_CALLS = [
     (
         lambda b: b.inputs(b.plan, out=np.zeros(99)),
         TypeError,
-        "out must be a one-dimensional int32",
+        r"out must be a one-dimensional int32 array, not float64 of shape \[99\]",
     ),
+    (lambda b: b.inputs(b.plan, out=np.zeros((1, 99), np.int32)), TypeError, r"shape \[1, 99\]"),
+    (lambda b: b.inputs(b.plan, out=[0, 0]), TypeError, r"int32 array, not \[0, 0\]"),
     (lambda b: b.inputs(b.plan, out=np.zeros(999, np.int32)[::2]), ValueError, "contiguous"),
     (lambda b: b.inputs_size(1, -1, 1), ValueError, "n_tokens"),
     (lambda b: b.cancel([0, 9]), KeyError, "request 9 is unknown"),
