@@ -3,5 +3,5 @@
 sklearn     HNSWTransformer, in place of sklearn.neighbors.KNeighborsTransformer
 langchain   LlmdsVectorStore and LlmdsRetriever
 haystack    LlmdsDocumentStore and its retrievers
-transformers  Engine: continuous batching of Hugging Face models
+transformers  Engine: continuous batching of decoder models; PagedCache for their `generate`
 """
