@@ -97,7 +97,8 @@ def test_a_constructor_interrupted_at_any_line_gives_the_model_back():
     model = build("llama", num_hidden_layers=1)
     own = model.config._attn_implementation
     options = {"page_size": 16, "n_pages": 8, "max_running": 2, "self_check": False}
-    files = "transformers/engine.py", "transformers/opening.py", "transformers/model_access.py"
+    names = "engine.py", "opening.py", "model_access.py"
+    files = OURS[1], *(f"transformers/{name}" for name in names)
 
     def attention(_):
         return model.config._attn_implementation
@@ -108,7 +109,7 @@ def test_a_constructor_interrupted_at_any_line_gives_the_model_back():
             assert attention(self) == own
 
     n = interrupt_every_line(
-        Maker, lambda _: Engine(model, **options).close(), attention, only=files, every=5
+        Maker, lambda _: Engine(model, **options).close(), attention, only=files, every=3
     )
     assert n > 20 and model.config._attn_implementation == own
     with Engine(model, **options) as engine:
