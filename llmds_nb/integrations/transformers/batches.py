@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
+from llmds_nb._core import validation
 from llmds_nb._core.progress import progress_bar
 
 from .distributions import derived_seed
@@ -42,6 +43,7 @@ def checked(engine: Any, prompts: list[Any], params: list[SamplingParams]) -> li
 def run(engine: Any, wanted: list[Any], progress: bool) -> list[Request]:
     """Submit and compute requests, `n` for each prompt; cancels them where it is interrupted."""
     requests: list[Request] = []
+    progress = validation.flag(progress, "progress")
     try:
         for tokens, own in wanted:
             first = engine._submit(tokens, own, None, None, 0, requests)

@@ -15,7 +15,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import GenerationConfig  # noqa: E402
+from transformers import (  # noqa: E402
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GenerationConfig,
+)
 
 from llmds_nb.integrations.transformers import (  # noqa: E402
     Engine,
@@ -60,6 +64,13 @@ def test_copies_and_pickles_are_refused(llama):
             for make in (copy.copy, copy.deepcopy, pickle.dumps):
                 with pytest.raises(TypeError, match="cannot be copied or pickled"):
                     make(thing)
+
+
+def test_progress_is_true_or_false(llama):
+    with small(llama) as engine:
+        with pytest.raises(TypeError, match="progress"):
+            engine.generate([[1]], progress="yes")
+        assert engine.stats().submitted == 0
 
 
 def test_any_text_is_a_name(llama):
@@ -210,6 +221,45 @@ def test_a_model_that_returns_a_tuple(llama, monkeypatch):
     for check in (True, False):
         with pytest.raises(UnsupportedModelError, match="tuple without logits"):
             Engine(llama, n_pages=40, self_check=check)
+
+
+def test_a_model_changed_while_an_engine_has_it(llama, prompts, expected):
+    own = llama.config._attn_implementation
+    with small(llama) as engine:
+        requests = [engine.submit(p, max_new_tokens=NEW) for p in prompts]
+        llama.set_attn_implementation("eager")
+        with pytest.raises(UnsupportedModelError, match="0 of 2 layers"):
+            engine.step()
+        llama.set_attn_implementation("llmds_paged")
+        assert [list(r) for r in requests] == expected
+    assert llama.config._attn_implementation == own
+
+
+def test_every_part_of_a_composite_model_has_its_own_attention_again(prompts):
+    text = {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512, "sliding_window": 24,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_index=500
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
+    model.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
+
+    def settings():
+        parts = model.config, model.config.text_config, model.config.vision_config
+        return [part._attn_implementation for part in parts]
+
+    own = settings()
+    with Engine(model, n_pages=60) as engine:
+        assert settings() == ["llmds_paged"] * 3 != own
+        found = tokens_of(engine, prompts, max_new_tokens=NEW, ignore_eos=True)
+    assert settings() == own and found == reference(model, prompts, NEW)
 
 
 # ---- ends ---------------------------------------------------------------------------------------
