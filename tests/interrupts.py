@@ -22,7 +22,7 @@ class _Tracer:
 
     The event of a `with` line when its block is left is no event here: CPython has no such place
     for a signal, and an error there would skip the exit. Nor is anything within `uninterrupted`:
-    signals wait for its end.
+    signals wait for its end; nor within `__del__`, whose errors Python reports and drops.
     """
 
     def __init__(self, at: int, only: tuple[str, ...] = ("",)):
@@ -44,7 +44,7 @@ class _Tracer:
         if frame.f_code.co_name == "uninterrupted":
             self.waiting += 1
             return self._until_return
-        if self.waiting:
+        if self.waiting or frame.f_code.co_name == "__del__":
             return None
         entered: set[int] = set()
 
