@@ -47,12 +47,14 @@ def is_held(lock: Any) -> bool:
 class Workers:
     """A pool of threads that is made at its first use, and again in a child.
 
+    Of at most `n` threads, by default as many as the standard library makes.
+
     >>> Workers("doc").submit(max, 1, 2).result()
     2
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, n: int | None = None) -> None:
+        self._name, self._n = name, n
         self._executor: ThreadPoolExecutor | None = None
         _workers.add(self)
 
@@ -62,8 +64,14 @@ class Workers:
         if executor is None:
             from concurrent.futures import ThreadPoolExecutor  # 10 ms that few need
 
-            self._executor = executor = ThreadPoolExecutor(thread_name_prefix=self._name)
+            self._executor = executor = ThreadPoolExecutor(self._n, self._name)
         return executor.submit(function, *args)
+
+    def close(self) -> None:
+        """Let the threads end when they are done; the next `submit` makes others."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def _batcher(clock, rng, obj):
         obj.submit(rng.integers(0, 5, 6), max_new_tokens=3, slo_ms=float(rng.integers(1, 99)))
     plan = obj.step()
     ended = obj.advance(plan.seq_ids, np.full(len(plan.seq_ids), 1))
-    return obj, [[part.tolist() for part in plan], ended.tolist(), repr(obj.stats())]
+    return obj, [[np.asarray(part).tolist() for part in plan], ended.tolist(), repr(obj.stats())]
 
 
 @pytest.mark.nightly

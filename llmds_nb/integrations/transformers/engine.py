@@ -1,17 +1,15 @@
 """Engine: continuous batching of a Hugging Face model over a KVCache."""
 
-import os
 import time
 import weakref
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from llmds_nb import ContinuousBatcher, KVCache
 from llmds_nb._core import validation
-from llmds_nb._core.forking import new_lock
+from llmds_nb._core.forking import Workers, new_lock
 from llmds_nb._core.signals import uninterrupted
 from llmds_nb._core.typing import Float32s
 
@@ -133,8 +131,7 @@ class Engine:
         # One step at a time; and short sections that change requests or the batcher.
         self._stepping, self._state = new_lock(), new_lock()
         self._planned = False  # whether the batcher may have a plan
-        self._thread: ThreadPoolExecutor | None = None
-        self._process = 0  # whose thread it is
+        self._worker = Workers("llmds_nb engine", 1)  # computes steps of asynchronous iterators
         self._seconds, self._n_failed = 0.0, 0  # in steps; requests whose logits were no numbers
 
     # ---- requests ----------------------------------------------------------------------------
@@ -441,9 +438,7 @@ class Engine:
             for request in list(self._requests.values()):
                 request.cancel()
             uninterrupted(self._release)
-            if self._thread is not None and self._process == os.getpid():
-                self._thread.shutdown(wait=False)
-            self._thread = None
+            self._worker.close()
 
     def __enter__(self) -> "Engine":
         self._check_open()
@@ -466,10 +461,8 @@ class Engine:
     def _decode(self, tokens):
         return None if self._text_of is None else self._text_of(tokens)
 
-    def _executor(self):
-        """The one thread in which asynchronous iterators compute steps."""
+    def _submit_to_worker(self, function, *args):
+        """Call a function in the one thread in which asynchronous iterators compute steps."""
         with self._state:
             self._check_open()
-            if self._thread is None or self._process != os.getpid():  # a fork leaves threads behind
-                self._thread, self._process = ThreadPoolExecutor(1, "llmds_nb engine"), os.getpid()
-            return self._thread
+            return self._worker.submit(function, *args)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class TokenStream:
-    """The tokens of a request; steps run in the one thread of the engine's executor.
+    """The tokens of a request; steps run in the one thread of the engine.
 
     Where the iteration is left before its end, by `aclose`, a cancelled task or an error, the
     request is cancelled.
@@ -33,11 +33,12 @@ class TokenStream:
 
 
 async def _tokens(engine, request) -> AsyncGenerator[int, None]:
-    loop, at = asyncio.get_running_loop(), 0
+    at = 0
     try:
         while True:
             if len(request._tokens) <= at and not request.finished:
-                await loop.run_in_executor(engine._executor(), engine._run_until, request, at)
+                step = engine._submit_to_worker(engine._run_until, request, at)
+                await asyncio.wrap_future(step)
             while at < len(request._tokens):
                 at += 1
                 yield request._tokens[at - 1]
