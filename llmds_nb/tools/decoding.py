@@ -12,11 +12,12 @@ than one control character in fifty.
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput
+from .errors import BadInput, bad_input
 
 UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _REPLACED = "\ufffd"
@@ -51,6 +52,20 @@ def raw_lines(path: Path) -> Iterator[bytes]:
             return
     with open(path, encoding="utf-16", errors="replace", newline="\n") as lines:
         yield from (line.encode("utf-8", "replace") for line in lines)
+
+
+def utf8_lines(path: str) -> list[str]:
+    """The lines of a file of UTF-8, or of standard input for "-".
+
+    BadInput if it cannot be read, or is not UTF-8.
+    """
+    try:
+        with bad_input(path):
+            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{path}:{line}: not UTF-8") from None
 
 
 def json_object(line: str, expected: str = "an object", **options: Any) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from llmds_nb import RetrievalPipeline
 
 from .arguments import as_typed
+from .decoding import utf8_lines
 from .demo.corpus import split_indexed
 from .errors import BadInput, bad_input
 
@@ -43,14 +42,7 @@ def queries_of(query: str | None, path: str | None) -> list[str]:
             raise BadInput("the query is empty")
         return queries
     assert path is not None
-    try:
-        with bad_input(path):
-            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: not UTF-8") from None
-    queries = [line.strip() for line in lines if line.strip()]
+    queries = [line.strip() for line in utf8_lines(path) if line.strip()]
     if not queries:
         raise BadInput(f"{path}: no query in it")
     return queries

@@ -1,13 +1,12 @@
 """The prompts of a run: of the command line, of a file, or of random tokens."""
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import BadInput, bad_input
+from ..decoding import utf8_lines
+from ..errors import BadInput
 
 _TAIL = (8, 64)  # tokens of a request behind the shared prefix, drawn evenly
 
@@ -23,14 +22,7 @@ def prompts_of(given: list[str], path: str | None) -> list[Any]:
 
 
 def _read(path):
-    try:
-        with bad_input(path):
-            content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: not UTF-8") from None
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(i, line) for i, line in enumerate(utf8_lines(path), 1) if line.strip()]
     if not numbered:
         raise BadInput(f"{path}: no prompt in it")
     if not path.endswith(".jsonl"):
