@@ -146,10 +146,13 @@ class BatcherState:
 
     def free_rows(self) -> None:
         """Let `free_rows` be those that no running request has. O(R log R)."""
-        free, n = self.arrays.free_rows, self.arrays.running.size
-        free[:] = 0
+        self.arrays.free_rows[:] = self._unused_rows()
+
+    def _unused_rows(self):
+        free, n = np.zeros_like(self.arrays.free_rows), self.arrays.running.size
         for row in np.setdiff1d(np.arange(n), self.arrays.rows[: self.queue.meta[s.RUNNING]]):
             bitset_add(free, n, int(row))
+        return free
 
     def _running(self):
         return self.arrays.running[: self.queue.meta[s.RUNNING]]
@@ -409,10 +412,8 @@ class BatcherState:
         """Assert what holds of rows and of the plan, given the running requests."""
         arrays, n = self.arrays, len(running)
         numbers = arrays.rows[:n]
-        free = np.zeros_like(arrays.free_rows)
-        for row in np.setdiff1d(np.arange(arrays.running.size), numbers).tolist():
-            bitset_add(free, arrays.running.size, row)
-        assert np.unique(numbers).size == n and np.array_equal(arrays.free_rows, free)
+        assert np.unique(numbers).size == n
+        assert np.array_equal(arrays.free_rows, self._unused_rows())
         end, n_decode = arrays.count.item(k.N_PLANNED), arrays.count.item(k.N_DECODE)
         plan, number = arrays.plan[:, :end], arrays.plan_rows[:end]
         assert (plan[2, :n_decode] == 1).all() and (plan[2, n_decode:] > 1).all()
