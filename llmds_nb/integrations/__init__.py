@@ -4,4 +4,5 @@ sklearn     HNSWTransformer, in place of sklearn.neighbors.KNeighborsTransformer
 langchain   LlmdsVectorStore and LlmdsRetriever
 haystack    LlmdsDocumentStore and its retrievers
 transformers  Engine: continuous batching of decoder models; PagedCache for their `generate`
+ray         ShardedPipeline: one ranking over shards on many machines
 """
