@@ -5,16 +5,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .._core import validation
+from .._core.typing import ArrayLike
 from ..bm25.index import Hits
-from .hybrid import HybridIndex
-from .keys import Ids
+from ..primitives.status import ABSENT
+from .explaining import HitExplanation, explained
+from .filtering import wheres_of
+from .hybrid import HybridIndex, check_known
+from .keys import Ids, plain_ids
 from .results import Document
+from .search import Request, Searcher, checked_fusion, requests_of
 
 
 class Contents:
-    """The reading half of a pipeline that needs no search."""
+    """What a pipeline tells of documents by their ids."""
 
     _index: HybridIndex
+    _fusion: str
+    _weight: float
 
     def ids(self, where: dict[str, Any] | None = None) -> NDArray[Any]:
         """The ids of all documents, or of those whose metadata fits, in the order of their rows.
@@ -70,3 +78,49 @@ class Contents:
         [Document(id='a', text='red fox', metadata={'year': 2020}, score=1.0)]
         """
         return self._index.documents(hits)
+
+    def explain(
+        self, query: str, ids: Ids | Sequence[int | str | None] | None, *, k: int = 10,
+        vectors: ArrayLike | None = None, fusion: str | None = None, weight: float | None = None,
+        where: dict[str, Any] | None = None,
+    ) -> list[HitExplanation]:  # fmt: skip
+        """Why documents have the scores that `search` gives them: both halves, word by word.
+
+        Takes the time of a few searches of the query.
+
+        Parameters
+        ----------
+        query : str
+        ids : int or str, or several
+            Of the documents, hits or not; they may repeat. What `search` pads with is left out.
+        k, vectors, fusion, weight, where : optional
+            As for the `search` whose hits are to be explained; vectors: float32[d].
+
+        Returns
+        -------
+        list of HitExplanation
+            One for each document, in the order of `ids`; all are of one moment.
+
+        Raises
+        ------
+        KeyError
+            An id is not in the pipeline.
+
+        >>> from llmds_nb import RetrievalPipeline
+        >>> pipeline = RetrievalPipeline(dim=2)
+        >>> _ = pipeline.add([1, 2], ["red fox", "blue sky"], [[1, 0], [0, 1]])
+        >>> (why,) = pipeline.explain("fox", 1, vectors=[1, 0])
+        >>> why.score, why.distance, [(term.term, term.tf) for term in why.terms]
+        (1.0, 0.0, [('fox', 1)])
+        """
+        index, text = self._index, validation.text(query, "query")
+        k, wheres = validation.answers(k), wheres_of(where, 1)
+        fusion, weight = checked_fusion(fusion, weight, (self._fusion, self._weight), index.dense)
+        wanted = plain_ids(ids, unique=False, padded=True)
+        snapshot, numbers, rows = index._found(wanted)
+        check_known(wanted, numbers, rows)
+        plain = Request("", k, fusion, weight)
+        rows_of_one = None if vectors is None else validation.array_of(vectors, "vectors")[None]
+        (request,) = requests_of(plain, [text], rows_of_one, snapshot.dim, wheres=wheres)
+        searcher = Searcher(index, snapshot, index.settings)
+        return explained(searcher, request, numbers[rows != ABSENT])

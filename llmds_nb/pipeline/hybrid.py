@@ -190,7 +190,7 @@ class HybridIndex:
             snapshot, dense = self.snapshot, self.dense
             numbers = snapshot.numbers(ids)
             rows = snapshot.texts.find(numbers)
-            _check_known(ids, numbers, rows)
+            check_known(ids, numbers, rows)
             if not numbers.size:
                 return
             with self.sparse._lock, _lock_of(dense):
@@ -243,7 +243,7 @@ class HybridIndex:
         """See RetrievalPipeline.get."""
         ids = plain_ids(ids, unique=False, padded=True)
         snapshot, numbers, rows = self._found(ids)
-        _check_known(ids, numbers, rows)
+        check_known(ids, numbers, rows)
         return snapshot.texts.texts(rows)
 
     def documents(self, ids: Any) -> list[Any]:
@@ -251,7 +251,7 @@ class HybridIndex:
         if not validation.is_a(ids, Hits):
             ids = plain_ids(ids, unique=False, padded=True)
             snapshot, numbers, rows = self._found(ids)
-            _check_known(ids, numbers, rows)
+            check_known(ids, numbers, rows)
             known = numbers if snapshot.keys is None else snapshot.keys.keys_of(numbers)
             found = _documents(snapshot, known.tolist(), rows, [math.nan] * len(rows))
             return [document for document in found if document is not None]
@@ -335,7 +335,7 @@ def _documents(snapshot, ids, rows, scores) -> list[Document | None]:
     ]
 
 
-def _check_known(ids, numbers, rows):
+def check_known(ids, numbers, rows):
     """Refuse ids without a row; but the number ABSENT stands for None."""
     unknown = (rows == ABSENT) & (numbers != ABSENT)
     if unknown.any():
