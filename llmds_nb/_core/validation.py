@@ -163,6 +163,8 @@ def integers(
     if type(values) is int and low <= values <= high:  # one for all, as often
         return np.array([values], dtype)
     array = _one_dimensional(values, name)
+    if not array.size:
+        return np.zeros(0, dtype)  # of whatever dtype: np.array([]) is float64
     if array.dtype.kind not in "iu":
         # Python ints that do not fit int64 arrive as objects, or as floats beside smaller ones.
         whole = np.asarray(values, object).ravel() if array.dtype.kind in "Of" else ()
@@ -170,11 +172,10 @@ def integers(
             worst = max(map(int, whole), key=abs)
             raise ValueError(f"{name} must be in [{low}, {high}], not {shown(worst)}")
         raise TypeError(f"{name} must be integers, not {array.dtype} ({shown(_first(array))})")
-    if array.size:
-        least, most = array.min(), array.max()
-        if least < low or most > high:
-            worst = least if least < low else most
-            raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
+    least, most = array.min(), array.max()
+    if least < low or most > high:
+        worst = least if least < low else most
+        raise ValueError(f"{name} must be in [{low}, {high}], not {worst}")
     return np.require(array, dtype, _OWN)
 
 
@@ -263,6 +264,8 @@ def indptr(values: Any, n_items: int, name: str = "indptr") -> Int64s:
 def reals(values: ArrayLike, name: str, *, infinite: bool = True) -> Float64s:
     """Numbers as float64[n] without NaN; one number counts as n = 1."""
     array = _one_dimensional(values, name)
+    if not array.size:
+        return np.zeros(0, np.float64)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, not {array.dtype} ({shown(_first(array))})")
     array = np.require(array, np.float64, _OWN)
@@ -290,12 +293,12 @@ def one_each(values: Any, name: str, seq_ids: Int64s) -> list[Any]:
 def vectors(values: ArrayLike, dim: int, name: str = "vectors") -> Float32s:
     """Finite vectors as float32[n, dim]; one vector [dim] counts as n = 1."""
     array = array_of(values, name)
+    if not array.size:  # of whatever dtype
+        array = np.zeros(array.shape if array.ndim > 1 else (0, dim), np.float32)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be numbers, not {array.dtype} ({shown(_first(array))})")
-    if array.ndim == 1 and array.size:
+    if array.ndim == 1:
         array = array[None, :]
-    if array.size == 0 and array.ndim < 2:
-        array = array.reshape(0, dim)
     if array.ndim != 2 or array.shape[1] != dim:
         raise ValueError(f"{name} must have shape [n, {dim}], not {list(array.shape)}")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -488,12 +491,10 @@ def _one_dimensional(values, name) -> np.ndarray:
         array = array.reshape(1)
     if array.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, not of shape {list(array.shape)}")
-    if array.size == 0 and not isinstance(values, np.ndarray):
-        return np.zeros(0, np.int64)  # an empty list has no dtype of its own
     return array
 
 
 def _first(array):
     """The first value that is no number, where there are such, else the first."""
     strange = (v for v in array.flat if not isinstance(v, numbers.Real) or isinstance(v, bool))
-    return next(strange, array.flat[0]) if array.size else None
+    return next(strange, array.flat[0])
