@@ -25,6 +25,7 @@ from .generate.arguments import add_generate_arguments
 from .index.arguments import add_index_arguments, add_search_arguments
 from .progress import Progress
 from .replay.arguments import add_arguments, options_of, sweep_axes
+from .serve.arguments import add_serve_arguments
 
 _INTERRUPTED, _TERMINATED = 130, 143
 _INDEX = """A long text is split by paragraphs into chunks, each a document with the metadata
@@ -33,6 +34,10 @@ other columns, or the object in its field metadata, are metadata, too."""
 
 _GENERATE = """A model is a folder on this machine; nothing is downloaded. Requests share the pages
 of equal prefixes. Without a prompt, requests of random tokens are served, for the figures."""
+
+_SERVE = """POST /search and /documents, GET /health and /metrics; GET /openapi.json describes all.
+The environment variable LLMDS_API_KEY holds the keys of those who may call, between commas. The
+first Ctrl-C or SIGTERM finishes what is under way and saves, a second one ends at once."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -129,6 +134,9 @@ def _parser():
     over = "build a hybrid index of texts and save it, or add to one"
     add_index_arguments(add_command("index", _index, over, _INDEX))
     add_search_arguments(add_command("search", _search, "ask a saved index"))
+
+    over = "serve a saved index, or a model, over HTTP"
+    add_serve_arguments(add_command("serve", _serve, over, _SERVE))
 
     over = "generate text with a Hugging Face model over a paged KV cache"
     add_generate_arguments(add_command("generate", _generate, over, _GENERATE))
@@ -312,6 +320,13 @@ def _index(arguments):
         result = run.build(job, out)
     job.report.say(job.progress)
     _say(f"{out}: {run.described(result, updates)}")
+    return 0
+
+
+def _serve(arguments):
+    from .serve import run
+
+    run.run(arguments)
     return 0
 
 

@@ -18,6 +18,8 @@ except ImportError as error:
     raise ImportError(f"{text}'llmds_nb[serve]'") from error
 
 from .app import create_app
+from .server import run_server
 from .settings import Settings
+from .writing import ChangedFileError
 
-__all__ = ["Settings", "create_app"]
+__all__ = ["ChangedFileError", "Settings", "create_app", "run_server"]

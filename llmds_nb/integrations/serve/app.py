@@ -1,5 +1,6 @@
 """create_app: the routes of a server, and what surrounds them."""
 
+import asyncio
 import contextlib
 import importlib
 import os
@@ -14,7 +15,7 @@ from starlette.routing import BaseRoute
 
 from llmds_nb import RetrievalPipeline
 
-from . import health, lifecycle
+from . import documents, health, lifecycle, openapi, search
 from .edge import HEALTH, Edge, on_http_exception, paths_of
 from .settings import Settings
 from .state import ServerState
@@ -72,6 +73,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(lifecycle.warm_up)
         yield
         await lifecycle.finish(state)
 
@@ -89,10 +91,12 @@ def create_app(
 def _routes(state: ServerState) -> list[BaseRoute]:
     state.open_paths |= set(HEALTH)
     routes: list[BaseRoute] = [*health.routes(state)]
+    if state.pipeline is not None:
+        routes += [*search.routes(state), *documents.routes(state)]
     if state.engine is not None:
         routes += _routes_of("openai", state)
     routes += _routes_of("page", state)
-    return routes
+    return [*routes, *openapi.routes(state, routes)]
 
 
 def _routes_of(name: str, state: ServerState) -> list[BaseRoute]:

@@ -4,7 +4,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .errors import retry_after
 from .metrics import CONTENT_TYPE
+from .openapi import operation
 from .routing import Operation, route
 from .state import ServerState
 
@@ -17,15 +19,21 @@ def routes(state: ServerState) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         if state.draining:
-            return state.json({"status": "draining"}, 503)
+            text, wait = "the server is about to end", state.settings.drain_timeout_s
+            state.problem(503, text, code="draining", headers=retry_after(wait))
         return state.json({"status": "ready"})
 
     async def metrics(request: Request) -> Response:
         return Response(state.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    status = {"type": "object", "properties": {"status": {"type": "string"}}}
+    is_ready = operation("Whether it takes requests.", status, errors=(503,), is_open=True)
+    is_live = operation("Whether the process runs.", status, is_open=True)
+    text = "Counts and times, for Prometheus."
+    told = operation(text, {"type": "string"}, content="text/plain")
     return [
-        route("/health", {"GET": Operation(ready, {})}),
-        route("/health/live", {"GET": Operation(live, {})}),
-        route("/health/ready", {"GET": Operation(ready, {})}),
-        route("/metrics", {"GET": Operation(metrics, {})}),
+        route("/health", {"GET": Operation(ready, is_ready)}),
+        route("/health/live", {"GET": Operation(live, is_live)}),
+        route("/health/ready", {"GET": Operation(ready, is_ready)}),
+        route("/metrics", {"GET": Operation(metrics, told)}),
     ]

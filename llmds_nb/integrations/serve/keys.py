@@ -42,6 +42,11 @@ class Keys:
             problem(401, "the API key is wrong", code="invalid_api_key", headers=headers)
         return f"key:{equal.index(True)}"
 
+    def tenant(self, request: HTTPConnection) -> int:
+        """The number of the key that a request has; 0 where there are no keys."""
+        kind, _, number = self.caller(request).partition(":")
+        return int(number) if kind == "key" else 0
+
 
 def _digest(key):
     # Of one length, whatever the length of a key. Headers come as Latin-1, keys as UTF-8.

@@ -1,11 +1,27 @@
-"""The end of a server: requests under way are finished or told, and documents are saved."""
+"""The beginning and the end of a server.
+
+At its end requests under way are finished or told, and documents are saved.
+"""
 
 import asyncio
 import logging
 
+from llmds_nb import RetrievalPipeline, Scheduler
+
 from .state import ServerState
 
 _log = logging.getLogger(__name__)
+
+
+def warm_up() -> None:
+    """Load the kernels of a search and of a batch, so that the first request does not wait."""
+    scheduler = Scheduler(policy="fair")
+    scheduler.submit(1)
+    scheduler.complete(scheduler.get_batch(idle=True).ids)
+    pipeline = RetrievalPipeline(dim=2)
+    pipeline.add([0, 1], ["page", "token"], [[1, 0], [0, 1]])
+    pipeline.search("page", vectors=[1, 0])
+    pipeline.documents(pipeline.search(["page", "token"], vectors=[[1, 0], [0, 1]]))
 
 
 async def drain(state: ServerState) -> None:
@@ -14,8 +30,7 @@ async def drain(state: ServerState) -> None:
     Those that are not done then get 503 if their answer has not begun, and end.
     """
     state.draining = True
-    own = {asyncio.current_task()}
-    left = state.under_way - own
+    left = set(state.under_way)
     if left:
         _, left = await asyncio.wait(left, timeout=state.settings.drain_timeout_s)
     if left:
@@ -27,7 +42,13 @@ async def drain(state: ServerState) -> None:
 
 
 async def finish(state: ServerState) -> None:
-    """Drain, end the workers, and save what is not saved. Raises what `Writer.save` does."""
+    """Drain, end the workers, and save what is not saved. A second call does nothing.
+
+    Raises what `Writer.save` does.
+    """
+    if state.finished:
+        return
+    state.finished = True
     await drain(state)
     await asyncio.to_thread(state.close)
     if state.writer.unsaved:

@@ -56,6 +56,8 @@ class ServerState:
         Whether the server is about to end: requests get 503.
     ending : bool
         Whether requests under way are being cancelled.
+    finished : bool
+        Whether `lifecycle.finish` was called.
     under_way : set of asyncio.Task
         Requests, but those for `/health`.
     """
@@ -71,7 +73,7 @@ class ServerState:
         self.metrics = Metrics()
         self.open_paths: set[str] = set()
         self.routes: dict[Any, str] = {}
-        self.draining = self.ending = False
+        self.draining = self.ending = self.finished = False
         self.under_way: set[asyncio.Task] = set()
         self.batcher = MicroBatcher(pipeline, settings)
         self.writer = Writer(pipeline, path, settings)

@@ -1,0 +1,91 @@
+"""Connections of slow clients: uvicorn's protocol with limits for heads and for unread answers."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from .errors import Problem
+
+MAX_HEAD = 64 * 1024  # bytes of the first line and the headers of a request
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+def protocol_class(client_timeout_s: float) -> type[asyncio.Protocol]:
+    """The protocol of connections: httptools' if it is installed, else h11's.
+
+    A client gets 408 if the head of its request has not come after `client_timeout_s`, 431 if it
+    has more than 64 KiB, and 400 if it is no HTTP. A connection whose client reads nothing of its
+    answer for that time ends.
+    """
+    base: Any = AutoHTTPProtocol
+
+    class Connection(base):
+        """One connection."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._head_bytes = 0
+            self._unread: asyncio.TimerHandle | None = None
+            self._head: asyncio.TimerHandle | None = None
+            self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop("_head")
+            self._stop("_unread")
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop("_head")
+                self._head_bytes = 0
+                return
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self._refuse(431, f"the head must have at most {MAX_HEAD} bytes")
+            else:
+                self._wait_for_head()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stop("_unread")
+            self._unread = self.loop.call_later(client_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop("_unread")
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, "the request is not HTTP")
+
+        def _stop(self, timer):
+            running = getattr(self, timer)
+            if running is not None:
+                running.cancel()
+                setattr(self, timer, None)
+
+        def _wait_for_head(self):
+            if self._head is None and not self.transport.is_closing():
+                self._head = self.loop.call_later(client_timeout_s, self._no_head)
+
+        def _no_head(self):
+            self._head = None
+            if self.cycle is not None and not self.cycle.response_complete:
+                return
+            if self._head_bytes:
+                text = f"the head of the request did not arrive within {client_timeout_s:g} s"
+                self._refuse(408, text)
+            else:
+                self.transport.close()
+
+        def _refuse(self, status, text):
+            if self.transport.is_closing():
+                return
+            body = Problem(status, text).response().body
+            lines = f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n"
+            lines += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(lines.encode() + bytes(body))
+            self.transport.close()
+
+    return Connection

@@ -1,0 +1,1 @@
+"""The command `serve`: a saved index, or a model, over HTTP."""
