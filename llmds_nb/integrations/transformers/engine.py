@@ -2,7 +2,8 @@
 
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -461,8 +462,11 @@ class Engine:
     def _decode(self, tokens):
         return None if self._text_of is None else self._text_of(tokens)
 
-    def _submit_to_worker(self, function, *args):
-        """Call a function in the one thread in which asynchronous iterators compute steps."""
+    def in_worker(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function in the one thread in which asynchronous iterators compute steps.
+
+        RuntimeError: the engine is closed.
+        """
         with self._state:
             self._check_open()
             return self._worker.submit(function, *args)

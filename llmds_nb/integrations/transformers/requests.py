@@ -85,6 +85,19 @@ class Request:
         return self._tokens.copy()
 
     @property
+    def n_tokens(self) -> int:
+        """How many tokens were generated so far. O(1)."""
+        return len(self._tokens)
+
+    def since(self, start: int) -> tuple[list[int], list[LogProb]]:
+        """The tokens from the `start`-th on, and their logprobs if they were asked for.
+
+        Also while steps are computed; all there are, if the request had ended before the call.
+        """
+        tokens = self._tokens[start:]
+        return tokens, self._logprobs[start : start + len(tokens)]
+
+    @property
     def text(self) -> str | None:
         """Their text, without special tokens and up to a stop string; None without a tokenizer.
 

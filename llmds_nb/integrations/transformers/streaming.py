@@ -37,7 +37,7 @@ async def _tokens(engine, request) -> AsyncGenerator[int, None]:
     try:
         while True:
             if len(request._tokens) <= at and not request.finished:
-                step = engine._submit_to_worker(engine._run_until, request, at)
+                step = engine.in_worker(engine._run_until, request, at)
                 await asyncio.wrap_future(step)
             while at < len(request._tokens):
                 at += 1
