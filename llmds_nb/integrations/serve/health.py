@@ -1,5 +1,7 @@
 """`/health`, `/health/live`, `/health/ready` and `/metrics`."""
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,7 +26,9 @@ def routes(state: ServerState) -> list[Route]:
         return state.json({"status": "ready"})
 
     async def metrics(request: Request) -> Response:
-        return Response(state.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(
+            await asyncio.to_thread(state.metrics.text), headers={"Content-Type": CONTENT_TYPE}
+        )
 
     status = {"type": "object", "properties": {"status": {"type": "string"}}}
     is_ready = operation("Whether it takes requests.", status, errors=(503,), is_open=True)

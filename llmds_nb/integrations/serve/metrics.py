@@ -4,6 +4,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ..prometheus import Collector
+
 _SECONDS = .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30  # fmt: skip
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,7 +22,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         names = ["route", "method", "status"]
-        of_server: dict[str, Any] = {"namespace": "llmds", "subsystem": "http"}
+        of_server: dict[str, Any] = {"namespace": "llmds_nb", "subsystem": "http"}
         of_server["registry"] = self.registry
         text = "Requests answered; status 499: the client went away"
         self._requests = Counter("requests", text, names, **of_server)
@@ -35,6 +37,10 @@ class Metrics:
         """Count one request."""
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def watch(self, structure: Any, name: str) -> None:
+        """Show the `stats()` of a structure, too, with the label `name`."""
+        Collector(structure, name, registry=self.registry)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

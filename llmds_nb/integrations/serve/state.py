@@ -28,6 +28,7 @@ from .batching import MicroBatcher, Query
 from .keys import Keys
 from .metrics import Metrics
 from .settings import Settings
+from .watching import Watch
 from .writing import Writer
 
 
@@ -77,6 +78,10 @@ class ServerState:
         self.under_way: set[asyncio.Task] = set()
         self.batcher = MicroBatcher(pipeline, settings)
         self.writer = Writer(pipeline, path, settings)
+        watched = {"searches": self.batcher.scheduler, "limits": self.admission}
+        for name, structure in {**watched, "documents": pipeline, model_name: engine}.items():
+            if structure is not None:
+                self.metrics.watch(structure, name)
 
     def require_key(self, request: Request) -> str:
         """Who a request is from; a Problem of status 401 without a key where keys are needed."""
@@ -99,7 +104,7 @@ class ServerState:
 
     @contextlib.asynccontextmanager
     async def guarded(self, request: Request, tokens: int) -> AsyncIterator[limits.Reservation]:
-        """Reserve tokens for a request, and end what is done with them in time.
+        """Reserve tokens for a request, and end what is done with them in time, or unheard.
 
         A Problem of status 429 or 413 if they are not admitted, 504 after `request_timeout_s`. At
         the end what was not used is given back: all of it where a Problem below 500 is raised.
@@ -109,7 +114,8 @@ class ServerState:
         scope = asyncio.timeout(settings.request_timeout_s)
         try:
             async with scope:
-                yield reservation
+                with Watch(request):
+                    yield reservation
         except errors.Problem as error:
             if error.status < 500:
                 reservation.used = 0
