@@ -10,6 +10,7 @@ from .._core.state import Handle
 from ..text.tokenizer import Tokenizer
 from ..text.vocabulary import StringTable, Vocabulary, vocabulary_of
 from . import search as searching, segments as segs
+from .collection import Collection
 
 _FEW_TERMS = 1024  # a vocabulary of fewer is not searched for unused terms at a write
 
@@ -20,7 +21,7 @@ class Contents:
     What searches decode is kept with them, as long as its segment is in use.
     """
 
-    __slots__ = ("decoded", "next_id", "own_terms", "prepared", "snapshot", "tokenizer")
+    __slots__ = ("as_part", "decoded", "next_id", "own_terms", "prepared", "snapshot", "tokenizer")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Contents:
         # unused were last looked for.
         self.own_terms = own_terms
         self.prepared: searching.Prepared | None = None  # of the latest search
+        self.as_part: searching.Prepared | None = None  # the same in a larger collection
         # By the id of the `data` of a segment: removals replace a segment, but not its lists.
         known = {} if before is None else before.decoded
         kept = (id(segment.data) for segment in self.snapshot.segments)
@@ -67,21 +69,32 @@ class Contents:
         own_terms = self.own_terms if tokenizer is self.tokenizer else len(tokenizer)
         return Contents(segments, self.next_id, tokenizer, own_terms, self)
 
-    def ready(self, formula: searching.Formula) -> searching.Prepared:
-        """What searches with a formula share, made at the first."""
-        ready = self.prepared
-        if ready is None or ready.formula is not formula:
-            table = self.tokenizer._vocabulary.table
-            ready = searching.prepare(self.snapshot, formula, table, self.decoded)
-            self.prepared = ready
-        return ready
+    def ready(
+        self, formula: searching.Formula, collection: Collection | None = None
+    ) -> searching.Prepared:
+        """What searches with a formula share, made at the first; as part of a collection or not."""
+        if collection is None:
+            ready = self.prepared
+            if ready is None or ready.formula is not formula:
+                own = self.snapshot.n_docs, self.snapshot.n_tokens
+                self.prepared = ready = self._prepare(formula, own)
+            return ready
+        ready, size = self.as_part, (collection.n_docs, collection.n_tokens)
+        if ready is None or ready.formula is not formula or ready.collection != size:
+            self.as_part = ready = self._prepare(formula, size)
+        return ready.given(collection.terms, collection.df)
+
+    def _prepare(self, formula, collection):
+        table = self.tokenizer._vocabulary.table
+        return searching.prepare(self.snapshot, formula, collection, table, self.decoded)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        ready, arrays = self.prepared, [array for s in self.snapshot.segments for array in s]
+        arrays = [array for s in self.snapshot.segments for array in s]
         arrays += [array for handle in self.decoded.copy().values() for array in handle.state]
-        arrays += [] if ready is None else ready.arrays()
+        for ready in (self.prepared, self.as_part):
+            arrays += [] if ready is None else ready.arrays()
         distinct = {id(array): array.nbytes for array in arrays}
         return self.tokenizer.nbytes + sum(distinct.values())
 

@@ -16,6 +16,7 @@ from ..primitives.status import ABSENT
 from ..text.analyzer import Split, Texts
 from ..text.tokenizer import Growth, TokenBatch, Tokenizer
 from . import persistence, search as searching, segments as segs
+from .collection import CollectionStatistics, checked_statistics, statistics_of
 from .contents import Contents
 from .kernels.postings import postings_read
 from .kernels.scoring import VARIANTS
@@ -26,6 +27,9 @@ from .segment_builder import Ids, segment_of
 NewIds: TypeAlias = ArrayLike | Iterable[int] | None
 Queries: TypeAlias = Texts | TokenBatch
 Filter: TypeAlias = ArrayLike | Sequence[ArrayLike | None] | None
+
+
+_NO_TOKENS = TokenBatch(np.zeros(0, np.int32), np.zeros(1, np.int64))  # of texts not encoded yet
 
 
 class InvertedIndex(Stored):
@@ -278,6 +282,7 @@ class InvertedIndex(Stored):
         filter: Filter = None,
         threads: int = 1,
         min_score: float | None = None,
+        statistics: CollectionStatistics | None = None,
     ) -> Hits:
         """The k documents of highest score for each query.
 
@@ -294,6 +299,9 @@ class InvertedIndex(Stored):
             Threads among which the queries of a batch are divided; -1: all cores.
         min_score : float, optional
             Documents of a lower score are no hits.
+        statistics : CollectionStatistics, optional
+            Of a larger collection that this index is a part of, for these queries: scores are then,
+            bit for bit, those of one index over the whole collection. Default: its own.
 
         Returns
         -------
@@ -307,7 +315,7 @@ class InvertedIndex(Stored):
         usual = type(text) is str and filter is None and type(k) is type(threads) is int
         if (
             usual
-            and min_score is None
+            and min_score is statistics is None
             and 1 <= k <= snapshot.n_docs
             and threads >= 1
             and snapshot.n_tokens
@@ -321,16 +329,20 @@ class InvertedIndex(Stored):
             tokens = _checked(queries, tokenizer)
             n = len(tokens.indptr) - 1
         else:
-            texts, tokens = validation.texts(queries, "queries"), None
+            texts, tokens = validation.texts(queries, "queries"), _NO_TOKENS
             n = len(texts)
         k, filters, threads = validation.search_options(k, filter, threads, n)
         if min_score is not None:
             min_score = validation.real(min_score, "min_score", infinite=True)
         depth = min(k, snapshot.n_docs) if snapshot.n_tokens else 0
+        if tokens is _NO_TOKENS and (depth or statistics is not None):
+            tokens = tokenizer._encode(texts, tokenizer._vocabulary)
+        collection = None
+        if statistics is not None:
+            vocabulary = tokenizer._vocabulary
+            collection = checked_statistics(statistics, snapshot, vocabulary, tokens)
         if depth:
-            if tokens is None:
-                tokens = tokenizer._encode(texts, tokenizer._vocabulary)
-            ready = contents.ready(self._formula)
+            ready = contents.ready(self._formula, collection)
             ids, scores = searching.search(ready, tokens, depth, filters, threads, self._buffers)
         else:
             ids, scores = np.empty((n, 0), np.int64), np.empty((n, 0))
@@ -342,6 +354,26 @@ class InvertedIndex(Stored):
             ids = np.pad(ids, missing, constant_values=ABSENT)
             scores = np.pad(scores, missing, constant_values=-np.inf)
         return Hits(ids[0], scores[0]) if isinstance(queries, str) else Hits(ids, scores)
+
+    def statistics(self, queries: Queries) -> CollectionStatistics:
+        """What other parts of a collection need to know of this index, to rank as one with it.
+
+        For queries as of `search`: the numbers of documents and tokens, and the document frequency
+        of each of their terms that the index has. O(segments * terms of the queries * log terms).
+
+        >>> from llmds_nb.bm25 import merge_statistics
+        >>> parts = InvertedIndex(), InvertedIndex()
+        >>> parts[0].add([1, 2], ["a red fox", "blue sky"]), parts[1].add([3], ["a red red car"])
+        (array([1, 2]), array([3]))
+        >>> whole = merge_statistics(part.statistics("red fox") for part in parts)
+        >>> sorted(whole.doc_freq.items())
+        [('fox', 1), ('red', 2)]
+        >>> parts[1].search("red fox", 1, statistics=whole).scores.round(3)
+        array([0.272])
+        """
+        contents = self._contents
+        tokens = _tokens_of(queries, contents.tokenizer)
+        return statistics_of(contents.snapshot, contents.tokenizer._vocabulary, tokens)
 
     def _frozen(self) -> "InvertedIndex":
         """These documents and parameters, which later writes do not change. O(1): all is shared."""
@@ -438,6 +470,13 @@ class InvertedIndex(Stored):
         index.postings("up")
         index.remove([2])
         InvertedIndex._from_state(*index._state()).check()
+
+
+def _tokens_of(queries: Queries, tokenizer: Tokenizer) -> TokenBatch:
+    """Queries as term ids of this tokenizer."""
+    if isinstance(queries, TokenBatch):
+        return _checked(queries, tokenizer)
+    return tokenizer._encode(validation.texts(queries, "queries"), tokenizer._vocabulary)
 
 
 def _checked(queries: TokenBatch, tokenizer: Tokenizer) -> TokenBatch:

@@ -41,18 +41,19 @@ class Formula(NamedTuple):
     k1: float
     b: float
 
-    def saturation(self, snapshot: Snapshot) -> scoring.Saturation:
-        """The part of the formula that all terms share, for the documents of a snapshot."""
+    def saturation(self, n_docs: int, n_tokens: int) -> scoring.Saturation:
+        """The part of the formula that all terms share, for a collection of n_tokens > 0."""
         delta = scoring.DELTA_L if self.variant == "bm25l" else 0.0
-        slope = self.b * snapshot.n_docs / snapshot.n_tokens
+        slope = self.b * n_docs / n_tokens
         return scoring.Saturation(p=delta, q=self.k1 + delta, base=1.0 - self.b, slope=slope)
 
 
 class Prepared(NamedTuple):
-    """What all searches of one snapshot with one formula share."""
+    """What all searches of one snapshot with one formula share, as part of one collection."""
 
     snapshot: Snapshot
     formula: Formula
+    collection: tuple[int, int]  # documents and tokens: of the snapshot, or more
     decoded: list[Handle]  # DecodedLists of each segment
     segments: list[Handle]  # SegmentState of each segment
     state: Handle  # IndexState
@@ -61,15 +62,24 @@ class Prepared(NamedTuple):
         """The arrays that are kept besides those of the snapshot and the decoded lists."""
         return [a for h in self.segments for a in (h.state.code_scores, h.state.code_bounds)]
 
+    def given(self, terms: Int32s, df: Int64s) -> "Prepared":
+        """For searches of these terms alone, ascending, held by df documents of the collection."""
+        index = self.state.state._replace(given_terms=terms, given_df=df)
+        return self._replace(state=Handle(index))
+
 
 def prepare(
-    snapshot: Snapshot, formula: Formula, table: StringTable, known: dict[int, Handle]
+    snapshot: Snapshot,
+    formula: Formula,
+    collection: tuple[int, int],
+    table: StringTable,
+    known: dict[int, Handle],
 ) -> Prepared:
     """What searches of a snapshot share. O(postings that are not yet decoded).
 
     `known` has the decoded lists of segments by the id of their `data`; others are added.
     """
-    saturation = formula.saturation(snapshot)
+    saturation = formula.saturation(*collection)
     all_decoded, segments = [], []
     for segment, handle in zip(snapshot.segments, snapshot.handles, strict=True):
         decoded = known.get(id(segment.data))
@@ -84,17 +94,19 @@ def prepare(
         segments.append(Handle(state))
     term_text, term_ptr = vocabulary(snapshot, table)
     index = k.IndexState(
-        n_docs=snapshot.n_docs,
+        n_docs=collection[0],
         variant=scoring.VARIANTS[formula.variant],
         k1=formula.k1,
         saturation=saturation,
         term_text=term_text,
         term_ptr=term_ptr,
         segments=np.array([handle.address for handle in segments], np.int64),
+        given_terms=np.zeros(0, np.int32),
+        given_df=np.zeros(0, np.int64),
         scan_docs=k.SCAN_DOCS,
         lookup_cost=k.LOOKUP_COST,
     )
-    return Prepared(snapshot, formula, all_decoded, segments, Handle(index))
+    return Prepared(snapshot, formula, collection, all_decoded, segments, Handle(index))
 
 
 def decode(segment: Any, handle: Handle) -> Handle:
@@ -305,7 +317,8 @@ def explain(
     snapshot: Snapshot, formula: Formula, table: StringTable, ids: Int32s, number: int, doc: int
 ) -> Explanation:
     """The score of document `doc` of segment `number` for a query of these term ids."""
-    variant, saturation = scoring.VARIANTS[formula.variant], formula.saturation(snapshot)
+    variant = scoring.VARIANTS[formula.variant]
+    saturation = formula.saturation(snapshot.n_docs, snapshot.n_tokens)
     n_terms = len(vocabulary(snapshot, table)[1]) - 1
     counts = Counter(id_ for id_ in ids.tolist() if 0 <= id_ < n_terms)
     texts = dict(zip(counts, table.texts(counts), strict=True))

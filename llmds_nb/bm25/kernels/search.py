@@ -16,7 +16,7 @@ from ...primitives.status import ABSENT
 from ...primitives.topk import topk_select, topk_spread
 from ...text.kernels.tokenize import terms_sort
 from . import segment_search as s
-from .postings import postings_df_add, segment_at
+from .postings import lower_bound, postings_df_add, segment_at
 from .scoring import Saturation, bm25_weights
 
 SCAN_DOCS, LOOKUP_COST = 32, 8  # the usual values of the fields of IndexState
@@ -25,13 +25,17 @@ SCAN_DOCS, LOOKUP_COST = 32, 8  # the usual values of the fields of IndexState
 class IndexState(State):
     """The segments, the vocabulary and the formula, and when to scan or to look up."""
 
-    n_docs = INT
+    n_docs = INT  # of the collection
     variant = INT
     k1 = FLOAT
     saturation = Saturation
     term_text = array(np.uint8, ANY)  # term t is term_text[term_ptr[t]:term_ptr[t + 1]]
     term_ptr = array(np.int64, ANY)
     segments = array(np.int64, ANY)  # handles of SegmentStates
+    # Ascending term ids, and how many documents of a larger collection, of which the segments are a
+    # part, hold each; none: the segments are the whole collection.
+    given_terms = array(np.int32, ANY)
+    given_df = array(np.int64, ANY)
     scan_docs = INT  # windows are scanned if there is a posting for one in so many documents
     lookup_cost = INT  # postings that are passed in the time that one is looked up
 
@@ -63,6 +67,13 @@ def _query_weigh(index, scratch, tokens, begin, stop):
     for number in range(index.segments.size):
         segment = segment_at(s.segment_state_at(index.segments[number]).segment)
         postings_df_add(segment, terms, e, scratch.ordinals, number * e, df)
+    given = index.given_terms
+    if given.size > 0:
+        for i in range(e):
+            place = lower_bound(given, 0, given.size, np.int64(terms[i]))
+            df[i] = 0
+            if place < given.size and given[place] == terms[i]:
+                df[i] = index.given_df[place]
     for i in range(e):
         _, scratch.gain[i], scratch.bonus[i] = bm25_weights(
             index.variant, index.k1, index.n_docs, df[i], counts[i]
