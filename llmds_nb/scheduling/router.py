@@ -46,9 +46,11 @@ class PrefixRouter(Stored):
     in a table of fixed size that forgets the oldest. A prompt goes to the replica of its longest
     known prefix, unless that one is overloaded: its load is above `max_imbalance` times the mean
     (counted as if each had been sent eight more prompts like this one). Then the next shorter
-    prefixes are tried, and at last rendezvous hashing on the first page decides among the replicas
-    that are not overloaded. Load is prompt tokens sent, plus one per request, halved every 256
-    routes per replica.
+    prefixes are tried, down to a tenth of the prompt: a system prompt that all share decides
+    nothing. At last rendezvous hashing on the first unknown page decides among the replicas that
+    are not overloaded: the less loaded one of the first two, or the first one for a prompt of which
+    no page is known. Load is prompt tokens sent, plus one per request, halved every 256 routes per
+    replica.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ class PrefixRouter(Stored):
     page_size : int
         Tokens per page, a power of two from 1 to 4096: that of the caches.
     max_imbalance : float
-        The bound on load, at least 1; with infinity a prompt always follows its prefix.
+        The bound on load, at least 1; with infinity a prompt follows its prefix at any load.
     max_prefixes : int
         Prefixes remembered, rounded up to a power of two; 24 bytes each.
     key : bytes, optional
@@ -70,7 +72,8 @@ class PrefixRouter(Stored):
     and nothing else; under a key, clients cannot choose prompts that collide with another's.
     A route is O(tokens + pages + replicas). Thread-safe by one lock per object; a call that raises
     has changed nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans. Networking
-    1998; bounded loads: Mirrokni et al., SODA 2018.
+    1998; bounded loads: Mirrokni et al., SODA 2018; two choices: Mitzenmacher, IEEE Trans. Parallel
+    and Distributed Systems 2001.
 
     >>> import numpy as np
     >>> router = PrefixRouter(3, page_size=4)

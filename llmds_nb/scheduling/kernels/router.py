@@ -23,9 +23,13 @@ mean, both counted as if every replica had been sent PRIOR more prompts like the
 without these the second prompt ever could not follow the first. The replica of least load is never
 overloaded, since imbalance >= 1.
 
-Where no prefix is known, or all replicas that were sent one are overloaded, rendezvous hashing on
-the first page chooses: each replica has a score for it, and the highest wins. So the removal of a
-replica changes no other choice. Rows that name a removed replica are skipped.
+A prefix of less than 1 / SHALLOW of the prompt is not followed: one system prompt before all would
+bring everything to one replica after the other. Where none is long enough, or all replicas that
+were sent one are overloaded, rendezvous hashing on the first unknown page chooses: each replica has
+a score for it, and of the two highest that of less load wins (the power of two choices:
+Mitzenmacher, IEEE Trans. Parallel and Distributed Systems 2001); where no page is known at all, the
+highest one, so that the removal of a replica changes no other choice, and routers that have seen
+other prompts agree. Rows that name a removed replica are skipped.
 """
 
 import numpy as np
@@ -39,7 +43,7 @@ from ...primitives.status import ABSENT, INVALID
 HASH, OWNER, STAMP = range(3)
 ID, LOAD = range(2)
 ROUTES, FOLLOWED, SPILLED, LOADED, SINCE, N_META = range(6)
-WAYS, HALVING, PRIOR = 8, 256, 8
+WAYS, HALVING, PRIOR, SHALLOW = 8, 256, 8, 10
 _ONE = np.uint64(1)
 
 
@@ -95,13 +99,22 @@ def _row_of(replica, id_):
 
 
 @kernel(internal=True)
-def _rendezvous(replica, h, most):
-    """Row of the highest score for a hash among those of a load up to `most`. O(N)."""
-    best, highest = ABSENT, np.uint64(0)
+def _rendezvous(replica, h, most, two):
+    """Row of the highest score for a hash among those of a load up to `most`. O(N).
+
+    With `two`, the one of less load of the two highest.
+    """
+    best, second, highest, higher = ABSENT, ABSENT, np.uint64(0), np.uint64(0)
     for row in range(replica.shape[0]):
+        if replica[row, LOAD] > most:
+            continue
         score = mix64(h ^ mix64(np.uint64(replica[row, ID]) + _ONE))
-        if replica[row, LOAD] <= most and (best == ABSENT or score > highest):
-            best, highest = row, score
+        if best == ABSENT or score > highest:
+            best, second, highest, higher = row, best, score, highest
+        elif second == ABSENT or score > higher:
+            second, higher = row, score
+    if two and second != ABSENT and replica[second, LOAD] < replica[best, LOAD]:
+        return second
     return best
 
 
@@ -144,12 +157,15 @@ def route_one(handle, root, tokens, imbalance):
         hashes[0] = prefix_hash(secret, h0, h1, tokens)[0]
     load = np.int64(tokens.size + 1)
     most = imbalance * (meta[LOADED] / replica.shape[0] + PRIOR * load) - PRIOR * load
-    chosen, spilled = ABSENT, False
+    chosen, spilled, n_known = ABSENT, False, 0
     for j in range(n - 1, -1, -1):
         owner = _owner(prefix, hashes[j])
         row = _row_of(replica, owner) if owner != ABSENT else ABSENT
         if row == ABSENT:
             continue
+        n_known = max(n_known, j + 1)
+        if (j + 1) * size * SHALLOW < tokens.size:
+            break
         if replica[row, LOAD] <= most:
             chosen = row
             meta[FOLLOWED] += 1
@@ -157,7 +173,8 @@ def route_one(handle, root, tokens, imbalance):
         spilled = True
     meta[SPILLED] += spilled
     if chosen == ABSENT:
-        chosen = _rendezvous(replica, hashes[0], most)
+        h = hashes[min(n_known, hashes.size - 1)]
+        chosen = _rendezvous(replica, h, most, n_known > 0)
     meta[ROUTES] += 1
     for j in range(n):
         _record(prefix, hashes[j], replica[chosen, ID], meta[ROUTES])

@@ -17,7 +17,7 @@ from ..progress import Done, nothing
 from ..tables import percentiles
 from .arguments import Options
 from .belady import belady_hits
-from .replicas import NOT_REFUSED, TOO_LARGE, Replicas, make_router
+from .replicas import NOT_REFUSED, TOO_LARGE, MakeRouter, Replicas, make_router
 from .traces import Trace, from_parts
 
 HASH_KEY = b"llmds-nb replay"  # of the prefix hash; fixed, so that a replay repeats
@@ -39,8 +39,12 @@ DEFINITIONS = {
 }
 
 
-def run(trace: Trace, options: Options, done: Done = nothing) -> dict[str, Any]:
+def run(
+    trace: Trace, options: Options, done: Done = nothing, *, router: MakeRouter = make_router
+) -> dict[str, Any]:
     """Replay a trace; `done` is called with how many more requests have ended.
+
+    `router` makes what routes, from the options and a function that gives the replicas' loads.
 
     Returns the figures of `DEFINITIONS`; arrays for the plots are under "samples". BadInput for
     fewer pages than replicas, or times that the virtual clock cannot hold.
@@ -48,10 +52,10 @@ def run(trace: Trace, options: Options, done: Done = nothing) -> dict[str, Any]:
     if options.pages < options.replicas:
         raise BadInput(f"--pages {options.pages} are fewer than --replicas {options.replicas}")
     result: dict[str, Any] = {"conditions": _conditions(trace, options)}
-    result |= (_cache_only if options.cache_only else _engine)(trace, options, done)
+    result |= (_cache_only if options.cache_only else _engine)(trace, options, done, router)
     if options.replicas > 1:
         alone = options._replace(replicas=1, pages=options.pages)
-        one = _cache_only(trace, alone, nothing)
+        one = _cache_only(trace, alone, nothing, make_router)
         result["cache"]["one_cache"] = one["cache"]["hit_ratio"]
     return result
 
@@ -61,7 +65,7 @@ def warmup() -> None:
     n = 4
     ones, indptr = np.ones(n, np.int64), np.arange(n + 1)
     trace = from_parts("llmds", 0 * ones, 4 * ones, 0 * ones, indptr, 0 * ones, 8 * ones)
-    _engine(trace, Options(pages=8, page_size=4, replicas=1), nothing)
+    _engine(trace, Options(pages=8, page_size=4, replicas=1), nothing, make_router)
     belady_hits([0, 1, 0], [1])
 
 
@@ -84,10 +88,10 @@ def new_cache(options: Options) -> KVCache:
     return KVCache(n_pages, options.page_size, eviction=options.eviction, key=HASH_KEY)
 
 
-def _cache_only(trace, options, done):
+def _cache_only(trace, options, done, router):
     caches = [new_cache(options) for _ in range(options.replicas)]
     loads = np.zeros(options.replicas, np.int64)
-    route = make_router(options, lambda: loads)
+    route = router(options, lambda: loads)
     fits = -(-trace.prompt // options.page_size) <= caches[0].n_pages
     served, hits = np.zeros(options.replicas, np.int64), np.zeros(options.replicas, np.int64)
     for request, tokens in trace.prompts():
@@ -127,9 +131,9 @@ def _cache_figures(trace, looked_up, options, caches, hits, loads, served):
     }
 
 
-def _engine(trace, options, done):
+def _engine(trace, options, done, router):
     caches = [new_cache(options) for _ in range(options.replicas)]
-    replicas = Replicas(trace, options, caches)
+    replicas = Replicas(trace, options, caches, router)
     replicas.run(done)
     records = replicas.records
     finished = records.end_ns >= 0

@@ -33,6 +33,9 @@ _SAMPLES = 1024  # points of the timeline, at most twice as many
 _MIN_INTERVAL_NS = 10_000_000  # between two of them
 _LAST_NS = 2**61  # 73 years: later times could overflow int64
 
+Route = Callable[[Int32s], int]  # from a prompt's tokens to a replica
+MakeRouter = Callable[[Options, Callable[[], ArrayLike]], Route]
+
 
 class Records(NamedTuple):
     """The events of each request; -1 for those that did not happen."""
@@ -43,7 +46,7 @@ class Records(NamedTuple):
     end_ns: Int64s  # [n]
 
 
-def make_router(options: Options, loads: Callable[[], ArrayLike]) -> Callable[[Int32s], int]:
+def make_router(options: Options, loads: Callable[[], ArrayLike]) -> Route:
     """A function from a prompt's tokens to a replica; `loads()` returns the load of each."""
     n = options.replicas
     if n == 1:
@@ -69,7 +72,10 @@ def _require_time(ns):
 class Replicas:
     """All replicas and the event loop; see `replay.run`."""
 
-    def __init__(self, trace: Trace, options: Options, caches: list[KVCache]) -> None:
+    def __init__(
+        self, trace: Trace, options: Options, caches: list[KVCache],
+        router: MakeRouter = make_router,
+    ) -> None:  # fmt: skip
         self._trace, self._options = trace, options
         # The step that computes a prompt also gives a token, kept or not: no engine knows 0.
         self._output = np.maximum(trace.output, 1)
@@ -97,7 +103,7 @@ class Replicas:
             engine(cache, options, self._clock, self.records, sampled, i)
             for i, cache in enumerate(caches)
         ]
-        self._route = make_router(options, lambda: [len(engine) for engine in self.engines])
+        self._route = router(options, lambda: [len(engine) for engine in self.engines])
         span = int(self.arrival_ns[-1] - self.arrival_ns[0])
         self._every, self._due = max(span // _SAMPLES, _MIN_INTERVAL_NS), int(self.arrival_ns[0])
         self.timeline: dict[str, list] = {"time_s": [], "held": [], "cached": [], "waiting": []}
