@@ -6,25 +6,28 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from .errors import Problem
+from .state import ServerState
 
 MAX_HEAD = 64 * 1024  # bytes of the first line and the headers of a request
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
-def protocol_class(client_timeout_s: float) -> type[asyncio.Protocol]:
-    """The protocol of connections: httptools' if it is installed, else h11's.
+def protocol_class(state: ServerState) -> type[asyncio.Protocol]:
+    """The protocol of a server's connections: httptools' if it is installed, else h11's.
 
     A client gets 408 if the head of its request has not come after `client_timeout_s`, 431 if it
     has more than 64 KiB, and 400 if it is no HTTP. A connection whose client reads nothing of its
     answer for that time ends.
     """
     base: Any = AutoHTTPProtocol
+    client_timeout_s, opened = state.settings.client_timeout_s, state.metrics.connections
 
     class Connection(base):
         """One connection."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            opened.inc()
             self._head_bytes = 0
             self._unread: asyncio.TimerHandle | None = None
             self._head: asyncio.TimerHandle | None = None
@@ -32,6 +35,7 @@ def protocol_class(client_timeout_s: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            opened.dec()
             self._stop("_head")
             self._stop("_unread")
 

@@ -32,6 +32,7 @@ class Metrics:
         )
         text = "Requests that have no whole answer yet"
         self.under_way = Gauge("requests_under_way", text, **of_server)
+        self.connections = Gauge("connections", "Connections of clients", **of_server)
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one request."""

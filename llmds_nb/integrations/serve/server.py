@@ -1,6 +1,7 @@
 """run_server: an application on a socket, from its start to its graceful end."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -43,7 +44,8 @@ class _Server(uvicorn.Server):
         if self._loop is None:
             self.should_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._begin_to_end)
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._begin_to_end)
 
     def _begin_to_end(self):
         if self._end is None:
@@ -83,7 +85,7 @@ def run_server(
     """
     state: ServerState = app.state.server
     config = uvicorn.Config(
-        app, http=protocol_class(state.settings.client_timeout_s), ws="none", lifespan="on",
+        app, http=protocol_class(state), ws="none", lifespan="on",
         log_config=None, log_level="error", access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=MAX_HEAD,
