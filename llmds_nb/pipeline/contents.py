@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from .._core import validation
 from .._core.typing import ArrayLike
-from ..bm25.index import Hits
+from ..bm25.index import Hits, InvertedIndex
+from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
 from .explaining import HitExplanation, explained
 from .filtering import wheres_of
@@ -15,14 +16,37 @@ from .hybrid import HybridIndex, check_known
 from .keys import Ids, plain_ids
 from .results import Document
 from .search import Request, Searcher, checked_fusion, requests_of
+from .view import PipelineView
 
 
 class Contents:
-    """What a pipeline tells of documents by their ids."""
+    """What a pipeline tells of its documents, but for searches."""
 
     _index: HybridIndex
     _fusion: str
     _weight: float
+
+    @property
+    def dense(self) -> HNSW | None:
+        """The dense half; None before the first vectors."""
+        return self._index.dense
+
+    @property
+    def sparse(self) -> InvertedIndex:
+        """The sparse half."""
+        return self._index.sparse
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder, or None."""
+        return self._index.embedder.encoder
+
+    def view(self) -> PipelineView:
+        """The documents as they are now, for searches that later writes do not change. O(1).
+
+        Several pipelines, each with a part of the documents, rank as one by their views.
+        """
+        return PipelineView(self._index)
 
     def ids(self, where: dict[str, Any] | None = None) -> NDArray[Any]:
         """The ids of all documents, or of those whose metadata fits, in the order of their rows.

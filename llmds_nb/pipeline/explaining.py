@@ -7,7 +7,8 @@ import numpy as np
 from .._core.typing import Int64s
 from ..bm25.results import TermScore
 from ..primitives.status import ABSENT
-from .search import Request, Searcher, fuse
+from .candidates import fuse
+from .search import Request, Searcher
 from .snapshot import has_direction
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from .._core import validation
 from .._core.arrays import are_consecutive
 from .._core.forking import new_lock
+from .._core.typing import Int64s
 from ..primitives.status import ABSENT
 from .kernels.documents import mask_by_id
 from .keys import key_filters
@@ -74,17 +75,18 @@ class MaskCache:
             self._ids_are_rows = snapshot.version, same
         return passes if same else _by_id(snapshot, passes)
 
-    def most_groups(
+    def n_groups(
         self, snapshot: Snapshot, where: Where | None, allowed: Allowed | None, field: str
     ) -> int:
-        """At most how many groups by a field `allowed` has, those without it one each. O(n log n).
+        """How many groups by a field `allowed` has, those without it one each. O(n log n).
 
         where: what alone has made `allowed`; or None, and then the count is not kept.
         """
         key = snapshot.version, None if where is None else where.key, field
 
         def count():
-            groups = snapshot.described.groups(field, _rows(snapshot.texts, allowed))
+            rows = snapshot.texts.find_slowly(chosen_ids(snapshot.live_ids(), allowed))
+            groups = snapshot.described.groups(field, rows)
             there = groups[groups != ABSENT]
             return np.array([np.unique(there).size + groups.size - there.size])
 
@@ -128,15 +130,14 @@ def _by_id(snapshot, passes):
     return ordered_ids(row_ids[passes])
 
 
-def _rows(texts, allowed):
-    """The rows of allowed documents, and of some that were removed or replaced."""
-    row_ids = texts.ids[: texts.n]
+def chosen_ids(ids: Int64s, allowed: Allowed | None) -> Int64s:
+    """Those of ids, distinct, that are allowed."""
     if allowed is None:
-        return np.flatnonzero(row_ids != ABSENT)
+        return ids
     if allowed.dtype != np.bool_:
-        return np.flatnonzero(np.isin(row_ids, allowed))
-    rows = np.flatnonzero((row_ids != ABSENT) & (row_ids < allowed.size))
-    return rows[allowed[row_ids[rows]]]
+        return ids[np.isin(ids, allowed)]
+    ids = ids[ids < allowed.size]
+    return ids[allowed[ids]]
 
 
 def ordered_ids(ids: npt.NDArray[Any]) -> Allowed:

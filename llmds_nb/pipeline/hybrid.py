@@ -12,19 +12,20 @@ from .._core import validation
 from .._core.forking import Workers, is_held, new_lock
 from .._core.publishing import publish
 from .._core.storage import share
-from .._core.typing import ArrayLike
+from .._core.typing import ArrayLike, Int64s
 from .._core.validation import shown
 from ..bm25.index import Hits, InvertedIndex
 from ..hnsw.index import HNSW
 from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
+from .candidates import DEPTH
 from .embedder import Embedder, checked_vectors
 from .filtering import MaskCache
 from .keys import KeyStore, as_keys, new_keys, object_array, plain_ids
 from .metadata import checked_metadata, parsed_where
 from .refitting import Notices
 from .results import Document
-from .search import DEPTH, Searcher
+from .search import Searcher
 from .snapshot import UNKNOWN, Settings, Snapshot, changed, has_direction
 from .text_store import TextStore
 
@@ -253,7 +254,7 @@ class HybridIndex:
             snapshot, numbers, rows = self._found(ids)
             check_known(ids, numbers, rows)
             known = numbers if snapshot.keys is None else snapshot.keys.keys_of(numbers)
-            found = _documents(snapshot, known.tolist(), rows, [math.nan] * len(rows))
+            found = documents_of(snapshot, known.tolist(), rows, [math.nan] * len(rows))
             return [document for document in found if document is not None]
         wanted, scores = np.asarray(ids.ids), np.asarray(ids.scores)
         if wanted.shape != scores.shape or wanted.ndim not in (1, 2):
@@ -261,7 +262,7 @@ class HybridIndex:
             raise ValueError(f"hits must have ids and scores [k], or [n, k], not {shapes}")
         flat, n = wanted.ravel(), wanted.shape[-1]
         snapshot, _, rows = self._found(plain_ids(flat, unique=False, padded=True))
-        found = _documents(snapshot, flat.tolist(), rows, scores.ravel().tolist())
+        found = documents_of(snapshot, flat.tolist(), rows, scores.ravel().tolist())
         parts = [found[i * n : (i + 1) * n] for i in range(len(wanted) if wanted.ndim > 1 else 1)]
         hits = [[document for document in part if document is not None] for part in parts]
         return hits if wanted.ndim > 1 else hits[0]
@@ -321,10 +322,12 @@ def _those_in(dense, ids):
     return ids[slots_of(dense._snapshot, ids) != ABSENT]
 
 
-def _documents(snapshot, ids, rows, scores) -> list[Document | None]:
+def documents_of(
+    snapshot: Snapshot, ids: list[Any], rows: Int64s, scores: list[float]
+) -> list[Document | None]:
     """The documents of rows; None for ABSENT."""
     there = rows[rows != ABSENT]
-    texts = iter(snapshot.texts.texts(there))
+    texts: Any = iter(snapshot.texts.texts(there))  # of a row that is there, no None
     described: list[dict] = [{} for _ in there]
     if snapshot.metadata is not None:
         described = snapshot.metadata.documents(there)

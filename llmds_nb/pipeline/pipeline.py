@@ -122,21 +122,6 @@ class RetrievalPipeline(Contents, Stored):
         self._index = HybridIndex(dense, sparse, dim, Embedder(encoder), self._seed)
 
     @property
-    def dense(self) -> HNSW | None:
-        """The dense half; None before the first vectors."""
-        return self._index.dense
-
-    @property
-    def sparse(self) -> InvertedIndex:
-        """The sparse half."""
-        return self._index.sparse
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder, or None."""
-        return self._index.embedder.encoder
-
-    @property
     def fusion(self) -> str:
         """The default fusion of `search`."""
         return self._fusion
@@ -245,7 +230,7 @@ class RetrievalPipeline(Contents, Stored):
         filter: Ids | Sequence[Ids | None] | None = None,
         where: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
         min_score: float | None = None, diversity: float | None = None,
-        group_by: str | None = None, threads: int = 1,
+        group_by: str | None = None, exact: bool = False, threads: int = 1,
     ) -> Hits:  # fmt: skip
         """The k best documents for each query.
 
@@ -273,6 +258,9 @@ class RetrievalPipeline(Contents, Stored):
             A field of metadata: of the documents of one value only the best is a hit. Those without
             the field are each a group of their own. Where groups are too few, more candidates are
             looked at, until there are k or none is left.
+        exact : bool
+            Whether the dense half gives the true nearest vectors, each of which is measured,
+            instead of those that its graph finds. O(n d), as `HNSW.search` with `exact`.
         threads : int
             With 2 or more, the halves of one query run concurrently, and the queries of a batch are
             distributed over the threads.
@@ -286,7 +274,7 @@ class RetrievalPipeline(Contents, Stored):
         """
         index = self._index
         snapshot, settings = index.snapshot, index.settings
-        plain = filter is where is min_score is diversity is group_by is None
+        plain = filter is where is min_score is diversity is group_by is None and exact is False
         one = plain and type(queries) is str and type(k) is type(threads) is int
         if one and 0 < k <= validation.MAX_K and threads == 1:
             if fusion is weight is None:
@@ -299,7 +287,8 @@ class RetrievalPipeline(Contents, Stored):
         k, threads = validation.answers(k), validation.threads(threads)
         fusion, weight = self._checked_fusion(fusion, weight)
         reranking = reranking_of(min_score, diversity, group_by)
-        alike = Request("", k, fusion, weight, reranking=reranking)
+        exact = validation.flag(exact, "exact")
+        alike = Request("", k, fusion, weight, reranking=reranking, exact=exact)
         requests = requests_of(alike, texts, vectors, snapshot.dim, filters, wheres)
         kind = np.int64 if snapshot.keys is None else object
         hits = Hits(np.empty((0, k), kind), np.empty((0, k)))

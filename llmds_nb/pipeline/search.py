@@ -8,28 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import validation
-from .._core.jit import EntryPoints
 from .._core.storage import share
-from .._core.typing import Float32s
-from .._core.validation import MAX_K
+from .._core.typing import Float32s, Int64s
+from ..bm25.collection import CollectionStatistics
 from ..bm25.index import Hits
 from ..hnsw.index import HNSW
-from ..primitives.hashing import secret_word
+from ..hnsw.snapshot import slots_of
 from ..primitives.status import ABSENT
+from .candidates import DEPTH, FUSIONS, METHODS, SECRET, Candidates, entries
 from .embedder import Embedder, checked_vectors, is_ordinary
 from .filtering import both, ordered_ids
-from .kernels.fusion import CONVEX, DBSF, MINMAX, RRF, fusion_combine_many
 from .metadata import Where
-from .reranking import Reranking, first_of_groups, most_diverse
+from .reranking import Reranking, ranked
 from .snapshot import Settings, Snapshot, has_direction
 
-_METHODS = {"convex": CONVEX, "minmax": MINMAX, "rrf": RRF, "dbsf": DBSF}
-FUSIONS = tuple(_METHODS)
-DEPTH = 100  # candidates of each half, or k if that is more
-_DEEP = 16  # times as deep a search that finds too few groups first counts them all
 _NO_NEIGHBORS = np.zeros(0, np.int64), np.zeros(0, np.float32)
-_SECRET = secret_word()  # of the tables that match the halves' ids, which only last for a call
-_entries = EntryPoints(fuse=fusion_combine_many)
 
 
 class Request(NamedTuple):
@@ -45,19 +38,20 @@ class Request(NamedTuple):
     encoded: Embedder | None = None  # whose vector it is; None: the caller's
     where: Where | None = None
     reranking: Reranking | None = None
+    exact: bool = False  # the true nearest vectors instead of those that the graph finds
 
     def key(self) -> tuple:
         """The key of its answer in a cache: equal for equal requests, however they were encoded."""
-        text, k, fusion, weight, vector, one_filter, encoded, where, reranking = self
+        text, k, fusion, weight, vector, one_filter, encoded, where, reranking, exact = self
         vector_key = None if vector is None or encoded else vector.tobytes()
         filter_key: Any = one_filter
         if isinstance(one_filter, np.ndarray):
             digest = hashlib.blake2b(one_filter.data, digest_size=16).digest()
             filter_key = one_filter.dtype.char, one_filter.size, digest
         key = text, k, fusion, weight, vector_key, filter_key
-        if where is None and reranking is None:
+        if where is None and reranking is None and not exact:
             return key
-        return *key, None if where is None else where.key, reranking
+        return *key, None if where is None else where.key, reranking, exact
 
 
 class Searcher(NamedTuple):
@@ -99,65 +93,37 @@ class Searcher(NamedTuple):
             near = dense.search(vector, depth, ef=self._ef(depth))
         words = self._sparse().search(text, depth)
         answer = Hits(np.empty(k, np.int64), np.empty(k))
-        _entries.fuse(*near, *words, _METHODS[fusion], weight, 1, *answer, _SECRET)
+        entries.fuse(*near, *words, METHODS[fusion], weight, 1, *answer, SECRET)
         return self._with_ids(answer)
 
     def search(self, requests: list[Request]) -> Hits:
         """Answers [n, k] to requests of one k, fusion, weight and reranking."""
         _, k, fusion, weight, *_ = requests[0]
-        if requests[0].reranking is not None:
-            return self._with_ids(self._reranked(requests, requests[0].reranking))
-        return self._with_ids(fuse(self.candidates(requests), fusion, weight, k))
+        source, reranking = _Source(self, requests), requests[0].reranking
+        return self._with_ids(ranked(source, len(requests), k, fusion, weight, reranking))
 
-    def _reranked(self, requests, reranking):
-        """`search` by number. Where groups are too few, it looks for twice as many candidates."""
-        _, k, fusion, weight, *_ = requests[0]
-        n, depth = len(requests), max(DEPTH, k)
-        hits = Hits(np.full((n, k), ABSENT), np.full((n, k), -np.inf))
-        left = list(range(n))
-        while left:
-            asked = [requests[i] for i in left]
-            found = self.candidates(asked, depth)
-            ranked = fuse(found, fusion, weight, 2 * depth)
-            short = []
-            for i, dense, sparse, ids, scores in zip(
-                left, found[0], found[2], *ranked, strict=True
-            ):
-                places = self._chosen(ids, scores, k, reranking)
-                hits.ids[i, : len(places)] = ids[places]
-                hits.scores[i, : len(places)] = scores[places]
-                if len(places) < k and reranking.group_by is not None:
-                    more = _may_have_more(ids, scores, reranking.min_score, dense, sparse)
-                    if more and not self._has_all_groups(requests[i], len(places), depth):
-                        short.append(i)
-            left, depth = short if depth < MAX_K else [], min(2 * depth, MAX_K)
-        return hits
+    def groups(self, field: str, ids: Int64s) -> Int64s:
+        """See `CandidateSource`."""
+        return self.snapshot.described.groups(field, self.rows_of(ids))
 
-    def _has_all_groups(self, request, n_groups, depth):
-        """Whether no document is of another group; counted only when that is worth its time."""
-        if depth < _DEEP * DEPTH:
-            return False
+    def vectors(self, ids: Int64s) -> Float32s:
+        """See `CandidateSource`."""
+        dense = self.snapshot.dense
+        if dense is None:
+            return np.zeros((ids.size, 1), np.float32)
+        vectors = np.zeros((ids.size, dense.dim), np.float32)
+        there = slots_of(dense._snapshot, ids) != ABSENT
+        if there.any():
+            vectors[there] = dense.get(ids[there])
+        return vectors
+
+    def n_groups(self, request: Request, field: str) -> int:
+        """How many groups by a field there are of the documents that a request may find."""
         where = request.where if request.filter is None else None
-        allowed, field = self._filter_of(request), request.reranking.group_by
-        return n_groups >= self.hybrid.masks.most_groups(self.snapshot, where, allowed, field)
+        return self.hybrid.masks.n_groups(self.snapshot, where, self.allowed(request), field)
 
-    def _chosen(self, ids, scores, k, reranking):
-        """The places of the k best of one fused ranking, which is padded."""
-        min_score, diversity, group_by = reranking
-        n = np.count_nonzero(ids != ABSENT)
-        if min_score is not None:
-            n = np.count_nonzero(scores[:n] >= min_score)
-        places = np.arange(n)
-        if group_by is not None:
-            rows = self._rows_of(ids[:n])
-            places = first_of_groups(self.snapshot.described.groups(group_by, rows))
-        if diversity is None:
-            return places[:k]
-        dense, places = self.snapshot.dense, places[: max(DEPTH, k)]
-        return places[most_diverse(dense, ids[places], scores[places], diversity, k)]
-
-    def _rows_of(self, ids):
-        """The rows in the snapshot of documents that it has."""
+    def rows_of(self, ids: Int64s) -> Int64s:
+        """The rows in the snapshot of documents that it has, distinct ones."""
         rows = self.snapshot.texts.find(ids)
         if self.hybrid.snapshot is not self.snapshot:  # its table may be that of a later one
             rows = self.snapshot.texts.find_slowly(ids)
@@ -174,10 +140,11 @@ class Searcher(NamedTuple):
         keys = [(id(r.filter), None if r.where is None else r.where.key) for r in requests]
         for key, request in zip(keys, requests, strict=True):
             if key not in made:
-                made[key] = self._filter_of(request)
+                made[key] = self.allowed(request)
         return [made[key] for key in keys]
 
-    def _filter_of(self, request):
+    def allowed(self, request: Request) -> Any:
+        """The documents that a request may find: a mask by number, or numbers; None: all."""
         allowed = request.filter
         if isinstance(allowed, tuple):
             allowed = ordered_ids(self.snapshot.numbers(list(allowed), "filter"))
@@ -185,14 +152,19 @@ class Searcher(NamedTuple):
             allowed = both(allowed, self.hybrid.masks.allowed(self.snapshot, request.where))
         return allowed
 
-    def candidates(self, requests: list[Request], depth: int = 0) -> tuple:
-        """The best of each half for each request, [n, depth] as `kernels.fusion` takes them.
+    def candidates(
+        self,
+        requests: list[Request],
+        depth: int = 0,
+        statistics: CollectionStatistics | None = None,
+    ) -> Candidates:
+        """The best of each half for each request, `depth` or else max(DEPTH, k).
 
-        (dense ids, dense distances, sparse ids, sparse scores); depth: at least max(DEPTH, k)
+        statistics: of the collection that the documents are a part of; None: they are all of it.
         """
         texts = [request.text for request in requests]
-        filters = self._filters(requests)
-        n, depth, threads = len(texts), max(DEPTH, requests[0].k, depth), self.threads
+        filters, exact = self._filters(requests), requests[0].exact
+        n, depth, threads = len(texts), depth or max(DEPTH, requests[0].k), self.threads
         dense, sparse = self._dense(), self._sparse()
 
         def search_dense():
@@ -204,8 +176,9 @@ class Searcher(NamedTuple):
                 vectors = vectors if useful.size == n else vectors[useful]
                 one_filter = _one_or_each([filters[i] for i in useful])
                 found = dense.search(
-                    vectors, depth, ef=self._ef(depth), filter=one_filter, threads=threads
-                )
+                    vectors, depth, ef=self._ef(depth), filter=one_filter, exact=exact,
+                    threads=threads,
+                )  # fmt: skip
                 if useful.size == n:
                     return found
             ids = np.full((n, depth), ABSENT)
@@ -215,13 +188,16 @@ class Searcher(NamedTuple):
             return ids, distances
 
         def search_sparse():
-            return sparse.search(texts, depth, filter=_one_or_each(filters), threads=threads)
+            one_filter = _one_or_each(filters)
+            return sparse.search(
+                texts, depth, filter=one_filter, threads=threads, statistics=statistics
+            )
 
         if threads >= 2 and n == 1:
             near = self.hybrid._workers.submit(search_dense)
             words = search_sparse()
-            return *near.result(), *words
-        return *search_dense(), *search_sparse()
+            return Candidates(*near.result(), *words)
+        return Candidates(*search_dense(), *search_sparse())
 
     def _ef(self, depth):
         ef = self.settings.ef
@@ -244,13 +220,23 @@ class Searcher(NamedTuple):
         return sparse
 
 
-def fuse(found: tuple, fusion: str, weight: float, k: int) -> Hits:
-    """The k best of `candidates`: ids int64[n, k] and scores float64[n, k]."""
-    n = len(found[0])
-    answer = Hits(np.empty((n, k), np.int64), np.empty((n, k)))
-    flat = [part.reshape(-1) for part in (*found, *answer)]
-    _entries.fuse(*flat[:4], _METHODS[fusion], weight, n, *flat[4:], _SECRET)
-    return answer
+class _Source(NamedTuple):
+    """The requests of one search, as a `CandidateSource`."""
+
+    searcher: Searcher
+    requests: list[Request]
+
+    def candidates(self, queries: list[int], depth: int) -> Candidates:
+        return self.searcher.candidates([self.requests[i] for i in queries], depth)
+
+    def groups(self, field: str, ids: Int64s) -> Int64s:
+        return self.searcher.groups(field, ids)
+
+    def vectors(self, ids: Int64s) -> Float32s:
+        return self.searcher.vectors(ids)
+
+    def n_groups(self, query: int, field: str) -> int:
+        return self.searcher.n_groups(self.requests[query], field)
 
 
 def _one_or_each(filters):
@@ -258,25 +244,6 @@ def _one_or_each(filters):
     if all(one is filters[0] for one in filters):
         return filters[0]
     return filters
-
-
-def _may_have_more(ids, scores, min_score, dense, sparse) -> bool:
-    """Whether a deeper search can add to the candidates of a padded fused ranking.
-
-    dense, sparse: the ids of both halves' lists, padded where these hold all that there are.
-    """
-    if dense[-1] == sparse[-1] == ABSENT:
-        return False
-    if min_score is None:
-        return True
-    # The fused score of the last of a list is no less than what a later one gets from that half.
-    n = np.count_nonzero(ids != ABSENT)
-    ids, scores = ids[:n], scores[:n]
-    of_dense, of_sparse = (scores[ids == one[-1]].sum() for one in (dense, sparse))
-    low = scores < min_score
-    in_dense, in_sparse = np.isin(ids[low], dense), np.isin(ids[low], sparse)
-    gains = np.where(in_dense, np.where(in_sparse, -np.inf, of_sparse), of_dense)
-    return max(of_dense + of_sparse, (scores[low] + gains).max(initial=-np.inf)) >= min_score
 
 
 def checked_fusion(

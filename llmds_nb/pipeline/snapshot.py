@@ -8,6 +8,7 @@ from .._core.publishing import Changes
 from .._core.storage import share
 from .._core.typing import Int64s
 from .._core.validation import shown
+from ..bm25 import segments as segs
 from ..bm25.index import InvertedIndex
 from ..hnsw.index import HNSW
 from ..primitives.status import ABSENT
@@ -37,6 +38,12 @@ class Snapshot(NamedTuple):
     def described(self) -> MetadataStore:
         """The metadata of every row."""
         return MetadataStore.empty(self.texts.n) if self.metadata is None else self.metadata
+
+    def live_ids(self) -> Int64s:
+        """The numbers of all documents, distinct, in no order; also of a snapshot of the past."""
+        segments = self.sparse._contents.snapshot.segments
+        parts = [segs.ids_at(segment, segs.docs_alive(segment)) for segment in segments]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def numbers(self, ids: PlainIds, name: str = "ids") -> Int64s:
         """The numbers int64[n] by which the halves know ids, UNKNOWN where they do not.

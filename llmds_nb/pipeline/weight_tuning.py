@@ -9,8 +9,9 @@ import numpy as np
 from .._core import validation
 from .._core.typing import Int64s
 from .._core.validation import shown
+from .candidates import fuse
 from .keys import plain_ids
-from .search import Request, Searcher, fuse
+from .search import Request, Searcher
 from .snapshot import UNKNOWN, Snapshot
 
 logger = logging.getLogger(__name__)

@@ -135,8 +135,8 @@ def test_an_earlier_snapshot_keeps_its_metadata_and_rows():
     searcher = pipeline._index.searcher()
     pipeline.add([1, 6], ["a", "b"], MATRIX[:2], metadata=[{"doc": "w"}, {"doc": "y"}])
     assert searcher.snapshot.texts.find_slowly(np.array([4, 1])).tolist() == [4, 1]
-    assert searcher._rows_of(np.array([1, 0])).tolist() == [1, 0]
-    assert pipeline._index.searcher()._rows_of(np.array([1, 0])).tolist() == [5, 0]
+    assert searcher.rows_of(np.array([1, 0])).tolist() == [1, 0]
+    assert pipeline._index.searcher().rows_of(np.array([1, 0])).tolist() == [5, 0]
     assert searcher.snapshot.metadata.documents([1]) == [METADATA[1]]
 
 
