@@ -1,0 +1,389 @@
+"""Shard: one part of the documents of a ShardedPipeline, without Ray.
+
+A shard is a RetrievalPipeline without an encoder. The number of a document, by which all shards
+rank equal scores, is given by a coordinator, in the order of first add; where documents have str
+keys, the shard keeps them beside. Every write gives a new version, and the last few versions stay
+readable, so that a search that has read the statistics of all shards finds the same documents with
+them.
+"""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmds_nb import CorruptFileError, LlmdsError, RetrievalPipeline
+from llmds_nb.pipeline import Candidates, CollectionStatistics, Document, PipelineView
+
+from ..._core import validation
+from ..._core.forking import new_lock
+from ..._core.publishing import publish
+from ..._core.storage import Stored, checking_parts, nest, unnest
+from ..._core.typing import ArrayLike, Float32s, Int64s
+
+KEPT_VERSIONS = 8  # before the present one
+_SPARE_KEYS = 16  # of removed documents that are not worth a compaction
+
+
+class StaleVersionError(LlmdsError, LookupError):
+    """A shard was asked for a version of its documents that it does not have, or no longer.
+
+    `version` is its present one.
+    """
+
+    def __init__(self, asked: int, version: int) -> None:
+        super().__init__(asked, version)
+        self.asked, self.version = asked, version
+
+    def __str__(self) -> str:
+        return f"the shard has no version {self.asked}: its present one is {self.version}"
+
+
+class Moved(NamedTuple):
+    """Documents on their way from one shard to another: all that a shard knows of each.
+
+    `keys` is None where documents have no keys but their numbers.
+    """
+
+    keys: list[str] | None
+    texts: list[str]
+    vectors: Float32s  # [n, d]
+    metadata: list[dict[str, Any]]
+    numbers: Int64s  # [n]
+
+
+class Shard(Stored):
+    """One part of a collection.
+
+    Parameters
+    ----------
+    pipeline : RetrievalPipeline
+        Empty and configured, without an encoder; the shard alone writes to it from now on. All
+        shards of a collection have the same settings.
+    version : int, optional
+        The first version; each write adds one. Replicas that are given the same first version and
+        the same writes have the same versions. Default: a random one, so that no two shards, nor
+        one before and after a restart, have one version of different documents.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from llmds_nb.pipeline import fuse_candidates, merge_candidates, merge_statistics
+    >>> shards = [Shard(RetrievalPipeline(dim=2), version=10) for _ in range(2)]
+    >>> shards[0].add(["x", "z"], ["red fox", "blue sky"], [[1, 0], [0, 1]], numbers=[0, 2])
+    11
+    >>> shards[1].add(["y"], ["red sky at night"], [[1, 1]], numbers=[1])
+    11
+    >>> whole = merge_statistics(shard.statistics("red sky") for shard in shards)
+    >>> asked = {"vectors": [1, 0.9], "statistics": whole, "version": 11, "exact": True}
+    >>> found = merge_candidates([shard.candidates("red sky", 2, **asked) for shard in shards])
+    >>> hits = fuse_candidates(found, 2, fusion="convex", weight=0.7)
+    >>> hits.ids, [shard.keys_of(hits.ids[0]) for shard in shards]
+    (array([[1, 0]]), [[None, 'x'], ['y', None]])
+    """
+
+    def __init__(self, pipeline: RetrievalPipeline, *, version: int | None = None) -> None:
+        if not isinstance(pipeline, RetrievalPipeline):
+            raise TypeError(f"pipeline must be a RetrievalPipeline, not {type(pipeline).__name__}")
+        if len(pipeline):
+            raise ValueError(f"pipeline must be empty, but holds {len(pipeline)} documents")
+        if pipeline.encoder is not None:
+            raise ValueError("pipeline must have no encoder: a shard is given vectors")
+        self._start(pipeline, {}, version)
+
+    def _start(self, pipeline, key_of, version):
+        if version is None:
+            version = secrets.randbits(50) << 10
+        self._pipeline = pipeline
+        self._lock = new_lock()  # of writers
+        self._offset = validation.natural(version, "version") - pipeline.view().version
+        # Of documents with keys; also of some that were removed, which the pipeline does not have.
+        self._key_of: dict[int, str] = key_of
+        self._number_of: dict[str, int] = {key: number for number, key in key_of.items()}
+        self._earlier: OrderedDict[int, PipelineView] = OrderedDict()  # by version
+
+    @property
+    def pipeline(self) -> RetrievalPipeline:
+        """The pipeline, for its settings and `stats`; only the shard writes to it."""
+        return self._pipeline
+
+    @property
+    def version(self) -> int:
+        """The present version of the documents."""
+        return self._offset + self._pipeline.view().version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pipeline, and of the keys about."""
+        keys = sum(2 * len(key) + 200 for key in self._number_of)
+        return self._pipeline.nbytes + keys
+
+    def __len__(self) -> int:
+        return len(self._pipeline)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._pipeline if not isinstance(key, str) else self._number(key) is not None
+
+    def __repr__(self) -> str:
+        return f"Shard({len(self):,} documents, version={self.version})"
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    def add(
+        self, keys: Sequence[str] | None, texts: Sequence[str], vectors: ArrayLike,
+        metadata: Sequence[dict[str, Any] | None] | None = None, *, numbers: ArrayLike,
+    ) -> int:  # fmt: skip
+        """Add documents, or replace those whose key exists; return the new version.
+
+        Parameters
+        ----------
+        keys : list of str, or None
+            None: documents are known by their numbers. One or the other, for good.
+        texts, vectors, metadata
+            As for `RetrievalPipeline.add`.
+        numbers : int64[n]
+            Distinct, >= 0. A key that the shard has keeps its number, whatever is given for it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `RetrievalPipeline.add`; or a new key has the number of another document. Nothing is
+            changed.
+        """
+        texts = validation.texts(texts)
+        numbers = validation.new_ids(numbers, len(texts), "texts", 0)
+        with self._lock:
+            if keys is not None:
+                keys = self._checked_keys(keys, numbers)
+            elif self._has_keys and texts:
+                raise TypeError("documents of this shard have keys: numbers alone do not name them")
+            if not texts:
+                return self.version
+            self._keep_present()
+            # An entry means nothing unless the pipeline has the document.
+            if keys is None:
+                self._key_of.clear()
+            else:
+                pairs = list(zip(numbers.tolist(), keys, strict=True))
+                self._key_of.update(pairs)
+                self._number_of.update((key, number) for number, key in pairs)
+            self._pipeline.add(numbers, texts, vectors, metadata=metadata)
+            return self.version
+
+    def _checked_keys(self, keys, numbers):
+        """The keys in a list; those of documents that are there get their numbers."""
+        keys = [validation.exact(validation.text(key, "keys")) for key in keys]
+        validation.same_length("keys", keys, "texts", numbers)
+        if "" in keys:
+            raise ValueError(f"keys must not be empty (position {keys.index('')})")
+        if len(set(keys)) < len(keys):
+            raise ValueError("keys must be distinct")
+        if len(self) and not self._has_keys:
+            raise TypeError("documents of this shard are known by numbers, not by keys")
+        known = [self._number(key) for key in keys]
+        for place, number in enumerate(known):
+            if number is not None:
+                numbers[place] = number
+        validation.distinct(np.sort(numbers), "numbers")
+        for place, number in enumerate(numbers.tolist()):
+            if known[place] is None and number in self._pipeline:
+                other = self._key_of[number]
+                raise ValueError(f"key {keys[place]!r} has the number {number} of {other!r}")
+        return keys
+
+    @property
+    def _has_keys(self):
+        """Whether there are documents, and they have keys."""
+        return bool(self._key_of) and len(self) > 0
+
+    def _number(self, key) -> int | None:
+        """The number of a document that is there, by its key."""
+        number = self._number_of.get(key)
+        if number is None or self._key_of.get(number) != key or number not in self._pipeline:
+            return None
+        return number
+
+    def remove(self, keys: str | Sequence[str] | ArrayLike) -> int:
+        """Remove documents, by their keys, or by numbers where they have none.
+
+        Return the new version. KeyError for one that is not there: then nothing is removed.
+        """
+        with self._lock:
+            numbers = self._numbers(keys)
+            if not len(numbers):
+                return self.version
+            self._keep_present()
+            self._pipeline.remove(numbers)
+            if len(self._key_of) > 2 * len(self) + _SPARE_KEYS:
+                self._forget_removed()
+            return self.version
+
+    def _numbers(self, keys, unique=True):
+        """The numbers of documents that are there; KeyError for another."""
+        if not self._has_keys and not isinstance(keys, str):
+            numbers = validation.ids(keys, unique=unique)
+            absent = [number for number in numbers.tolist() if number not in self._pipeline]
+        else:
+            keys = [keys] if isinstance(keys, str) else list(keys)
+            if unique and len(set(keys)) < len(keys):
+                raise ValueError("keys must be distinct")
+            found = [self._number(key) for key in keys]
+            absent = [key for key, number in zip(keys, found, strict=True) if number is None]
+            numbers = np.array([number for number in found if number is not None], np.int64)
+        if absent:
+            raise KeyError(f"{absent[0]!r} is not in the shard")
+        return numbers
+
+    def _keep_present(self):
+        """Keep the present version readable after a write."""
+        view = self._pipeline.view()
+        self._earlier[self._offset + view.version] = view
+        while len(self._earlier) > KEPT_VERSIONS:
+            self._earlier.popitem(last=False)
+
+    def _forget_removed(self):
+        """Drop the keys of documents that no version has."""
+        kept = set(self._pipeline.view().numbers().tolist())
+        for view in self._earlier.values():
+            kept.update(view.numbers().tolist())
+        key_of = {number: key for number, key in self._key_of.items() if number in kept}
+        number_of = {key: number for key, number in self._number_of.items() if number in kept}
+        publish([(self, "_key_of", key_of), (self, "_number_of", number_of)])
+
+    def export(self, keys: Sequence[str] | ArrayLike) -> Moved:
+        """Documents as they are now, for `imports` of another shard. KeyError for an unknown one.
+
+        Vectors are bit for bit those that were added, unless the dense half stores them rounded.
+        """
+        with self._lock:
+            numbers, view = self._numbers(keys), self._pipeline.view()
+            documents = view.documents(numbers)
+            own = [self._key_of[n] for n in numbers.tolist()] if self._has_keys else None
+        texts = [document.text for document in documents]
+        metadata = [document.metadata for document in documents]
+        return Moved(own, texts, view.vectors(numbers), metadata, numbers)
+
+    def imports(self, moved: Moved) -> int:
+        """Add documents that another shard has exported; return the new version."""
+        keys, texts, vectors, metadata, numbers = moved
+        described = metadata if any(metadata) else None
+        return self.add(keys, texts, vectors, described, numbers=numbers)
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def _view(self, version) -> PipelineView:
+        view = self._pipeline.view()
+        present = self._offset + view.version
+        if version is None or version == present:
+            return view
+        earlier = self._earlier.get(version)  # a write keeps it before it makes the next one
+        if earlier is None:
+            raise StaleVersionError(version, present)
+        return earlier
+
+    def statistics(
+        self, queries: str | Sequence[str], version: int | None = None
+    ) -> CollectionStatistics:
+        """See `PipelineView.statistics`; StaleVersionError if the version is not kept."""
+        return self._view(version).statistics(queries)
+
+    def candidates(
+        self, queries: str | Sequence[str], k: int = 10, *, vectors: ArrayLike,
+        statistics: CollectionStatistics, version: int | None = None, **options: Any,
+    ) -> Candidates:  # fmt: skip
+        """See `PipelineView.candidates`: ids are numbers, also those in `filter`.
+
+        StaleVersionError if the version is not kept.
+        """
+        view = self._view(version)
+        return view.candidates(queries, k, vectors=vectors, statistics=statistics, **options)
+
+    def keys_of(self, numbers: ArrayLike) -> list[str | None]:
+        """The key of each number; None for one of no document, or of none in a version kept."""
+        given = validation.integers(numbers, "numbers", low=-1)
+        return [self._key_of.get(number) for number in given.tolist()]
+
+    def documents(self, numbers: ArrayLike, version: int | None = None) -> dict[int, Document]:
+        """The documents that are here, by number; the id of each is its key, if it has one."""
+        view, own = self._own(numbers, version)
+        found = view.documents(own)
+        if self._key_of:
+            keys: list[Any] = self.keys_of(own)
+            found = [d._replace(id=key) for d, key in zip(found, keys, strict=True)]
+        return dict(zip(own.tolist(), found, strict=True))
+
+    def groups(
+        self, field: str, numbers: ArrayLike, version: int | None = None
+    ) -> dict[int, str | None]:
+        """`PipelineView.groups` of those of the numbers that are here."""
+        view, own = self._own(numbers, version)
+        return dict(zip(own.tolist(), view.groups(field, own), strict=True))
+
+    def vectors(self, numbers: ArrayLike, version: int | None = None) -> tuple[Int64s, Float32s]:
+        """Those of the numbers that are here, int64[m], and their vectors float32[m, d]."""
+        view, own = self._own(numbers, version)
+        return own, view.vectors(own)
+
+    def all_groups(
+        self, field: str, version: int | None = None, **options: Any
+    ) -> tuple[set[str], int]:
+        """See `PipelineView.all_groups`: distinct values, and how many have none."""
+        return self._view(version).all_groups(field, **options)
+
+    def _own(self, numbers: ArrayLike, version: int | None) -> tuple[PipelineView, Int64s]:
+        """The view of a version, and those of the numbers that it has."""
+        view = self._view(version)
+        given = validation.integers(numbers, "numbers", low=-1)
+        return view, given[view.has(given)]
+
+    # ---- files --------------------------------------------------------------------------------
+
+    def _state(self):
+        with self._lock:
+            arrays, header = nest("pipeline", self._pipeline._state())
+            if self._has_keys:
+                numbers = self._pipeline.view().numbers()
+                keys = [self._key_of[n].encode("utf-8", "surrogatepass") for n in numbers.tolist()]
+                ends = np.cumsum([0, *map(len, keys)], dtype=np.int64)
+                blob = np.frombuffer(b"".join(keys), np.uint8)
+                arrays |= {"numbers": numbers, "key_ptr": ends, "keys": blob}
+        return arrays, header | {"pipeline_format": self._pipeline._stored_version}
+
+    def _parts(self):
+        parts = self._pipeline._parts()
+        return {name: parts[name] for name in ("stemmer", "pattern") if name in parts}
+
+    @classmethod
+    def _from_state(cls, arrays, header, *, version=None, stemmer=None, pattern=None):
+        form = header["pipeline_format"]
+        if type(form) is not int or not 1 <= form <= RetrievalPipeline._stored_version:
+            raise CorruptFileError(f"the pipeline has format {form}, newer than this version's")
+        callables = {"stemmer": stemmer, "pattern": pattern}
+        inner = unnest("pipeline", arrays, header)
+        pipeline = RetrievalPipeline._from_state(*inner, **callables)
+        if pipeline.encoder is not None:
+            raise CorruptFileError("the pipeline of a shard has an encoder")
+        key_of = {}
+        if "numbers" in arrays:
+            numbers, blob = arrays["numbers"], arrays["keys"].tobytes()
+            if not np.array_equal(numbers, pipeline.view().numbers()):
+                raise CorruptFileError("the numbers of the keys are not those of the documents")
+            ends = validation.indptr(arrays["key_ptr"], len(blob), "key_ptr").tolist()
+            keys = [blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+            if len(set(keys)) < len(keys) or "" in keys:
+                raise CorruptFileError("a key is empty, or is there twice")
+            key_of = dict(zip(numbers.tolist(), keys, strict=True))
+        shard = cls.__new__(cls)
+        with checking_parts():
+            shard._start(pipeline, key_of, version)
+        return shard
+
+    def check(self) -> None:
+        """Assert the invariants of the pipeline, and that every document has its key."""
+        self._pipeline.check()
+        if self._has_keys:
+            for number in self._pipeline.view().numbers().tolist():
+                assert self._number_of[self._key_of[number]] == number
