@@ -202,7 +202,7 @@ def test_group_by_looks_deeper_until_it_has_k_groups(keys):
 
 @pytest.mark.parametrize("spread", [1, 10**15])
 def test_a_search_for_more_groups_than_there_are_ends_early(spread, monkeypatch):
-    monkeypatch.setattr("llmds_nb.pipeline.search.DEPTH", 2)
+    monkeypatch.setattr("llmds_nb.pipeline.reranking.DEPTH", 2)
     pipeline = RetrievalPipeline(cache_tokens=0)
     n = 400
     angles = np.linspace(0, 1, n)
