@@ -30,7 +30,7 @@ _ANSWER: dict[str, Any] = {
         "queries": {**_INTEGER, "description": "Ever, also of processes before a save."},
         "cache_hits": _INTEGER,
         "cache_misses": _INTEGER,
-        "requests_under_way": _INTEGER,
+        "requests_under_way": {**_INTEGER, "description": "Besides this one."},
         "search_seconds": {  # both empty before the first search
             "type": "object",
             "description": "How many answers of /search took at most each bound; null is none.",
@@ -63,7 +63,7 @@ def _of_requests(state: ServerState) -> dict[str, Any]:
     for family in state.metrics.registry.collect():
         for sample in family.samples:
             if sample.name == _GAUGE:
-                under_way = int(sample.value)
+                under_way = int(sample.value) - 1
             elif sample.name == f"{_HISTOGRAM}_bucket" and sample.labels["route"] == SEARCH:
                 counts[float(sample.labels["le"])] = int(sample.value)
     bounds = sorted(counts)

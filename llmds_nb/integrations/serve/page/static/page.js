@@ -135,13 +135,13 @@ function explain(item, why, answer, top) {
   }
   const rank = (place) => (place === null ? "–" : String(place));
   const halves = table(
-    `Score ${number(why.score, 4)}, fused by ${answer.fusion}`,
-    ["Half", "Measured", "Rank", "Scaled", "Weight", "Adds"],
+    `Score ${number(why.score, 4)} of both halves (fusion: ${answer.fusion}; vectors: ${answer.metric ?? "none"} distance)`,
+    ["Half", "Value", "Rank", "Scaled", "Weight", "Adds"],
     [
-      [`Vectors: ${answer.metric ?? "no"} distance`, number(why.distance, 4), rank(why.dense_rank),
-        number(why.dense_score, 4), number(why.weight, 2), number(dense, 4)],
-      ["Words: BM25", number(why.bm25, 4), rank(why.sparse_rank), number(why.sparse_score, 4),
-        number(1 - why.weight, 2), number(sparse, 4)],
+      ["Distance", number(why.distance, 4), rank(why.dense_rank),
+        number(why.dense_score), number(why.weight, 2), number(dense)],
+      ["BM25", number(why.bm25, 4), rank(why.sparse_rank), number(why.sparse_score),
+        number(1 - why.weight, 2), number(sparse)],
     ],
   );
   halves.querySelectorAll("tbody th").forEach((cell, i) => {
@@ -358,7 +358,8 @@ function follow(stats) {
   const n = counts.at(-1) ?? 0;
   const ms = (seconds) => (seconds === null ? "–" : `${number(1000 * seconds, 1)} ms`);
   $("m-documents").textContent = whole(stats.documents);
-  $("m-rate").textContent = looks.length < 2 ? "–" : number((1000 * n) / (last.now - first.now), 1);
+  const rate = (1000 * n) / (last.now - first.now);
+  $("m-rate").textContent = looks.length < 2 ? "–" : number(rate, rate < 10 ? 2 : 0);
   $("m-p50").textContent = ms(quantile(0.5, bounds, counts));
   $("m-p99").textContent = ms(quantile(0.99, bounds, counts));
   const asked = stats.cache_hits + stats.cache_misses;
