@@ -94,7 +94,9 @@ def _routes(state: ServerState) -> list[BaseRoute]:
     if state.pipeline is not None:
         routes += [*search.routes(state), *documents.routes(state)]
     if state.engine is not None:
-        routes += _routes_of("openai", state)
+        from . import openai  # only where there is an engine, whose libraries it needs
+
+        routes += openai.routes(state)
     routes += _routes_of("page", state)
     return [*routes, *openapi.routes(state, routes)]
 
