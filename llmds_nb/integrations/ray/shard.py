@@ -25,7 +25,7 @@ from ..._core.storage import Stored, checking_parts, nest, unnest
 from ..._core.typing import ArrayLike, Float32s, Int64s
 
 KEPT_VERSIONS = 8  # before the present one
-_SPARE_KEYS = 16  # of removed documents that are not worth a compaction
+_MOST_KEYS = 8, 4096  # so many a document, and besides, are remembered in any case
 
 
 class StaleVersionError(LlmdsError, LookupError):
@@ -100,9 +100,12 @@ class Shard(Stored):
         self._pipeline = pipeline
         self._lock = new_lock()  # of writers
         self._offset = validation.natural(version, "version") - pipeline.view().version
-        # Of documents with keys; also of some that were removed, which the pipeline does not have.
+        # The key of every number in a version that is kept, and of some that are in none.
         self._key_of: dict[int, str] = key_of
+        # The number of every key, and of those removed since the last `forget_removed`.
         self._number_of: dict[str, int] = {key: number for number, key in key_of.items()}
+        # The same of a write under way, or that has failed: then the pipeline has no such number.
+        self._new: dict[str, int] = {}
         self._earlier: OrderedDict[int, PipelineView] = OrderedDict()  # by version
 
     @property
@@ -116,9 +119,14 @@ class Shard(Stored):
         return self._offset + self._pipeline.view().version
 
     @property
+    def n_keys(self) -> int:
+        """How many keys have a number: also those removed since the last `forget_removed`."""
+        return len(self._number_of)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pipeline, and of the keys about."""
-        keys = sum(2 * len(key) + 200 for key in self._number_of)
+        keys = sum(2 * len(key) + 200 for key in list(self._number_of))
         return self._pipeline.nbytes + keys
 
     def __len__(self) -> int:
@@ -156,22 +164,31 @@ class Shard(Stored):
         texts = validation.texts(texts)
         numbers = validation.new_ids(numbers, len(texts), "texts", 0)
         with self._lock:
+            self._settle()
             if keys is not None:
                 keys = self._checked_keys(keys, numbers)
-            elif self._has_keys and texts:
+            elif self._number_of and texts:
                 raise TypeError("documents of this shard have keys: numbers alone do not name them")
             if not texts:
                 return self.version
             self._keep_present()
-            # An entry means nothing unless the pipeline has the document.
-            if keys is None:
-                self._key_of.clear()
-            else:
-                pairs = list(zip(numbers.tolist(), keys, strict=True))
-                self._key_of.update(pairs)
-                self._number_of.update((key, number) for number, key in pairs)
+            for number in numbers.tolist() if keys is None else ():
+                self._key_of.pop(number, None)  # of a write that has failed
+            if keys is not None:
+                self._new = dict(zip(keys, numbers.tolist(), strict=True))
+                self._key_of.update(zip(self._new.values(), keys, strict=True))
             self._pipeline.add(numbers, texts, vectors, metadata=metadata)
+            self._settle()
             return self.version
+
+    def _settle(self):
+        """Take the keys of the last write to those that there are, or drop them if it failed."""
+        for key, number in self._new.items():
+            if number in self._pipeline:
+                self._number_of[key] = number
+            elif self._number_of.get(key) != number:
+                self._key_of.pop(number, None)
+        self._new = {}
 
     def _checked_keys(self, keys, numbers):
         """The keys in a list; those of documents that are there get their numbers."""
@@ -181,9 +198,9 @@ class Shard(Stored):
             raise ValueError(f"keys must not be empty (position {keys.index('')})")
         if len(set(keys)) < len(keys):
             raise ValueError("keys must be distinct")
-        if len(self) and not self._has_keys:
+        if len(self) and not self._number_of:
             raise TypeError("documents of this shard are known by numbers, not by keys")
-        known = [self._number(key) for key in keys]
+        known = [self._number_of.get(key) for key in keys]
         for place, number in enumerate(known):
             if number is not None:
                 numbers[place] = number
@@ -194,41 +211,38 @@ class Shard(Stored):
                 raise ValueError(f"key {keys[place]!r} has the number {number} of {other!r}")
         return keys
 
-    @property
-    def _has_keys(self):
-        """Whether there are documents, and they have keys."""
-        return bool(self._key_of) and len(self) > 0
-
     def _number(self, key) -> int | None:
         """The number of a document that is there, by its key."""
-        number = self._number_of.get(key)
-        if number is None or self._key_of.get(number) != key or number not in self._pipeline:
-            return None
-        return number
+        for number in (self._new.get(key), self._number_of.get(key)):
+            if number is not None and self._key_of.get(number) == key and number in self._pipeline:
+                return number
+        return None
 
     def remove(self, keys: str | Sequence[str] | ArrayLike) -> int:
         """Remove documents, by their keys, or by numbers where they have none.
 
-        Return the new version. KeyError for one that is not there: then nothing is removed.
+        Return the new version. KeyError for one that is not there: then nothing is removed. A key
+        that is added again has its number again, unless `forget_removed` was called meanwhile.
         """
         with self._lock:
+            self._settle()
             numbers = self._numbers(keys)
             if not len(numbers):
                 return self.version
             self._keep_present()
             self._pipeline.remove(numbers)
-            if len(self._key_of) > 2 * len(self) + _SPARE_KEYS:
-                self._forget_removed()
+            if self.n_keys > _MOST_KEYS[0] * len(self) + _MOST_KEYS[1]:
+                self.forget_removed()
             return self.version
 
-    def _numbers(self, keys, unique=True):
+    def _numbers(self, keys):
         """The numbers of documents that are there; KeyError for another."""
-        if not self._has_keys and not isinstance(keys, str):
-            numbers = validation.ids(keys, unique=unique)
+        if not self._number_of and not isinstance(keys, str):
+            numbers = validation.ids(keys)
             absent = [number for number in numbers.tolist() if number not in self._pipeline]
         else:
             keys = [keys] if isinstance(keys, str) else list(keys)
-            if unique and len(set(keys)) < len(keys):
+            if len(set(keys)) < len(keys):
                 raise ValueError("keys must be distinct")
             found = [self._number(key) for key in keys]
             absent = [key for key, number in zip(keys, found, strict=True) if number is None]
@@ -244,14 +258,20 @@ class Shard(Stored):
         while len(self._earlier) > KEPT_VERSIONS:
             self._earlier.popitem(last=False)
 
-    def _forget_removed(self):
-        """Drop the keys of documents that no version has."""
-        kept = set(self._pipeline.view().numbers().tolist())
-        for view in self._earlier.values():
-            kept.update(view.numbers().tolist())
-        key_of = {number: key for number, key in self._key_of.items() if number in kept}
-        number_of = {key: number for key, number in self._number_of.items() if number in kept}
-        publish([(self, "_key_of", key_of), (self, "_number_of", number_of)])
+    def forget_removed(self) -> None:
+        """Forget which numbers the keys of removed documents had. O(keys).
+
+        One RetrievalPipeline does so with a `remove` after which it remembers more keys than twice
+        its documents and 16; a coordinator that does it for all shards when their `n_keys` are more
+        in sum keeps documents that are added again in the same order among equal scores.
+        """
+        with self._lock:
+            self._settle()
+            live = set(self._pipeline.view().numbers().tolist())
+            kept = live.union(*(view.numbers().tolist() for view in self._earlier.values()))
+            key_of = {number: key for number, key in self._key_of.items() if number in kept}
+            number_of = {key: number for key, number in self._number_of.items() if number in live}
+            publish([(self, "_key_of", key_of), (self, "_number_of", number_of)])
 
     def export(self, keys: Sequence[str] | ArrayLike) -> Moved:
         """Documents as they are now, for `imports` of another shard. KeyError for an unknown one.
@@ -259,9 +279,10 @@ class Shard(Stored):
         Vectors are bit for bit those that were added, unless the dense half stores them rounded.
         """
         with self._lock:
+            self._settle()
             numbers, view = self._numbers(keys), self._pipeline.view()
             documents = view.documents(numbers)
-            own = [self._key_of[n] for n in numbers.tolist()] if self._has_keys else None
+            own = [self._key_of[n] for n in numbers.tolist()] if self._number_of else None
         texts = [document.text for document in documents]
         metadata = [document.metadata for document in documents]
         return Moved(own, texts, view.vectors(numbers), metadata, numbers)
@@ -310,7 +331,7 @@ class Shard(Stored):
         """The documents that are here, by number; the id of each is its key, if it has one."""
         view, own = self._own(numbers, version)
         found = view.documents(own)
-        if self._key_of:
+        if self._number_of or self._new:
             keys: list[Any] = self.keys_of(own)
             found = [d._replace(id=key) for d, key in zip(found, keys, strict=True)]
         return dict(zip(own.tolist(), found, strict=True))
@@ -343,13 +364,16 @@ class Shard(Stored):
 
     def _state(self):
         with self._lock:
+            self._settle()
             arrays, header = nest("pipeline", self._pipeline._state())
-            if self._has_keys:
-                numbers = self._pipeline.view().numbers()
-                keys = [self._key_of[n].encode("utf-8", "surrogatepass") for n in numbers.tolist()]
-                ends = np.cumsum([0, *map(len, keys)], dtype=np.int64)
-                blob = np.frombuffer(b"".join(keys), np.uint8)
-                arrays |= {"numbers": numbers, "key_ptr": ends, "keys": blob}
+            if self._number_of:
+                pairs = sorted((number, key) for key, number in self._number_of.items())
+                keys = [key.encode("utf-8", "surrogatepass") for _, key in pairs]
+                arrays |= {
+                    "numbers": np.array([number for number, _ in pairs], np.int64),
+                    "key_ptr": np.cumsum([0, *map(len, keys)], dtype=np.int64),
+                    "keys": np.frombuffer(b"".join(keys), np.uint8),
+                }
         return arrays, header | {"pipeline_format": self._pipeline._stored_version}
 
     def _parts(self):
@@ -369,8 +393,10 @@ class Shard(Stored):
         key_of = {}
         if "numbers" in arrays:
             numbers, blob = arrays["numbers"], arrays["keys"].tobytes()
-            if not np.array_equal(numbers, pipeline.view().numbers()):
-                raise CorruptFileError("the numbers of the keys are not those of the documents")
+            if numbers.dtype != np.int64 or numbers.ndim != 1 or (np.diff(numbers) <= 0).any():
+                raise CorruptFileError("the numbers of the keys do not ascend")
+            if not np.isin(pipeline.view().numbers(), numbers).all():
+                raise CorruptFileError("a document has no key")
             ends = validation.indptr(arrays["key_ptr"], len(blob), "key_ptr").tolist()
             keys = [blob[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
             if len(set(keys)) < len(keys) or "" in keys:
@@ -384,6 +410,8 @@ class Shard(Stored):
     def check(self) -> None:
         """Assert the invariants of the pipeline, and that every document has its key."""
         self._pipeline.check()
-        if self._has_keys:
-            for number in self._pipeline.view().numbers().tolist():
-                assert self._number_of[self._key_of[number]] == number
+        with self._lock:
+            self._settle()
+            if self._number_of:
+                for number in self._pipeline.view().numbers().tolist():
+                    assert self._number_of[self._key_of[number]] == number
