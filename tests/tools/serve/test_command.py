@@ -1,13 +1,16 @@
 """`llmds-nb serve`: README's example, the end by signals, and what it refuses to begin with."""
 
+import contextlib
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,9 +99,13 @@ def test_readme_serves_and_ctrl_c_saves(serve, file):
     assert RetrievalPipeline.load(file).get("new") == ["a new one"]
 
 
-def test_keys_of_the_environment_and_a_new_file(serve, tmp_path):
-    path = tmp_path / "new.llmds"
-    command = serve(path, "--new", LLMDS_API_KEY="one, two", PYTHONPATH=str(ROOT))
+def test_a_new_file_keys_of_the_environment_and_no_other_extra(serve, tmp_path):
+    path, absent = tmp_path / "new.llmds", tmp_path / "absent"
+    absent.mkdir()
+    for name in ("torch", "transformers", "wordllama", "tokenizers", "httpx", "httptools"):
+        (absent / f"{name}.py").write_text(f"raise ImportError({name!r})")
+    paths = os.pathsep.join([str(absent), str(ROOT)])
+    command = serve(path, "--new", LLMDS_API_KEY="one, two", PYTHONPATH=paths)
     body = {"documents": [{"id": "a", "text": "red fox"}]}
     assert httpx.post(f"{command.url}/documents", json=body).status_code == 401
     headers = {"Authorization": "Bearer two"}
@@ -123,31 +130,62 @@ def test_a_second_signal_ends_at_once(serve, file):
     assert code == 130 and "Traceback" not in errors
 
 
-def test_a_file_that_another_process_changed_is_kept(serve, file):
-    command = serve(file)
-    assert httpx.delete(f"{command.url}/documents/c%230").status_code == 200
-    other = RetrievalPipeline.load(file)
-    other.remove("r#0")
-    other.save(file)
-    code, errors = command.end(signal.SIGTERM)
+@pytest.fixture
+def in_thread(capsys, monkeypatch):
+    """`with in_thread(file) as url`: the command in a thread; afterwards `.code` and `.errors`."""
+    from llmds_nb.integrations import serve as package
+
+    stops = queue.Queue()
+    run_server = package.run_server
+
+    def stoppable(app, listener, *, on_ready):
+        def heard(stop):
+            stops.put((stop, addresses.url(listener)))
+            on_ready(stop)
+
+        run_server(app, listener, on_ready=heard)
+
+    monkeypatch.setattr(package, "run_server", stoppable)
+    monkeypatch.delenv("LLMDS_API_KEY", raising=False)
+
+    class Running:
+        @contextlib.contextmanager
+        def __call__(self, *arguments):
+            with ThreadPoolExecutor(1) as threads:
+                given = ["serve", *map(str, arguments), "--port", "0"]
+                code = threads.submit(main, given)
+                stop, url = stops.get(timeout=60)
+                yield url
+                stop()
+                self.code = code.result(60)
+            self.errors = capsys.readouterr().err
+
+    return Running()
+
+
+def test_a_file_that_another_process_changed_is_kept(in_thread, file):
+    with in_thread(file) as url:
+        assert httpx.delete(f"{url}/documents/c%230").status_code == 200
+        other = RetrievalPipeline.load(file)
+        other.remove("r#0")
+        other.save(file)
     aside = f"{file}.unsaved"
-    assert code == 2 and errors.count("\n") == 1
-    assert "was changed by another process" in errors and aside in errors
+    assert in_thread.code == 2 and in_thread.errors.count("\n") == 1
+    assert "was changed by another process" in in_thread.errors and aside in in_thread.errors
     assert sorted(RetrievalPipeline.load(file).ids()) == ["c#0", "r#1"]
     assert sorted(RetrievalPipeline.load(aside).ids()) == ["r#0", "r#1"]
 
 
-def test_a_folder_that_has_gone(serve, file):
+def test_a_folder_that_has_gone(in_thread, file):
     folder = file.parent / "inner"
     folder.mkdir()
     moved = folder / file.name
     file.rename(moved)
-    command = serve(moved)
-    assert httpx.delete(f"{command.url}/documents/c%230").status_code == 200
-    shutil.rmtree(folder)
-    code, errors = command.end(signal.SIGTERM)
-    assert code == 2 and errors.count("\n") == 1
-    assert f"{moved}: No such file or directory" in errors
+    with in_thread(moved) as url:
+        assert httpx.delete(f"{url}/documents/c%230").status_code == 200
+        shutil.rmtree(folder)
+    assert in_thread.code == 2 and in_thread.errors.count("\n") == 1
+    assert f"{moved}: No such file or directory" in in_thread.errors
 
 
 def refused(capsys, *arguments):
@@ -197,14 +235,3 @@ def test_keys_and_names():
         assert addresses.url(listener).startswith(("http://127.0.0.1:", "http://[::1]:"))
     with addresses.bound("0.0.0.0", 0) as listener:
         assert not addresses.is_loopback(listener)
-
-
-def test_it_needs_no_extra_but_its_own(serve, file):
-    code = (
-        "import sys\nfor name in ('torch', 'transformers', 'wordllama', 'tokenizers', 'httpx'):\n"
-        "    sys.modules[name] = None\n"
-        "import llmds_nb.integrations.serve, llmds_nb.tools.serve.run\n"
-        "from llmds_nb import load\n"
-        "llmds_nb.integrations.serve.create_app(load(sys.argv[1]))\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(file)], check=True, cwd=ROOT)
