@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from llmds_nb import RetrievalPipeline
 
-from . import documents, health, lifecycle, openapi, search
+from . import documents, health, lifecycle, openapi, page, search
 from .edge import HEALTH, Edge, on_http_exception, paths_of
 from .settings import Settings
 from .state import ServerState
@@ -97,16 +96,5 @@ def _routes(state: ServerState) -> list[BaseRoute]:
         from . import openai  # only where there is an engine, whose libraries it needs
 
         routes += openai.routes(state)
-    routes += _routes_of("page", state)
+    routes += page.routes(state)
     return [*routes, *openapi.routes(state, routes)]
-
-
-def _routes_of(name: str, state: ServerState) -> list[BaseRoute]:
-    """The routes of a package beside this module, once there is one."""
-    module = f"{__package__}.{name}"
-    try:
-        return importlib.import_module(module).routes(state)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        return []

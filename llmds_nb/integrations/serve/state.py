@@ -80,7 +80,7 @@ class ServerState:
         self.writer = Writer(pipeline, path, settings)
         watched = {"searches": self.batcher.scheduler, "limits": self.admission}
         for name, structure in {**watched, "documents": pipeline, model_name: engine}.items():
-            if structure is not None:
+            if callable(getattr(structure, "stats", None)):
                 self.metrics.watch(structure, name)
 
     def require_key(self, request: Request) -> str:

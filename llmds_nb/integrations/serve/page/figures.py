@@ -16,8 +16,8 @@ from ..routing import Operation, route
 from ..state import ServerState
 
 SEARCH = "/search"
-_HISTOGRAM = "llmds_http_request_duration_seconds"
-_GAUGE = "llmds_http_requests_under_way"
+_HISTOGRAM = "llmds_nb_http_request_duration_seconds"
+_GAUGE = "llmds_nb_http_requests_under_way"
 _INTEGER: dict[str, Any] = {"type": "integer", "minimum": 0}
 _NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": ["number", "null"]}}
 _ANSWER: dict[str, Any] = {
