@@ -1,4 +1,4 @@
-"""Many machines by Ray: a pipeline in shards (extra `ray`).
+"""Many machines by Ray: a pipeline in shards, engines behind a router (extra `ray`).
 
 Names are imported at their first use, so that the parts that need no Ray, such as `shard` and
 `placement`, work without it.
@@ -8,17 +8,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engines import RoutedEngines as RoutedEngines
     from .failures import ShardsMissingError as ShardsMissingError
+    from .members import EngineFailedError as EngineFailedError, RoutedStats as RoutedStats
     from .results import ShardedHits as ShardedHits, ShardedStats as ShardedStats
 
 # From each public name to the module that has it.
 _HOMES = {
+    "EngineFailedError": "members",
+    "RoutedEngines": "engines",
+    "RoutedStats": "members",
     "ShardedHits": "results",
     "ShardedStats": "results",
     "ShardsMissingError": "failures",
 }
 
-__all__ = ["ShardedHits", "ShardedStats", "ShardsMissingError"]
+__all__ = [
+    "EngineFailedError",
+    "RoutedEngines",
+    "RoutedStats",
+    "ShardedHits",
+    "ShardedStats",
+    "ShardsMissingError",
+]
 
 
 def __getattr__(name: str) -> Any:
