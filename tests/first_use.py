@@ -134,7 +134,13 @@ def prefix_router(ours):
     router = ours.PrefixRouter(3, page_size=16, max_prefixes=64)
     for length in (50, 100, 300):
         router.route(TOKENS[:length])
+    cache = ours.KVCache(64, page_size=8, max_events=99)
+    cache.attach(0, TOKENS[:100])
+    cache.commit(0, 100)
+    router.observe(1, cache.events())
+    router.route(TOKENS[:50])
     router.remove(router.add())
+    router.remove(1)
     router.check()
     return router
 

@@ -59,9 +59,12 @@ COUNTERS = {
     "KVCacheStats": "lookups hits shares copies evictions",
     "LRUStats": "hits misses evictions",
     "PipelineStats": "queries cache_hits cache_misses",
-    "RouterStats": "routed followed spilled",
+    "PublisherStats": "batches events replays bad_requests",
+    "RouterStats": "routed followed spilled unknown_parents forgotten",
     "SchedulerStats": "submitted completed cancelled requeued late batches released_full "
     "released_wait released_idle released_force",
+    "SubscriberStats": "batches events left_out gaps replayed lost restarts bad_frames "
+    "failed_replays",
 }
 _NAMES = {  # where a field alone would not tell what it counts, or in what unit
     "batch_fill": "batch_fill_ratio",

@@ -1,7 +1,9 @@
 """PrefixRouter: which of several caches a prompt goes to, so that it finds its prefix there."""
 
+import copy
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +14,11 @@ from .._core.state import Handle, pack
 from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int64s
 from ..errors import CorruptFileError
+from ..kv.events import KVEvent
 from ..kv.salts import Salt, check_key, check_salt, salt_bytes
 from ..primitives.status import INVALID
-from .kernels import router as k
+from .held_pages import HeldPages, prepare
+from .kernels import held_pages as h, router as k
 
 _MOST_REPLICAS = 4096
 _LARGEST = np.finfo(np.float64).max  # infinity times no load would not be a number
@@ -25,10 +29,14 @@ class RouterStats(NamedTuple):
 
     replicas: int
     routed: int
-    followed: int  # went to a replica that had been sent a prefix of theirs
+    followed: int  # went to a replica that holds, or had been sent, a prefix of theirs
     spilled: int  # whose longest known prefix was on an overloaded replica
     prefixes: int  # whole-page prefixes remembered
     imbalance: float  # largest load / mean load; 1.0 at the start
+    observed: int  # replicas that have sent events
+    held_pages: int  # pages of replicas that are known by events
+    unknown_parents: int  # pages stored after one that is not known, hence not known either
+    forgotten: int  # pages that there was no room for
 
 
 def _root(salt: Salt, key: bytes | None) -> Int64s:
@@ -50,7 +58,7 @@ class PrefixRouter(Stored):
     nothing. At last rendezvous hashing on the first unknown page decides among the replicas that
     are not overloaded: the less loaded one of the first two, or the first one for a prompt of which
     no page is known. Load is prompt tokens sent, plus one per request, halved every 256 routes per
-    replica.
+    replica. A replica that sends the events of its cache (`observe`) is known by what it holds.
 
     Parameters
     ----------
@@ -64,16 +72,19 @@ class PrefixRouter(Stored):
         Prefixes remembered, rounded up to a power of two; 24 bytes each.
     key : bytes, optional
         A secret of 1 to 64 bytes, the same for all routers of one service.
+    max_pages : int
+        Pages of replicas remembered by `observe`, all together; about 200 bytes each, and from 64
+        replicas on a bit for each of them. Nothing is allocated before there are some.
 
     Notes
     -----
     Routers of one key, or without one, send a prompt that none of them has seen to the same
     replica, also on several machines. Two prefixes that collide go to one replica, which costs hits
     and nothing else; under a key, clients cannot choose prompts that collide with another's.
-    A route is O(tokens + pages + replicas). Thread-safe by one lock per object; a call that raises
-    has changed nothing. Rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Trans. Networking
-    1998; bounded loads: Mirrokni et al., SODA 2018; two choices: Mitzenmacher, IEEE Trans. Parallel
-    and Distributed Systems 2001.
+    A route is O(tokens + pages + replicas), after events once for each size of pages. Thread-safe
+    by one lock per object; a call that raises has changed nothing. Rendezvous hashing: Thaler and
+    Ravishankar, IEEE/ACM Trans. Networking 1998; bounded loads: Mirrokni et al., SODA 2018; two
+    choices: Mitzenmacher, IEEE Trans. Parallel and Distributed Systems 2001.
 
     >>> import numpy as np
     >>> router = PrefixRouter(3, page_size=4)
@@ -88,6 +99,8 @@ class PrefixRouter(Stored):
     (False, True)
     """
 
+    _stored_version = 2
+
     def __init__(
         self,
         n_replicas: int,
@@ -96,12 +109,14 @@ class PrefixRouter(Stored):
         max_imbalance: float = 1.25,
         max_prefixes: int = 2**18,
         key: bytes | None = None,
+        max_pages: int = 2**20,
     ) -> None:
         n = validation.integer(n_replicas, "n_replicas", low=1, high=_MOST_REPLICAS)
         self.page_size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         self.max_imbalance = validation.real(max_imbalance, "max_imbalance", low=1.0, infinite=True)
         slots = validation.integer(max_prefixes, "max_prefixes", low=1, high=2**30)
         slots = max(k.WAYS, 1 << (slots - 1).bit_length())
+        self.max_pages = validation.integer(max_pages, "max_pages", low=1, high=2**30)
         prefix, meta = np.zeros((slots, 3), np.uint64), np.zeros(k.N_META, np.int64)
         replica = np.stack([np.arange(n), np.zeros(n, np.int64)], axis=1)
         key = None if key is None else check_key(key)
@@ -111,6 +126,7 @@ class PrefixRouter(Stored):
         self._handle = Handle(state)
         self._next_id = next_id
         self._key = key
+        self._held: HeldPages | None = None  # before the first `observe`
         self._root = _root(0, self._key)  # of salt 0
         self._lock = new_lock()
 
@@ -131,10 +147,81 @@ class PrefixRouter(Stored):
             root = _root(check_salt(salt), self._key)
         imbalance = min(self.max_imbalance, _LARGEST)
         with self._lock:
-            id_ = k.route_one(self._handle.address, root, tokens, imbalance)
+            if self._held is None:
+                id_ = k.route_one(self._handle.address, root, tokens, imbalance)
+            else:
+                held = self._held.handle.address
+                id_ = h.route_by_pages(self._handle.address, held, root, tokens, imbalance)
         if id_ == INVALID:
             raise ValueError(f"tokens must be in [0, {validation.INT32_MAX}], not {tokens.min()}")
         return id_
+
+    def observe(self, replica: int, events: Iterable[KVEvent]) -> None:
+        """Learn from the events of a replica's cache what it holds, and route by that from now on.
+
+        The first call for a replica, also one without events, means that what is not told of is not
+        there: but for what it was sent within 256 routes per replica, and is about to store.
+
+        Parameters
+        ----------
+        replica : int
+            Whose events they are.
+        events : list of KVEvent
+            All that it has sent since the call before, in its order, such as `KVCache.events()`.
+            Pages have the replica's own size, 1 to 65,536 tokens, which need not be the router's
+            and stays the same until the replica is "cleared"; there may be eight sizes beside the
+            router's. A `hash` may have any length, and need not be the same for two replicas; the
+            `salt` counts in first pages.
+
+        Raises
+        ------
+        KeyError
+            There is no such replica.
+        TypeError, ValueError
+            An event that cannot be, or pages of another size: nothing was learnt.
+
+        Notes
+        -----
+        A page stored after one that is not known, as when the router joined late, is not known
+        either: its tokens alone do not tell a prefix. Pages under `extra` keys (images, LoRA) serve
+        no prompt of tokens and are passed over. A replica that has a page twice, and removes one,
+        is taken to have none. "lost" and "cleared" forget all that is known of the replica. Nothing
+        of this makes the router believe in a page that is gone, as long as it gets all events, or
+        "lost" in their place. Beyond `max_pages` those go that no prompt had for longest, about
+        (the clock algorithm; Corbato 1968).
+
+        O(tokens + events) expected, about 4 us an event; and O(pages known) for each "lost" or
+        "cleared", and where arrays grow.
+
+        >>> from llmds_nb import KVCache
+        >>> router = PrefixRouter(2, page_size=4)
+        >>> cache = KVCache(8, 2, max_events=100)         # the cache of replica 1
+        >>> _ = cache.attach(0, [5, 6, 7, 8])
+        >>> cache.commit(0, 4)
+        >>> router.observe(1, cache.events())
+        >>> router.route([5, 6, 7, 9]), router.held_pages
+        (1, {1: 2})
+        """
+        id_ = validation.natural(replica, "replica")
+        given = prepare(events, lambda salt: _root(salt, self._key))
+        with self._lock:
+            state = self._handle.state
+            (row,) = np.flatnonzero(state.replica[:, k.ID] == id_).tolist() or [-1]
+            if row < 0:
+                raise KeyError(f"no replica has number {id_}")
+            held = self._held or HeldPages(len(self), self.max_pages)
+            found = held.room(id_, given, self.page_size)
+            if found.state is not held.handle.state:
+                held.handle.replace(found.state)
+            self._held = held
+            own, others = self._handle.address, held.handle.address
+            h.pages_observe(own, others, found.place, id_, *given[:3])
+
+    @property
+    def held_pages(self) -> dict[int, int]:
+        """How many pages are known of each replica that has sent events, by its number."""
+        with self._lock:
+            return {} if self._held is None else self._held.by_replica()
 
     def add(self) -> int:
         """Add a replica and return its number, which was never used before. O(replicas).
@@ -148,18 +235,23 @@ class PrefixRouter(Stored):
                 raise ValueError(f"there are {n} replicas already, the most there may be")
             id_, load = self._next_id, int(state.meta[k.LOADED]) // n
             replica = np.concatenate([state.replica, [[id_, load]]])
-            self._publish(state._replace(replica=replica), id_ + 1)
+            held = self._held and self._held.with_replica()
+            self._publish(state._replace(replica=replica), id_ + 1, held)
         return id_
 
-    def _publish(self, state, next_id):
+    def _publish(self, state, next_id, held):
         """Have these replicas from now on, whose loads add up to another LOADED."""
-        handle, meta, words = self._handle, state.meta, pack(state)
-        loaded = state.replica[:, k.LOAD].sum()
+        own, meta, loaded = self._handle, state.meta, state.replica[:, k.LOAD].sum()
+        pages, held = (own, state) if held is None else (self._held.handle, held)
+        new = pack(held), held, pack(state), state, loaded, next_id
+        at = k.LOADED
         # One statement without a call: no interrupt comes between.
-        handle.words[:], handle.state, meta[k.LOADED], self._next_id = words, state, loaded, next_id
+        pages.words[:], pages.state, own.words[:], own.state, meta[at], self._next_id = new
 
     def remove(self, replica: int) -> None:
         """Take a replica away: its prefixes go elsewhere, all others stay. O(replicas).
+
+        What is known by its events is forgotten: O(pages known) then.
 
         KeyError: there is no such replica. ValueError: it is the last one.
         """
@@ -171,7 +263,8 @@ class PrefixRouter(Stored):
                 raise KeyError(f"no replica has number {id_}")
             if len(self) == 1:
                 raise ValueError(f"replica {id_} is the last one")
-            self._publish(state._replace(replica=state.replica[~gone]), self._next_id)
+            held = self._held and self._held.without(id_, state, ~gone)
+            self._publish(state._replace(replica=state.replica[~gone]), self._next_id, held)
 
     @property
     def replicas(self) -> list[int]:
@@ -199,7 +292,8 @@ class PrefixRouter(Stored):
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         prefix, replica, meta, _ = self._handle.state
-        return prefix.nbytes + replica.nbytes + meta.nbytes
+        held = 0 if self._held is None else self._held.nbytes
+        return prefix.nbytes + replica.nbytes + meta.nbytes + held
 
     def stats(self) -> RouterStats:
         """Return counts and loads. O(slots of the table)."""
@@ -208,7 +302,11 @@ class PrefixRouter(Stored):
             meta, most = state.meta.tolist(), int(state.replica[:, k.LOAD].max())
             prefixes = int((state.prefix[:, k.OWNER] != 0).sum())
             imbalance = most * n / meta[k.LOADED] if meta[k.LOADED] else 1.0
-            return RouterStats._make((n, *meta[: k.SPILLED + 1], prefixes, imbalance))
+            known: tuple[int, ...] = (0, 0, 0, 0)
+            if self._held is not None:
+                count = self._held.handle.state.count.tolist()
+                known = self._held.n_observed, count[h.PAGES], count[h.ORPHANS], count[h.FORGOTTEN]
+            return RouterStats._make((n, *meta[: k.SPILLED + 1], prefixes, imbalance, *known))
 
     def check(self) -> None:
         """Assert every invariant written in kernels/router.py. O(slots of the table)."""
@@ -217,6 +315,9 @@ class PrefixRouter(Stored):
             used = prefix[:, k.OWNER] != 0
             assert not prefix[~used].any()
             self._check_rows(prefix[used], np.flatnonzero(used))
+            if self._held is not None:
+                assert self._held.max_pages == self.max_pages
+                self._held.check(self._handle.state)
 
     def _check_rows(self, rows, places):
         """`check` of the rows in use alone: what a file asks for besides is not even touched."""
@@ -236,6 +337,8 @@ class PrefixRouter(Stored):
             prefix, replica, meta, page_size = self._handle.state
             used = prefix[:, k.OWNER] != 0
             arrays = {"prefix": prefix[used], "replica": replica.copy(), "meta": meta.copy()}
+            if self._held is not None:
+                arrays |= self._held.saved()
             imbalance = self.max_imbalance
             header = {
                 "slots": len(prefix),
@@ -244,6 +347,8 @@ class PrefixRouter(Stored):
                 "max_imbalance": None if math.isinf(imbalance) else imbalance,
                 "next_id": self._next_id,
                 "key": None if self._key is None else self._key.hex(),
+                "max_pages": self.max_pages,
+                "observed": self._held is not None,
             }
             return arrays, header
 
@@ -252,6 +357,9 @@ class PrefixRouter(Stored):
         imbalance, key = header["max_imbalance"], header["key"]
         options = {"page_size": header["page_size"], "max_prefixes": header["slots"]}
         options["max_imbalance"] = math.inf if imbalance is None else imbalance
+        is_old = header["version"] == 1
+        if not is_old:
+            options["max_pages"] = header["max_pages"]
         try:
             router = cls(1, key=None if key is None else bytes.fromhex(key), **options)
         except MemoryError:
@@ -265,6 +373,8 @@ class PrefixRouter(Stored):
             router._check_rows(arrays["prefix"], np.array(header["places"], np.int64))
         except (AssertionError, IndexError) as error:
             raise CorruptFileError(f"the router is inconsistent: {error}") from None
+        if not is_old and validation.flag(header["observed"], "header field 'observed'"):
+            router._held = HeldPages.from_saved(arrays, state, router.max_pages)
         return router
 
     @staticmethod
@@ -272,6 +382,11 @@ class PrefixRouter(Stored):
         router = PrefixRouter(2, page_size=2, max_prefixes=8)
         router.route(np.arange(5, dtype=np.int32))
         router.remove(router.add())
+        page = KVEvent("stored", b"page", None, np.arange(3, dtype=np.int32))
+        router.observe(0, [page])
+        router.route(np.arange(5, dtype=np.int32))
+        router = copy.copy(router)
+        router.remove(0)
 
 
 def _check_saved(state, rows, header):

@@ -9,6 +9,7 @@ import numpy as np
 
 from llmds_nb import CountMinSketch, KVCache
 from llmds_nb.bm25.index import Hits
+from llmds_nb.kv import KVEvent
 
 TEXTS = ["red fox", "a blue sea", "", "ghost of the sky", "new1 red red"]
 
@@ -101,6 +102,17 @@ def _hits(rng, obj):
     return Hits(np.array([0, 7, -1]), np.array([1.0, 0.5, -np.inf]))
 
 
+def _events(rng, obj):
+    """Of a cache whose hashes and parents are by chance."""
+    found, size = [], getattr(obj, "page_size", 2)
+    for _ in range(rng.integers(0, 4)):
+        kind = ("stored", "stored", "removed", "cleared", "lost")[rng.integers(5)]
+        hash_, parent = (b"%d" % rng.integers(9) for _ in range(2))
+        tokens = rng.integers(0, 3, size).astype(np.int32)
+        found.append(KVEvent(kind, hash_, parent if rng.random() < 0.5 else None, tokens, salt=0))
+    return found
+
+
 _SEQUENCE, _SEQUENCES = _one(1, 2, 3, 4, 5, 8, 9), _some(0, 9)
 _BY_NAME = {
     "seq_id": _SEQUENCE, "new_seq_id": _SEQUENCE, "seq_ids": _SEQUENCES, "parents": _SEQUENCES,
@@ -117,7 +129,8 @@ _BY_NAME = {
     "slo_ms": _one(None, 5.0),
     "priority": _one(0, 1, -2, 0.5, 3.0), "tenant": _one(0, 1, 7), "finished": _one(None, [True]),
     "idle": _one(False, True), "force": _one(False, True), "remaining_tokens": _one(1, 3, [2, 2]),
-    "replica": _one(0, 1, 2, 3), "ids": _some(0, 20), "id": _one(5, 7, 30), "k": _one(1, 3, 10),
+    "events": _events, "replica": _one(0, 1, 2, 3),
+    "ids": _some(0, 20), "id": _one(5, 7, 30), "k": _one(1, 3, 10),
     "ef": _one(None, 20), "filter": _filter, "exact": _one(False, True), "threads": _one(1, 2, -1),
     "min_score": _one(None, 0.5), "max_distance": _one(None, 1.0), "radius": _one(0.5, 3.0),
     "limit": _one(None, 2), "copy": _one(False, True), "progress": _one(False),

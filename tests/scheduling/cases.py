@@ -3,6 +3,7 @@
 import numpy as np
 
 from llmds_nb import AdmissionController, ContinuousBatcher, KVCache, PrefixRouter, Scheduler
+from llmds_nb.kv import KVEvent
 from llmds_nb.scheduling.kernels.continuous import UNKNOWN
 from llmds_nb.scheduling.kernels.queue_state import STATE
 
@@ -204,6 +205,50 @@ _ROUTER = {
     "remove": lambda r: r.remove(1),
 }
 
+
+def _stored(start, n=3, size=1):
+    """The events of a cache that stored n pages of ascending tokens."""
+    events, parent = [], None
+    for at in range(start, start + n * size, size):
+        page, tokens = b"%d" % at, np.arange(at, at + size, dtype=np.int32)
+        events.append(KVEvent("stored", page, parent, tokens, salt=0))
+        parent = page
+    return events
+
+
+def _observed():
+    """A router with pages of other sizes, a page forgotten, and one of an unknown parent."""
+    router = PrefixRouter(4, page_size=2, max_prefixes=64, max_pages=10)
+    router.observe(0, _stored(0, 5))
+    router.observe(2, _stored(0, 3, 3))  # all arrays are full
+    router.observe(3, [*_stored(40, 3, 2)[1:], KVEvent("removed", b"x")])
+    for start in range(9):
+        router.route(range(start, start + 5))
+    return router
+
+
+def _observe_observed(router):
+    return [_observe_router(router), router.held_pages, router.max_pages]
+
+
+_OBSERVED = {
+    **_ROUTER,
+    "observe, arrays grow": lambda r: r.observe(0, _stored(100, 2)),
+    "observe, pages are forgotten": lambda r: r.observe(2, _stored(900, 5, 3)),
+    "observe, removed": lambda r: r.observe(0, [KVEvent("removed", b"1"), KVEvent("cleared")]),
+    "observe, a new replica": lambda r: r.observe(1, _stored(5, 1, 4)),
+    "remove, observed": lambda r: r.remove(2),
+}
+
+
+def _crowd():
+    """A router of 64 replicas that have sent events."""
+    router = PrefixRouter(66, page_size=2, max_prefixes=64)
+    for replica in range(64):
+        router.observe(replica, _stored(0, 1 + replica % 2))
+    return router
+
+
 CASES = {
     **{
         f"Scheduler-{name}": Case(lambda p=policy: _scheduler(p), _observe_scheduler, _SCHEDULER)
@@ -221,5 +266,11 @@ CASES = {
     "ContinuousBatcher-taken": Case(_taken, _observe_batcher, _BATCHER),
     "ContinuousBatcher-many": Case(_many, _observe_batcher, _BATCHER),
     "AdmissionController": Case(_admission, _observe_admission, _ADMISSION),
-    "PrefixRouter": Case(_router, _observe_router, _ROUTER),
+    "PrefixRouter": Case(
+        _router, _observe_router, {**_ROUTER, "observe": lambda r: r.observe(1, _stored(3))}
+    ),
+    "PrefixRouter-observed": Case(_observed, _observe_observed, _OBSERVED),
+    "PrefixRouter-crowd": Case(
+        _crowd, _observe_observed, {"observe, more places": lambda r: r.observe(65, _stored(1))}
+    ),
 }

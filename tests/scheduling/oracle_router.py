@@ -60,3 +60,93 @@ class PlainRouter:
 
     def remove(self, replica):
         del self.loads[replica]
+
+
+class PlainHeldRouter(PlainRouter):
+    """The same for a router that replicas send events; without forgetting."""
+
+    def __init__(self, n, size, imbalance, root):
+        super().__init__(n, size, imbalance, root)
+        self.held = {}  # replica -> {hash: (salt, tokens of the whole prefix)}
+        self.sizes, self.since = {}, 0  # of pages, by replica
+        self.emptied = {}  # replica -> the route at which it last held nothing
+        self.sent = {}  # (size, salt, tokens) -> (replica, number of the route)
+        self.routes = self.followed = self.spilled = self.orphans = 0
+
+    def observe(self, replica, events):
+        pages = self.held.setdefault(replica, {})
+        self.sizes.setdefault(replica, 0)
+        self.emptied.setdefault(replica, 0)
+        for event in events:
+            if event.kind in ("cleared", "lost"):
+                pages.clear()
+                self.sizes[replica], self.emptied[replica] = 0, self.routes
+            elif event.kind == "removed":
+                path = (self.sizes[replica], *pages.pop(event.hash, ("unknown",)))
+                if self.sent.get(path, (-1, 0))[0] == replica:
+                    del self.sent[path]
+            else:
+                self._store(replica, pages, event)
+
+    def _store(self, replica, pages, event):
+        self.sizes[replica] = len(event.tokens)
+        if event.extra or event.hash in pages:
+            return
+        before = (event.salt, ()) if event.parent is None else pages.get(event.parent)
+        if before is None:
+            self.orphans += 1
+            return
+        path = before[0], (*before[1], *np.asarray(event.tokens).tolist())
+        if path not in pages.values():
+            pages[event.hash] = path
+
+    def _known(self, replica, tokens, salt):
+        """2 * tokens + 1 by events, 2 * tokens by what was sent."""
+        size, best = self.sizes.get(replica, 0), 0
+        if size:
+            paths, n = set(self.held[replica].values()), 0
+            while n + size <= len(tokens) and (salt, tuple(tokens[: n + size])) in paths:
+                n += size
+            best = 2 * n + 1 if n else 0
+        for (own, *path), (owner, stamp) in self.sent.items():
+            if owner != replica or path != [salt, tuple(tokens[: len(path[1])])]:
+                continue
+            oldest = max(self.routes - HALVING * len(self.loads), self.emptied.get(replica, 0))
+            if replica not in self.held or (size in (0, own) and stamp > oldest):
+                best = max(best, 2 * len(path[1]))
+        return best
+
+    def route(self, tokens, salt):
+        tokens, new = list(tokens), PRIOR * (len(tokens) + 1)
+        mean = sum(self.loads.values()) / len(self.loads)
+        most = min(self.imbalance, 1e300) * (mean + new) - new
+        free = [r for r, load in self.loads.items() if load <= most]
+        known = {r: self._known(r, tokens, salt) for r in self.loads}
+        longest = max(known.values()) // 2
+        deep = [r for r in free if known[r] and known[r] // 2 * SHALLOW >= len(tokens)]
+        chosen = max(deep, key=lambda r: (known[r], -self.loads[r], -r), default=None)
+        if longest and longest * SHALLOW >= len(tokens):
+            self.spilled += chosen is None or longest > known[chosen] // 2
+        if chosen is None:
+            hashes = self.hashes(tokens, salt)
+            h = hashes[min(longest // self.size, len(hashes) - 1)]
+            scores = {r: mix64(h ^ np.uint64(mix64(r + 1))) for r in free}
+            best = sorted(free, key=scores.get, reverse=True)[: 2 if longest else 1]
+            chosen = min(best, key=self.loads.get)
+        else:
+            self.followed += 1
+        self.routes += 1
+        size = self.sizes.get(chosen, 0) or self.size
+        for stop in range(size, len(tokens) + 1, size):
+            self.sent[size, salt, tuple(tokens[:stop])] = chosen, self.routes
+        self.loads[chosen] += len(tokens) + 1
+        self.since += 1
+        if self.since >= HALVING * len(self.loads):
+            self.since = 0
+            self.loads = {r: load // 2 for r, load in self.loads.items()}
+        return chosen
+
+    def remove(self, replica):
+        super().remove(replica)
+        for of_replica in (self.held, self.sizes, self.emptied):
+            of_replica.pop(replica, None)

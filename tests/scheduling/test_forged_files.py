@@ -13,7 +13,7 @@ from .cases import CASES
 NAMES = [
     "Scheduler-fcfs", "Scheduler-fair", "ContinuousBatcher-fair", "ContinuousBatcher-planned",
     "ContinuousBatcher-later",
-    "AdmissionController", "PrefixRouter",
+    "AdmissionController", "PrefixRouter", "PrefixRouter-observed",
 ]  # fmt: skip
 VALUES = [-(2**63), -(2**31), -2, -1, 0, 1, 7, 65536, 2**31, 2**40, 2**62, 2**63 - 1]
 

@@ -56,11 +56,11 @@ class Router(State):
     page_size = INT
 
 
-_router_at = viewer(Router)
+router_at = viewer(Router)
 
 
 @kernel(internal=True)
-def _bucket(prefix, h):
+def sent_bucket(prefix, h):
     """First row of the bucket of a hash. O(1)."""
     return np.int64(h & np.uint64(prefix.shape[0] // WAYS - 1)) * WAYS
 
@@ -68,7 +68,7 @@ def _bucket(prefix, h):
 @kernel(internal=True)
 def _owner(prefix, h):
     """The replica a prefix was last sent to, or ABSENT. O(WAYS)."""
-    first = _bucket(prefix, h)
+    first = sent_bucket(prefix, h)
     for i in range(first, first + WAYS):
         if prefix[i, HASH] == h and prefix[i, OWNER] != 0:
             return np.int64(prefix[i, OWNER] - _ONE)
@@ -76,9 +76,9 @@ def _owner(prefix, h):
 
 
 @kernel(internal=True)
-def _record(prefix, h, owner, stamp):
+def sent_record(prefix, h, owner, stamp):
     """Record where a prefix was sent, replacing the oldest of a full bucket. O(WAYS)."""
-    first = _bucket(prefix, h)
+    first = sent_bucket(prefix, h)
     place = first
     for i in range(first, first + WAYS):
         if prefix[i, HASH] == h and prefix[i, OWNER] != 0:
@@ -92,14 +92,14 @@ def _record(prefix, h, owner, stamp):
 
 
 @kernel(internal=True)
-def _row_of(replica, id_):
+def replica_row(replica, id_):
     """Row of a replica, or ABSENT. O(log N)."""
     row = np.searchsorted(replica[:, ID], id_)
     return row if row < replica.shape[0] and replica[row, ID] == id_ else ABSENT
 
 
 @kernel(internal=True)
-def _rendezvous(replica, h, most, two):
+def rendezvous(replica, h, most, two):
     """Row of the highest score for a hash among those of a load up to `most`. O(N).
 
     With `two`, the one of less load of the two highest.
@@ -119,7 +119,7 @@ def _rendezvous(replica, h, most, two):
 
 
 @kernel(internal=True)
-def _charge(replica, meta, row, load):
+def load_charge(replica, meta, row, load):
     """Add to a load; every HALVING routes per replica halve all. O(1) amortised."""
     replica[row, LOAD] += load
     meta[LOADED] += load
@@ -140,7 +140,7 @@ def route_one(handle, root, tokens, imbalance):
     root int64[6] is where the chain of hashes starts, and its four secret words (`prefix_hash`).
     O(tokens + pages + N).
     """
-    router = _router_at(handle)
+    router = router_at(handle)
     prefix, replica, meta, size = router.prefix, router.replica, router.meta, router.page_size
     signs = np.int32(0)
     for i in range(tokens.size):
@@ -160,7 +160,7 @@ def route_one(handle, root, tokens, imbalance):
     chosen, spilled, n_known = ABSENT, False, 0
     for j in range(n - 1, -1, -1):
         owner = _owner(prefix, hashes[j])
-        row = _row_of(replica, owner) if owner != ABSENT else ABSENT
+        row = replica_row(replica, owner) if owner != ABSENT else ABSENT
         if row == ABSENT:
             continue
         n_known = max(n_known, j + 1)
@@ -174,10 +174,10 @@ def route_one(handle, root, tokens, imbalance):
     meta[SPILLED] += spilled
     if chosen == ABSENT:
         h = hashes[min(n_known, hashes.size - 1)]
-        chosen = _rendezvous(replica, h, most, n_known > 0)
+        chosen = rendezvous(replica, h, most, n_known > 0)
     meta[ROUTES] += 1
     for j in range(n):
-        _record(prefix, hashes[j], replica[chosen, ID], meta[ROUTES])
+        sent_record(prefix, hashes[j], replica[chosen, ID], meta[ROUTES])
     id_ = replica[chosen, ID]
-    _charge(replica, meta, chosen, load)
+    load_charge(replica, meta, chosen, load)
     return id_
