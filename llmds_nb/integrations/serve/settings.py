@@ -8,7 +8,7 @@ _WHOLE = {
     "max_body_bytes": (1, 2**40), "max_queries": (1, 2**20), "max_k": (1, 2**24),
     "max_query_chars": (1, 2**40), "max_documents": (1, 2**24), "max_requests": (1, 2**20),
     "max_waiting": (1, 2**20), "max_writes": (1, 2**20), "max_batch_queries": (1, 2**20),
-    "workers": (1, 256), "threads": (1, 4096),
+    "workers": (1, 256), "threads": (1, 4096), "retrieval_k": (0, 2**10),
 }  # fmt: skip
 _SECONDS = "request_timeout_s", "body_timeout_s", "client_timeout_s", "drain_timeout_s"
 _RATES = "qps_limit", "token_rate_limit", "key_qps_limit", "key_token_rate_limit"
@@ -43,6 +43,8 @@ class Settings:
         Queries that are searched in one call.
     workers, threads : int
         Calls of search at a time, and threads of each.
+    retrieval_k : int
+        Documents that come into the prompt of a chat that does not say (`openai.retrieval`).
     request_timeout_s : float
         From the whole request to its answer: 504. What is computed or written goes on, unseen.
     body_timeout_s : float
@@ -85,6 +87,7 @@ class Settings:
     max_batch_queries: int = 256
     workers: int = 1
     threads: int = 1
+    retrieval_k: int = 0
     request_timeout_s: float = 30.0
     body_timeout_s: float = 30.0
     client_timeout_s: float = 30.0

@@ -441,6 +441,11 @@ class Engine:
             uninterrupted(self._release)
             self._worker.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._release.alive
+
     def __enter__(self) -> "Engine":
         self._check_open()
         return self
@@ -456,7 +461,7 @@ class Engine:
         return f"<Engine: {name} on {self.device}, {self.batcher!r}, {self.cache!r}>"
 
     def _check_open(self):
-        if not self._release.alive:
+        if self.closed:
             raise RuntimeError("the engine is closed")
 
     def _decode(self, tokens):

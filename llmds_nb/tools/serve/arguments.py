@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import arguments as a
+from .engine import add_engine_arguments
 
 _RATE = a.within(1e-3, 1e12)
 _SECONDS = a.within(1e-3, 1e6)
@@ -21,8 +22,7 @@ def add_serve_arguments(add: Callable[..., Any]) -> None:
     )
     add("--encoder", metavar="NAME", help=text)
     add("--read-only", action="store_true", help="documents cannot be added, removed or saved")
-    text = "answer OpenAI's API with this model: a folder, or random:llama (needs llmds_nb[hf])"
-    add("--model", type=a.as_typed, metavar="DIR", help=text)
+    add_engine_arguments(add)
 
     text = "address to listen at, default 127.0.0.1: from this machine only"
     add("--host", default="127.0.0.1", metavar="HOST", help=text)

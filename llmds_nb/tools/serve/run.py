@@ -15,6 +15,7 @@ from ..errors import BadInput, bad_input
 from ..index.settings import Settings as IndexSettings
 from ..streams import write
 from . import addresses
+from .engine import open_engine
 
 KEYS = "LLMDS_API_KEY"
 
@@ -68,6 +69,8 @@ def _check(given):
         raise BadInput("serve needs a FILE or --model DIR (see llmds-nb serve --help)")
     if given.file is None and (given.new or given.read_only):
         raise BadInput("--new and --read-only need a FILE")
+    if given.rag and (given.file is None or given.model is None):
+        raise BadInput("--rag needs a FILE and --model DIR")
     if not given.new and (given.language or given.encoder):
         raise BadInput("--language and --encoder are for --new: FILE has its own")
     if given.new and given.read_only:
@@ -89,7 +92,7 @@ def _settings(given, keys, is_local):
         request_timeout_s=given.timeout, drain_timeout_s=given.drain_timeout,
         qps_limit=given.qps, token_rate_limit=given.tokens_per_s, key_qps_limit=given.key_qps,
         key_token_rate_limit=given.key_tokens_per_s, workers=given.workers, threads=given.threads,
-        access_log=given.access_log,
+        access_log=given.access_log, retrieval_k=given.rag,
     )  # fmt: skip
 
 
@@ -121,17 +124,7 @@ def _pipeline(given) -> tuple[RetrievalPipeline | None, str | None]:
 
 
 def _engine(given):
-    if given.model is None:
-        return None, "model"
-    from ..demo import served
-
-    loaded = served.load(given.model, 0)
-    from llmds_nb.integrations.transformers import Engine
-
-    try:
-        return Engine(loaded.model, tokenizer=loaded.tokenizer), loaded.name
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    return (None, "model") if given.model is None else open_engine(given)
 
 
 def _prepare_process(given):

@@ -75,12 +75,13 @@ def _failure(request):
 async def news_of(call: Call, choices: Sequence[Choice]) -> AsyncIterator[News]:
     """What choices grow by, until all have ended.
 
-    Problem: the engine cannot go on, a request failed, or the server has cancelled it.
+    Problem: a request failed, or the server has cancelled it, or the model does not fit beside
+    what else holds pages. Any other error: of the model.
     """
     while True:
         for choice in choices:
             if call.error is not None:
-                raise Problem(500, f"the engine failed: {call.error}") from call.error
+                raise call.error
             news = choice.read()
             if news is not None:
                 yield news

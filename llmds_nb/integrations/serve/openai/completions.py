@@ -21,17 +21,16 @@ class CompletionForm(Form):
     model, options
         As for `Form`.
     texts : TokenTexts
-    echoed : sequence of str, optional
-        With which the choices of each prompt begin.
+    echo : bool
+        Whether the choices begin with their prompts: the texts `echoed`.
     """
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def __init__(
-        self, model: str, options: f.Options, texts: TokenTexts, echoed: Sequence[str] | None
-    ) -> None:
+    def __init__(self, model: str, options: f.Options, texts: TokenTexts, echo: bool) -> None:
         super().__init__(model, options)
-        self._texts, self._echoed = texts, echoed
+        self._texts, self.echo = texts, echo
+        self.echoed: list[str] = []
         self._offsets: dict[int, int] = {}  # by index: characters of the tokens so far
 
     def choice(self, news: News) -> dict[str, Any]:
@@ -44,7 +43,7 @@ class CompletionForm(Form):
 
     def first(self, index: int) -> dict[str, Any] | None:
         """The prompt, where it is echoed."""
-        return None if self._echoed is None else {"text": self._echo(index)}
+        return {"text": self._echo(index)} if self.echo else None
 
     def logprobs(self, news: News) -> Any:
         """Of the tokens that came."""
@@ -56,31 +55,31 @@ class CompletionForm(Form):
         return found
 
     def _echo(self, index):
-        return "" if self._echoed is None else self._echoed[index // self.options.n]
+        return self.echoed[index // self.options.n] if self.echo else ""
 
 
-def read(
-    body: Any, engine: Any, model: str, texts: TokenTexts
-) -> tuple[list[Int32s], CompletionForm]:
-    """The prompts of a body as token ids, and what the answers look like.
+def read(body: Any, model: str, texts: TokenTexts) -> tuple[Any, CompletionForm]:
+    """The prompts of a body as it has them, and what the answers look like.
 
-    Tokenises: not for an event loop. Problem: the body is wrong.
+    Problem: another field of the body is wrong.
     """
     fields = f.fields_of(body, f.COMPLETION)
     f.check_model(fields, model)
     options = f.options_of(fields, chat=False)
-    echo = f.echo_of(fields, options)
     if "prompt" not in fields:
         raise Problem(400, "prompt is missing", "prompt")
-    prompts = f.prompts_of(fields["prompt"], "prompt", f.MAX_CHOICES // options.n)
+    return fields["prompt"], CompletionForm(model, options, texts, f.echo_of(fields, options))
+
+
+def tokenised(prompt: Any, engine: Any, form: CompletionForm) -> list[Int32s]:
+    """Prompts as token ids. Not for an event loop. Problem: one is wrong."""
+    prompts = f.prompts_of(prompt, "prompt", f.MAX_CHOICES // form.options.n)
     tokens = tokens_of(prompts, engine, "prompt")
-    echoed = None
-    if echo:
-        echoed = [
-            prompt if isinstance(prompt, str) else _text(engine.tokenizer, prompt)
-            for prompt in prompts
+    if form.echo:
+        form.echoed = [
+            own if isinstance(own, str) else _text(engine.tokenizer, own) for own in prompts
         ]
-    return tokens, CompletionForm(model, options, texts, echoed)
+    return tokens
 
 
 def tokens_of(prompts: Sequence[str | list[int]], engine: Any, name: str) -> list[Int32s]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..openapi import operation
+
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer"}
 _NUMBER = {"type": "number"}
@@ -52,25 +54,12 @@ _RETRIEVAL = {
 
 
 def _post(summary, required, fields, answer, *, streams):
-    schema = {"type": "object", "required": required, "properties": fields}
-    content: dict[str, Any] = {"application/json": {"schema": answer}}
+    body = {"type": "object", "required": required, "properties": fields}
+    made = operation(summary, answer, body=body, errors=(404, 429, 504))
     if streams:
-        content["text/event-stream"] = {"schema": {**_TEXT, "description": "with stream=true"}}
-    return {
-        "summary": summary,
-        "tags": ["model"],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {"200": {"description": "the answer", "content": content}},
-    }
-
-
-def _get(summary, answer):
-    content = {"application/json": {"schema": answer}}
-    return {
-        "summary": summary,
-        "tags": ["model"],
-        "responses": {"200": {"description": "the answer", "content": content}},
-    }
+        events = {**_TEXT, "description": "with stream=true: events, each a part of the answer"}
+        made["responses"]["200"]["content"]["text/event-stream"] = {"schema": events}
+    return made
 
 
 _USAGE = {
@@ -95,7 +84,7 @@ _LIST = {
 }
 
 COMPLETE = _post(
-    "Go on with texts or token ids",
+    "Go on with texts or token ids.",
     ["prompt"],
     {
         **_SAMPLING,
@@ -107,7 +96,7 @@ COMPLETE = _post(
     streams=True,
 )
 CHAT = _post(
-    "Answer messages",
+    "Answer messages.",
     ["messages"],
     {
         **_SAMPLING,
@@ -133,7 +122,7 @@ CHAT = _post(
     streams=True,
 )
 EMBED = _post(
-    "Vectors of texts",
+    "Vectors of texts.",
     ["input"],
     {
         "model": _TEXT,
@@ -144,6 +133,10 @@ EMBED = _post(
     _LIST,
     streams=False,
 )
-MODELS = _get("The models: one", _LIST)
-MODEL = _get("A model by its name", _OBJECT)
-MODEL["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _TEXT}]
+MODELS = operation("The models: one.", _LIST)
+MODEL = operation(
+    "A model by its name.",
+    _OBJECT,
+    errors=(404,),
+    parameters=[{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
+)

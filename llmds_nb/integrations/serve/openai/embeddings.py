@@ -17,10 +17,10 @@ from .steps import Steps
 MAX_INPUTS = 2048
 
 
-def read(body: Any, engine: Any, model: str) -> tuple[list[Int32s], bool]:
-    """The inputs of a body as token ids, and whether vectors are wanted in base64.
+def read(body: Any, engine: Any, model: str) -> tuple[Any, bool]:
+    """The inputs of a body as it has them, and whether vectors are wanted in base64.
 
-    Tokenises: not for an event loop. Problem: the body is wrong.
+    Problem: another field of the body is wrong.
     """
     fields = f.fields_of(body, f.EMBEDDING)
     f.check_model(fields, model)
@@ -34,8 +34,12 @@ def read(body: Any, engine: Any, model: str) -> tuple[list[Int32s], bool]:
         raise Problem(400, text, "dimensions")
     if "input" not in fields:
         raise Problem(400, "input is missing", "input")
-    inputs = f.prompts_of(fields["input"], "input", MAX_INPUTS)
-    tokens = tokens_of(inputs, engine, "input")
+    return fields["input"], form == "base64"
+
+
+def tokenised(given: Any, engine: Any) -> list[Int32s]:
+    """Inputs as token ids. Not for an event loop. Problem: one is wrong, or too long."""
+    tokens = tokens_of(f.prompts_of(given, "input", MAX_INPUTS), engine, "input")
     longest = engine.cache.n_pages * engine.cache.page_size
     if engine.max_len is not None:
         longest = min(longest, engine.max_len)
@@ -43,7 +47,7 @@ def read(body: Any, engine: Any, model: str) -> tuple[list[Int32s], bool]:
         if len(own) > longest:
             text = f"input[{i}] has {len(own)} tokens; there is room for {longest}"
             raise Problem(400, text, "input")
-    return tokens, form == "base64"
+    return tokens
 
 
 async def vectors_of(steps: Steps, tokens: list[Int32s]) -> Float32s:

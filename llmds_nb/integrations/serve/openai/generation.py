@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,7 @@ from .steps import Call, Job, Steps
 
 # Reserved for an answer whose client says nothing of its length; it may use more.
 RESERVED = 1024
+Prepare = Callable[[], Coroutine[Any, Any, list[Int32s]]]
 LEFT = 499  # the status of logs for a client that left; it sees none
 
 
@@ -104,37 +105,46 @@ class Form:
 
 
 async def respond(
-    request: Request, state: Any, steps: Steps, prompts: Sequence[Int32s], form: Form
+    request: Request, state: Any, steps: Steps, form: Form, about: int, prepare: Prepare
 ) -> Response:
     """Generate for prompts, and answer as a whole or by a stream of events.
 
     A client that leaves has its requests cancelled at once. Problem: the engine refuses a prompt,
     or the request is not admitted.
+
+    Parameters
+    ----------
+    form : Form
+    about : int
+        Tokens to reserve: it takes a tokenizer to know them. In the end those that were used count.
+    prepare : coroutine function
+        The prompts, once the request is admitted.
     """
-    options = form.options
-    if options.max_tokens == 0:
-        return _nothing(prompts, form)
-    n = len(prompts) * options.n
-    call = Call(steps, streamed=options.stream)
+    call = Call(steps, streamed=form.options.stream)
     try:
-        reserved = sum(map(len, prompts)) + options.n * sum(
-            _most_new(steps.engine, prompt, options, RESERVED) for prompt in prompts
-        )
-        async with state.guarded(request, reserved) as reservation:
-            begin = call.begin(_jobs(steps.engine, prompts, options), options.salt)
+        async with state.guarded(request, about) as reservation:
+            prompts = await while_connected(request.receive, prepare())
+            n = len(prompts) * form.options.n
+            if form.options.max_tokens == 0:
+                reservation.used = sum(map(len, prompts))
+                return _nothing(prompts, form)
+            begin = call.begin(_jobs(steps.engine, prompts, form.options), form.options.salt)
             try:
                 await while_connected(request.receive, begin)
             except (ValueError, TypeError) as error:
                 raise Problem(400, str(error), named_by(str(error), COMPLETION)) from error
-            tokenizer = steps.engine.tokenizer if options.stream else None
+            tokenizer = steps.engine.tokenizer if form.options.stream else None
             choices = [Choice(i, one, tokenizer) for i, one in enumerate(call.requests)]
-            if options.stream:
-                reservation.detached = True
-            else:
+
+            def usage():
+                return usage_of(prompts, call.requests, form.options.n)
+
+            if not form.options.stream:
                 found = await while_connected(request.receive, finished(call, choices))
-                usage = usage_of(prompts, call.requests, options.n)
-                reservation.used = usage["total_tokens"]
-                return json_response(form.answer(found, usage))
+                used = usage()
+                reservation.used = used["total_tokens"]
+                return json_response(form.answer(found, used))
+            reservation.detached = True
     except ClientDisconnect:
         call.close()
         return Response(status_code=LEFT)
@@ -142,22 +152,25 @@ async def respond(
         call.close()
         raise
 
-    def usage_now():
-        return usage_of(prompts, call.requests, options.n)
-
     def close():
         call.close()
-        reservation.used = usage_now()["total_tokens"]
+        reservation.used = usage()["total_tokens"]
         reservation.close()
 
-    return EventStream(form.events(n, news_of(call, choices), usage_now), close)
+    return EventStream(form.events(n, news_of(call, choices), usage), close)
+
+
+def about_new(options: Options, n_prompts: int) -> int:
+    """Tokens to reserve for the answers to prompts."""
+    new = RESERVED if options.max_tokens is None else options.max_tokens
+    return n_prompts * options.n * new
 
 
 def _jobs(engine, prompts, options) -> list[Job]:
     """The requests of a call: of each prompt `n`, as Engine.generate seeds them."""
     jobs = []
     for prompt in prompts:
-        new = _most_new(engine, prompt, options, None)
+        new = _most_new(engine, prompt, options)
         for i in range(options.n):
             seed = options.params.seed
             if i and seed is not None:
@@ -167,15 +180,13 @@ def _jobs(engine, prompts, options) -> list[Job]:
     return jobs
 
 
-def _most_new(engine, prompt, options, most):
-    """Tokens that an answer may have: those asked for, else as many as fit, but at most `most`."""
+def _most_new(engine, prompt, options):
+    """Tokens that an answer may have: those asked for, else as many as fit."""
     if options.max_tokens is not None:
         return options.max_tokens
     room = engine.cache.n_pages * engine.cache.page_size + 1 - len(prompt)
     if engine.max_len is not None:
         room = min(room, engine.max_len - len(prompt))
-    if most is not None:
-        room = min(room, most)
     return max(room, 1)  # the engine refuses the prompt where there is none
 
 

@@ -38,10 +38,18 @@ class Wanted(NamedTuple):
     options: dict[str, Any]
 
 
-def wanted_of(value: Any, messages: list[Message]) -> Wanted | None:
-    """What the field asks for; None without it, or for `false`. Problem: it is wrong."""
+def wanted_of(value: Any, messages: list[Message], state: Any) -> Wanted | None:
+    """What the field asks for; None for `false`. Problem: it is wrong.
+
+    Without the field it is what the server's settings say: `retrieval_k` documents.
+    """
+    settings = state.settings
+    if value is None and state.pipeline is not None and settings.retrieval_k:
+        value = any(message["role"] == "user" for message in messages)
     if value is None or value is False:
         return None
+    if state.pipeline is None:
+        raise _wrong("this server has no documents: retrieval is not possible")
     given = {} if value is True else value
     if not isinstance(given, dict):
         raise _wrong(f"retrieval must be true, false or an object, not {shown(value)}")
@@ -58,10 +66,13 @@ def wanted_of(value: Any, messages: list[Message]) -> Wanted | None:
         elif name != "k":
             listed = ", ".join(("k", "where", *_NUMBERS, *_TEXTS))
             raise _wrong(f"retrieval has no field {shown(name)}; it has {listed}")
-    k = f.integer_of(given, "k", K, 1, 2**24)
-    query = given.get("query")
-    if query is None:
-        query = messages[_last_of_user(messages)]["content"]
+    k = given.get("k", settings.retrieval_k or K)
+    if type(k) is not int or not 1 <= k <= settings.max_k:
+        raise _wrong(f"retrieval.k must be an integer in [1, {settings.max_k}], not {shown(k)}")
+    query = given.get("query", messages[_last_of_user(messages)]["content"])
+    if len(query) > settings.max_query_chars:
+        text = f"a query has at most {settings.max_query_chars} characters, not {len(query)}"
+        raise _wrong(f"{text}: give a shorter one as retrieval.query")
     options = {name: one for name, one in given.items() if name not in ("k", "query")}
     return Wanted(query, k, options)
 
@@ -78,15 +89,7 @@ def _last_of_user(messages):
 
 
 async def search(state: Any, wanted: Wanted) -> list[Any]:
-    """The documents found, best first. Problem: there are none to search, or it is refused."""
-    if state.pipeline is None:
-        raise _wrong("this server has no documents: retrieval is not possible")
-    settings = state.settings
-    if wanted.k > settings.max_k:
-        raise _wrong(f"retrieval.k must be at most {settings.max_k}, not {wanted.k}")
-    if len(wanted.query) > settings.max_query_chars:
-        text = f"a query has at most {settings.max_query_chars} characters, not {len(wanted.query)}"
-        raise _wrong(f"{text}: give a shorter one as retrieval.query")
+    """The documents found, best first. Problem: the pipeline refuses the search."""
     _, found = await state.search(wanted.query, wanted.k, **wanted.options)
     return [document for document in found if document is not None]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,8 +15,9 @@ from ..errors import Problem, json_response, retry_after
 from ..routing import Operation, route
 from . import chat, completions, descriptions, embeddings, retrieval
 from .connection import while_connected
-from .generation import LEFT, respond
-from .steps import Steps
+from .fields import about_tokens, check_model
+from .generation import LEFT, about_new, respond
+from .steps import Steps, closed
 from .tokens import TokenTexts
 
 
@@ -44,40 +46,50 @@ class _Api:
 
     async def complete(self, request: Request) -> Response:
         body = await self._body(request)
-        prompts, form = await asyncio.to_thread(
-            completions.read, body, self._engine, self._name, self._texts
-        )
-        return await respond(request, self._state, self._steps, prompts, form)
+        prompt, form = completions.read(body, self._name, self._texts)
+        n, about = about_tokens(prompt)
+
+        async def prepare():
+            return await asyncio.to_thread(completions.tokenised, prompt, self._engine, form)
+
+        about += about_new(form.options, n)
+        return await respond(request, self._state, self._steps, form, about, prepare)
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request)
         asked = chat.read(body, self._name, self._texts)
         chat.template_of(self._engine.tokenizer)
-        wanted = retrieval.wanted_of(asked.retrieval, asked.messages)
-        if wanted is None:
-            prompt = await asyncio.to_thread(
-                chat.prompt_of, asked.messages, self._engine, asked.template_options
-            )
-        else:
-            found = await retrieval.search(self._state, wanted)
-            prompt = await asyncio.to_thread(
-                retrieval.prompt_with, asked, self._engine, wanted.query, found
-            )
-        return await respond(request, self._state, self._steps, [prompt], asked.form)
+        wanted = retrieval.wanted_of(asked.retrieval, asked.messages, self._state)
+
+        async def prepare():
+            if wanted is None:
+                make = partial(chat.prompt_of, asked.messages, self._engine, asked.template_options)
+            else:
+                found = await retrieval.search(self._state, wanted)
+                make = partial(retrieval.prompt_with, asked, self._engine, wanted.query, found)
+            return [await asyncio.to_thread(make)]
+
+        _, about = about_tokens([message["content"] for message in asked.messages])
+        about += about_new(asked.form.options, 1)
+        return await respond(request, self._state, self._steps, asked.form, about, prepare)
 
     async def embed(self, request: Request) -> Response:
         body = await self._body(request)
-        tokens, encoded = await asyncio.to_thread(embeddings.read, body, self._engine, self._name)
-        n = sum(map(len, tokens))
+        given, encoded = embeddings.read(body, self._engine, self._name)
+        _, about = about_tokens(given)
         try:
-            async with self._state.guarded(request, n):
+            async with self._state.guarded(request, about) as reservation:
+                tokens = await asyncio.to_thread(embeddings.tokenised, given, self._engine)
+                reservation.used = sum(map(len, tokens))
                 work = embeddings.vectors_of(self._steps, tokens)
                 vectors = await while_connected(request.receive, work)
+                answer = await asyncio.to_thread(
+                    embeddings.answer, vectors, self._name, reservation.used, encoded=encoded
+                )
         except ClientDisconnect:
             return Response(status_code=LEFT)
         except CapacityError as error:
             raise Problem(503, str(error), headers=retry_after(1)) from error
-        answer = await asyncio.to_thread(embeddings.answer, vectors, self._name, n, encoded=encoded)
         return json_response(answer)
 
     async def models(self, request: Request) -> Response:
@@ -86,7 +98,7 @@ class _Api:
 
     async def model(self, request: Request) -> Response:
         self._state.require_key(request)
-        completions.f.check_model({"model": request.path_params["model"]}, self._name)
+        check_model({"model": request.path_params["model"]}, self._name)
         return json_response(self._model())
 
     def _model(self):
@@ -97,4 +109,6 @@ class _Api:
 
     async def _body(self, request):
         self._state.require_key(request)
+        if self._engine.closed:
+            raise closed()
         return await self._state.body(request)

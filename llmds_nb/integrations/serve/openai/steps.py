@@ -8,8 +8,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from llmds_nb import CapacityError
 from llmds_nb._core.forking import new_lock
 from llmds_nb.integrations.transformers import Request, SamplingParams
+
+from ..errors import Problem, retry_after
 
 Job = tuple[Any, SamplingParams]  # int32[n] tokens of a prompt, and how to go on from there
 
@@ -50,18 +53,20 @@ class Steps:
     def _next(self):
         try:
             self.engine.in_worker(self._step)
-        except RuntimeError as error:  # the engine is closed, or the interpreter ends
+        except RuntimeError:  # the engine is closed, or the interpreter ends
             calls, self._calls, self._running = self._calls, set(), False
             for call in calls:
-                call.fail(error)
+                call.fail(closed())
             _tell(calls)
 
     def _step(self):
-        failed = None
+        failed: Exception | None = None
         try:
             self.engine.step()
-        except Exception as error:  # of the model, or of torch: whatever it is, clients hear of it
-            failed = error
+        except CapacityError as error:
+            failed = Problem(503, str(error), code="overloaded", headers=retry_after(1))
+        except Exception as error:  # of the model, or of torch: whatever it is, all calls end
+            failed = closed() if self.engine.closed else error
         with self._lock:
             calls = list(self._calls)
         if failed is not None:
@@ -73,6 +78,11 @@ class Steps:
             self._running = bool(self._calls)
             if self._running:
                 self._next()
+
+
+def closed() -> Problem:
+    """What clients hear when the engine is closed."""
+    return Problem(503, "the model of this server has ended", code="draining")
 
 
 def _tell(calls):
