@@ -161,12 +161,16 @@ class Shard(Stored):
             As `RetrievalPipeline.add`; or a new key has the number of another document. Nothing is
             changed.
         """
+        return self._add(keys, texts, vectors, metadata, numbers, self._number_of.get)
+
+    def _add(self, keys, texts, vectors, metadata, numbers, known):
+        """`add`; known(key) is the number that a key has already, or None."""
         texts = validation.texts(texts)
         numbers = validation.new_ids(numbers, len(texts), "texts", 0)
         with self._lock:
             self._settle()
             if keys is not None:
-                keys = self._checked_keys(keys, numbers)
+                keys = self._checked_keys(keys, numbers, known)
             elif self._number_of and texts:
                 raise TypeError("documents of this shard have keys: numbers alone do not name them")
             if not texts:
@@ -190,7 +194,7 @@ class Shard(Stored):
                 self._key_of.pop(number, None)
         self._new = {}
 
-    def _checked_keys(self, keys, numbers):
+    def _checked_keys(self, keys, numbers, known_number):
         """The keys in a list; those of documents that are there get their numbers."""
         keys = [validation.exact(validation.text(key, "keys")) for key in keys]
         validation.same_length("keys", keys, "texts", numbers)
@@ -200,7 +204,7 @@ class Shard(Stored):
             raise ValueError("keys must be distinct")
         if len(self) and not self._number_of:
             raise TypeError("documents of this shard are known by numbers, not by keys")
-        known = [self._number_of.get(key) for key in keys]
+        known = [known_number(key) for key in keys]
         for place, number in enumerate(known):
             if number is not None:
                 numbers[place] = number
@@ -218,11 +222,12 @@ class Shard(Stored):
                 return number
         return None
 
-    def remove(self, keys: str | Sequence[str] | ArrayLike) -> int:
+    def remove(self, keys: str | Sequence[str] | ArrayLike, *, forget: bool = False) -> int:
         """Remove documents, by their keys, or by numbers where they have none.
 
         Return the new version. KeyError for one that is not there: then nothing is removed. A key
-        that is added again has its number again, unless `forget_removed` was called meanwhile.
+        that is added again has its number again, unless it is to `forget` these, as of documents
+        that another shard has now, or `forget_removed` was called meanwhile.
         """
         with self._lock:
             self._settle()
@@ -231,6 +236,9 @@ class Shard(Stored):
                 return self.version
             self._keep_present()
             self._pipeline.remove(numbers)
+            if forget and self._number_of:
+                for key in [keys] if isinstance(keys, str) else keys:
+                    self._number_of.pop(key, None)
             if self.n_keys > _MOST_KEYS[0] * len(self) + _MOST_KEYS[1]:
                 self.forget_removed()
             return self.version
@@ -291,7 +299,7 @@ class Shard(Stored):
         """Add documents that another shard has exported; return the new version."""
         keys, texts, vectors, metadata, numbers = moved
         described = metadata if any(metadata) else None
-        return self.add(keys, texts, vectors, described, numbers=numbers)
+        return self._add(keys, texts, vectors, described, numbers, self._number)
 
     # ---- reading ------------------------------------------------------------------------------
 
@@ -326,6 +334,11 @@ class Shard(Stored):
         """The key of each number; None for one of no document, or of none in a version kept."""
         given = validation.integers(numbers, "numbers", low=-1)
         return [self._key_of.get(number) for number in given.tolist()]
+
+    def numbers_of(self, keys: Sequence[str]) -> Int64s:
+        """The number of each key int64[n]; -1 for one of no document that is here."""
+        found = [self._number(key) for key in ([keys] if isinstance(keys, str) else keys)]
+        return np.array([-1 if number is None else number for number in found], np.int64)
 
     def documents(self, numbers: ArrayLike, version: int | None = None) -> dict[int, Document]:
         """The documents that are here, by number; the id of each is its key, if it has one."""
