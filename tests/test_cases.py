@@ -36,8 +36,8 @@ def test_every_mutation_changes_or_keeps_a_whole_object(name):
 READING = {
     "block_table", "check", "count_tokens", "doc_freq", "documents", "encode", "entries",
     "error_bound", "estimate", "explain", "from_bytes", "from_error", "from_file", "get",
-    "hot_queries", "ids", "inputs", "inputs_size", "is_hot", "length", "load", "match",
-    "next_due_ms", "page_table", "peek",
+    "hot_queries", "ids", "inputs", "inputs_layout", "inputs_size", "is_hot", "length", "load",
+    "match", "next_due_ms", "page_table", "peek",
     "postings", "prefix_digests", "prime", "priority", "priority_many", "refcount", "save",
     "search", "search_radius", "slot_mapping", "stats", "supply", "to_bytes", "tokens", "top",
     "watch_hot",

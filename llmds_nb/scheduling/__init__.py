@@ -10,10 +10,8 @@ if TYPE_CHECKING:
         AdmissionController as AdmissionController,
         AdmissionStats as AdmissionStats,
     )
-    from .continuous import (
-        ContinuousBatcher as ContinuousBatcher,
-        ContinuousStats as ContinuousStats,
-    )
+    from .continuous import ContinuousBatcher as ContinuousBatcher
+    from .continuous_stats import ContinuousStats as ContinuousStats
     from .request_queue import Percentiles as Percentiles
     from .router import PrefixRouter as PrefixRouter, RouterStats as RouterStats
     from .scheduler import Batch as Batch, Scheduler as Scheduler, SchedulerStats as SchedulerStats
@@ -24,7 +22,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "admission": "Admission AdmissionController AdmissionStats",
-        "continuous": "ContinuousBatcher ContinuousStats",
+        "continuous": "ContinuousBatcher",
+        "continuous_stats": "ContinuousStats",
         "request_queue": "Percentiles",
         "router": "PrefixRouter RouterStats",
         "scheduler": "Batch Scheduler SchedulerStats",

@@ -227,6 +227,15 @@ class BatcherState:
         lacks = f"lacks {pages} {kind}" if pages else f"needs more {kind} than there are"
         raise CapacityError(f"request {id_} {lacks} and nothing runs that could free any")
 
+    def check_number(self, number: int) -> None:
+        """Refuse another plan than the last that was formed, by its number."""
+        last = self.arrays.count.item(k.NUMBER)
+        if number != last:
+            raise ValueError(
+                f"plan is not the present step of this batcher: its number is {number}, and that "
+                f"of the last step is {last}"
+            )
+
     def check_answer(self, ids: Int64s, sampled: Int32s) -> None:
         """Refuse what is not the answer to the present plan; no `sampled`: tokens come later."""
         order = _AS_PLANNED
@@ -270,41 +279,23 @@ class BatcherState:
         return done
 
     def deliver(
-        self, now: int, ids: Int64s, tokens: Int32s, finished: Bools, plan: Any = None
+        self, now: int, ids: Int64s, tokens: Int32s, finished: Bools, number: int = ABSENT
     ) -> Int64s:
-        """Name the unknown tokens of requests; the ids that have ended with them.
-
-        Of a step's `plan`, rows whose id a later request was given are passed over.
-        """
+        """Name the unknown tokens of requests, of a plan by its number; the ids that end so."""
         self.append()
         cache = self.cache._cache_state
         while True:
-            status, j = step_deliver(self.handle.address, now, ids, tokens, finished)
+            status, j = step_deliver(self.handle.address, now, ids, tokens, finished, number)
             if status == OK:
                 break
             if status == ABSENT and j == GROW:
                 cache.grow(j)
-            elif status == INVALID and plan is not None and not self._is_present(plan):
-                kept, plan = ~self._has_no_token(ids), None
-                ids, tokens = ids[kept], tokens[kept]
-                finished = finished[kept] if finished.size else finished
             else:
                 self._refuse_delivery(status, j, ids, tokens)
         done = self._ended()
         if not cache.plain:
             cache.settle()
         return done
-
-    def _is_present(self, plan):
-        """Whether a plan is that of the present step, which is not advanced yet."""
-        present = self.arrays.plan[:, : self.arrays.count.item(k.N_PLANNED)]
-        return present.size > 0 and all(map(np.array_equal, present, plan))
-
-    def _has_no_token(self, ids):
-        """bool[n]: requests for which none was sampled yet."""
-        queue = self.queue.handle.state
-        slots = np.array([table_find(queue.table, id_) for id_ in ids.tolist()], np.int64)
-        return (slots != ABSENT) & (queue.request[slots, k.GENERATED] == 0)
 
     def _refuse_delivery(self, status, j, ids, tokens) -> NoReturn:
         missing = self.cache._cache_state.arrays.meta.item(MISSING)
@@ -405,6 +396,9 @@ class BatcherState:
         assert count[k.SUBMITTED] == n_live + ended
         live = request[np.isin(request[:, s.STATE], (s.IS_WAITING, s.IS_RUNNING, s.IS_PARKED))]
         assert count[k.N_UNKNOWN] == live[:, k.UNKNOWN].sum() and (live[:, k.UNKNOWN] <= 1).all()
+        assert (live[:, k.SINCE] <= count[k.NUMBER]).all()
+        assert (live[live[:, k.UNKNOWN] > 0, k.SINCE] < count[k.ADVANCED]).all()
+        assert (live[live[:, k.PLANNED] > 0, k.SINCE] < count[k.NUMBER]).all()
         if len(self.cache) == 0:
             assert slots.size == 0
 

@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,35 +11,16 @@ from .._core.storage import Stored
 from .._core.typing import ArrayLike, Int32s, Int64s
 from ..kv.cache import KVCache
 from ..kv.salts import Salt, check_salt
+from ..primitives.status import ABSENT
 from . import persistence
 from .batcher_state import NO_IDS, BatcherState, stop_array
+from .continuous_stats import ContinuousStats
 from .kernels import continuous as k, queue_state as s
-from .kernels.step_inputs import inputs_size
-from .request_queue import Clock, Percentiles, Policy, QueueOwner, RequestQueue
-from .step_plan import StepInputs, StepPlan, answer, inputs
+from .kernels.step_inputs import N_PARTS, inputs_layout
+from .request_queue import Clock, Policy, QueueOwner, RequestQueue
+from .step_plan import StepInputs, StepPlan, answer, inputs, layout
 
 _MAX_HOLD_STEPS = 16
-
-
-class ContinuousStats(NamedTuple):
-    """Counts since the start; the times are over the last 4,096 requests."""
-
-    waiting: int
-    running: int
-    submitted: int
-    finished: int
-    cancelled: int
-    preempted: int
-    late: int  # first tokens after their deadline
-    steps: int
-    mean_step_tokens: float  # NaN before the first step
-    computed_tokens: int  # whose K/V was computed
-    generated_tokens: int
-    cached_tokens: int  # found in the cache at admission, so not computed
-    recomputed_tokens: int  # computed again after a preemption
-    held: int  # requests that waited for a prefix which another was computing
-    ttft_ms: Percentiles  # from submit to the first token
-    latency_ms: Percentiles  # from submit to the end
 
 
 class ContinuousBatcher(QueueOwner, Stored):
@@ -259,7 +239,7 @@ class ContinuousBatcher(QueueOwner, Stored):
             preempted = arrays.preempted[:n_preempted].copy()
         return StepPlan(
             ids.copy(), starts.copy(), n_tokens.copy(), is_prefill.copy(), preempted, slots.copy(),
-            count.item(k.N_DECODE), samples.copy(), rows.copy(),
+            count.item(k.N_DECODE), samples.copy(), rows.copy(), count.item(k.NUMBER),
         )  # fmt: skip
 
     def inputs(
@@ -308,10 +288,21 @@ class ContinuousBatcher(QueueOwner, Stored):
         >>> ContinuousBatcher.inputs_size(n_rows=256, n_tokens=256, width=96)
         26128
         """
-        rows = validation.integer(n_rows, "n_rows", low=0, high=2**31)
-        tokens = validation.integer(n_tokens, "n_tokens", low=0, high=2**31)
-        columns = validation.integer(width, "width", low=0, high=2**31)
-        return inputs_size(rows, tokens, columns)
+        return inputs_layout(*_sizes(n_rows, n_tokens, width), np.empty(N_PARTS, np.int64))
+
+    @staticmethod
+    def inputs_layout(out: Int32s, n_rows: int, n_tokens: int, width: int) -> StepInputs:
+        """Where `inputs` puts the parts of a step of so many rows and tokens into `out`. O(1).
+
+        Such as for a graph that reads the inputs of all later steps of that size. Nothing is
+        written; `sample_rows` has room for each row. ValueError: `out` is too small.
+
+        >>> out = np.zeros(ContinuousBatcher.inputs_size(2, 2, 3), np.int32)
+        >>> parts = ContinuousBatcher.inputs_layout(out, n_rows=2, n_tokens=2, width=3)
+        >>> parts.tokens.shape, parts.block_table.shape, parts.used
+        ((2,), (2, 3), 102)
+        """
+        return layout(out, *_sizes(n_rows, n_tokens, width))
 
     def advance(
         self,
@@ -340,13 +331,16 @@ class ContinuousBatcher(QueueOwner, Stored):
         Raises
         ------
         ValueError
-            The sequences are not those of the plan, or a token is missing.
+            The plan is not the present step, the sequences are not those of it, or a token is
+            missing.
         RuntimeError
             Tokens of the step before are still to be delivered; or as for `step`.
         """
-        ids, sampled, mask, _ = answer(plan_or_ids, tokens, finished)
+        ids, sampled, mask, _, number = answer(plan_or_ids, tokens, finished)
         now, state = self._queue.now(), self._batcher_state
         with self._lock, self._cache_lock:
+            if number != ABSENT:
+                state.check_number(number)
             state.check_answer(ids, sampled)
             return state.advance(now, ids, sampled, mask)
 
@@ -366,8 +360,9 @@ class ContinuousBatcher(QueueOwner, Stored):
         A request that ends here, by `stop` or `finished`, drops what the present step computes for
         it, as one that is cancelled does. One that had `max_new_tokens`, or was cancelled, has
         ended before; its token is not needed. One that was preempted waits at its place until its
-        token is delivered. Files and copies hold what is still to be delivered. With a plan, one is
-        passed over, too, that was submitted since under the id of one that has ended.
+        token is delivered. Files and copies hold what is still to be delivered. With a plan,
+        requests that were submitted since are passed over, under whatever id, and a plan brings
+        tokens to its own step only.
 
         Parameters
         ----------
@@ -404,14 +399,13 @@ class ContinuousBatcher(QueueOwner, Stored):
         """
         if tokens is None:
             raise TypeError("tokens must be one for each row that samples, not None")
-        ids, found, mask, samples = answer(plan_or_ids, tokens, finished)
-        plan = None if samples is None else plan_or_ids
+        ids, found, mask, samples, number = answer(plan_or_ids, tokens, finished)
         if samples is not None:
             ids, found = ids[samples], found[samples]
             mask = mask[samples] if mask.size else mask
         now, state = self._queue.now(), self._batcher_state
         with self._lock, self._cache_lock:
-            return state.deliver(now, ids, found, mask, plan)
+            return state.deliver(now, ids, found, mask, number)
 
     def cancel(self, seq_ids: ArrayLike) -> None:
         """End requests, int or int64[m], that wait, run or are in a step. O(m log n + running).
@@ -494,3 +488,8 @@ class ContinuousBatcher(QueueOwner, Stored):
             copy.copy(batcher).check()
             for _ in range(64):  # more than the arrays hold: they grow
                 batcher.submit([1], max_new_tokens=1)
+
+
+def _sizes(n_rows, n_tokens, width):
+    given = {"n_rows": n_rows, "n_tokens": n_tokens, "width": width}
+    return [validation.integer(n, name, low=0, high=2**31) for name, n in given.items()]

@@ -249,7 +249,7 @@ def _of_version_1(arrays, queue, n):
         raise CorruptFileError(f"array 'slots' has {total} entries, unlike 'plan'")
     order = np.argsort(n_tokens > 1, kind="stable")
     pieces = np.split(slots, np.cumsum(n_tokens)[:-1])
-    count[c.N_DECODE] = np.count_nonzero(n_tokens == 1)
+    count[c.N_DECODE], count[c.NUMBER] = np.count_nonzero(n_tokens == 1), 1
     request = queue.handle.state.request[running]
     number = {id_: row for row, id_ in enumerate(request[:, s.ID].tolist())}
     rows = np.arange(n, dtype=np.int32)
@@ -295,6 +295,9 @@ def _check_batcher(state, n_slots, tokens):
         ("GENERATED", live[:, c.GENERATED], 0, MAX_TOKENS),
         ("MAX_NEW", live[:, c.MAX_NEW], 1, MAX_TOKENS),
         ("UNKNOWN", live[:, c.UNKNOWN], 0, 1),
+        ("NUMBER", count[[c.NUMBER]], int(planned.size > 0), 2**60),
+        ("ADVANCED", count[[c.ADVANCED]], 0, count[c.NUMBER]),
+        ("SINCE", live[:, c.SINCE], 0, count[c.NUMBER]),
         ("LOST", live[:, c.LOST], 0, 2**62),
         ("HELD", live[:, c.HELD], 0, 2**62),
         ("HELD_BACK", count[[c.HELD_BACK]], 0, 2**60),

@@ -10,7 +10,7 @@ from .._core.typing import Bools, Int32s, Int64s
 from ..primitives.status import ABSENT, FULL, GROW, INVALID, OK, UNEVEN
 from .batcher_state import BatcherState
 from .kernels import continuous as b
-from .kernels.step_inputs import N_PARTS, step_inputs
+from .kernels.step_inputs import N_PARTS, inputs_layout, step_inputs
 
 _MAX_ROWS = 2**20
 _MAX_WIDTH = 2**27
@@ -34,6 +34,7 @@ class StepPlan(NamedTuple):
     n_decode: int  # rows with one token
     samples: Bools  # [n]: the last token of the sequence is computed, so a token is to be sampled
     rows: Int32s  # [n]: a number below max_running that the request has as long as it runs
+    number: int  # from 1: no two plans of a batcher have the same
 
     def __bool__(self) -> bool:
         return self.seq_ids.size > 0
@@ -41,14 +42,17 @@ class StepPlan(NamedTuple):
 
 def answer(
     plan_or_ids: Any, tokens: Any, finished: Any
-) -> tuple[Int64s, Int32s, Bools, Bools | None]:
+) -> tuple[Int64s, Int32s, Bools, Bools | None, int]:
     """(ids, tokens, finished), of which the latter two are one for each id, or empty if None.
 
-    Of a StepPlan the ids are those of its rows. Behind them which rows sample, for a StepPlan.
+    Of a StepPlan the ids are those of its rows. Behind them, for a StepPlan, which rows sample and
+    its number, which is ABSENT else.
     """
+    number = ABSENT
     if not isinstance(plan_or_ids, StepPlan):
         ids, samples = validation.for_kernel(plan_or_ids, "seq_ids", validation.INT64), None
     else:
+        number = validation.natural(plan_or_ids.number, "plan.number")
         ids = validation.for_kernel(plan_or_ids.seq_ids, "plan.seq_ids", validation.INT64)
         samples = _mask(plan_or_ids.samples, "plan.samples")
         validation.same_length("plan.samples", samples, "plan.seq_ids", ids)
@@ -58,7 +62,7 @@ def answer(
         sampled = _spread(sampled, "tokens", ids, samples, -1)
     if finished is not None:
         mask = _spread(_mask(finished, "finished"), "finished", ids, samples, False)
-    return ids, sampled, mask, samples
+    return ids, sampled, mask, samples, number
 
 
 def _spread(values, name, ids, samples, other):
@@ -106,6 +110,7 @@ def inputs(state: BatcherState, plan: StepPlan, out: Any, pad_to: Any, width: An
     """See `ContinuousBatcher.inputs`; the caller holds the locks."""
     if not isinstance(plan, StepPlan):
         raise TypeError(f"plan must be a StepPlan, not {type(plan).__name__}")
+    state.check_number(plan.number)
     padded = _padded(state, pad_to)
     columns = ABSENT
     if width is not None:
@@ -134,6 +139,15 @@ def inputs(state: BatcherState, plan: StepPlan, out: Any, pad_to: Any, width: An
 def _own(column):
     """A column of a plan as the kernel takes it."""
     return validation.for_kernel(column, "the columns of plan", validation.INT64)
+
+
+def layout(out: Any, n_rows: int, n_tokens: int, width: int) -> StepInputs:
+    """See `ContinuousBatcher.inputs_layout`."""
+    buffer, places = _checked(out), np.empty(N_PARTS, np.int64)
+    size = inputs_layout(n_rows, n_tokens, width, places)
+    if size > buffer.size:
+        raise ValueError(f"out must have {size} entries or more, not {buffer.size}")
+    return _views(buffer, n_rows, *places.tolist(), size, n_tokens, width, n_rows)
 
 
 def _views(out, n_rows, *places) -> StepInputs:

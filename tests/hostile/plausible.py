@@ -160,6 +160,7 @@ _OF_CLASS = {
     ("ContinuousBatcher", "seq_ids"): _some(0, 7),
     ("ContinuousBatcher", "tokens"): _tokens,
     ("ContinuousBatcher", "stop"): _one(None, [2], [5, 6]),
+    ("ContinuousBatcher", "inputs_layout", "out"): lambda rng, obj: np.zeros(99, np.int32),
     ("TokenLRU", "key"): _one("a", "b", "c", "new"),
     ("HNSW", "queries"): _vectors,
     ("RetrievalPipeline", "ids"): _ids_of_pipeline,

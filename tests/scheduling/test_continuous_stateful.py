@@ -168,6 +168,11 @@ class BatcherMachine(RuleBasedStateMachine):
         assert (out == -7).all()
         again = self.real.inputs(plan, out=out, pad_to=pad_to, width=width)
         assert [part.tolist() for part in again[:-1]] == expected and out[size] == -7
+        layout = self.real.inputs_layout(out, len(found.kv_len), len(found.tokens), columns)
+        assert layout.used == again.used and layout.sample_rows.size == len(found.kv_len)
+        for part, same in zip(layout[:-1], again[:-1], strict=True):
+            assert part.ctypes.data == same.ctypes.data or not same.size
+            assert part.shape == same.shape or part is layout.sample_rows
         places = [(part.ctypes.data - out.ctypes.data) // 4 for part in again[:-1] if part.size]
         assert places[0] == 0 and places == sorted(places) and not any(p % 16 for p in places)
 

@@ -176,6 +176,81 @@ def test_a_plan_brings_no_token_to_a_later_request_of_the_same_id():
         batcher.check()
 
 
+def advanced(batcher, plan, n=1):
+    """The next plans, each advanced without its tokens and then given 9 for each row."""
+    for _ in range(n):
+        batcher.advance(plan)
+        batcher.deliver(plan, [9] * plan.seq_ids.size)
+        plan = batcher.step()
+    return plan
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_plan_brings_its_tokens_to_its_own_step_only(reload):
+    """Neither to a later request of the same id, nor to a later step of the same request."""
+    batcher = ContinuousBatcher(KVCache(16, 4))
+    for id_ in (5, 6):
+        batcher.submit([1, 2, 3], max_new_tokens=9, request_id=id_)
+    first = batcher.step()
+    second = advanced(batcher, first)
+    assert (first.number, second.number) == (1, 2)
+    batcher.cancel(5)
+    batcher.advance(second)
+    batcher.deliver(second, [1, 1])
+    batcher.submit([4] * 3, max_new_tokens=9, request_id=5)
+    third = batcher.step()
+    batcher.advance(third)  # both have a token to be delivered
+    if reload:
+        batcher = ContinuousBatcher.from_bytes(batcher.to_bytes())
+    for old in (first, second):
+        with pytest.raises(ValueError, match="request 6 has no token to be delivered"):
+            batcher.deliver(old, [7, 7])
+        assert batcher.deliver(old._replace(seq_ids=old.seq_ids[[0, 0]]), [7, 7]).size == 0
+    assert batcher.cache.tokens(5).tolist() == [4, 4, 4, -1]
+    fourth = batcher.step()
+    with pytest.raises(ValueError, match="request 6 has no token to be delivered"):
+        batcher.deliver(fourth, [7, 7])
+    assert batcher.deliver(third, [8, 8]).size == 0
+    assert batcher.cache.tokens(5).tolist() == [4, 4, 4, 8]
+    batcher.check()
+
+
+def test_only_the_present_plan_is_advanced_and_read():
+    """Though another has the same requests, or their ids."""
+    batcher = ContinuousBatcher(KVCache(16, 4))
+    batcher.submit([1, 2, 3], max_new_tokens=9, request_id=5)
+    first = batcher.step()
+    second = advanced(batcher, first)
+    for use in (batcher.advance, batcher.inputs, lambda plan: batcher.advance(plan, [7])):
+        with pytest.raises(ValueError, match="its number is 1, and that of the last step is 2"):
+            use(first)
+    batcher.cancel(5)
+    batcher.advance(second)
+    batcher.submit([1, 2, 3], max_new_tokens=9, request_id=5)
+    third = batcher.step()
+    for use in (batcher.advance, batcher.inputs, lambda plan: batcher.advance(plan, [7])):
+        with pytest.raises(ValueError, match="its number is 2, and that of the last step is 3"):
+            use(second)
+    assert batcher.advance(third, [7]).size == 0
+    assert batcher.cache.tokens(5).tolist() == [1, 2, 3, 7]
+
+
+def test_a_request_that_comes_while_a_step_is_formed_anew_is_in_it(monkeypatch):
+    """`step` was interrupted before it returned the plan, and formed it again with that request."""
+    batcher = ContinuousBatcher(KVCache(16, 4))
+    batcher.submit([1, 2, 3], max_new_tokens=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(batcher, "_plan", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            batcher.step()
+    assert batcher.submit([4, 5, 6], max_new_tokens=9) == 1
+    plan = batcher.step()
+    assert plan.seq_ids.tolist() == [0, 1] and batcher.stats().steps == 1
+    batcher.advance(plan)
+    batcher.deliver(plan, [7, 8])
+    assert batcher.cache.tokens(1).tolist() == [4, 5, 6, 8]
+
+
 def test_a_plan_of_read_only_arrays_is_a_plan():
     """As pickles out of band and shared memory give them."""
     batcher = ContinuousBatcher(KVCache(16, 4))

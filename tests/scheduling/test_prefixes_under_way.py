@@ -54,6 +54,32 @@ def test_a_system_prompt_is_computed_once(policy):
     assert computed[True] == 256 + 32 * (32 + 3)
 
 
+def prefix_tokens(plan, shared=256):
+    """How many tokens of the first `shared` positions a step computes."""
+    return int(
+        (np.clip(plan.starts + plan.n_tokens, 0, shared) - np.clip(plan.starts, 0, shared)).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_pages", "max_step_tokens"), [(400, 64), (60, 2048), (40, 48), (24, 2048)]
+)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_system_prompt_is_computed_once_where_pages_are_few(policy, n_pages, max_step_tokens):
+    """In chunks, beside requests that decode, with preemptions, and one request at a time."""
+    batcher = ContinuousBatcher(
+        KVCache(n_pages, T), max_step_tokens=max_step_tokens, policy=policy, max_running=16
+    )
+    for i, prompt in enumerate(prompts(32)):
+        batcher.submit(prompt, max_new_tokens=40, tenant=i % 3, priority=i % 2)
+    computed = 0
+    while plan := batcher.step():
+        computed += prefix_tokens(plan)
+        batcher.advance(plan, np.full(plan.seq_ids.size, 7, np.int32))
+    assert computed == 256 and batcher.stats().finished == 32
+    assert (batcher.stats().preempted > 0) == (n_pages < 400)
+
+
 def test_prompts_that_are_equal_compute_one_token_each():
     batcher = ContinuousBatcher(KVCache(256, T), max_step_tokens=8192)
     for _ in range(8):

@@ -203,11 +203,7 @@ class GraphRunner(StepRunner):
 
         The block table has one column here; its kernel reads the true width from the buffer.
         """
-        step = -(-rows // 16) * 16
-        parts = [self._inputs[i * step :][:rows] for i in range(4)]
-        table = self._inputs[ContinuousBatcher.inputs_size(rows, rows, 0) :][:rows].reshape(rows, 1)
-        cu_q = self._inputs[4 * step :][: rows + 1]
-        return StepInputs(*parts, cu_q, parts[0], table, 0)
+        return ContinuousBatcher.inputs_layout(self._inputs, rows, rows, 1)
 
     def warm_up(self) -> None:
         """Capture the graphs of all buckets, the largest first."""

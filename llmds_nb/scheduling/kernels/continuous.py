@@ -48,6 +48,10 @@ cache, or -1 at ADDRESS, and the request is not admitted before. All N_UNKNOWN s
 theirs in the same step, the last that was advanced; the next is advanced when there are none, so
 that what is known to be computed has known tokens.
 
+Plans are numbered from 1 in the order in which they are formed: NUMBER is that of the last one,
+ADVANCED of the last that was advanced. SINCE is what NUMBER was when the request was submitted:
+plans up to that one may have its id, but of an earlier request.
+
 A step is formed by one call, and advanced by another; each does all of it, or says which of the
 outcomes below keeps it from that. HANDED_OUT is 1 once the caller has the plan: a step that was
 formed before is formed anew, so that no interrupt between loses it.
@@ -93,14 +97,14 @@ _HOT = (ADDRESS + 8) & -8
 HELD = ADDRESS + 1
 # CACHE_ROW: the sequence's row in the cache when it was last looked up.
 LENGTH, COMPUTED, PLANNED, GENERATED, MAX_NEW, STOP, CACHE_ROW, DOMAIN = range(_HOT, _HOT + 8)
-LOST, UNKNOWN, ROW_WIDTH = _HOT + 8, _HOT + 9, _HOT + 16
+LOST, UNKNOWN, SINCE, ROW_WIDTH = _HOT + 8, _HOT + 9, _HOT + 10, _HOT + 16
 # Places in `count`, the first ten in the order of ContinuousStats.
 SUBMITTED, FINISHED, CANCELLED, PREEMPTED, LATE, STEPS = range(6)
 COMPUTED_TOKENS, GENERATED_TOKENS, CACHED_TOKENS, RECOMPUTED_TOKENS = range(6, 10)
 FIRSTS, N_PLANNED, N_SLOTS, N_GROWING, N_DONE, N_PREEMPTED, HANDED_OUT = range(10, 17)
 # What kept the last step_form from its end: the id of a request, and how many pages it lacks.
 # HELD_BACK: how many requests were held back at all.
-CULPRIT, LACKING, N_DECODE, HELD_BACK, N_UNKNOWN, N_COUNTS = range(17, 23)
+CULPRIT, LACKING, N_DECODE, HELD_BACK, N_UNKNOWN, NUMBER, ADVANCED, N_COUNTS = range(17, 25)
 IS_PREFILL, SAMPLES = range(2)  # rows of `planned`
 
 
@@ -149,6 +153,7 @@ def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new, add
     row[ADDRESS] = address
     row[DOMAIN] = domain
     row[STOP] = given[2] if given[0] != 0 else 0
+    row[SINCE] = batcher.count[NUMBER]
     return row[s.ID]
 
 

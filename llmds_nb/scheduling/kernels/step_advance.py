@@ -166,6 +166,7 @@ def step_end(handle, now, ids, sampled, finished):
     n = _take_over(batcher, queue, q.clock_advance(queue, now), ids, sampled, finished)
     count[b.N_PLANNED] = count[b.N_DECODE] = count[b.N_SLOTS] = 0
     count[b.N_PREEMPTED] = count[b.HANDED_OUT] = 0
+    count[b.ADVANCED] = count[b.NUMBER]
     for j in range(n):
         kv_commit(cache, batcher.committed[j, 0], batcher.committed[j, 1])
     if count[b.N_DONE] > 0:

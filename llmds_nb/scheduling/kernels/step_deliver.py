@@ -16,14 +16,18 @@ _SEEN = 2  # UNKNOWN of a request that the call has met
 
 
 @kernel(internal=True, borrow=True)
-def _slots_find(queue, ids, tokens, slots):
+def _slots_find(batcher, queue, ids, tokens, number, slots):
     """slots int64[n] of the requests, ABSENT of those that have ended: as step_deliver. O(n)."""
+    missing = number != ABSENT and number != batcher.count[b.ADVANCED]  # tokens of another step
     status, bad = np.int64(OK), np.int64(0)
     for j in range(ids.size):
         slots[j] = table_find(queue.table, ids[j])
         if slots[j] == ABSENT:
             continue
-        unknown = queue.request[slots[j], b.UNKNOWN]
+        if number != ABSENT and queue.request[slots[j], b.SINCE] >= number:
+            slots[j] = ABSENT
+            continue
+        unknown = 0 if missing else queue.request[slots[j], b.UNKNOWN]
         if unknown != 1 or tokens[j] < 0:
             status = REPEATED if unknown == _SEEN else INVALID if unknown == 0 else BAD_TOKEN
             slots[j:] = ABSENT
@@ -37,18 +41,21 @@ def _slots_find(queue, ids, tokens, slots):
 
 
 @kernel
-def step_deliver(handle, now, ids, tokens, finished):
+def step_deliver(handle, now, ids, tokens, finished, number):
     """Let tokens[j] be the unknown token of request ids[j], all or none. O(n + R log n).
 
-    Requests that have ended do not matter. Those that end with their token, or are `finished`
-    (empty where none is), are in `done`. (OK, 0); (INVALID, j): request ids[j] has no unknown
-    token; (REPEATED, j): it is given twice; (BAD_TOKEN, j): its token is negative; (FULL, id): its
-    sequence is not as it was left; (ABSENT, status): the cache refuses, see sequences_name.
+    Requests that have ended do not matter. Where the ids are those of the plan of that `number`,
+    which is not ABSENT, neither do those that were submitted since, and the others have an unknown
+    token only if that step was the last that was advanced. Those that end with their token, or are
+    `finished` (empty where none is), are in `done`. (OK, 0); (INVALID, j): request ids[j] has no
+    unknown token; (REPEATED, j): it is given twice; (BAD_TOKEN, j): its token is negative; (FULL,
+    id): its sequence is not as it was left; (ABSENT, status): the cache refuses, see
+    sequences_name.
     """
     batcher = b.batcher_at(handle)
     queue, cache, count = s.queue_at(batcher.queue), state_at(batcher.cache), batcher.count
     slots = np.empty(ids.size, np.int64)
-    status, bad = _slots_find(queue, ids, tokens, slots)
+    status, bad = _slots_find(batcher, queue, ids, tokens, number, slots)
     if status != OK:
         return status, bad
     stray = b.running_stray(queue, cache, batcher.running)

@@ -388,7 +388,9 @@ def step_make(handle, now, admits):
             return STUCK
     if queue.meta[s.RUNNING] > n or count[b.N_SLOTS] < batcher.max_step_tokens - budget:
         _rest_plan(batcher, queue, cache, shift, n)
-    count[b.STEPS] += count[b.N_PLANNED] > 0
+    if count[b.N_PLANNED] > 0:
+        count[b.STEPS] += 1
+        count[b.NUMBER] += 1  # of one formed anew, too: a request may have come in between
     return FORMED
 
 

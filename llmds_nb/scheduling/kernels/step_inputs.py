@@ -39,21 +39,15 @@ def _aligned(n):
     return (n + ALIGNMENT - 1) & -ALIGNMENT
 
 
-@kernel(internal=True, borrow=True)
+@kernel
 def inputs_layout(n_rows, n_tokens, width, starts):
-    """Where the parts begin, into starts int64[N_PARTS]; the size of the buffer. O(1)."""
+    """Where the parts begin, into starts int64[>= N_PARTS]; the size of the buffer. O(1)."""
     place = np.int64(0)
     for part in range(N_PARTS):
         starts[part] = place
         size = n_tokens if part < 3 else n_rows
         place += _aligned(size + (part == 4))
     return starts[N_PARTS - 1] + n_rows * width
-
-
-@kernel
-def inputs_size(n_rows, n_tokens, width):
-    """The size of the buffer. O(1)."""
-    return inputs_layout(n_rows, n_tokens, width, np.empty(N_PARTS, np.int64))
 
 
 @kernel(internal=True, borrow=True)
