@@ -34,12 +34,14 @@ class PagedRows(Cache):
         self.pool = pool
         self._prompts = np.empty((0, 0), np.int32)
         self._closed = self._told = False
+        self._ids: list[int] = []  # this one list, which the pool has, too
+        pool.watch(self, self._ids)
         self._clear()
         self._layers = [PagedLayer(self, i) for i in range(len(pool.layers))]
         super().__init__(layers=list(self._layers))
 
     def _clear(self) -> None:
-        self._ids: list[int] = []
+        self._ids.clear()
         self._pads = np.empty(0, np.int64)  # columns of padding before each row
         self._hits = np.empty(0, np.int64)  # tokens of each row in pages that others may read
         self._source = np.empty(0, np.int64)  # the prompt that each row continues
@@ -216,7 +218,7 @@ class PagedRows(Cache):
                     self._ids.append(self.pool.new_id())
                     kv.fork(parent, self._ids[-1])
                 kv.detach(old)
-                self._ids = self._ids[len(old) :]
+                del self._ids[: len(old)]
         self._pads, self._hits = self._pads[rows], self._hits[rows]
         self._source = self._source[rows]
         if self._step is not None:
@@ -349,10 +351,6 @@ class PagedRows(Cache):
                 kv.detach(id_)
         self._clear()
         self._set_length(0)
-
-    def __del__(self) -> None:
-        if self.__dict__.get("_ids"):
-            self.pool.abandoned.append(self._ids)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(

@@ -1,6 +1,5 @@
 """The K/V tensors behind a PagedCache: the pages of a KVCache in each layer of a model."""
 
-import collections
 import itertools
 import weakref
 from typing import Any
@@ -35,7 +34,9 @@ class SlotPool:
         self.layers: list[KeysValues | None] = [None] * n_layers
         self.zero = kv.n_pages * kv.page_size
         self.unread = self.zero + kv.page_size
-        self.abandoned: collections.deque[list[int]] = collections.deque()  # by what was collected
+        # Of all rows the ids of their sequences. That rows are collected is seen here later: a
+        # finalizer could be interrupted, and their pages would be lost.
+        self._watched: list[tuple[weakref.ref, list[int]]] = []
         self._ids = itertools.count()
         self._model: weakref.ref | None = None
 
@@ -103,12 +104,19 @@ class SlotPool:
         with torch.inference_mode(False):  # else later calls outside of it could not write
             return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
+    def watch(self, rows: Any, ids: list[int]) -> None:
+        """Note the list of the ids of rows, so that `collect` finds them."""
+        with self.lock:
+            self._watched.append((weakref.ref(rows), ids))
+
     def collect(self) -> None:
-        """Detach the sequences of rows that nobody holds any more."""
-        while self.abandoned:
-            for id_ in self.abandoned.popleft():
-                if id_ in self.kv:
-                    self.kv.detach(id_)
+        """Detach the sequences of rows that nobody holds any more. O(rows that there are)."""
+        with self.lock:
+            for entry in [each for each in self._watched if each[0]() is None]:
+                for id_ in entry[1]:
+                    if id_ in self.kv:
+                        self.kv.detach(id_)
+                self._watched.remove(entry)
 
     def settle(self) -> None:
         """Copy the pages that the KVCache gave to another sequence before its next write."""

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicCache  # noqa: E402
 
 from llmds_nb import CapacityError  # noqa: E402
 from llmds_nb.integrations.transformers import PagedCache  # noqa: E402
+from llmds_nb.integrations.transformers.paged_rows import PagedRows  # noqa: E402
 
 from ...interrupts import Interrupt, _Tracer  # noqa: E402
 
@@ -207,6 +209,30 @@ def test_rows_that_nobody_holds_any_more_give_their_pages_back():
     del rows, context
     gc.collect()
     cache.check()
+    assert cache.stats().n_used == 0
+
+
+def test_an_interrupt_while_rows_are_collected_loses_no_page():
+    cache = make()
+    prompt = np.arange(1, 11, dtype=np.int32)[None]
+    rows = PagedRows(cache.pool)
+    rows.tell(prompt, np.zeros(1, np.int64), 0)
+    Both(rows, [0]).forward(prompt, 0)
+    assert cache.stats().n_used == 3
+    gc.collect()
+
+    def interrupt(frame, event, arg):
+        raise KeyboardInterrupt  # wherever Python code runs, as that of a finalizer
+
+    sys.settrace(interrupt)
+    try:
+        del rows
+        gc.collect()
+    except KeyboardInterrupt:  # of another object's
+        pass
+    finally:
+        sys.settrace(None)
+    gc.collect()
     assert cache.stats().n_used == 0
 
 
