@@ -14,6 +14,7 @@ from llmds_nb._core.typing import Float32s, Int32s
 from llmds_nb.scheduling import StepInputs
 
 from .interface import Forward, run_base, tensors_of
+from .model_access import check_state
 from .prompts import prompt_ids
 
 # Texts have sequences of their own in the cache of an engine, beyond all ids of requests, and a
@@ -34,6 +35,7 @@ def encode(
     for group in _groups(prompts, engine.batcher.max_step_tokens):
         with engine._stepping:
             engine._check_open()
+            check_state(engine.model, engine.device)
             found = _pooled(engine, [prompts[i] for i in group], pooling == "mean")
         if not vectors.size:
             vectors = np.zeros((len(prompts), found.shape[1]), np.float32)

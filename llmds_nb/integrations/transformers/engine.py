@@ -68,7 +68,9 @@ class Engine:
     or that is interrupted, is computed again by the next call. The model must not be called by
     anyone else until `close`. Greedy tokens are those of `generate`, where the logits are not
     nearly equal. Of the model's generation_config only eos_token_id counts, save in
-    `generate_batch`: how tokens are chosen is told by SamplingParams.
+    `generate_batch`: how tokens are chosen is told by SamplingParams. After whatever changes what
+    the model computes, such as new weights, adapters or forward hooks, call `reset`;
+    torch.autocast and training mode are refused.
 
     On a GPU (CUDA, with Triton) the constructor computes a step of `max_step_tokens` tokens and
     captures CUDA graphs of the steps of one token a row. They have the weights and adapters that
@@ -94,6 +96,7 @@ class Engine:
         eviction: Any = "lru", seed: int | None = 0, self_check: bool = True,
     ) -> None:  # fmt: skip
         self.device = model_access.check_model(model, device)
+        model_access.check_state(model, self.device)
         self.model, self.tokenizer = model, tokenizer
         self._text_of = None if tokenizer is None else decoder(tokenizer)
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
@@ -132,6 +135,7 @@ class Engine:
         # One step at a time; and short sections that change requests or the batcher.
         self._stepping, self._state = new_lock(), new_lock()
         self._planned = False  # whether the batcher may have a plan
+        self._ended: list[int] = []  # sequence ids that the runner still has
         self._worker = Workers("llmds_nb engine", 1)  # computes steps of asynchronous iterators
         self._seconds, self._n_failed = 0.0, 0  # in steps; requests whose logits were no numbers
 
@@ -257,6 +261,13 @@ class Engine:
         request.finish_reason = reason
         self._by_id.pop(request.request_id, None)
         self._requests.pop(request._seq_id, None)
+        self._ended.append(request._seq_id)
+
+    def _release_ended(self):
+        """Let the runner forget those that have ended, between two of its runs."""
+        while self._ended:
+            self._runner.release(self._ended[-1:])
+            self._ended.pop()
 
     # ---- steps -------------------------------------------------------------------------------
 
@@ -267,9 +278,12 @@ class Engine:
         ------
         CapacityError
             Nothing runs, and the first request does not fit beside what else holds pages.
+        RuntimeError
+            torch.autocast is on in this thread, or the model is in training mode.
         """
         with self._stepping:
             self._check_open()
+            model_access.check_state(self.model, self.device)
             begun = time.perf_counter()
             answer = self._compute()
             if answer is None:
@@ -281,6 +295,7 @@ class Engine:
     def _compute(self):
         """Plan and compute a step: its Answer, or None if there is nothing to do."""
         with self._state:
+            self._release_ended()
             plan = self.batcher.plan if self._planned else None
             if plan:  # a step that raised, which is computed again
                 self._runner.forget_rows()
@@ -313,7 +328,9 @@ class Engine:
                     self._end(request, "error")
             self.batcher.advance(answer.seq_ids, answer.tokens, finished=ended)
             self._planned = False
-            return answer.deliver(self._end)
+            outputs = answer.deliver(self._end)
+            self._release_ended()
+            return outputs
 
     def _run_until(self, request, n):
         """Compute steps until a request has ended or has more than `n` tokens (None: only that)."""

@@ -71,6 +71,25 @@ def check_model(model: Any, device: Any) -> torch.device:
     return found
 
 
+def check_state(model: Any, device: torch.device) -> None:
+    """Refuse a state in which the model would compute other tokens than in earlier steps.
+
+    Raises
+    ------
+    RuntimeError
+        torch.autocast is on, in which K/V would differ from that of pages which were computed
+        without it, or by another thread; or the model is in training mode. Nothing was changed.
+    """
+    name = type(model).__name__
+    if torch.is_autocast_enabled(device.type):
+        raise RuntimeError(
+            f"torch.autocast({device.type!r}) is on, but an Engine computes in the dtype of its "
+            f"model: leave autocast, and load {name} in the dtype that you want"
+        )
+    if model.training:
+        raise RuntimeError(f"{name} is in training mode: call model.eval()")
+
+
 def is_held(model: Any) -> bool:
     """Whether an engine has the model already."""
     return model in _held

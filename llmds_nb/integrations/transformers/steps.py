@@ -1,5 +1,6 @@
 """StepRunner: computes a planned step: forward pass and sampling."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,21 @@ class StepRunner:
 
     def forget_rows(self) -> None:
         """A step is computed again: the sampler has seen tokens of it that nobody got."""
-        self._owner[:] = -1
+        self.release(self._owner[self._owner >= 0].tolist())
+
+    def release(self, seq_ids: Iterable[int]) -> None:
+        """Requests have ended, or lost their rows: the sampler forgets them. Not during `run`."""
+        for seq_id in seq_ids:
+            for row in np.flatnonzero(self._owner == seq_id).tolist():
+                self._owner[row] = -1
+                self.sampler.release(row)
 
     def copy_pages(self, cache: KVCache) -> None:
         """Do the copies that are due before the step. Not to be interrupted: they are taken."""
         moves = cache.pending_copies()
         if moves.src.size:
-            self.pages.copy(moves.src, moves.dst)
+            with torch.inference_mode():  # pages that were made within it are written only there
+                self.pages.copy(moves.src, moves.dst)
 
     def run(self, plan: StepPlan, inputs: StepInputs, requests: list[Request | None]) -> Answer:
         """Compute a step: its sampled tokens. A request is None where it was cancelled since."""
@@ -91,7 +100,7 @@ class StepRunner:
         for i in new.tolist():
             request, row = requests[places[i]], int(rows[i])
             # Nor has it another row any more: in between, that one has not seen its tokens.
-            self._owner[self._owner == plan.seq_ids[places[i]]] = -1
+            self.release([int(plan.seq_ids[places[i]])])
             self._owner[row] = -1
             tokens = request.prompt_ids
             if request._tokens:
