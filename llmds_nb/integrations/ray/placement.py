@@ -54,7 +54,7 @@ def placed(keys: Sequence[str] | ArrayLike, shards: Sequence[int]) -> Int64s:
 def key_hashes(keys: Sequence[str] | ArrayLike) -> UInt64s:
     """uint64[n] for str or int keys: BLAKE2b of a str, SplitMix64 of an int."""
     given: Any = [keys] if isinstance(keys, str) else keys
-    if not isinstance(given, np.ndarray):
+    if not isinstance(given, np.ndarray) or given.dtype.kind in "UTO":
         given = list(given)
         if any(isinstance(key, str) for key in given):
             return np.array([_hash_of(validation.text(key, "keys")) for key in given], np.uint64)

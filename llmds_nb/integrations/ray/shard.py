@@ -236,9 +236,9 @@ class Shard(Stored):
                 return self.version
             self._keep_present()
             self._pipeline.remove(numbers)
-            if forget and self._number_of:
-                for key in [keys] if isinstance(keys, str) else keys:
-                    self._number_of.pop(key, None)
+            if forget:
+                for number in numbers.tolist():
+                    self._number_of.pop(self._key_of.get(number, ""), None)
             if self.n_keys > _MOST_KEYS[0] * len(self) + _MOST_KEYS[1]:
                 self.forget_removed()
             return self.version
