@@ -1,6 +1,7 @@
 """The body of a request: read up to a limit and a time, and parsed as JSON."""
 
 import asyncio
+import codecs
 import json
 from typing import Any
 
@@ -79,7 +80,7 @@ def _too_large(limit):
 def parsed(body: bytes) -> Any:
     """The JSON value of a body; a Problem of status 400 for anything else."""
     try:
-        text = body.decode("utf-8-sig")
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         problem(400, f"the body is not UTF-8 at byte {error.start}", code="not_json")
     try:

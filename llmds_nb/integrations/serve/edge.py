@@ -6,9 +6,9 @@ A middleware in plain ASGI, so that streams pass through and a client that goes 
 import asyncio
 import json
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -111,7 +111,7 @@ class _Answer:
         self.begun = time.perf_counter()
         self.status, self.n_bytes, self.complete = 0, 0, False
         given = Request(scope).headers.get("x-request-id", "")
-        self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = given if _ID.fullmatch(given) else os.urandom(16).hex()
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

@@ -21,6 +21,9 @@ TYPES = {
     421: "misdirected_request_error", 429: "rate_limit_error", 500: "server_error",
     503: "unavailable_error", 504: "timeout_error", 507: "insufficient_storage_error",
 }  # fmt: skip
+_COMPACT: dict[str, Any] = {"allow_nan": False, "separators": (",", ":")}
+_encode = json.JSONEncoder(ensure_ascii=False, **_COMPACT).encode
+_encode_ascii = json.JSONEncoder(**_COMPACT).encode
 
 
 class Problem(Exception):
@@ -78,10 +81,9 @@ def json_bytes(value: Any) -> bytes:
     b'{"\\u00e9":"\\ud800"}'
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:  # a lone surrogate, which UTF-8 does not have
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return _encode_ascii(value).encode()
 
 
 def json_response(
