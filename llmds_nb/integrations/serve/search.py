@@ -88,6 +88,11 @@ def _taken(settings: Settings) -> dict[str, Any]:
             "weight": {**fraction, "description": "Of the dense half."},
             "diversity": fraction,
             "group_by": {"type": ["string", "null"]},
+            "exact": {
+                "type": ["boolean", "null"],
+                "default": False,
+                "description": "Whether the nearest vectors are found exactly, in time O(n d).",
+            },
         },
     }
 
@@ -147,6 +152,7 @@ def _read(body: Any, settings: Settings) -> tuple[Any, int, dict[str, Any]]:
         "weight": fields.real("weight", None, low=0, high=1),
         "diversity": fields.real("diversity", None, low=0, high=1),
         "group_by": fields.text("group_by", None),
+        "exact": fields.boolean("exact", False) or None,
     }
     k = fields.integer("k", 10, low=1, high=settings.max_k)
     fields.end()

@@ -147,7 +147,7 @@ class ServerState:
             Whose search it is: of equal numbers of queries waiting each gets its turn.
         **options
             As for RetrievalPipeline.search: vectors, where, filter (one for each query, or one for
-            all), min_score, fusion, weight, diversity, group_by.
+            all), min_score, fusion, weight, diversity, group_by, exact.
 
         Returns
         -------

@@ -30,6 +30,7 @@ ONE = [
     {"fusion": "dbsf"},
     {"diversity": 0.4},
     {"group_by": "lang", "k": 4},
+    {"exact": True},
 ]
 
 
@@ -131,6 +132,7 @@ BAD = [
     ({"query": "x", "diversity": -1}, "diversity"),
     ({"query": "x", "group_by": 3}, "group_by"),
     ({"query": "x", "documents": 1}, "documents"),
+    ({"query": "x", "exact": "yes"}, "exact"),
     ({"query": "x", "min_score": "high"}, "min_score"),
     ([], None),
     ("x", None),
