@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .failures import ShardsMissingError as ShardsMissingError
     from .members import EngineFailedError as EngineFailedError, RoutedStats as RoutedStats
     from .results import ShardedHits as ShardedHits, ShardedStats as ShardedStats
+    from .sharded import ShardedPipeline as ShardedPipeline
 
 # From each public name to the module that has it.
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "RoutedEngines": "engines",
     "RoutedStats": "members",
     "ShardedHits": "results",
+    "ShardedPipeline": "sharded",
     "ShardedStats": "results",
     "ShardsMissingError": "failures",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "RoutedEngines",
     "RoutedStats",
     "ShardedHits",
+    "ShardedPipeline",
     "ShardedStats",
     "ShardsMissingError",
 ]
