@@ -7,4 +7,5 @@ prometheus  Collector: the stats() of any object as metrics, and a dashboard for
 serve       create_app: both over HTTP, for `llmds-nb serve`
 transformers  Engine: continuous batching of decoder models; PagedCache for their `generate`
 ray         ShardedPipeline: one ranking over shards on many machines
+vllm_events  Publisher and Subscriber: KV events in vLLM's form, from a KVCache into a PrefixRouter
 """
