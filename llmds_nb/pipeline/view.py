@@ -35,7 +35,10 @@ class PipelineView:
     and `fuse_candidates` make one ranking of, or `rank_candidates` with its further options. Sparse
     scores are then those of one pipeline over all documents bit for bit; dense distances, too, but
     of the documents found: with `exact`, those that one pipeline finds, else those that each part's
-    graph finds. Graphs miss few (ef is at least 1.5 times the depth), but not the same.
+    graph finds, which are the same wherever all graphs find the true neighbours. Top 10 of 60
+    queries, MiniLM vectors: of 9.5k abstracts (vaswani) 2, 3 and 4 parts gave the ids and scores of
+    one graph for every query; of 17k passages (msdocs) for 75 %, with 97 % of the hits in common.
+    There one graph gives what exact search does for 75 % of the queries, 2 and 3 parts for 90 %.
 
     Examples
     --------
