@@ -246,7 +246,8 @@ class PlainBatcher:
         parts = {name: [] for name in ("tokens", "positions", "slots", "kv_len", "cu_q", "samples")}
         parts["cu_q"].append(0)
         for id_, start, n in [*planned, *[(None, 0, 1)] * (pad_to - len(planned))]:
-            tokens, places, stop, pages = [0] * n, range(n), n, []
+            tokens, places, stop = [0] * n, range(n), n
+            pages = [spare] * -(-n // cache.page_size)  # of one that has ended: as many as it needs
             slots = [spare * cache.page_size] * n
             if any(r["id"] == id_ for r in self.running):
                 stop = start + n
