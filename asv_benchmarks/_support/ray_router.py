@@ -7,6 +7,7 @@ are made in this process.
 
 import asyncio
 import random
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,6 +77,7 @@ class RayRouter:
         self.tree = PrefixTree()
         self._loads, self._text_of = loads, text_of
         self._loop = asyncio.new_event_loop()
+        weakref.finalize(self, self._loop.close)
         deployment = DeploymentID("bench", "bench")
         ids = [ReplicaID(f"{i:04}", deployment) for i in range(n)]
         self._number = {id_: i for i, id_ in enumerate(ids)}

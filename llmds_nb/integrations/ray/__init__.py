@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from .failures import ShardsMissingError as ShardsMissingError
     from .members import EngineFailedError as EngineFailedError, RoutedStats as RoutedStats
     from .results import ShardedHits as ShardedHits, ShardedStats as ShardedStats
+    from .serve_router import PrefixRequestRouter as PrefixRequestRouter
     from .sharded import ShardedPipeline as ShardedPipeline
 
 # From each public name to the module that has it.
 _HOMES = {
     "EngineFailedError": "members",
+    "PrefixRequestRouter": "serve_router",
     "RoutedEngines": "engines",
     "RoutedStats": "members",
     "ShardedHits": "results",
@@ -27,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "EngineFailedError",
+    "PrefixRequestRouter",
     "RoutedEngines",
     "RoutedStats",
     "ShardedHits",
