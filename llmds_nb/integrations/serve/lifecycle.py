@@ -27,14 +27,14 @@ def warm_up() -> None:
 async def drain(state: ServerState) -> None:
     """Let no request in, and wait for those under way, at most `drain_timeout_s`.
 
-    Those that are not done then get 503 if their answer has not begun, and end.
+    Those that are not done then get 503, or end where they are if their answer has begun.
     """
     state.draining = True
     left = set(state.under_way)
     if left:
         _, left = await asyncio.wait(left, timeout=state.settings.drain_timeout_s)
     if left:
-        _log.warning("%d requests were not done in time and got 503", len(left))
+        _log.warning("%d requests were not done in time, and were ended", len(left))
         state.ending = True
         for task in left:
             task.cancel()

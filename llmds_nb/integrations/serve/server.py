@@ -88,7 +88,7 @@ def run_server(
         app, http=protocol_class(state), ws="none", lifespan="on",
         log_config=None, log_level="error", access_log=False, server_header=False,
         proxy_headers=False, timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=MAX_HEAD,
+        h11_max_incomplete_event_size=16 * MAX_HEAD,  # Connection refuses it before
     )  # fmt: skip
     server = _Server(config, state, lambda: on_ready(server.stop))
     server.run(sockets=[listener])

@@ -147,7 +147,7 @@ def _serve(app, listener, on_ready, run_server):
     from llmds_nb.integrations.serve import ChangedFileError
 
     state = app.state.server
-    path = state.writer.path
+    path, place = state.writer.path, addresses.url(listener)
     try:
         run_server(app, listener, on_ready=on_ready)
     except ChangedFileError:
@@ -158,4 +158,6 @@ def _serve(app, listener, on_ready, run_server):
         raise BadInput(f"{path}: {text}; the documents of this server are in {aside}") from None
     except OSError as error:
         reason = error.strerror or errno.errorcode.get(error.errno or 0, "error")
+        if not state.writer.unsaved:
+            raise BadInput(f"{place}: {reason}") from None
         raise BadInput(f"{path}: {reason}; documents that were not saved are lost") from None

@@ -1,5 +1,6 @@
 """A real uvicorn on a socket: slow and broken clients, and the end."""
 
+import importlib
 import json
 import threading
 import time
@@ -8,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llmds_nb import RetrievalPipeline
-from llmds_nb.integrations.serve import ChangedFileError, Settings, create_app
+from llmds_nb.integrations.serve import ChangedFileError, Settings, connections, create_app
 
 from .conftest import httpx
 from .samples import small
 
+PROTOCOLS = {"h11": "h11_impl.H11Protocol", "httptools": "httptools_impl.HttpToolsProtocol"}
 HEAD = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
@@ -38,6 +40,16 @@ def status_of(answer):
     return int(answer.split(b" ", 2)[1]) if answer else None
 
 
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request, monkeypatch):
+    """Each of uvicorn's parsers of HTTP, of which the extra `serve` brings h11."""
+    pytest.importorskip(request.param)
+    module, name = PROTOCOLS[request.param].split(".")
+    module = importlib.import_module(f"uvicorn.protocols.http.{module}")
+    monkeypatch.setattr(connections, "AutoHTTPProtocol", getattr(module, name))
+
+
+@pytest.mark.usefixtures("protocol")
 def test_slow_heads_and_bodies_get_408_and_silence_ends(running):
     settings = Settings(client_timeout_s=0.3, body_timeout_s=0.3)
     server = running(create_app(small(), settings=settings))
@@ -55,6 +67,7 @@ def test_slow_heads_and_bodies_get_408_and_silence_ends(running):
             time.sleep(0.5)
 
 
+@pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize(("sent", "status"), [
     (b"GARBAGE\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
@@ -71,6 +84,7 @@ def test_what_is_no_http_is_refused_in_json(running, sent, status):
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
+@pytest.mark.usefixtures("protocol")
 def test_a_hundred_megabytes_get_413_with_and_without_a_length(running):
     server = running(create_app(small()))
     block = b" " * 2**20
@@ -87,6 +101,7 @@ def test_a_hundred_megabytes_get_413_with_and_without_a_length(running):
         assert client.post("/search", json={"query": "red"}).status_code == 200
 
 
+@pytest.mark.usefixtures("protocol")
 def test_a_client_that_reads_nothing_is_cut_off(running):
     pipeline = RetrievalPipeline(dim=1)
     pipeline.add(None, ["page " * 2000] * 1000, [[1]] * 1000)
