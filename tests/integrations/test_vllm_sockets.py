@@ -131,6 +131,7 @@ def test_who_joins_late_without_a_replay_knows_little_and_nothing_wrong(context)
         pair.connect()
         pair.cache.attach(1000, [1, 5, 1, 6, 7, 8, 9])  # after a page that was stored before
         pair.cache.commit(1000, 7)
+        pair.publisher.publish()
         router = PrefixRouter(2, page_size=2)
         with pair.subscribe(router) as late:
             while late._last is None:
@@ -139,6 +140,7 @@ def test_who_joins_late_without_a_replay_knows_little_and_nothing_wrong(context)
                 late.poll(50)
             assert router.held_pages == {1: 0}
             pair.cache.append(1000, [3, 4, 5, 6])
+            pair.cache.commit(1000, 11)
             pair.publisher.publish()
             pair.store()
             until(late, lambda: late.stats().next_number == pair.publisher._next)

@@ -191,7 +191,7 @@ class Subscriber:
                     frames = self._sub.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                if not self._is_other_connection():  # else it may be of the one before
+                if self._catch_up():  # else it may be of the connection before
                     self._take(frames)
             return self._counts["batches"] - before
 
@@ -207,12 +207,14 @@ class Subscriber:
             self._to_replay = self._expected is None
         return False
 
-    def _catch_up(self):
-        """Ask for all that is kept, where a connection is new."""
-        self._is_other_connection()
+    def _catch_up(self) -> bool:
+        """Ask for all that is kept, where a connection is new; False if there is a new socket."""
+        if self._is_other_connection():
+            return False
         if self._to_replay:
             self._to_replay = False
             self._replay(0)
+        return True
 
     def _take(self, frames):
         """One message of the SUB socket."""
