@@ -39,8 +39,8 @@ READING = {
     "hot_queries", "ids", "inputs", "inputs_layout", "inputs_size", "is_hot", "length", "load",
     "match", "next_due_ms", "page_table", "peek",
     "postings", "prefix_digests", "prime", "priority", "priority_many", "refcount", "save",
-    "search", "search_radius", "slot_mapping", "stats", "supply", "to_bytes", "tokens", "top",
-    "watch_hot",
+    "search", "search_radius", "slot_mapping", "statistics", "stats", "supply",
+    "to_bytes", "tokens", "top", "view", "watch_hot",
 }  # fmt: skip
 
 

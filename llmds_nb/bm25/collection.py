@@ -48,7 +48,7 @@ def merge_statistics(parts: Iterable[CollectionStatistics]) -> CollectionStatist
     n_docs = n_tokens = 0
     doc_freq: dict[str, int] = {}
     for part in parts:
-        if not isinstance(part, CollectionStatistics):
+        if not validation.is_a(part, CollectionStatistics):
             raise TypeError(f"parts must be CollectionStatistics, not {shown(part)}")
         n_docs += part.n_docs
         n_tokens += part.n_tokens
@@ -88,16 +88,17 @@ def checked_statistics(
         They are no statistics of a collection that these documents are a part of, or lack a term
         of the queries that some of these documents hold.
     """
-    if not isinstance(statistics, CollectionStatistics):
+    if not validation.is_a(statistics, CollectionStatistics):
         raise TypeError(f"statistics must be CollectionStatistics, not {shown(statistics)}")
     n_docs, n_tokens, doc_freq = statistics
     _at_least(n_docs, "n_docs", snapshot.n_docs, "documents")
     _at_least(n_tokens, "n_tokens", snapshot.n_tokens, "tokens")
-    if not isinstance(doc_freq, dict) or not all(type(term) is str for term in doc_freq):
+    is_dict = validation.is_a(doc_freq, dict)
+    pairs: list[tuple[Any, Any]] = list(dict.items(doc_freq)) if is_dict else [(None, 0)]
+    if not all(type(term) is str for term, _ in pairs):
         raise TypeError(f"statistics.doc_freq must be a dict from str, not {shown(doc_freq)}")
-    names = list(doc_freq)
-    df = validation.integers([doc_freq[name] for name in names], "statistics.doc_freq", high=n_docs)
-    found = vocabulary.find(names)
+    df = validation.integers([df for _, df in pairs], "statistics.doc_freq", high=n_docs)
+    found = vocabulary.find([term for term, _ in pairs])
     known = np.flatnonzero(found >= 0)
     known = known[np.argsort(found[known])]
     terms, df = found[known], df[known]
@@ -116,6 +117,6 @@ def checked_statistics(
 
 
 def _at_least(value, name, own, noun):
-    value = validation.integer(value, f"statistics.{name}", low=0)
+    value = validation.natural(value, f"statistics.{name}")
     if value < own:
         raise ValueError(f"statistics.{name} is {value}, but this index alone has {own} {noun}")

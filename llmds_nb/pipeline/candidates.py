@@ -117,11 +117,11 @@ def fuse_candidates(candidates: Candidates, k: int, *, fusion: str, weight: floa
 
 def checked_candidates(value: Any, name: str) -> Candidates:
     """Candidates, in arrays for kernels."""
-    if not isinstance(value, Candidates):
+    if not validation.is_a(value, Candidates):
         raise TypeError(f"{name} must be Candidates, not {shown(value)}")
     arrays = []
     for field, array, dtype in zip(Candidates._fields, value, _DTYPES, strict=True):
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 2:
+        if not validation.is_a(array, np.ndarray) or array.dtype != dtype or array.ndim != 2:
             kind = np.dtype(dtype).name
             raise TypeError(f"{name}.{field} must be an array {kind}[n, depth], not {shown(array)}")
         arrays.append(np.ascontiguousarray(array))

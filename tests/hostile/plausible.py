@@ -145,6 +145,7 @@ _BY_NAME = {
     "k1": _one(0.5, 1.5), "b": _one(0.2, 0.9), "variant": _one("bm25+", "lucene"),
     "ef_search": _one(20, 77), "n": _one(0, 1, 3), "stemmer": _one(None), "pattern": _one(None),
     "metadata": _metadata, "where": _one(None, {"a": 1}, {"a": {"$gte": 0.5}, "b": {"$ne": "x"}}),
+    "statistics": lambda rng, obj: obj.statistics(TEXTS) if rng.random() < 0.5 else None,
     "diversity": _one(None, 0.5), "group_by": _one(None, "a"), "hits": _hits,
     # of constructors
     "cache": lambda rng, obj: KVCache(8, 2), "page_size": _one(2, 4), "dim": _one(2, 8),
