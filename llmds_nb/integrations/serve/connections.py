@@ -29,6 +29,7 @@ def protocol_class(state: ServerState) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             opened.inc()
             self._head_bytes = 0
+            self._running: Any = None  # the request that is being answered
             self._unread: asyncio.TimerHandle | None = None
             self._head: asyncio.TimerHandle | None = None
             self._wait_for_head()
@@ -36,6 +37,12 @@ def protocol_class(state: ServerState) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             opened.dec()
+            # uvicorn keeps the timer, and with it the connection, where a client has reset it, and
+            # tells the last of pipelined requests alone, which is not the one being answered.
+            self._unset_keepalive_if_required()
+            if self._running is not None and not self._running.response_complete:
+                self._running.disconnected = True
+                self._running.message_event.set()
             self._stop("_head")
             self._stop("_unread")
 
@@ -50,6 +57,10 @@ def protocol_class(state: ServerState) -> type[asyncio.Protocol]:
                 self._refuse(431, f"the head must have at most {MAX_HEAD} bytes")
             else:
                 self._wait_for_head()
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def pause_writing(self) -> None:
             super().pause_writing()

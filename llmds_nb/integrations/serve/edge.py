@@ -4,6 +4,7 @@ A middleware in plain ASGI, so that streams pass through and a client that goes 
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from .errors import Problem, problem, retry_after
 from .state import ServerState
 
 HEALTH = "/health", "/health/live", "/health/ready"
+_MOMENT_S = 0.5
 GONE = 499  # as nginx counts a client that went away before its answer
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # others are one label
@@ -39,7 +41,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, answer = Request(scope, receive), _Answer(scope, send, self._state)
+        request, answer = Request(scope, receive), _Answer(scope, receive, send, self._state)
         counted = scope["path"] not in HEALTH
         task = asyncio.current_task() if counted else None
         if task is not None:
@@ -47,6 +49,8 @@ class Edge:
         self._state.metrics.under_way.inc()
         try:
             await self._answer(request, answer, counted)
+        except ClientDisconnect:
+            answer.status = GONE
         finally:
             self._state.metrics.under_way.dec()
             self._finish(request, answer)
@@ -61,7 +65,7 @@ class Edge:
         except Problem as error:
             await answer.end(error.response())
         except ClientDisconnect:
-            answer.status = GONE
+            raise
         except asyncio.CancelledError:
             if not self._state.ending:
                 raise
@@ -106,8 +110,8 @@ class Edge:
 class _Answer:
     """The answer to one request on its way."""
 
-    def __init__(self, scope, send, state):
-        self._scope, self._send, self._state = scope, send, state
+    def __init__(self, scope, receive, send, state):
+        self._scope, self._receive, self._send, self._state = scope, receive, send, state
         self.begun = time.perf_counter()
         self.status, self.n_bytes, self.complete = 0, 0, False
         given = Request(scope).headers.get("x-request-id", "")
@@ -125,7 +129,20 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self.n_bytes += len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except RuntimeError:  # as uvloop has it, in the moment before it tells that the client left
+            if await self._has_no_client():
+                raise ClientDisconnect from None
+            raise
+
+    async def _has_no_client(self):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MOMENT_S):
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+                return True
+        return False
 
     async def end(self, response: Response) -> None:
         """Answer with an error, unless another answer has begun: that is cut off."""
