@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .reranking import rank_candidates as rank_candidates
     from .results import Document as Document, PipelineStats as PipelineStats
     from .view import PipelineView as PipelineView
+    from .weight_tuning import (
+        Tuned as Tuned,
+        Tuning as Tuning,
+        tuned_weight as tuned_weight,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -29,5 +34,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "reranking": "rank_candidates",
         "results": "Document PipelineStats",
         "view": "PipelineView",
+        "weight_tuning": "Tuned Tuning tuned_weight",
     },
 )

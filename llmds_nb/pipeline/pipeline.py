@@ -361,7 +361,7 @@ class RetrievalPipeline(Contents, Stored):
         if not requests:
             raise ValueError("tune needs at least one query")
         if relevant is not None:
-            gains_of(relevant, len(requests), self._index.snapshot)
+            gains_of(relevant, len(requests), self._index.snapshot.numbers)
         index = self._index
         with index.write_lock:
             searcher = index.searcher()

@@ -1,18 +1,20 @@
 """Chooses the fusion weight on judged queries, with a held-out check."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from .._core import validation
 from .._core.typing import Int64s
 from .._core.validation import shown
-from .candidates import fuse
-from .keys import plain_ids
+from .candidates import Candidates, fuse
+from .keys import PlainIds, plain_ids
 from .search import Request, Searcher
-from .snapshot import UNKNOWN, Snapshot
+from .snapshot import UNKNOWN
+
+NumbersOf: TypeAlias = Callable[[PlainIds, str], Int64s]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Tuned(NamedTuple):
     weight: float
 
 
-def gains_of(relevant: Any, n_queries: int, snapshot: Snapshot) -> list[dict[int, float]]:
+def gains_of(relevant: Any, n_queries: int, numbers_of: NumbersOf) -> list[dict[int, float]]:
     """`relevant` of `tune_weight` as {number: gain} per query, at least 2 of them with a gain.
 
     Each id that the pipeline does not have gets a number of its own that no search finds.
@@ -59,12 +61,12 @@ def gains_of(relevant: Any, n_queries: int, snapshot: Snapshot) -> list[dict[int
     gains = []
     for judged in relevant:
         if isinstance(judged, Mapping):
-            ids = snapshot.numbers(plain_ids(list(judged), "relevant"), "relevant")
+            ids = numbers_of(plain_ids(list(judged), "relevant"), "relevant")
             values = validation.reals(list(judged.values()), "relevant", infinite=False)
             validation.same_length("gains", values, "ids", ids)
         else:
             listed = list(judged) if isinstance(judged, set | frozenset) else judged
-            ids = snapshot.numbers(plain_ids(listed, "relevant"), "relevant")
+            ids = numbers_of(plain_ids(listed, "relevant"), "relevant")
             values = np.ones(ids.size)
         if values.size and values.min() < 0:
             raise ValueError(f"relevant must hold gains >= 0, not {values.min():g}")
@@ -93,8 +95,37 @@ def tune_weight(
     searcher: Searcher, requests: list[Request], relevant: Any, fusion: str, present: float
 ) -> Tuning:
     """The best weight for judged queries; see RetrievalPipeline.tune_weight."""
-    gains = gains_of(relevant, len(requests), searcher.snapshot)
+    numbers_of = searcher.snapshot.numbers
+    gains_of(relevant, len(requests), numbers_of)  # what is wrong is found before all the work
     found = searcher.candidates(searcher.encode(requests))
+    return tuned_weight(found, relevant, fusion=fusion, weight=present, numbers_of=numbers_of)
+
+
+def tuned_weight(
+    candidates: Candidates, relevant: Any, *, fusion: str, weight: float, numbers_of: NumbersOf
+) -> Tuning:
+    """The best weight of the dense half for the candidates of judged queries.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        [n, depth], as a search with each query has them before fusion.
+    relevant : list, one entry per query
+        As for `RetrievalPipeline.tune_weight`.
+    fusion : str
+    weight : float
+        The present one, which is kept unless another is better on queries it was not chosen on.
+    numbers_of : callable
+        Of ids, int64[n] or a list of str, and a name for errors: the numbers int64[n] by which the
+        candidates know them, below 0 for an unknown one.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 queries have a relevant document.
+    """
+    present, found = weight, candidates
+    gains = gains_of(relevant, len(found.dense_ids), numbers_of)
     judged = _judged(gains)
 
     def scores_at(weight):

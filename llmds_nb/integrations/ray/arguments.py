@@ -88,7 +88,7 @@ def encoded(
             vectors = encoder.encode(list(texts))
         else:
             vectors = encoder(list(texts))
-    return encoder, _checked_vectors(vectors, dim, texts)
+    return encoder, checked_vectors(vectors, dim, texts)
 
 
 def query_vectors(encoder: Any, texts: Sequence[str], dim: int | None) -> Float32s | None:
@@ -98,10 +98,11 @@ def query_vectors(encoder: Any, texts: Sequence[str], dim: int | None) -> Float3
     if isinstance(encoder, LsaEncoder | StaticEncoder):
         return encoder.encode(list(texts))
     encode = getattr(encoder, "encode_queries", encoder)  # of a model of sentence-transformers
-    return _checked_vectors(encode(list(texts)), dim, texts)
+    return checked_vectors(encode(list(texts)), dim, texts)
 
 
-def _checked_vectors(vectors, dim, texts):
+def checked_vectors(vectors: Any, dim: int | None, texts: Sequence[str]) -> Float32s:
+    """Vectors as float32[n, dim], one for each text; of any dimension if `dim` is None."""
     if dim is None:
         vectors = validation.array_of(vectors, "vectors")
         if not vectors.shape or not vectors.shape[-1]:

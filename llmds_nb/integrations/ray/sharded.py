@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from llmds_nb import HNSW, InvertedIndex
-from llmds_nb.pipeline import rank_candidates
+from llmds_nb.pipeline import Tuned, rank_candidates
 
 from ..._core import validation
 from ..._core.typing import ArrayLike, PathLike
@@ -21,6 +21,7 @@ from .searching import Queries, ShardDied, ShardedSource
 from .shard import StaleVersionError
 from .state import State, by_place, plain, some
 from .terms import TermCache
+from .tuning import ef_tuned, weight_tuned
 
 _TRIES = 8  # of a search beside writes, before it lets no more of them in
 
@@ -307,6 +308,47 @@ class ShardedPipeline(Contents):
         return [None if each is None else each.astype(np.int64) for each in found]
 
     # ---- settings and figures -----------------------------------------------------------------
+
+    def tune_weight(
+        self, queries: str | Sequence[str], relevant: Sequence, *, vectors: ArrayLike | None = None
+    ) -> float:
+        """Choose and return the weight of the dense half, as `RetrievalPipeline.tune_weight`.
+
+        Raises ShardsMissingError if a shard has no live replica; then nothing is changed.
+        """
+        with self._coordinator.lock:
+            self._coordinator.begin()
+            self._coordinator.check_live(self.shards, "it was not tuned")
+            state = self._state
+            tuning = weight_tuned(
+                state, self._terms, self._known_numbers, queries, relevant, vectors
+            )
+            self._coordinator.state = state.with_settings(weight=tuning.weight)
+            return tuning.weight
+
+    def tune(
+        self, queries: str | Sequence[str], relevant: Sequence | None = None, *,
+        vectors: ArrayLike | None = None, target_recall: float = 0.99,
+    ) -> Tuned:  # fmt: skip
+        """Choose `ef_search` of each shard, and the weight, as `RetrievalPipeline.tune` does.
+
+        Each shard finds `target_recall` of the neighbours that it has, hence all together do.
+        Returns the largest ef, and the weight. A shard that is restarted has what its save has.
+        """
+        with self._coordinator.lock:
+            self._coordinator.begin()
+            self._coordinator.check_live(self.shards, "it was not tuned")
+            ef = ef_tuned(self._coordinator, queries, vectors, target_recall)
+        if relevant is not None:
+            self.tune_weight(queries, relevant, vectors=vectors)
+        return Tuned(ef, self.weight)
+
+    def _known_numbers(self, ids, name):
+        """The numbers of ids, below 0 for an unknown one."""
+        keys = checked_ids(ids, self._state.strings, name)
+        if isinstance(keys, list):
+            return np.array(self._at_shards("numbers_of", keys), np.int64)
+        return keys
 
     def recover(self, *, timeout: float | None = None) -> ShardedStats:
         """Wait until every actor that died is replaced, and return `stats`.

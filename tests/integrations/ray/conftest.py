@@ -3,9 +3,9 @@
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
-    """A Ray of this run alone, on two CPUs."""
+    """A Ray of one module alone, on two CPUs."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     ray.init(
         num_cpus=2, include_dashboard=False, namespace="llmds_nb-tests", log_to_driver=False,

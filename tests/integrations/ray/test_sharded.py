@@ -1,6 +1,7 @@
 """A ShardedPipeline over real actors of Ray: rankings, replicas, deaths, files, other threads."""
 
 import random
+import re
 import shutil
 import threading
 
@@ -8,6 +9,7 @@ import pytest
 
 from llmds_nb import CorruptFileError, LsaEncoder, RetrievalPipeline
 from llmds_nb.integrations.ray.placement import placed
+from tests.conftest import ROOT
 
 from .samples import Samples, assert_same_ranking, rankings
 
@@ -208,6 +210,14 @@ def test_searches_go_on_while_shards_move_and_an_interrupt_leaves_no_half(
         many.remove([199])
         assert len(many) == 199 and search(many, k=400).missing == ()
         many.check()
+
+
+def test_the_example_of_the_readme_runs(kinds, tmp_path, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"<!-- ray -->\n```python\n(.*?)```", readme, re.S)
+    exec(code.replace("/shared/kb", str(tmp_path / "kb")), {})
+    assert capsys.readouterr().out == "red sky at night\n"
+    assert (tmp_path / "kb" / "manifest.json").exists()
 
 
 def test_actors_that_do_not_start_are_reported(kinds):

@@ -239,6 +239,27 @@ def test_a_shard_that_dies_is_restarted_and_says_what_it_lacks(sharded, fake_ray
     assert pipeline.lost() == {} and pipeline.search("fox", vectors=[1.0] * 8).missing == ()
 
 
+@pytest.mark.parametrize("kind", [int, str])
+def test_the_weight_is_tuned_as_that_of_one_pipeline(sharded, kind):
+    many, one = sharded(3, dim=8), RetrievalPipeline(dim=8)
+    ids = [kind(i) for i in range(300)]
+    # Relevant is what the words say, not the vectors.
+    relevant = [{ids[i]: 1 for i in range(300) if SAMPLES.texts[i] == q} for q in SAMPLES.queries]
+    relevant[0] |= {kind(7000): 2}  # unknown
+    vectors = SAMPLES.query_vectors
+    for pipeline in (many, one):
+        SAMPLES.add(pipeline, range(300), ids)
+        with pytest.raises(ValueError, match="at least 2"):
+            pipeline.tune_weight(SAMPLES.queries, [[]] * 12, vectors=vectors)
+        with pytest.raises(ValueError, match="target_recall"):
+            pipeline.tune(SAMPLES.queries, vectors=vectors, target_recall=7)
+    weights = {p.tune_weight(SAMPLES.queries, relevant, vectors=vectors) for p in (many, one)}
+    assert len(weights) == 1 and weights == {many.weight} and many.weight < 0.7
+    tuned = many.tune(SAMPLES.queries, relevant, vectors=vectors, target_recall=0.9)
+    assert tuned.ef > 0 and tuned.weight == many.weight
+    assert_same_ranking(many, one, SAMPLES.queries, vectors=vectors)
+
+
 def test_what_is_lost_is_saved_and_loaded(sharded, fake_ray, tmp_path):
     pipeline = filled(sharded)
     fake_ray.live[1]._dead = True
