@@ -1,4 +1,4 @@
-"""The figures of CONTRIBUTING's large deployment: python -m asv_benchmarks._support.deployment WHAT.
+"""Figures of CONTRIBUTING, a large deployment: python -m asv_benchmarks._support.deployment WHAT.
 
 copies   hit ratio of R routers that do not know of one another, each with 1 / R of the requests
 memory   bytes and time of a PrefixRouter of up to 4,096 replicas
