@@ -18,7 +18,7 @@ def tokenizer(template=TEMPLATE):
 
 def model(**sizes):
     # Tokens are ASCII where 128 are all there are: every text is what its tokens say.
-    given = {"vocab_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 1024, **sizes}
+    given = {"vocab_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 512, **sizes}
     return random_model("llama", **given)
 
 
