@@ -252,3 +252,33 @@ def test_refused_options():
         with pytest.raises(error, match=message):
             paged_attention(*batch, **{"scale": 0.3, "out": out, **options})
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("page_size", [4, 16, 64, 128])
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
+def test_rows_that_share_pages_get_what_each_gets_alone(page_size, group):
+    rng = np.random.default_rng(page_size + group)
+    n_kv, width, n_pages = 2, 20, 600
+    pages = rng.standard_normal((2, n_pages, n_kv, page_size, width)).astype(np.float32)
+    shared = rng.permutation(n_pages)
+    table = np.empty((9, -(-900 // page_size)), np.int32)
+    # Some share 500 tokens, some 300, one nothing, one all.
+    for b, n in enumerate((500, 500, 300, 300, 0, 500, 500, 900, 140)):
+        n = n // page_size
+        table[b, :n], table[b, n:] = shared[:n], rng.integers(0, n_pages, table.shape[1] - n)
+    kv_len = np.array([520, 501, 310, 840, 400, 700, 500, 900, 139], np.int32)
+    q = rng.standard_normal((9, n_kv * group, width)).astype(np.float32)
+    sinks = rng.standard_normal(n_kv * group).astype(np.float32)
+    for terms in ({}, {"softcap": 5.0, "sinks": sinks}, {"window": 200}):
+        terms["scale"] = 0.3
+
+        def alone(b, terms=terms):
+            one = table[b : b + 1], kv_len[b : b + 1], [0, 1]
+            return paged_attention(q[b : b + 1], *pages, *one, **terms)
+
+        wanted = np.concatenate([alone(b) for b in range(9)])
+        for threads in (1, 2):
+            found = paged_attention(
+                q, *pages, table, kv_len, np.arange(10), threads=threads, **terms
+            )
+            assert np.array_equal(found, wanted)

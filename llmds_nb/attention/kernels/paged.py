@@ -124,31 +124,37 @@ def _add_values(tile, m_rows, n):
 
 
 @kernel(noinline=True, borrow=True)
-def _few_scores(tile, n_rows, pages, n):
-    """Scores of the n keys at tile.k_places, for few rows. O(n_rows n D)."""
-    i = np.int64(0)
-    while i + 4 <= n_rows:
+def _few_scores(tile, first, last, pages, n):
+    """Scores of the n keys at tile.k_places, for rows first:last. O((last - first) n D)."""
+    i = first
+    while i + 4 <= last:
         page_rows.scores_4(tile.q, i, pages, tile.k_places, n, tile.s)
         i += 4
-    if i + 2 <= n_rows:
+    if i + 2 <= last:
         page_rows.scores_2(tile.q, i, pages, tile.k_places, n, tile.s)
         i += 2
-    if i < n_rows:
+    if i < last:
         page_rows.scores_1(tile.q, i, pages, tile.k_places, n, tile.s)
 
 
 @kernel(noinline=True, borrow=True)
-def _few_values(tile, n_rows, pages, n):
-    """Add the n weighted values at tile.v_places, for few rows. O(n_rows n Dv)."""
-    i = np.int64(0)
-    while i + 4 <= n_rows:
+def _few_values(tile, first, last, pages, n):
+    """Add the n weighted values at tile.v_places to rows first:last. O((last - first) n Dv)."""
+    i = first
+    while i + 4 <= last:
         page_rows.values_4(tile.s, i, pages, tile.v_places, n, tile.o)
         i += 4
-    if i + 2 <= n_rows:
+    if i + 2 <= last:
         page_rows.values_2(tile.s, i, pages, tile.v_places, n, tile.o)
         i += 2
-    if i < n_rows:
+    if i < last:
         page_rows.values_1(tile.s, i, pages, tile.v_places, n, tile.o)
+
+
+@kernel(internal=True, borrow=True)
+def _page_address(pages, h, page):
+    row = np.int64(page) * pages.shape[1] + h
+    return array_address(pages) + row * pages.shape[2] * pages.shape[3] * pages.itemsize
 
 
 @kernel(noinline=True, borrow=True)
@@ -162,35 +168,59 @@ def _find(pages, h, table, start, stop, out, turns):
     first, n_pages = start // page_size, KEYS // page_size
     if turns and stop - start == KEYS and n_pages * page_size == KEYS:
         for p in range(n_pages):
-            place = (np.int64(table[first + p]) * pages.shape[1] + h) * page_size * width
-            place += array_address(pages)
+            place = _page_address(pages, h, table[first + p])
             for i in range(_LINES):
                 page_rows.prefetch_at(place + i * LINE)
             for t in range(page_size):
-                out[t * n_pages + p] = place + t * width
+                out[t * n_pages + p] = place
+                place += width
     else:
-        for t in range(start, stop):
-            row = (np.int64(table[t // page_size]) * pages.shape[1] + h) * page_size + t % page_size
-            out[t - start] = array_address(pages) + row * width
+        left = (first + 1) * page_size - start  # tokens of the page
+        place = _page_address(pages, h, table[first]) + (page_size - left) * width
+        for i in range(stop - start):
+            if left == 0:
+                first, left = first + 1, page_size
+                place = _page_address(pages, h, table[first])
+            out[i] = place
+            place += width
+            left -= 1
 
 
 @kernel(noinline=True, borrow=True)
-def _decode(tile, used, pages, h, table, seen, length, softcap):
-    """All blocks of one query's keys seen:length, each key and value read where it is."""
+def _find_values(pages, tile, h, table, start, stop):
+    """The same of values, where those of the keys are known. O(KEYS)."""
     k_pages, v_pages = pages
+    if k_pages.shape[3] == v_pages.shape[3]:
+        distance = array_address(v_pages) - array_address(k_pages)
+        for i in range(stop - start):
+            tile.v_places[i] = tile.k_places[i] + distance
+        for i in range(min(stop - start, KEYS // v_pages.shape[2])):
+            for j in range(_LINES):
+                page_rows.prefetch_at(tile.v_places[i] + j * LINE)
+    else:
+        _find(v_pages, h, table, start, stop, tile.v_places, True)
+
+
+@kernel(noinline=True, borrow=True)
+def _decode(tile, part, pages, h, table, span, softcap):
+    """All blocks of the keys span for the tile's rows part, each key and value read where it is."""
+    k_pages, v_pages = pages
+    (first, last), (seen, length) = part, span
     start, stop = seen, min(length, (seen // KEYS + 1) * KEYS)
-    _find(k_pages, h, table, start, stop, tile.k_places, True)
+    if start < length:
+        _find(k_pages, h, table, start, stop, tile.k_places, True)
     while start < length:
         n = stop - start
-        _find(v_pages, h, table, start, stop, tile.v_places, True)
-        _few_scores(tile, used, k_pages, n)
+        _find_values(pages, tile, h, table, start, stop)
+        _few_scores(tile, first, last, k_pages, n)
         start, stop = stop, min(length, stop + KEYS)
-        _find(k_pages, h, table, start, stop, tile.k_places, True)
-        for i in range(used):
+        if start < length:
+            _find(k_pages, h, table, start, stop, tile.k_places, True)
+        for i in range(first, last):
             if softcap > 0:
                 simd.soft_cap(tile.s, i, np.float32(softcap))
             _weigh(tile, i, np.int64(0), n)
-        _few_values(tile, used, v_pages, n)
+        _few_values(tile, first, last, v_pages, n)
 
 
 @kernel(noinline=True, borrow=True)
@@ -222,6 +252,27 @@ def _prefill(tile, used, pages, h, table, first, length, terms):
         block += KEYS
 
 
+@kernel(internal=True, borrow=True)
+def _begin(tile, i, q, heads_first, terms, token, head):
+    """Row i of a tile becomes that of a query head, without a key."""
+    tile.q[i, :] = 0
+    tile.o[i, :] = 0
+    source, target = q[head, token] if heads_first else q[token, head], tile.q[i]
+    scale, with_sinks = np.float32(terms.scale), terms.sinks.size > 0
+    for j in range(source.size):
+        target[j] = source[j] * scale
+    tile.top[i] = terms.sinks[head] if with_sinks else _NONE
+    tile.total[i] = 1 if with_sinks else 0
+
+
+@kernel(internal=True, borrow=True)
+def _finish(tile, i, out):
+    """The answer of row i to out[Dv]."""
+    source, factor = tile.o[i], np.float32(1) / tile.total[i]
+    for j in range(out.size):
+        out[j] = source[j] * factor
+
+
 @kernel(noinline=True, borrow=True)
 def _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, start):
     """One tile: KV head h of the queries from number `start` of row b on."""
@@ -230,29 +281,63 @@ def _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, start):
     stop = min(token + tile_queries(group), np.int64(rows.cu_q[b + 1]))
     used = (stop - token) * group
     first = rows.kv_len[b] - rows.cu_q[b + 1] + token  # the position of the tile's first query
-    scale, with_sinks = np.float32(terms.scale), terms.sinks.size > 0
-    for i in range(_padded(used, simd.ROWS)):
-        head = h * group + i % group
-        tile.q[i, :] = 0
-        tile.o[i, :] = 0
-        if i < used:
-            at = token + i // group
-            source, target = q[head, at] if heads_first else q[at, head], tile.q[i]
-            for j in range(source.size):
-                target[j] = source[j] * scale
-        tile.top[i] = terms.sinks[head] if with_sinks else _NONE
-        tile.total[i] = 1 if with_sinks else 0
+    for i in range(used):
+        _begin(tile, i, q, heads_first, terms, token + i // group, h * group + i % group)
     if stop - token == 1 and group <= FEW:
         seen = max(np.int64(0), first - terms.window + 1) if terms.window > 0 else np.int64(0)
-        _decode(tile, used, pages, h, rows.block_table[b], seen, first + 1, terms.softcap)
+        part, span = (np.int64(0), used), (seen, first + 1)
+        _decode(tile, part, pages, h, rows.block_table[b], span, terms.softcap)
     else:
+        for i in range(used, _padded(used, simd.ROWS)):
+            tile.q[i, :] = 0
+            tile.o[i, :] = 0
         length = first + stop - token
         _prefill(tile, used, pages, h, rows.block_table[b], first, length, terms)
     for i in range(used):
-        target = out[token + i // group, h * group + i % group]
-        source, factor = tile.o[i], np.float32(1) / tile.total[i]
-        for j in range(target.size):
-            target[j] = source[j] * factor
+        _finish(tile, i, out[token + i // group, h * group + i % group])
+
+
+@kernel(noinline=True, borrow=True)
+def _shared_keys(rows, a, b, page_size):
+    """How many keys of whole blocks rows a and b begin with that lie in the same pages. O(W)."""
+    most = min(rows.kv_len[a], rows.kv_len[b]) // page_size
+    n = np.int64(0)
+    while n < most and rows.block_table[a, n] == rows.block_table[b, n]:
+        n += 1
+    return n * page_size // KEYS * KEYS
+
+
+@kernel(noinline=True, borrow=True)
+def _alike(rows, b, most, page_size):
+    """How many rows of one query, from row b on, begin with the same keys, and how many keys. O(W).
+
+    A row whose keys are the same for less than half as long is none of them.
+    """
+    n, shared = np.int64(1), np.int64(0)
+    while b + n < rows.kv_len.size and n < most and rows.cu_q[b + n + 1] - rows.cu_q[b + n] == 1:
+        both = _shared_keys(rows, b, b + n, page_size)
+        if both == 0 or 2 * both < shared:
+            break
+        shared = min(shared, both) if n > 1 else both
+        n += 1
+    return n, shared
+
+
+@kernel(noinline=True, borrow=True)
+def _alike_attend(q, heads_first, pages, rows, terms, out, tile, b, h, alike):
+    """KV head h of the `alike` rows from row b on: each block that they share is read once."""
+    group = out.shape[1] // pages[0].shape[1]
+    n, shared = alike
+    token = np.int64(rows.cu_q[b])
+    for i in range(n * group):
+        _begin(tile, i, q, heads_first, terms, token + i // group, h * group + i % group)
+    part, span = (np.int64(0), n * group), (np.int64(0), shared)
+    _decode(tile, part, pages, h, rows.block_table[b], span, terms.softcap)
+    for r in range(n):
+        part, span = (r * group, (r + 1) * group), (shared, np.int64(rows.kv_len[b + r]))
+        _decode(tile, part, pages, h, rows.block_table[b + r], span, terms.softcap)
+    for i in range(n * group):
+        _finish(tile, i, out[token + i // group, h * group + i % group])
 
 
 @kernel(nogil=True)
@@ -272,9 +357,11 @@ def attend(q, heads_first, pages, rows, terms, out, first, last):
     queries, most = tile_queries(group), np.int64(0)
     for b in range(rows.kv_len.size):
         most = max(most, np.int64(rows.cu_q[b + 1] - rows.cu_q[b]))
-    m_rows = _padded(min(queries, most) * group, simd.ROWS)
-    width = _padded(pages[1].shape[3], simd.BLOCK)
     copied = KEYS if most > 1 or group > FEW else 0  # else all are read in place
+    alike = queries if group <= FEW and terms.window == 0 else np.int64(1)  # rows, at most
+    n_rows = max(min(queries, most), min(alike, np.int64(rows.kv_len.size)))
+    m_rows = _padded(n_rows * group, simd.ROWS)
+    width = _padded(pages[1].shape[3], simd.BLOCK)
     parts = (
         ((m_rows, _padded(d, simd.BLOCK)), np.float32),
         ((d, copied), np.float32),
@@ -290,14 +377,23 @@ def attend(q, heads_first, pages, rows, terms, out, first, last):
     a, k, v, s, o, top, total, k_places, v_places = cut(memory, parts)
     v[:, :] = 0  # beyond Dv
     tile = _Scratch(a, k, v, s, o, top, total, k_places, v_places)
-    at = np.int64(0)
-    for b in range(rows.kv_len.size):
+    at, b = np.int64(0), np.int64(0)
+    while b < rows.kv_len.size and at < last:
         n = rows.cu_q[b + 1] - rows.cu_q[b]
         per_head = (n + queries - 1) // queries
+        if n == 1 and at >= first:  # rows of one query take n_kv_heads tiles each
+            whole = min(alike, (last - at) // n_kv_heads)
+            n_alike, shared = _alike(rows, b, whole, pages[0].shape[2])
+            if n_alike > 1:
+                for h in range(n_kv_heads):
+                    both = n_alike, shared
+                    _alike_attend(q, heads_first, pages, rows, terms, out, tile, b, h, both)
+                at += n_alike * n_kv_heads
+                b += n_alike
+                continue
         for i in range(max(at, first), min(at + per_head * n_kv_heads, last)):
             h, number = (i - at) // per_head, (i - at) % per_head
             _tile_attend(q, heads_first, pages, rows, terms, out, tile, b, h, number * queries)
         at += per_head * n_kv_heads
-        if at >= last:
-            break
+        b += 1
     keep_alive(memory)
