@@ -1,12 +1,10 @@
 """Attention of a batch of rows over pages: decode and prefill in one call."""
 
-import time
 from typing import Any
 
 import numpy as np
 
 from .._core.forking import Workers
-from .._core.signals import uninterrupted
 from .._core.typing import ArrayLike, Float32s
 from .._core.validation import (
     INT32_MAX,
@@ -17,6 +15,7 @@ from .._core.validation import (
     real,
     threads as n_threads,
 )
+from . import layers
 from .kernels import paged as k
 from .pages import (
     Pages,
@@ -29,6 +28,7 @@ from .pages import (
     writable,
     write_pages,
 )
+from .tasks import run_all
 
 _workers = Workers("llmds_nb-attention")
 _NO_SINKS = np.empty(0, np.float32)
@@ -211,32 +211,11 @@ def paged_attention_unchecked(
     n_tasks = max(1, min(_TASKS_PER_THREAD * threads, n_tiles))
     edges = [n_tiles * i // n_tasks for i in range(n_tasks + 1)]
 
-    running: set[int] = set()
-    abandoned: list[bool] = []
-
     def run(i):
-        running.add(i)
-        try:
-            if not abandoned:
-                k.attend(*arguments, edges[i], edges[i + 1])
-        finally:
-            running.discard(i)
+        k.attend(*arguments, edges[i], edges[i + 1])
 
-    try:
-        others = [_workers.submit(run, i) for i in range(1, n_tasks)]
-        k.attend(*arguments, edges[0], edges[1])
-        for other in others:
-            other.result()
-    except BaseException:  # `out` is the caller's as soon as this returns: nobody writes to it
-        abandoned.append(True)
-        uninterrupted(_wait_for_end, running)
-        raise
+    run_all(_workers, run, n_tasks)
     return out
-
-
-def _wait_for_end(running):
-    while running:
-        time.sleep(1e-4)
 
 
 def warmup() -> None:
@@ -244,6 +223,7 @@ def warmup() -> None:
 
     >>> warmup()
     """
+    layers.warmup()
     rows = np.ones((1, 1, 2), np.float32)
     for dtype in (np.float32, np.float16, np.uint16):
         k_pages, v_pages = np.zeros((2, 2, 1, 2, 2), dtype)

@@ -80,7 +80,7 @@ _half, _bfloat = _rounder(_half_bits, types.int16), _rounder(_bfloat_bits, types
 
 
 @by_type()
-def _put(out, j, x):
+def put(out, j, x):
     """Round a float32 to the stored dtype. O(1)."""
     if out.dtype == types.int16:
 
@@ -110,7 +110,7 @@ def pages_write(pages, rows, heads_first, slots):
             source = rows[h, t] if heads_first else rows[t, h]
             out = pages[page, h, place]
             for j in range(source.size):
-                _put(out, j, source[j])
+                put(out, j, source[j])
 
 
 @kernel(nogil=True)

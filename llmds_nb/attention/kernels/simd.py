@@ -150,3 +150,48 @@ def scale_by(typingctx, a, row, factor):
         return context.get_dummy_value()
 
     return types.void(a, types.intp, types.float32), codegen
+
+
+@intrinsic
+def square_sum(typingctx, a, row):
+    """The sum of a[row]**2, float32, by four vectors that are added at the end. O(n)."""
+
+    def codegen(context, builder, signature, args):
+        start, n = row_at(context, builder, a, *args)
+        lanes = lanes_of(context)
+        ways = min(4, BLOCK // lanes)
+        zero = constant(0.0, lanes)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(ways)]
+        with in_steps(builder, n, ways * lanes) as (i, _):
+            for number, total in enumerate(totals):
+                at = builder.add(i, i.type(number * lanes))
+                value = load(builder, builder.gep(start, [at]), lanes)
+                builder.store(multiply_add(builder, value, value, builder.load(total)), total)
+        values = [builder.load(total) for total in totals]
+        while len(values) > 1:
+            values = [builder.fadd(*pair) for pair in zip(values[::2], values[1::2], strict=True)]
+        return folded(builder, values[0], lambda builder, x, y: builder.fadd(x, y))
+
+    return types.float32(a, types.intp), codegen
+
+
+@intrinsic
+def silu_product(typingctx, a, row, out):
+    """out[row] = g / (1 + e**-g) * v of the halves g, v of a[row]. O(n)."""
+
+    def codegen(context, builder, signature, args):
+        start, _ = row_at(context, builder, a, *args[:2])
+        target, n = row_at(context, builder, out, args[2], args[1])
+        lanes = lanes_of(context)
+        one, most = constant(1.0, lanes), constant(88.0, lanes)
+        with in_steps(builder, n, lanes) as (i, _):
+            gate = load(builder, builder.gep(start, [i]), lanes)
+            value = load(builder, builder.gep(start, [builder.add(i, n)]), lanes)
+            negated = builder.fsub(constant(-0.0, lanes), gate)
+            far = builder.fcmp_ordered(">", negated, most)  # where the result is below 1e-36
+            below = builder.fadd(one, exp(builder, builder.select(far, most, negated)))
+            silu = builder.select(far, constant(-0.0, lanes), builder.fdiv(gate, below))
+            store(builder, builder.fmul(silu, value), builder.gep(target, [i]))
+        return context.get_dummy_value()
+
+    return types.void(a, types.intp, out), codegen
