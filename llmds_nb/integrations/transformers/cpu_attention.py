@@ -7,6 +7,7 @@ import torch
 
 from llmds_nb._core import validation
 from llmds_nb.attention import paged_attention_unchecked, write_pages_unchecked
+from llmds_nb.attention.layers import rotate_write_unchecked
 
 from .interface import Forward
 
@@ -50,6 +51,15 @@ class CpuAttention:
         """Write keys [1, Hkv, T, D] and values [1, Hkv, T, Dv] to the slots of a step."""
         slots = forward.inputs.slots
         write_pages_unchecked(_array(k_pages), _array(v_pages), _rows(key), _rows(value), slots)
+
+    def rotate_write(
+        self, forward: Forward, layer: int, qkv: torch.Tensor, rotation: Any, n_heads: int
+    ) -> torch.Tensor:
+        """`layers.rotate_write_unchecked` for a layer: queries [1, Hq, T, D]."""
+        pages, slots = forward.pages, forward.inputs.slots
+        stored = _array(pages.keys[layer]), _array(pages.values[layer])
+        query = rotate_write_unchecked(qkv.numpy(), rotation, *stored, slots, n_heads)
+        return torch.from_numpy(query).transpose(0, 1)[None]
 
     def attend(
         self, forward: Forward, layer: int, query: torch.Tensor, *, scale: float, window: int,

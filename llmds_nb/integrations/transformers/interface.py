@@ -121,7 +121,7 @@ def paged_attention(
     RuntimeError
         The model was called by someone else while an engine has it.
     """
-    forward = llmds_forward if llmds_forward is not None else getattr(_current, "forward", None)
+    forward = llmds_forward if llmds_forward is not None else current_forward()
     if forward is None:
         raise RuntimeError(
             "this model belongs to an open llmds_nb Engine: close() the engine, or leave its "
@@ -170,6 +170,11 @@ def _refuse(mask, dropout, is_causal):
     else:
         reason = "is to return attention weights (output_attentions)"
     raise UnsupportedModelError(f"the model {reason}; the engine does not support that")
+
+
+def current_forward() -> Forward | None:
+    """The forward pass of this thread, None outside of one."""
+    return getattr(_current, "forward", None)
 
 
 AttentionInterface.register(NAME, paged_attention)  # no mask function: transformers makes no mask

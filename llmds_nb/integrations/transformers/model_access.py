@@ -22,8 +22,11 @@ class _Held:
         configs += [m.config for m in model.modules() if isinstance(m, PreTrainedModel)]
         own = {id(c): (c, c._attn_implementation_internal) for c in configs}
         self.settings, self.n_engines = list(own.values()), 0
+        self.fused: list[Any] = []
 
     def restore(self):
+        for fused in self.fused:
+            fused.module.__dict__.pop("forward", None)
         for config, own in self.settings:
             config._attn_implementation_internal = own
 
@@ -134,6 +137,16 @@ class Hold:
                     raise
                 _held[model] = held
             self._taken = True
+
+    def put_in_place(self, fused: Any) -> None:
+        """Let a `Fused` compute for its module as long as an engine holds the model."""
+
+        def put():
+            _held[self.model].fused.append(fused)
+            fused.module.forward = fused.forward
+
+        with _lock:
+            uninterrupted(put)
 
     def release(self) -> None:
         """End it, if it was taken; again: nothing."""

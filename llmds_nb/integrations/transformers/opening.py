@@ -7,7 +7,7 @@ import torch
 from llmds_nb import CapacityError
 from llmds_nb._core import validation
 
-from . import self_check
+from . import fusing, self_check
 from .cpu_attention import CpuAttention
 from .interface import Backend
 from .model_access import Hold, is_held
@@ -15,6 +15,7 @@ from .pages import KvPages, free_memory, page_bytes, pages_that_fit
 from .sampling import Sampler
 from .steps import StepRunner
 
+_PACKED_SHARE = 0.25  # of the free memory, that packed copies of weights may take
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,7 +104,7 @@ def stop_tokens(model: Any) -> frozenset[int]:
 
 def take_model(
     hold: Hold, backend: Backend, page_size: int, dtype: torch.dtype, max_len: int | None,
-    check: bool,
+    check: bool, fuse: bool,
 ) -> KvPages:  # fmt: skip
     """Let the model attend through the engine, and compare it with itself if `check`.
 
@@ -116,16 +117,26 @@ def take_model(
     model = hold.model
     vocab_size = model.get_input_embeddings().num_embeddings
     n_layers = model.config.get_text_config().num_hidden_layers
-    own = None
-    if check and not is_held(model):
+    own, first = None, not is_held(model)
+    if check and first:
         own = self_check.own_logits(model, vocab_size)
     hold.take()
     few = self_check.pages_needed(page_size)
     pages = KvPages(backend, n_layers, few, page_size, dtype, model.device)
     ours = self_check.probe(model, pages, backend, vocab_size)
-    self_check.check_windows(model, pages, max_len)
     if own is not None:
         self_check.compare(model, own, ours, dtype)
+    self_check.check_windows(model, pages, max_len)
+    if fuse and first and model.device.type == "cpu":
+
+        def probe(attention):
+            return self_check.probe(model, pages, attention, vocab_size)
+
+        most = int(_PACKED_SHARE * free_memory(model.device))
+        for fused in fusing.install(model, backend, probe, most):
+            hold.put_in_place(fused)
+        if own is not None:
+            self_check.compare(model, own, probe(backend), dtype)
     return pages
 
 
