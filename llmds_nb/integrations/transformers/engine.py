@@ -57,8 +57,8 @@ class Engine:
     fuse : bool
         Whether norms, linear layers and rotary embeddings of a float32 model on a CPU are computed
         in fewer and faster calls, with copies of the weights for which at most a quarter of the
-        free memory is taken. Each is compared with the module that it stands for first, follows
-        weights and hooks that change later, and is gone after `close`.
+        free memory is taken. Each is compared with the module that it stands for first, and is
+        gone after `close`. New weights count from `reset` on, or at once where torch can tell.
 
     Raises
     ------
@@ -115,7 +115,7 @@ class Engine:
         check = validation.flag(self_check, "self_check")
         fuse = validation.flag(fuse, "fuse")
         self._attention: Backend = opening.backend_of(self.device, threads)
-        hold = model_access.Hold(model)
+        self._hold = hold = model_access.Hold(model)
         self._release = weakref.finalize(self, hold.release)
         try:
             few = opening.take_model(hold, self._attention, size, dtype, self.max_len, check, fuse)
@@ -438,6 +438,7 @@ class Engine:
         Requests that run keep the K/V that they have, of the weights before.
         """
         with self._stepping, self._state:
+            self._hold.read_weights()
             self._runner.reset()
             return self.cache.reset()
 

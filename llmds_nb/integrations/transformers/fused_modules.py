@@ -61,6 +61,12 @@ class Fused:
         """Make what `compute` uses."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Read the weights again before the next call: those may have changed of which torch keeps
+        no count.
+        """
+        self._versions = []
+
     def compute(self, *args: Any, **kwargs: Any) -> Any:
         """The result, or None where this is no input for it."""
         raise NotImplementedError

@@ -148,6 +148,12 @@ class Hold:
         with _lock:
             uninterrupted(put)
 
+    def read_weights(self) -> None:
+        """Let each `Fused` read the weights again before it computes."""
+        with _lock:
+            for fused in _held[self.model].fused:
+                fused.forget()
+
     def release(self) -> None:
         """End it, if it was taken; again: nothing."""
         uninterrupted(self._give)

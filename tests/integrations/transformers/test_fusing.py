@@ -77,6 +77,10 @@ def changed(model, how):
             layer.self_attn.v_proj.weight.mul_(-1)
             layer.mlp.down_proj.weight.mul_(2)
             layer.input_layernorm.weight.add_(1)
+        elif how == "weights of which torch keeps no count":
+            layer.self_attn.k_proj.weight.data.neg_()
+            layer.mlp.gate_proj.weight.data.neg_()
+            model.lm_head.weight.data.neg_()
         elif how == "weights replaced":
             layer.mlp.up_proj.weight = torch.nn.Parameter(-layer.mlp.up_proj.weight)
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
@@ -99,7 +103,7 @@ def changed(model, how):
 @pytest.mark.parametrize(
     "how",
     [
-        "weights in place", "weights replaced", "state", "another part", "another layer norm",
+        "weights in place", "weights of which torch keeps no count", "weights replaced", "state", "another part", "another layer norm",
         "hook on a linear layer", "hook before a feed-forward part", "hook on a norm", "forward",
     ],
 )  # fmt: skip
