@@ -3,12 +3,15 @@
 A search waits in a Scheduler until a worker thread is free, which then takes all that wait, up to
 `max_batch_queries`: no search waits for others while a worker has nothing to do. Callers take turns
 by the number of their queries (policy "fair"). All of this runs in the thread of the event loop;
-`_answers` in a worker.
+`_answers` in a worker, or, for a batch that takes less than the way to one and back, in that thread
+too: of plain queries of an encoder of ours, by the CPU time of those before.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmds_nb import Scheduler
+from llmds_nb import LsaEncoder, Scheduler, StaticEncoder
 
 from .errors import Problem, problem, retry_after
 from .settings import Settings
 
 _OF_EACH = "vectors", "where", "filter"  # options that have a value for each query
+_SHORT_S = 1e-3  # two turns of threads take 0.2 ms of CPU, and the core's cache
+_KEPT = 0.95  # of the time of a longer query, at each one after it
+_PLAIN_K, _PLAIN_CHARS = 100, 1000
 _log = logging.getLogger(__name__)
 
 
@@ -85,6 +91,7 @@ class MicroBatcher:
         self._waiting: dict[int, _Waiting] = {}
         self._groups: deque[list[tuple[int, _Waiting]]] = deque()
         self._is_due = False
+        self._seconds = math.inf  # of a plain query, or what is left of a longer one before it
 
     async def run(self, query: Query, tenant: int = 0) -> tuple[Any, Any]:
         """(Hits [n, k], documents) of a query; a Problem of status 503 where too many wait."""
@@ -113,6 +120,11 @@ class MicroBatcher:
             if not self._groups:
                 return
             group = self._groups.popleft()
+            if self._is_short(group):
+                self._give(group, self._answers_of(group))
+                self._is_due = True  # what has come meanwhile is read first
+                loop.call_soon(self._dispatch, loop)
+                return
             self._idle_workers -= 1
             self._workers.submit(self._work, loop, group)
 
@@ -124,14 +136,37 @@ class MicroBatcher:
             groups.setdefault(waiting.query.key, []).append((number, waiting))
         return groups.values()
 
+    def _is_short(self, group):
+        """Whether a group takes less time than the way to a worker and back."""
+        queries = [waiting.query for _, waiting in group]
+        n = sum(len(query.texts) for query in queries)
+        if n * self._seconds > _SHORT_S or not all(map(_is_plain, queries)):
+            return False
+        return self._threads == 1 and isinstance(self._pipeline.encoder, LsaEncoder | StaticEncoder)
+
+    def _answers_of(self, group):
+        """The outcomes of a group; it measures plain queries, in CPU time."""
+        queries, begun = [waiting.query for _, waiting in group], time.thread_time()
+        outcomes = self._answers(queries)
+        if all(map(_is_plain, queries)):
+            n = sum(len(query.texts) for query in queries)
+            seconds = (time.thread_time() - begun) / max(1, n)
+            before = 0.0 if self._seconds == math.inf else self._seconds
+            self._seconds = max(seconds, _KEPT * before)
+        return outcomes
+
     def _work(self, loop, group):
-        outcomes = self._answers([waiting.query for _, waiting in group])
+        outcomes = self._answers_of(group)
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
             loop.call_soon_threadsafe(self._deliver, loop, group, outcomes)
 
     def _deliver(self, loop, group, outcomes):
-        self.scheduler.complete([number for number, _ in group])
         self._idle_workers += 1
+        self._give(group, outcomes)
+        self._dispatch(loop)
+
+    def _give(self, group, outcomes):
+        self.scheduler.complete([number for number, _ in group])
         for (_, waiting), outcome in zip(group, outcomes, strict=True):
             if waiting.answer.done():  # its request has ended
                 continue
@@ -139,7 +174,6 @@ class MicroBatcher:
                 waiting.answer.set_exception(outcome)
             else:
                 waiting.answer.set_result(outcome)
-        self._dispatch(loop)
 
     def _answers(self, queries: Sequence[Query]) -> list[Any]:
         """The answer of each query, or its error: what is wrong with one is no fault of others."""
@@ -185,6 +219,12 @@ class MicroBatcher:
     def close(self) -> None:
         """End the workers, once what they do is done."""
         self._workers.shutdown(cancel_futures=True)
+
+
+def _is_plain(query):
+    """Whether its time is that of the plain queries before it."""
+    small = query.k <= _PLAIN_K and all(len(text) <= _PLAIN_CHARS for text in query.texts)
+    return small and not query.shared and not query.of_each
 
 
 def _matrix(vectors):
