@@ -12,7 +12,14 @@ from llmds_nb.pipeline import Tuned, rank_candidates
 from ..._core import validation
 from ..._core.typing import ArrayLike, PathLike
 from . import moving, opening
-from .arguments import checked_documents, checked_ids, encoded, key_filters, query_vectors
+from .arguments import (
+    checked_documents,
+    checked_ids,
+    checked_vectors,
+    encoded,
+    key_filters,
+    query_vectors,
+)
 from .contents import Contents
 from .coordinator import Coordinator
 from .failures import shards_missing
@@ -264,9 +271,15 @@ class ShardedPipeline(Contents):
         vectors, settings = options["vectors"], state.settings
         if vectors is None and state.strings is not None:
             vectors = query_vectors(settings.encoder, texts, settings.dim)
-        # Whatever is wrong, one pipeline finds; and it answers as there are no documents.
-        none = state.pipeline.search(queries, k, **{**options, "vectors": vectors}, **ranking)
         missing, asked = state.missing, list(texts)
+        # Whatever is wrong, one pipeline finds; and it answers as there are no documents.
+        each = any(isinstance(options[name], list | tuple) for name in ("where", "filter"))
+        if each or isinstance(queries, str) or vectors is None or settings.dim is None:
+            checked = queries, vectors
+        else:  # by the first query, since all are alike
+            vectors = checked_vectors(vectors, settings.dim, asked)
+            checked = asked[:1], vectors[:1]
+        none = state.pipeline.search(checked[0], k, **{**options, "vectors": checked[1]}, **ranking)
         if state.strings is None or not asked:
             return ShardedHits(none.ids, none.scores, missing)
         filters = options["filter"]

@@ -61,7 +61,9 @@ class TermCache:
         with self._lock:
             if len(self._terms) > _MAX_TERMS:
                 self._forget()
-            tokens = self._tokenizer.fit(texts).encode(texts)
+            tokens = self._tokenizer.encode(texts)
+            if (tokens.ids < 0).any():
+                tokens = self._tokenizer.fit(texts).encode(texts)
             top = max(tokens.ids.tolist(), default=-1)
             if top >= len(self._terms):
                 self._terms = self._tokenizer.terms
