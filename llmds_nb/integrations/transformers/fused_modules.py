@@ -62,9 +62,7 @@ class Fused:
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Read the weights again before the next call: those may have changed of which torch keeps
-        no count.
-        """
+        """Read the weights again before the next call; torch does not count every change."""
         self._versions = []
 
     def compute(self, *args: Any, **kwargs: Any) -> Any:

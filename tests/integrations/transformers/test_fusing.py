@@ -103,8 +103,9 @@ def changed(model, how):
 @pytest.mark.parametrize(
     "how",
     [
-        "weights in place", "weights of which torch keeps no count", "weights replaced", "state", "another part", "another layer norm",
-        "hook on a linear layer", "hook before a feed-forward part", "hook on a norm", "forward",
+        "weights in place", "weights of which torch keeps no count", "weights replaced", "state",
+        "another part", "another layer norm", "hook on a linear layer",
+        "hook before a feed-forward part", "hook on a norm", "forward",
     ],
 )  # fmt: skip
 def test_what_changes_later_counts(how):
