@@ -114,7 +114,9 @@ def _close(found, wanted):
 
 
 def _is_float32(x):
-    return x.dtype == torch.float32 and x.is_contiguous() and x.numel() > 0
+    return (
+        x.dtype == torch.float32 and x.is_contiguous() and x.numel() > 0 and not x.requires_grad
+    )  # fmt: skip
 
 
 class FusedNorm(Fused):
