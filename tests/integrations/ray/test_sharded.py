@@ -85,6 +85,7 @@ def test_a_replica_answers_for_one_that_died_and_a_copy_takes_its_place(kinds, c
             )
 
 
+@pytest.mark.nightly
 def test_kills_while_it_searches_and_adds(kinds, cluster, tmp_path, amount):
     pipeline_kind, missing_error = kinds
     rng, n_kills = random.Random(0), amount(5, 50)
@@ -190,7 +191,6 @@ def test_searches_go_on_while_shards_move_and_an_interrupt_leaves_no_half(
         try:
             assert many.add_shard() == 1
             many.remove_shard(0)
-            assert many.add_shard() == 2
         finally:
             end.set()
             thread.join()
