@@ -72,7 +72,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(lifecycle.warm_up)
+        await asyncio.to_thread(lifecycle.warm_up, pipeline)
         yield
         await lifecycle.finish(state)
 

@@ -13,15 +13,20 @@ from .state import ServerState
 _log = logging.getLogger(__name__)
 
 
-def warm_up() -> None:
-    """Load the kernels of a search and of a batch, so that the first request does not wait."""
+def warm_up(pipeline: RetrievalPipeline | None) -> None:
+    """Load the kernels of a search and of a batch, so that the first request does not wait.
+
+    The encoder of the pipeline, which is asked nothing else, encodes a query.
+    """
     scheduler = Scheduler(policy="fair")
     scheduler.submit(1)
     scheduler.complete(scheduler.get_batch(idle=True).ids)
-    pipeline = RetrievalPipeline(dim=2)
-    pipeline.add([0, 1], ["page", "token"], [[1, 0], [0, 1]])
-    pipeline.search("page", vectors=[1, 0])
-    pipeline.documents(pipeline.search(["page", "token"], vectors=[[1, 0], [0, 1]]))
+    small = RetrievalPipeline(dim=2)
+    small.add([0, 1], ["page", "token"], [[1, 0], [0, 1]])
+    small.search("page", vectors=[1, 0])
+    small.documents(small.search(["page", "token"], vectors=[[1, 0], [0, 1]]))
+    if pipeline is not None and pipeline.encoder is not None and len(pipeline):
+        pipeline.view().candidates("page", 1)
 
 
 async def drain(state: ServerState) -> None:

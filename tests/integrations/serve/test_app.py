@@ -49,3 +49,20 @@ async def test_health_is_open_and_the_rest_needs_a_key(calling):
             assert (await client.get("/metrics", headers=headers)).status_code == 200
         answer = await client.get("/metrics", headers={"X-API-Key": "three"})
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_encoder_has_encoded_a_query_before_the_first_one_comes(calling):
+    asked = []
+
+    def encoder(texts):
+        asked.append(texts)
+        return [[1.0, 0.0] for _ in texts]
+
+    pipeline = RetrievalPipeline(encoder=encoder, dim=2)
+    async with calling(create_app(pipeline)):
+        assert not asked  # there is nothing to search
+    pipeline.add([1], ["red fox"])
+    asked.clear()
+    async with calling(create_app(pipeline)):
+        assert list(map(len, asked)) == [1]
+        assert pipeline.stats().queries == 0  # nor has anyone searched
