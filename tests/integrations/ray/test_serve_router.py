@@ -190,13 +190,13 @@ def test_a_deployment_of_serve_uses_it(amount):
     try:
         serve.start(proxy_location="Disabled")
         handle = serve.run(Echo.bind(), name="echo", route_prefix=None)
-        homes = {}
+        plain, processes = PrefixRouter(2, page_size=4), {}
         for i in range(40):
-            group = f"group {i % 8} begins alike: "
-            process = handle.remote(group + str(i)).result(timeout_s=60)
-            homes.setdefault(group, set()).add(process)
-        assert all(len(processes) == 1 for processes in homes.values())
-        assert len(set.union(*homes.values())) == 2
+            text = f"{i % 8} begins a group, {i}"
+            expected = plain.route(np.frombuffer(text.encode(), np.uint8).astype(np.int32))
+            process = handle.remote(text).result(timeout_s=60)
+            processes.setdefault(expected, set()).add(process)
+        assert len(processes) == len(set.union(*processes.values())) == 2
     finally:
         serve.shutdown()
         ray.shutdown()
