@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING
 from .._core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .layers import (
+        linear_unchecked as linear_unchecked,
+        pack_weights as pack_weights,
+        rms_norm_unchecked as rms_norm_unchecked,
+        rotate_write_unchecked as rotate_write_unchecked,
+        silu_product_unchecked as silu_product_unchecked,
+        takes_width as takes_width,
+    )
     from .paged import (
         paged_attention as paged_attention,
         paged_attention_unchecked as paged_attention_unchecked,
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "layers": "linear_unchecked pack_weights rms_norm_unchecked "
+        "rotate_write_unchecked silu_product_unchecked takes_width",
         "pages": "gather_pages write_pages write_pages_unchecked",
         "paged": "paged_attention paged_attention_unchecked warmup",
     },

@@ -15,8 +15,16 @@ from .tasks import run_all
 
 _workers = Workers("llmds_nb-linear")
 _MIN_WORK = 2**24  # multiplications of a product that are worth a thread of their own
-WIDTHS = BLOCK  # `rms_norm` and `silu_product` take rows of a multiple of so many numbers
-NO_NORM = NO_BIAS = np.zeros(0, np.float32)
+_NONE = np.zeros(0, np.float32)
+
+
+def takes_width(n: int) -> bool:
+    """Whether `rms_norm_unchecked` and `silu_product_unchecked` take rows of n numbers.
+
+    >>> takes_width(64), takes_width(65)
+    (True, False)
+    """
+    return n % BLOCK == 0
 
 
 def pack_weights(weights: Sequence[Float32s]) -> Float32s:
@@ -46,7 +54,7 @@ def pack_weights(weights: Sequence[Float32s]) -> Float32s:
 
 
 def linear_unchecked(
-    x: Float32s, panels: Float32s, bias: Float32s, n: int, threads: int = 1
+    x: Float32s, panels: Float32s, bias: Float32s | None, n: int, threads: int = 1
 ) -> Float32s:
     """``x W^T + b``. Nothing is checked.
 
@@ -56,8 +64,8 @@ def linear_unchecked(
         C-contiguous and writable.
     panels : float32[P, K, 32]
         W, by `pack_weights`.
-    bias : float32[n] or float32[0]
-        b, or none.
+    bias : float32[n], optional
+        b.
     n : int
         Rows of W.
     threads : int
@@ -70,10 +78,11 @@ def linear_unchecked(
 
     >>> import numpy as np
     >>> x, weight = np.ones((1, 3), np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)
-    >>> linear_unchecked(x, pack_weights([weight]), NO_BIAS, 2)
+    >>> linear_unchecked(x, pack_weights([weight]), None, 2)
     array([[ 3., 12.]], dtype=float32)
     """
     out = np.empty((len(x), n), np.float32)
+    bias = _NONE if bias is None else bias
     n_panels = len(panels)
     if threads > 1:
         threads = min(threads, n_panels, out.size * panels.shape[1] // _MIN_WORK)
@@ -95,7 +104,7 @@ def rms_norm_unchecked(x: Float32s, weight: Float32s, eps: float) -> Float32s:
     Parameters
     ----------
     x : float32[T, n]
-        C-contiguous and writable, as all arrays here; n a multiple of `WIDTHS`.
+        C-contiguous and writable, as all arrays here; n one that `takes_width`.
     weight : float32[n]
     eps : float
 
@@ -119,7 +128,7 @@ def silu_product_unchecked(x: Float32s) -> Float32s:
     Parameters
     ----------
     x : float32[T, 2 n]
-        C-contiguous and writable; n a multiple of `WIDTHS`.
+        C-contiguous and writable; n one that `takes_width`.
 
     Returns
     -------
@@ -147,7 +156,7 @@ def rotate_write_unchecked(
     rotation : tuple
         (cos float32[T, D], sin float32[T, D], q_norm, k_norm, eps): of a rotary embedding whose
         pairs are the halves of a head (Su et al., RoFormer, 2021); the norms are the weights
-        float32[D] of a root mean square norm of each head before it, or `NO_NORM`.
+        float32[D] of a root mean square norm of each head before it, or None.
     k_pages, v_pages : float32, int16 (the bits of float16) or uint16 (of bfloat16)
         [n_pages, n_kv_heads, page_size, D or Dv].
     slots : int32[T]
@@ -165,7 +174,7 @@ def rotate_write_unchecked(
     >>> turn = np.array([[0.0, 0.0]], np.float32), np.array([[1.0, 1.0]], np.float32)
     >>> qkv = np.array([[1, 2, 3, 4, 5, 6]], np.float32)
     >>> slots = np.array([3], np.int32)
-    >>> rotate_write_unchecked(qkv, (*turn, NO_NORM, NO_NORM, 0.0), *pages, slots, 1)
+    >>> rotate_write_unchecked(qkv, (*turn, None, None, 0.0), *pages, slots, 1)
     array([[[-2.,  1.]]], dtype=float32)
     >>> pages[:, 0, 0, 3]
     array([[-4.,  3.],
@@ -173,6 +182,7 @@ def rotate_write_unchecked(
     """
     cos, sin, q_norm, k_norm, eps = rotation
     queries = np.empty((len(slots), n_heads, cos.shape[1]), np.float32)
+    q_norm, k_norm = (_NONE if norm is None else norm for norm in (q_norm, k_norm))
     turn = k.Rotation(cos, sin, q_norm, k_norm, float(eps))
     k.rotate_write(qkv, turn, k_pages, v_pages, slots, queries)
     return queries
@@ -183,11 +193,11 @@ def warmup() -> None:
 
     >>> warmup()
     """
-    rows = np.ones((1, 2 * WIDTHS), np.float32)
+    rows = np.ones((1, 2 * BLOCK), np.float32)
     rms_norm_unchecked(rows, rows[0], 0.0)
-    linear_unchecked(rows, pack_weights([rows]), NO_BIAS, 1)
+    linear_unchecked(rows, pack_weights([rows]), None, 1)
     silu_product_unchecked(rows)
-    turn = (np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), NO_NORM, NO_NORM, 0.0)
+    turn = (np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), None, None, 0.0)
     for dtype in (np.float32, np.int16, np.uint16):
         k_pages, v_pages = np.zeros((2, 1, 1, 1, 2), dtype)
         qkv = np.ones((1, 6), np.float32)

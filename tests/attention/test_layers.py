@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from llmds_nb.attention.layers import (
-    NO_BIAS,
-    NO_NORM,
     linear_unchecked,
     pack_weights,
     rms_norm_unchecked,
@@ -32,26 +30,26 @@ def test_linear(rng, n_rows, depth, sizes):
     x, weights = floats(rng, n_rows, depth), [floats(rng, n, depth) for n in sizes]
     bias, whole = floats(rng, sum(sizes)), np.concatenate(weights)
     panels = pack_weights(weights)
-    for own in (NO_BIAS, bias):
+    for own in (None, bias):
         found = linear_unchecked(x, panels, own, len(whole))
-        wanted = x.astype(float) @ whole.T.astype(float) + (own if own.size else 0)
+        wanted = x.astype(float) @ whole.T.astype(float) + (0 if own is None else own)
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_others_nor_on_threads(rng):
     x, weight = floats(rng, 203, 96), floats(rng, 1300, 96)
     panels = pack_weights([weight])
-    whole = linear_unchecked(x, panels, NO_BIAS, 1300)
+    whole = linear_unchecked(x, panels, None, 1300)
     for rows in (slice(5, 6), slice(90, 104), slice(200, 203)):
-        assert np.array_equal(linear_unchecked(x[rows], panels, NO_BIAS, 1300), whole[rows])
+        assert np.array_equal(linear_unchecked(x[rows], panels, None, 1300), whole[rows])
     assert 203 * 1300 * 96 > 2**24  # so that there is more than one thread
-    assert np.array_equal(linear_unchecked(x, panels, NO_BIAS, 1300, threads=3), whole)
+    assert np.array_equal(linear_unchecked(x, panels, None, 1300, threads=3), whole)
 
 
 def test_nan_and_infinity_stay_in_their_rows(rng):
     x, weight = floats(rng, 9, 40), floats(rng, 33, 40)
     x[2, 5], x[7, 0] = np.nan, np.inf
-    found = linear_unchecked(x, pack_weights([weight]), NO_BIAS, 33)
+    found = linear_unchecked(x, pack_weights([weight]), None, 33)
     assert np.isnan(found[2]).all()
     assert np.isinf(found[7]).all()
     assert np.isfinite(np.delete(found, [2, 7], axis=0)).all()
@@ -80,7 +78,7 @@ def test_silu_product(rng):
 def rotated(rows, cos, sin, norm, eps):
     """Rows [T, H, D] in float64."""
     rows = rows.astype(float)
-    if norm.size:
+    if norm is not None:
         rows = norm * rows / np.sqrt((rows**2).mean(-1, keepdims=True) + eps)
     a, b = np.split(rows, 2, axis=-1)
     return rows * cos[:, None] + np.concatenate((-b, a), axis=-1) * sin[:, None]
@@ -97,7 +95,7 @@ def test_rotate_write(rng, stored, n_heads, n_kv, width, v_width, with_norms):
         floats(rng, n, *shape) for shape in ((n_heads, width), (n_kv, width), (n_kv, v_width))
     )
     cos, sin = floats(rng, n, width), floats(rng, n, width)
-    norms = (floats(rng, width), floats(rng, width)) if with_norms else (NO_NORM, NO_NORM)
+    norms = (floats(rng, width), floats(rng, width)) if with_norms else (None, None)
     table = np.array([3, 0, 4], np.int32)
     slots = (table[np.arange(n) // page_size] * page_size + np.arange(n) % page_size).astype(
         np.int32

@@ -6,8 +6,11 @@ import numpy as np
 import torch
 
 from llmds_nb._core import validation
-from llmds_nb.attention import paged_attention_unchecked, write_pages_unchecked
-from llmds_nb.attention.layers import rotate_write_unchecked
+from llmds_nb.attention import (
+    paged_attention_unchecked,
+    rotate_write_unchecked,
+    write_pages_unchecked,
+)
 
 from .interface import Forward
 

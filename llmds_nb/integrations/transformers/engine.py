@@ -107,8 +107,7 @@ class Engine:
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.max_len = model_access.longest(model.config.get_text_config())
         self._seeds, self._stop_ids = Seeds(seed), opening.stop_tokens(model)
-        if max_step_tokens is None:
-            max_step_tokens = 8192 if self.device.type == "cuda" else 2048
+        step = opening.step_tokens(max_step_tokens, self.device)
         dtype = opening.kv_dtype_of(kv_dtype, model)
         size = validation.power_of_two(page_size, "page_size", low=1, high=4096)
         running = validation.integer(max_running, "max_running", low=1, high=2**20)
@@ -120,12 +119,11 @@ class Engine:
         try:
             few = opening.take_model(hold, self._attention, size, dtype, self.max_len, check, fuse)
             most = running * -(-(self.max_len or 4096) // size)
-            step = validation.integer(max_step_tokens, "max_step_tokens", low=1, high=2**26)
             opening.warm_up(model, few, min(step, most * size), self.max_len)
             self._pages = opening.make_pages(few, n_pages, most)
             self.cache = KVCache(self._pages.n_pages, size, eviction=eviction)
             self.batcher = ContinuousBatcher(
-                self.cache, max_running=running, max_step_tokens=max_step_tokens, policy=policy
+                self.cache, max_running=running, max_step_tokens=step, policy=policy
             )
             self._sampler = Sampler(
                 model.get_output_embeddings().weight.shape[0], running, self.device

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmds_nb.attention import layers as kernels
+from llmds_nb.attention import rms_norm_unchecked, silu_product_unchecked
 
 from .interface import Forward, current_forward
 from .packed_linear import PackedLinear
@@ -135,7 +135,7 @@ class FusedNorm(Fused):
         if not _is_float32(x):
             return None
         rows = x.view(-1, x.shape[-1]).numpy()
-        found = kernels.rms_norm_unchecked(rows, self._weight, self._eps)
+        found = rms_norm_unchecked(rows, self._weight, self._eps)
         return torch.from_numpy(found).view(x.shape)
 
 
@@ -152,7 +152,7 @@ class FusedMlp(Fused):
         if not _is_float32(x):
             return None
         both = self._gate_up(x.view(-1, x.shape[-1]))
-        inner = torch.from_numpy(kernels.silu_product_unchecked(both.numpy()))
+        inner = torch.from_numpy(silu_product_unchecked(both.numpy()))
         return self._down(inner).view(x.shape)
 
 
@@ -178,7 +178,7 @@ class FusedAttention(Fused):
         parts = self.parts
         self._qkv = PackedLinear([parts["q_proj"], parts["k_proj"], parts["v_proj"]])
         self._out = PackedLinear([parts["o_proj"]])
-        self._norms, self._eps = [kernels.NO_NORM] * 2, 0.0
+        self._norms, self._eps = [None] * 2, 0.0
         for place, name in enumerate(("q_norm", "k_norm")):
             if name in parts:
                 self._norms[place] = parts[name].weight.detach().contiguous().numpy()

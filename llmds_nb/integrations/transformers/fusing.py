@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmds_nb.attention import layers as kernels
+from llmds_nb.attention import takes_width
 
 from .fused_modules import (
     LAYER_PARTS,
@@ -163,7 +163,7 @@ def _agreeing(tried, recorder, probe):
 def _norms(module, done):
     """A norm: (function that makes it, bytes) of each that it may be."""
     weight = module._parameters.get("weight")
-    if weight is None or weight.numel() % kernels.WIDTHS or not _is_norm(module, weight.numel()):
+    if weight is None or not takes_width(weight.numel()) or not _is_norm(module, weight.numel()):
         return
     for plus_one in (False, True):
         yield partial(FusedNorm, module, eps_of(module), plus_one), 0
@@ -180,7 +180,7 @@ def _composites(module, done):
         act = type(parts.pop("act_fn", None)).__name__
         linears = list(parts.values())
         is_silu = act in ("SiLU", "SiLUActivation") and all(map(_is_linear, linears))
-        if is_silu and parts["down_proj"].in_features % kernels.WIDTHS == 0:
+        if is_silu and takes_width(parts["down_proj"].in_features):
             yield partial(FusedMlp, module, parts), packed_bytes(linears)
     elif names <= _ATTENTION_NAMES and _PROJECTIONS <= set(parts) <= _PROJECTIONS | _NORMS:
         linears = [parts[name] for name in sorted(_PROJECTIONS)]

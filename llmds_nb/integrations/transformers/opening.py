@@ -29,6 +29,13 @@ def kv_dtype_of(kv_dtype: Any, model: Any) -> torch.dtype:
     return dtype
 
 
+def step_tokens(given: int | None, device: torch.device) -> int:
+    """How many tokens a step has at most; a GPU takes more by default."""
+    if given is None:
+        return 8192 if device.type == "cuda" else 2048
+    return validation.integer(given, "max_step_tokens", low=1, high=2**26)
+
+
 def backend_of(device: torch.device, threads: int) -> Backend:
     """The attention for a device.
 

@@ -1,8 +1,10 @@
 """PackedLinear: linear layers over the same input as one product with packed weights."""
 
+from typing import Any
+
 import torch
 
-from llmds_nb.attention.layers import NO_BIAS, linear_unchecked, pack_weights
+from llmds_nb.attention import linear_unchecked, pack_weights
 
 
 class PackedLinear:
@@ -17,7 +19,7 @@ class PackedLinear:
     def __init__(self, layers: list[torch.nn.Linear]) -> None:
         self._n = sum(layer.out_features for layer in layers)
         self._panels = pack_weights([_array(layer.weight) for layer in layers])
-        self._bias = NO_BIAS
+        self._bias: Any = None
         if any(layer.bias is not None for layer in layers):
             biases = [
                 layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
