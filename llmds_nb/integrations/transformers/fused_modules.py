@@ -2,7 +2,7 @@
 
 A `Fused` takes the place of a module's forward: `fusing` finds out which may. Where parts of the
 module are replaced or get hooks later, it leaves the work to the module; where weights change, also
-in place, it reads them again.
+in place, it reads them again. A copy of the model, or a pickle, has none.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
+from torch.nn.modules import module as torch_modules
 
 from llmds_nb.attention import rms_norm_unchecked, silu_product_unchecked
 
@@ -20,6 +21,8 @@ from .packed_linear import PackedLinear
 LAYER_PARTS = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
 _TOLERANCE = 1e-4  # of the root mean square of a result
 _SCALES = 1.0, 1e-3, 30.0  # of inputs
+# Hooks on all modules there are.
+EVERYWHERE = torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks
 _version, _has_forward = attrgetter("_version"), methodcaller("__contains__", "forward")
 
 
@@ -49,11 +52,12 @@ class Fused:
         parts = self.parts.values()
         self._children = list(self.module._modules.values())
         self._listeners = [x for p in parts for x in (p._forward_hooks, p._forward_pre_hooks)]
+        self._listeners += EVERYWHERE
         self._attributes = [part.__dict__ for part in parts]
         self._owners = [owner._parameters for owner in (self.module, *parts)]
         weights = list(chain.from_iterable(map(dict.values, self._owners)))
         self._ids = list(map(id, weights))
-        self._weights = [weight for weight in weights if weight is not None]
+        self._weights = [w for w in weights if w is not None and not w.is_inference()]
         self._versions = list(map(_version, self._weights))
         self._build()
 
@@ -63,7 +67,7 @@ class Fused:
 
     def forget(self) -> None:
         """Read the weights again before the next call; torch does not count every change."""
-        self._versions = []
+        self._ids = []
 
     def compute(self, *args: Any, **kwargs: Any) -> Any:
         """The result, or None where this is no input for it."""
@@ -77,12 +81,16 @@ class Fused:
             return False
         ids = list(map(id, chain.from_iterable(map(dict.values, self._owners))))
         if ids != self._ids or list(map(_version, self._weights)) != self._versions:
-            if not has_float32(self.module, *self.parts.values()):
+            if not are_readable(self.module, *self.parts.values()):
                 return False
             self._read()
         return True
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __reduce__(self):
+        """In a copy of the module: the method of its class."""
+        return getattr, (self.module, "forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
         result = self.compute(*args, **kwargs) if self.is_ready() else None
         return self.own(*args, **kwargs) if result is None else self._returned(result, kwargs)
@@ -101,9 +109,15 @@ class Fused:
         return True
 
 
-def has_float32(*modules: Any) -> bool:
-    """Whether all of their own weights are float32."""
-    return all(p.dtype == torch.float32 for m in modules for p in m.parameters(recurse=False))
+def are_readable(*modules: Any) -> bool:
+    """Whether all of their own weights are plain arrays of float32."""
+    return all(
+        type(weight) in (torch.Tensor, torch.nn.Parameter)  # others may hold what they stand for
+        and weight.layout == torch.strided
+        and weight.dtype == torch.float32
+        for module in modules
+        for weight in module.parameters(recurse=False)
+    )
 
 
 def _close(found, wanted):
@@ -122,12 +136,12 @@ def _is_float32(x):
 class FusedNorm(Fused):
     """A root mean square norm, weights w or, in Gemma, 1 + w."""
 
-    def __init__(self, module: Any, eps: float, plus_one: bool) -> None:
-        self._eps, self._plus_one = eps, plus_one
+    def __init__(self, module: Any, plus_one: bool) -> None:
+        self._plus_one = plus_one
         super().__init__(module, {})
 
     def _build(self):
-        weight = self.module.weight.detach()
+        self._eps, weight = eps_of(self.module), self.module.weight.detach()
         self._weight = (weight + 1 if self._plus_one else weight).contiguous().numpy()
 
     def compute(self, x: torch.Tensor) -> torch.Tensor | None:
@@ -174,6 +188,10 @@ class FusedAttention(Fused):
 
     terms: dict[str, Any] | None = None  # of the module's own call of the attention function
 
+    def __init__(self, module: Any, parts: dict[str, Any]) -> None:
+        self._settings = _settings(module)
+        super().__init__(module, parts)
+
     def _build(self):
         parts = self.parts
         self._qkv = PackedLinear([parts["q_proj"], parts["k_proj"], parts["v_proj"]])
@@ -191,6 +209,8 @@ class FusedAttention(Fused):
         """Of [1, T, d]; the keys and values are in their pages then."""
         forward: Forward | None = kwargs.get("llmds_forward") or current_forward()
         if forward is None or self.terms is None or position_embeddings is None:
+            return None
+        if _settings(self.module) != self._settings:
             return None
         if attention_mask is not None or not _is_float32(hidden_states):
             return None
@@ -220,7 +240,13 @@ class FusedAttention(Fused):
 
     def agrees(self, args: tuple, kwargs: dict[str, Any], returned: Any) -> bool:
         """Whether it gives what the module returned."""
-        return _close(self.compute(*args, **kwargs), returned[0])
+        found = self.compute(*args, **kwargs)
+        return returned[1:] == (None,) and _close(found, returned[0])
+
+
+def _settings(module):
+    """What the terms of an attention module are made of."""
+    return module.__dict__.get("scaling"), module.__dict__.get("sliding_window")
 
 
 class FusedLayer(Fused):
@@ -236,7 +262,7 @@ class FusedLayer(Fused):
     def is_ready(self) -> bool:
         """Whether it and all of its parts are."""
         for each in self._fused:
-            if not each.is_ready() or each.module.__dict__.get("forward") != each.forward:
+            if not each.is_ready() or each.module.__dict__.get("forward") is not each:
                 return False
         return super().is_ready()
 

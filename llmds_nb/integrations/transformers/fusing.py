@@ -7,16 +7,19 @@ shows only in long texts, is not overlooked. It is left as it is unless the resu
 the inputs that a few steps of the model give it.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llmds_nb._core.signals import uninterrupted
 from llmds_nb.attention import takes_width
 
 from .fused_modules import (
+    EVERYWHERE,
     LAYER_PARTS,
     Fused,
     FusedAttention,
@@ -24,8 +27,8 @@ from .fused_modules import (
     FusedLinear,
     FusedMlp,
     FusedNorm,
+    are_readable,
     eps_of,
-    has_float32,
 )
 from .interface import Forward
 from .packed_linear import packed_bytes
@@ -44,9 +47,24 @@ _ATTENTION_NAMES = {
 }  # fmt: skip
 
 
+_CALLS = torch.nn.Module.__call__, GradientCheckpointingLayer.__call__
+
+
 def _code(function):
-    """The names that a function mentions."""
-    return set(inspect.unwrap(function).__code__.co_names)
+    """The names that a function mentions, without those of transformers' own decorators."""
+    while (
+        isinstance(function, FunctionType)
+        and hasattr(function, "__wrapped__")
+        and function.__globals__.get("__name__", "").startswith("transformers.")
+    ):
+        function = function.__wrapped__
+    if not isinstance(function, FunctionType):
+        return {"<no function of Python>"}
+    names, codes = set(), [function.__code__]
+    for code in codes:
+        names.update(code.co_names, code.co_freevars)
+        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return names
 
 
 def _names(module):
@@ -57,10 +75,20 @@ def _is_plain(module):
     """Whether a module's forward is its class's, and nobody listens to it."""
     return not (
         "forward" in module.__dict__
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or not has_float32(module)
+        or type(module).__call__ not in _CALLS
+        or any((module._forward_hooks, module._forward_pre_hooks, *EVERYWHERE))
+        or not are_readable(module)
     )
+
+
+def _compiled(model):
+    """The modules that torch.compile has taken, and all within them."""
+    roots = [
+        module
+        for module in model.modules()
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules
+    ]
+    return {module for root in roots for module in root.modules()}
 
 
 def _is_linear(module):
@@ -69,7 +97,7 @@ def _is_linear(module):
 
 def _is_norm(module, width):
     """Whether it may be a root mean square norm of rows of `width` numbers."""
-    names = _names(module) | (_code(module._norm) if hasattr(module, "_norm") else set())
+    names = _names(module) | (_code(type(module)._norm) if hasattr(module, "_norm") else set())
     shapes = [None if w is None else w.shape for w in module._parameters.values()]
     return names <= _NORM_NAMES and bool(eps_of(module)) and shapes == [(width,)]
 
@@ -115,8 +143,8 @@ def install(
     are not tried again.
     """
     done: dict[Any, Fused] = {}
-    parts: set[Any] = set()
-    for make in (_norms, _composites, _layers, _linears):
+    parts: set[Any] = _compiled(model)
+    for make in (_composites, _norms, _layers, _linears):  # norms of heads belong to attention
         recorder = Recorder(backend)
         tried = []
         for module in model.modules():
@@ -147,12 +175,20 @@ def _agreeing(tried, recorder, probe):
 
         return fused.module.register_forward_hook(compare, with_kwargs=True)
 
-    handles = [listener(i, fused) for i, fused in enumerate(tried)]
-    try:
-        probe(recorder)
-    finally:
+    handles: list[Any] = []
+
+    def listen():
+        handles.extend(listener(i, fused) for i, fused in enumerate(tried))
+
+    def leave():
         for handle in handles:
             handle.remove()
+
+    try:
+        uninterrupted(listen)
+        probe(recorder)
+    finally:
+        uninterrupted(leave)
     taken = set()
     for i, fused in enumerate(tried):
         if results.get(i, False) and fused.module not in taken:
@@ -166,7 +202,7 @@ def _norms(module, done):
     if weight is None or not takes_width(weight.numel()) or not _is_norm(module, weight.numel()):
         return
     for plus_one in (False, True):
-        yield partial(FusedNorm, module, eps_of(module), plus_one), 0
+        yield partial(FusedNorm, module, plus_one), 0
 
 
 def _linears(module, done):

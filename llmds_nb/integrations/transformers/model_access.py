@@ -143,7 +143,7 @@ class Hold:
 
         def put():
             _held[self.model].fused.append(fused)
-            fused.module.forward = fused.forward
+            fused.module.forward = fused
 
         with _lock:
             uninterrupted(put)

@@ -1,5 +1,8 @@
 """Parts that are computed in fewer calls: which, that the results are the same, and when not."""
 
+import copy
+import functools
+import io
 from collections import Counter
 
 import pytest
@@ -8,7 +11,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import llmds_nb.integrations.transformers.opening as opening  # noqa: E402
-from llmds_nb.integrations.transformers import Engine, model_access  # noqa: E402
+from llmds_nb.integrations.transformers import (  # noqa: E402
+    Engine,
+    fused_modules,
+    fusing,
+    model_access,
+)
 
 from .models import build, prompts_of, reference  # noqa: E402
 
@@ -155,3 +163,163 @@ def test_a_start_that_fails_leaves_the_model_as_it_was(monkeypatch):
         Engine(model, n_pages=100)
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def late(y):
+    """What only texts that are longer than those of the check show."""
+    return 3 * y if y.shape[-2] > 30 else y
+
+
+def mlp_of(model, how):
+    """A feed-forward part with a fault that the check does not see, behind `how`."""
+    own, local = type(model.model.layers[0].mlp), late
+    if how == "closure":
+
+        def forward(self, x):
+            return local(self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+    elif how == "lambda":
+
+        def forward(self, x):
+            end = lambda y: late(y)  # noqa: E731
+            return end(self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+    elif how == "decorator":
+
+        @functools.wraps(own.forward)
+        def forward(self, x):
+            return late(own.forward(self, x))
+
+    else:
+        return type("Other", (own,), {"__call__": lambda self, x: late(own.__call__(self, x))})
+    return type("Other", (own,), {"forward": forward})
+
+
+@pytest.mark.parametrize("how", ["closure", "lambda", "decorator", "call"])
+def test_code_that_mentions_more_stays(how):
+    model = build("llama")
+    for layer in model.model.layers:
+        layer.mlp.__class__ = mlp_of(model, how)
+    with Engine(model, n_pages=100) as engine:
+        assert not {"FusedMlp", "FusedLayer"} & set(kinds(model))
+        found = tokens(engine)
+    with Engine(model, n_pages=100, fuse=False) as engine:
+        assert found == tokens(engine)
+
+
+def test_a_forward_that_is_no_python_stays():
+    model = build("llama")
+    kind = type("Other", (torch.nn.Module,), {"forward": print})
+    model.model.other = kind()
+    model.model.other.weight = torch.nn.Parameter(torch.ones(64))
+    with Engine(model, n_pages=20):
+        assert kinds(model) == ALL
+
+
+def test_a_compiled_part_stays():
+    model = build("llama")
+    expected = reference(model, PROMPTS, NEW)
+    model.model.layers[1].mlp.compile(backend="eager")
+    with Engine(model, n_pages=100) as engine:
+        assert kinds(model)["FusedMlp"] == 3
+        assert tokens(engine) == expected
+
+
+def test_weights_made_in_inference_mode():
+    """torch counts no changes of them: `reset` reads them again."""
+    with torch.inference_mode():
+        model = build("llama")
+    with Engine(model, n_pages=100) as engine:
+        assert kinds(model) == ALL
+        before = tokens(engine)
+        with torch.inference_mode():
+            model.model.layers[1].mlp.down_proj.weight.neg_()
+        engine.reset()
+        after = tokens(engine)
+    assert before != after == reference(model, PROMPTS, NEW)
+
+
+def test_weights_that_stand_for_others_stay():
+    """As those of torchao, whose dtype is that of the numbers which they hold in few bits."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    linear = torch.nn.Linear(32, 32)
+    assert fusing._is_linear(linear)
+    weight = linear.weight.detach()
+    linear.weight = torch.nn.Parameter(TwoTensor(weight, weight))
+    assert not fusing._is_linear(linear)
+    linear.weight = torch.nn.Parameter(weight.to_sparse())
+    assert not fusing._is_linear(linear)
+
+
+def test_norms_of_wide_heads_belong_to_their_attention():
+    model = build("qwen3", head_dim=128)
+    with Engine(model, n_pages=100) as engine:
+        assert kinds(model) == ALL
+        assert tokens(engine) == reference(build("qwen3", head_dim=128), PROMPTS, NEW)
+
+
+def test_other_scales_count_after_reset():
+    model = build("llama")
+    with Engine(model, n_pages=100) as engine:
+        before = tokens(engine)
+        model.model.norm.variance_epsilon = 5.0
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= 3
+        engine.reset()
+        after = tokens(engine)
+    with Engine(model, n_pages=100, fuse=False) as engine:
+        assert before != after == tokens(engine)
+
+
+def test_hooks_on_all_modules_see_the_linear_layers():
+    model, seen = build("llama"), []
+    with Engine(model, n_pages=100) as engine:
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, args, result: seen.append(module)
+        )
+        try:
+            tokens(engine)
+        finally:
+            hook.remove()
+    assert set(model.modules()) - {model.model.layers} <= set(seen)
+
+
+@pytest.mark.parametrize("how", ["copy", "pickle"])
+def test_a_copy_of_a_model_is_its_own(how):
+    model = build("llama")
+    names, x = list(model.state_dict()), torch.arange(12)[None]
+    with Engine(model, n_pages=20):
+        assert list(model.state_dict()) == names
+        if how == "copy":
+            other = copy.deepcopy(model)
+        else:
+            stored = io.BytesIO()
+            torch.save(model, stored)
+            assert b"llmds_nb" not in stored.getvalue()
+            stored.seek(0)
+            other = torch.load(stored, weights_only=False)
+    other.set_attn_implementation("sdpa")
+    assert not any(
+        isinstance(part, fused_modules.Fused)
+        for module in other.modules()
+        for part in module.__dict__.values()
+    )
+    with torch.no_grad():
+        for each in (model, other):
+            for weight in each.parameters():
+                weight.data.mul_(0.7)
+        assert torch.equal(model(x).logits, other(x).logits)
+
+
+def test_an_interrupt_leaves_no_hooks(monkeypatch):
+    model = build("llama")
+    modules = list(model.modules())
+    monkeypatch.setattr(fusing.Recorder, "attend", lambda *_, **__: raised())
+
+    def raised():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine(model, n_pages=20)
+    assert not any(m._forward_hooks or "forward" in m.__dict__ for m in modules)
