@@ -23,6 +23,7 @@ from llmds_nb import LsaEncoder, Scheduler, StaticEncoder
 
 from .errors import Problem, problem, retry_after
 from .settings import Settings
+from .words import is_by_words, words_alone
 
 _OF_EACH = "vectors", "where", "filter"  # options that have a value for each query
 _SHORT_S = 1e-3  # two turns of threads take 0.2 ms of CPU, and the core's cache
@@ -194,10 +195,9 @@ class MicroBatcher:
                     value for query in queries
                     for value in query.of_each.get(name, [None] * len(query.texts))
                 ]  # fmt: skip
-        by_words = pipeline.encoder is None and "vectors" not in options
+        by_words = is_by_words(pipeline, options)
         if by_words:
-            zeros = np.zeros((len(texts), pipeline.stats().dim or 1), np.float32)
-            options |= {"vectors": zeros, "weight": 0.0}
+            options = words_alone(pipeline, options, (len(texts),))
         elif "vectors" in options:
             options["vectors"] = _matrix(options["vectors"])
         if not others and len(texts) == 1 and not options:  # the quickest, and cached, of all

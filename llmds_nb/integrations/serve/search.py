@@ -14,6 +14,7 @@ from .openapi import operation
 from .routing import Operation, route
 from .settings import Settings
 from .state import ServerState
+from .words import is_by_words
 
 _FUSIONS = "convex", "minmax", "rrf", "dbsf"
 _MANY = 2000  # hits that are put into JSON in a thread
@@ -85,7 +86,7 @@ def _taken(settings: Settings) -> dict[str, Any]:
             "vector": {"oneOf": [VECTOR, {"type": "null"}]},
             "vectors": {"type": ["array", "null"], "items": VECTOR},
             "fusion": {"enum": [*_FUSIONS, None]},
-            "weight": {**fraction, "description": "Of the dense half."},
+            "weight": {**fraction, "description": "Of the dense half; by words alone, 0."},
             "diversity": fraction,
             "group_by": {"type": ["string", "null"]},
             "exact": {
@@ -110,8 +111,7 @@ def routes(state: ServerState) -> list[Route]:
             rows = _rows(hits, found, isinstance(queries, str))
             n = sum(map(len, rows))
             reservation.used = asked + n
-            by_words = state.pipeline.encoder is None and "vectors" not in options
-            body: dict[str, Any] = {"by_words": by_words}
+            body: dict[str, Any] = {"by_words": is_by_words(state.pipeline, options)}
             if isinstance(queries, str):
                 body["hits"] = rows[0]
             else:

@@ -94,6 +94,21 @@ async def test_a_pipeline_without_documents_answers(calling):
             assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize("path", ["/search", "/explain"])
+async def test_a_weight_that_no_vector_can_have_is_refused(calling, path):
+    async with calling(create_app(small())) as client:
+
+        async def asked(**options):
+            return await client.post(path, json={"query": "red sky", **options})
+
+        answer = await asked(weight=0.5)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == "weight" and "no encoder" in error["message"]
+        assert (await asked(weight=0)).json() == (await asked()).json()
+        assert (await asked(weight=0.5, vector=[1, 0])).status_code == 200
+
+
 LONG = "x" * 20_001
 BAD = [
     ({}, "query"),

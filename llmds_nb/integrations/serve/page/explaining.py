@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,6 +13,7 @@ from ..openapi import operation
 from ..routing import Operation, route
 from ..search import ID, VECTOR, WHERE
 from ..state import ServerState
+from ..words import is_by_words, words_alone
 
 _FUSIONS = "convex", "minmax", "rrf", "dbsf"
 _TRIES = 4  # of a search whose hits are gone when they are to be explained
@@ -110,9 +110,8 @@ def _taken(settings):
 def _explained(state: ServerState, query: str, ids: Any, k: int, options: dict[str, Any]) -> Any:
     """The answer, computed in a thread; as `MicroBatcher`, by words alone without an encoder."""
     pipeline = state.pipeline
-    if pipeline.encoder is None and "vectors" not in options:
-        zeros = np.zeros(pipeline.stats().dim or 1, np.float32)
-        options = {**options, "vectors": zeros, "weight": 0.0}
+    if is_by_words(pipeline, options):
+        options = words_alone(pipeline, options, ())
     dense = pipeline.dense
     metric = None if dense is None else dense.metric
     for left in reversed(range(_TRIES)):
