@@ -34,8 +34,10 @@ def run(given: argparse.Namespace) -> None:
     listener = addresses.bound(given.host, given.port)
     with listener:
         settings = _settings(given, keys, addresses.is_loopback(listener))
-        pipeline, path = _pipeline(given)
+        pipeline, path, read = _pipeline(given)
         engine, name = _engine(given)
+        if path is not None and _identity(path) != read:  # a model takes minutes to open
+            raise BadInput(f"{path}: was changed by another process since it was read")
         _prepare_process(given)
         app = create_app(
             pipeline, path=None if given.read_only else path, engine=engine, model_name=name,
@@ -96,11 +98,11 @@ def _settings(given, keys, is_local):
     )  # fmt: skip
 
 
-def _pipeline(given) -> tuple[RetrievalPipeline | None, str | None]:
-    """(the pipeline or None, its path)."""
-    path = given.file
+def _pipeline(given) -> tuple[RetrievalPipeline | None, str | None, Any]:
+    """(the pipeline or None, its path, the identity of the file that was read)."""
+    path, before = given.file, None
     if path is None:
-        return None, None
+        return None, None, None
     folder = Path(path).resolve().parent
     if given.new:
         if os.path.lexists(path):
@@ -113,14 +115,32 @@ def _pipeline(given) -> tuple[RetrievalPipeline | None, str | None]:
             raise BadInput(str(error)) from None
     else:
         with bad_input(path, ValueError, ImportError):
-            before = os.stat(path)
+            before = _identity(path)
             pipeline = RetrievalPipeline.load(path)
-            after = os.stat(path)
-        if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+            after = _identity(path)
+        if before != after:
             raise BadInput(f"{path}: was changed by another process while it was read")
     if not given.read_only and not os.access(folder, os.W_OK):
         raise BadInput(f"{path}: documents cannot be saved there; --read-only serves it")
-    return pipeline, path
+    return pipeline, path, before
+
+
+def _identity(path):
+    """What tells the content of a file from others; None without a file."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _aside(path):
+    """A name beside a file that nothing has: documents of servers before are kept."""
+    aside, n = f"{path}.unsaved", 1
+    while os.path.lexists(aside):
+        n += 1
+        aside = f"{path}.unsaved-{n}"
+    return aside
 
 
 def _engine(given):
@@ -151,7 +171,7 @@ def _serve(app, listener, on_ready, run_server):
     try:
         run_server(app, listener, on_ready=on_ready)
     except ChangedFileError:
-        aside = f"{path}.unsaved"
+        aside = _aside(path)
         with bad_input(aside):
             state.pipeline.save(aside)
         text = "was changed by another process, and is left so"

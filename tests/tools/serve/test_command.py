@@ -176,6 +176,33 @@ def test_a_file_that_another_process_changed_is_kept(in_thread, file):
     assert sorted(RetrievalPipeline.load(aside).ids()) == ["r#0", "r#1"]
 
 
+def test_documents_set_aside_before_are_kept(in_thread, file):
+    aside = Path(f"{file}.unsaved")
+    aside.write_bytes(b"of a server before")
+    with in_thread(file) as url:
+        assert httpx.delete(f"{url}/documents/c%230").status_code == 200
+        shutil.copy(file, f"{file}.other")
+        os.replace(f"{file}.other", file)
+    assert in_thread.code == 2 and f"{aside}-2" in in_thread.errors
+    assert aside.read_bytes() == b"of a server before"
+    assert sorted(RetrievalPipeline.load(f"{aside}-2").ids()) == ["r#0", "r#1"]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_file_that_changes_while_the_model_is_opened(capsys, file, monkeypatch, new):
+    kept, path = file.read_bytes(), file.parent / "new" if new else file
+
+    def open_engine(given):
+        path.with_suffix(".other").write_bytes(kept)
+        path.with_suffix(".other").replace(path)
+        return None, "model"
+
+    monkeypatch.setattr(run, "_engine", open_engine)
+    options = ("--new",) if new else ()
+    assert "was changed by another process" in refused(capsys, path, *options, "--port", 0)
+    assert path.read_bytes() == kept
+
+
 def test_a_folder_that_has_gone(in_thread, file):
     folder = file.parent / "inner"
     folder.mkdir()
