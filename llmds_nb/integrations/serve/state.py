@@ -78,8 +78,9 @@ class ServerState:
         self.under_way: set[asyncio.Task] = set()
         self.batcher = MicroBatcher(pipeline, settings)
         self.writer = Writer(pipeline, path, settings)
-        watched = {"searches": self.batcher.scheduler, "limits": self.admission}
-        for name, structure in {**watched, "documents": pipeline, model_name: engine}.items():
+        watched = [("searches", self.batcher.scheduler), ("limits", self.admission)]
+        watched += [("documents", pipeline), (model_name, engine)]  # of any name: by pairs
+        for name, structure in watched:
             if callable(getattr(structure, "stats", None)):
                 self.metrics.watch(structure, name)
 

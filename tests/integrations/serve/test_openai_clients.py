@@ -10,12 +10,12 @@ import threading
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="needs llmds_nb[hf]")
+torch = pytest.importorskip("torch", reason="needs llmds_nb[hf]")
 pytest.importorskip("transformers", reason="needs llmds_nb[hf]")
 pytest.importorskip("starlette", reason="needs llmds_nb[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
-from llmds_nb import CapacityError  # noqa: E402
+from llmds_nb import CapacityError, RetrievalPipeline  # noqa: E402
 from llmds_nb.integrations.serve import Settings, create_app  # noqa: E402
 
 from . import models  # noqa: E402
@@ -218,10 +218,12 @@ def test_logits_that_are_no_numbers_fail_one_request(address, engine):
     head = engine.model.get_output_embeddings().weight
     kept = head.detach().clone()
     try:
-        head.data.fill_(float("nan"))
+        with torch.no_grad():  # not of `head.data`, whose changes nobody can see
+            head.fill_(float("nan"))
         answer = httpx.post(address + PATHS[0], json=body_of(PATHS[0], "A"))
     finally:
-        head.data.copy_(kept)
+        with torch.no_grad():
+            head.copy_(kept)
     assert answer.status_code == 500 and "NaN" in answer.json()["error"]["message"]
 
 
@@ -270,3 +272,12 @@ def test_an_engine_that_is_closed():
             assert answer.status_code == 503
             answer = httpx.post(f"{address}/v1/embeddings", json={"input": "A"})
             assert answer.status_code == 503
+
+
+def test_a_model_called_as_documents_hides_no_figures(engine):
+    pipeline = RetrievalPipeline(dim=2)
+    for name in ("documents", "searches"):
+        state = create_app(pipeline, engine=engine, model_name=name).state.server
+        text = state.metrics.text().decode()
+        assert "llmds_nb_retrieval_pipeline" in text and "llmds_nb_scheduler" in text
+        state.close()
