@@ -250,3 +250,19 @@ def test_many_clients_at_once_all_get_the_right_answer(running):
         list(threads.map(ask, range(8)))
     stats = state_of(server).batcher.scheduler.stats()
     assert stats.completed == 80 and stats.waiting == stats.running == 0
+
+
+@pytest.mark.usefixtures("protocol")
+def test_upgrades_lose_no_body(request, running):
+    server, body = running(create_app(small())), b'{"query":"red"}'
+    upgrade = b"Connection: Upgrade, close\r\nUpgrade: h2c\r\n"  # as Java's HttpClient sends it
+    with server.connect() as connection:
+        connection.sendall(HEAD + upgrade + b"Content-Length: 15\r\n\r\n" + body)
+        answer = received(connection)
+    if "httptools" in request.node.name:  # its parser reads no body after Upgrade
+        assert status_of(answer) == 400 and b"header Upgrade" in answer
+    else:
+        assert status_of(answer) == 200
+    with server.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n")
+        assert status_of(received(connection)) == 200
