@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from .errors import problem, retry_after
@@ -55,11 +56,16 @@ class Writer:
             text = f"{self._max_waiting} writes wait already"
             problem(503, text, code="overloaded", headers=retry_after(1))
         self._n_waiting += 1
+        calls = [partial(function, *arguments)]
+
+        def work():
+            return calls.pop()() if calls else None
+
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._worker, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
         finally:
             self._n_waiting -= 1
+            calls.clear()  # of a client that left: the thread's queue holds no documents of it
 
     def save(self, overwrite: bool = False) -> int:
         """Write the file whole, if anything has changed; returns its size in bytes.

@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import gc
 import os
 import threading
+import weakref
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from llmds_nb import LsaEncoder, RetrievalPipeline
 from llmds_nb.integrations.serve import ChangedFileError, Settings, create_app
 from llmds_nb.integrations.serve.lifecycle import finish
+from llmds_nb.integrations.serve.writing import Writer
 
 from .samples import METADATA, TEXTS, small
 
@@ -228,3 +231,31 @@ async def test_searches_go_on_while_a_write_runs(calling, monkeypatch):
         assert answer.status_code == 503 and answer.headers["retry-after"]
         go.set()
         assert (await writing).status_code == 200
+
+
+async def test_writes_whose_clients_left_hold_no_documents():
+    class Documents:
+        pass
+
+    writer, go, begun = Writer(None, None, Settings()), threading.Event(), threading.Event()
+
+    def hold():
+        begun.set()
+        return go.wait(60)
+
+    first = asyncio.ensure_future(writer.run(hold))
+    await asyncio.to_thread(begun.wait, 60)
+    documents = Documents()
+    left = weakref.ref(documents)
+    second = asyncio.ensure_future(writer.run(id, documents))
+    del documents
+    await asyncio.sleep(0)
+    assert left() is not None
+    second.cancel()
+    await asyncio.wait([second])
+    del second
+    gc.collect()
+    assert left() is None  # while the write before it goes on
+    go.set()
+    assert await first
+    writer.close()
