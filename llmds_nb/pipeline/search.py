@@ -157,6 +157,7 @@ class Searcher(NamedTuple):
         requests: list[Request],
         depth: int = 0,
         statistics: CollectionStatistics | None = None,
+        ef_factor: float | None = None,
     ) -> Candidates:
         """The best of each half for each request, `depth` or else max(DEPTH, k).
 
@@ -176,7 +177,7 @@ class Searcher(NamedTuple):
                 vectors = vectors if useful.size == n else vectors[useful]
                 one_filter = _one_or_each([filters[i] for i in useful])
                 found = dense.search(
-                    vectors, depth, ef=self._ef(depth), filter=one_filter, exact=exact,
+                    vectors, depth, ef=self._ef(depth, ef_factor), filter=one_filter, exact=exact,
                     threads=threads,
                 )  # fmt: skip
                 if useful.size == n:
@@ -199,9 +200,9 @@ class Searcher(NamedTuple):
             return Candidates(*near.result(), *words)
         return Candidates(*search_dense(), *search_sparse())
 
-    def _ef(self, depth):
+    def _ef(self, depth, factor=None):
         ef = self.settings.ef
-        return ef if ef >= depth else int(depth * self.snapshot.embedder.ef_factor)
+        return ef if ef >= depth else int(depth * (factor or self.snapshot.embedder.ef_factor))
 
     def _dense(self):
         """The dense half of the snapshot under these settings."""

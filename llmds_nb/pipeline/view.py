@@ -83,7 +83,7 @@ class PipelineView:
         where: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
         filter: Ids | Sequence[Ids | None] | None = None,
         statistics: CollectionStatistics | None = None, exact: bool = False,
-        depth: int | None = None, threads: int = 1,
+        depth: int | None = None, ef_factor: float | None = None, threads: int = 1,
     ) -> Candidates:  # fmt: skip
         """The best documents of each half for each query.
 
@@ -96,6 +96,9 @@ class PipelineView:
             are all of it.
         depth : int, optional
             So many of each half. Default: max(100, k), of which a pipeline fuses the k best.
+        ef_factor : float >= 1, optional
+            ef of the graph's search, in `depth`, where `ef_search` is below it. Default: the
+            property.
 
         Returns
         -------
@@ -113,13 +116,20 @@ class PipelineView:
         if depth is None:
             depth = max(DEPTH, k)
         depth = validation.integer(depth, "depth", low=1, high=validation.MAX_K)
+        if ef_factor is not None:
+            ef_factor = validation.real(ef_factor, "ef_factor", low=1)
         alike = Request("", k, "", 0.0, exact=validation.flag(exact, "exact"))
         filters, wheres = filters_of(snapshot, filter, len(texts)), wheres_of(where, len(texts))
         requests = requests_of(alike, texts, vectors, snapshot.dim, filters, wheres)
         if not requests:
             return no_candidates(depth)
         searcher = self._searcher._replace(threads=threads)
-        return searcher.candidates(searcher.encode(requests), depth, statistics)
+        return searcher.candidates(searcher.encode(requests), depth, statistics, ef_factor)
+
+    @property
+    def ef_factor(self) -> float:
+        """The least ef of a search of the graph, in candidates that it is to find."""
+        return self._searcher.snapshot.embedder.ef_factor
 
     def groups(self, field: str, numbers: ArrayLike) -> list[str | None]:
         """A text of the value of a field for each document, equal for equal values; None without.

@@ -23,10 +23,15 @@ _READERS = 4  # searches that an actor runs at once
 
 
 class Acknowledged(NamedTuple):
-    """What a replica says after a write: the version of its documents, and how many there are."""
+    """What a replica says after a write: the version of its documents, and how many there are.
+
+    Also how many keys have a number, of removed documents too, and the settings of its graph.
+    """
 
     version: int
     documents: int
+    n_keys: int
+    tuned: tuple[int, Any] | None
 
 
 class Saved(NamedTuple):
@@ -114,24 +119,27 @@ class ShardActor:
 
     @ray.method(concurrency_group="write")
     def open(
-        self, saved: Saved | None, shard_ids: Sequence[int], removed: Sequence[Any] = ()
-    ) -> Acknowledged:
+        self, saved: Saved | None, shard_ids: Sequence[int], removed: Sequence[Any] = (),
+        tuned: Any = None,
+    ) -> Acknowledged:  # fmt: skip
         """Open what a save has for this shard, placed among the shards that there are now.
 
-        Those of the keys `removed` that it has are removed again.
+        Those of the keys `removed` that it has are removed again, and `tuned` are the settings of
+        its graph, if any.
         """
         if saved is not None:
             if self._id in saved.files:
                 self._shard = self._opened(saved, self._id)
             if set(saved.files) != set(shard_ids):  # shards were added or removed since
                 keys = _keys(self._shard)
-                self._discard(_some(keys, placed(keys, shard_ids) != self._id))
+                self._release(_some(keys, placed(keys, shard_ids) != self._id), ())
                 for other_id in sorted(set(saved.files) - {self._id}):
                     other = self._opened(saved, other_id)
                     keys = _keys(other)
                     own = _some(keys, placed(keys, shard_ids) == self._id)
                     self._shard.imports(other.export(own))
         self._discard(removed)
+        self._shard.tuned = tuned
         return self._acknowledged()
 
     @ray.method(concurrency_group="write")
@@ -148,14 +156,17 @@ class ShardActor:
         return shard.to_bytes(), shard.version, shard._parts(), self._last
 
     @ray.method(concurrency_group="write")
-    def leaving(self, shard_id: int, shard_ids: Sequence[int]) -> tuple[Any, Any]:
+    def leaving(self, shard_id: int, shard_ids: Sequence[int]) -> tuple[Any, Any, Any]:
         """The documents that another shard is to have among `shard_ids`.
 
-        Returns their keys, and a reference to what the write "import" takes.
+        Returns their keys, those of removed documents whose numbers it is to know, and a reference
+        to what the write "import" takes.
         """
-        keys = _keys(self._shard)
-        keys = _some(keys, placed(keys, shard_ids) == shard_id)
-        return keys, ray.put(self._shard.export(keys))
+        keys, removed = _keys(self._shard), self._shard.removed_keys()
+        keys, removed = (
+            _some(each, placed(each, shard_ids) == shard_id) for each in (keys, removed)
+        )
+        return keys, removed, ray.put(self._shard.export(keys, removed))
 
     @ray.method(concurrency_group="write")
     def save(self, folder: str, name: str) -> SavedFile:
@@ -164,16 +175,28 @@ class ShardActor:
         return SavedFile.of(folder, name)
 
     def _acknowledged(self):
-        return Acknowledged(self._shard.version, len(self._shard))
+        shard = self._shard
+        return Acknowledged(shard.version, len(shard), shard.n_keys, shard.tuned)
 
     def _add(self, keys, texts, vectors, metadata, numbers):
         self._shard.add(keys, texts, vectors, metadata, numbers=numbers)
 
-    def _discard(self, keys):
+    def _discard(self, keys, forget=False):
         """Remove those of the keys that are there."""
         there = np.array([key in self._shard for key in _plain(keys)], np.bool_)
         if there.any():
-            self._shard.remove(_some(keys, there))
+            self._shard.remove(_some(keys, there), forget=forget)
+
+    def _release(self, keys, removed):
+        """Know no more of what another shard has now."""
+        self._discard(keys, forget=True)
+        self._shard.forget(removed)
+
+    def _forget(self):
+        self._shard.forget_removed()
+
+    def _configure(self, tuned):
+        self._shard.tuned = tuned
 
     def _import(self, references):
         for reference in references:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ray
 
 from ..._core.forking import is_held, new_lock
+from ..._core.signals import uninterrupted
 from .actors import Acknowledged, new_version, start_actor
 from .failures import shards_missing
 from .replicas import DIED, UNAVAILABLE, Group, Replica, answer_of
@@ -114,17 +115,23 @@ class Coordinator:
             shard = state.shard(shard_id)
             done, raised = self._outcomes(shard.group, pending, pending.parts[shard_id])
             if done:
-                version, documents = next(iter(done.values()))
-                state = state.with_shard(shard._replace(version=version, documents=documents))
+                answer = next(iter(done.values()))
+                state = state.with_shard(shard._replace(**answer._asdict()))
                 for replica in raised:
                     replica.retire()  # it lacks what the others have
             else:
                 failed[shard_id] = next(iter(raised.values()), None)
-        state = pending.after(state, set(pending.parts) - set(failed))
-        self.state = state._replace(pending=None)
-        if pending.then is not None:
-            pending.then(failed)
+        done_by = set(pending.parts) - set(failed)
+        state = pending.after(state._replace(pending=None), done_by)
+        uninterrupted(self._publish, state, pending.then, failed)
+        if state.pending is not None:
+            self._finish(state.pending)
         return failed
+
+    def _publish(self, state, then, failed):
+        self.state = state
+        if then is not None:
+            then(failed)
 
     def _send(self, replica, pending, args):
         return replica.handle.write.remote(pending.number, pending.method, *args)
@@ -211,7 +218,7 @@ class Coordinator:
             self.joining += (Joining(shard.id, replica, reference, True),)
             return
         lost, removed = state.since_save(shard.id)
-        reference = replica.handle.open.remote(state.saved, state.shard_ids, removed)
+        reference = replica.handle.open.remote(state.saved, state.shard_ids, removed, shard.tuned)
         self.joining += (Joining(shard.id, replica, reference, False, tuple(lost)),)
 
     def _take_in(self, join: Joining):
@@ -219,7 +226,7 @@ class Coordinator:
         shard = state.shard(join.shard_id)
         self.joining = tuple(other for other in self.joining if other is not join)
         try:
-            version, documents = answer_of(join.replica, join.reference)
+            answer = answer_of(join.replica, join.reference)
         except Exception as error:
             join.replica.retire()
             if not isinstance(error, DIED):  # else it is tried again
@@ -227,7 +234,7 @@ class Coordinator:
                 logger.warning("shard %d has no new replica: %s", shard.id, error)
             return
         if join.is_copy:
-            if version != shard.version:
+            if answer.version != shard.version:
                 join.replica.retire()  # it was being copied when the last replica died
                 return
             replicas = (*shard.group.live, join.replica)
@@ -238,7 +245,7 @@ class Coordinator:
                     "shard %d was restarted from its last save, without the last writes of %d "
                     "documents: lost() names them", shard.id, len(join.lost)
                 )  # fmt: skip
-        changed = ShardState(shard.id, Group(replicas), version, documents)
+        changed = ShardState(shard.id, Group(replicas), *answer)
         self.state = state.with_shard(changed).with_lost(state.lost.union(join.lost))
 
     def close(self) -> None:

@@ -34,23 +34,20 @@ def remove_shard(coordinator: Coordinator, shard_id: int) -> None:
         moved: dict[int, Any] = {}
         parts = {}
         for other in others:
-            for keys, reference in _leaving(state, [shard_id], other, others).values():
-                moved[other], parts[other] = keys, ((reference,),)
+            for *known, reference in _leaving(state, [shard_id], other, others).values():
+                moved[other], parts[other] = tuple(known), ((reference,),)
 
         def after(state: State, done: set[int]) -> State:
             if len(done) < len(parts):  # searches read the versions before
                 earlier = {shard.id: shard for shard in before}
-                return state._replace(shards=tuple(earlier[i] for i in state.shard_ids))
+                state = state._replace(shards=tuple(earlier[i] for i in state.shard_ids))
+                return state.followed_by("release", {i: moved[i] for i in parts if i in done})
             shards = tuple(shard for shard in state.shards if shard.id != shard_id)
             state = state._replace(shards=shards)
             return state.with_lost(state.lost)
 
         def then(failed: dict[int, Exception | None]) -> None:
-            if failed:
-                undo = {i: (moved[i],) for i in parts if i not in failed}
-                coordinator.write("discard", undo, lambda state, done: state)
-                return
-            for replica in state.shard(shard_id).group.replicas:
+            for replica in () if failed else state.shard(shard_id).group.replicas:
                 replica.retire()
 
         before = state.shards
@@ -59,15 +56,15 @@ def remove_shard(coordinator: Coordinator, shard_id: int) -> None:
             raise shards_missing("no shard was removed", sorted(failed))
 
 
-def _leaving(state, from_ids, shard_id, shard_ids) -> dict[int, tuple[Any, Any]]:
-    """The keys, and a reference to the documents, that shards have for another one, if any."""
+def _leaving(state, from_ids, shard_id, shard_ids) -> dict[int, tuple[Any, Any, Any]]:
+    """What ShardActor.leaving answers, of the shards that have anything for another one."""
     answers, missing = ask(
         {i: state.shard(i).group for i in from_ids},
         lambda _, handle: handle.leaving.remote(shard_id, shard_ids),
     )
     if missing:
         raise shards_missing("no document was moved", missing)
-    return {i: (keys, reference) for i, (keys, reference) in answers.items() if len(keys)}
+    return {i: answer for i, answer in answers.items() if len(answer[0]) or len(answer[1])}
 
 
 def _first_answer(sent, shard_id):
@@ -83,6 +80,10 @@ def _first_answer(sent, shard_id):
     return answer
 
 
+def _ef_of(tuned):
+    return tuned[0]
+
+
 def _added(coordinator) -> int:
     state = coordinator.state
     coordinator.check_live(state.shard_ids, "no shard was added")
@@ -94,11 +95,14 @@ def _added(coordinator) -> int:
             handle = start_actor(new_id, options, coordinator.num_cpus, version)
             replicas.append(Replica(handle))
         leaving = _leaving(state, state.shard_ids, new_id, ids)
-        references = tuple(reference for _, reference in leaving.values())
+        references = tuple(reference for *_, reference in leaving.values())
+        tuned = max((each.tuned for each in state.shards if each.tuned), default=None, key=_ef_of)
         # Numbers below 0 are no writes of the coordinator's.
         sent = [(r, r.handle.write.remote(-1, "import", references)) for r in replicas]
-        version, documents = _first_answer(sent, new_id)
-        shard = ShardState(new_id, Group(replicas), version, documents)
+        _first_answer(sent, new_id)
+        live = [replica for replica in replicas if replica.alive]
+        sent = [(r, r.handle.write.remote(-2, "configure", tuned)) for r in live]
+        shard = ShardState(new_id, Group(replicas), *_first_answer(sent, new_id))
 
         def after(state: State, done: set[int]) -> State:
             state = state._replace(shards=(*state.shards, shard), next_shard=new_id + 1)
@@ -109,8 +113,8 @@ def _added(coordinator) -> int:
                 for replica in coordinator.state.shard(shard_id).group.live:
                     replica.retire()
 
-        parts = {i: (keys,) for i, (keys, _) in leaving.items()}
-        coordinator.write("discard", parts, after, then)
+        parts = {i: (keys, removed) for i, (keys, removed, _) in leaving.items()}
+        coordinator.write("release", parts, after, then)
     except BaseException:
         state = coordinator.state
         if state.pending is None and new_id not in state.shard_ids:

@@ -66,8 +66,8 @@ def started(
         shards = []
         for i, own in replicas.items():
             for replica in own:
-                version, documents = answer_of(replica, sent[replica])
-            shards.append(ShardState(i, Group(own), version, documents))
+                answer = answer_of(replica, sent[replica])
+            shards.append(ShardState(i, Group(own), *answer))
     except BaseException:
         for own in replicas.values():
             for replica in own:

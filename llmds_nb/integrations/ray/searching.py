@@ -68,7 +68,7 @@ class ShardedSource:
     """
 
     def __init__(self, state: State, queries: Queries, terms: TermCache) -> None:
-        self._queries = queries
+        self._queries, self._ef_factor = queries, state.pipeline.view().ef_factor
         self.missing = [shard.id for shard in state.shards if not shard.group.live]
         live = [shard for shard in state.shards if shard.group.live and shard.documents]
         self._shards = {shard.id: shard for shard in live}
@@ -160,7 +160,7 @@ class ShardedSource:
                 made[key] = own.texts, {
                     "vectors": carried(own.vectors), "where": own.where,
                     "filter": carried(own.filter), "statistics": self._statistics,
-                    "exact": own.exact, "threads": own.threads,
+                    "exact": own.exact, "threads": own.threads, "ef_factor": self._ef_factor,
                 }  # fmt: skip
             arguments[shard_id] = made[key]
 

@@ -25,7 +25,6 @@ from ..._core.storage import Stored, checking_parts, nest, unnest
 from ..._core.typing import ArrayLike, Float32s, Int64s
 
 KEPT_VERSIONS = 8  # before the present one
-_MOST_KEYS = 8, 4096  # so many a document, and besides, are remembered in any case
 
 
 class StaleVersionError(LlmdsError, LookupError):
@@ -45,7 +44,8 @@ class StaleVersionError(LlmdsError, LookupError):
 class Moved(NamedTuple):
     """Documents on their way from one shard to another: all that a shard knows of each.
 
-    `keys` is None where documents have no keys but their numbers.
+    `keys` is None where documents have no keys but their numbers. `removed` are the numbers of keys
+    whose documents were removed, by which these are known if they are added again.
     """
 
     keys: list[str] | None
@@ -53,6 +53,7 @@ class Moved(NamedTuple):
     vectors: Float32s  # [n, d]
     metadata: list[dict[str, Any]]
     numbers: Int64s  # [n]
+    removed: dict[str, int]
 
 
 class Shard(Stored):
@@ -107,6 +108,7 @@ class Shard(Stored):
         # The same of a write under way, or that has failed: then the pipeline has no such number.
         self._new: dict[str, int] = {}
         self._earlier: OrderedDict[int, PipelineView] = OrderedDict()  # by version
+        self._to_tune: tuple[int, Any] | None = None  # see `tuned`; while there is no graph
 
     @property
     def pipeline(self) -> RetrievalPipeline:
@@ -183,6 +185,7 @@ class Shard(Stored):
                 self._key_of.update(zip(self._new.values(), keys, strict=True))
             self._pipeline.add(numbers, texts, vectors, metadata=metadata)
             self._settle()
+            self._tune()
             return self.version
 
     def _settle(self):
@@ -239,9 +242,23 @@ class Shard(Stored):
             if forget:
                 for number in numbers.tolist():
                     self._number_of.pop(self._key_of.get(number, ""), None)
-            if self.n_keys > _MOST_KEYS[0] * len(self) + _MOST_KEYS[1]:
-                self.forget_removed()
             return self.version
+
+    def removed_keys(self) -> list[str]:
+        """The keys of removed documents that have a number still, see `forget_removed`. O(keys)."""
+        with self._lock:
+            self._settle()
+            return [key for key, n in self._number_of.items() if n not in self._pipeline]
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Forget which numbers the keys of removed documents had, as of those that have moved."""
+        with self._lock:
+            self._settle()
+            left = dict(self._number_of)
+            for key in keys:
+                if left.get(key) not in self._pipeline:
+                    left.pop(key, None)
+            self._number_of = left
 
     def _numbers(self, keys):
         """The numbers of documents that are there; KeyError for another."""
@@ -281,8 +298,12 @@ class Shard(Stored):
             number_of = {key: number for key, number in self._number_of.items() if number in live}
             publish([(self, "_key_of", key_of), (self, "_number_of", number_of)])
 
-    def export(self, keys: Sequence[str] | ArrayLike) -> Moved:
+    def export(
+        self, keys: Sequence[str] | ArrayLike, removed: Sequence[str] = ()
+    ) -> Moved:  # fmt: skip
         """Documents as they are now, for `imports` of another shard. KeyError for an unknown one.
+
+        With the numbers of keys that were `removed`, of `removed_keys`.
 
         Vectors are bit for bit those that were added, unless the dense half stores them rounded.
         """
@@ -291,15 +312,38 @@ class Shard(Stored):
             numbers, view = self._numbers(keys), self._pipeline.view()
             documents = view.documents(numbers)
             own = [self._key_of[n] for n in numbers.tolist()] if self._number_of else None
+            known = {key: self._number_of[key] for key in removed}
         texts = [document.text for document in documents]
         metadata = [document.metadata for document in documents]
-        return Moved(own, texts, view.vectors(numbers), metadata, numbers)
+        return Moved(own, texts, view.vectors(numbers), metadata, numbers, known)
 
     def imports(self, moved: Moved) -> int:
         """Add documents that another shard has exported; return the new version."""
-        keys, texts, vectors, metadata, numbers = moved
+        keys, texts, vectors, metadata, numbers, removed = moved
         described = metadata if any(metadata) else None
-        return self._add(keys, texts, vectors, described, numbers, self._number)
+        self._add(keys, texts, vectors, described, numbers, self._number)
+        with self._lock:
+            self._number_of = removed | self._number_of
+            return self.version
+
+    @property
+    def tuned(self) -> tuple[int, Any] | None:
+        """`ef_search`, and how many codes are ranked anew, as `tune` chose them; None: no graph."""
+        dense = self._pipeline.dense
+        return self._to_tune if dense is None else (dense.ef_search, dense._depth)
+
+    @tuned.setter
+    def tuned(self, value: tuple[int, Any] | None) -> None:
+        with self._lock:
+            self._to_tune = value
+            self._tune()
+
+    def _tune(self):
+        """Set what was to be set, as soon as there is a graph."""
+        value, dense = self._to_tune, self._pipeline.dense
+        if value is not None and dense is not None:
+            changes = (dense, "_ef_search", value[0]), (dense, "_depth", value[1])
+            publish([*changes, (self, "_to_tune", None)])
 
     # ---- reading ------------------------------------------------------------------------------
 

@@ -38,9 +38,10 @@ class ShardedPipeline(Contents):
 
     It ranks as one RetrievalPipeline over all documents: the shards score under the statistics of
     all, and their candidates are fused as one list. With ``exact=True`` ids and scores are equal
-    bit for bit; the graphs of the shards' dense halves find other neighbours now and then than one
-    graph would, not fewer. Encoders run here, in the process that calls, where an encoder is also
-    fitted, once, on the texts of the first `add`.
+    bit for bit, unless the dense half stores codes without vectors (``HNSW(store=None)``), which
+    each shard chooses by its own documents. The graphs of the shards' dense halves find other
+    neighbours now and then than one graph would, not fewer. Encoders run here, in the process that
+    calls, where an encoder is also fitted, once, on the texts of the first `add`.
 
     Parameters
     ----------
@@ -213,7 +214,9 @@ class ShardedPipeline(Contents):
 
             def after(state: State, done: set[int]) -> State:
                 rows = [chosen[i] for i in done]
-                return state.noted(False, some(keys, np.concatenate(rows))) if rows else state
+                if not rows:
+                    return state
+                return state.noted(False, some(keys, np.concatenate(rows))).forgetting()
 
             failed = self._coordinator.write("discard", parts, after)
             left = {i: plain(parts[i][0]) for i in failed}
@@ -274,7 +277,8 @@ class ShardedPipeline(Contents):
         missing, asked = state.missing, list(texts)
         # Whatever is wrong, one pipeline finds; and it answers as there are no documents.
         each = any(isinstance(options[name], list | tuple) for name in ("where", "filter"))
-        if each or isinstance(queries, str) or vectors is None or settings.dim is None:
+        whole = each or vectors is None or settings.dim is None or state.strings is None
+        if whole or isinstance(queries, str):
             checked = queries, vectors
         else:  # by the first query, since all are alike
             vectors = checked_vectors(vectors, settings.dim, asked)
@@ -346,7 +350,8 @@ class ShardedPipeline(Contents):
         """Choose `ef_search` of each shard, and the weight, as `RetrievalPipeline.tune` does.
 
         Each shard finds `target_recall` of the neighbours that it has, hence all together do.
-        Returns the largest ef, and the weight. A shard that is restarted has what its save has.
+        Returns the largest ef, and the weight. Shards without documents and new ones get the
+        largest, restarted ones what they had.
         """
         with self._coordinator.lock:
             self._coordinator.begin()

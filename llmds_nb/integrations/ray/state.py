@@ -11,6 +11,8 @@ from .actors import Saved
 from .placement import placed
 from .replicas import Group
 
+_SPARE_KEYS = 16  # as in one pipeline
+
 
 class ShardState(NamedTuple):
     """One shard: its replicas, and the version of its documents that searches are to see."""
@@ -19,6 +21,8 @@ class ShardState(NamedTuple):
     group: Group
     version: int
     documents: int
+    n_keys: int  # that have a number, of removed documents too
+    tuned: tuple[int, Any] | None  # the settings of its graph, see `Shard.tuned`
 
 
 class Journal(NamedTuple):
@@ -34,7 +38,8 @@ class Pending(NamedTuple):
 
     `parts` are the arguments for each shard, `sent` what has been sent to which replica. `after`
     gives the state to publish, from that with the new versions and the ids of the shards that have
-    done it; `then` is called when it is published, with those that have not, and why.
+    done it; its `pending` is a write that is to follow. `then` is called when it is
+    published, with those that have not, and why.
     """
 
     number: int
@@ -124,6 +129,18 @@ class State(NamedTuple):
         keys = list(lost)
         lacking = np.unique(placed(keys, self.shard_ids)).tolist() if keys else []
         return self._replace(lost=lost, lacking=tuple(lacking))
+
+    def followed_by(self, method: str, parts: dict[int, tuple]) -> "State":
+        """With a write that is to be done next, and changes no more than the shards."""
+        number = self.n_writes + 1
+        pending = Pending(number, method, parts, {}, lambda state, done: state)
+        return self._replace(n_writes=number, pending=pending if parts else None)
+
+    def forgetting(self) -> "State":
+        """Followed by forgetting keys that were removed, when one pipeline would forget them."""
+        if sum(shard.n_keys for shard in self.shards) <= 2 * self.n + _SPARE_KEYS:
+            return self
+        return self.followed_by("forget", {s.id: () for s in self.shards if s.group.live})
 
     @property
     def missing(self) -> tuple[int, ...]:

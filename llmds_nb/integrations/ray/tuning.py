@@ -41,6 +41,11 @@ def ef_tuned(coordinator: Coordinator, queries: Any, vectors: Any, target_recall
     found, missing = ask(groups, lambda _, handle: handle.figures.remote())
     if failed or missing:
         raise shards_missing("they were not tuned", sorted({*failed, *missing}))
+    tuned = max(
+        (coordinator.state.shard(i).tuned for i in parts), key=lambda each: each[0] if each else 0
+    )
+    others = {shard.id: (tuned,) for shard in state.shards if shard.id not in parts}
+    coordinator.write("configure", others, lambda state, done: state)
     return max(each.ef_search for each in found.values())
 
 
