@@ -99,7 +99,7 @@ class ContinuousBatcher(QueueOwner, Stored):
     array([0])
     """
 
-    _stored_version = 2
+    _stored_version = 3
 
     def __init__(
         self,

@@ -198,6 +198,8 @@ def batcher_from_file(
     state = BatcherState(cache, queue, n, most, held)
     if header["version"] == 1:
         arrays = arrays | _of_version_1(arrays, queue, n)
+    elif header["version"] == 2:
+        arrays = arrays | {"count": _with_numbers(arrays["count"])}
     for name in _WHOLE:
         own, array = getattr(state.arrays, name), arrays[name]
         if array.dtype != own.dtype or (
@@ -265,6 +267,13 @@ def _of_version_1(arrays, queue, n):
     return {"count": count, "plan": plan, "planned": both, "slots": slots, "rows": rows} | {
         "plan_rows": plan_rows
     }
+
+
+def _with_numbers(count):
+    """The counts of version 2, which numbered no plans: a present one becomes the second."""
+    if count.shape != (c.NUMBER,) or count.dtype != np.int64:
+        raise CorruptFileError(f"array 'count' is {count.dtype}{list(count.shape)}")
+    return np.append(count, [2, 1 if count[c.N_PLANNED] else 2])
 
 
 def _check_batcher(state, n_slots, tokens):

@@ -3,7 +3,10 @@
 import base64
 import zlib
 
-from llmds_nb import ContinuousBatcher
+import numpy as np
+
+from llmds_nb import ContinuousBatcher, KVCache
+from llmds_nb.scheduling.kernels import continuous as c
 
 # By the release before version 2: KVCache(16, 4, key=b"k") with a quota of 3 for the salt "q", and
 # ContinuousBatcher(cache, policy="fcfs", max_running=4, max_step_tokens=15). Of its five requests
@@ -92,3 +95,22 @@ def test_its_plan_is_as_the_plans_of_today():
     assert batcher.advance(plan, [5, 0, -1, 6], finished=[True, True, False, False]).tolist() == [1]
     again = ContinuousBatcher.from_bytes(batcher.to_bytes())
     assert again.step().rows.tolist() == batcher.step().rows.tolist() == [0, 2, 1]
+
+
+def test_a_batcher_of_version_2_whose_plans_have_no_numbers_goes_on_the_same():
+    new = ContinuousBatcher(KVCache(16, 4))
+    for length in (9, 5):
+        new.submit(np.arange(length), max_new_tokens=4)
+    first = new.step()
+    new.advance(first, np.ones(len(first.seq_ids), np.int32))
+    plan = new.step()
+    arrays, header = new._state()
+    arrays["count"] = arrays["count"][: c.NUMBER]  # what version 2 had
+    old = ContinuousBatcher._from_state(arrays, header | {"version": 2})
+    old.check()
+    for _ in range(2):
+        for batcher in (old, new):
+            batcher.advance(plan)
+            batcher.deliver(plan, np.ones(plan.seq_ids.size, np.int32))
+        plan, same = old.step(), new.step()
+        assert all(map(np.array_equal, plan, same))
