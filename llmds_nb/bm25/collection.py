@@ -43,13 +43,15 @@ def merge_statistics(parts: Iterable[CollectionStatistics]) -> CollectionStatist
     Raises
     ------
     TypeError
-        One is no CollectionStatistics.
+        One is no CollectionStatistics, or has no dict of document frequencies.
     """
     n_docs = n_tokens = 0
     doc_freq: dict[str, int] = {}
     for part in parts:
         if not validation.is_a(part, CollectionStatistics):
             raise TypeError(f"parts must be CollectionStatistics, not {shown(part)}")
+        if not validation.is_a(part.doc_freq, dict):
+            raise TypeError(f"doc_freq must be a dict from str, not {shown(part.doc_freq)}")
         n_docs += part.n_docs
         n_tokens += part.n_tokens
         for term, df in part.doc_freq.items():

@@ -159,3 +159,8 @@ def test_statistics_of_no_such_collection(statistics, error, message):
             index.search(queries, 2, statistics=statistics)
     with pytest.raises(TypeError, match="CollectionStatistics"):
         merge_statistics([index.statistics("red"), None])
+
+
+def test_statistics_without_a_dict_of_frequencies_are_not_merged():
+    with pytest.raises(TypeError, match="doc_freq must be a dict"):
+        merge_statistics([CollectionStatistics(1, 2, None)])
