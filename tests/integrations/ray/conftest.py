@@ -3,9 +3,9 @@
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
-    """A Ray of one module alone, on two CPUs."""
+    """A Ray for all tests, on two CPUs; actors of a test end with it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     ray.init(
         num_cpus=2, include_dashboard=False, namespace="llmds_nb-tests", log_to_driver=False,

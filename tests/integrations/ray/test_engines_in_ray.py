@@ -17,13 +17,6 @@ from llmds_nb.integrations.ray.engines import RoutedEngines
 from .test_engines import answers, make_engine, workload
 
 
-@pytest.fixture
-def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, namespace="engines", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def process_of(actor):
     """The process in which an actor runs."""
     return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
@@ -31,6 +24,8 @@ def process_of(actor):
 
 @pytest.mark.nightly
 def test_killed_actors_lose_no_request(cluster, amount, figures):
+    if not amount(False, True):
+        pytest.skip("actors take half a minute to make engines: nightly; test_engines simulates it")
     prompts, params = workload(amount(10, 120))
     params = [dataclasses.replace(own, seed=i) for i, own in enumerate(params)]
     with make_engine() as engine:

@@ -186,7 +186,9 @@ def test_a_deployment_of_serve_uses_it(amount):
         def __call__(self, prompt):
             return os.getpid()
 
-    ray.init(num_cpus=4, include_dashboard=False, namespace="serve_router", log_to_driver=False)
+    own = not ray.is_initialized()  # else that of the session
+    if own:
+        ray.init(num_cpus=4, include_dashboard=False, namespace="serve_router", log_to_driver=False)
     try:
         serve.start(proxy_location="Disabled")
         handle = serve.run(Echo.bind(), name="echo", route_prefix=None)
@@ -199,4 +201,5 @@ def test_a_deployment_of_serve_uses_it(amount):
         assert len(processes) == len(set.union(*processes.values())) == 2
     finally:
         serve.shutdown()
-        ray.shutdown()
+        if own:
+            ray.shutdown()
