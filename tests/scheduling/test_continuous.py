@@ -279,3 +279,13 @@ def test_accepts_empty_input_and_the_largest_request_that_fits():
     assert len(run_to_the_end(batcher)[0]) == 3
     assert repr(batcher) == "<ContinuousBatcher: 0 waiting, 0 of 256 running, policy='aging'>"
     assert batcher.nbytes > 0
+
+
+def test_a_refused_id_takes_no_other():
+    cache = KVCache(5, 4)
+    batcher = ContinuousBatcher(cache, max_running=1, max_step_tokens=1)
+    cache.attach(0, [])
+    with pytest.raises(ValueError, match="request_id 0 is that of a sequence"):
+        batcher.submit([0], max_new_tokens=1, request_id=0)
+    cache.detach(0)
+    assert batcher.submit([0], max_new_tokens=1) == 0

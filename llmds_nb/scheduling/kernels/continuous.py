@@ -131,16 +131,17 @@ batcher_at = viewer(Batcher)
 def step_submit(handle, now, tokens, slo_ns, priority, tenant, key, max_new, address, domain):
     """Let a request wait. Return its id: that of `given`, or NEXT_ID of the queue. O(log n).
 
-    PRESENT: a sequence in the cache has that id; NEXT_ID then becomes one that none has. FULL: it
-    needs more pages than the quota of its domain allows. GROW: the queue must grow first.
+    PRESENT: a sequence in the cache has that id; NEXT_ID, if it was that, becomes one that none
+    has. FULL: it needs more pages than the quota of its domain allows. GROW: the queue must grow.
     """
     batcher = batcher_at(handle)
     queue, cache, given = s.queue_at(batcher.queue), state_at(batcher.cache), batcher.given
-    id_ = given[1] if given[0] != 0 and given[1] != ABSENT else queue.meta[s.NEXT_ID]
+    is_named = given[0] != 0 and given[1] != ABSENT
+    id_ = given[1] if is_named else queue.meta[s.NEXT_ID]
     if domain != ABSENT and pages_of(cache, tokens + max_new - 1) > quota_of(cache, domain):
         return np.int64(FULL)
     if is_attached(cache, id_):
-        while is_attached(cache, queue.meta[s.NEXT_ID]):
+        while not is_named and is_attached(cache, queue.meta[s.NEXT_ID]):
             queue.meta[s.NEXT_ID] += 1
         return np.int64(PRESENT)
     slot = q.request_new(queue, id_, now, tokens, slo_ns, priority, tenant, key)
