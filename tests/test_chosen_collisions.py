@@ -17,12 +17,14 @@ from llmds_nb import (
     CountMinSketch,
     IndexedHeap,
     KVCache,
+    PrefixRouter,
     RetrievalPipeline,
     Scheduler,
     Tokenizer,
 )
 from llmds_nb._core.jit import kernel
 from llmds_nb.hnsw.kernels import id_table
+from llmds_nb.kv.events import KVEvent
 from llmds_nb.kv.kernels import state as kv
 from llmds_nb.kv.kernels.prefix_table import prefix_hash
 from llmds_nb.pipeline.text_store import TextStore
@@ -142,9 +144,16 @@ def in_static_model(ids):
     return table_of(ids, np.arange(N))
 
 
+def in_router(ids):
+    router = PrefixRouter(1, page_size=1)
+    hashes = [int(id_).to_bytes(16, "little") for id_ in ids]
+    router.observe(0, [KVEvent("stored", hash_, None, [i]) for i, hash_ in enumerate(hashes)])
+    return router._held.handle.state.by_key
+
+
 TABLES = [
     in_heap, in_cache, in_loaded_cache, as_tenants, in_text_store, in_loaded_text_store,
-    in_static_model,
+    in_static_model, in_router,
 ]  # fmt: skip
 
 
@@ -153,6 +162,7 @@ def test_every_module_with_a_hash_table_is_tested_here():
     makes = re.compile(r"\b(empty_table|table_start|key_hash|hash_bytes|hash_many)\(")
     found = {path.stem for path in package.rglob("*.py") if makes.search(path.read_text())}
     ids = {"heap", "state", "request_queue", "text_store", "id_table", "fusion", "static_model"}
+    ids |= {"held_pages"}
     words = {"tokenize", "static_encoder", "item_hashing", "sketch"}
     assert found == ids | words | {"hash_table", "hashing"}
 

@@ -23,7 +23,6 @@ import inspect
 import logging
 import numbers
 import re
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from llmds_nb._core import validation
+from llmds_nb._core.forking import new_lock
 
 try:
     from prometheus_client import CollectorRegistry
@@ -253,7 +253,7 @@ class Collector:
         self._max_labels = validation.integer(max_labels, "max_labels", low=1)
         ours = (c for c in type(obj).__mro__ if c.__module__.partition(".")[0] == "llmds_nb")
         self.prefix = _PREFIX + _snake(next(ours, type(obj)).__name__)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._n_errors = 0
         self._group: _Group | None = None
         if registry is not None:
@@ -326,7 +326,7 @@ class _Group:
     """All collectors of a registry, registered there as one."""
 
     def __init__(self, registry) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._members: dict[tuple[str, str], Collector] = {}
         registry.register(self)
 
@@ -355,7 +355,7 @@ class _Group:
 
 
 _groups: "weakref.WeakKeyDictionary[Any, _Group]" = weakref.WeakKeyDictionary()
-_groups_lock = threading.Lock()
+_groups_lock = new_lock()
 
 
 def _group_of(registry) -> _Group:

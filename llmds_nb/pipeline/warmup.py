@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .candidates import fuse_candidates, merge_candidates
 from .metadata import MetadataStore
 
 
@@ -23,4 +24,6 @@ def warm_up(pipeline_class: Any) -> None:
     options = {"where": {"a": {"$lt": 2}}, "diversity": 0.5, "group_by": "a"}
     named.documents(named.search("warm", vectors=vectors[0], **options))
     named.search("warm", vectors=vectors[0], where={"a": {"$gt": "b"}})
+    parts = [pipeline.view().candidates("warm", 1, vectors=vectors[0], filter=[i]) for i in (1, 2)]
+    fuse_candidates(merge_candidates(parts), 1, fusion="convex", weight=0.5)
     MetadataStore._warmup()

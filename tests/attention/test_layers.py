@@ -46,6 +46,14 @@ def test_a_row_does_not_depend_on_the_others_nor_on_threads(rng):
     assert np.array_equal(linear_unchecked(x, panels, None, 1300, threads=3), whole)
 
 
+def test_a_long_sum_rounds_no_worse_than_numpy(rng):
+    x, weight = np.abs(floats(rng, 8, 16384)), np.abs(floats(rng, 32, 16384))
+    wanted = x.astype(float) @ weight.T.astype(float)
+    found = linear_unchecked(x, pack_weights([weight]), None, 32)
+    assert np.abs(found / wanted - 1).max() < 8 * np.abs((x @ weight.T) / wanted - 1).max() + 1e-6
+    assert np.abs(found / wanted - 1).max() < 3e-6
+
+
 def test_nan_and_infinity_stay_in_their_rows(rng):
     x, weight = floats(rng, 9, 40), floats(rng, 33, 40)
     x[2, 5], x[7, 0] = np.nan, np.inf

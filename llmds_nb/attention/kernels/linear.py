@@ -6,8 +6,9 @@
     out     float32[M, N], (P - 1) WIDTH < N <= P WIDTH
 
 Rows are taken in blocks, which stay in the cache while all panels pass over them, and some at a
-time share each load of a panel (Goto and van de Geijn, 2008). Each sum is formed in the order of k:
-a row's result does not depend on the other rows.
+time share each load of a panel (Goto and van de Geijn, 2008). Each sum is formed in the order of k,
+_DEPTH products at a time, whose sums are added: rounding grows with the root of _DEPTH and of their
+number, not with that of K. A row's result does not depend on the other rows.
 """
 
 import numpy as np
@@ -22,6 +23,7 @@ from .vectors import constant, in_steps, lanes_of, load, multiply_add, row_at, s
 WIDTH = 32  # columns of a panel
 _BLOCK = 96  # rows that all panels pass over; a multiple of _MANY
 _MANY, _SOME = 8, 4  # rows that share each load
+_DEPTH = 512  # products that are summed one after another
 
 
 def _panel(n_rows):
@@ -30,6 +32,26 @@ def _panel(n_rows):
     out[target : target + n_rows, column : column + WIDTH] = x[row : row + n_rows] @ panels[p].
     O(K).
     """
+
+    def add_products(builder, lines, panel, span, places, lanes):
+        """Add the products of k in span[0]:span[1] to the two vectors of each row at places."""
+        begin, end, columns = span
+        index = begin.type
+        zero = constant(0.0, lanes)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2 * n_rows)]
+        for total in sums:
+            builder.store(zero, total)
+        with cgutils.for_range_slice(builder, begin, end, index(1), inc=True) as (k, _):
+            line = builder.gep(panel, [builder.mul(k, index(WIDTH))])
+            factors = [load(builder, builder.gep(line, [at]), lanes) for at in columns]
+            for r, each in enumerate(lines):
+                value = spread(builder, builder.load(builder.gep(each, [k])), lanes)
+                for total, factor in zip(sums[2 * r : 2 * r + 2], factors, strict=True):
+                    added = multiply_add(builder, value, factor, builder.load(total))
+                    builder.store(added, total)
+        for total, place in zip(sums, places, strict=True):
+            before = load(builder, place, lanes)
+            store(builder, builder.fadd(before, builder.load(total)), place)
 
     def codegen(context, builder, signature, args):
         kinds = signature.args
@@ -45,21 +67,13 @@ def _panel(n_rows):
         outs = [builder.gep(out, [builder.mul(width, index(r))]) for r in range(n_rows)]
         for start in range(0, WIDTH, 2 * lanes):
             columns = [index(start), index(start + lanes)]
-            zero = constant(0.0, lanes)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2 * n_rows)]
-            for total in sums:
-                builder.store(zero, total)
-            with in_steps(builder, depth, 1) as (k, _):
-                line = builder.gep(panel, [builder.mul(k, index(WIDTH))])
-                factors = [load(builder, builder.gep(line, [at]), lanes) for at in columns]
-                for r, each in enumerate(lines):
-                    value = spread(builder, builder.load(builder.gep(each, [k])), lanes)
-                    for total, factor in zip(sums[2 * r : 2 * r + 2], factors, strict=True):
-                        added = multiply_add(builder, value, factor, builder.load(total))
-                        builder.store(added, total)
             places = [builder.gep(each, [at]) for each in outs for at in columns]
-            for total, place in zip(sums, places, strict=True):
-                store(builder, builder.load(total), place)
+            for place in places:
+                store(builder, constant(0.0, lanes), place)
+            with in_steps(builder, depth, _DEPTH) as (begin, _):
+                end = builder.add(begin, index(_DEPTH))
+                end = builder.select(builder.icmp_signed("<", end, depth), end, depth)
+                add_products(builder, lines, panel, (begin, end, columns), places, lanes)
         return context.get_dummy_value()
 
     def panel(typingctx, x, row, panels, p, out, target, column):

@@ -155,7 +155,8 @@ def test_clients_that_disconnect_midway_leave_nothing(
     assert after == at_rest
     assert reservations and all(one.closed for one in reservations)
     assert set(answers) == {200}
-    assert caplog.text == ""  # and that they left is no error of the server
+    # That they left is no error of the server. (Where Ray was started before, httpx logs, too.)
+    assert not [each for each in caplog.records if not each.name.startswith("httpx")]
     state = server.app.state.server
     scheduler = state.batcher.scheduler.stats()
     assert scheduler.waiting == scheduler.running == 0
