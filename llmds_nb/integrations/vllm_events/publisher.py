@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from llmds_nb._core import validation
+from llmds_nb._core.forking import new_lock
 from llmds_nb.kv import KVEvent
 
 from .schema import encode
@@ -93,7 +94,7 @@ class Publisher:
         }  # fmt: skip
         encode([], **self._options)
         self._unsent: list[KVEvent] = cache.events()  # a ValueError where it logs none
-        self._lock, self._buffer = threading.Lock(), deque[tuple[int, bytes]](maxlen=buffer_steps)
+        self._lock, self._buffer = new_lock(), deque[tuple[int, bytes]](maxlen=buffer_steps)
         self._next = self._n_events = self._n_replays = self._n_bad = 0
         self._context = context or zmq.Context.instance()
         self._thread: threading.Thread | None = None

@@ -23,6 +23,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from llmds_nb._core import validation
+from llmds_nb._core.forking import new_lock
 from llmds_nb.kv import KVEvent
 
 from .publisher import END
@@ -121,11 +122,11 @@ class Subscriber:
         )
         self._hwm = validation.integer(hwm, "hwm", low=0, high=2**31 - 1)
         self._context = context or zmq.Context.instance()
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._counts = dict.fromkeys(SubscriberStats._fields[:-1], 0)
         self._applied = b""  # digest of the payload applied last
         self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._stopping = False
         self.failure: Exception | None = None  # what ended the thread
         self._sub: zmq.Socket | None = None
         router.observe(replica, [])
@@ -317,7 +318,7 @@ class Subscriber:
         return self
 
     def _run(self):
-        while not self._stopping.is_set():
+        while not self._stopping:
             try:
                 self.poll(_SLICE_MS)
             except Exception as error:
@@ -333,7 +334,7 @@ class Subscriber:
 
     def close(self) -> None:
         """Stop; what the router knows stays. A second call has no effect."""
-        self._stopping.set()
+        self._stopping = True
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         with self._lock:

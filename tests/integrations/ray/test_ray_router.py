@@ -1,5 +1,7 @@
 """PrefixRouter beside Ray's PrefixCacheAffinityRouter: as many hits, and better balanced."""
 
+import random
+
 import pytest
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
@@ -13,8 +15,9 @@ from llmds_nb.tools.replay.arguments import Options
 @pytest.mark.nightly
 @pytest.mark.parametrize("replicas", [4, 16])
 def test_hits_and_balance_are_those_of_ray_or_better(shared_data, replicas, amount, figures):
+    random.seed(replicas)  # Ray draws two replicas
     path = shared_data / "traces" / "mooncake_conversation_trace.jsonl.gz"
-    trace = traces.read(path, limit=amount(400, 12_031))
+    trace = traces.read(path, limit=amount(2_000, 12_031))
     texts = BlockTexts(trace)
     options = Options(replicas=replicas, speed=replicas / 4)
     ours = replay.run(trace, options)["cache"]
@@ -25,8 +28,7 @@ def test_hits_and_balance_are_those_of_ray_or_better(shared_data, replicas, amou
     figures(our_imbalance=ours["imbalance"], ray_imbalance=theirs["imbalance"])
     assert ours["prompt_pages"] == theirs["prompt_pages"]
     assert ours["hit_ratio"] >= theirs["hit_ratio"] - amount(0.002, 0)
-    # By day 25 requests a replica: theirs, which draws at random, has 1.18 to 1.25 with 16.
-    assert ours["imbalance"] <= theirs["imbalance"] + amount(0.25, 0)
+    assert ours["imbalance"] <= theirs["imbalance"]
     assert min(r["requests"] for r in ours["replicas"]) > 0
 
 
