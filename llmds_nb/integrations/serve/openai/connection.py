@@ -68,9 +68,10 @@ class EventStream(Response):
             with contextlib.suppress(ClientDisconnect):
                 await while_connected(receive, self._send(send))
         except asyncio.CancelledError:  # by the server
-            async with asyncio.timeout(0.5):  # a client that does not read hears nothing
-                end = Problem(503, "the server has ended before the answer", code="draining")
-                await self._end(send, end)
+            end = Problem(503, "the server has ended before the answer", code="draining")
+            with contextlib.suppress(TimeoutError):  # a client that does not read hears nothing
+                async with asyncio.timeout(0.5):
+                    await self._end(send, end)
             raise
         finally:
             self._close()
