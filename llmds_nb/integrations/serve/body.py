@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from llmds_nb._core.validation import shown
+
 from .errors import problem
 from .settings import Settings
 
@@ -20,7 +22,7 @@ async def read_json(request: Request, settings: Settings) -> Any:
     A Problem of status 415 for another content type than JSON, 413 for a body beyond
     `max_body_bytes` (told from the header where there is one, else once so much has come), 408
     if it has not come within `body_timeout_s`, and 400 for what is not JSON in UTF-8, with NaN
-    or infinities, or nested deeper than 100.
+    or infinities, a field that an object has twice, or nested deeper than 100.
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
@@ -84,7 +86,7 @@ def parsed(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         problem(400, f"the body is not UTF-8 at byte {error.start}", code="not_json")
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
     except RecursionError:
         _too_deep()
     except ValueError as error:  # JSONDecodeError, or a number of more than 4,300 digits
@@ -100,6 +102,17 @@ def _too_deep():
 
 def _refuse(constant):
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _object(pairs):
+    """An object of JSON; which of two values of one field was meant, nobody can tell."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names: set[str] = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))
+        text = f"the field {shown(twice)} is there twice in one object"
+        problem(400, text, twice[:60], code="duplicate_field")
+    return made
 
 
 def _depth(value):

@@ -20,7 +20,7 @@ CASES = [
     (b'{"query": "x", "k": ' + b"9" * 5000 + b"}", 400), (b"[" * 200_000, 400),
     (b"[" * 101 + b"]" * 101, 400), (b'{"a":' * 5000 + b"1" + b"}" * 5000, 400),
     (b'{"query": "x", "where": ' + b'{"$not":' * 60 + b'{"a": 1}' + b"}" * 60 + b"}", 200),
-    (b'{"query": "\\u0000\\ud800"}', 200), (b'{"query": "x", "query": "y"}', 200),
+    (b'{"query": "\\u0000\\ud800"}', 200), (b'{"query": "x", "query": "y"}', 400),
     (b'{"query": "' + b"[" * 500 + b'"}', 200), (b"null", 400), (b"1", 400), (b'"x"', 400),
 ]  # fmt: skip
 
@@ -32,6 +32,30 @@ async def test_what_is_no_request_gets_400(calling):
             assert answer.status_code == status, (content[:50], answer.text)
             if status == 400:
                 assert len(answer.text) < 500 and answer.json()["error"]["message"]
+
+
+async def test_a_field_that_is_there_twice_is_named(calling):
+    pipeline = small()
+    document = '{"id": "new", "text": "x", "vector": [1, 2], "metadata": {"a": 1, "b": 2, "a": 1}}'
+    many = ", ".join(f'"f{i}": 1' for i in range(100_000))  # named in time linear in their number
+    async with calling(create_app(pipeline)) as client:
+        for path, content, name in (
+            ("/search", '{"query": "x", "k": 1, "k": 2}', "k"),
+            ("/search", '{"query": "x", "where": {"$and": [{"a": 1, "a": 2}]}}', "a"),
+            ("/documents", f'{{"documents": [{document}]}}', "a"),
+            ("/search", f'{{"query": "x", {many}, "f99999": null}}', "f99999"),
+            ("/search", f'{{"{"x" * 1000}": 1, "{"x" * 1000}": 2}}', "x" * 60),
+        ):
+            answer = await client.post(path, content=content, headers=JSON)
+            error = answer.json()["error"]
+            got = answer.status_code, error["code"], error["param"]
+            assert got == (400, "duplicate_field", name) and name[:20] in error["message"]
+            assert len(answer.text) < 500
+        assert len(pipeline) == 5
+        twice = '{"id": "new", "text": "a", "vector": [1, 2], "metadata": {"n": {"a": 1}, "a": 1}}'
+        content = f'{{"documents": [{twice}]}}'  # of one name, in different objects
+        answer = await client.post("/documents", content=content, headers=JSON)
+        assert answer.status_code in (200, 400) and "twice" not in answer.text
 
 
 async def test_other_content_types_are_refused(calling):
