@@ -8,7 +8,7 @@ pytest.importorskip("starlette", reason="needs llmds_nb[serve]")
 pytest.importorskip("torch", reason="needs llmds_nb[hf]")
 pytest.importorskip("transformers", reason="needs llmds_nb[hf]")
 
-from llmds_nb.integrations.serve.openai.connection import EventStream  # noqa: E402
+from llmds_nb.integrations.serve.openai.connection import EventStream
 
 
 @pytest.mark.parametrize("reads", [True, False])
