@@ -1,6 +1,7 @@
 """Publisher: the events of a KVCache over ZeroMQ, as vLLM publishes its own."""
 
 import itertools
+import os
 import threading
 from collections import deque
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ class Publisher:
 
     Notes
     -----
-    Call `publish` after each step. Thread-safe by one lock. `close` it, or use it in a `with`.
+    Call `publish` after each step. Thread-safe by one lock. `close` it, or use it in a `with`. A
+    child of `os.fork` makes its own.
 
     >>> from llmds_nb import KVCache
     >>> cache = KVCache(8, 2, max_events=100)
@@ -98,7 +100,9 @@ class Publisher:
         self._next = self._n_events = self._n_replays = self._n_bad = 0
         self._context = context or zmq.Context.instance()
         self._thread: threading.Thread | None = None
+        self._was_told = False  # the thread, to stop
         self._sockets: list[zmq.Socket] = []
+        self._pid = os.getpid()
         try:
             self._pub, self.endpoint = self._bound(zmq.PUB, endpoint, hwm)
             self.replay_endpoint = None
@@ -125,6 +129,8 @@ class Publisher:
         Never waits for a subscriber. What could not be sent is sent with the next call.
         """
         with self._lock:
+            if self._pid != os.getpid():
+                raise ValueError("the publisher is of the process before a fork: make a new one")
             if not self._sockets:
                 raise ValueError("the publisher is closed")
             self._unsent += self.cache.events()
@@ -182,15 +188,20 @@ class Publisher:
             )
 
     def close(self) -> None:
-        """Stop; the cache is left as it is. A second call has no effect."""
-        if self._thread is not None:
-            self._stop.send(b"")
-            self._thread.join()
-            self._thread = None
+        """Stop; the cache is left as it is. A second call has no effect, nor one in a child."""
+        if self._pid != os.getpid():  # the sockets are the parent's
+            return
         with self._lock:
-            sockets, self._sockets = self._sockets, []
-        for socket in sockets:
-            socket.close(linger=0)
+            thread = self._thread
+            if thread is not None and not self._was_told:
+                self._stop.send(b"")
+                self._was_told = True
+        if thread is not None:
+            thread.join()  # it takes the lock
+        with self._lock:
+            while self._sockets:
+                self._sockets[-1].close(linger=0)
+                self._sockets.pop()
 
     def __enter__(self) -> "Publisher":
         return self

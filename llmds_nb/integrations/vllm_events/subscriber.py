@@ -11,11 +11,14 @@ What the router knows must never be more than what the engine holds, so that eve
   engine is another one (behind a proxy, which hides that a connection ended). So is it where a
   number comes that is not larger than the one before.
 - A message that cannot be read may have removed a page: it is counted, and the router forgets.
+- So does it after a `poll` that was interrupted, between a message and what it tells the router.
 """
 
 import hashlib
 import logging
+import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +35,7 @@ from .schema import BlockStored, kv_events, read_batch
 _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())
 _MOST = 10_000  # messages taken by one call of `poll`
-_SLICE_MS = 50  # how long the thread waits for a message before it looks whether to stop
+_SLICE_MS = 50  # how long it waits for a message before it looks whether to stop
 
 
 class SubscriberStats(NamedTuple):
@@ -78,7 +81,7 @@ class Subscriber:
     Notes
     -----
     Call `poll` now and then, or `start` a thread that does. Thread-safe by one lock. `close` it, or
-    use it in a `with`, which starts no thread.
+    use it in a `with`, which starts no thread. A child of `os.fork` makes its own.
 
     >>> from llmds_nb import KVCache, PrefixRouter
     >>> from llmds_nb.integrations.vllm_events import Publisher
@@ -126,7 +129,8 @@ class Subscriber:
         self._counts = dict.fromkeys(SubscriberStats._fields[:-1], 0)
         self._applied = b""  # digest of the payload applied last
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._is_torn = False
+        self._pid = os.getpid()
         self.failure: Exception | None = None  # what ended the thread
         self._sub: zmq.Socket | None = None
         router.observe(replica, [])
@@ -152,11 +156,14 @@ class Subscriber:
             raise ValueError(f"{error.strerror}: {self.endpoint}") from None
 
     def _disconnect(self):
-        sub, self._sub = self._sub, None
-        if sub is not None:
+        sub = self._sub
+        if sub is None:
+            return
+        if not sub.closed:
             sub.disable_monitor()
             self._monitor.close(linger=0)
             sub.close(linger=0)
+        self._sub = None
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -176,25 +183,45 @@ class Subscriber:
             The subscriber is closed.
         """
         timeout_ms = validation.real(timeout_ms, "timeout_ms", low=0.0, high=2**31 - 1)
-        with self._lock:
-            if self._sub is None:
-                raise ValueError("the subscriber is closed")
-            before = self._counts["batches"]
+        end = time.monotonic() + timeout_ms / 1000
+        while True:
+            left_ms = max(0.0, 1000 * (end - time.monotonic()))
+            with self._lock:
+                self._check_open()
+                if self._is_torn:
+                    self._disconnect()
+                    self._forget("restarts")
+                    self._connect()
+                self._is_torn = True
+                n = self._take_all(min(left_ms, _SLICE_MS))
+                self._is_torn = False
+            if n or left_ms <= _SLICE_MS:
+                return n
+
+    def _check_open(self):
+        if self._pid != os.getpid():
+            raise ValueError("the subscriber is of the process before a fork: make a new one")
+        if self._stopping:
+            raise ValueError("the subscriber is closed")
+
+    def _take_all(self, timeout_ms) -> int:
+        """Apply the messages that are there, or the first that comes; return how many."""
+        before = self._counts["batches"]
+        self._catch_up()
+        if self._counts["batches"] == before:
+            poller = zmq.Poller()
+            poller.register(self._sub, zmq.POLLIN)
+            poller.register(self._monitor, zmq.POLLIN)
+            poller.poll(int(timeout_ms))
+        for _ in range(_MOST):
             self._catch_up()
-            if self._counts["batches"] == before:
-                poller = zmq.Poller()
-                poller.register(self._sub, zmq.POLLIN)
-                poller.register(self._monitor, zmq.POLLIN)
-                poller.poll(int(timeout_ms))
-            for _ in range(_MOST):
-                self._catch_up()
-                try:
-                    frames = self._sub.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                if self._catch_up():  # else it may be of the connection before
-                    self._take(frames)
-            return self._counts["batches"] - before
+            try:
+                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if self._catch_up():  # else it may be of the connection before
+                self._take(frames)
+        return self._counts["batches"] - before
 
     def _is_other_connection(self) -> bool:
         """Whether the connection ended since the last look; then there is a new socket."""
@@ -288,7 +315,7 @@ class Subscriber:
 
     def _read_replay(self, dealer) -> bool:
         """Apply the answer to a request; False if it is of another engine than the one followed."""
-        while dealer.poll(int(self._timeout_ms)):
+        while self._comes(dealer):
             frames = dealer.recv_multipart()
             if frames and frames[0] == b"" and len(frames) in (3, 4):
                 number_bytes, payload = frames[-2:]  # before them the topic, since vLLM 0.15 or so
@@ -306,11 +333,26 @@ class Subscriber:
         self._counts["failed_replays"] += 1
         return True
 
+    def _comes(self, dealer) -> bool:
+        """Whether a message comes within `replay_timeout_ms`, and before `close` is called."""
+        end = time.monotonic() + self._timeout_ms / 1000
+        while not self._stopping:
+            left_ms = max(0.0, 1000 * (end - time.monotonic()))
+            if dealer.poll(int(min(left_ms, _SLICE_MS))):
+                return True
+            if left_ms <= _SLICE_MS:
+                return False
+        return False
+
     # ---- a thread, the end -----------------------------------------------------------------------
 
     def start(self) -> "Subscriber":
-        """Have a thread call `poll` until `close`; what it raises ends it, and is in `failure`."""
+        """Have a thread call `poll` until `close`; what it raises ends it, and is in `failure`.
+
+        ValueError after `close`.
+        """
         with self._lock:
+            self._check_open()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.name = "llmds_nb-events"
@@ -322,6 +364,8 @@ class Subscriber:
             try:
                 self.poll(_SLICE_MS)
             except Exception as error:
+                if self._stopping:
+                    return
                 self.failure = error
                 _LOG.error("%s: the subscriber ended: %r", self.endpoint, error)
                 return
@@ -333,8 +377,10 @@ class Subscriber:
             return SubscriberStats._make((*self._counts.values(), number))
 
     def close(self) -> None:
-        """Stop; what the router knows stays. A second call has no effect."""
+        """Stop; what the router knows stays. A second call has no effect, nor one in a child."""
         self._stopping = True
+        if self._pid != os.getpid():  # the sockets are the parent's
+            return
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         with self._lock:
