@@ -124,7 +124,7 @@ def routes(state: ServerState) -> list[Route]:
     several |= {"schema": {"type": "array", "items": {"type": "string"}}, "explode": True}
     single = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     total = {"documents": _N, "saved": _SAVED}
-    limited, writing = (429, 504), (403, 429, 504)
+    limited, writing = (413, 429, 504), (403, 413, 429, 504)
     given = {"type": "array", "items": _GIVEN, "maxItems": most}
     body = {
         "type": "object",

@@ -53,7 +53,9 @@ def _route(path, name, kind, summary, state):
         return Response(data, headers=headers)
 
     schema = {"type": "string"}
-    described = operation(summary, schema, is_open=True, content=kind.partition(";")[0])
+    described = operation(
+        summary, schema, errors=(421, 500, 503), is_open=True, content=kind.partition(";")[0]
+    )
     return route(path, {"GET": Operation(give, described)})
 
 
