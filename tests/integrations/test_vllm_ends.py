@@ -51,7 +51,7 @@ def test_an_interrupted_poll_leaves_no_page_that_is_gone(context, replay):
                     assert cached <= pair.cache.stats().n_cached
                     if cached:
                         break
-            at += 3
+            at += 1
         if replay:
             pair.agree()
         assert len(places) > 15 and pair.cache.stats().evictions > 0

@@ -204,7 +204,7 @@ class Subscriber:
         if self._stopping:
             raise ValueError("the subscriber is closed")
 
-    def _take_all(self, timeout_ms) -> int:
+    def _take_all(self, timeout_ms):
         """Apply the messages that are there, or the first that comes; return how many."""
         before = self._counts["batches"]
         self._catch_up()
@@ -300,16 +300,13 @@ class Subscriber:
         if self.replay_endpoint is None:
             return
         for start in (max(first - 1, 0), 0):
-            dealer = self._context.socket(zmq.DEALER)
-            try:
+            with self._context.socket(zmq.DEALER) as dealer:
                 dealer.linger = 0
                 dealer.set_hwm(0)
                 dealer.connect(self.replay_endpoint)
                 dealer.send_multipart([b"", start.to_bytes(8, "big")])
                 if self._read_replay(dealer):
                     return
-            finally:
-                dealer.close(linger=0)
             self._forget("restarts")  # another engine: all of it, from the start
             self._expected, self._size = None, self._given_size
 
