@@ -134,7 +134,7 @@ def take_model(
     if own is not None:
         self_check.compare(model, own, ours, dtype)
     self_check.check_windows(model, pages, max_len)
-    if fuse and first and model.device.type == "cpu":
+    if fuse and first and isinstance(backend, CpuAttention):
 
         def probe(attention):
             return self_check.probe(model, pages, attention, vocab_size)
