@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from ..._core.jit import kernel
 from ..._core.scratch import cut, keep_alive, scratch
-from .vectors import constant, in_steps, lanes_of, load, multiply_add, row_at, spread, store
+from .vectors import add_products, constant, in_steps, lanes_of, load, row_at, store
 
 WIDTH = 32  # columns of a panel
 _BLOCK = 96  # rows that all panels pass over; a multiple of _MANY
@@ -32,26 +32,6 @@ def _panel(n_rows):
     out[target : target + n_rows, column : column + WIDTH] = x[row : row + n_rows] @ panels[p].
     O(K).
     """
-
-    def add_products(builder, lines, panel, span, places, lanes):
-        """Add the products of k in span[0]:span[1] to the two vectors of each row at places."""
-        begin, end, columns = span
-        index = begin.type
-        zero = constant(0.0, lanes)
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2 * n_rows)]
-        for total in sums:
-            builder.store(zero, total)
-        with cgutils.for_range_slice(builder, begin, end, index(1), inc=True) as (k, _):
-            line = builder.gep(panel, [builder.mul(k, index(WIDTH))])
-            factors = [load(builder, builder.gep(line, [at]), lanes) for at in columns]
-            for r, each in enumerate(lines):
-                value = spread(builder, builder.load(builder.gep(each, [k])), lanes)
-                for total, factor in zip(sums[2 * r : 2 * r + 2], factors, strict=True):
-                    added = multiply_add(builder, value, factor, builder.load(total))
-                    builder.store(added, total)
-        for total, place in zip(sums, places, strict=True):
-            before = load(builder, place, lanes)
-            store(builder, builder.fadd(before, builder.load(total)), place)
 
     def codegen(context, builder, signature, args):
         kinds = signature.args
@@ -68,12 +48,24 @@ def _panel(n_rows):
         for start in range(0, WIDTH, 2 * lanes):
             columns = [index(start), index(start + lanes)]
             places = [builder.gep(each, [at]) for each in outs for at in columns]
+            zero = constant(0.0, lanes)
             for place in places:
-                store(builder, constant(0.0, lanes), place)
+                store(builder, zero, place)
+
+            def line_at(k, columns=columns):
+                line = builder.gep(panel, [builder.mul(k, index(WIDTH))])
+                return [builder.gep(line, [at]) for at in columns]
+
             with in_steps(builder, depth, _DEPTH) as (begin, _):
                 end = builder.add(begin, index(_DEPTH))
                 end = builder.select(builder.icmp_signed("<", end, depth), end, depth)
-                add_products(builder, lines, panel, (begin, end, columns), places, lanes)
+                sums = [cgutils.alloca_once_value(builder, zero) for _ in places]
+                for total in sums:
+                    builder.store(zero, total)
+                add_products(builder, lines, line_at, (begin, end), sums)
+                for total, place in zip(sums, places, strict=True):
+                    before = load(builder, place, lanes)
+                    store(builder, builder.fadd(before, builder.load(total)), place)
         return context.get_dummy_value()
 
     def panel(typingctx, x, row, panels, p, out, target, column):

@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 from .vectors import (
     INT,
+    add_products,
     constant,
     exp,
     folded,
@@ -52,14 +53,12 @@ def _product(accumulate):
             for place in places:
                 first = load(builder, place, lanes) if accumulate else constant(0.0, lanes)
                 sums.append(cgutils.alloca_once_value(builder, first))
-            with in_steps(builder, n, 1) as (k, _):
+
+            def line_at(k, columns=columns):
                 line = builder.gep(b, [builder.mul(k, b_width)])
-                factors = [load(builder, builder.gep(line, [at]), lanes) for at in columns]
-                for r, each in enumerate(rows):
-                    value = spread(builder, builder.load(builder.gep(each, [k])), lanes)
-                    for total, factor in zip(sums[2 * r : 2 * r + 2], factors, strict=True):
-                        added = multiply_add(builder, value, factor, builder.load(total))
-                        builder.store(added, total)
+                return [builder.gep(line, [at]) for at in columns]
+
+            add_products(builder, rows, line_at, (index(0), n), sums)
             for total, place in zip(sums, places, strict=True):
                 store(builder, builder.load(total), place)
         return context.get_dummy_value()

@@ -101,6 +101,22 @@ def tanh(builder, x):
     return builder.bitcast(builder.or_(value, sign), x.type)
 
 
+def add_products(builder, rows, line_at, span, sums):
+    """sums += rows[., k] * line k for k in span: all rows share each load of a line.
+
+    line_at(k) are the pointers to the vectors of line k; sums, allocated, are as many for each row.
+    """
+    lanes = sums[0].type.pointee.count
+    with cgutils.for_range_slice(builder, *span, span[0].type(1), inc=True) as (k, _):
+        factors = [load(builder, place, lanes) for place in line_at(k)]
+        for r, row in enumerate(rows):
+            value = spread(builder, builder.load(builder.gep(row, [k])), lanes)
+            own = sums[len(factors) * r : len(factors) * (r + 1)]
+            for total, factor in zip(own, factors, strict=True):
+                added = multiply_add(builder, value, factor, builder.load(total))
+                builder.store(added, total)
+
+
 def row_at(context, builder, kind, array, row):
     """The address of a row of a 2-D array, and how long it is."""
     array = context.make_array(kind)(context, builder, array)
